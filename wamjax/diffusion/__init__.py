@@ -1,0 +1,1 @@
+"""Equations of diffusion and flow matching: processes, noise laws and solvers. No networks."""

@@ -1,0 +1,132 @@
+"""Small layers shared by every network.
+
+Letters used in shape annotations everywhere in the project:
+
+  b batch        t latent frames   h w latent grid    c channels       p proprioception
+  l query tokens s key tokens      d width            n heads          k head dimension
+  j action chunk a action dim      m modulation slots f raw frames     e environments
+
+Parameters keep the dtype they are given (float32 masters); a matmul runs in the dtype of its
+kernel, so casting the kernels is all it takes to compute in bfloat16. Norms, softmax, rotary
+embeddings and modulation always compute in float32 (or float64 under x64).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+EPS = 1e-6  # of every norm in Wan and DiT
+
+xavier = nn.initializers.xavier_uniform()
+small_normal = nn.initializers.normal(0.02)
+
+
+def at_least_float32(x: Array) -> Array:
+    """Promotes half precision to float32 and leaves float32 and float64 alone."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+class Linear(nn.Module):
+    """``y = x W + b`` on the last axis, computed in the dtype of the kernel (in, out)."""
+
+    features: int
+    use_bias: bool = True
+    init: Callable = xavier
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        kernel = self.param("kernel", self.init, (x.shape[-1], self.features))
+        y = x.astype(kernel.dtype) @ kernel
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
+        return y
+
+
+class Mlp(nn.Module):
+    """Linear, activation, Linear: the feed-forward, text and time networks of Wan."""
+
+    hidden: int
+    features: int
+    activation: Callable = lambda x: nn.gelu(x, approximate=True)
+    init: Callable = xavier
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        x = Linear(self.hidden, init=self.init, name="in")(x)
+        return Linear(self.features, init=self.init, name="out")(self.activation(x))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis with a learned scale."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        y = at_least_float32(x)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + EPS)
+        return (y * scale).astype(x.dtype)
+
+
+def layer_norm(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """LayerNorm without affine parameters; returns float32 for the modulation that follows."""
+    y = at_least_float32(x)
+    mean = jnp.mean(y, axis=-1, keepdims=True)
+    centred = y - mean
+    return centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + EPS)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm with learned scale and bias."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return (layer_norm(x) * scale + bias).astype(x.dtype)
+
+
+def per_slot(
+    x: Float[Array, "b l d"], function: Callable, *values: Float[Array, "b m d"]
+) -> Float[Array, "b l d"]:
+    """Applies ``function(x, *values)`` with values given per slot, each slot ``l / m`` tokens long.
+
+    The broadcast happens inside the fused elementwise loop, so nothing of size (b, l, d) is built
+    for the values.
+    """
+    b, l, d = x.shape
+    m = values[0].shape[1]
+    if l % m:
+        raise ValueError(f"{m} modulation slots do not divide {l} tokens evenly")
+    y = function(x.reshape(b, m, l // m, d), *(v[:, :, None] for v in values))
+    return y.reshape(b, l, d)
+
+
+def modulate(x: Array, shift: Array, scale: Array) -> Array:
+    """Adaptive layer norm: ``LN(x) (1 + scale) + shift``, per slot."""
+    return per_slot(x, lambda x, a, s: layer_norm(x) * (1 + s) + a, shift, scale)
+
+
+def gated_add(x: Array, gate: Array, y: Array) -> Array:
+    """The residual ``x + gate * y``, per slot, in the dtype of the residual stream."""
+    b, l, d = x.shape
+    m = gate.shape[1]
+    y = gate[:, :, None] * y.reshape(b, m, l // m, d)
+    return (x + y.reshape(b, l, d)).astype(x.dtype)
+
+
+def sinusoid(level: Float[Array, "..."], dim: int) -> Float[Array, "... dim"]:
+    """Timestep features ``[cos, sin](1000 level / 10000^(2i/dim))`` for a level in [0, 1].
+
+    The frequencies are built in float64 like the official Wan code: products near 1000 rad lose a
+    bit of accuracy otherwise.
+    """
+    frequencies = np.power(10000.0, -np.arange(dim // 2) / (dim // 2)).astype(np.float64)
+    level = at_least_float32(level)
+    angles = 1000.0 * level[..., None] * jnp.asarray(frequencies, level.dtype)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)

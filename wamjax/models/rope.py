@@ -1,0 +1,53 @@
+"""Rotary position embeddings over one or several axes (Wan: interleaved pairs, theta 10000)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from wamjax.models.layers import at_least_float32
+
+Rope = tuple[Array, Array]  # cos and sin, each (l, k / 2)
+
+
+def split_axes(head_dim: int) -> tuple[int, int, int]:
+    """Head dimension -> parts for (time, height, width); 128 gives Wan's 44 / 42 / 42."""
+    side = 2 * (head_dim // 6)
+    return head_dim - 2 * side, side, side
+
+
+def rope(
+    positions: Sequence[Float[np.ndarray, " l"]], dims: Sequence[int], theta: float = 10000.0
+) -> Rope:
+    """Rotation tables for tokens at `positions`, one array of positions per axis.
+
+    Axis i rotates `dims[i]` of the head's dimensions, with its own dimension in the exponent.
+    """
+    if any(d % 2 for d in dims):
+        raise ValueError(f"rotary dimensions come in pairs, got {tuple(dims)}")
+    angles = np.concatenate(
+        [
+            np.outer(np.asarray(p, np.float64), theta ** (-np.arange(0, d, 2) / d))
+            for p, d in zip(positions, dims, strict=True)
+        ],
+        axis=-1,
+    )
+    return np.cos(angles), np.sin(angles)
+
+
+def video_rope(frames: Sequence[int], height: int, width: int, head_dim: int) -> Rope:
+    """Tables for the tokens of latent frames at the given time positions, in (t, h, w) order."""
+    grid = np.meshgrid(np.asarray(frames), np.arange(height), np.arange(width), indexing="ij")
+    return rope([g.reshape(-1) for g in grid], split_axes(head_dim))
+
+
+def rotate(x: Float[Array, "b n l k"], table: Rope) -> Float[Array, "b n l k"]:
+    """Rotates the pairs (2i, 2i + 1) of every head by the token's angles."""
+    y = at_least_float32(x)
+    cos, sin = (jnp.asarray(part, y.dtype) for part in table)
+    even, odd = y[..., 0::2], y[..., 1::2]
+    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return rotated.reshape(x.shape).astype(x.dtype)

@@ -1,0 +1,328 @@
+"""Fast-WAM (arXiv 2603.16666): objective and policy of all its variants.
+
+A video expert and an action expert share attention. Both are trained by flow matching, the video
+on future latents and the actions on a chunk, with independent noise levels. What a variant trains
+and how it acts is data: its programs (`wam.programs`) and its mode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from wamjax.diffusion.flow import RectifiedFlow
+from wamjax.models.codec import Codec
+from wamjax.models.mot import MixtureOfTransformers
+from wamjax.models.transformer import unstack
+from wamjax.models.visibility import Visibility, bidirectional
+from wamjax.wam import segments
+from wamjax.wam.programs import MODES, TRAINING, tables
+from wamjax.wam.sampling import Denoiser
+from wamjax.wam.slots import Program, Role, levels, loss_mask, masked_mean
+
+Batch = dict[str, Array]
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class FastWAM:
+    """Objective (`init`, `loss`) and policy (`policy`, `imagine`) of one variant.
+
+    Attributes:
+      network, codec: what is trained, and what makes latents of pictures.
+      frames: raw frames of a training window, of `picture` = (height, width) pixels.
+      chunk, action_dim, proprio_dim: sizes of actions (j, a) and state (p).
+      video_flow, action_flow: processes with their shifts.
+      shares: of the variant's programs in a batch.
+      cond_noise_prob: how often the conditioning video of imagine-then-act is noised in training.
+      steps, solver: of sampling.
+    """
+
+    variant: str
+    network: MixtureOfTransformers
+    codec: Codec
+    frames: int
+    picture: tuple[int, int]
+    chunk: int
+    action_dim: int
+    proprio_dim: int
+    video_flow: RectifiedFlow
+    action_flow: RectifiedFlow
+    lambda_video: float = 1.0
+    lambda_action: float = 1.0
+    shares: tuple[float, ...] = (1.0,)
+    cond_noise_prob: float = 0.5
+    steps: int = 10
+    solver: str = "euler"
+    use_cache: bool = True
+
+    def __post_init__(self):
+        if len(self.shares) != len(TRAINING[self.variant]):
+            raise ValueError(f"{self.variant} has {len(TRAINING[self.variant])} programs, "
+                             f"shares are {self.shares}")  # fmt: skip
+
+    # ---- what the training framework sees ----
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        return TRAINING[self.variant]
+
+    def pictures(self) -> list[tuple[str, Visibility]]:
+        """The visibility tables that this variant trains under."""
+        return [(t.name, t) for t in tables(self.variant)]
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a training batch."""
+        b = batch_size
+
+        def array(dtype, *shape):
+            return jax.ShapeDtypeStruct((b, *shape), dtype)
+
+        spec = {
+            "proprio": array(jnp.float32, self.proprio_dim),
+            "actions": array(jnp.float32, self.chunk, self.action_dim),
+            "frame_valid": array(jnp.bool_, self.frames),
+            "action_valid": array(jnp.bool_, self.chunk),
+        }
+        length, width = self.network.instruction_length, self.network.context_width
+        if self.network.vocabulary:
+            spec["instruction"] = array(jnp.int32, length)
+        else:
+            spec["context"] = array(jnp.bfloat16, length, width)
+        if self.codec.key == "video":
+            spec["video"] = array(jnp.uint8, self.frames, *self.picture, 3)
+        else:
+            shape = self.codec.shape(self.frames, *self.picture)
+            spec[self.codec.key] = array(jnp.bfloat16, *shape)
+        return spec
+
+    def init(self, rng: Array) -> Params:
+        """Fresh float32 parameters, one plain nested dict."""
+        batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in self.batch_spec(1).items()}
+        clean = self._clean(batch)
+        values = {g.name: clean[g.name] for g in self.network.groups}
+        level = {g: jnp.zeros((1, self.slots[g])) for g in values}
+        text, table = self._text(batch), bidirectional(*values)
+        variables = self.network.init(
+            rng, values, level, text, batch["proprio"], table, method="initialise"
+        )
+        return variables["params"]
+
+    def loss(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, dict[str, Array]]:
+        """Flow-matching loss of a batch.
+
+        Examples without a valid action (action-free video) count for the video loss only; each
+        loss is a mean over the examples that have it.
+
+        Returns:
+          (loss, metrics), float32.
+        """
+        self._check(batch)
+        counts = segments.columns(self.shares)
+        parts = segments.split(batch, counts, jax.random.fold_in(rng, 0))
+        video, action, labelled, metrics = [], [], [], {}
+        for i, (program, part) in enumerate(zip(self.programs, parts, strict=True)):
+            v, a = self._program_losses(params, program, part, jax.random.fold_in(rng, i + 1))
+            has_action = jnp.any(part["action_valid"], axis=1)
+            video.append(v)
+            action.append(a)
+            labelled.append(has_action)
+            if len(parts) > 1:
+                name = program.factorization.name
+                metrics[f"loss_action/{name}"] = jnp.sum(a) / jnp.maximum(jnp.sum(has_action), 1)
+        labelled = jnp.concatenate(labelled)
+        video_loss = jnp.mean(jnp.concatenate(video))
+        action_loss = jnp.sum(jnp.concatenate(action)) / jnp.maximum(jnp.sum(labelled), 1)
+        metrics |= {"loss_video": video_loss, "loss_action": action_loss}
+        return self.lambda_video * video_loss + self.lambda_action * action_loss, metrics
+
+    # ---- acting and imagining ----
+
+    def prepare(self, params: Params) -> Params:
+        """Parameters for fast sampling: one tree for each layer instead of stacked layers.
+
+        Do it once, outside of the jitted policy; `policy` and `imagine` take either form.
+        """
+        return unstack(params, self.network.layers)
+
+    def policy(
+        self, params: Params, normalizers, observation: Batch, rng: Array, mode: str | None = None
+    ) -> Float[Array, "b j a"]:
+        """A chunk of actions in robot units: encode, prefill, solve, un-normalise, in one program.
+
+        Args:
+          params: as trained, or through `prepare`; float32 or already cast for compute.
+          normalizers: {"actions": ..., "proprio": ...}, see `wamjax.data.normalize`.
+          observation: "video" (b, 1, H, W, 3) uint8 (or "latents"), "proprio" (b, p) in robot
+            units, "instruction" (b, s) ids (or "context" embeddings).
+          mode: one of `MODES` of the variant; its first by default.
+        """
+        mode = mode or MODES[self.variant][0]
+        if mode not in MODES[self.variant]:
+            raise ValueError(f"{self.variant} acts in modes {MODES[self.variant]}, not {mode!r}")
+        first, contexts = self._observe(params, normalizers, observation)
+        noise = {g: self._noise(g, first, rng) for g in ("future", "action")}
+        schedules = self._schedules()
+        if mode == "imagine":
+            stage = self._denoiser(params, self.programs[0].visibility)
+            video, cache = stage.sample(
+                {"first": first},
+                {"future": noise["future"]},
+                {"future": schedules["future"]},
+                contexts,
+                solver=self.solver,
+            )
+            given = {"cond": video["future"]}
+            if not self.use_cache:
+                given, cache = {"first": first, **given}, None
+        else:
+            stage, given, cache = (
+                self._denoiser(params, self.programs[-1].visibility),
+                {"first": first},
+                None,
+            )
+        names = ("future", "action") if mode == "joint" else ("action",)
+        done, _ = stage.sample(
+            given,
+            {g: noise[g] for g in names},
+            {g: schedules[g] for g in names},
+            {} if cache else contexts,
+            cache,
+            self.solver,
+        )
+        return normalizers["actions"].inverse(done["action"].astype(jnp.float32))
+
+    def imagine(self, params: Params, normalizers, observation: Batch, rng: Array) -> Array:
+        """The future that the video expert predicts, the observed frame first; decoded pictures."""
+        if not any("future" in p.factorization.groups(Role.PREDICTED) for p in self.programs):
+            raise ValueError(f"variant {self.variant!r} was not trained to predict video")
+        first, contexts = self._observe(params, normalizers, observation)
+        video, _ = self._denoiser(params, self.programs[0].visibility).sample(
+            {"first": first},
+            {"future": self._noise("future", first, rng)},
+            {"future": self._schedules()["future"]},
+            contexts,
+            solver=self.solver,
+        )
+        return self.codec.decode(jnp.concatenate([first, video["future"]], axis=1))
+
+    # ---- parts ----
+
+    @property
+    def slots(self) -> dict[str, int]:
+        """Modulation slots of each group: its latent frames; one for a chunk of equal level."""
+        specs = self.network.groups
+        return {g.name: len(g.positions) if g.expert == "video" else 1 for g in specs}
+
+    def _program_losses(self, params, program: Program, batch: Batch, rng):
+        """Weighted losses (b,) of video and actions for the examples of one program."""
+        purposes = "future", "action", "cond", "level"
+        keys = dict(zip(purposes, jax.random.split(rng, 4), strict=True))
+        clean = self._clean(batch)
+        factorization = program.factorization
+        size = clean["action"].shape[0]
+        flows = {"future": self.video_flow, "action": self.action_flow}
+        values = {g: clean[g] for g in factorization.present}
+        level = {g: jnp.zeros((size, self.slots[g])) for g in factorization.present}
+        target, sampled = {}, {}
+        predicted = factorization.groups(Role.PREDICTED)
+        for i, group in enumerate(predicted):
+            noise = jax.random.normal(keys[group], clean[group].shape)
+            draw = flows[group].sample_level(jax.random.fold_in(keys["level"], i), (size, 1))
+            roles = jnp.full((size, self.slots[group]), Role.PREDICTED)
+            sampled[group], level[group] = draw[:, 0], levels(roles, draw)
+            values[group] = flows[group].corrupt(clean[group], noise, sampled[group])
+            target[group] = flows[group].target(clean[group], noise, sampled[group])
+        if "cond" in values:
+            values["cond"], level["cond"] = self._conditioning(clean["cond"], keys["cond"])
+        outputs = self._velocities(params, program, batch, values, level, predicted)
+        zero = jnp.zeros(size)
+        losses = {"future": zero, "action": zero}
+        for group in predicted:
+            error = jnp.square(outputs[group].astype(jnp.float32) - target[group])
+            error = error.mean(axis=tuple(range(2, error.ndim)))
+            valid = self._valid(batch)[group]
+            mask = loss_mask(jnp.full(valid.shape, Role.PREDICTED), valid)
+            losses[group] = masked_mean(error, mask) * flows[group].weight(sampled[group])
+        return losses["future"], losses["action"]
+
+    def _velocities(self, params, program, batch, values, level, predicted):
+        net = self._bind(params)
+        contexts = net("contexts", self._text(batch), batch["proprio"])
+        times = net("times", level)
+        return net("__call__", values, times, contexts, program.table, predict=predicted)[0]
+
+    def _conditioning(self, video: Array, key: Array) -> tuple[Array, Array]:
+        """The conditioning video of teacher forcing: clean, or noised with its level told."""
+        coin, level, noise = jax.random.split(key, 3)
+        b = video.shape[0]
+        noised = jax.random.bernoulli(coin, self.cond_noise_prob, (b,))
+        level = jnp.where(noised, self.video_flow.sample_level(level, (b,)), 0.0)
+        video = self.video_flow.corrupt(video, jax.random.normal(noise, video.shape), level)
+        return video, jnp.broadcast_to(level[:, None], (b, self.slots["cond"]))
+
+    def _clean(self, batch: Batch) -> dict[str, Array]:
+        latents = self.codec.encode(batch[self.codec.key])
+        future = latents[:, 1:]
+        actions = batch["actions"]
+        return {"first": latents[:, :1], "future": future, "cond": future, "action": actions}
+
+    def _valid(self, batch: Batch) -> dict[str, Array]:
+        """Valid slots: a latent frame is invalid only if all of its source frames are padding."""
+        steps = self.slots["future"]
+        frames = batch["frame_valid"][:, 1:]
+        frames = frames.reshape(frames.shape[0], steps, -1).any(axis=-1)
+        return {"future": frames, "action": batch["action_valid"]}
+
+    def _text(self, batch: Batch) -> Array:
+        return batch["instruction" if self.network.vocabulary else "context"]
+
+    def _observe(self, params, normalizers, observation: Batch):
+        first = self.codec.encode(observation[self.codec.key])
+        if first.shape[1] != 1:
+            raise ValueError(f"a policy acts on one frame, {self.codec.key} has {first.shape[1]}")
+        proprio = normalizers["proprio"].forward(observation["proprio"])
+        return first, self._bind(params)("contexts", self._text(observation), proprio)
+
+    def _noise(self, group: str, first: Array, rng: Array) -> Array:
+        b, _, *latent = first.shape
+        if group == "action":
+            return jax.random.normal(jax.random.fold_in(rng, 0), (b, self.chunk, self.action_dim))
+        return jax.random.normal(jax.random.fold_in(rng, 1), (b, self.slots["future"], *latent))
+
+    def _schedules(self):
+        return {
+            "future": self.video_flow.schedule(self.steps),
+            "action": self.action_flow.schedule(self.steps),
+        }
+
+    def _denoiser(self, params, visibility: Visibility) -> Denoiser:
+        net = self._bind(params)
+        return Denoiser(
+            lambda *args, **kwargs: net("__call__", *args, **kwargs),
+            lambda levels: net("times", levels),
+            visibility,
+            self.slots,
+            self.use_cache,
+        )
+
+    def _bind(self, params):
+        stacked = "blocks" in params
+        network = self.network if stacked else self.network.clone(unroll=0, remat="none")
+        return lambda method, *args, **kwargs: network.apply(
+            {"params": params}, *args, method=method, **kwargs
+        )
+
+    def _check(self, batch: Batch) -> None:
+        size = batch["proprio"].shape[0]
+        for key, want in self.batch_spec(size).items():
+            if key not in batch:
+                raise KeyError(f"the batch has no {key!r}; it has {sorted(batch)}")
+            if batch[key].shape != want.shape:
+                raise ValueError(
+                    f"batch[{key!r}] is {batch[key].shape}, the model wants {want.shape}"
+                )

@@ -1,0 +1,123 @@
+"""Denoising in two stages: ``prefill -> cache`` once, then steps that touch only what changes.
+
+Which groups can be cached is derived from the visibility table and the roles (`cacheable`), so the
+same function serves acting from the first frame, imagining a video, joint denoising, and acting on
+an imagined video.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from wamjax.diffusion.solvers import SOLVERS
+from wamjax.models.transformer import Cache
+from wamjax.models.visibility import Visibility, cacheable
+
+Groups = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoiser:
+    """The two stages of a network under one visibility table.
+
+    Attributes:
+      network: ``network(values, times, contexts, table, cache, predict, emit)`` with bound
+        parameters, see `MixtureOfTransformers.__call__`.
+      times: ``times({group: (1, m) levels})``, bound likewise.
+      visibility: the table; groups that a call does not mention are absent.
+      slots: group -> number of modulation slots.
+      use_cache: False recomputes everything at every step (the reference path).
+    """
+
+    network: Callable
+    times: Callable
+    visibility: Visibility
+    slots: dict[str, int]
+    use_cache: bool = True
+
+    def prefill(
+        self,
+        given: Groups,
+        contexts: Groups,
+        predicted: tuple[str, ...],
+        cache: Cache | None = None,
+    ) -> tuple[Cache, Groups]:
+        """Computes what stays constant while `predicted` is denoised.
+
+        Args:
+          given: clean groups.
+          contexts: expert -> embedded context, empty if `cache` already has their keys and values.
+          predicted: names of the groups to be denoised later.
+          cache: of an earlier stage; its groups are given too, and are not computed again.
+
+        Returns:
+          (the cache, the given groups that could not be cached and take part in every step).
+        """
+        cache = cache or Cache({}, {})
+        table = self.visibility.restrict({*given, *predicted, *cache.tokens})
+        fixed = cacheable(table, {*given, *cache.tokens})
+        if stale := set(cache.tokens) - set(fixed):
+            raise ValueError(f"{sorted(stale)} were cached, but see groups that change")
+        constant = {g: v for g, v in given.items() if g in fixed}
+        rest = {g: v for g, v in given.items() if g not in fixed}
+        if not constant and not contexts:
+            return cache, rest
+        times = self._clean_times(constant)
+        _, new = self.network(constant, times, contexts, table, cache=cache, emit=tuple(constant))
+        return Cache(cache.tokens | new.tokens, cache.context | new.context), rest
+
+    def step(self, cache: Cache, values: Groups, times, predict: tuple[str, ...]) -> Groups:
+        """One evaluation: velocities of `predict` given the cache."""
+        table = self.visibility.restrict({*values, *cache.tokens})
+        return self.network(values, times, {}, table, cache=cache, predict=predict)[0]
+
+    def sample(
+        self,
+        given: Groups,
+        noise: Groups,
+        schedules: dict[str, np.ndarray],
+        contexts: Groups,
+        cache: Cache | None = None,
+        solver: str = "euler",
+    ) -> tuple[Groups, Cache]:
+        """Denoises `noise` along `schedules` while `given` stays clean.
+
+        Args:
+          given: group -> clean values.
+          noise: group -> starting point, at level 1.
+          schedules: group -> (steps + 1,) levels from 1 to 0; all of the same length.
+          contexts, cache: see `prefill`.
+          solver: a key of `SOLVERS`.
+
+        Returns:
+          (denoised groups, the cache for a later stage).
+        """
+        predicted = tuple(noise)
+        if self.use_cache:
+            cache, rest = self.prefill(given, contexts, predicted, cache)
+            contexts = {}
+        else:
+            rest = given
+        still = self._clean_times(rest)
+        grids = {g: jnp.asarray(s, jnp.float32) for g, s in schedules.items()}
+        points = self.times(
+            {g: jnp.broadcast_to(s[:, None], (len(s), self.slots[g])) for g, s in grids.items()}
+        )
+
+        def velocity(x: Groups, point):
+            now = still | jax.tree.map(lambda p: p[None], point)
+            if self.use_cache:
+                return self.step(cache, rest | x, now, predicted)
+            table = self.visibility.restrict({*rest, *x})
+            return self.network(rest | x, now, contexts, table, predict=predicted)[0]
+
+        return SOLVERS[solver](velocity, noise, grids, points), cache
+
+    def _clean_times(self, groups: Groups):
+        return self.times({g: jnp.zeros((1, self.slots[g])) for g in groups})
