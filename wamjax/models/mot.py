@@ -163,7 +163,7 @@ class MixtureOfTransformers(nn.Module):
             tables = [rope([g.positions], [self.head_dim]) for g in groups]
         else:
             tables = [video_rope(g.positions, *self._grid(), self.head_dim) for g in groups]
-        return jax.tree.map(lambda *parts: np.concatenate(parts).astype(np.float32), *tables)
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *tables)
 
     def _of(self, expert: str) -> list[GroupSpec]:
         return [g for g in self.groups if g.expert == expert]

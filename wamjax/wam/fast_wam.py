@@ -196,9 +196,14 @@ class FastWAM:
         )
         return normalizers["actions"].inverse(done["action"].astype(jnp.float32))
 
+    @property
+    def imagines(self) -> bool:
+        """Whether the variant was trained to predict video."""
+        return any("future" in p.factorization.groups(Role.PREDICTED) for p in self.programs)
+
     def imagine(self, params: Params, normalizers, observation: Batch, rng: Array) -> Array:
         """The future that the video expert predicts, the observed frame first; decoded pictures."""
-        if not any("future" in p.factorization.groups(Role.PREDICTED) for p in self.programs):
+        if not self.imagines:
             raise ValueError(f"variant {self.variant!r} was not trained to predict video")
         first, contexts = self._observe(params, normalizers, observation)
         video, _ = self._denoiser(params, self.programs[0].visibility).sample(

@@ -22,7 +22,8 @@ def columns(shares: tuple[float, ...]) -> tuple[int, ...]:
     fractions = [Fraction(s).limit_denominator(16) for s in shares]
     period = lcm(*(f.denominator for f in fractions))
     counts = tuple(int(f * period) for f in fractions)
-    if sum(counts) != period:
+    inexact = any(abs(f - s) > 1e-4 for f, s in zip(fractions, shares, strict=True))
+    if inexact or sum(counts) != period:
         raise ValueError(f"program shares {shares} have no exact layout with denominators <= 16")
     return counts
 

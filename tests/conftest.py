@@ -1,0 +1,13 @@
+"""Every test runs on the CPU with eight simulated devices.
+
+The flags must be set before jax is imported anywhere. Optimisation level 0 cuts compile time by
+about two thirds and changes no semantics.
+"""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    + os.environ.get("XLA_FLAGS", "")
+)

@@ -1,0 +1,67 @@
+"""Small data sets whose every number says where it comes from."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wamjax.config import base_config, source
+from wamjax.data import images
+from wamjax.data.records import Episode, Writer
+from wamjax.data.spec import Info
+
+CAMERAS = {"top": (8, 6), "wrist": (8, 10)}
+LENGTHS = (5, 1, 9, 3, 12, 2)
+
+
+def info(**changes) -> Info:
+    values = dict(cameras=CAMERAS, proprio_dim=3, action_dim=2, control_hz=10.0, robot="toy")
+    return Info(**values | changes)
+
+
+def picture(episode: int, t: int, camera: str, cameras=CAMERAS) -> np.ndarray:
+    out = np.zeros((*cameras[camera], 3), np.uint8)
+    out[..., 0], out[..., 1], out[..., 2] = episode, t, list(cameras).index(camera)
+    return out
+
+
+def episode(number: int, length: int, of: Info, task: str = "lift") -> Episode:
+    """Action t is (number, t); proprio t is (number, t, random); returns count down."""
+    t = np.arange(length + 1, dtype=np.float32)
+    noise = np.random.default_rng(number).normal(size=length + 1)
+    proprio = np.stack([np.full(length + 1, number), t, noise], -1)[:, : of.proprio_dim]
+    actions = np.stack([np.full(length, number), t[:-1]], -1)
+    actions = np.resize(actions, (length, of.action_dim)) if of.action_dim != 2 else actions
+    return Episode(
+        images={
+            c: [images.encode(picture(number, i, c, of.cameras)) for i in range(length + 1)]
+            for c in of.cameras
+        },
+        proprio=proprio.astype(np.float32),
+        actions=(actions[:, :0] if of.action_free else actions).astype(np.float32),
+        instruction=f"{task} the block",
+        success=number % 2 == 0,
+        returns=t[:-1][::-1].copy(),
+        task=task,
+        seed=number,
+    )
+
+
+def write(path, lengths=LENGTHS, shard_bytes: int = 2**28, first: int = 0, **changes):
+    """A data set with episodes of these lengths; returns its path."""
+    of = info(**changes)
+    with Writer(path, of, shard_bytes) as writer:
+        for i, length in enumerate(lengths):
+            writer.write(episode(first + i, length, of))
+    return path
+
+
+def config(root, batch_size: int = 4, **sources):
+    """A config over data sets below `root`; each source is a dict of `wamjax.config.source`."""
+    out = base_config()
+    out.data.root = str(root)
+    out.data.cameras = ()
+    out.data.batch_size = batch_size
+    out.data.frames, out.data.frame_stride, out.data.chunk = 3, 2, 4
+    for name, values in sources.items():
+        out.data.sources[name] = source(**values)
+    return out

@@ -1,0 +1,95 @@
+"""Grouped attention is the masked one: outputs and gradients, over random tables."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models.helpers import assert_trees_close, precision, random_table
+
+from wamjax.models.attention import attend, grouped, masked
+from wamjax.models.visibility import table
+
+LENGTHS = {"g0": 3, "g1": 1, "g2": 2, "g3": 4}
+
+
+def tensors(rng, groups, dtype):
+    return {g: rng.standard_normal((2, 2, LENGTHS[g], 4)).astype(dtype) for g in groups}
+
+
+def loop(q, k, v, visibility):
+    """Attention token by token in numpy."""
+    out = {}
+    for g in q:
+        keys = [h for h in visibility.groups if h in k and visibility.sees(g, h)]
+        ks, vs = (np.concatenate([x[h] for h in keys], axis=2) for x in (k, v))
+        out[g] = np.zeros_like(q[g])
+        for index in np.ndindex(*q[g].shape[:3]):
+            logits = ks[index[:2]] @ q[g][index] / np.sqrt(q[g].shape[-1])
+            weights = np.exp(logits - logits.max())
+            out[g][index] = weights / weights.sum() @ vs[index[:2]]
+    return out
+
+
+def trials(seed, count, dtype):
+    """Random tables with tensors; some groups are absent, some are keys only, as with a cache."""
+    rng = np.random.default_rng(seed)
+    while count:
+        visibility = random_table(rng, 4)
+        present = [g for g in visibility.groups if rng.random() < 0.8]
+        queries = [g for g in present if rng.random() < 0.7]
+        if queries and all(set(visibility.keys(g)) & set(present) for g in queries):
+            count -= 1
+            tensors_of = functools.partial(tensors, rng, dtype=dtype)
+            q, k, v = tensors_of(queries), tensors_of(present), tensors_of(present)
+            yield visibility, (q, k, v), tensors_of(queries)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_grouped_equals_masked_with_gradients(double):
+    dtype, tolerance = (np.float64, 1e-10) if double else (np.float32, 1e-5)
+    tables, inputs, cotangents = zip(*trials(1 + double, 8, dtype), strict=True)
+    assert any(set(k) - set(q) for q, k, _ in inputs)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(attention):  # one program for all trials: constants in, one compilation
+        results = []
+        for table_, x, cotangent in zip(tables, inputs, cotangents, strict=True):
+            y, back = jax.vjp(lambda *x, t=table_: attention(*x, t), *x)
+            results.append((y, back(cotangent)))
+        return results
+
+    with precision(double):
+        got, want = run(grouped), run(masked)
+    assert all(x.dtype == dtype for x in jax.tree.leaves(got))
+    assert_trees_close(got, want, rtol=0, atol=tolerance)
+    for table_, x, (y, _) in zip(tables, inputs, got, strict=True):
+        assert_trees_close(y, loop(*x, table_), rtol=0, atol=tolerance)
+
+
+def test_keys_that_are_not_seen_get_no_gradient_and_others_do():
+    visibility = table("t", {"g0": "g0 g1", "g1": "g1", "g2": "g2"})
+    rng = np.random.default_rng(2)
+    q, k, v = (tensors(rng, visibility.groups, np.float32) for _ in range(3))
+    grads = jax.grad(lambda k, v: jnp.sum(grouped(q, k, v, visibility)["g0"] ** 2), (0, 1))(k, v)
+    for grad in grads:
+        assert not np.any(grad["g2"])
+        assert np.any(grad["g0"]) and np.any(grad["g1"])
+
+
+def test_softmax_is_float32_in_half_precision():
+    rng = np.random.default_rng(3)
+    q, k, v = (jnp.asarray(rng.standard_normal((1, 2, 16, 32)), jnp.bfloat16) for _ in range(3))
+    exact = attend(*(x.astype(jnp.float32) for x in (q, k, v)))
+    got = attend(q, k, v)
+    assert got.dtype == jnp.bfloat16
+    # one rounding of the weights and one of the output: a few bfloat16 ulps
+    np.testing.assert_allclose(got.astype(jnp.float32), exact, atol=2e-2)
+
+
+def test_a_query_without_keys_is_an_error():
+    visibility = table("t", {"g0": "g1", "g1": "g1"})
+    q = tensors(np.random.default_rng(0), ["g0"], np.float32)
+    with pytest.raises(ValueError, match="'g0'.*no present group.*'t'"):
+        grouped(q, q, q, visibility)

@@ -1,0 +1,116 @@
+"""Resume is bitwise: killed at any point, for real, a run goes on as if nothing had happened."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from wamjax import metrics
+from wamjax.checkpoint import Checkpoints, restore_params
+from wamjax.tree import flatten
+
+STEPS = 12  # checkpoints every 4 steps
+TIMING = ("step_time", "data_wait", "mfu")
+
+
+def launch(workdir, kill_at=-1, devices=2, **overrides):
+    """Runs the loop in a process of its own."""
+    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+                                     "--xla_backend_optimization_level=0"}  # fmt: skip
+    root = pathlib.Path(toy.__file__).parent.parent
+    env["PYTHONPATH"] = os.pathsep.join([str(root), env.get("PYTHONPATH", "")])
+    args = [sys.executable, toy.__file__, str(workdir), str(STEPS), str(kill_at)]
+    args += [f"{k}={v}" for k, v in overrides.items()]
+    return subprocess.run(args, env=env, capture_output=True, text=True, timeout=300)
+
+
+def losses(workdir):
+    return [{k: v for k, v in r.items() if k not in TIMING} for r in metrics.read(workdir)]
+
+
+def state_of(workdir):
+    """Everything that the last checkpoint holds, by path, and where the data stands."""
+    run = pathlib.Path(workdir)
+    with Checkpoints(run, keep=2) as checkpoints:
+        step = checkpoints.latest
+        from wamjax import optim, sharding
+        from wamjax import state as states
+
+        config = toy.config(total_steps=STEPS)
+        mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+        abstract = jax.eval_shape(lambda: states.create(toy.Small(), optim.make(config), config))
+        places = sharding.state_shardings(abstract, abstract.params, mesh)
+        data = toy.iterator(8)
+        state = checkpoints.restore(sharding.with_shardings(abstract, places), data)
+    return step, {k: np.asarray(v) for k, v in flatten(state).items()}, data.get_state()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("reference")
+    done = launch(workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_killed_again_and_again_it_ends_bitwise_the_same(uninterrupted, tmp_path):
+    # Before the first checkpoint; right after one began to be written; between two.
+    for kill_at, latest in ((2, None), (8, (4, 8)), (10, (8,))):
+        died = launch(tmp_path, kill_at)
+        assert died.returncode == -signal.SIGKILL, died.stderr
+        assert not (tmp_path / "DONE").exists()
+        with Checkpoints(tmp_path, keep=2) as checkpoints:
+            assert checkpoints.latest == latest or checkpoints.latest in latest
+    done = launch(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "continuing from checkpoint" in done.stderr
+    assert losses(tmp_path) == losses(uninterrupted)
+    assert [r["step"] for r in losses(tmp_path)] == list(range(1, STEPS + 1))
+    step, state, position = state_of(tmp_path)
+    want_step, want, want_position = state_of(uninterrupted)
+    assert step == want_step == STEPS and position == want_position
+    assert state.keys() == want.keys()
+    for key in want:
+        assert state[key].tobytes() == want[key].tobytes(), key
+    assert json.loads((tmp_path / "DONE").read_text()) == {"step": STEPS}
+
+
+@pytest.mark.parametrize("devices, mesh", [(4, {"data": 2, "fsdp": 2}), (1, {})])
+def test_resumes_on_another_number_of_devices(uninterrupted, tmp_path, devices, mesh):
+    died = launch(tmp_path, kill_at=7)
+    assert died.returncode == -signal.SIGKILL
+    config = toy.config(total_steps=STEPS, **{f"mesh.{k}": v for k, v in mesh.items()})
+    assert toy.run(config, tmp_path, devices=jax.devices()[:devices])
+    got, want = losses(tmp_path), losses(uninterrupted)
+    assert [r["step"] for r in got] == [r["step"] for r in want]
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+        np.testing.assert_allclose(a["grad_norm"], b["grad_norm"], rtol=1e-4)
+    a, b = (flatten(restore_params(w, ema=False).params) for w in (tmp_path, uninterrupted))
+    for key in b:
+        np.testing.assert_allclose(a[key], b[key], rtol=1e-4, atol=1e-4, err_msg=key)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops_and_it_ends_bitwise_the_same(
+    uninterrupted, tmp_path, number, capsys
+):
+    config, devices = toy.config(total_steps=STEPS), jax.devices()[:2]
+    before = signal.getsignal(number)
+    trap = (5, lambda: signal.raise_signal(number))
+    assert toy.run(config, tmp_path, devices=devices, trap=trap) is False
+    assert signal.getsignal(number) is before
+    assert signal.Signals(number).name in capsys.readouterr().err
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest == 6  # the step in flight is finished and saved
+    assert not (tmp_path / "DONE").exists()
+    assert losses(tmp_path) == losses(uninterrupted)[:6]
+    assert toy.run(config, tmp_path, devices=devices)
+    assert losses(tmp_path) == losses(uninterrupted)

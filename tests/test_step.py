@@ -1,0 +1,274 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toy
+
+from wamjax import optim, sharding, tree
+from wamjax import state as states
+from wamjax.step import make_train_step
+
+MESHES = {"1": (1, 1, 1), "8x data": (8, 1, 1), "4x2 fsdp": (4, 2, 1), "2x2x2": (2, 2, 2)}
+
+
+def build(config, objective=None, sizes=(1, 1, 1)):
+    """(fresh state, jitted step without donation) on a mesh."""
+    objective = objective or toy.Small()
+    devices = jax.devices()[: int(np.prod(sizes))]
+    mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
+    tx = optim.make(config)
+
+    def create():
+        return states.create(objective, tx, config)
+
+    abstract = jax.eval_shape(create)
+    places = sharding.state_shardings(abstract, abstract.params, mesh)
+    step = jax.jit(
+        make_train_step(objective, tx, config),
+        out_shardings=(places, sharding.replicated(mesh)),
+    )
+    state = jax.jit(create, out_shardings=places)()
+
+    def run(state, batch):
+        with jax.set_mesh(mesh):
+            return step(state, sharding.global_batch(batch, mesh))
+
+    return state, run
+
+
+def arrays(x):
+    return {k: np.asarray(v) for k, v in tree.flatten(x).items()}
+
+
+def assert_close(a, b, rtol=1e-5, atol=1e-5):
+    a, b = arrays(a), arrays(b)
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_allclose(a[key], b[key], rtol, atol, err_msg=key)
+
+
+def assert_same(a, b):
+    a, b = arrays(a), arrays(b)
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+# Adam's first update is g / |g|, which turns rounding of a gradient near zero into a fraction of
+# the learning rate; the moments, which are the gradient, are compared as they are.
+EQUALITY = {"optim.learning_rate": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    state, step = build(toy.config(**EQUALITY), toy.Toy())
+    return step(state, toy.batch())
+
+
+@pytest.mark.parametrize("name", list(MESHES)[1:])
+def test_loss_and_update_are_the_same_on_every_mesh(name, one_device):
+    state, step = build(toy.config(**EQUALITY), toy.Toy(), MESHES[name])
+    want, want_metrics = one_device
+    got, metrics = step(state, toy.batch())
+    assert_close(metrics, want_metrics)
+    assert_close(got.params, want.params)
+    assert_close(got.opt_state, want.opt_state)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), arrays(got.params), arrays(state.params))
+    assert min(moved.values()) > 1e-4  # every parameter took part
+
+
+def test_randomness_is_a_function_of_seed_and_step():
+    config = toy.config()
+    state, step = build(config)
+    batch = toy.batch()
+    first, again = step(state, batch)[1], step(state, batch)[1]
+    assert_same(first, again)
+    later = step(dataclasses.replace(state, step=state.step + 1), batch)[1]
+    assert later["loss"] != first["loss"]
+    seen = {
+        tuple(np.asarray(jax.random.key_data(states.key(seed, purpose, i))).tolist())
+        for seed in (0, 1) for purpose in states.PURPOSES for i in range(3)
+    }  # fmt: skip
+    assert len(seen) == 2 * len(states.PURPOSES) * 3
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (4, 2, 1)])
+def test_accumulation_equals_the_big_batch(sizes):
+    batch = toy.batch(32)
+    results = []
+    for micro in (1, 4):
+        config = toy.config(**EQUALITY, **{"optim.accumulate": micro, "data.batch_size": 32})
+        state, step = build(config, toy.Small(noise=0.0), sizes)
+        results.append(step(state, batch))
+    (whole, metrics), (parts, other) = results
+    assert_close(other, metrics)
+    # The first moment is the gradient, which Adam's quotient would hide.
+    assert_close(parts.opt_state, whole.opt_state)
+    assert_close(parts.params, whole.params)
+
+
+def test_microbatches_get_different_noise():
+    config = toy.config(**{"optim.accumulate": 2, "data.batch_size": 8})
+    state, step = build(config)
+    half = toy.batch(4)
+    twice = {k: np.repeat(v, 2, axis=0) for k, v in half.items()}  # both microbatches are `half`
+    _, metrics = step(state, twice)
+    _, one = build(toy.config(**{"data.batch_size": 4}))
+    losses = {float(one(state, half)[1]["loss"]), float(metrics["loss"])}
+    assert len(losses) == 2
+
+
+def test_a_batch_that_does_not_divide_into_microbatches_is_an_error():
+    state, step = build(toy.config(**{"optim.accumulate": 3}))
+    with pytest.raises(ValueError, match="8 does not divide by optim.accumulate 3"):
+        step(state, toy.batch(8))
+
+
+# ---- guard ----
+
+
+@dataclasses.dataclass(frozen=True)
+class BadGradient(toy.Small):
+    """A finite loss whose gradient is not: sqrt at 0."""
+
+    def loss(self, params, batch, rng):
+        loss, metrics = super().loss(params, batch, rng)
+        bad = batch["bad"][0] > 0
+        zero = jnp.where(bad, jnp.sum(params["proprio"]["bias"] * 0), 1.0)
+        return jnp.where(bad, jnp.sqrt(zero), loss), metrics
+
+
+@pytest.mark.parametrize("objective", [toy.Small(noise=0.0), BadGradient(noise=0.0)])
+def test_a_skipped_step_changes_nothing_but_counters_even_at_step_0(objective):
+    state, step = build(toy.config(), objective, (2, 2, 2))
+    skipped, metrics = step(state, toy.batch(bad=True))
+    assert_same((skipped.params, skipped.opt_state, skipped.ema),
+                (state.params, state.opt_state, state.ema))  # fmt: skip
+    assert (int(skipped.step), int(skipped.skips), int(skipped.streak)) == (1, 1, 1)
+    assert metrics["skips"] == metrics["skips_in_a_row"] == 1
+    if isinstance(objective, BadGradient):
+        assert np.isfinite(metrics["loss"])
+    again, _ = step(skipped, toy.batch(bad=True))
+    assert (int(again.skips), int(again.streak)) == (2, 2)
+    # The next good step is the one that a run without the bad ones takes, and ends the streak.
+    good, metrics = step(again, toy.batch())
+    want, want_metrics = step(state, toy.batch())
+    assert_same((good.params, good.opt_state, good.ema), (want.params, want.opt_state, want.ema))
+    assert (int(good.step), int(good.skips), int(good.streak)) == (3, 2, 0)
+    assert metrics["learning_rate"] == want_metrics["learning_rate"]
+
+
+# ---- precision ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Spy(toy.Small):
+    seen: list = dataclasses.field(default_factory=list, hash=False)
+
+    def loss(self, params, batch, rng):
+        self.seen.append({x.dtype for x in jax.tree.leaves(params)})
+        loss, metrics = super().loss(params, batch, rng)
+        return loss.astype(jnp.bfloat16), metrics
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_masters():
+    spy = Spy()
+    state, step = build(toy.config(**{"precision.compute": "bfloat16"}), spy)
+    new, metrics = step(state, toy.batch())
+    assert spy.seen and all(d == {jnp.dtype("bfloat16")} for d in spy.seen)
+    kept = jax.tree.leaves((new.params, new.ema, new.opt_state[1].mu, new.opt_state[1].nu))
+    assert {x.dtype for x in kept} == {jnp.dtype("float32")}
+    assert {v.dtype for v in metrics.values()} == {jnp.dtype("float32")}
+    reference, step32 = build(toy.config())
+    _, metrics32 = step32(reference, toy.batch())
+    np.testing.assert_allclose(metrics["loss"], metrics32["loss"], rtol=0.03)
+    # An update far below bfloat16's resolution is not lost.
+    tiny, step = build(toy.config(**{"precision.compute": "bfloat16",
+                                     "optim.learning_rate": 1e-7}))  # fmt: skip
+    moved, _ = step(tiny, toy.batch())
+    kernel = lambda s: np.asarray(s.params["action"]["head"]["kernel"])  # noqa: E731
+    assert (kernel(moved) != kernel(tiny)).mean() > 0.5
+
+
+# ---- optimiser ----
+
+
+def oracle_schedule(n, peak, total, warmup_fraction, final):
+    """torch's LinearLR(1/W, 1, W) then CosineAnnealingLR(N - W, final), in numpy."""
+    warmup = round(warmup_fraction * total)
+    if n < warmup:
+        return peak * (1 / warmup + (1 - 1 / warmup) * n / warmup)
+    share = min((n - warmup) / (total - warmup), 1)
+    return peak * (final + (1 - final) * 0.5 * (1 + np.cos(np.pi * share)))
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5])
+def test_schedule_is_the_closed_form(warmup):
+    config = toy.config(**{"total_steps": 200, "optim.warmup_fraction": warmup,
+                           "optim.learning_rate": 1e-4})  # fmt: skip
+    rate = optim.schedule(config)
+    for n in range(0, 201):
+        want = oracle_schedule(n, 1e-4, 200, warmup, 0.01)
+        np.testing.assert_allclose(rate(n), want, rtol=2e-5)
+    if warmup:
+        np.testing.assert_allclose(rate(0), 1e-4 / (200 * warmup), rtol=1e-6)
+        assert rate(int(200 * warmup)) == np.float32(1e-4)
+    np.testing.assert_allclose(rate(200), 1e-6, rtol=1e-5)
+
+
+def test_adamw_is_the_textbook_one_with_decay_on_everything_and_clipping():
+    config = toy.config(**{"total_steps": 20, "optim.warmup_fraction": 0.2,
+                           "optim.weight_decay": 0.3, "optim.clip_norm": 1.0})  # fmt: skip
+    tx, rng = optim.make(config), np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=(3, 4)), "bias": rng.normal(size=4)}
+    params = {k: jnp.asarray(v, jnp.float32) for k, v in params.items()}
+    state, update = tx.init(params), jax.jit(tx.update)
+    want = {k: np.asarray(v, np.float64) for k, v in params.items()}
+    m, v = ({k: np.zeros_like(x) for k, x in want.items()} for _ in range(2))
+    for n in range(6):
+        grads = {k: rng.normal(size=x.shape) * 10.0 ** (n - 3) for k, x in want.items()}
+        updates, state = update({k: jnp.asarray(g, jnp.float32) for k, g in grads.items()},
+                                state, params)  # fmt: skip
+        params = optax.apply_updates(params, updates)
+        norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+        rate = oracle_schedule(n, 1e-2, 20, 0.2, 0.01)
+        for k, g in grads.items():
+            g = g / max(norm, 1.0)
+            m[k] = 0.9 * m[k] + 0.1 * g
+            v[k] = 0.95 * v[k] + 0.05 * g**2
+            step = (m[k] / (1 - 0.9 ** (n + 1))) / (np.sqrt(v[k] / (1 - 0.95 ** (n + 1))) + 1e-8)
+            want[k] = want[k] - rate * (step + 0.3 * want[k])
+        for k in want:
+            np.testing.assert_allclose(params[k], want[k], rtol=1e-4, atol=1e-6)
+
+
+def test_settings_do_not_change_the_structure_of_the_optimiser_state():
+    params = {"a": jnp.ones(3)}
+    shapes = {
+        str(jax.tree.structure(optim.make(toy.config(**values)).init(params)))
+        for values in (
+            {},
+            {"optim.clip_norm": 0.0},
+            {"optim.warmup_fraction": 0.0},
+            {"optim.weight_decay": 0.0},
+        )  # fmt: skip
+    }
+    assert len(shapes) == 1
+
+
+def test_ema_is_the_closed_form():
+    config = toy.config(**{"optim.ema_decay": 0.7})
+    state, step = build(config)
+    history = [arrays(state.params)]
+    for i in range(5):
+        state, _ = step(state, toy.batch(seed=i))
+        history.append(arrays(state.params))
+    # 0.7^n p_0 + 0.3 sum_i 0.7^(n - i) p_i
+    for key, got in arrays(state.ema).items():
+        want = 0.7**5 * history[0][key].astype(np.float64)
+        want = want + sum(0.3 * 0.7 ** (5 - i) * history[i][key] for i in range(1, 6))
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    assert build(toy.config(**{"optim.ema_decay": 0.0}))[0].ema is None

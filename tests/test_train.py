@@ -1,0 +1,193 @@
+import dataclasses
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from wamjax import guards, metrics, train
+from wamjax.checkpoint import Checkpoints, restore_params
+from wamjax.tree import flatten
+
+
+def one():
+    return jax.devices()[:1]
+
+
+def run(config, workdir, **kwargs):
+    return toy.run(config, workdir, devices=one(), **kwargs)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("done")
+    assert run(toy.config(total_steps=6), workdir)
+    return workdir
+
+
+def test_what_a_run_leaves(finished):
+    assert {p.name for p in finished.iterdir()} >= {
+        "config.json", "metrics.jsonl", "checkpoints", "media", "DONE"
+    }  # fmt: skip
+    rows = metrics.read(finished)
+    assert [r["step"] for r in rows] == list(range(1, 7))
+    for row in rows:
+        assert {"loss", "loss_action", "grad_norm", "learning_rate", "skips"} <= row.keys()
+        assert ("step_time" in row) == ("mfu" in row) == (row["step"] % 3 == 0)
+        if "step_time" in row:
+            assert row["step_time"] > 0 and 0 <= row["data_wait"] <= 1 and 0 < row["mfu"] < 1
+    assert not (finished / "metrics.tmp").exists()
+
+
+def test_a_done_run_says_so_and_more_steps_continue_it(tmp_path, capsys):
+    assert run(toy.config(total_steps=3), tmp_path)
+    capsys.readouterr()
+
+    def forbidden(*_):
+        raise AssertionError("a done run builds nothing")
+
+    for steps in (3, 2):
+        assert train.run(toy.config(total_steps=steps), tmp_path, forbidden, forbidden)
+        assert "is done at step 3" in capsys.readouterr().err
+    assert run(toy.config(total_steps=5), tmp_path)
+    err = capsys.readouterr().err
+    assert "config.total_steps: 3 -> 5" in err and "continuing from checkpoint 3" in err
+    assert json.loads((tmp_path / "DONE").read_text())["step"] == 5
+    assert [r["step"] for r in metrics.read(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_that_died_in_evaluation_comes_back_to_it(finished, monkeypatch):
+    (finished / "DONE").unlink()
+    before = (finished / "metrics.jsonl").read_text()
+    assert run(toy.config(total_steps=6), finished)
+    assert (finished / "DONE").exists()
+    assert (finished / "metrics.jsonl").read_text() == before
+
+
+def test_a_frozen_key_refuses_to_change(finished):
+    with pytest.raises(ValueError, match="config.model.layers was 4 when checkpoint 6 .* now 5"):
+        run(toy.config(total_steps=7, **{"model.layers": 5}), finished)
+
+
+def test_other_statistics_are_refused(finished):
+    other = {"actions": {"min": [0.0, -1.25], "count": 3}}
+    with pytest.raises(ValueError, match="'actions.min'.*-1.25.*checkpoint 6"):
+        run(toy.config(total_steps=7), finished, statistics=other)
+
+
+def test_a_refused_run_changes_nothing(finished):
+    def names():
+        return sorted(p.name for p in finished.rglob("*"))
+
+    before, config = names(), (finished / "config.json").read_text()
+    with pytest.raises(ValueError):
+        run(toy.config(total_steps=7, **{"seed": 5}), finished)
+    assert names() == before and (finished / "config.json").read_text() == config
+
+
+@dataclasses.dataclass(frozen=True)
+class Wants(toy.Small):
+    key: str = "video"
+    shape: tuple = (3,)
+
+    def batch_spec(self, b):
+        return super().batch_spec(b) | {
+            self.key: jax.ShapeDtypeStruct((b, *self.shape), np.float32)
+        }
+
+
+def test_a_batch_that_does_not_fit_the_objective(tmp_path):
+    with pytest.raises(ValueError, match="data has no 'video'.*'actions'"):
+        run(toy.config(), tmp_path / "a", make_objective=lambda *_: Wants())
+    # An integer column where floats are wanted: same key, other dtype.
+    with pytest.raises(ValueError, match=r"batch\['episode'\] is int32\(8,\).*float32\(8,\)"):
+        run(toy.config(), tmp_path / "b", make_objective=lambda *_: Wants(key="episode", shape=()))
+
+
+# ---- guards ----
+
+
+def test_nan_at_step_0_is_skipped_and_counted(tmp_path, capsys):
+    run(toy.config(total_steps=4), tmp_path, bad=range(8), shuffle=False)
+    rows = metrics.read(tmp_path)
+    assert [r["skips"] for r in rows] == [1, 1, 1, 1]
+    assert [r["skips_in_a_row"] for r in rows] == [1, 0, 0, 0]
+    assert np.isnan(rows[0]["loss"]) and np.isfinite([r["loss"] for r in rows[1:]]).all()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["loss"] is None
+    assert "step 1 skipped" in capsys.readouterr().err
+    leaves = jax.tree.leaves(restore_params(tmp_path).params)
+    assert all(np.isfinite(x).all() for x in leaves)
+
+
+def test_k_in_a_row_stops_with_the_last_good_checkpoint(tmp_path):
+    # Batches 5, 6, 7 of 8 are bad: steps 6 to 8. A checkpoint is due at 6 and at 8.
+    config = toy.config(total_steps=12, **{"guard.max_consecutive_skips": 3,
+                                           "checkpoint.every": 2})  # fmt: skip
+    with pytest.raises(guards.Diverged, match="3 steps in a row, up to step 8; checkpoint 4"):
+        run(config, tmp_path, bad=range(40, 64), shuffle=False)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest == 4
+    assert not (tmp_path / "DONE").exists()
+    with pytest.raises(guards.Diverged):  # the same command meets the same data
+        run(config, tmp_path, bad=range(40, 64), shuffle=False)
+    config.guard.max_consecutive_skips = 4
+    assert run(config, tmp_path, bad=range(40, 64), shuffle=False)
+    assert metrics.read(tmp_path)[-1]["skips"] == 3
+
+
+def test_no_checkpoint_to_keep_is_said():
+    row = {"skips_in_a_row": 10.0, "loss": float("nan"), "grad_norm": 1.0, "step": 10.0}
+    with pytest.raises(guards.Diverged, match="no checkpoint was saved"):
+        guards.check_streak(row, 10, None)
+    guards.check_streak(row | {"skips_in_a_row": 9.0}, 10, None)
+
+
+# ---- metrics ----
+
+
+def test_rewind_drops_later_and_torn_lines(tmp_path):
+    lines = [json.dumps({"step": i, "loss": i / 3}) for i in range(1, 6)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "lo')
+    metrics.rewind(tmp_path, 3)
+    assert (tmp_path / "metrics.jsonl").read_text() == "\n".join(lines[:3]) + "\n"
+    metrics.rewind(tmp_path, 0)
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("key, package, value", [
+    ("log.tensorboard", "tensorboardX", True), ("log.wandb", "wandb", "project"),
+])  # fmt: skip
+def test_a_missing_extra_says_what_to_install(tmp_path, monkeypatch, key, package, value):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"config.{key} needs {package}.*wamjax\[log\]"):
+        metrics.writers(tmp_path, toy.config(**{key: value}))
+
+
+def test_profile_traces_the_steps_asked_for(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda path: calls.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+    config = toy.config(**{"profile.start": 2, "profile.steps": 3})
+    with metrics.Profile(config, tmp_path) as profile:
+        for step in range(8):
+            profile.before(step)
+            calls.append(step)
+    assert calls == [0, 1, "start", 2, 3, 4, "stop", 5, 6, 7]
+    calls.clear()
+    with metrics.Profile(config, tmp_path) as profile:
+        profile.before(4)
+    assert calls == ["start", "stop"]
+    with metrics.Profile(toy.config(), tmp_path) as profile:
+        profile.before(0)
+    assert calls == ["start", "stop"]
+
+
+def test_the_loop_really_optimises(tmp_path):
+    assert run(toy.config(total_steps=60, log_every=30, **{"checkpoint.every": 60}), tmp_path)
+    loss = [r["loss"] for r in metrics.read(tmp_path)]
+    assert np.mean(loss[-10:]) < 0.8 * np.mean(loss[:10])
+    changed = flatten(restore_params(tmp_path, ema=False).params)
+    fresh = flatten(toy.Small().init(train.states.key(0, "init")))
+    assert all((changed[k] != fresh[k]).any() for k in fresh)

@@ -1,0 +1,232 @@
+"""The training objective of every variant: what it learns from, and what it ignores."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models.helpers import assert_trees_close
+from wam import tiny
+
+from wamjax.tree import flatten
+from wamjax.wam.programs import FAST, IDM, IDM_PUBLISHED
+
+KEY = jax.random.key(0)
+
+
+@functools.cache
+def compiled(variant):
+    return jax.jit(tiny.fast_wam(variant).loss)
+
+
+def loss(variant, batch, params=None, key=KEY):
+    params = tiny.params(variant) if params is None else params
+    return compiled(variant)(params, batch, key)
+
+
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
+def test_gradient_is_nonzero_exactly_where_the_loss_reaches(variant):
+    objective, params = tiny.fast_wam(variant), tiny.params(variant)
+    run = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
+    (value, metrics), grads = run(params, tiny.batch(), KEY)
+    assert np.isfinite(value) and value > 0.01
+    np.testing.assert_allclose(value, metrics["loss_video"] + metrics["loss_action"], rtol=1e-6)
+    assert all(x.dtype == jnp.float32 and x.shape == () for x in metrics.values())
+
+    zero = set()
+    for path, grad in flatten(grads).items():
+        layers = grad if path.startswith("blocks/") else [grad]
+        zero |= {(path, i) for i, layer in enumerate(layers) if not np.any(layer)}
+    expected = set()
+    if variant == "no_cotrain":
+        # The video expert is trained through the keys and values of its first frame alone.
+        assert metrics["loss_video"] == 0
+        last = tiny.LAYERS - 1
+        for path in flatten(params):
+            unused = ("self_attn/q", "self_attn/o", "cross_attn", "cross_norm", "ffn")
+            if any(path.startswith(f"blocks/video/{name}") for name in unused):
+                expected.add((path, last))
+            if path.startswith("video/head"):
+                expected.add((path, 0))
+        # Rows: only shift and scale of the last layer's attention reach its keys and values.
+        rows = np.abs(grads["blocks"]["video"]["modulation"]).sum(axis=-1) > 0
+        np.testing.assert_array_equal(rows[last], [1, 1, 0, 0, 0, 0])
+        assert rows[:last].all()
+    assert zero == expected
+
+
+def test_init_gives_the_same_tree_for_all_variants_and_zero_heads():
+    trees = {v: jax.eval_shape(tiny.fast_wam(v).init, KEY) for v in tiny.VARIANTS}
+    assert all(t == trees["fast"] for t in trees.values())
+    params = jax.jit(tiny.fast_wam("idm").init)(KEY)
+    for path, leaf in flatten(params).items():
+        constant = path.endswith("bias") or path in ("video/head/kernel", "action/head/kernel")
+        assert np.all(leaf == 0) if constant else np.std(leaf) > 0 or path.endswith("scale"), path
+
+
+def test_lambdas_and_weights():
+    base = loss("fast", tiny.batch())[1]
+    scaled = tiny.fast_wam("fast", lambda_video=0.25, lambda_action=3.0)
+    value, metrics = jax.jit(scaled.loss)(tiny.params("fast"), tiny.batch(), KEY)
+    assert_trees_close(metrics, base, rtol=1e-6)
+    np.testing.assert_allclose(value, 0.25 * base["loss_video"] + 3 * base["loss_action"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["fast", "idm"])
+def test_action_free_examples_contribute_nothing_to_the_action_loss(variant):
+    def labelled(*examples, batch):
+        valid = jnp.zeros((4, tiny.CHUNK), bool).at[jnp.array(examples, int)].set(True)
+        return loss(variant, batch | {"action_valid": valid})[1]
+
+    batch = tiny.batch()
+    one, two = labelled(1, batch=batch), labelled(3, batch=batch)
+    both = labelled(1, 3, batch=batch)
+    np.testing.assert_allclose(
+        both["loss_action"], (one["loss_action"] + two["loss_action"]) / 2, rtol=1e-5
+    )
+    assert one["loss_action"] > 0 and abs(one["loss_action"] - two["loss_action"]) > 1e-3
+    # Whatever stands in the unlabelled rows is not learnt from; their video still is.
+    others = jnp.array([0, 2])
+    noisy = batch | {"actions": batch["actions"].at[others].add(5.0)}
+    assert_trees_close(labelled(1, 3, batch=noisy), both, rtol=1e-6)
+    darker = batch | {"video": batch["video"].at[others, 1:].set(0)}
+    changed = labelled(1, 3, batch=darker)
+    np.testing.assert_allclose(changed["loss_action"], both["loss_action"], rtol=1e-6)
+    assert abs(changed["loss_video"] - both["loss_video"]) > 1e-3
+    none = loss(variant, batch | {"action_valid": jnp.zeros((4, tiny.CHUNK), bool)})
+    assert none[1]["loss_action"] == 0 and np.isfinite(none[0])
+
+
+def test_padded_frames_and_steps_have_no_loss():
+    """Tokens are kept from mixing (no attention output), so that only the loss could see padding."""
+    params = tiny.params("joint")
+    for expert in ("video", "action"):
+        attention = params["blocks"][expert]["self_attn"]
+        muted = attention | {"o": jax.tree.map(np.zeros_like, attention["o"])}
+        blocks = params["blocks"] | {expert: params["blocks"][expert] | {"self_attn": muted}}
+        params = params | {"blocks": blocks}
+    batch = tiny.batch()
+    batch["frame_valid"] = batch["frame_valid"].at[1, 2].set(False)
+    batch["action_valid"] = batch["action_valid"].at[2, 1:].set(False)
+    base = loss("joint", batch, params)[1]
+
+    def with_changes(frame, step):
+        video = batch["video"].at[1, frame].set(255 - batch["video"][1, frame])
+        actions = batch["actions"].at[2, step].add(3.0)
+        return loss("joint", batch | {"video": video, "actions": actions}, params)[1]
+
+    assert_trees_close(with_changes(frame=2, step=1), base, rtol=1e-6)
+    seen = with_changes(frame=1, step=0)
+    assert all(abs(seen[k] - base[k]) > 1e-3 for k in base)
+
+
+def test_a_latent_frame_is_padding_only_if_all_its_source_frames_are():
+    objective = tiny.fast_wam("fast")
+    valid = np.ones((3, 9), bool)
+    valid[1, 4:] = False  # frames 4 (one of the first latent's four) and later
+    valid[2, 5:] = False
+    batch = {"frame_valid": valid, "action_valid": None}
+    got = objective._valid(batch)["future"]  # 8 frames for 2 latents, as with a video VAE
+    np.testing.assert_array_equal(got, [[1, 1], [1, 0], [1, 0]])
+    valid[1, 1:] = False
+    np.testing.assert_array_equal(objective._valid(batch)["future"][1], [0, 0])
+
+
+def velocities(net, params, values, levels, batch, table, predict):
+    def call(method, *args, **kwargs):
+        return net.apply({"params": params}, *args, method=method, **kwargs)
+
+    contexts = call("contexts", batch["instruction"], batch["proprio"])
+    times = call("times", levels)
+    return call("__call__", values, times, contexts, table.restrict(values), predict=predict)[0]
+
+
+def sample(names, size=4):
+    """Latents and actions at levels of their own; every group draws from its own stream."""
+    latents = tiny.CODEC.encode(tiny.batch(size)["video"])
+    rng = np.random.default_rng(9)
+    values = {
+        "first": latents[:, :1],
+        "future": jnp.asarray(rng.standard_normal(latents[:, 1:].shape), jnp.float32),
+        "cond": latents[:, 1:],
+        "action": jnp.asarray(rng.standard_normal((size, tiny.CHUNK, tiny.ACTION)), jnp.float32),
+    }
+    values["cond_first"] = values["first"]
+    slots = {"first": 1, "cond_first": 1, "future": 2, "cond": 2, "action": 1}
+    draw = {g: rng.uniform(0.2, 0.9, (size, 1)) for g in ("future", "cond", "action")}
+    levels = {g: jnp.broadcast_to(draw.get(g, np.zeros((size, 1))), (size, slots[g])) for g in slots}
+    return {g: values[g] for g in names}, {g: levels[g].astype(jnp.float32) for g in names}
+
+
+def test_actions_in_training_are_the_actions_without_the_future():
+    """The claim of the paper: deleting future tokens changes nothing under Fast-WAM's table."""
+    net, params, batch = tiny.network(), tiny.params("fast"), tiny.batch()
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def action(names):
+        return velocities(net, params, *sample(names), batch, FAST, ("action",))["action"]
+
+    full, alone = action(("first", "future", "action")), action(("first", "action"))
+    assert np.std(full) > 0.1
+    np.testing.assert_allclose(full, alone, rtol=0, atol=2e-6)
+
+
+def test_one_first_frame_serves_both_videos_of_imagine_then_act():
+    """Our four groups equal the five of the published layout, for outputs and gradients."""
+    params, batch = tiny.params("idm"), tiny.batch()
+    predict = ("future", "action")
+
+    def run(names, table):
+        def summary(params):
+            net = tiny.network(names)
+            out = velocities(net, params, *sample(names), batch, table, predict)
+            return sum(jnp.sum(jnp.sin(x)) for x in out.values()), out
+
+        return jax.jit(jax.grad(summary, has_aux=True))(params)
+
+    grads, out = run(tiny.ALL, IDM)
+    want_grads, want = run(("first", "future", "cond_first", "cond", "action"), IDM_PUBLISHED)
+    assert_trees_close(out, want, rtol=0, atol=5e-6)
+    assert_trees_close(grads, want_grads, rtol=1e-3, atol=1e-4)
+
+
+def test_optional_idm_shares_are_exact_and_reported():
+    objective = tiny.fast_wam("optional_idm", shares=(0.25, 0.75))
+    sizes = []
+
+    class Spy(type(objective)):
+        def _program_losses(self, params, program, batch, rng):
+            sizes.append((program.factorization.name, len(batch["proprio"])))
+            return super()._program_losses(params, program, batch, rng)
+
+    spy = Spy(**vars(objective))
+    metrics = jax.eval_shape(spy.loss, tiny.params("optional_idm"), tiny.batch(8), KEY)[1]
+    assert sizes == [("teacher", 2), ("co_train", 6)]
+    assert {"loss_action/teacher", "loss_action/co_train"} <= set(metrics)
+    with pytest.raises(ValueError, match="optional_idm has 2 programs, shares are \\(1.0,\\)"):
+        tiny.fast_wam("optional_idm", shares=(1.0,))
+
+
+def test_conditioning_video_is_noised_as_often_as_asked_and_tells_its_level():
+    video = tiny.CODEC.encode(tiny.batch(400)["video"])[:, 1:]
+    for probability in (0.0, 0.5, 1.0):
+        objective = tiny.fast_wam("idm", cond_noise_prob=probability)
+        got, level = objective._conditioning(video, jax.random.key(1))
+        noised = np.any(np.asarray(got != video), axis=(1, 2, 3, 4))
+        assert abs(noised.mean() - probability) < 0.1 and level.shape == (400, 2)
+        np.testing.assert_array_equal(np.asarray(level > 0).all(axis=1), noised)
+        np.testing.assert_array_equal(level[:, 0], level[:, 1])
+    residual = np.asarray(got - (1 - level[:, 0, None, None, None, None]) * video)
+    ratio = residual.std(axis=(1, 2, 3, 4)) / np.asarray(level[:, 0])
+    assert abs(ratio.mean() - 1) < 0.02
+
+
+def test_bad_batches_are_named():
+    objective, params, batch = tiny.fast_wam("fast"), tiny.params("fast"), tiny.batch()
+    with pytest.raises(KeyError, match="no 'proprio'|proprio"):
+        objective.loss(params, {k: v for k, v in batch.items() if k != "proprio"}, KEY)
+    with pytest.raises(KeyError, match="no 'action_valid'"):
+        objective.loss(params, {k: v for k, v in batch.items() if k != "action_valid"}, KEY)
+    with pytest.raises(ValueError, match=r"batch\['actions'\] is \(4, 2, 2\), .* \(4, 3, 2\)"):
+        objective.loss(params, batch | {"actions": batch["actions"][:, :2]}, KEY)

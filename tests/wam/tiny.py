@@ -1,0 +1,100 @@
+"""A Fast-WAM small enough to test: four video tokens a frame, two layers, heads that differ."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from models.helpers import random_params
+
+from wamjax.diffusion.flow import RectifiedFlow
+from wamjax.models.codec import PixelCodec
+from wamjax.models.mot import GroupSpec, MixtureOfTransformers
+from wamjax.models.transformer import ExpertSpec
+from wamjax.wam.fast_wam import FastWAM
+
+FRAMES, CHUNK, ACTION, PROPRIO, WORDS = 3, 3, 2, 3, 4
+LAYERS, HEADS, HEAD_DIM, FREQ, PATCH, CONTEXT = 2, 2, 12, 8, 2, 10
+PICTURE = (8, 8)
+CODEC = PixelCodec(patch=2)
+VARIANTS = ("fast", "joint", "idm", "no_cotrain", "optional_idm")
+
+
+def groups(*names):
+    future = tuple(range(1, FRAMES))
+    specs = {
+        "first": GroupSpec("first", "video", (0,)),
+        "future": GroupSpec("future", "video", future),
+        "cond_first": GroupSpec("cond_first", "video", (0,)),
+        "cond": GroupSpec("cond", "video", future),
+        "action": GroupSpec("action", "action", tuple(range(CHUNK))),
+    }
+    return tuple(specs[name] for name in names)
+
+
+ALL = ("first", "future", "cond", "action")
+
+
+def network(names=ALL, **changes) -> MixtureOfTransformers:
+    _, h, w, c = CODEC.shape(FRAMES, *PICTURE)
+    return MixtureOfTransformers(
+        video_spec=ExpertSpec("video", 14, 20),
+        action_spec=ExpertSpec("action", 8, 12),
+        groups=groups(*names),
+        layers=LAYERS,
+        heads=HEADS,
+        head_dim=HEAD_DIM,
+        latent=(h, w, c),
+        action_dim=ACTION,
+        context_width=CONTEXT,
+        instruction_length=WORDS,
+        patch=PATCH,
+        freq_dim=FREQ,
+        **{"vocabulary": 11} | changes,
+    )
+
+
+def fast_wam(variant="fast", vocabulary=11, **changes) -> FastWAM:
+    imagines = variant in ("idm", "optional_idm")
+    names = ALL if imagines else ("first", "future", "action")
+    defaults = {
+        "shares": (0.5, 0.5) if variant == "optional_idm" else (1.0,),
+        "video_flow": RectifiedFlow(5.0),
+        "action_flow": RectifiedFlow(1.0),
+        "steps": 3,
+    }
+    return FastWAM(
+        variant=variant,
+        network=network(names, vocabulary=vocabulary),
+        codec=CODEC,
+        frames=FRAMES,
+        picture=PICTURE,
+        chunk=CHUNK,
+        action_dim=ACTION,
+        proprio_dim=PROPRIO,
+        **defaults | changes,
+    )
+
+
+@functools.cache
+def _params(variant, vocabulary, seed, dtype):
+    objective = fast_wam(variant, vocabulary)
+    return random_params(jax.eval_shape(objective.init, jax.random.key(0)), seed, dtype)
+
+
+def params(variant="fast", vocabulary=11, seed=0, dtype=np.float32):
+    return _params(variant, vocabulary, seed, dtype)
+
+
+def batch(size=4, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "video": jnp.asarray(rng.integers(0, 256, (size, FRAMES, *PICTURE, 3)), jnp.uint8),
+        "proprio": jnp.asarray(rng.standard_normal((size, PROPRIO)), jnp.float32),
+        "actions": jnp.asarray(rng.standard_normal((size, CHUNK, ACTION)), jnp.float32),
+        "instruction": jnp.asarray(rng.integers(0, 11, (size, WORDS)), jnp.int32),
+        "frame_valid": jnp.ones((size, FRAMES), bool),
+        "action_valid": jnp.ones((size, CHUNK), bool),
+    }

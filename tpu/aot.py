@@ -1,0 +1,241 @@
+"""Compiles the training step of a config for a TPU slice, on a machine without a TPU, and reports.
+
+    pip install 'wamjax[tpu]'
+    python tpu/aot.py --config=experiments/configs/fast_wam_libero.py --topology=v5p:4x4x4 \
+        --mesh=data=4,fsdp=16 --out=report.json
+
+Nothing is allocated and nothing runs: the compiler gets shapes and shardings, as `wamjax.train`
+would give them. So the report says what fits and what is communicated, not how fast it is. The
+published 6 B model takes about five minutes on two cores.
+
+Meshes: one axis must not cover all dimensions of the torus, or gathers turn into all-reduces. On
+v5p:4x4x4 take fsdp=16 (two of three dimensions), on v5e:16x16 or v6e:16x16 fsdp=16 (one of two).
+
+Exit status: 0 when it compiles and fits; 1 when it does not fit the memory or the mesh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+import collectives
+import jax
+import xla_flags
+from absl import app, flags
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+
+from wamjax import config as configs
+from wamjax import flops, hardware, optim, sharding, tree, wam
+from wamjax import state as states
+from wamjax.data import pipeline
+from wamjax.step import compute_cast, make_train_step
+
+Report = dict[str, Any]
+
+# libtpu should not look for the machine that it is not on, nor refuse to be loaded by two
+# processes.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def devices_of(topology: str) -> list[jax.Device]:
+    """The devices of a slice that does not exist here; the runtime becomes the CPU."""
+    jax.config.update("jax_platforms", "cpu")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+
+
+def compile_for(config: ConfigDict, devices: list[jax.Device], options: dict[str, str]) -> Report:
+    """Compiles ``config``'s training step for a slice and describes the result.
+
+    Args:
+      config: resolved; ``config.mesh`` must fit the slice, ``data.batch_size`` the mesh.
+      devices: of the slice, see `devices_of`.
+      options: compiler flags, see `xla_flags`.
+
+    Raises:
+      ValueError: a mesh that does not fit.
+      jax.errors.JaxRuntimeError: ``RESOURCE_EXHAUSTED`` when a device's memory does not suffice.
+    """
+    configs.validate(config)
+    mesh = _mesh(config, devices)
+    objective = wam.build(config, pipeline.spec_of(config))
+    tx = optim.make(config)
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(functools.partial(states.create, objective, tx, config))
+        places = sharding.state_shardings(state, state.params, mesh)
+        state = sharding.with_shardings(state, places)
+        batch = dict(objective.batch_spec(config.data.batch_size))
+        batch = sharding.with_shardings(batch, dict.fromkeys(batch, sharding.batch_sharding(mesh)))
+        step = make_train_step(objective, tx, config)
+        jitted = jax.jit(step, out_shardings=(places, sharding.replicated(mesh)), donate_argnums=0)
+        begin = time.perf_counter()
+        lowered = jitted.trace(state, batch).lower(lowering_platforms=("tpu",))
+        lowered_at = time.perf_counter()
+        compiled = lowered.compile(compiler_options=options)
+        compiled_at = time.perf_counter()
+        work = _work(objective, config, step, state, batch)
+    return {
+        "device_kind": devices[0].device_kind,
+        "devices": len(devices),
+        "mesh": dict(mesh.shape),
+        "batch_size": config.data.batch_size,
+        "versions": {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "libtpu")},
+        "compiler_options": options,
+        "parameters": parameters(state.params),
+        "flops": work | {"step_per_device": work["step"] // len(devices)},
+        "memory": _memory(compiled, devices[0]),
+        "collectives": {
+            kind: dataclasses.asdict(traffic)
+            for kind, traffic in collectives.count(compiled.as_text()).items()
+        },
+        "seconds": {
+            "trace_and_lower": round(lowered_at - begin, 1),
+            "compile": round(compiled_at - lowered_at, 1),
+        },
+    }
+
+
+def parameters(params: Any) -> dict[str, int]:
+    """Parameters of each expert (its blocks included), of what is shared, and in total."""
+    out: dict[str, int] = {}
+    for path, leaf in tree.flatten(params).items():
+        first, second = path.split("/")[:2]
+        owner = second if first == "blocks" else first
+        out[owner] = out.get(owner, 0) + tree.count(leaf)
+    return out | {"total": tree.count(params)}
+
+
+def _mesh(config: ConfigDict, devices: list[jax.Device]) -> Mesh:
+    try:
+        mesh = sharding.make_mesh(config.mesh, devices)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"mesh {dict(config.mesh)} cannot be laid out on this slice: each axis must be a "
+            "product of whole dimensions of the torus; try another --mesh"
+        ) from error
+    sharding.check_config(config, mesh)
+    return mesh
+
+
+def _work(objective, config: ConfigDict, step, state, batch) -> dict[str, int]:
+    """FLOPs of one step over all devices: as executed, and the model's own (three forwards)."""
+
+    def loss(params, batch, rng):
+        return objective.loss(compute_cast(params, config.precision.compute), batch, rng)[0]
+
+    rng = jax.eval_shape(lambda: states.key(0, "train"))
+    model = 3 * flops.count(loss, state.params, batch, rng)
+    executed = flops.count(step, state, batch)
+    return {
+        "step": executed,
+        "model": model,
+        "model_per_sample": model // config.data.batch_size,
+    }
+
+
+def _memory(compiled, device) -> dict[str, Any]:
+    """Bytes on one device. The peak is the compiler's own, not a sum of the other figures."""
+    stats, chip = compiled.memory_analysis(), hardware.chip(device)
+    memory = {
+        "peak_bytes": stats.peak_memory_in_bytes,
+        "argument_bytes": stats.argument_size_in_bytes,
+        "temp_bytes": stats.temp_size_in_bytes,
+        "output_bytes": stats.output_size_in_bytes,
+        "alias_bytes": stats.alias_size_in_bytes,
+    }
+    if chip:
+        memory["hbm_bytes"] = chip.hbm_bytes
+        memory["fits"] = stats.peak_memory_in_bytes <= chip.hbm_bytes
+    return memory
+
+
+def text(report: Report) -> str:
+    """The report for a person."""
+    memory, work = report["memory"], report["flops"]
+    mesh = " x ".join(f"{a}={n}" for a, n in report["mesh"].items())
+    lines = [
+        f"{report['topology']}: {report['devices']} x {report['device_kind']}, mesh {mesh}, "
+        f"batch {report['batch_size']}",
+        "parameters   " + "  ".join(f"{k} {n:,}" for k, n in report["parameters"].items()),
+        f"flops        {work['step']:.4g} a step, {work['step_per_device']:.4g} a device; "
+        f"{work['step'] / work['model']:.3f} x the model's own {work['model']:.4g}",
+        f"memory       peak {_gib(memory['peak_bytes'])} a device"
+        + (f" of {_gib(memory['hbm_bytes'])}" if "hbm_bytes" in memory else "")
+        + f"; arguments {_gib(memory['argument_bytes'])}, temporary {_gib(memory['temp_bytes'])}",
+    ]
+    for kind, traffic in sorted(report["collectives"].items()):
+        overlapped = traffic["async_bytes"] / max(traffic["bytes"], 1)
+        lines.append(
+            f"{kind:<20} {traffic['count']:>6} of together {_gib(traffic['bytes'])} a device "
+            f"and step, {overlapped:.0%} overlapped"
+        )
+    seconds, versions = report["seconds"], report["versions"]
+    lines.append(
+        f"seconds      {seconds['trace_and_lower']} to trace and lower, "
+        f"{seconds['compile']} to compile"
+    )
+    lines.append("versions     " + "  ".join(f"{k} {v}" for k, v in versions.items()))
+    return "\n".join(lines)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB"
+
+
+def _set_mesh(config: ConfigDict, given: str) -> None:
+    """``data=4,fsdp=16`` into the config; axes that are not named have size 1."""
+    sizes = configs.parse_arg(given, data=1, fsdp=1, tensor=1)
+    config.mesh.update(sizes)
+
+
+def main(argv: list[str]) -> None:
+    """Entry point for absl."""
+    values = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    config = values.config
+    if values.mesh:
+        _set_mesh(config, values.mesh)
+    devices = devices_of(values.topology)
+    if values.batch_per_device:
+        config.data.batch_size = values.batch_per_device * len(devices) // config.mesh.tensor
+    options = xla_flags.options(values.topology.split(":")[0]) if values.flags else {}
+    try:
+        report = {"topology": values.topology} | compile_for(config, devices, options)
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        sys.exit(f"does not compile: {str(error).splitlines()[0]}")
+    print(text(report))
+    if values.out:
+        path = pathlib.Path(values.out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=2) + "\n")
+    if not report["memory"].get("fits", True):
+        sys.exit("does not fit")
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "experiment file, as FILE[:ARG]")
+    flags.DEFINE_string("topology", "v5p:4x4x4", "slice to compile for, as libtpu names it")
+    flags.DEFINE_string("mesh", "", "axes, e.g. data=4,fsdp=16; config.mesh by default")
+    flags.DEFINE_bool("flags", True, "compile with the flags of tpu/xla_flags.py")
+    flags.DEFINE_integer("batch_per_device", 0, "examples; config.data.batch_size over all if 0")
+    flags.DEFINE_string("out", "", "also write the report as json")
+    flags.mark_flag_as_required("config")
+    app.run(main)

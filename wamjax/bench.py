@@ -1,0 +1,206 @@
+"""Speed, as ratios measured in one run.
+
+    python -m wamjax.bench fast_wam --json
+    python -m wamjax.bench fast_wam --variants=fast,idm --scale=2
+
+For every variant: one training step (forward, backward, AdamW) and one action chunk (prefill and
+all solver steps), in seconds, in FLOP/s against the matmul rate measured before and after, and
+against the public PyTorch code at the same shape. VAE and text encoder are excluded on both sides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from wamjax import config as configs
+from wamjax import flops, hardware, optim
+from wamjax import state as states
+from wamjax.data.spec import DataSpec
+from wamjax.step import make_train_step
+from wamjax.wam import build, presets
+from wamjax.wam.programs import MODES
+
+# Official PyTorch code on a quiet 2-core machine at this shape: seconds for a training step and for
+# an action chunk, (fast, slow) of the repeats. no_cotrain and optional_idm ship no code of their
+# own: the first is fast's code with a zero weight, the second idm's training and fast's acting.
+TORCH_SECONDS = {
+    ("fast", "train"): (1.4, 1.8),
+    ("joint", "train"): (1.4, 1.8),
+    ("no_cotrain", "train"): (1.4, 1.8),
+    ("idm", "train"): (2.9, 3.3),
+    ("optional_idm", "train"): (2.9, 3.3),
+    ("fast", "direct"): (0.23, 0.25),
+    ("no_cotrain", "direct"): (0.23, 0.25),
+    ("optional_idm", "direct"): (0.23, 0.25),
+    ("joint", "joint"): (1.3, 1.4),
+    ("idm", "imagine"): (1.3, 1.6),
+    ("optional_idm", "imagine"): (1.3, 1.6),
+}
+TRAIN_BATCH = 4
+
+
+def fast_wam_config(variant: str, scale: int = 1) -> configs.ConfigDict:
+    """The benchmark shape: LIBERO token geometry, widths 384 : 128 (times `scale`), 8 layers."""
+    config = configs.base_config()
+    presets.fast_wam(config, variant, "2026-08")
+    presets.wan22_5b(config)
+    presets.wan22_windows(config)
+    model = config.model
+    model.layers, model.heads, model.head_dim, model.remat = 8, 6, 64 * scale, "none"
+    model.video.width, model.video.ffn = 384 * scale, 1536 * scale
+    model.action.width, model.action.ffn = 128 * scale, 512 * scale
+    model.context_width, model.unroll = 512, 8
+    config.data.batch_size = TRAIN_BATCH
+    return config
+
+
+def fast_wam(variants: list[str], scale: int, repeats: int) -> dict[str, Any]:
+    """All variants; see the module's docstring for what is reported."""
+    spec = DataSpec(
+        cameras={"image": (224, 224), "wrist_image": (224, 224)},
+        proprio_dim=8, action_dim=7, chunk=32, frames=9, frame_stride=4,
+        instruction_length=128, control_hz=20.0,
+    )  # fmt: skip
+    rate = hardware.measure_matmul_rate(seconds=1.0)
+    rows = []
+    for variant in variants:
+        config = fast_wam_config(variant, scale)
+        objective = build(config, spec)
+        rows.append({"variant": variant, "what": "train", **_train(objective, config, repeats)})
+        for mode in MODES[variant]:
+            rows.append({"variant": variant, "what": mode, **_act(objective, mode, repeats)})
+        gc.collect()
+    rate = max(rate, hardware.measure_matmul_rate(seconds=1.0))
+    for row in rows:
+        row["flop_utilisation"] = row["flops"] / row["seconds"] / rate
+        torch = TORCH_SECONDS[row["variant"], row["what"]]
+        # The public code was timed at scale 1 only.
+        row["times_faster_than_torch"] = [t / row["seconds"] for t in torch] if scale == 1 else None
+    return {
+        "benchmark": "fast_wam",
+        "device": jax.devices()[0].device_kind,
+        "matmul_flops_per_second": rate,
+        "denominator": "float32 1024^3 matmul, best of the run",
+        "scale": scale,
+        "rows": rows,
+    }
+
+
+def _train(objective, config, repeats: int) -> dict[str, float]:
+    tx = optim.make(config)
+    state = jax.jit(functools.partial(states.create, objective, tx, config))()
+    batch = _random(objective.batch_spec(TRAIN_BATCH))
+    step = jax.jit(make_train_step(objective, tx, config), donate_argnums=0)
+    work = 3 * flops.count(
+        lambda p, b, k: objective.loss(p, b, k)[0], state.params, batch, jax.random.key(0)
+    )
+
+    def call():
+        nonlocal state
+        state, metrics = step(state, batch)
+        return metrics["loss"]
+
+    return {"flops": work, **_time(call, repeats)}
+
+
+def _act(objective, mode: str, repeats: int) -> dict[str, float]:
+    params = jax.jit(lambda: objective.prepare(objective.init(jax.random.key(0))))()
+    spec = objective.batch_spec(1)
+    observation = _random({k: spec[k] for k in ("latents", "context", "proprio")})
+    observation["latents"] = observation["latents"][:, :1]
+    identity = Identity()
+    act = jax.jit(
+        lambda p, o, k: objective.policy(p, {"actions": identity, "proprio": identity}, o, k, mode)
+    )
+    arguments = params, observation, jax.random.key(0)
+    work = flops.count(act, *arguments)
+    return {"flops": work, **_time(lambda: act(*arguments), 2 * repeats)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """Normalisation that does nothing: the benchmark has no data."""
+
+    def forward(self, x):
+        """Unchanged."""
+        return x
+
+    inverse = forward
+
+
+def _time(call: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """Best, median and worst seconds of a call after two warm-up calls."""
+    for _ in range(2):
+        jax.block_until_ready(call())
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - start)
+    return {
+        "seconds": min(seconds),
+        "median_seconds": float(np.median(seconds)),
+        "worst_seconds": max(seconds),
+    }
+
+
+def _random(spec: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    return {
+        key: jnp.ones(s.shape, s.dtype)
+        if s.dtype == jnp.bool_
+        else jnp.asarray(rng.normal(size=s.shape), s.dtype)
+        for key, s in spec.items()
+    }
+
+
+def _print(report: dict[str, Any]) -> None:
+    print(f"{report['benchmark']} on {report['device']}, {report['denominator']}: "
+          f"{report['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s")  # fmt: skip
+    print(f"{'variant':<14}{'what':<10}{'GFLOP':>9}{'best s':>9}{'median s':>10}{'of matmul':>11}"
+          f"{'vs torch':>14}")  # fmt: skip
+    for row in report["rows"]:
+        torch = row["times_faster_than_torch"]
+        ratio = f"{torch[0]:.1f}-{torch[1]:.1f}x" if torch else "-"
+        print(f"{row['variant']:<14}{row['what']:<10}{row['flops'] / 1e9:>9.1f}"
+              f"{row['seconds']:>9.3f}{row['median_seconds']:>10.3f}"
+              f"{row['flop_utilisation']:>11.1%}{ratio:>14}")  # fmt: skip
+
+
+BENCHMARKS = {"fast_wam": fast_wam}
+JSON = flags.DEFINE_bool("json", False, "print json")
+VARIANTS = flags.DEFINE_list("variants", list(MODES), "variants to time")
+SCALE = flags.DEFINE_integer("scale", 1, "multiplies all widths; the torch times are of scale 1")
+REPEATS = flags.DEFINE_integer("repeats", 5, "timed training steps; twice as many action chunks")
+
+
+def main(argv: list[str]) -> None:
+    """Entry point for absl."""
+    names = argv[1:]
+    if len(names) != 1 or names[0] not in BENCHMARKS:
+        raise app.UsageError(f"name one benchmark of {sorted(BENCHMARKS)}, got {names}")
+    unknown = set(VARIANTS.value) - set(MODES)
+    if unknown:
+        raise app.UsageError(f"unknown variants {sorted(unknown)}; there are {sorted(MODES)}")
+    report = BENCHMARKS[names[0]](VARIANTS.value, SCALE.value, REPEATS.value)
+    if JSON.value:
+        json.dump(report, sys.stdout, indent=2)
+        print()
+    else:
+        _print(report)
+
+
+if __name__ == "__main__":
+    app.run(main)

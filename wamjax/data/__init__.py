@@ -1,0 +1,13 @@
+"""From episodes on disk to batches of windows.
+
+* `spec`: what a data set and a window of it hold
+* `images`, `records`: pictures, and episodes in ArrayRecord files
+* `normalize`: statistics of actions and proprio, and the normalisers made of them
+* `tokens`: words to ids
+* `windows`: every step of every episode is the start of one; padding is masked
+* `transforms`: pairs (forward, inverse), the same ones in training, evaluation and serving
+* `sources`: opens the data sets that a config names and checks that they agree
+* `mixture`: exact counts of every source in every batch, and in every shard of it
+* `pipeline`: the training iterator (grain)
+* `checks`: warnings about data, and a description of a batch
+"""

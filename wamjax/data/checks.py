@@ -1,0 +1,130 @@
+"""Looks at data for what is likely to be a mistake, and describes batches."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from wamjax.data.normalize import CONSTANT
+from wamjax.data.sources import Source
+from wamjax.data.spec import DataSpec
+from wamjax.data.tokens import token, words
+
+SAMPLED = 64  # episodes of a source that are read
+
+
+def checks(
+    sources: Sequence[Source], statistics: Mapping[str, Any], spec: DataSpec | None = None
+) -> list[str]:
+    """Warnings about sources under the statistics that they are to be normalised with.
+
+    Args:
+      sources: from `wamjax.data.sources.open_sources`.
+      statistics: theirs, or those of a checkpoint.
+      spec: the shape of a window, to compare with the length of episodes.
+    """
+    names = _names(sources)
+    out = _constant(statistics, names)
+    for source in sources:
+        out += _ranges(source, statistics, names)
+        out += _episodes(source, spec)
+    return out + _collisions(sources)
+
+
+def describe(batch: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """One line for each leaf of a batch: type, shape, and range (or the share that is true)."""
+    return {key: _line(np.asarray(value)) for key, value in batch.items()}
+
+
+def _line(x: np.ndarray) -> str:
+    head = f"{x.dtype}{list(x.shape)}"
+    if x.dtype == bool:
+        return f"{head} true {x.mean():.0%}"
+    if not np.isfinite(x).all():
+        return f"{head} NON-FINITE {1 - np.isfinite(x).mean():.2%}"
+    return f"{head} from {x.min():.4g} to {x.max():.4g}, mean {x.mean():.4g}"
+
+
+def _names(sources: Sequence[Source]) -> dict[str, tuple[str, ...]]:
+    info = sources[0].reader.info
+    return {"actions": info.action_names, "proprio": info.proprio_names}
+
+
+def _dim(key: str, i: int, names: Mapping[str, tuple[str, ...]]) -> str:
+    known = names.get(key, ())
+    return f"{key}[{i}]" + (f" ({known[i]})" if i < len(known) else "")
+
+
+def _constant(statistics, names) -> list[str]:
+    return [
+        f"{_dim(key, i, names)} is constant ({low:.4g}): the model reads 0, and acts the constant"
+        for key, rows in statistics.items()
+        for i, (low, high) in enumerate(zip(rows["min"], rows["max"], strict=True))
+        if high - low < CONSTANT
+    ]
+
+
+def _ranges(source: Source, statistics, names) -> list[str]:
+    """A source against the statistics: far outside, or a small corner of them."""
+    keys = ["proprio"] if source.action_free else ["proprio", "actions"]
+    step = max(1, len(source.reader) // SAMPLED)
+    episodes = [source.reader[i] for i in range(0, len(source.reader), step)]
+    out = []
+    for key in keys:
+        x = np.concatenate([getattr(episode, key) for episode in episodes])
+        rows = statistics[key]
+        if x.shape[1] != len(rows["min"]):
+            out.append(
+                f"{source.where}: {key} has {x.shape[1]} dimensions, the statistics have "
+                f"{len(rows['min'])}: they are of another data set"
+            )
+            continue
+        for i, column in enumerate(x.T):
+            low, high = rows["min"][i], rows["max"][i]
+            width, has = max(high - low, CONSTANT), (column.min(), column.max())
+            seen = f"{source.where}: {_dim(key, i, names)} spans {has[0]:.4g} to {has[1]:.4g}, "
+            span = f"the statistics {low:.4g} to {high:.4g}"
+            if has[0] < low - 0.1 * width or has[1] > high + 0.1 * width:
+                out.append(f"{seen}far outside of {span}: statistics of another data set?")
+            elif has[1] - has[0] < 0.05 * width and high - low >= CONSTANT:
+                out.append(f"{seen}a corner of {span}: other units, or another robot?")
+    return out
+
+
+def _episodes(source: Source, spec: DataSpec | None) -> list[str]:
+    index, out = source.reader.index, []
+    lengths = source.reader.lengths
+    if spec is not None:
+        span = max(spec.chunk, spec.frame_stride * (spec.frames - 1))
+        short = np.mean(lengths < span)
+        if short > 0.1:
+            out.append(
+                f"{source.where}: {short:.0%} of the episodes are shorter than a window of {span} "
+                f"steps (median {np.median(lengths):.0f}): much of it is masked padding"
+            )
+    failed = 1 - np.mean(index["success"][: len(source.reader)])
+    if failed > 0.5 and not source.action_free:
+        out.append(f"{source.where}: {failed:.0%} of the episodes are not marked as successful")
+    tasks = Counter(index["tasks"][: len(source.reader)])
+    most, least = max(tasks.values()), min(tasks.values())
+    if most > 5 * least:
+        out.append(f"{source.where}: tasks are unbalanced, {dict(tasks)}")
+    return out
+
+
+def _collisions(sources: Sequence[Source]) -> list[str]:
+    """Words that the tokeniser cannot tell apart."""
+    same = defaultdict(set)
+    for source in sources:
+        for text in source.reader.index["instructions"]:
+            for word in words(text):
+                same[token(word)].add(word)
+    return [
+        f"the words {sorted(group)} of the instructions share token {i}: the policy cannot tell "
+        "them apart"
+        for i, group in same.items()
+        if len(group) > 1
+    ]

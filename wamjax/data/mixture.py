@@ -1,0 +1,104 @@
+"""Mixtures of sources with exact counts: how many examples of a batch, and at which positions.
+
+A batch is the same for any number of processes: process i of n makes its i-th n-th part. Source s
+with `count` examples in a batch contributes its shuffled stream in order, `count` at a time, so
+that the processes together see each of its windows exactly once in each of its epochs.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import grain
+import numpy as np
+
+
+def counts(weights: Mapping[str, float], batch_size: int) -> tuple[int, ...]:
+    """Examples of each source in a batch: proportional, by largest remainder; they sum to the size.
+
+    Args:
+      weights: name -> share relative to the others.
+      batch_size: of the whole batch, over all processes.
+
+    Raises:
+      ValueError: a weight is not positive, or a source would get nothing.
+    """
+    for name, weight in weights.items():
+        if not weight > 0:
+            raise ValueError(
+                f"config.data.sources.{name}.weight = {weight} must be positive; remove the source "
+                "to leave it out"
+            )
+    decimal = {name: Fraction(str(float(weight))) for name, weight in weights.items()}
+    total = sum(decimal.values())
+    exact = {name: weight * batch_size / total for name, weight in decimal.items()}
+    out = {name: int(share) for name, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: out[name] - exact[name])
+    for name in by_remainder[: batch_size - sum(out.values())]:
+        out[name] += 1
+    for name, count in out.items():
+        if count == 0:
+            least = math.ceil(total / decimal[name])
+            raise ValueError(
+                f"config.data.sources.{name} with weight {weights[name]} of {float(total):g} gets "
+                f"no example in a batch of {batch_size}; raise its weight, or config.data."
+                f"batch_size to {least}"
+            )
+    return tuple(out.values())
+
+
+def layout(counts: Sequence[int]) -> np.ndarray:
+    """Which source stands at which position of the batch: int (b,).
+
+    Every prefix holds each source's proportional share to less than one example, so wherever a
+    shard's share is whole it is exact: for any number of devices that divides both the batch and
+    the count of a source. (Tijdeman's "chairman assignment": of the sources that lag enough, take
+    the one with the earliest deadline.)
+    """
+    size, sources = sum(counts), len(counts)
+    slack = Fraction(1, 2 * sources - 2) if sources > 1 else Fraction(0)
+    given, out = [0] * sources, []
+    for position in range(1, size + 1):
+        lag = [Fraction(position * n, size) - given[s] for s, n in enumerate(counts)]
+        ready = [s for s in range(sources) if lag[s] >= slack]
+        source = min(ready, key=lambda s: ((1 - slack - lag[s]) * size / counts[s], s))
+        given[source] += 1
+        out.append(source)
+    return np.array(out)
+
+
+class Schedule(grain.transforms.DatasetSelectionMap):
+    """Where the i-th example of this process comes from: (source, index into its endless stream).
+
+    Args:
+      counts: examples of each source in a whole batch.
+      process_index, process_count: which contiguous part of every batch is wanted.
+    """
+
+    def __init__(self, counts: Sequence[int], process_index: int = 0, process_count: int = 1):
+        size = sum(counts)
+        if size % process_count:
+            raise ValueError(
+                f"config.data.batch_size = {size} must be a multiple of the {process_count} "
+                "processes"
+            )
+        sources = layout(counts)
+        ranks = np.array([np.sum(sources[:i] == s) for i, s in enumerate(sources)])
+        self.size = size // process_count  # of this process's part
+        part = slice(process_index * self.size, (process_index + 1) * self.size)
+        self._counts = tuple(counts)
+        self._part = [(int(s), int(r)) for s, r in zip(sources[part], ranks[part], strict=True)]
+
+    def __len__(self) -> int:
+        return sys.maxsize // max(self._counts) // self.size * self.size
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        batch, position = divmod(index, self.size)
+        source, rank = self._part[position]
+        return source, batch * self._counts[source] + rank
+
+    def __repr__(self) -> str:
+        return f"Schedule({self._counts}, {self._part})"

@@ -1,0 +1,106 @@
+"""Statistics of actions and proprio, and the normalisers made of them.
+
+Statistics are plain json: {"actions": {"min": [...], "max", "mean", "std", "q01", "q99", "count"},
+"proprio": {...}}, one number per dimension. They are stored with the data set and in checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+CONSTANT = 1e-4  # a dimension with a smaller range carries no information
+CLIP = 5.0
+MODES = ("min_max", "mean_std", "quantile")
+
+Statistics = Mapping[str, Mapping[str, Any]]
+
+
+def statistics(arrays: Mapping[str, Iterable[np.ndarray]]) -> dict[str, dict[str, Any]]:
+    """Per-dimension statistics over all steps of all episodes; quantiles are exact.
+
+    Args:
+      arrays: key -> one (steps, dim) array for each episode.
+
+    Raises:
+      ValueError: no steps at all.
+    """
+    return {key: _summary(key, list(episodes)) for key, episodes in arrays.items()}
+
+
+def _summary(key: str, episodes: list[np.ndarray]) -> dict[str, Any]:
+    if not sum(len(x) for x in episodes):
+        raise ValueError(f"no statistics of {key!r}: there is not a single step")
+    x = np.concatenate(episodes).astype(np.float64)
+    q01, q99 = np.quantile(x, (0.01, 0.99), axis=0)
+    rows = {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0)}
+    rows |= {"q01": q01, "q99": q99}
+    return {name: row.tolist() for name, row in rows.items()} | {"count": len(x)}
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("offset", "scale", "active"),
+    meta_fields=("clip",),
+)
+@dataclasses.dataclass(frozen=True)
+class Normalizer:
+    """``(x - offset) / scale``, clamped, per dimension; a pytree of arrays.
+
+    Works alike on numpy and jax arrays (so also inside jit), over the last axis.
+
+    Attributes:
+      offset, scale: (dim,); for an inactive dimension, its constant and 1.
+      active: (dim,) 1, or 0 where the dimension is constant: forward gives 0, inverse the constant.
+      clip: bound on what forward gives.
+    """
+
+    offset: Any
+    scale: Any
+    active: Any
+    clip: float = CLIP
+
+    def forward(self, x):
+        """Robot units to about [-1, 1], at most ``clip``."""
+        return ((x - self.offset) / self.scale * self.active).clip(-self.clip, self.clip)
+
+    def inverse(self, x):
+        """Back to robot units, without a clamp."""
+        return x * (self.scale * self.active) + self.offset
+
+
+def normalizers(statistics: Statistics, mode: str) -> dict[str, Normalizer]:
+    """One normaliser for each key of the statistics.
+
+    Args:
+      statistics: see `statistics`.
+      mode: "min_max" maps [min, max] to [-1, 1]; "quantile" does so with the 1 % and 99 % quantiles
+        (a dimension that is constant between them, such as a gripper that rarely moves, falls back
+        to min and max); "mean_std" standardises.
+    """
+    if mode not in MODES:
+        raise ValueError(f"config.data.normalization = {mode!r} is not one of {', '.join(MODES)}")
+    return {key: _normalizer(_arrays(rows), mode) for key, rows in statistics.items()}
+
+
+def _arrays(rows: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {k: np.asarray(v, np.float64) for k, v in rows.items() if k != "count"}
+
+
+def _normalizer(rows: dict[str, np.ndarray], mode: str) -> Normalizer:
+    low, high = rows["min"], rows["max"]
+    active = high - low >= CONSTANT
+    if mode == "quantile":
+        usable = rows["q99"] - rows["q01"] >= CONSTANT
+        low, high = np.where(usable, (rows["q01"], rows["q99"]), (low, high))
+    if mode == "mean_std":
+        offset, scale = rows["mean"], rows["std"] + 1e-8
+    else:
+        offset, scale = (high + low) / 2, (high - low) / 2
+    scale = np.where(active, scale, 1.0)
+    return Normalizer(*(np.asarray(x, np.float32) for x in (offset, scale, active)))

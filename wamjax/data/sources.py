@@ -1,0 +1,177 @@
+"""Opens the data sets that ``config.data`` names, and checks that they agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from wamjax.data import normalize
+from wamjax.data.records import Reader
+from wamjax.data.spec import DataSpec
+from wamjax.data.tokens import tokenize
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One data set of a mixture.
+
+    Attributes:
+      name: its key in ``config.data.sources``.
+      reader: its episodes.
+      weight: share of a batch, relative to the other sources.
+      action_free: its actions count as unknown.
+      offset: what its episodes are numbered from.
+    """
+
+    name: str
+    reader: Reader
+    weight: float = 1.0
+    action_free: bool = False
+    offset: int = 0
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"config.data.sources.{self.name} ({self.reader.path})"
+
+
+def cache_root() -> pathlib.Path:
+    """Where the embedded world's data sets are kept when ``config.data.root`` is empty."""
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(cache) / "wamjax" / "data"
+
+
+def open_sources(data) -> tuple[DataSpec, dict[str, Any], list[Source]]:
+    """Opens all sources, collecting those that are to be collected and do not exist yet.
+
+    Args:
+      data: ``config.data``.
+
+    Returns:
+      (spec, statistics, sources); the statistics are over the sources with actions.
+
+    Raises:
+      FileNotFoundError, ValueError: a source does not exist, or does not fit; it is named.
+    """
+    if not data.sources:
+        raise ValueError("config.data.sources is empty; add an entry by wamjax.config.source(...)")
+    sources, offset = [], 0
+    for name, entry in data.sources.items():
+        reader = Reader(_path(name, entry, data.root), entry.episodes)
+        sources.append(Source(name, reader, entry.weight, entry.action_free, offset))
+        offset += len(reader)
+    return _spec(sources, data), _statistics(sources), sources
+
+
+def labelled(sources: list[Source]) -> list[Source]:
+    """The sources with actions.
+
+    Raises:
+      ValueError: there is none, or one of them has no actions in truth.
+    """
+    out = [s for s in sources if not s.action_free]
+    for source in out:
+        if source.reader.info.action_free:
+            raise ValueError(f"{source.where} was recorded without actions: set its action_free")
+    if not out:
+        raise ValueError("every one of config.data.sources is action_free: nothing to learn acting "
+                         "from, and no statistics to normalise by")  # fmt: skip
+    return out
+
+
+def _path(name: str, entry, root: str) -> pathlib.Path:
+    root = pathlib.Path(root).expanduser() if root else cache_root()
+    if entry.collect.episodes > 0:
+        from wamjax import collect  # here: data does not otherwise depend on the world
+
+        return collect.ensure_collected(entry, root)
+    if not entry.path:
+        raise ValueError(f"config.data.sources.{name} has neither a path nor collect.episodes")
+    return root / pathlib.Path(entry.path).expanduser()
+
+
+def _spec(sources: list[Source], data) -> DataSpec:
+    first = labelled(sources)[0]
+    names = tuple(data.cameras) or tuple(first.reader.info.cameras)
+    for source in sources:
+        _check_agreement(source, first, names)
+        for text in source.reader.index["instructions"]:
+            try:
+                tokenize(text, data.instruction_length)
+            except ValueError as error:
+                raise ValueError(f"{source.where}: {error}") from error
+    info = first.reader.info
+    spec = DataSpec(
+        cameras={name: info.cameras[name] for name in names},
+        proprio_dim=info.proprio_dim,
+        action_dim=info.action_dim,
+        chunk=data.chunk,
+        frames=data.frames,
+        frame_stride=data.frame_stride,
+        instruction_length=data.instruction_length,
+        control_hz=info.control_hz,
+    )
+    _ = spec.composite  # raises if the cameras cannot stand side by side
+    return spec
+
+
+def _check_agreement(source: Source, first: Source, cameras: tuple[str, ...]) -> None:
+    info, wanted = source.reader.info, first.reader.info
+    for name in cameras:
+        if name not in info.cameras:
+            raise ValueError(
+                f"{source.where} has no camera {name!r}; it has {list(info.cameras)}: correct "
+                "config.data.cameras"
+            )
+        if info.cameras[name] != wanted.cameras.get(name):
+            raise ValueError(
+                f"{source.where} has camera {name!r} of size {info.cameras[name]}, "
+                f"{first.where} of size {wanted.cameras.get(name)}: they cannot be mixed"
+            )
+    keys = ["proprio_dim", "control_hz"] + ([] if source.action_free else ["action_dim"])
+    for key in keys:
+        if getattr(info, key) != getattr(wanted, key):
+            raise ValueError(
+                f"{source.where} has {key} {getattr(info, key)}, {first.where} has "
+                f"{getattr(wanted, key)}: they cannot be mixed"
+            )
+
+
+def _statistics(sources: list[Source]) -> dict[str, Any]:
+    """Stored ones where they are of exactly the episodes in use, else over all of those."""
+    acting = labelled(sources)
+    if len(acting) == 1 and len(acting[0].reader) == len(acting[0].reader.index["lengths"]):
+        return checked(acting[0].reader.stored_statistics(), acting[0].reader)
+    return compute_statistics(s.reader for s in acting)
+
+
+def compute_statistics(readers) -> dict[str, Any]:
+    """Statistics over all episodes of all readers; pictures are not decoded."""
+    arrays: dict[str, list] = {"proprio": [], "actions": []}
+    for reader in readers:
+        if reader.info.action_free:
+            arrays.pop("actions", None)
+        for episode in reader:
+            for key, kept in arrays.items():
+                kept.append(getattr(episode, key))
+    return normalize.statistics(arrays)
+
+
+def checked(statistics: dict[str, Any], reader: Reader) -> dict[str, Any]:
+    """`statistics`, if they have the dimensions of `reader`.
+
+    Raises:
+      ValueError: they are of another robot.
+    """
+    sizes = {"proprio": reader.info.proprio_dim, "actions": reader.info.action_dim}
+    for key, size in sizes.items():
+        rows = statistics.get(key, {})
+        if any(len(v) != size for k, v in rows.items() if k != "count") or not rows:
+            raise ValueError(
+                f"{reader.path}: its {key} have {size} dimensions, the statistics are of "
+                f"{len(rows.get('min', ()))}: statistics of another data set? Recompute them by "
+                f"`python -m wamjax.stats --data={reader.path} --out={reader.path}/statistics.json`"
+            )
+    return statistics

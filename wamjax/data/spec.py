@@ -1,0 +1,98 @@
+"""What a data set holds (`Info`, stored with it) and what a batch of it holds (`DataSpec`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """The sizes that data decides for a model.
+
+    Attributes:
+      cameras: name -> (height, width), in the order of the composite picture.
+      proprio_dim: p.
+      action_dim: a.
+      chunk: action steps in a window (j).
+      frames: raw video frames in a window (f).
+      frame_stride: control steps between them.
+      instruction_length: instruction tokens (n).
+      control_hz: control steps per second.
+    """
+
+    cameras: Mapping[str, tuple[int, int]]
+    proprio_dim: int
+    action_dim: int
+    chunk: int
+    frames: int
+    frame_stride: int
+    instruction_length: int
+    control_hz: float
+
+    @property
+    def composite(self) -> tuple[int, int]:
+        """(height, width) of the cameras side by side.
+
+        Raises:
+          ValueError: the cameras are not equally high.
+        """
+        if not self.cameras:
+            raise ValueError("a DataSpec needs at least one camera")
+        heights = {h for h, _ in self.cameras.values()}
+        if len(heights) > 1:
+            raise ValueError(
+                f"cameras {dict(self.cameras)} are not equally high and cannot stand side by "
+                "side; choose others by config.data.cameras"
+            )
+        return heights.pop(), sum(w for _, w in self.cameras.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What ``spec.json`` of a data set says.
+
+    Attributes:
+      cameras: name -> (height, width).
+      proprio_dim, action_dim: of the robot, also where the actions are not recorded.
+      control_hz: control steps per second.
+      robot: its name.
+      action_names, proprio_names: of the dimensions, for messages and plots.
+      action_free: the episodes hold video and proprio, no actions.
+      collection: the settings that it was collected with, to recognise it by.
+    """
+
+    cameras: Mapping[str, tuple[int, int]]
+    proprio_dim: int
+    action_dim: int
+    control_hz: float
+    robot: str = ""
+    action_names: tuple[str, ...] = ()
+    proprio_names: tuple[str, ...] = ()
+    action_free: bool = False
+    collection: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain json, with the format version."""
+        return {"format": FORMAT_VERSION, **dataclasses.asdict(self)}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any], where: str) -> Info:
+        """The reverse of `to_json`; `where` names the file in errors."""
+        values = dict(values)
+        version = values.pop("format", None)
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{where} has format {version!r}, this wamjax reads format {FORMAT_VERSION}; "
+                "collect or convert the data set again"
+            )
+        fields = {f.name for f in dataclasses.fields(Info)}
+        if set(values) != fields:
+            raise ValueError(f"{where} differs in {sorted(set(values) ^ fields)} from {fields}")
+        values["cameras"] = {k: tuple(size) for k, size in values["cameras"].items()}
+        for names in ("action_names", "proprio_names"):
+            values[names] = tuple(values[names])
+        return Info(**values)

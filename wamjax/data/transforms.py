@@ -1,0 +1,129 @@
+"""Pairs of transforms between what robots speak and what models read.
+
+`sample_transforms` is the one chain that training, evaluation and serving share. Each transform
+touches only the keys that it knows and that are present, so the same chain takes a whole window
+(training), an observation (acting), or, backwards, a plan of actions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wamjax.data.normalize import Normalizer
+from wamjax.data.spec import DataSpec
+from wamjax.data.tokens import tokenize
+
+Sample = dict[str, Any]
+
+
+class Transform(Protocol):
+    """forward: robot to model; inverse: model to robot. Neither changes its argument."""
+
+    def forward(self, sample: Sample) -> Sample: ...
+
+    def inverse(self, sample: Sample) -> Sample: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Transforms one after the other, and backwards."""
+
+    transforms: tuple[Transform, ...]
+
+    def forward(self, sample: Sample) -> Sample:
+        """Robot to model."""
+        for transform in self.transforms:
+            sample = transform.forward(sample)
+        return sample
+
+    def inverse(self, sample: Sample) -> Sample:
+        """Model to robot."""
+        for transform in reversed(self.transforms):
+            sample = transform.inverse(sample)
+        return sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Composite:
+    """images {camera: (..., h, w, 3)} <-> video (..., H, W, 3), cameras side by side."""
+
+    cameras: Mapping[str, tuple[int, int]]
+
+    def forward(self, sample: Sample) -> Sample:
+        """Joins the cameras; a missing or differently sized one is a ValueError."""
+        if "images" not in sample:
+            return sample
+        images = sample["images"]
+        for name, size in self.cameras.items():
+            if name not in images:
+                raise ValueError(f"there is no camera {name!r}; the cameras are {list(images)}")
+            if images[name].shape[-3:] != (*size, 3):
+                raise ValueError(
+                    f"pictures of camera {name!r} are {images[name].shape[-3:]}, the spec says "
+                    f"{(*size, 3)}"
+                )
+        parts = [images[name] for name in self.cameras]
+        stack = jnp if any(isinstance(x, jax.Array) for x in parts) else np
+        rest = {k: v for k, v in sample.items() if k != "images"}
+        return {"video": stack.concatenate(parts, axis=-2), **rest}
+
+    def inverse(self, sample: Sample) -> Sample:
+        """Cuts the cameras apart."""
+        if "video" not in sample:
+            return sample
+        edges = np.cumsum([0, *(w for _, w in self.cameras.values())])
+        images = {
+            name: sample["video"][..., edges[i] : edges[i + 1], :]
+            for i, name in enumerate(self.cameras)
+        }
+        return {"images": images, **{k: v for k, v in sample.items() if k != "video"}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalize:
+    """Actions and proprio in robot units <-> normalised; invalid actions stay zero forwards."""
+
+    normalizers: Mapping[str, Normalizer]
+
+    def forward(self, sample: Sample) -> Sample:
+        """To normalised units."""
+        out = {k: n.forward(sample[k]) for k, n in self.normalizers.items() if k in sample}
+        if "actions" in out and "action_valid" in sample:
+            out["actions"] = out["actions"] * sample["action_valid"][..., None]
+        return sample | out
+
+    def inverse(self, sample: Sample) -> Sample:
+        """To robot units."""
+        return sample | {
+            k: n.inverse(sample[k]) for k, n in self.normalizers.items() if k in sample
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenize:
+    """The instruction's words to ids. Ids cannot be turned back: they stay as they are."""
+
+    length: int
+
+    def forward(self, sample: Sample) -> Sample:
+        """Text to int32 (n,)."""
+        if not isinstance(sample.get("instruction"), str):
+            return sample
+        return sample | {"instruction": tokenize(sample["instruction"], self.length)}
+
+    def inverse(self, sample: Sample) -> Sample:
+        """Nothing to do."""
+        return sample
+
+
+def sample_transforms(spec: DataSpec, normalizers: Mapping[str, Normalizer]) -> Chain:
+    """The chain from a window or an observation in robot units to what the model reads."""
+    return Chain(
+        (Composite(spec.cameras), Normalize(normalizers), Tokenize(spec.instruction_length))
+    )

@@ -1,0 +1,213 @@
+"""Whole episodes as one compiled program: a policy acting in closed loop, or the expert collecting.
+
+Shapes are static, so an episode that has succeeded keeps being simulated; its success is latched
+at the first step that achieves the task and what comes after is not counted.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from wamjax.envs.tabletop import tasks
+from wamjax.envs.tabletop.expert import intention, with_noise
+from wamjax.envs.tabletop.render import composite, observe, render
+from wamjax.envs.tabletop.shifts import Shift
+from wamjax.envs.tabletop.world import ACTION_DIM, State, proprio, step
+
+MAX_STEPS = 40  # control steps in which the expert all but always succeeds
+SETTLE = 3  # steps that a recorded episode goes on after success
+DISCOUNT = 0.98
+NO_SHIFT = Shift.none()
+
+
+class Outcome(NamedTuple):
+    """What came of an episode: sparse success, latched."""
+
+    success: Bool[Array, " e"]
+    steps: Int[Array, " e"]  # actions until success; the episode's length where it failed
+    rewards: Float[Array, "e t"]  # 1 for the action that achieves the task, else 0
+    returns: Float[Array, "e t"]  # discounted sum of the rewards from each step on
+
+
+class Rollout(NamedTuple):
+    """Closed-loop episodes of a policy."""
+
+    success: Bool[Array, " e"]
+    steps: Int[Array, " e"]
+    rewards: Float[Array, "e t"]
+    returns: Float[Array, "e t"]
+    actions: Float[Array, "e t 4"]  # as the policy sent them
+    states: State  # leading axes (e, t + 1)
+    frames: UInt8[Array, "e t+1 64 128 3"] | None  # if recorded; the policy saw every execute-th
+    extras: Any  # whatever else the policy returned, leading axes (plans, ...), or None
+
+
+class Episodes(NamedTuple):
+    """Expert episodes, padded to one length; beyond `length` they are simulated but not data."""
+
+    success: Bool[Array, " e"]
+    length: Int[Array, " e"]  # actions in the episode: until a few steps after success
+    rewards: Float[Array, "e t"]
+    returns: Float[Array, "e t"]
+    actions: Float[Array, "e t 4"]  # as executed, noise included
+    intended: Float[Array, "e t 4"]  # what the expert would have done without noise
+    proprio: Float[Array, "e t+1 5"]
+    states: State  # leading axes (e, t + 1); frames: render_episodes(states, shift)
+
+
+def rollout(
+    policy: Callable,
+    keys: Array,
+    task_ids: Int[Array, " e"],
+    shift: Shift,
+    max_steps: int = MAX_STEPS,
+    execute: int = 8,
+    record: bool = False,
+    instruction_length: int = 12,
+) -> Rollout:
+    """Runs a policy in closed loop, all episodes at once, as one jitted program.
+
+    Args:
+      policy: ``policy(observation, key) -> actions (e, j, 4)`` in robot units, jittable, or
+        ``-> (actions, extras)``. The observation is a batch {"video": uint8 (e, 1, 64, 128, 3),
+        "proprio": f32 (e, 5) raw, "instruction": int32 (e, n)}. Pass parameters as
+        ``jax.tree_util.Partial(function, params)``: they are then arguments of the compiled program
+        (new values do not recompile), where a closure would bake them in.
+      keys: (e,) one per episode; they determine the scene. The policy's own keys derive from them.
+      task_ids: the task of each episode.
+      shift: the dials, shared by all episodes.
+      max_steps: steps after which an episode has failed.
+      execute: actions executed of each planned chunk before the policy looks again.
+      record: whether to render and return every frame (24 kB each).
+      instruction_length: n, the padded length of the instructions.
+
+    Raises:
+      ValueError: the policy returns fewer actions than `execute`, or of another width.
+    """
+    if not isinstance(policy, jax.tree_util.Partial):
+        policy = jax.tree_util.Partial(policy)
+    tokens = jnp.asarray(tasks.instruction_tokens(instruction_length))[task_ids]
+    return _rollout(policy, keys, task_ids, shift, tokens, max_steps, execute, record)
+
+
+@functools.partial(jax.jit, static_argnames=("max_steps", "execute", "record"))
+def _rollout(policy, keys, task_ids, shift, tokens, max_steps, execute, record) -> Rollout:
+    def act(states, actions):
+        states = jax.vmap(step, (0, 0, None))(states, actions, shift)
+        return states, (states, jax.vmap(tasks.success)(states))
+
+    def plan_and_act(states, key):
+        observation = jax.vmap(observe, (0, None))(states, shift)
+        batch = {
+            "video": composite(observation["images"])[:, None],
+            "proprio": observation["proprio"],
+            "instruction": tokens,
+        }
+        chunk, extras = _checked(policy(batch, key), len(task_ids), execute)
+        actions = jnp.swapaxes(chunk[:, :execute], 0, 1)
+        states, (visited, achieved) = jax.lax.scan(act, states, actions)
+        return states, (visited, achieved, actions, extras)
+
+    first = jax.vmap(tasks.reset, (0, 0, None))(keys, task_ids, shift)
+    plans = -(-max_steps // execute)
+    policy_keys = jax.random.split(jax.random.fold_in(keys[0], 1), plans)
+    _, (visited, achieved, actions, extras) = jax.lax.scan(plan_and_act, first, policy_keys)
+    # (plans, execute, e, ...) -> (e, t, ...)
+    visited, achieved, actions = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(-1, *x.shape[2:])[:max_steps], 0, 1),
+        (visited, achieved, actions),
+    )
+    states = _prepend(first, visited)
+    frames = jax.vmap(jax.vmap(render, (0, None)), (0, None))(states, shift) if record else None
+    return Rollout(
+        *_outcome(achieved),
+        actions=actions,
+        states=states,
+        frames=composite(frames) if record else None,
+        extras=extras,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("max_steps",))
+def expert_episodes(
+    keys: Array,
+    task_ids: Int[Array, " e"],
+    noise: Float[Array, " e"] | float,
+    max_steps: int = MAX_STEPS,
+    shift: Shift = NO_SHIFT,
+) -> Episodes:
+    """Episodes of the scripted expert, all at once, as one jitted program.
+
+    Args:
+      keys: (e,) one per episode.
+      task_ids: the task of each episode.
+      noise: standard deviation of the action noise, shared or per episode.
+      max_steps: length of the simulation, and of an episode that fails.
+      shift: the dials, shared by all episodes.
+    """
+
+    def act(state, key, noise):
+        intended = intention(state)
+        action = with_noise(intended, key, noise)
+        state = step(state, action, shift)
+        return state, (state, tasks.success(state), action, intended)
+
+    def episode(key, task, noise):
+        first = tasks.reset(key, task, shift)
+        keys = jax.random.split(jax.random.fold_in(key, 1), max_steps)
+        _, record = jax.lax.scan(lambda state, key: act(state, key, noise), first, keys)
+        return first, record
+
+    noise = jnp.broadcast_to(jnp.asarray(noise, jnp.float32), task_ids.shape)
+    first, (visited, achieved, actions, intended) = jax.vmap(episode)(keys, task_ids, noise)
+    states = _prepend(first, visited)
+    outcome = _outcome(achieved)
+    return Episodes(
+        success=outcome.success,
+        length=jnp.minimum(outcome.steps + SETTLE, max_steps),
+        rewards=outcome.rewards,
+        returns=outcome.returns,
+        actions=actions,
+        intended=intended,
+        proprio=jax.vmap(jax.vmap(proprio))(states),
+        states=states,
+    )
+
+
+def _outcome(achieved: Bool[Array, "e t"]) -> Outcome:
+    """Latches success at the first step that achieves the task."""
+    max_steps = achieved.shape[1]
+    success = jnp.any(achieved, axis=1)
+    steps = jnp.where(success, jnp.argmax(achieved, axis=1) + 1, max_steps)
+    ahead = steps[:, None] - 1 - jnp.arange(max_steps)  # steps from this action to the last one
+    rewards = (success[:, None] & (ahead == 0)).astype(jnp.float32)
+    returns = jnp.where(success[:, None] & (ahead >= 0), DISCOUNT ** jnp.maximum(ahead, 0), 0.0)
+    return Outcome(success, steps, rewards, returns)
+
+
+def _prepend(first: State, later: State) -> State:
+    """The first state (e, ...) before the others (e, t, ...): (e, t + 1, ...)."""
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[:, None], b], axis=1), first, later)
+
+
+def _checked(result: Any, episodes: int, execute: int) -> tuple[Array, Any]:
+    """The policy's (actions, extras), after a look at the shape."""
+    actions, extras = result if isinstance(result, tuple) else (result, None)
+    shape = jnp.shape(actions)
+    if len(shape) != 3 or shape[0] != episodes or shape[2] != ACTION_DIM:
+        raise ValueError(
+            f"the policy returned actions of shape {shape}; the tabletop needs "
+            f"({episodes}, chunk, {ACTION_DIM})"
+        )
+    if shape[1] < execute:
+        raise ValueError(
+            f"execute={execute} actions of each plan, but the policy plans only {shape[1]}; lower "
+            "execute (eval.execute) or plan longer chunks (data.chunk)"
+        )
+    return actions, extras

@@ -1,0 +1,325 @@
+"""Rolls a trained policy out and reports what it did.
+
+    python -m wamjax.evaluate --workdir=runs/quickstart
+    python -m wamjax.evaluate --workdir=runs/quickstart --shift=lighting --mode=imagine
+    python -m wamjax.evaluate --workdir=runs/quickstart --latency
+
+Writes eval.json (success_rate, episodes, per_task, latency_ms, ...), a plot, and a video in which
+the predicted frames stand next to the real ones. Options that change the result (shift, mode, step)
+go into the file's name, so nothing is overwritten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from wamjax import state as states
+from wamjax.checkpoint import restore_params
+from wamjax.config import did_you_mean
+from wamjax.metrics import say
+from wamjax.step import compute_cast
+
+LATENCY_CALLS = 50
+VIDEO_EPISODES = 4
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Policy:
+    """A policy that is ready to act: objective, parameters in compute precision, normalisers."""
+
+    objective: Any
+    params: Any
+    normalizers: dict[str, Any]
+    mode: str | None = None
+
+    def actions(self, params, observation, key):
+        """(b, j, a) in robot units; traceable."""
+        return self.objective.policy(params, self.normalizers, observation, key, self.mode)
+
+
+def load(workdir, step: int | None = None, mode: str | None = None):
+    """Restores a run.
+
+    Returns:
+      (`Policy`, the config it was trained with, the step of its checkpoint).
+    """
+    from wamjax import wam
+    from wamjax.data import normalize, pipeline
+
+    params, config, statistics, step = restore_params(workdir, step)
+    spec = pipeline.spec_of(config)
+    objective = wam.build(config, spec)
+    normalizers = normalize.normalizers(
+        normalize.Statistics.from_json(statistics), config.data.normalization
+    )
+    return (
+        Policy(objective, _for_acting(objective, params, config), normalizers, mode),
+        config,
+        step,
+    )
+
+
+def untrained(policy: Policy, config: ConfigDict) -> Policy:
+    """The same policy before training: fresh parameters."""
+    params = policy.objective.init(states.key(config.seed, "init"))
+    return dataclasses.replace(policy, params=_for_acting(policy.objective, params, config))
+
+
+def run(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    step: int | None = None,
+    mode: str | None = None,
+    shift: str = "none",
+    suffix: str = "",
+) -> dict[str, Any]:
+    """Evaluates the checkpoint of a run and writes eval.json, plot and video.
+
+    Args:
+      config: its ``eval`` part says what to do; the model is built as the checkpoint says.
+      workdir: of the run.
+      step: which checkpoint, the newest by default.
+      mode: how to act, see `wamjax.wam.programs.MODES`; the variant's default.
+      shift: name of a shift of the world.
+      suffix: of the names of the files written.
+
+    Returns:
+      what was written to eval.json.
+    """
+    from wamjax.viz import plots
+
+    workdir = pathlib.Path(workdir)
+    policy, trained, step = load(workdir, step, mode)
+    shifts = _shift(config, shift)
+    result = {"step": step, "variant": trained.objective.variant, "mode": mode, "shift": shift}
+    result |= roll_out(policy, config, shifts)
+    if config.eval.untrained:
+        fresh = roll_out(untrained(policy, trained), config, shifts)
+        result["untrained_success_rate"] = fresh["success_rate"]
+        say(f"untrained: success {fresh['success_rate']:.1%}")
+    result["latency_ms"] = latency(policy, config)
+    if jax.process_index() == 0:
+        (workdir / "media").mkdir(exist_ok=True)
+        path = workdir / f"eval{suffix}.json"
+        draft = path.with_suffix(".tmp")
+        draft.write_text(json.dumps(result, indent=2) + "\n")
+        draft.replace(path)
+        plots.success(result, workdir / "media" / f"success{suffix}.png")
+        save_video(policy, config, shifts, workdir / "media" / f"rollout{suffix}.mp4")
+    p50, p99 = result["latency_ms"]["p50"], result["latency_ms"]["p99"]
+    say(f"success {result['success_rate']:.1%} of {result['episodes']} episodes, "
+        f"latency p50 {p50:.1f} ms, p99 {p99:.1f} ms")  # fmt: skip
+    return result
+
+
+def roll_out(policy: Policy, config: ConfigDict, shift) -> dict[str, Any]:
+    """Success rate over ``config.eval.episodes``, the tasks in equal shares.
+
+    Returns:
+      {"success_rate", "episodes", "per_task": {task: {"success_rate", "episodes", "steps"}}}.
+    """
+    from wamjax.envs import tabletop
+
+    tasks = _tasks(config)
+    ids = np.array([tabletop.task_id(t) for t in tasks])
+    total = -(-config.eval.episodes // len(tasks)) * len(tasks)
+    size = min(config.eval.batch_size, total)
+    order = ids[np.arange(-(-total // size) * size) % len(tasks)]
+    success, steps = [], []
+    for start in range(0, len(order), size):
+        keys = _keys(config, "evaluate", np.arange(start, start + size))
+        done = _roll_out(policy, config, keys, jnp.asarray(order[start : start + size]), shift)
+        success.append(np.asarray(done.success))
+        steps.append(np.asarray(done.steps))
+        say(f"  {min(start + size, total)}/{total} episodes: success "
+            f"{np.concatenate(success)[:total].mean():.1%}")  # fmt: skip
+    success, steps = np.concatenate(success)[:total], np.concatenate(steps)[:total]
+    order = order[:total]
+    per_task = {}
+    for task, index in zip(tasks, ids, strict=True):
+        mine = order == index
+        reached = steps[mine][success[mine]]
+        per_task[task] = {
+            "success_rate": float(success[mine].mean()),
+            "episodes": int(mine.sum()),
+            "steps": float(reached.mean()) if reached.size else None,
+        }
+    return {"success_rate": float(success.mean()), "episodes": total, "per_task": per_task}
+
+
+def latency(policy: Policy, config: ConfigDict, calls: int = LATENCY_CALLS) -> dict[str, float]:
+    """Milliseconds of one jitted call of the policy at batch 1, input to actions on the host."""
+    observation = observe_example(policy, 1)
+    act = jax.jit(policy.actions)
+    key = jax.random.key(0)
+    np.asarray(act(policy.params, observation, key))
+    times = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        np.asarray(act(policy.params, observation, key))
+        times.append(1e3 * (time.perf_counter() - start))
+    return {"p50": float(np.percentile(times, 50)), "p99": float(np.percentile(times, 99))}
+
+
+def observe_example(policy: Policy, size: int) -> dict[str, jax.Array]:
+    """A blank observation in the shapes that the policy takes."""
+    spec = policy.objective.batch_spec(size)
+    key = policy.objective.codec.key
+    keep = {k: spec[k] for k in (key, "proprio", "instruction", "context") if k in spec}
+    observation = {k: jnp.zeros(s.shape, s.dtype) for k, s in keep.items()}
+    observation[key] = observation[key][:, :1]
+    return observation
+
+
+def save_video(policy: Policy, config: ConfigDict, shift, path: pathlib.Path) -> None:
+    """A few episodes: what happened, and beside it what was predicted at each new plan.
+
+    Variants that do not predict video get the real frames only.
+    """
+    from wamjax.envs import tabletop
+    from wamjax.viz import video
+
+    tasks = _tasks(config)
+    ids = jnp.asarray([tabletop.task_id(tasks[i % len(tasks)]) for i in range(VIDEO_EPISODES)])
+    keys = _keys(config, "picture", np.arange(VIDEO_EPISODES))
+    done = _roll_out(policy, config, keys, ids, shift, record=True)
+    real = np.asarray(done.frames)  # (e, steps, H, W, 3)
+    predicted = _predictions(policy, config, done, ids)
+    clips = []
+    for episode in range(VIDEO_EPISODES):
+        end = min(int(done.steps[episode]) + 5, real.shape[1])
+        clip = real[episode, :end]
+        if predicted is not None:
+            clip = video.side_by_side(predicted[episode, :end], clip)
+        clips.append(clip)
+    success = [bool(s) for s in np.asarray(done.success)]
+    names = [tasks[i % len(tasks)] for i in range(VIDEO_EPISODES)]
+    video.save_mp4(video.grid(clips, success=success, titles=names), path, fps=8)
+
+
+def _predictions(policy: Policy, config: ConfigDict, done, ids) -> np.ndarray | None:
+    """At each step the newest frame that the plan in force predicts for it, (e, steps, H, W, 3)."""
+    from wamjax.envs import tabletop
+    from wamjax.envs.tabletop.world import proprio
+
+    objective = policy.objective
+    if not objective.imagines:
+        return None
+    frames = np.asarray(done.frames)
+    episodes, steps = frames.shape[:2]
+    tokens = jnp.asarray(tabletop.instruction_tokens(config.data.instruction_length))[ids]
+    imagine = jax.jit(
+        lambda params, observation, key: objective.imagine(
+            params, policy.normalizers, observation, key
+        )
+    )
+    shown = np.zeros_like(frames)
+    for start in range(0, steps, config.eval.execute):
+        observation = {
+            "video": jnp.asarray(frames[:, start : start + 1]),
+            "proprio": jax.vmap(proprio)(jax.tree.map(lambda x, t=start: x[:, t], done.states)),
+            "instruction": tokens,
+        }
+        future = np.asarray(imagine(policy.params, observation, jax.random.key(start)))
+        for offset in range(min(config.eval.execute, steps - start)):
+            index = min(offset // config.data.frame_stride, future.shape[1] - 1)
+            shown[:, start + offset] = future[:, index]
+    return shown
+
+
+def _roll_out(policy: Policy, config: ConfigDict, keys, ids, shift, record: bool = False):
+    """The closed loop with the policy inside, one jitted program."""
+    from wamjax.envs import tabletop
+
+    return tabletop.rollout(
+        jax.tree_util.Partial(policy.actions, policy.params),
+        keys,
+        ids,
+        shift,
+        max_steps=config.eval.max_steps,
+        execute=config.eval.execute,
+        instruction_length=config.data.instruction_length,
+        record=record,
+    )
+
+
+def _keys(config: ConfigDict, purpose: str, indices: np.ndarray) -> jax.Array:
+    key = functools.partial(states.key, config.eval.seed, purpose)
+    return jax.vmap(key)(jnp.asarray(indices))
+
+
+def _tasks(config: ConfigDict) -> list[str]:
+    """``eval.tasks``, else those that the data sources collect, else all."""
+    from wamjax.envs import tabletop
+
+    tasks = config.eval.tasks or tuple(
+        dict.fromkeys(t for s in config.data.sources.values() for t in s.collect.tasks)
+    )
+    return list(tasks or tabletop.TASKS)
+
+
+def _shift(config: ConfigDict, name: str):
+    """A named shift, with single dials overridden by ``config.eval.shift``."""
+    from wamjax.envs import tabletop
+
+    if config.eval.env != "tabletop":
+        raise ValueError(f"eval.env {config.eval.env!r} is not 'tabletop', the one world so far")
+    if name not in tabletop.SHIFTS:
+        raise ValueError(f"shift {name!r} does not exist{did_you_mean(name, tabletop.SHIFTS)}; "
+                         f"there are {sorted(tabletop.SHIFTS)}")  # fmt: skip
+    shift, dials = tabletop.SHIFTS[name], dict(config.eval.shift)
+    known = [f.name for f in dataclasses.fields(shift)]
+    for dial in dials:
+        if dial not in known:
+            raise ValueError(f"eval.shift.{dial} is no dial{did_you_mean(dial, known)}; "
+                             f"there are {known}")  # fmt: skip
+    return dataclasses.replace(shift, **dials)
+
+
+def _for_acting(objective, params, config: ConfigDict):
+    """Parameters cast for compute and laid out for sampling, once, outside of any loop."""
+    cast = functools.partial(compute_cast, dtype=config.precision.compute)
+    return jax.jit(lambda p: objective.prepare(cast(p)))(params)
+
+
+WORKDIR = flags.DEFINE_string("workdir", None, "the run to evaluate")
+STEP = flags.DEFINE_integer("step", None, "checkpoint; the newest by default")
+MODE = flags.DEFINE_string("mode", None, "direct, joint or imagine; the variant's own by default")
+SHIFT = flags.DEFINE_string("shift", "none", "a shift of the world, by name")
+EPISODES = flags.DEFINE_integer("episodes", None, "episodes; config.eval.episodes by default")
+LATENCY = flags.DEFINE_bool("latency", False, "only measure the latency of one plan")
+
+
+def main(argv: list[str]) -> None:
+    """Entry point for absl."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    if LATENCY.value:
+        policy, config, _ = load(WORKDIR.value, STEP.value, MODE.value)
+        print(json.dumps({"latency_ms": latency(policy, config)}))
+        return
+    config = restore_params(WORKDIR.value, STEP.value).config
+    if EPISODES.value:
+        config.eval.episodes = EPISODES.value
+    if config.eval.episodes < 1:
+        raise app.UsageError("config.eval.episodes is 0: give --episodes")
+    parts = [MODE.value, SHIFT.value if SHIFT.value != "none" else None, STEP.value]
+    suffix = "".join(f"_{p}" for p in parts if p is not None)
+    run(config, WORKDIR.value, STEP.value, MODE.value, SHIFT.value, suffix)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
+    app.run(main)

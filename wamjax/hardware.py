@@ -1,0 +1,84 @@
+"""What the machine can do: peak rates and memory of known chips, the measured rate of the others.
+
+A utilisation means nothing without its denominator, so `denominator` returns the number together
+with the words that name it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One JAX device of a kind, by the vendor's data sheet.
+
+    Attributes:
+      name: the usual name.
+      peak_flops: dense bfloat16 FLOP/s of one device (a TPU7x chip is two devices).
+      hbm_bytes: memory of one device.
+    """
+
+    name: str
+    peak_flops: float
+    hbm_bytes: int
+
+
+_GIB = 1024**3
+
+# Matched against `device.device_kind`, first hit wins: longer names stand before their prefixes.
+CHIPS: dict[str, Chip] = {
+    "TPU7x": Chip("TPU7x", 1153.5e12, 96 * _GIB),
+    "TPU v6 lite": Chip("TPU v6e", 918e12, 32 * _GIB),
+    "TPU v5 lite": Chip("TPU v5e", 197e12, 16 * _GIB),
+    "TPU v5": Chip("TPU v5p", 459e12, 95 * _GIB),
+    "TPU v4": Chip("TPU v4", 275e12, 32 * _GIB),
+    "B200": Chip("NVIDIA B200", 2250e12, 180 * _GIB),
+    "H200": Chip("NVIDIA H200", 989e12, 141 * _GIB),
+    "H100": Chip("NVIDIA H100", 989e12, 80 * _GIB),
+    "A100": Chip("NVIDIA A100", 312e12, 40 * _GIB),
+}
+
+
+def chip(device: jax.Device | None = None) -> Chip | None:
+    """The data sheet of `device` (default: the first one), or None for an unknown kind."""
+    kind = (device or jax.devices()[0]).device_kind
+    return next((c for key, c in CHIPS.items() if key in kind), None)
+
+
+def measure_matmul_rate(dtype=jnp.float32, n: int = 1024, seconds: float = 0.5) -> float:
+    """FLOP/s of a jitted (n, n) @ (n, n) in `dtype` on the default device; the best repeat.
+
+    The best, not the mean: other work on the machine can only slow a repeat down, and too small a
+    denominator would flatter every utilisation computed with it. Takes `seconds` after compiling.
+    """
+    device = jax.local_devices()[0]
+    a = jax.device_put(jax.random.normal(jax.random.key(0), (n, n)).astype(dtype), device)
+    # Scaled so that repeated application neither grows nor dies away (denormals are slow).
+    matmul = jax.jit(lambda x: (x @ a) * (n**-0.5)).lower(a).compile()
+    x = jax.block_until_ready(matmul(a))
+    best, deadline = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        start = time.perf_counter()
+        x = jax.block_until_ready(matmul(x))
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def denominator(dtype=jnp.float32, seconds: float = 0.5) -> tuple[float, str]:
+    """FLOP/s that one device of this machine could do, and the name to print beside a utilisation.
+
+    Known chips: the data-sheet bfloat16 peak, whatever the dtype (the usual meaning of MFU).
+    Anything else, so every CPU: the matmul rate measured here and now in `dtype`.
+    """
+    known = chip()
+    if known:
+        return known.peak_flops, f"{known.name} bfloat16 peak {known.peak_flops / 1e12:.4g} TFLOP/s"
+    rate = measure_matmul_rate(dtype, seconds=seconds)
+    device = jax.devices()[0]
+    name = f"{jnp.dtype(dtype).name} matmul rate measured on this {device.platform}"
+    return rate, f"{name}, {rate / 1e9:.4g} GFLOP/s"

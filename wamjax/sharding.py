@@ -1,0 +1,221 @@
+"""Where arrays live: the mesh, and ordered rules from parameter paths to shardings.
+
+Models know nothing of this file except `constrain`. A rule is a regex over the whole path and one
+mesh axis (or None) for each dimension of the leaf. Parameters are split the FSDP way over ``fsdp``
+along one matmul dimension and the Megatron way over ``tensor`` along the other: columns of the
+first matmul of a pair (q, k, v, ffn/in), rows of the second (o, ffn/out), so that a pair costs
+one all-reduce. A batch is split over ``data`` and ``fsdp`` together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from wamjax import tree
+from wamjax.config import did_you_mean
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))
+Rule = tuple[str, tuple[str | None, ...]]
+
+_BLOCK = r"blocks/(video|action)"
+_FREE = r"(video|action)"
+# The first rule that matches the whole path decides. Leaves below blocks/ lead with a layer axis,
+# which is never split: the scan over blocks slices it. What is small is replicated on purpose.
+RULES: tuple[Rule, ...] = (
+    (rf"{_BLOCK}/(self_attn|cross_attn)/(q|k|v)/kernel", (None, "fsdp", "tensor")),
+    (rf"{_BLOCK}/(self_attn|cross_attn)/(q|k|v)/bias", (None, "tensor")),
+    (rf"{_BLOCK}/(self_attn|cross_attn)/(q_norm|k_norm)/scale", (None, "tensor")),
+    (rf"{_BLOCK}/(self_attn|cross_attn)/o/kernel", (None, "tensor", "fsdp")),
+    (rf"{_BLOCK}/(self_attn|cross_attn)/o/bias", (None, None)),
+    (rf"{_BLOCK}/ffn/in/kernel", (None, "fsdp", "tensor")),
+    (rf"{_BLOCK}/ffn/in/bias", (None, "tensor")),
+    (rf"{_BLOCK}/ffn/out/kernel", (None, "tensor", "fsdp")),
+    (rf"{_BLOCK}/ffn/out/bias", (None, None)),
+    (rf"{_BLOCK}/cross_norm/(scale|bias)", (None, None)),
+    (rf"{_BLOCK}/modulation", (None, None, None)),
+    (rf"{_FREE}/(text_mlp|time_mlp)/in/kernel", ("fsdp", "tensor")),
+    (rf"{_FREE}/(text_mlp|time_mlp)/in/bias", ("tensor",)),
+    (rf"{_FREE}/(text_mlp|time_mlp)/out/kernel", ("tensor", "fsdp")),
+    (rf"{_FREE}/(text_mlp|time_mlp)/out/bias", (None,)),
+    (rf"{_FREE}/time_proj/kernel", ("fsdp", "tensor")),
+    (rf"{_FREE}/time_proj/bias", ("tensor",)),
+    # One side of these is as narrow as a robot's action or a patch of pixels; only the width of
+    # the expert is split.
+    (r"(video/patch_embed|action/encoder|proprio)/kernel", (None, "fsdp")),
+    (r"(video/patch_embed|action/encoder|proprio)/bias", (None,)),
+    (rf"{_FREE}/head/kernel", ("fsdp", None)),
+    (rf"{_FREE}/head/bias", (None,)),
+    (r"video/head_table", (None, None)),
+    (r"text/embedding", (None, "fsdp")),
+    (r"text/positions", (None, None)),
+)
+
+# Logical names of activation dimensions, for `constrain`.
+LOGICAL: dict[str, Any] = {
+    "batch": ("data", "fsdp"),
+    "tokens": None,
+    "slots": None,
+    "embed": None,
+    "heads": "tensor",
+    "head_dim": None,
+    "hidden": "tensor",
+    "layers": None,
+}
+
+
+def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of ``config.mesh``, over all devices of all processes by default.
+
+    Args:
+      sizes: mapping of the three axes to sizes; at most one is -1 and takes what is left.
+
+    Raises:
+      ValueError: sizes that do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    asked = {a: int(sizes[a]) for a in AXES}
+    text = " x ".join(f"{a}={n}" for a, n in asked.items())
+    free = [a for a, n in asked.items() if n == -1]
+    if len(free) > 1 or any(n < 1 and n != -1 for n in asked.values()):
+        raise ValueError(f"mesh {text}: sizes are positive, and at most one is -1")
+    fixed = int(np.prod([n for n in asked.values() if n != -1]))
+    if len(devices) % fixed or (not free and fixed != len(devices)):
+        raise ValueError(
+            f"mesh {text} does not fit {len(devices)} devices: {fixed} "
+            f"{'do not divide' if free else 'is not'} {len(devices)}; change config.mesh"
+        )
+    shape = tuple(len(devices) // fixed if n == -1 else n for n in asked.values())
+    # make_mesh defaults to Explicit axes, which Linen cannot trace under.
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+
+
+def check_config(config, mesh: Mesh) -> None:
+    """Errors that a mesh and a config make together, before anything is compiled."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = shards * config.optim.accumulate
+    if config.data.batch_size % parts:
+        raise ValueError(
+            f"data.batch_size {config.data.batch_size} does not divide into mesh.data x mesh.fsdp "
+            f"= {shards} shards x optim.accumulate = {config.optim.accumulate} microbatches; make "
+            f"it a multiple of {parts}"
+        )
+    if config.model.heads % mesh.shape["tensor"]:
+        raise ValueError(
+            f"model.heads {config.model.heads} does not divide by mesh.tensor "
+            f"{mesh.shape['tensor']}: heads are what the tensor axis splits"
+        )
+
+
+def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule] = RULES) -> P:
+    """The partition of one parameter by the first rule that matches its whole path.
+
+    Raises:
+      ValueError: no rule matches, the rule has another rank, or a dimension does not divide.
+    """
+    pattern, axes = next((r for r in rules if re.fullmatch(r[0], path)), (None, ()))
+    if pattern is None:
+        raise ValueError(
+            f"no sharding rule matches parameter {path!r} {shape}; add one to "
+            "wamjax.sharding.RULES (all None replicates it)"
+        )
+    if len(axes) != len(shape):
+        raise ValueError(
+            f"sharding rule {pattern!r} names {len(axes)} dimensions, {path!r} has shape {shape}"
+        )
+    for dim, (size, axis) in enumerate(zip(shape, axes, strict=True)):
+        if axis is not None and size % mesh.shape[axis]:
+            raise ValueError(
+                f"parameter {path!r} {shape}: dimension {dim} of size {size} does not divide by "
+                f"mesh axis {axis!r} of size {mesh.shape[axis]}; change config.mesh.{axis} or "
+                "the model's size"
+            )
+    return P(*axes)
+
+
+def params_shardings(params: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
+    """`NamedSharding` of every parameter; `params` may be abstract."""
+    return tree.map_with_path(
+        lambda path, x: NamedSharding(mesh, spec_of(path, x.shape, mesh, rules)), params
+    )
+
+
+def state_shardings(state: Any, params: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
+    """Shardings of a train state: what mirrors a parameter lives where the parameter lives.
+
+    A leaf mirrors the parameter whose path ends its own path and whose shape it has (Adam's
+    moments, the moving average); scalars are replicated.
+
+    Raises:
+      ValueError: a leaf that is neither.
+    """
+    specs = {
+        path: (x.shape, spec_of(path, x.shape, mesh, rules))
+        for path, x in tree.flatten(params).items()
+    }
+
+    def place(path: str, leaf) -> NamedSharding:
+        names = path.split("/")
+        for start in range(len(names)):
+            shape, spec = specs.get("/".join(names[start:]), (None, None))
+            if shape == leaf.shape:
+                return NamedSharding(mesh, spec)
+        if leaf.ndim == 0:
+            return NamedSharding(mesh, P())
+        raise ValueError(f"state leaf {path!r} {leaf.shape} mirrors no parameter")
+
+    return tree.map_with_path(place, state)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of every leaf of a batch: its leading dimension over data and fsdp."""
+    return NamedSharding(mesh, BATCH)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, P())
+
+
+def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's share of a batch, on its devices, as part of global arrays."""
+    sharding = batch_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def with_shardings(abstract: Any, shardings: Any) -> Any:
+    """Abstract arrays that say where they live, for lowering and for restoring."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+    )
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Says how an activation is split, by the logical name of each dimension.
+
+    A dimension of size 1 is left alone, since it broadcasts.
+
+    Raises:
+      ValueError: an unknown name, or not one name for each dimension.
+      RuntimeError: no mesh is set; without one the constraint would silently do nothing.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        raise RuntimeError("constrain needs a mesh: call it under `with jax.set_mesh(mesh):`")
+    if len(names) != x.ndim:
+        raise ValueError(f"constrain got {len(names)} names {names} for shape {x.shape}")
+    axes = []
+    for name, size in zip(names, x.shape, strict=True):
+        if name is not None and name not in LOGICAL:
+            raise ValueError(f"unknown dimension {name!r}{did_you_mean(name, LOGICAL)}; "
+                             f"there are {sorted(LOGICAL)}")  # fmt: skip
+        axes.append(LOGICAL[name] if name is not None and size > 1 else None)
+    return jax.lax.with_sharding_constraint(x, P(*axes))

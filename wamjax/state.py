@@ -1,0 +1,54 @@
+"""The train state, and the random keys of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Tree = Any
+PURPOSES = ("init", "train", "picture", "evaluate")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a step changes.
+
+    Attributes:
+      step: int32, steps done, skipped ones included. A jax array, since Orbax restores no numpy
+        scalar.
+      params: master parameters.
+      opt_state: of the optimiser.
+      ema: moving average of `params`, or None.
+      skips: int32, steps skipped since the start because loss or gradient was not finite.
+      streak: int32, steps skipped in a row up to now.
+    """
+
+    step: jax.Array
+    params: Tree
+    opt_state: Tree
+    ema: Tree | None
+    skips: jax.Array
+    streak: jax.Array
+
+
+def key(seed: int, purpose: str, index: int | jax.Array = 0) -> jax.Array:
+    """The random key of a purpose and a step. A run holds no other randomness: nothing to save."""
+    base = jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))
+    return jax.random.fold_in(base, index)
+
+
+def create(objective, tx: optax.GradientTransformation, config) -> TrainState:
+    """A fresh state; traceable, so `jax.eval_shape` gives the abstract one."""
+    params = objective.init(key(config.seed, "init"))
+    dtype = jnp.dtype(config.precision.params)
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    # The average starts at the parameters. Added zeros keep it a buffer of its own: an aliased
+    # output cannot be donated.
+    ema = jax.tree.map(lambda x: x + 0, params) if config.optim.ema_decay > 0 else None
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, tx.init(params), ema, zero, zero)

@@ -1,0 +1,103 @@
+"""Recomputes the statistics of a data set, prints them, and warns of what looks wrong.
+
+    python -m wamjax.stats --data=DIR [--out=FILE.json] [--plots=FOLDER]
+
+Reads every record, so it also finds corrupt ones; pictures are not decoded.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from wamjax.data.checks import checks
+from wamjax.data.records import Reader
+from wamjax.data.sources import Source, compute_statistics
+
+
+def compare(stored: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Warnings where stored statistics are not those of the data."""
+    out = []
+    for key, rows in found.items():
+        for name, value in rows.items():
+            old = stored.get(key, {}).get(name)
+            if old is None or np.shape(old) != np.shape(value) or not np.allclose(old, value):
+                out.append(f"statistics.json says {key}.{name} = {old}, the data say {value}")
+    return out
+
+
+def table(statistics: dict[str, Any], names: dict[str, tuple[str, ...]]) -> str:
+    """The statistics as text, a line for each dimension."""
+    columns = ("min", "q01", "mean", "std", "q99", "max")
+    lines = [f"{'':24}" + "".join(f"{c:>11}" for c in columns)]
+    for key, rows in statistics.items():
+        for i in range(len(rows["min"])):
+            known = names.get(key, ())
+            label = f"{key}[{i}] {known[i] if i < len(known) else ''}"
+            lines.append(f"{label:24}" + "".join(f"{rows[c][i]:11.4f}" for c in columns))
+        lines.append(f"{key}: {rows['count']} steps")
+    return "\n".join(lines)
+
+
+def plot(reader: Reader, folder: pathlib.Path) -> list[pathlib.Path]:
+    """A histogram of every dimension, one picture for each key."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    episodes, out = list(reader), []
+    for key in ("proprio",) if reader.info.action_free else ("proprio", "actions"):
+        x = np.concatenate([getattr(episode, key) for episode in episodes])
+        names = getattr(reader.info, {"actions": "action_names"}.get(key, "proprio_names"))
+        figure, axes = plt.subplots(1, x.shape[1], figsize=(2.4 * x.shape[1], 2.2), squeeze=False)
+        for i, (axis, column) in enumerate(zip(axes[0], x.T, strict=True)):
+            axis.hist(column, bins=50, color="tab:blue")
+            axis.set_title(names[i] if i < len(names) else f"{key}[{i}]", fontsize=9)
+            axis.set_yticks([])
+        figure.tight_layout()
+        out.append(folder / f"{key}.png")
+        figure.savefig(out[-1], dpi=100)
+        plt.close(figure)
+    return out
+
+
+def define_flags() -> None:
+    """Not on import: several entry points define flags of the same names."""
+    flags.DEFINE_string("data", None, "folder of the data set")
+    flags.DEFINE_string("out", None, "file to write the statistics to, as json")
+    flags.DEFINE_string("plots", None, "folder to write histograms to")
+    flags.mark_flag_as_required("data")
+
+
+def main(argv: list[str]) -> None:
+    """Entry point for absl."""
+    values = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    reader = Reader(values.data)
+    info = reader.info
+    found = compute_statistics([reader])
+    print(
+        f"{reader}: {reader.lengths.sum()} steps, {np.mean(reader.index['success']):.1%} successful"
+    )
+    print(table(found, {"actions": info.action_names, "proprio": info.proprio_names}))
+    source = Source("data", reader, action_free=info.action_free)
+    for warning in compare(reader.stored_statistics(), found) + checks([source], found):
+        print(f"warning: {warning}")
+    if values.out:
+        pathlib.Path(values.out).write_text(json.dumps(found) + "\n")
+        print(f"wrote {values.out}")
+    if values.plots:
+        for file in plot(reader, pathlib.Path(values.plots)):
+            print(f"wrote {file}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,113 @@
+"""One training step, a pure function ``(state, batch) -> (state, metrics)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wamjax import guards, optim
+from wamjax import state as states
+from wamjax.state import TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(objective, tx: optax.GradientTransformation, config) -> Step:
+    """The step of an objective (anything with ``loss(params, batch, rng)``).
+
+    Randomness comes from (seed, step) alone. A step with a non-finite loss or gradient changes
+    nothing but the counters.
+
+    Returns:
+      a function to be jitted. Its metrics are the objective's and: loss, grad_norm (before
+      clipping), learning_rate, skips (so far) and skips_in_a_row; all float32 scalars.
+    """
+    learning_rate = optim.schedule(config)
+    value_and_grad = _accumulated(objective, config)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        rng = states.key(config.seed, "train", state.step)
+        (loss, metrics), grads = value_and_grad(state.params, batch, rng)
+        norm = optax.tree.norm(grads)
+        ok = guards.finite(loss, norm)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = update_ema(state.ema, params, config.optim.ema_decay)
+        params, opt_state, ema = guards.select(
+            ok, (params, opt_state, ema), (state.params, state.opt_state, state.ema)
+        )
+        skipped = 1 - ok.astype(jnp.int32)
+        skips, streak = state.skips + skipped, (state.streak + 1) * skipped
+        metrics = {
+            **metrics,
+            "loss": loss,
+            "grad_norm": norm,
+            # The optimiser counts the updates it made, so a skipped step does not move it.
+            "learning_rate": learning_rate(state.step - state.skips),
+            "skips": skips,
+            "skips_in_a_row": streak,
+        }
+        new = TrainState(state.step + 1, params, opt_state, ema, skips, streak)
+        return new, {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
+
+    return train_step
+
+
+def update_ema(ema: Any, params: Any, decay: float) -> Any:
+    """``decay * ema + (1 - decay) * params``, or None where there is no average."""
+    if ema is None:
+        return None
+    return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
+
+
+def compute_cast(params: Any, dtype: str) -> Any:
+    """Parameters in the dtype of computation; gradients flow back to the masters' dtype."""
+    dtype = jnp.dtype(dtype)
+    return jax.tree.map(
+        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params
+    )
+
+
+def _accumulated(objective, config) -> Callable:
+    """``value_and_grad`` of the loss, over one batch or averaged over microbatches."""
+    micro = config.optim.accumulate
+
+    def loss(params, batch, rng):
+        value, metrics = objective.loss(compute_cast(params, config.precision.compute), batch, rng)
+        return value.astype(jnp.promote_types(value.dtype, jnp.float32)), metrics
+
+    whole = jax.value_and_grad(loss, has_aux=True)
+    if micro == 1:
+        return whole
+
+    def averaged(params, batch, rng):
+        parts = {k: _microbatches(v, micro) for k, v in batch.items()}
+
+        def body(total, inputs):
+            index, part = inputs
+            result = whole(params, part, jax.random.fold_in(rng, index))
+            return jax.tree.map(jnp.add, total, result), None
+
+        first = jax.eval_shape(whole, params, {k: v[0] for k, v in parts.items()}, rng)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
+        total, _ = jax.lax.scan(body, zeros, (jnp.arange(micro), parts))
+        return jax.tree.map(lambda x: x / micro, total)
+
+    return averaged
+
+
+def _microbatches(x: jax.Array, micro: int) -> jax.Array:
+    """(b, ...) to (micro, b / micro, ...), taking every micro-th example.
+
+    A shard of the batch is contiguous, so each microbatch takes an equal share of every shard and
+    no example moves between devices.
+    """
+    if x.shape[0] % micro:
+        raise ValueError(f"a batch of {x.shape[0]} does not divide by optim.accumulate {micro}")
+    return jnp.swapaxes(x.reshape(x.shape[0] // micro, micro, *x.shape[1:]), 0, 1)

@@ -1,0 +1,344 @@
+"""The training loop, the only one.
+
+    python -m wamjax.train --config=FILE[:ARG] --config.key=value --workdir=DIR
+
+Starts the run in DIR, or continues it: the same command after a crash, a kill or a signal goes on
+from the newest checkpoint, with the losses and parameters of a run that was never interrupted.
+DIR then holds config.json, metrics.jsonl, checkpoints/, media/, eval.json and, at the end, DONE.
+
+Exit status: 0 when the run is done, was done before, or saved and stopped on SIGTERM or SIGINT
+(then without DONE); 1 on an error, which includes too many non-finite steps in a row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+
+from wamjax import config as configs
+from wamjax import guards, optim, sharding, tree
+from wamjax import state as states
+from wamjax.checkpoint import Checkpoints
+from wamjax.metrics import Profile, Recorder, say
+from wamjax.state import TrainState
+from wamjax.step import compute_cast, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What the loop needs of data.
+
+    Attributes:
+      spec: `wamjax.data.spec.DataSpec`.
+      iterator: endless grain iterator of this process's share of each batch, dicts of numpy.
+      statistics: json of the normalisation statistics.
+    """
+
+    spec: Any
+    iterator: Iterator[dict[str, np.ndarray]]
+    statistics: dict[str, Any]
+
+
+def build_data(config: ConfigDict) -> Data:
+    """Collects what is missing, then opens the pipeline."""
+    from wamjax.data import pipeline
+
+    raise NotImplementedError(pipeline)
+
+
+def build_objective(config: ConfigDict, spec):
+    """See `wamjax.wam.build`."""
+    from wamjax import wam
+
+    return wam.build(config, spec)
+
+
+def run(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    make_data: Callable[[ConfigDict], Data] = build_data,
+    make_objective: Callable[[ConfigDict, Any], Any] = build_objective,
+    devices: list[jax.Device] | None = None,
+) -> bool:
+    """Trains to ``config.total_steps``, evaluates, and writes DONE.
+
+    Args:
+      config: resolved, from `wamjax.config.base_config`.
+      workdir: of the run; continued if it has checkpoints.
+      make_data, make_objective: what is trained on what.
+      devices: all devices by default.
+
+    Returns:
+      True when done, False when a signal asked to stop and the state was saved.
+
+    Raises:
+      ValueError: a bad config, or one that the run in `workdir` cannot continue with.
+      guards.Diverged: too many non-finite steps in a row.
+    """
+    configs.validate(config)
+    workdir = pathlib.Path(workdir)
+    if _is_done(config, workdir):
+        return True
+    mesh = sharding.make_mesh(config.mesh, devices)
+    sharding.check_config(config, mesh)
+    peak = _peak(config, mesh)
+    with jax.set_mesh(mesh), Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
+        _check_config(config, checkpoints)
+        _start_folder(config, workdir)
+        data = make_data(config)
+        _check_statistics(data.statistics, checkpoints)
+        objective = make_objective(config, data.spec)
+        _draw_masks(objective, workdir)
+        job = Job(config, workdir, mesh, peak, data, objective, checkpoints)
+        if not _loop(job, *prepare(job)):
+            return False
+    _finish(config, workdir)
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What stays the same from the first step of a run to the last."""
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    mesh: Mesh
+    peak: tuple[float, str]
+    data: Data
+    objective: Any
+    checkpoints: Checkpoints
+
+
+def prepare(job: Job):
+    """Everything between abstract shapes and the first step.
+
+    Returns:
+      (state on the mesh, restored or fresh; the compiled step; model FLOPs of a step).
+    """
+    config, objective, checkpoints = job.config, job.objective, job.checkpoints
+    tx = optim.make(config)
+    create = functools.partial(states.create, objective, tx, config)
+    abstract = jax.eval_shape(create)
+    places = sharding.state_shardings(abstract, abstract.params, job.mesh)
+    abstract = sharding.with_shardings(abstract, places)
+    say(f"parameters\n{tree.describe(abstract.params)}")
+    step, flops = compile_step(objective, tx, config, job.mesh, abstract)
+    if checkpoints.latest is not None:
+        say(f"continuing from checkpoint {checkpoints.latest}")
+        return checkpoints.restore(abstract, job.data.iterator), step, flops
+    return jax.jit(create, out_shardings=places)(), step, flops
+
+
+def compile_step(objective, tx, config, mesh: Mesh, abstract: TrainState):
+    """The step, compiled ahead of time, and its model FLOPs; logs memory and time.
+
+    Model FLOPs are three times those of the forward pass: a backward pass costs two, and what
+    rematerialisation repeats is not useful work.
+    """
+    from wamjax import flops
+
+    batch = sharding.with_shardings(
+        dict(objective.batch_spec(config.data.batch_size)),
+        {k: sharding.batch_sharding(mesh) for k in objective.batch_spec(1)},
+    )
+    places = jax.tree.map(lambda x: x.sharding, abstract)
+    jitted = jax.jit(
+        make_train_step(objective, tx, config),
+        out_shardings=(places, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+    begin = time.perf_counter()
+    compiled = jitted.lower(abstract, batch).compile()
+    seconds = time.perf_counter() - begin
+
+    def loss(params, batch, rng):
+        return objective.loss(compute_cast(params, config.precision.compute), batch, rng)[0]
+
+    rng = jax.eval_shape(lambda: states.key(0, "train"))
+    work = 3.0 * flops.count(loss, abstract.params, batch, rng)
+    memory = compiled.memory_analysis()
+    peak = f"{memory.peak_memory_in_bytes / 1e6:,.1f} MB a device" if memory else "unknown memory"
+    say(f"step compiled in {seconds:.1f} s for {dict(mesh.shape)}: peak {peak}, {work:.3e} FLOPs")
+    return compiled, work
+
+
+def _loop(job: Job, state: TrainState, step_fn, flops: float) -> bool:
+    """Steps until done or interrupted; both end with a checkpoint. Returns whether done."""
+    config, workdir, start = job.config, job.workdir, int(state.step)
+    with (
+        guards.Interrupts() as interrupts,
+        Recorder(workdir, config, start, flops, job.peak) as recorder,
+        Profile(config, workdir / "media" / "profile") as profile,
+    ):
+        for step in range(start, config.total_steps):
+            profile.before(step)
+            batch = recorder.next(job.data.iterator)
+            if step == start:
+                _first_batch(job, batch)
+            batch = {k: batch[k] for k in job.objective.batch_spec(1)}
+            state, metrics = step_fn(state, sharding.global_batch(batch, job.mesh))
+            _guard(job, recorder.add(step + 1, metrics))
+            stop = interrupts.agreed(step + 1, config.log_every)
+            if stop or (step + 1) % config.checkpoint.every == 0:
+                _save(job, state, recorder)
+            if stop:
+                job.checkpoints.wait()
+                say(f"{interrupts.received or 'another process was stopped'}: saved at step "
+                    f"{job.checkpoints.latest}; the same command continues")  # fmt: skip
+                return False
+        _save(job, state, recorder)
+        job.checkpoints.wait()
+    return True
+
+
+def _save(job: Job, state: TrainState, recorder: Recorder) -> None:
+    """Saves, lines first. Not in the middle of non-finite steps: they might go on to the limit,
+    and the checkpoints that are kept should be from before them."""
+    _guard(job, recorder.drain())
+    begin = time.perf_counter()
+    recorder.flush()
+    if int(state.streak) == 0:
+        job.checkpoints.save(state, job.data.iterator, job.config, job.data.statistics)
+    recorder.exclude(time.perf_counter() - begin)
+
+
+def _guard(job: Job, rows) -> None:
+    for row in rows:
+        if row["skips_in_a_row"]:
+            say(f"step {row['step']:.0f} skipped: loss {row['loss']}, "
+                f"gradient norm {row['grad_norm']}")  # fmt: skip
+        guards.check_streak(row, job.config.guard.max_consecutive_skips, job.checkpoints.latest)
+
+
+def _peak(config, mesh: Mesh) -> tuple[float, str]:
+    """FLOP/s of the whole mesh, and the words for it. Simulated devices share their host."""
+    from wamjax import hardware
+
+    rate, name = hardware.denominator(jnp.dtype(config.precision.compute), seconds=0.2)
+    known = hardware.chip() is not None
+    return rate * (mesh.size if known else jax.process_count()), name
+
+
+def _is_done(config, workdir: pathlib.Path) -> bool:
+    path = workdir / "DONE"
+    if not path.exists():
+        return False
+    step = json.loads(path.read_text())["step"]
+    if step < config.total_steps:
+        return False
+    say(
+        f"{workdir} is done at step {step}; raise total_steps to train on, or use another --workdir"
+    )
+    return True
+
+
+def _check_config(config, checkpoints: Checkpoints) -> None:
+    if checkpoints.latest is None:
+        return
+    where = f"checkpoint {checkpoints.latest}"
+    for key, (old, new) in configs.check_resume(checkpoints.config(), config, where).items():
+        say(f"config.{key}: {old!r} -> {new!r} since {where}")
+
+
+def _check_statistics(statistics: dict[str, Any], checkpoints: Checkpoints) -> None:
+    """A policy's outputs mean nothing under other statistics than those it was trained with."""
+    if checkpoints.latest is None:
+        return
+    old, new = configs.flatten(checkpoints.statistics()), configs.flatten(statistics)
+    for key in [*old, *new]:
+        if old.get(key) != new.get(key):
+            raise ValueError(
+                f"normalisation statistics {key!r} of the data are {new.get(key)}, checkpoint "
+                f"{checkpoints.latest} was trained with {old.get(key)}: the data changed. Restore "
+                "the data set, or train in another --workdir"
+            )
+
+
+def _start_folder(config, workdir: pathlib.Path) -> None:
+    if jax.process_index() == 0:
+        (workdir / "media").mkdir(parents=True, exist_ok=True)
+        (workdir / "DONE").unlink(missing_ok=True)
+        configs.save(config, workdir / "config.json")
+
+
+def _draw_masks(objective, workdir: pathlib.Path) -> None:
+    from wamjax.viz import masks
+
+    if jax.process_index() == 0:
+        for name, visibility in objective.pictures():
+            masks.save(visibility, workdir / "media" / f"mask_{name}.png")
+
+
+def _first_batch(job: Job, batch: dict[str, np.ndarray]) -> None:
+    """Checks the first batch against what was compiled, and draws it if it holds pictures."""
+    for key, want in job.objective.batch_spec(job.config.data.batch_size).items():
+        if key not in batch:
+            raise ValueError(f"the data has no {key!r}, the objective wants it; it has "
+                             f"{sorted(batch)}")  # fmt: skip
+        shape = (want.shape[0] // jax.process_count(), *want.shape[1:])
+        if batch[key].shape != shape or batch[key].dtype != want.dtype:
+            raise ValueError(
+                f"batch[{key!r}] is {batch[key].dtype}{batch[key].shape}, the objective wants "
+                f"{want.dtype}{shape}: data and model disagree about config.data"
+            )
+    if "video" in batch and jax.process_index() == 0:
+        from wamjax.viz import batch as pictures
+
+        pictures.save(batch, job.workdir / "media" / "batch.png")
+
+
+def _finish(config, workdir: pathlib.Path) -> None:
+    """Plots, evaluation, DONE; a run killed in here comes back to here."""
+    if jax.process_index() == 0:
+        from wamjax.viz import plots
+
+        plots.losses(workdir)
+    if config.eval.episodes > 0:
+        from wamjax import evaluate
+
+        evaluate.run(config, workdir)
+    if jax.process_index() == 0:
+        (workdir / "DONE").write_text(json.dumps({"step": config.total_steps}) + "\n")
+    say(f"done: {workdir}")
+
+
+def main(argv: list[str]) -> None:
+    """Entry point for absl."""
+    values = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    if values.distributed:
+        jax.distributed.initialize(values.coordinator, values.processes, values.process)
+    try:
+        run(values.config, values.workdir)
+    except guards.Diverged as error:
+        raise SystemExit(f"stopped: {error}") from None
+
+
+def define_flags() -> None:
+    """Not on import: several entry points with the same flags may be imported by one another."""
+    config_flags.DEFINE_config_file("config", None, "experiment file, as FILE[:ARG]")
+    flags.DEFINE_string("workdir", None, "folder of the run; made, or continued")
+    flags.DEFINE_bool("distributed", False, "one of several processes (jax.distributed)")
+    flags.DEFINE_string("coordinator", None, "host:port of process 0; clouds know it themselves")
+    flags.DEFINE_integer("processes", None, "how many processes; clouds know it themselves")
+    flags.DEFINE_integer("process", None, "which process this is; clouds know it themselves")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,148 @@
+"""Videos: uint8 arrays (t, h, w, 3) in, composed and written as MP4 (or GIF without ffmpeg)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from wamjax.viz.figures import BAD, GOOD
+
+_WATCHABLE = 192  # pixels: what the shorter side of a smaller picture is brought up to
+
+
+def save_mp4(frames: np.ndarray, path: str | Path, fps: float, scale: int = 0) -> Path:
+    """Writes an H.264 video that browsers play.
+
+    Args:
+      frames: uint8 (t, h, w, 3).
+      path: where to; parent folders are made.
+      fps: frames per second.
+      scale: enlarges by this whole factor, pixels kept square; 0 chooses one that brings the
+        shorter side to at least 192 pixels.
+
+    Returns:
+      The path written: `path`, or the same name with ``.gif`` if there is no ffmpeg.
+    """
+    frames = upscale(_checked(frames), scale or _factor(frames))
+    _, h, w, _ = frames.shape
+    # The codec halves the colour planes, so both sides must be even.
+    frames = np.pad(frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), "edge")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        import imageio_ffmpeg
+
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        return save_gif(frames, path.with_suffix(".gif"), fps)
+    writer = imageio_ffmpeg.write_frames(
+        str(path), frames.shape[2:0:-1], fps=fps, quality=8, macro_block_size=2,
+        ffmpeg_log_level="error",
+    )  # fmt: skip
+    writer.send(None)
+    for frame in frames:
+        writer.send(np.ascontiguousarray(frame))
+    writer.close()
+    return path
+
+
+def save_gif(frames: np.ndarray, path: str | Path, fps: float) -> Path:
+    """Writes a looping GIF (256 colours for each frame, time in steps of 10 ms)."""
+    images = [Image.fromarray(f) for f in _checked(frames)]
+    images[0].save(
+        path, save_all=True, append_images=images[1:], duration=max(20, round(1000 / fps)), loop=0
+    )
+    return Path(path)
+
+
+def upscale(frames: np.ndarray, factor: int) -> np.ndarray:
+    """Enlarges by repeating pixels (nearest neighbour): (..., h, w, 3) -> (..., f*h, f*w, 3)."""
+    return frames.repeat(factor, axis=-3).repeat(factor, axis=-2)
+
+
+def border(frames: np.ndarray, success: bool | None, width: int = 2) -> np.ndarray:
+    """Surrounds every frame: green for a success, red for a failure, grey for not known."""
+    colour = ImageColor.getrgb("#9A9A9A" if success is None else GOOD if success else BAD)
+    t, h, w, _ = _checked(frames).shape
+    out = np.empty((t, h + 2 * width, w + 2 * width, 3), np.uint8)
+    out[:] = colour
+    out[:, width:-width, width:-width] = frames
+    return out
+
+
+def caption(frames: np.ndarray, text: str, size: int = 12) -> np.ndarray:
+    """Adds a strip with `text` above every frame."""
+    t, _, w, _ = _checked(frames).shape
+    strip = Image.new("RGB", (w, size + 6), "white")
+    ImageDraw.Draw(strip).text((3, 2), text, "black", ImageFont.load_default(size))
+    top = np.broadcast_to(np.asarray(strip), (t, size + 6, w, 3))
+    return np.concatenate([top, frames], axis=1)
+
+
+def side_by_side(
+    predicted: np.ndarray, real: np.ndarray, labels: tuple[str, str] = ("predicted", "real")
+) -> np.ndarray:
+    """Predicted beside real, enlarged so that the labels can be read.
+
+    The shorter one holds its last frame. Both must have the same height and width.
+    """
+    pair = [_checked(predicted), _checked(real)]
+    if pair[0].shape[1:] != pair[1].shape[1:]:
+        raise ValueError(f"predicted {predicted.shape} and real {real.shape}: one picture size!")
+    large = [upscale(v, _factor(v)) for v in pair]
+    pair = [caption(v, name, 14) for v, name in zip(large, labels, strict=True)]
+    return grid(pair, columns=2, gap=8)
+
+
+def grid(
+    videos: Sequence[np.ndarray],
+    success: Sequence[bool | None] | None = None,
+    titles: Sequence[str] | None = None,
+    columns: int = 0,
+    gap: int = 4,
+) -> np.ndarray:
+    """Tiles videos of one picture size into one, row by row; shorter ones hold their last frame.
+
+    Args:
+      videos: uint8 (t_i, h, w, 3) each.
+      success: outcome of each video, drawn as a green or red border.
+      titles: a caption above each video.
+      columns: 0 makes the grid about square.
+      gap: pixels of white between tiles.
+    """
+    if success is not None:
+        videos = [border(v, s) for v, s in zip(videos, success, strict=True)]
+    if titles is not None:
+        videos = [caption(v, t) for v, t in zip(videos, titles, strict=True)]
+    sizes = {_checked(v).shape[1:] for v in videos}
+    if len(sizes) != 1:
+        raise ValueError(f"a grid needs videos of one picture size, got {sorted(sizes)}")
+    h, w, _ = sizes.pop()
+    columns = columns or math.ceil(math.sqrt(len(videos)))
+    rows = math.ceil(len(videos) / columns)
+    length = max(len(v) for v in videos)
+    out = np.full((length, rows * (h + gap) - gap, columns * (w + gap) - gap, 3), 255, np.uint8)
+    for i, video in enumerate(videos):
+        y, x = (i // columns) * (h + gap), (i % columns) * (w + gap)
+        held = np.minimum(np.arange(length), len(video) - 1)
+        out[:, y : y + h, x : x + w] = video[held]
+    return out
+
+
+def _factor(frames: np.ndarray) -> int:
+    """The whole enlargement that makes a picture watchable."""
+    return math.ceil(_WATCHABLE / min(frames.shape[1:3]))
+
+
+def _checked(frames: np.ndarray) -> np.ndarray:
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        raise ValueError(
+            f"a video is uint8 (t, h, w, 3) with t > 0, got {frames.dtype} {frames.shape}; "
+            "pictures in [0, 1] need np.uint8(255 * x) first"
+        )
+    return frames

@@ -1,0 +1,99 @@
+"""The action expert from the video expert, by interpolation of every tensor (spec: Fast-WAM 2.1).
+
+Each dimension whose size differs is resampled linearly with aligned corners, like the published
+``scripts/preprocess_action_dit_backbone.py``; at the published sizes (3072 -> 1024) that is close
+to keeping every third neuron. A tensor of two or more dimensions whose *last torch dimension*
+shrank is scaled by sqrt(old / new), which keeps the variance of a sum over fewer inputs. Torch
+weights are (out, in), so that dimension is the input of a kernel; for the modulation it is the width,
+a quirk that is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from wamjax.tree import map_with_path
+
+Params = dict[str, Any]
+
+# What the action expert takes over; its encoder and head keep their own initialisation.
+NETWORKS = ("text_mlp", "time_mlp", "time_proj")
+
+
+def action_from_video(params: Params) -> Params:
+    """Parameters with the action expert interpolated from the video expert.
+
+    Args:
+      params: of a `MixtureOfTransformers`, blocks stacked; arrays, or tracers under `jax.jit`.
+
+    Returns:
+      a new tree: ``blocks/action`` and the action expert's text and time networks are replaced,
+      in float32 arithmetic and the dtype that they had; every other leaf is the same object.
+
+    Raises:
+      KeyError: the tree has no stacked blocks of both experts.
+      ValueError: the experts differ in more than the sizes that interpolation changes.
+    """
+    if not {"video", "action"} <= set(params.get("blocks", {})):
+        raise KeyError(
+            "expert initialisation wants blocks/video and blocks/action, stacked over layers; "
+            f"the tree has {sorted(params)} (undo `unstack` first?)"
+        )
+    video, action = params["video"], params["action"]
+    networks = {n: _interpolate_tree(n, video[n], action[n], stacked=False) for n in NETWORKS}
+    blocks = params["blocks"]
+    new = _interpolate_tree("blocks", blocks["video"], blocks["action"], stacked=True)
+    return params | {"action": action | networks, "blocks": blocks | {"action": new}}
+
+
+def interpolate(x: Array, size: int, axis: int) -> Array:
+    """Linear resampling of one axis to `size` points, end points aligned, in float32.
+
+    The positions are computed in float32 as torch does; float64 ones would differ from its result
+    by up to 2e-4 of a step at the published widths.
+    """
+    length = x.shape[axis]
+    if length == size:
+        return x
+    scale = np.float32(length - 1) / np.float32(size - 1) if size > 1 else np.float32(0)
+    position = np.arange(size, dtype=np.float32) * scale
+    lower = np.minimum(position.astype(np.int32), length - 1)
+    upper = np.minimum(lower + 1, length - 1)
+    shape = [1] * x.ndim
+    shape[axis] = size
+    weight = np.clip(position - lower.astype(np.float32), 0, 1).reshape(shape)
+    x = x.astype(jnp.float32)
+    return (1 - weight) * jnp.take(x, lower, axis) + weight * jnp.take(x, upper, axis)
+
+
+def _interpolate_tree(name: str, source: Params, target: Params, stacked: bool) -> Params:
+    def leaf(path: str, new: Array, old: Array) -> Array:
+        return _interpolate_leaf(f"{name}/{path}", old, new, stacked)
+
+    if jax.tree.structure(source) != jax.tree.structure(target):
+        raise ValueError(f"{name}: the video and action experts have different parameters")
+    return map_with_path(leaf, target, source)
+
+
+def _interpolate_leaf(path: str, old: Array, new: Array, stacked: bool) -> Array:
+    """`old` in the shape of `new`; the layer axis of `stacked` leaves is never resampled."""
+    if old.ndim != new.ndim or (stacked and old.shape[0] != new.shape[0]):
+        raise ValueError(
+            f"{path}: cannot interpolate {old.shape} to {new.shape}; both experts need the same "
+            "number of layers"
+        )
+    # In torch's order of dimensions: a kernel (in, out) is a weight (out, in) there.
+    kernel = path.endswith("kernel")
+    axes = [a % old.ndim for a in ((-1, -2) if kernel else range(int(stacked), old.ndim))]
+    y = old
+    for axis in axes:
+        y = interpolate(y, new.shape[axis], axis)
+    last = axes[-1]
+    if (kernel or path.endswith("modulation")) and old.shape[last] != new.shape[last]:
+        y = y * np.float32((old.shape[last] / new.shape[last]) ** 0.5)
+    return y.astype(new.dtype)
