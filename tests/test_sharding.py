@@ -1,3 +1,6 @@
+import pathlib
+import runpy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +8,8 @@ import pytest
 import toy
 from jax.sharding import PartitionSpec as P
 
-from wamjax import optim, sharding, state, tree
+from wamjax import optim, sharding, state, tree, wam
+from wamjax.data.spec import DataSpec
 
 
 def mesh(data=1, fsdp=1, tensor=1, devices=None):
@@ -100,6 +104,35 @@ def test_all_matmul_parameters_are_split_over_fsdp():
     for path, shape in toy.shapes().items():
         if path.endswith("kernel"):
             assert "fsdp" in sharding.spec_of(path, shape, mesh(4, 2))
+
+
+@pytest.mark.parametrize("name", ["fast_wam_libero", "fast_wam_robotwin"])
+@pytest.mark.parametrize("variant", ["fast", "optional_idm"])
+def test_the_published_models_are_split_64_ways(name, variant):
+    """All parameters match a rule and divide, and a device holds about 1/64 of them."""
+    file = pathlib.Path(__file__).parent.parent / "experiments" / "configs" / f"{name}.py"
+    config = runpy.run_path(str(file))["get_config"](f"variant={variant}")
+    data, size = config.data, config.data.declared
+    spec = DataSpec(
+        {name: size.camera_size for name in data.cameras}, size.proprio_dim, size.action_dim,
+        data.chunk, data.frames, data.frame_stride, data.instruction_length, 10.0,
+    )  # fmt: skip
+    objective = wam.build(config, spec)
+    params = tree.flatten(jax.eval_shape(objective.init, jax.random.key(0)))
+    made = jax.sharding.AbstractMesh((1, 16, 4), sharding.AXES)
+    held = 0
+    for path, x in params.items():
+        spec = sharding.spec_of(path, x.shape, made)
+        held += x.size // int(np.prod([made.shape[a] for a in spec if a is not None]))
+    assert tree.count(params) / 64 <= held < 1.1 * tree.count(params) / 64
+
+
+def test_the_toy_has_the_paths_of_the_real_model():
+    config = toy.config(**{"model.layers": 2, "model.head_dim": 8})
+    cameras = {"overhead": (16, 16), "gripper": (16, 16)}
+    objective = wam.build(config, DataSpec(cameras, 5, 4, 8, 3, 1, 4, 10.0))
+    real = set(tree.flatten(jax.eval_shape(objective.init, jax.random.key(0))))
+    assert real == set(toy.shapes())
 
 
 def test_an_unmatched_parameter_is_an_error():

@@ -113,7 +113,7 @@ class Small(Toy):
         x = linear(params["action"]["encoder"], (batch["actions"] + noise).astype(dtype))
         state = linear(params["proprio"], batch["proprio"].astype(dtype))
         y = linear(params["action"]["head"], jnp.tanh(x + state[:, None])).astype(jnp.float32)
-        loss = jnp.mean(jnp.square(y - batch["actions"][:, ::-1]))
+        loss = jnp.mean(jnp.square(y - batch["proprio"][:, None, :A]))
         poison = jnp.where(jnp.any(batch["bad"] > 0), jnp.nan, 1.0)
         return loss * poison, {"loss_action": loss}
 

@@ -152,7 +152,7 @@ def restore_params(
     folder = pathlib.Path(workdir).absolute() / FOLDER
     if not folder.is_dir():
         raise FileNotFoundError(f"{workdir} holds no {FOLDER}/ folder: not a run's --workdir")
-    with _manager(folder, read_only=True) as m:
+    with _manager(folder, create=False) as m:
         steps = sorted(m.all_steps())
         step = step if step is not None else (steps[-1] if steps else None)
         if step not in steps:

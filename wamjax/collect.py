@@ -43,6 +43,8 @@ class Settings(NamedTuple):
       seed: of everything.
       action_free: store video and proprio only.
       keep_failures: keep episodes that fail, too.
+      intended: label a step with what the expert meant to do there, not with what noise made of it:
+        noise then shows how to recover (as in DART, arXiv 1703.09327) and is not itself imitated.
     """
 
     tasks: tuple[str, ...] = tabletop.TASKS
@@ -51,6 +53,7 @@ class Settings(NamedTuple):
     seed: int = 0
     action_free: bool = False
     keep_failures: bool = False
+    intended: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As stored in ``spec.json``."""
@@ -123,6 +126,8 @@ def ensure_collected(source, root) -> pathlib.Path:
         noise=ask.noise,
         seed=ask.seed,
         action_free=source.action_free,
+        keep_failures=ask.keep_failures,
+        intended=ask.intended,
     )
     _check(settings)
     path = pathlib.Path(root) / (source.path or f"tabletop-{_fingerprint(settings)}")
@@ -203,7 +208,7 @@ def _episodes(batch: _Batch, settings: Settings, pool: ThreadPoolExecutor) -> It
     start = 0
     for number, row, length in zip(batch.numbers, batch.rows, lengths, strict=True):
         task = tabletop.TASKS[record.states.task[row, 0]]
-        actions = record.actions[row, :length]
+        actions = (record.intended if settings.intended else record.actions)[row, :length]
         yield Episode(
             images={name: all_[start : start + length + 1] for name, all_ in pictures.items()},
             proprio=record.proprio[row, : length + 1],
@@ -243,6 +248,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("episodes", 600, "episodes in total, equally many of each task")
     flags.DEFINE_float("noise", 0.0, "standard deviation of the noise on the expert's actions")
     flags.DEFINE_integer("seed", 0, "the same seed gives the identical data set")
+    flags.DEFINE_bool("intended", False, "label steps with the expert's intention, not the noise")
     flags.DEFINE_bool("action_free", False, "store video and proprio, but no actions")
     flags.DEFINE_bool("keep_failures", False, "keep episodes that fail, too")
     flags.mark_flag_as_required("out")
@@ -260,6 +266,7 @@ def main(argv: list[str]) -> None:
         seed=values.seed,
         action_free=values.action_free,
         keep_failures=values.keep_failures,
+        intended=values.intended,
     )
     summary = collect(values.out, settings)
     index = Reader(values.out).index

@@ -51,6 +51,14 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("data.cameras", ("overhead", "gripper"), "cameras, side by side in this order"),
     ("data.normalization", "min_max", "min_max, mean_std or quantile, of actions and proprio"),
     ("data.instruction_length", 12, "instruction tokens (n); shorter ones are padded"),
+    (
+        "data.declared.camera_size",
+        (0, 0),
+        "(height, width) of each camera; (0, 0) = as in the data",
+    ),
+    ("data.declared.action_dim", 0, "action dimensions (a); 0 = as in the data"),
+    ("data.declared.proprio_dim", 0, "state dimensions (p); 0 = as in the data"),
+    ("data.declared.control_hz", 20.0, "control steps per second, where the sizes are declared"),
     ("data.prefetch", 2, "batches made ahead of their use"),
     ("data.declared.camera_size", (0, 0), "height, width of a camera, where no source tells"),
     ("data.declared.action_dim", 0, "numbers in an action, where no source tells"),
@@ -93,10 +101,11 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("eval.tasks", (), "tasks; () = those of the training data"),
     ("eval.episodes", 0, "episodes after training; 0 = no evaluation"),
     ("eval.execute", 8, "actions executed of each planned chunk"),
-    ("eval.max_steps", 100, "control steps after which an episode has failed"),
+    ("eval.max_steps", 40, "control steps after which an episode has failed"),
     ("eval.batch_size", 64, "episodes in one program"),
     ("eval.untrained", False, "also roll out untrained parameters, for comparison"),
     ("eval.seed", 0, "seed of the episodes"),
+    ("eval.untrained", False, "also roll out the policy as it was before training"),
 )
 
 SOURCE: tuple[tuple[str, Any, str], ...] = (
@@ -108,6 +117,12 @@ SOURCE: tuple[tuple[str, Any, str], ...] = (
     ("collect.episodes", 0, "episodes to collect; 0 = the data set must exist"),
     ("collect.noise", 0.0, "standard deviation of the noise on the expert's actions"),
     ("collect.seed", 0, "seed of the collection"),
+    (
+        "collect.intended",
+        False,
+        "label steps with the expert's intention instead of the noisy action",
+    ),
+    ("collect.keep_failures", False, "keep episodes that fail, too"),
 )
 
 # Keys that a checkpoint's meaning rests on: they refuse to change on resume.

@@ -56,19 +56,14 @@ def load(workdir, step: int | None = None, mode: str | None = None):
       (`Policy`, the config it was trained with, the step of its checkpoint).
     """
     from wamjax import wam
-    from wamjax.data import normalize, pipeline
+    from wamjax.data.normalize import normalizers
+    from wamjax.data.spec import DataSpec
 
     params, config, statistics, step = restore_params(workdir, step)
-    spec = pipeline.spec_of(config)
-    objective = wam.build(config, spec)
-    normalizers = normalize.normalizers(
-        normalize.Statistics.from_json(statistics), config.data.normalization
-    )
-    return (
-        Policy(objective, _for_acting(objective, params, config), normalizers, mode),
-        config,
-        step,
-    )
+    objective = wam.build(config, DataSpec.from_json(statistics["spec"]))
+    params = _for_acting(objective, params, config)
+    normalise = normalizers(statistics, config.data.normalization)
+    return Policy(objective, params, normalise, mode), config, step
 
 
 def untrained(policy: Policy, config: ConfigDict) -> Policy:
@@ -294,32 +289,35 @@ def _for_acting(objective, params, config: ConfigDict):
     return jax.jit(lambda p: objective.prepare(cast(p)))(params)
 
 
-WORKDIR = flags.DEFINE_string("workdir", None, "the run to evaluate")
-STEP = flags.DEFINE_integer("step", None, "checkpoint; the newest by default")
-MODE = flags.DEFINE_string("mode", None, "direct, joint or imagine; the variant's own by default")
-SHIFT = flags.DEFINE_string("shift", "none", "a shift of the world, by name")
-EPISODES = flags.DEFINE_integer("episodes", None, "episodes; config.eval.episodes by default")
-LATENCY = flags.DEFINE_bool("latency", False, "only measure the latency of one plan")
+def define_flags() -> None:
+    """Not on import: several entry points define flags of the same names."""
+    flags.DEFINE_string("workdir", None, "the run to evaluate", required=True)
+    flags.DEFINE_integer("step", None, "checkpoint; the newest by default")
+    flags.DEFINE_string("mode", None, "direct, joint or imagine; the variant's own by default")
+    flags.DEFINE_string("shift", "none", "a shift of the world, by name")
+    flags.DEFINE_integer("episodes", None, "episodes; config.eval.episodes by default")
+    flags.DEFINE_bool("latency", False, "only measure the latency of one plan")
 
 
 def main(argv: list[str]) -> None:
     """Entry point for absl."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
-    if LATENCY.value:
-        policy, config, _ = load(WORKDIR.value, STEP.value, MODE.value)
+    asked = flags.FLAGS
+    if asked.latency:
+        policy, config, _ = load(asked.workdir, asked.step, asked.mode)
         print(json.dumps({"latency_ms": latency(policy, config)}))
         return
-    config = restore_params(WORKDIR.value, STEP.value).config
-    if EPISODES.value:
-        config.eval.episodes = EPISODES.value
+    config = restore_params(asked.workdir, asked.step).config
+    if asked.episodes:
+        config.eval.episodes = asked.episodes
     if config.eval.episodes < 1:
         raise app.UsageError("config.eval.episodes is 0: give --episodes")
-    parts = [MODE.value, SHIFT.value if SHIFT.value != "none" else None, STEP.value]
+    parts = [asked.mode, asked.shift if asked.shift != "none" else None, asked.step]
     suffix = "".join(f"_{p}" for p in parts if p is not None)
-    run(config, WORKDIR.value, STEP.value, MODE.value, SHIFT.value, suffix)
+    run(config, asked.workdir, asked.step, asked.mode, asked.shift, suffix)
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
+    define_flags()
     app.run(main)

@@ -10,6 +10,7 @@ its checkpoint, so its file has the losses of a run that was never interrupted.
 from __future__ import annotations
 
 import collections
+import contextlib
 import datetime
 import json
 import math
@@ -101,9 +102,12 @@ class Recorder:
         finally:
             self._waited += time.perf_counter() - begin
 
-    def exclude(self, seconds: float) -> None:
-        """Takes time that was not spent on steps, such as saving, out of the step time."""
-        self._window_start += seconds
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around what is not training, such as saving: the step time does not contain it."""
+        begin = time.perf_counter()
+        yield
+        self._window_start += time.perf_counter() - begin
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> list[Row]:
         """Queues the metrics of `step`; returns the rows that became ready, oldest first."""

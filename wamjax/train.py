@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
@@ -56,7 +56,11 @@ def build_data(config: ConfigDict) -> Data:
     """Collects what is missing, then opens the pipeline."""
     from wamjax.data import pipeline
 
-    raise NotImplementedError(pipeline)
+    spec, statistics, sources = pipeline.open_sources(config.data)
+    part = jax.process_index(), jax.process_count()
+    iterator = pipeline.train_iterator(config, spec, statistics, sources, *part)
+    # A checkpoint must be usable without the data, so it carries the sizes as well.
+    return Data(spec, iterator, statistics | {"spec": spec.to_json()})
 
 
 def build_objective(config: ConfigDict, spec):
@@ -95,7 +99,7 @@ def run(
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_config(config, mesh)
     peak = _peak(config, mesh)
-    with jax.set_mesh(mesh), Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
+    with Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
         _check_config(config, checkpoints)
         _start_folder(config, workdir)
         data = make_data(config)
@@ -103,8 +107,9 @@ def run(
         objective = make_objective(config, data.spec)
         _draw_masks(objective, workdir)
         job = Job(config, workdir, mesh, peak, data, objective, checkpoints)
-        if not _loop(job, *prepare(job)):
-            return False
+        with jax.set_mesh(mesh):
+            if not _loop(job, *prepare(job)):
+                return False
     _finish(config, workdir)
     return True
 
@@ -187,7 +192,8 @@ def _loop(job: Job, state: TrainState, step_fn, flops: float) -> bool:
             profile.before(step)
             batch = recorder.next(job.data.iterator)
             if step == start:
-                _first_batch(job, batch)
+                with recorder.aside():
+                    _first_batch(job, batch)
             batch = {k: batch[k] for k in job.objective.batch_spec(1)}
             state, metrics = step_fn(state, sharding.global_batch(batch, job.mesh))
             _guard(job, recorder.add(step + 1, metrics))
@@ -208,11 +214,10 @@ def _save(job: Job, state: TrainState, recorder: Recorder) -> None:
     """Saves, lines first. Not in the middle of non-finite steps: they might go on to the limit,
     and the checkpoints that are kept should be from before them."""
     _guard(job, recorder.drain())
-    begin = time.perf_counter()
     recorder.flush()
     if int(state.streak) == 0:
-        job.checkpoints.save(state, job.data.iterator, job.config, job.data.statistics)
-    recorder.exclude(time.perf_counter() - begin)
+        with recorder.aside():
+            job.checkpoints.save(state, job.data.iterator, job.config, job.data.statistics)
 
 
 def _guard(job: Job, rows) -> None:
@@ -257,6 +262,7 @@ def _check_statistics(statistics: dict[str, Any], checkpoints: Checkpoints) -> N
     """A policy's outputs mean nothing under other statistics than those it was trained with."""
     if checkpoints.latest is None:
         return
+    statistics = json.loads(json.dumps(statistics))  # tuples become lists, as in the checkpoint
     old, new = configs.flatten(checkpoints.statistics()), configs.flatten(statistics)
     for key in [*old, *new]:
         if old.get(key) != new.get(key):
@@ -294,7 +300,7 @@ def _first_batch(job: Job, batch: dict[str, np.ndarray]) -> None:
                 f"batch[{key!r}] is {batch[key].dtype}{batch[key].shape}, the objective wants "
                 f"{want.dtype}{shape}: data and model disagree about config.data"
             )
-    if "video" in batch and jax.process_index() == 0:
+    if {"video", "latents"} & batch.keys() and jax.process_index() == 0:
         from wamjax.viz import batch as pictures
 
         pictures.save(batch, job.workdir / "media" / "batch.png")
@@ -320,6 +326,8 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    if values["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells its every thought at the next level
     if values.distributed:
         jax.distributed.initialize(values.coordinator, values.processes, values.process)
     try:

@@ -15,6 +15,15 @@ TASKS = ("reach_red", "push_blue_right", "pick_red")
 SMALL = Settings(tasks=TASKS, episodes=8, noise=0.1, seed=3)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_calls():
+    """Smaller calls of the simulator and the renderer, for speed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collect, "CANDIDATES", 24)
+        patch.setattr(collect, "FRAMES", 64)
+        yield
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("collected") / "a"
@@ -62,7 +71,7 @@ def test_action_free_data_hold_the_same_videos_and_no_actions(data, tmp_path):
 
 
 def test_failures_are_kept_only_when_asked(tmp_path):
-    shaky = SMALL._replace(noise=0.8, episodes=30)
+    shaky = SMALL._replace(noise=0.6, episodes=12, tasks=("pick_red",))
     collect.collect(tmp_path / "kept", shaky._replace(keep_failures=True), progress=False)
     summary = collect.collect(tmp_path / "good", shaky, progress=False)
     success = Reader(tmp_path / "kept").index["success"]

@@ -40,7 +40,7 @@ def test_inverse_undoes_forward_and_constants_come_back(mode):
 
 def test_forward_clamps_and_inverse_does_not():
     x = np.array([[0.0], [2.0]], np.float32)
-    n = normalize.normalizers(normalize.statistics({"a": [x]}), "min_max")["a"]
+    n = normalize.normalizers(normalize.statistics({"actions": [x]}), "min_max")["actions"]
     assert n.forward(np.float32([[1e6], [-1e6]])).ravel().tolist() == [5, -5]
     assert n.inverse(np.float32([[9.0]])).item() == pytest.approx(10.0)
 
@@ -48,13 +48,13 @@ def test_forward_clamps_and_inverse_does_not():
 def test_a_dimension_that_rarely_moves_is_not_lost_in_quantile_mode():
     x = np.zeros((1000, 1), np.float32)
     x[:5] = 1
-    n = normalize.normalizers(normalize.statistics({"a": [x]}), "quantile")["a"]
+    n = normalize.normalizers(normalize.statistics({"actions": [x]}), "quantile")["actions"]
     assert n.forward(x)[[0, -1], 0].tolist() == [1, -1]
 
 
 def test_it_is_a_pytree_that_gives_the_same_under_jit():
     x = sample(np.random.default_rng(1))
-    n = normalize.normalizers(normalize.statistics({"a": [x]}), "min_max")["a"]
+    n = normalize.normalizers(normalize.statistics({"actions": [x]}), "min_max")["actions"]
     jitted = jax.jit(lambda n, x: n.inverse(n.forward(x)))(n, jnp.asarray(x))
     np.testing.assert_allclose(jitted, n.inverse(n.forward(x)), rtol=1e-5, atol=1e-6)
     doubled = jax.tree.map(lambda v: v * 2, n)
@@ -89,6 +89,7 @@ def test_statistics_do_not_decode_pixels(tmp_path, monkeypatch):
 def test_statistics_are_json_and_bad_modes_are_named():
     rows = normalize.statistics({"a": [np.ones((3, 2), np.float32)]})
     assert json.loads(json.dumps(rows)) == rows
+    assert normalize.normalizers({"spec": {"chunk": 4}}, "min_max") == {}  # only what it knows
     with pytest.raises(ValueError, match="data.normalization = 'minmax' is not one of min_max"):
         normalize.normalizers(rows, "minmax")
     with pytest.raises(ValueError, match="not a single step"):

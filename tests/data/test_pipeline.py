@@ -9,6 +9,7 @@ from data import synthetic
 
 from wamjax.data import pipeline
 from wamjax.data.mixture import Schedule
+from wamjax.data.spec import DataSpec
 
 STEPS = sum(synthetic.LENGTHS)  # windows of the synthetic set: 32
 
@@ -61,6 +62,9 @@ def test_the_batch_is_what_objectives_expect(root):
         "action_valid": ("bool", (8, 4)),
         "episode": ("int32", (8,)),
     }
+    assert DataSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert list(DataSpec.from_json(spec.to_json()).cameras) == list(spec.cameras)
+    assert pipeline.spec_of(config) == spec
     assert spec.composite == (8, 16) and spec.action_dim == 2
     assert np.abs(batch["actions"]).max() <= 1 and np.abs(batch["proprio"]).max() <= 1
     assert not batch["actions"][~batch["action_valid"]].any()

@@ -1,6 +1,7 @@
 import dataclasses
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,9 @@ def test_a_corrupt_record_is_an_error_that_names_file_and_record(tmp_path, damag
     reader = Reader(path)
     with pytest.raises(RecordError, match=r"arrayrecord: record 1 \(episode 1\).*collect it again"):
         reader[1]
+    if damage == "truncate":  # ArrayRecord itself sees an empty file
+        with pytest.raises(RecordError, match="0 records found in the file, 3 were written"):
+            reader[0]
     if damage == "flip":
         assert reader[0].length == 5 and reader[2].length == 4
 
@@ -142,12 +146,16 @@ def test_a_killed_writer_leaves_no_data_set_and_the_next_one_clears_up(tmp_path)
         cwd=here.parent.parent,
     )
     assert process.stdout.readline() == b"ready\n"
+    synthetic.write(tmp_path / "a")  # faster than the other process, and leaves it alone
+    shutil.rmtree(tmp_path / "a")
+    assert [p.name.startswith(".a.partial") for p in tmp_path.iterdir()] == [True]
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.stdout.read()  # returns when it is dead; a zombie still, but it counts as dead
     process.stdout.close()
     assert [p.name.startswith(".a.partial") for p in tmp_path.iterdir()] == [True]
     synthetic.write(tmp_path / "a")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    process.wait()
 
 
 def test_an_existing_data_set_is_not_overwritten(tmp_path):

@@ -19,6 +19,8 @@ def test_statistics_are_over_the_episodes_with_actions_that_are_in_use(tmp_path)
     _, statistics, sources = opened(tmp_path, a=a, v=v | {"action_free": True})
     assert statistics == Reader(tmp_path / "a").stored_statistics()
     assert [s.offset for s in sources] == [0, 3]
+    _, statistics, _ = opened(tmp_path, a=a | {"episodes": 2})
+    assert statistics["actions"]["count"] == 4 + 6
     _, statistics, _ = opened(tmp_path, a=a | {"episodes": 2}, b=b, v=v | {"action_free": True})
     wanted = compute_statistics([Reader(tmp_path / "a", 2), Reader(tmp_path / "b")])
     assert statistics == wanted

@@ -28,11 +28,15 @@ def test_rotation_is_a_complex_product_of_interleaved_pairs():
     x = draw(2, 2, len(frames) * h * w, dim)
     with jax.enable_x64(True):
         got = np.asarray(rotate(jnp.asarray(x, jnp.float64), video_rope(frames, h, w, dim)))
-    for token, (t, i, j) in enumerate((t, i, j) for t in frames for i in range(h) for j in range(w)):
+    for token, (t, i, j) in enumerate(
+        (t, i, j) for t in frames for i in range(h) for j in range(w)
+    ):
         pair = 0
         for position, part in zip((t, i, j), split_axes(dim), strict=True):
             for m in range(part // 2):
-                z = x[:, :, token, 2 * pair] + 1j * x[:, :, token, 2 * pair + 1].astype(np.complex128)
+                z = x[:, :, token, 2 * pair] + 1j * x[:, :, token, 2 * pair + 1].astype(
+                    np.complex128
+                )
                 z = z * np.exp(1j * position * 10000.0 ** (-2 * m / part))
                 np.testing.assert_allclose(got[:, :, token, 2 * pair], z.real, atol=1e-6)
                 np.testing.assert_allclose(got[:, :, token, 2 * pair + 1], z.imag, atol=1e-6)

@@ -86,7 +86,7 @@ def two_stages(net, params, groups, contexts, visibility, given):
     return forward(net, params, rest, {}, visibility, cache)[0] if rest else {}
 
 
-@pytest.mark.parametrize("double, trials", [(False, 2), (True, 5)])
+@pytest.mark.parametrize("double, trials", [(False, 1), (True, 4)])
 def test_cached_equals_uncached_over_random_tables_and_roles(double, trials):
     dtype, tolerance = (np.float64, 1e-10) if double else (np.float32, 1e-5)
     rng = np.random.default_rng(3 + double)
@@ -125,7 +125,9 @@ def test_prefill_in_two_stages_equals_one():
     """Keys and values of a first prefill serve a second one (imagine, then act)."""
     visibility = causal(*OWNER)
     groups, contexts = inputs()
-    first, second, last = ({g: groups[g] for g in names} for names in (["g0"], ["g1", "g2"], ["g3"]))
+    first, second, last = (
+        {g: groups[g] for g in names} for names in (["g0"], ["g1", "g2"], ["g3"])
+    )
 
     @jax.jit
     def run(params):
@@ -183,9 +185,8 @@ def test_masked_path_and_remat_policies_give_the_same_gradients():
         assert all(np.any(layer) for layer in leaf), path
     for changes in (
         {"remat": "full"},
-        {"remat": "dots"},
         {"remat": "attention", "unroll": 2},
-        {"attention": attention.masked},
+        {"attention": attention.masked, "remat": "dots"},
     ):
         assert_trees_close(gradient(**changes), want, rtol=1e-4, atol=1e-5)
 

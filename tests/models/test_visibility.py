@@ -126,9 +126,7 @@ def oracle(visibility, given, modulated_by):
             set(subset)
             for subset in itertools.combinations(given, size)
             if all(
-                k in subset
-                for g in subset
-                for k in (*visibility.keys(g), *modulated_by.get(g, ()))
+                k in subset for g in subset for k in (*visibility.keys(g), *modulated_by.get(g, ()))
             )
         ]
         if closed:

@@ -25,7 +25,8 @@ def loss(variant, batch, params=None, key=KEY):
     return compiled(variant)(params, batch, key)
 
 
-@pytest.mark.parametrize("variant", tiny.VARIANTS)
+# The gradient of optional_idm is the sum of those of idm and fast.
+@pytest.mark.parametrize("variant", ["fast", "joint", "idm", "no_cotrain"])
 def test_gradient_is_nonzero_exactly_where_the_loss_reaches(variant):
     objective, params = tiny.fast_wam(variant), tiny.params(variant)
     run = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
@@ -59,22 +60,34 @@ def test_gradient_is_nonzero_exactly_where_the_loss_reaches(variant):
 def test_init_gives_the_same_tree_for_all_variants_and_zero_heads():
     trees = {v: jax.eval_shape(tiny.fast_wam(v).init, KEY) for v in tiny.VARIANTS}
     assert all(t == trees["fast"] for t in trees.values())
-    params = jax.jit(tiny.fast_wam("idm").init)(KEY)
-    for path, leaf in flatten(params).items():
-        constant = path.endswith("bias") or path in ("video/head/kernel", "action/head/kernel")
-        assert np.all(leaf == 0) if constant else np.std(leaf) > 0 or path.endswith("scale"), path
+    zero = {"video/head/kernel", "action/head/kernel", "blocks/video/ffn/in/bias"}
+    drawn = {"action/encoder/kernel", "blocks/action/modulation", "video/head_table"}
+
+    @jax.jit  # of the whole tree only what is returned here is compiled
+    def some(key):
+        leaves = flatten(tiny.fast_wam("idm").init(key))
+        return {path: leaves[path] for path in zero | drawn}
+
+    for path, leaf in some(KEY).items():
+        assert np.all(leaf == 0) if path in zero else np.std(leaf) > 0.01, path
 
 
-def test_lambdas_and_weights():
-    base = loss("fast", tiny.batch())[1]
-    scaled = tiny.fast_wam("fast", lambda_video=0.25, lambda_action=3.0)
-    value, metrics = jax.jit(scaled.loss)(tiny.params("fast"), tiny.batch(), KEY)
-    assert_trees_close(metrics, base, rtol=1e-6)
-    np.testing.assert_allclose(value, 0.25 * base["loss_video"] + 3 * base["loss_action"], rtol=1e-6)
+def test_loss_is_the_weighted_sum_of_means_over_the_examples_that_have_it():
+    class Fixed(tiny.FastWAM):
+        def _program_losses(self, params, program, batch, rng):
+            return jnp.array([1.0, 2, 3, 6]), jnp.array([5.0, 0, 7, 0])
+
+    objective = Fixed(**vars(tiny.fast_wam("fast", lambda_video=0.25, lambda_action=10.0)))
+    batch = tiny.batch()
+    batch["action_valid"] = jnp.array([[0, 0, 1], [0, 0, 0], [1, 1, 1], [0, 0, 0]], bool)
+    value, metrics = objective.loss({}, batch, KEY)
+    assert (metrics["loss_video"], metrics["loss_action"]) == (3, 6)
+    assert value == 0.25 * 3 + 10 * 6
 
 
-@pytest.mark.parametrize("variant", ["fast", "idm"])
-def test_action_free_examples_contribute_nothing_to_the_action_loss(variant):
+def test_action_free_examples_contribute_nothing_to_the_action_loss():
+    variant = "optional_idm"  # both ways to train actions at once
+
     def labelled(*examples, batch):
         valid = jnp.zeros((4, tiny.CHUNK), bool).at[jnp.array(examples, int)].set(True)
         return loss(variant, batch | {"action_valid": valid})[1]
@@ -99,26 +112,26 @@ def test_action_free_examples_contribute_nothing_to_the_action_loss(variant):
 
 
 def test_padded_frames_and_steps_have_no_loss():
-    """Tokens are kept from mixing (no attention output), so that only the loss could see padding."""
-    params = tiny.params("joint")
+    """Tokens are kept from mixing (no attention output): only the loss could see padding."""
+    params = tiny.params("optional_idm")
     for expert in ("video", "action"):
         attention = params["blocks"][expert]["self_attn"]
         muted = attention | {"o": jax.tree.map(np.zeros_like, attention["o"])}
         blocks = params["blocks"] | {expert: params["blocks"][expert] | {"self_attn": muted}}
         params = params | {"blocks": blocks}
     batch = tiny.batch()
-    batch["frame_valid"] = batch["frame_valid"].at[1, 2].set(False)
-    batch["action_valid"] = batch["action_valid"].at[2, 1:].set(False)
-    base = loss("joint", batch, params)[1]
+    batch["frame_valid"] = batch["frame_valid"].at[:, 2].set(False)
+    batch["action_valid"] = batch["action_valid"].at[:, 1:].set(False)
+    base = loss("optional_idm", batch, params)[1]
 
     def with_changes(frame, step):
-        video = batch["video"].at[1, frame].set(255 - batch["video"][1, frame])
-        actions = batch["actions"].at[2, step].add(3.0)
-        return loss("joint", batch | {"video": video, "actions": actions}, params)[1]
+        video = batch["video"].at[:, frame].set(255 - batch["video"][:, frame])
+        actions = batch["actions"].at[:, step].add(3.0)
+        return loss("optional_idm", batch | {"video": video, "actions": actions}, params)[1]
 
     assert_trees_close(with_changes(frame=2, step=1), base, rtol=1e-6)
     seen = with_changes(frame=1, step=0)
-    assert all(abs(seen[k] - base[k]) > 1e-3 for k in base)
+    assert all(abs(seen[k] - base[k]) > 1e-3 for k in ("loss_video", "loss_action"))
 
 
 def test_a_latent_frame_is_padding_only_if_all_its_source_frames_are():
@@ -155,7 +168,9 @@ def sample(names, size=4):
     values["cond_first"] = values["first"]
     slots = {"first": 1, "cond_first": 1, "future": 2, "cond": 2, "action": 1}
     draw = {g: rng.uniform(0.2, 0.9, (size, 1)) for g in ("future", "cond", "action")}
-    levels = {g: jnp.broadcast_to(draw.get(g, np.zeros((size, 1))), (size, slots[g])) for g in slots}
+    levels = {
+        g: jnp.broadcast_to(draw.get(g, np.zeros((size, 1))), (size, slots[g])) for g in slots
+    }
     return {g: values[g] for g in names}, {g: levels[g].astype(jnp.float32) for g in names}
 
 
@@ -173,22 +188,18 @@ def test_actions_in_training_are_the_actions_without_the_future():
 
 
 def test_one_first_frame_serves_both_videos_of_imagine_then_act():
-    """Our four groups equal the five of the published layout, for outputs and gradients."""
+    """Our four groups equal the five of the published layout."""
     params, batch = tiny.params("idm"), tiny.batch()
     predict = ("future", "action")
 
     def run(names, table):
-        def summary(params):
-            net = tiny.network(names)
-            out = velocities(net, params, *sample(names), batch, table, predict)
-            return sum(jnp.sum(jnp.sin(x)) for x in out.values()), out
+        net, inputs = tiny.network(names), sample(names)
+        return jax.jit(lambda p: velocities(net, p, *inputs, batch, table, predict))(params)
 
-        return jax.jit(jax.grad(summary, has_aux=True))(params)
-
-    grads, out = run(tiny.ALL, IDM)
-    want_grads, want = run(("first", "future", "cond_first", "cond", "action"), IDM_PUBLISHED)
+    out = run(tiny.ALL, IDM)
+    want = run(("first", "future", "cond_first", "cond", "action"), IDM_PUBLISHED)
+    assert all(np.std(x) > 0.1 for x in out.values())
     assert_trees_close(out, want, rtol=0, atol=5e-6)
-    assert_trees_close(grads, want_grads, rtol=1e-3, atol=1e-4)
 
 
 def test_optional_idm_shares_are_exact_and_reported():
@@ -224,7 +235,7 @@ def test_conditioning_video_is_noised_as_often_as_asked_and_tells_its_level():
 
 def test_bad_batches_are_named():
     objective, params, batch = tiny.fast_wam("fast"), tiny.params("fast"), tiny.batch()
-    with pytest.raises(KeyError, match="no 'proprio'|proprio"):
+    with pytest.raises(KeyError, match="the batch has no 'proprio'"):
         objective.loss(params, {k: v for k, v in batch.items() if k != "proprio"}, KEY)
     with pytest.raises(KeyError, match="no 'action_valid'"):
         objective.loss(params, {k: v for k, v in batch.items() if k != "action_valid"}, KEY)

@@ -31,7 +31,9 @@ MASKS = {
 def mask(name):
     rows = MASKS[name]
     order = [k for k in TOKENS if k in rows]
-    blocks = [[torch.full((TOKENS[q], TOKENS[k]), k in rows[q].split()) for k in order] for q in order]
+    blocks = [
+        [torch.full((TOKENS[q], TOKENS[k]), k in rows[q].split()) for k in order] for q in order
+    ]
     return torch.cat([torch.cat(row, dim=1) for row in blocks])
 
 
@@ -162,21 +164,26 @@ def oracle_chunk(mode, shifts, steps=3):
         lambda y, t: [net(y[0], t[0], x["action"], 1.0, "imagining")[0]], [noise], [video_grid]
     )
     return euler(
-        lambda y, t: [net(video, 0, y[0], t[0], "acting on a video")[1]], [x["action"]], [action_grid]
+        lambda y, t: [net(video, 0, y[0], t[0], "acting on a video")[1]],
+        [x["action"]],
+        [action_grid],
     )
 
 
-@pytest.mark.parametrize("variant, mode", [("fast", "direct"), ("joint", "joint"), ("idm", "imagine")])
+@pytest.mark.parametrize(
+    "variant, mode", [("fast", "direct"), ("joint", "joint"), ("idm", "imagine")]
+)
 def test_sampled_actions(variant, mode, monkeypatch):
     """`policy` with its cache against the published loops without one."""
     objective = tiny.fast_wam(variant, vocabulary=0)
     x = data()
     (want,) = oracle_chunk(mode, shifts=(5.0, 1.0))
     monkeypatch.setattr(type(objective), "_noise", lambda self, group, first, rng: x[group])
-    monkeypatch.setattr(
-        type(objective), "_observe",
-        lambda self, params, *_: (x["first"], self._bind(params)("contexts", x["text"], x["state"])),
-    )  # fmt: skip
+
+    def observe(self, params, *_):
+        return x["first"], self._bind(params)("contexts", x["text"], x["state"])
+
+    monkeypatch.setattr(type(objective), "_observe", observe)
 
     class Identity:
         inverse = staticmethod(lambda a: a)

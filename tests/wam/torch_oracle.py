@@ -131,8 +131,8 @@ class TorchWam:
         context = torch.cat([text, F.linear(state, **self.proprio)[:, None]], dim=1)
         contexts = [self.video.text(context), self.action.text(context)]
 
-        patched = [F.conv3d(v, p["patch_embedding.weight"], p["patch_embedding.bias"],
-                            stride=p["patch_embedding.weight"].shape[2:]) for v in videos]  # fmt: skip
+        kernel, bias = p["patch_embedding.weight"], p["patch_embedding.bias"]
+        patched = [F.conv3d(v, kernel, bias, stride=kernel.shape[2:]) for v in videos]
         grids = [x.shape[2:] for x in patched]
         x = torch.cat([x.flatten(2).transpose(1, 2) for x in patched], dim=1)
         levels = [

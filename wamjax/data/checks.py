@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wamjax.data.normalize import CONSTANT
+from wamjax.data.normalize import CONSTANT, KEYS
 from wamjax.data.sources import Source
 from wamjax.data.spec import DataSpec
 from wamjax.data.tokens import token, words
@@ -61,8 +61,11 @@ def _dim(key: str, i: int, names: Mapping[str, tuple[str, ...]]) -> str:
 def _constant(statistics, names) -> list[str]:
     return [
         f"{_dim(key, i, names)} is constant ({low:.4g}): the model reads 0, and acts the constant"
-        for key, rows in statistics.items()
-        for i, (low, high) in enumerate(zip(rows["min"], rows["max"], strict=True))
+        for key in KEYS
+        if key in statistics
+        for i, (low, high) in enumerate(
+            zip(statistics[key]["min"], statistics[key]["max"], strict=True)
+        )
         if high - low < CONSTANT
     ]
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+KEYS = ("proprio", "actions")  # what is normalised
 CONSTANT = 1e-4  # a dimension with a smaller range carries no information
 CLIP = 5.0
 MODES = ("min_max", "mean_std", "quantile")
@@ -75,7 +76,7 @@ class Normalizer:
 
 
 def normalizers(statistics: Statistics, mode: str) -> dict[str, Normalizer]:
-    """One normaliser for each key of the statistics.
+    """One normaliser for each of `KEYS` that has statistics.
 
     Args:
       statistics: see `statistics`.
@@ -85,7 +86,7 @@ def normalizers(statistics: Statistics, mode: str) -> dict[str, Normalizer]:
     """
     if mode not in MODES:
         raise ValueError(f"config.data.normalization = {mode!r} is not one of {', '.join(MODES)}")
-    return {key: _normalizer(_arrays(rows), mode) for key, rows in statistics.items()}
+    return {k: _normalizer(_arrays(statistics[k]), mode) for k in KEYS if k in statistics}
 
 
 def _arrays(rows: Mapping[str, Any]) -> dict[str, np.ndarray]:

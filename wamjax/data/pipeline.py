@@ -23,7 +23,7 @@ from wamjax.data.spec import DataSpec
 from wamjax.data.transforms import sample_transforms
 from wamjax.data.windows import Windows
 
-__all__ = ["batches", "checks", "describe", "open_sources", "train_iterator"]
+__all__ = ["batches", "checks", "describe", "open_sources", "spec_of", "train_iterator"]
 
 _KEYS = (
     "video",
@@ -34,6 +34,30 @@ _KEYS = (
     "action_valid",
     "episode",
 )
+
+
+def spec_of(config) -> DataSpec:
+    """The spec of a config: declared in ``data.declared``, or of its data, collected if need be.
+
+    A checkpoint's own spec (`DataSpec.from_json`) needs neither.
+    """
+    return declared(config.data) or open_sources(config.data)[0]
+
+
+def declared(data) -> DataSpec | None:
+    """The spec of a config that states its sizes, so that a model can be built without data."""
+    if not data.declared.action_dim:
+        return None
+    return DataSpec(
+        cameras=dict.fromkeys(data.cameras, tuple(data.declared.camera_size)),
+        proprio_dim=data.declared.proprio_dim,
+        action_dim=data.declared.action_dim,
+        chunk=data.chunk,
+        frames=data.frames,
+        frame_stride=data.frame_stride,
+        instruction_length=data.instruction_length,
+        control_hz=data.declared.control_hz,
+    )
 
 
 def train_iterator(

@@ -13,6 +13,7 @@ nothing is pickled.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import itertools
 import json
 import os
@@ -124,7 +125,8 @@ class Writer:
         self.path = pathlib.Path(path)
         self.info = info
         self._shard_bytes = shard_bytes
-        self._folder = self.path.with_name(f"{_partial(self.path)}{os.getpid()}")
+        name = f"{_partial(self.path)}{socket.gethostname()}-{os.getpid()}"
+        self._folder = self.path.with_name(name)
         self._index: dict[str, list] = {"lengths": [], "tasks": [], "success": [], "shards": []}
         self._instructions: set[str] = set()
         self._arrays: dict[str, list[np.ndarray]] = {"proprio": []}
@@ -139,6 +141,7 @@ class Writer:
         _remove_orphans(self.path)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
+        self._held = _lock(self._folder)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -148,6 +151,7 @@ class Writer:
             else:
                 self._close_shard()
         finally:
+            self._held.close()
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def write(self, episode: Episode) -> None:
@@ -185,6 +189,7 @@ class Writer:
         _write_json(self._folder / "index.json", index)
         _write_json(self._folder / "statistics.json", normalize.statistics(self._arrays))
         _write_json(self._folder / "spec.json", self.info.to_json())
+        (self._folder / "lock").unlink()
         self._folder.rename(self.path)
 
     def _close_shard(self) -> None:
@@ -314,22 +319,27 @@ def _check(episode: Episode, info: Info, number: int) -> None:
 
 
 def _partial(path: pathlib.Path) -> str:
-    """Prefix of the folders that data sets are written into on this machine."""
-    return f".{path.name}.partial-{socket.gethostname()}-"
+    """Prefix of the folders that a data set is written into."""
+    return f".{path.name}.partial-"
+
+
+def _lock(folder: pathlib.Path):
+    """Marks a folder as being written: the system lifts the lock when the process dies."""
+    file = (folder / "lock").open("w")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return file
 
 
 def _remove_orphans(path: pathlib.Path) -> None:
-    """Folders left by killed processes of this machine."""
+    """Folders left by processes that were killed."""
     for folder in path.parent.glob(f"{_partial(path)}*"):
-        pid = folder.name.removeprefix(_partial(path))
-        if not pid.isdigit():
+        if not (folder / "lock").exists():
             continue
         try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            shutil.rmtree(folder, ignore_errors=True)
-        except PermissionError:
-            pass  # alive, of another user
+            _lock(folder).close()
+        except OSError:
+            continue  # its process is alive
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:

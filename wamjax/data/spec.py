@@ -50,6 +50,17 @@ class DataSpec:
             )
         return heights.pop(), sum(w for _, w in self.cameras.values())
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain json, to keep in a checkpoint. The cameras are a list: their order matters."""
+        cameras = [[name, *size] for name, size in self.cameras.items()]
+        return dataclasses.asdict(self) | {"cameras": cameras}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> DataSpec:
+        """The reverse of `to_json`."""
+        cameras = {name: (h, w) for name, h, w in values["cameras"]}
+        return DataSpec(**dict(values) | {"cameras": cameras})
+
 
 @dataclasses.dataclass(frozen=True)
 class Info:

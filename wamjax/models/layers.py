@@ -32,6 +32,16 @@ def at_least_float32(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def unconstrained(x: Array, *names: str | None) -> Array:
+    """The default of every `constrain` argument: leaves the sharding of `x` to the compiler.
+
+    Training passes `wamjax.sharding.constrain` instead; without it XLA spreads the shards of the
+    weights over the width of the activations and splits the batch over one mesh axis only.
+    """
+    del names
+    return x
+
+
 class Linear(nn.Module):
     """``y = x W + b`` on the last axis, computed in the dtype of the kernel (in, out)."""
 

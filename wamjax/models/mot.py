@@ -8,6 +8,7 @@ call is the caller's choice.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,7 @@ from jaxtyping import Array
 
 from wamjax.models import attention
 from wamjax.models.experts import ActionExpert, Time, VideoExpert
-from wamjax.models.layers import Linear
+from wamjax.models.layers import Linear, unconstrained
 from wamjax.models.rope import Rope, rope, video_rope
 from wamjax.models.text import TokenEncoder
 from wamjax.models.transformer import Cache, ExpertSpec, Stream, Transformer
@@ -48,6 +49,7 @@ class MixtureOfTransformers(nn.Module):
       groups: all groups that any program uses, in token order within their expert.
       latent: (h, w, c) of a latent frame.
       action_dim, context_width: sizes of the other inputs.
+      constrain: says how activations are sharded, see `layers.unconstrained`.
       vocabulary: 0 when the batch carries text embeddings, else of the trainable token encoder.
     """
 
@@ -66,7 +68,8 @@ class MixtureOfTransformers(nn.Module):
     vocabulary: int = 0
     remat: str = "none"
     unroll: int = 1
-    attention: callable = attention.grouped
+    attention: Callable = attention.grouped
+    constrain: Callable = unconstrained
 
     def setup(self):
         height, width, channels = self.latent
@@ -85,6 +88,7 @@ class MixtureOfTransformers(nn.Module):
             self.remat,
             self.unroll,
             self.attention,
+            self.constrain,
         )
         nn.share_scope(self, self.transformer)
 
@@ -94,7 +98,8 @@ class MixtureOfTransformers(nn.Module):
         text = self.text(instruction) if self.vocabulary else instruction
         state = self.proprio(proprio)[:, None]
         context = jnp.concatenate([text.astype(state.dtype), state], axis=1)
-        return {"video": self.video.text(context), "action": self.action.text(context)}
+        experts = {"video": self.video.text(context), "action": self.action.text(context)}
+        return {e: self.constrain(x, "batch", "tokens", "embed") for e, x in experts.items()}
 
     def times(self, levels: Groups) -> dict[str, Time]:
         """Noise levels (b | 1, m) of each group to its time conditioning."""
@@ -143,9 +148,10 @@ class MixtureOfTransformers(nn.Module):
     def _stream(self, expert: str, groups, values: Groups, times) -> Stream:
         embed = getattr(self, expert).embed
         tokens = [embed(values[g.name]) for g in groups]
+        modulation = jnp.concatenate([times[g.name][1] for g in groups], axis=1)
         return Stream(
-            x=jnp.concatenate(tokens, axis=1),
-            modulation=jnp.concatenate([times[g.name][1] for g in groups], axis=1),
+            x=self.constrain(jnp.concatenate(tokens, axis=1), "batch", "tokens", "embed"),
+            modulation=self.constrain(modulation, "batch", "slots", None, "embed"),
             rope=self._rope(expert, groups),
             groups=tuple((g.name, x.shape[1]) for g, x in zip(groups, tokens, strict=True)),
         )

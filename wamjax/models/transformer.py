@@ -22,7 +22,15 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from wamjax.models import attention
-from wamjax.models.layers import LayerNorm, Linear, Mlp, RMSNorm, gated_add, modulate
+from wamjax.models.layers import (
+    LayerNorm,
+    Linear,
+    Mlp,
+    RMSNorm,
+    gated_add,
+    modulate,
+    unconstrained,
+)
 from wamjax.models.rope import Rope, rotate
 from wamjax.models.visibility import Visibility
 
@@ -109,6 +117,7 @@ class ExpertBlock(nn.Module):
     spec: ExpertSpec
     heads: int
     head_dim: int
+    constrain: Callable = unconstrained
 
     def setup(self):
         width = self.spec.width
@@ -130,10 +139,13 @@ class ExpertBlock(nn.Module):
 
     def finish(self, stream: Stream, attended: Array, context: KeyValue) -> Array:
         _, _, gate, ffn_shift, ffn_scale, ffn_gate = self.chunks(stream.modulation)
-        x = gated_add(stream.x, gate, self.self_attn.output(attended))
+        x = self._add(stream.x, gate, self.self_attn.output(attended))
         query = self.cross_attn.query(self.cross_norm(x))
         x += self.cross_attn.output(attention.attend(query, *context)).astype(x.dtype)
-        return gated_add(x, ffn_gate, self.ffn(modulate(x, ffn_shift, ffn_scale)))
+        return self._add(x, ffn_gate, self.ffn(modulate(x, ffn_shift, ffn_scale)))
+
+    def _add(self, x: Array, gate: Array, y: Array) -> Array:
+        return self.constrain(gated_add(x, gate, y), "batch", "tokens", "embed")
 
 
 class Block(nn.Module):
@@ -143,6 +155,7 @@ class Block(nn.Module):
     heads: int
     head_dim: int
     attention: Callable
+    constrain: Callable
 
     @nn.compact
     def __call__(self, tokens, layer_cache, streams, contexts, visibility, emit):
@@ -161,7 +174,7 @@ class Block(nn.Module):
         """
         streams = {e: s.replace(x=tokens[e]) for e, s in streams.items()}
         layers = {
-            spec.name: ExpertBlock(spec, self.heads, self.head_dim, name=spec.name)
+            spec.name: ExpertBlock(spec, self.heads, self.head_dim, self.constrain, name=spec.name)
             for spec in self.experts
             if spec.name in streams or spec.name in contexts
         }
@@ -193,6 +206,7 @@ class Transformer(nn.Module):
       unroll: layers unrolled in the scan over stacked parameters; 0 means no scan at all, for
         parameters that went through `unstack`.
       attention: `attention.grouped`, or `attention.masked` for the reference path.
+      constrain: says how activations are sharded, see `layers.unconstrained`.
     """
 
     experts: tuple[ExpertSpec, ...]
@@ -202,6 +216,7 @@ class Transformer(nn.Module):
     remat: str = "none"
     unroll: int = 1
     attention: Callable = attention.grouped
+    constrain: Callable = unconstrained
 
     @nn.compact
     def __call__(
@@ -250,7 +265,7 @@ class Transformer(nn.Module):
         )(*self._sizes(), name="blocks")
 
     def _sizes(self):
-        return self.experts, self.heads, self.head_dim, self.attention
+        return self.experts, self.heads, self.head_dim, self.attention, self.constrain
 
     def _block(self) -> type[nn.Module]:
         if self.remat not in REMAT_POLICIES:

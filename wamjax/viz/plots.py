@@ -127,9 +127,7 @@ def ablation(
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.legend(frameon=False, fontsize=8, ncols=len(table), loc="lower center",
                 bbox_to_anchor=(0.5, 1.0))  # fmt: skip
-    note = (
-        f"dots: training seeds (n = {seeds}); whiskers: 95 % t interval of the mean, cut to 0..1"
-    )
+    note = f"dots: training seeds (n = {seeds}); whiskers: 95 % t interval of the mean, cut to 0..1"
     made.supxlabel(note, fontsize=8, color=figures.MUTED)
     figures.plain(axes)
     return figures.write(made, path)

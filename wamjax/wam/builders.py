@@ -7,6 +7,7 @@ from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.models import codec as codecs
 from wamjax.models.mot import GroupSpec, MixtureOfTransformers
 from wamjax.models.transformer import ExpertSpec
+from wamjax.sharding import constrain
 from wamjax.wam.fast_wam import FastWAM
 from wamjax.wam.programs import tables
 
@@ -39,6 +40,7 @@ def fast_wam(config, spec) -> FastWAM:
         vocabulary=VOCAB if model.text.kind == "tokens" else 0,
         remat=model.remat,
         unroll=model.unroll,
+        constrain=constrain,
     )
     optional = objective.variant == "optional_idm"
     return FastWAM(

@@ -4,8 +4,8 @@ Each dimension whose size differs is resampled linearly with aligned corners, li
 ``scripts/preprocess_action_dit_backbone.py``; at the published sizes (3072 -> 1024) that is close
 to keeping every third neuron. A tensor of two or more dimensions whose *last torch dimension*
 shrank is scaled by sqrt(old / new), which keeps the variance of a sum over fewer inputs. Torch
-weights are (out, in), so that dimension is the input of a kernel; for the modulation it is the width,
-a quirk that is kept.
+weights are (out, in), so that dimension is the input of a kernel; for the modulation it is the
+width, a quirk that is kept.
 """
 
 from __future__ import annotations

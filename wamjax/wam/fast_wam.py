@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.models.codec import Codec
+from wamjax.models.layers import unconstrained
 from wamjax.models.mot import MixtureOfTransformers
 from wamjax.models.transformer import unstack
 from wamjax.models.visibility import Visibility, bidirectional
@@ -107,7 +108,7 @@ class FastWAM:
         values = {g.name: clean[g.name] for g in self.network.groups}
         level = {g: jnp.zeros((1, self.slots[g])) for g in values}
         text, table = self._text(batch), bidirectional(*values)
-        variables = self.network.init(
+        variables = self.network.clone(constrain=unconstrained).init(
             rng, values, level, text, batch["proprio"], table, method="initialise"
         )
         return variables["params"]
@@ -256,7 +257,7 @@ class FastWAM:
         return losses["future"], losses["action"]
 
     def _velocities(self, params, program, batch, values, level, predicted):
-        net = self._bind(params)
+        net = self._bind(params, self.network.constrain)
         contexts = net("contexts", self._text(batch), batch["proprio"])
         times = net("times", level)
         return net("__call__", values, times, contexts, program.table, predict=predicted)[0]
@@ -315,15 +316,20 @@ class FastWAM:
             self.use_cache,
         )
 
-    def _bind(self, params):
-        stacked = "blocks" in params
-        network = self.network if stacked else self.network.clone(unroll=0, remat="none")
+    def _bind(self, params, constrain=unconstrained):
+        """The network as a function of method name and arguments.
+
+        Only the loss is constrained to a mesh; acting, initialising and counting work without one.
+        """
+        network = self.network.clone(constrain=constrain)
+        if "blocks" not in params:  # from `prepare`
+            network = network.clone(unroll=0, remat="none")
         return lambda method, *args, **kwargs: network.apply(
             {"params": params}, *args, method=method, **kwargs
         )
 
     def _check(self, batch: Batch) -> None:
-        size = batch["proprio"].shape[0]
+        size = next(iter(batch.values())).shape[0]
         for key, want in self.batch_spec(size).items():
             if key not in batch:
                 raise KeyError(f"the batch has no {key!r}; it has {sorted(batch)}")

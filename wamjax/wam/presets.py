@@ -72,3 +72,34 @@ def miniature(config) -> None:
     config.precision.compute = "float32"
     config.data.batch_size, config.mesh.fsdp, config.total_steps = 8, 1, 20
     config.data.declared.camera_size = (32, 32)
+
+
+def tabletop(config) -> None:
+    """A small model and its training on the embedded world, sized for two CPU cores."""
+    data, model, optim = config.data, config.model, config.optim
+    data.cameras, data.frames, data.frame_stride, data.chunk = ("overhead", "gripper"), 3, 4, 8
+    data.batch_size, data.instruction_length = 64, 12
+    model.layers, model.heads, model.head_dim, model.unroll = 4, 4, 32, 4
+    model.video.width, model.video.ffn = 128, 512
+    model.action.width, model.action.ffn = 64, 256
+    model.codec.kind, model.codec.patch, model.patch = "pixel", 8, 2
+    model.context_width, model.freq_dim, model.text.kind = 64, 128, "tokens"
+    optim.learning_rate, optim.b2, optim.weight_decay = 1e-3, 0.95, 0.01
+    optim.warmup_fraction, optim.final_fraction, optim.ema_decay = 0.05, 0.02, 0.99
+    config.log_every, config.checkpoint.every = 25, 250
+    config.objective.infer_steps = 8
+    config.eval.execute, config.eval.max_steps, config.eval.batch_size = 8, 40, 128
+
+
+def tabletop_debug(config) -> None:
+    """The same in under a minute, to see that everything runs; it learns nothing."""
+    config.total_steps, config.log_every, config.checkpoint.every = 6, 2, 3
+    config.data.batch_size = 8
+    for source in config.data.sources.values():
+        source.collect.episodes = 16
+    model = config.model
+    model.layers, model.heads, model.head_dim, model.unroll = 2, 2, 16, 1
+    model.video.width, model.video.ffn = 32, 64
+    model.action.width, model.action.ffn = 16, 32
+    config.objective.infer_steps = 2
+    config.eval.episodes, config.eval.batch_size = 8, 8

@@ -1,0 +1,36 @@
+"""Fast-WAM and its variants on all eight tabletop tasks: the training of the ablation.
+
+    python -m wamjax.train --config=experiments/configs/fast_wam_tabletop.py:variant=idm \
+        --workdir=runs/tabletop-idm
+    python experiments/ablation_tabletop.py --workdir=runs/ablation
+
+Few demonstrations with actions stand beside many videos without: half of every batch each. That is
+the regime in which video co-training should matter. About ten minutes on two CPU cores.
+
+Arguments: variant=fast|joint|idm|no_cotrain|optional_idm, preset=2026-08|paper,
+labelled=N (demonstrations with actions, over all tasks), videos=N (without), steps=N, debug.
+"""
+
+from wamjax import config as configs
+from wamjax.wam import presets
+
+
+def get_config(arg=None):
+    args = configs.parse_arg(
+        arg, variant="fast", preset="2026-08", labelled=240, videos=1600, steps=1200, debug=False
+    )
+    config = configs.base_config()
+    presets.fast_wam(config, args.variant, args.preset)
+    presets.tabletop(config)
+    config.total_steps = args.steps
+    config.data.sources.demos = configs.source(
+        collect={"episodes": args.labelled, "noise": 0.1, "intended": True}
+    )
+    if args.videos:
+        config.data.sources.videos = configs.source(
+            action_free=True, collect={"episodes": args.videos, "noise": 0.1, "seed": 1}
+        )
+    config.eval.episodes, config.eval.untrained = 800, True
+    if args.debug:
+        presets.tabletop_debug(config)
+    return config

@@ -1,0 +1,123 @@
+"""Acting: the cache is exact, layers may be unstacked, and the normalisers are applied."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from wam import tiny
+
+KEY = jax.random.key(3)
+
+
+class Affine:
+    """Stands in for a `Normalizer`."""
+
+    def __init__(self, scale=1.0):
+        self.scale = scale
+
+    def forward(self, x):
+        return x * self.scale
+
+    def inverse(self, x):
+        return x / self.scale
+
+
+def observation(size=2):
+    batch = tiny.batch(size)
+    return {k: batch[k] for k in ("proprio", "instruction")} | {"video": batch["video"][:, :1]}
+
+
+def normalizers(actions=1.0, proprio=1.0):
+    return {"actions": Affine(actions), "proprio": Affine(proprio)}
+
+
+@pytest.mark.parametrize("variant, mode, solver", [
+    ("joint", "joint", "heun"),
+    ("optional_idm", "direct", "euler"),
+    ("optional_idm", "imagine", "euler"),
+])  # fmt: skip
+def test_cache_and_unstacked_layers_change_nothing(variant, mode, solver):
+    make = functools.partial(tiny.fast_wam, variant, solver=solver, steps=2)
+    cached, uncached = make(), make(use_cache=False)
+
+    @jax.jit
+    def run(params):
+        act = lambda o, p: o.policy(p, normalizers(), observation(), KEY, mode)  # noqa: E731
+        prepared = cached.prepare(params)
+        assert "blocks" not in prepared
+        return act(cached, params), act(uncached, params), act(cached, prepared)
+
+    got, without_cache, prepared = run(tiny.params(variant))
+    assert got.shape == (2, tiny.CHUNK, tiny.ACTION) and np.std(got) > 0.1
+    np.testing.assert_allclose(got, without_cache, rtol=0, atol=5e-5)
+    np.testing.assert_allclose(got, prepared, rtol=0, atol=5e-5)
+
+
+@functools.cache
+def direct():
+    objective = tiny.fast_wam("fast", steps=1)
+
+    @jax.jit
+    def run(observation, key, actions, proprio):
+        scales = normalizers(actions, proprio)
+        return objective.policy(tiny.params("fast"), scales, observation, key)
+
+    return run
+
+
+def test_observation_key_and_normalisers_all_matter():
+    o = observation()
+    base = direct()(o, KEY, 1.0, 1.0)
+    np.testing.assert_array_equal(base, direct()(o, KEY, 1.0, 1.0))
+    np.testing.assert_allclose(direct()(o, KEY, 4.0, 1.0), base / 4, rtol=1e-5, atol=1e-6)
+    doubled = direct()(o, KEY, 1.0, 2.0)
+    same = direct()(o | {"proprio": 2 * o["proprio"]}, KEY, 1.0, 1.0)
+    np.testing.assert_allclose(doubled, same, rtol=1e-5, atol=1e-6)
+    others = [
+        doubled,
+        direct()(o, jax.random.key(4), 1.0, 1.0),
+        direct()(o | {"video": 255 - o["video"]}, KEY, 1.0, 1.0),
+        direct()(o | {"instruction": (o["instruction"] + 1) % 11}, KEY, 1.0, 1.0),
+    ]
+    for other in others:
+        assert np.abs(other - base).max() > 1e-3
+    # examples do not leak into each other
+    changed = o | {"video": o["video"].at[1].set(0)}
+    got = direct()(changed, KEY, 1.0, 1.0)
+    np.testing.assert_array_equal(got[0], base[0])
+    assert np.abs(got[1] - base[1]).max() > 1e-3
+
+
+def test_imagined_video_starts_with_the_observed_frame():
+    objective = tiny.fast_wam("idm", steps=1)
+    run = jax.jit(
+        lambda key: objective.imagine(tiny.params("idm"), normalizers(), observation(), key)
+    )
+    video = run(KEY)
+    assert video.shape == (2, tiny.FRAMES, *tiny.PICTURE, 3) and video.dtype == jnp.uint8
+    np.testing.assert_array_equal(video[:, 0], observation()["video"][:, 0])
+    assert np.any(video[:, 1:] != run(jax.random.key(4))[:, 1:])
+
+
+def test_the_pixel_codec_inverts_and_keeps_frames_apart():
+    video = tiny.batch(2)["video"]
+    latents = tiny.CODEC.encode(video)
+    assert latents.shape == (2, *tiny.CODEC.shape(tiny.FRAMES, *tiny.PICTURE))
+    assert latents.min() >= -1 and latents.max() <= 1
+    np.testing.assert_array_equal(tiny.CODEC.decode(latents), video)
+    np.testing.assert_array_equal(tiny.CODEC.encode(video[:, :1]), latents[:, :1])
+    pixels = np.asarray(video[0, 1, 2:4, 4:6], np.float32) / 127.5 - 1  # one 2 x 2 square
+    np.testing.assert_allclose(latents[0, 1, 1, 2], pixels.ravel(), atol=1e-6)
+
+
+def test_errors():
+    fast, params = tiny.fast_wam("fast"), tiny.params("fast")
+    with pytest.raises(ValueError, match="fast acts in modes \\('direct',\\), not 'imagine'"):
+        fast.policy(params, normalizers(), observation(), KEY, "imagine")
+    with pytest.raises(ValueError, match="'no_cotrain' was not trained to predict video"):
+        tiny.fast_wam("no_cotrain").imagine(params, normalizers(), observation(), KEY)
+    clip = observation() | {"video": tiny.batch(2)["video"]}
+    with pytest.raises(ValueError, match="acts on one frame, video has 3"):
+        fast.policy(params, normalizers(), clip, KEY)

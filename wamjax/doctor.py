@@ -1,0 +1,204 @@
+"""Looks at a config before money is spent on it.
+
+    python -m wamjax.doctor --config=experiments/configs/fast_wam_libero.py
+    python -m wamjax.doctor --config=... --devices=64 --json --out=report/
+
+Says how many parameters each expert has, what a sample costs to train on and to act on, how much
+memory the state takes on each device of a mesh, draws the visibility tables, and checks the data
+(constant dimensions, values that the statistics do not fit, episodes shorter than a window).
+Nothing is trained and no parameter is allocated. A config that cannot be trained is an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import pathlib
+import sys
+from typing import Any, NamedTuple
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from wamjax import config as configs
+from wamjax import flops, optim, sharding, tree
+from wamjax import state as states
+from wamjax.step import compute_cast
+from wamjax.wam import build
+from wamjax.wam.programs import MODES
+
+
+class Shape(NamedTuple):
+    """What the sharding rules read of a mesh, for a machine that is not here."""
+
+    shape: dict[str, int]
+
+
+def diagnose(config: ConfigDict, devices: int) -> dict[str, Any]:
+    """The report of a config on a mesh of `devices` devices.
+
+    Raises:
+      ValueError: a config that cannot be trained: its error names the key.
+    """
+    from wamjax.data import pipeline
+
+    configs.validate(config)
+    spec = pipeline.spec_of(config)
+    objective = build(config, spec)
+    state = jax.eval_shape(functools.partial(states.create, objective, optim.make(config), config))
+    return {
+        "parameters": parameters(state.params),
+        "flops": work(objective, config, state.params),
+        "memory": memory(state, config, devices),
+        "batch": {k: [str(s.dtype), *s.shape] for k, s in _batch(objective, config).items()},
+        "tables": {name: str(table) for name, table in objective.pictures()},
+        "warnings": [] if pipeline.declared(config.data) else _data_warnings(config),
+    }
+
+
+def parameters(params: Any) -> dict[str, int]:
+    """Parameters of each expert (its blocks included), of what is shared, and in total."""
+    out: dict[str, int] = {}
+    for path, leaf in tree.flatten(params).items():
+        first, second = path.split("/")[:2]
+        owner = second if first == "blocks" else first
+        out[owner] = out.get(owner, 0) + tree.count(leaf)
+    return out | {"total": tree.count(params)}
+
+
+def work(objective, config: ConfigDict, params: Any) -> dict[str, float]:
+    """FLOPs (two for a multiply-add) of a forward pass and of a training step, for each sample of
+    a batch, and of one plan for each way of acting."""
+    batch = _batch(objective, config)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def loss(params, batch, key):
+        return objective.loss(compute_cast(params, config.precision.compute), batch, key)[0]
+
+    with jax.set_mesh(sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])):
+        forward = flops.count(loss, params, batch, key) / config.data.batch_size
+    out = {"forward": forward, "train": 3 * forward}
+    one = objective.batch_spec(1)
+    observation = {k: v for k, v in one.items() if k not in ("actions", "action_valid")}
+    source = objective.codec.key
+    first = one[source]
+    observation[source] = jax.ShapeDtypeStruct((1, 1, *first.shape[2:]), first.dtype)
+    for mode in MODES[objective.variant]:
+        act = functools.partial(_act, objective, mode)
+        out[f"act/{mode}"] = float(flops.count(act, params, observation, key))
+    return out
+
+
+def memory(state, config: ConfigDict, devices: int) -> dict[str, float]:
+    """Bytes on each device that do not depend on the batch: masters, optimiser, gradients.
+
+    Activations come on top; ``tpu/aot.py`` compiles the step and reports the true peak.
+    """
+    sizes = {a: int(config.mesh[a]) for a in sharding.AXES}
+    fixed = math.prod(n for n in sizes.values() if n != -1)
+    if devices % fixed:
+        raise ValueError(f"config.mesh {sizes} does not fit {devices} devices: give --devices, a "
+                         f"multiple of {fixed}")  # fmt: skip
+    mesh = Shape({a: devices // fixed if n == -1 else n for a, n in sizes.items()})
+
+    def bytes_of(params) -> float:
+        total = 0.0
+        for path, leaf in tree.flatten(params).items():
+            axes = sharding.spec_of(path, leaf.shape, mesh)
+            parts = math.prod(mesh.shape[a] for a in axes if a is not None)
+            total += math.prod(leaf.shape) * leaf.dtype.itemsize / parts
+        return total
+
+    one = bytes_of(state.params)
+    out = {"parameters": one, "gradients": one, "adam": 2 * one}
+    if state.ema is not None:
+        out["ema"] = one
+    return {"devices": devices, "mesh": mesh.shape, **out, "total": sum(out.values())}
+
+
+def _act(objective, mode: str, params, observation, key):
+    return objective.policy(
+        params, {"actions": _Same(), "proprio": _Same()}, observation, key, mode
+    )
+
+
+class _Same:
+    """Normalisation that costs nothing."""
+
+    def forward(self, x):
+        return x
+
+    inverse = forward
+
+
+def _batch(objective, config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    return objective.batch_spec(config.data.batch_size)
+
+
+def _data_warnings(config: ConfigDict) -> list[str]:
+    from wamjax.data import pipeline
+
+    spec, statistics, sources = pipeline.open_sources(config.data)
+    return pipeline.checks(sources, statistics, spec)
+
+
+def _print(report: dict[str, Any]) -> None:
+    print("parameters")
+    for name, number in report["parameters"].items():
+        print(f"  {name:<12}{number:>18,}")
+    print("FLOPs of a sample (a multiply-add is two)")
+    for name, number in report["flops"].items():
+        print(f"  {name:<18}{number / 1e9:>14,.2f} GFLOP")
+    memory = report["memory"]
+    print(f"state on each of {memory['devices']} devices, mesh {memory['mesh']}")
+    for name in ("parameters", "gradients", "adam", "ema", "total"):
+        if name in memory:
+            print(f"  {name:<12}{memory[name] / 2**30:>12.3f} GiB")
+    for table in report["tables"].values():
+        print(table)
+    for warning in report["warnings"]:
+        print(f"warning: {warning}")
+    if not report["warnings"]:
+        print("no warnings")
+
+
+def define_flags() -> None:
+    """Not on import: several entry points define flags of the same names."""
+    config_flags.DEFINE_config_file("config", None, "experiment file", lock_config=True)
+    flags.DEFINE_integer("devices", 0, "devices of the mesh; 0 = the smallest that fits it")
+    flags.DEFINE_bool("json", False, "print json")
+    flags.DEFINE_string("out", None, "folder for the pictures of the tables")
+    flags.mark_flag_as_required("config")
+
+
+def main(argv: list[str]) -> None:
+    """Entry point for absl."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    asked = flags.FLAGS
+    config = asked.config
+    fixed = math.prod(abs(int(config.mesh[a])) for a in sharding.AXES)
+    report = diagnose(config, asked.devices or fixed)
+    if asked.out:
+        _draw(config, pathlib.Path(asked.out))
+    if asked.json:
+        json.dump(report, sys.stdout, indent=2)
+        print()
+    else:
+        _print(report)
+
+
+def _draw(config: ConfigDict, folder: pathlib.Path) -> None:
+    from wamjax.data import pipeline
+    from wamjax.viz import masks
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in build(config, pipeline.spec_of(config)).pictures():
+        masks.save(table, folder / f"mask_{name}.png")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)
