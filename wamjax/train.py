@@ -326,7 +326,7 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
-    if values["verbosity"].using_default_value:
+    if not values["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells its every thought at the next level
     if values.distributed:
         jax.distributed.initialize(values.coordinator, values.processes, values.process)

@@ -58,6 +58,7 @@ def fast_wam(config, spec) -> FastWAM:
         lambda_action=objective.lambda_action,
         shares=(objective.idm_prob, 1 - objective.idm_prob) if optional else (1.0,),
         cond_noise_prob=objective.cond_noise_prob,
+        action_from_video=objective.action_from_video,
         steps=objective.infer_steps,
         solver=objective.solver,
     )

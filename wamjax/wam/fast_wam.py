@@ -20,7 +20,7 @@ from wamjax.models.layers import unconstrained
 from wamjax.models.mot import MixtureOfTransformers
 from wamjax.models.transformer import unstack
 from wamjax.models.visibility import Visibility, bidirectional
-from wamjax.wam import segments
+from wamjax.wam import expert_init, segments
 from wamjax.wam.programs import MODES, TRAINING, tables
 from wamjax.wam.sampling import Denoiser
 from wamjax.wam.slots import Program, Role, levels, loss_mask, masked_mean
@@ -40,6 +40,7 @@ class FastWAM:
       video_flow, action_flow: processes with their shifts.
       shares: of the variant's programs in a batch.
       cond_noise_prob: how often the conditioning video of imagine-then-act is noised in training.
+      action_from_video: whether `init` derives the action expert from the video expert.
       steps, solver: of sampling.
     """
 
@@ -57,6 +58,7 @@ class FastWAM:
     lambda_action: float = 1.0
     shares: tuple[float, ...] = (1.0,)
     cond_noise_prob: float = 0.5
+    action_from_video: bool = False
     steps: int = 10
     solver: str = "euler"
     use_cache: bool = True
@@ -111,7 +113,8 @@ class FastWAM:
         variables = self.network.clone(constrain=unconstrained).init(
             rng, values, level, text, batch["proprio"], table, method="initialise"
         )
-        return variables["params"]
+        params = variables["params"]
+        return expert_init.action_from_video(params) if self.action_from_video else params
 
     def loss(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, dict[str, Array]]:
         """Flow-matching loss of a batch.

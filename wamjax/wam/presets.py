@@ -53,6 +53,7 @@ def wan22_training(config) -> None:
     optim.learning_rate, optim.b1, optim.b2, optim.weight_decay = 1e-4, 0.9, 0.95, 0.01
     optim.warmup_fraction, optim.final_fraction, optim.clip_norm = 0.05, 0.01, 1.0
     config.precision.compute = "bfloat16"
+    config.objective.action_from_video = True
 
 
 def wan22_windows(config) -> None:
