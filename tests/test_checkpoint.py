@@ -15,7 +15,7 @@ from wamjax.tree import flatten
 def abstract_state(config, sizes=(1, 1, 1)):
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
-    abstract = jax.eval_shape(lambda: states.create(toy.Small(), optim.make(config), config))
+    abstract = jax.eval_shape(lambda: states.create(toy.Toy(), optim.make(config), config))
     places = sharding.state_shardings(abstract, abstract.params, mesh)
     return sharding.with_shardings(abstract, places)
 

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 import toy
 
-from wamjax import metrics
+from wamjax import metrics, optim, sharding
+from wamjax import state as states
 from wamjax.checkpoint import Checkpoints, restore_params
 from wamjax.tree import flatten
 
@@ -20,15 +22,21 @@ STEPS = 12  # checkpoints every 4 steps
 TIMING = ("step_time", "data_wait", "mfu")
 
 
-def launch(workdir, kill_at=-1, devices=2, **overrides):
-    """Runs the loop in a process of its own."""
+def start(workdir, kill_at=-1, devices=2, **options):
+    """The loop in a process of its own."""
     env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
                                      "--xla_backend_optimization_level=0"}  # fmt: skip
     root = pathlib.Path(toy.__file__).parent.parent
     env["PYTHONPATH"] = os.pathsep.join([str(root), env.get("PYTHONPATH", "")])
     args = [sys.executable, toy.__file__, str(workdir), str(STEPS), str(kill_at)]
-    args += [f"{k}={v}" for k, v in overrides.items()]
-    return subprocess.run(args, env=env, capture_output=True, text=True, timeout=300)
+    args += [f"{k}={v}" for k, v in options.items()]
+    return subprocess.Popen(args, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def launch(workdir, kill_at=-1):
+    """Runs it to its end; returns (stderr, exit status)."""
+    process = start(workdir, kill_at)
+    return process.communicate(timeout=300)[1], process.returncode
 
 
 def losses(workdir):
@@ -40,12 +48,9 @@ def state_of(workdir):
     run = pathlib.Path(workdir)
     with Checkpoints(run, keep=2) as checkpoints:
         step = checkpoints.latest
-        from wamjax import optim, sharding
-        from wamjax import state as states
-
         config = toy.config(total_steps=STEPS)
         mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-        abstract = jax.eval_shape(lambda: states.create(toy.Small(), optim.make(config), config))
+        abstract = jax.eval_shape(lambda: states.create(toy.Toy(), optim.make(config), config))
         places = sharding.state_shardings(abstract, abstract.params, mesh)
         data = toy.iterator(8)
         state = checkpoints.restore(sharding.with_shardings(abstract, places), data)
@@ -55,8 +60,8 @@ def state_of(workdir):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("reference")
-    done = launch(workdir)
-    assert done.returncode == 0, done.stderr
+    said, status = launch(workdir)
+    assert status == 0, said
     return workdir
 
 
@@ -64,14 +69,14 @@ def test_killed_again_and_again_it_ends_bitwise_the_same(uninterrupted, tmp_path
     # Before the first checkpoint; right after one began to be written, which may or may not have
     # been completed in the background; between two.
     for kill_at, latest in ((2, [None]), (8, [4, 8]), (10, [4, 8])):
-        died = launch(tmp_path, kill_at)
-        assert died.returncode == -signal.SIGKILL, died.stderr
+        said, status = launch(tmp_path, kill_at)
+        assert status == -signal.SIGKILL, said
         assert not (tmp_path / "DONE").exists()
         with Checkpoints(tmp_path, keep=2) as checkpoints:
             assert checkpoints.latest in latest
-    done = launch(tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "continuing from checkpoint" in done.stderr
+    said, status = launch(tmp_path)
+    assert status == 0, said
+    assert "continuing from checkpoint" in said
     assert losses(tmp_path) == losses(uninterrupted)
     assert [r["step"] for r in losses(tmp_path)] == list(range(1, STEPS + 1))
     step, state, position = state_of(tmp_path)
@@ -85,8 +90,7 @@ def test_killed_again_and_again_it_ends_bitwise_the_same(uninterrupted, tmp_path
 
 @pytest.mark.parametrize("devices, mesh", [(4, {"data": 2, "fsdp": 2}), (1, {})])
 def test_resumes_on_another_number_of_devices(uninterrupted, tmp_path, devices, mesh):
-    died = launch(tmp_path, kill_at=7)
-    assert died.returncode == -signal.SIGKILL
+    assert launch(tmp_path, kill_at=7)[1] == -signal.SIGKILL
     config = toy.config(total_steps=STEPS, **{f"mesh.{k}": v for k, v in mesh.items()})
     assert toy.run(config, tmp_path, devices=jax.devices()[:devices])
     got, want = losses(tmp_path), losses(uninterrupted)
@@ -115,3 +119,18 @@ def test_a_signal_saves_and_stops_and_it_ends_bitwise_the_same(
     assert losses(tmp_path) == losses(uninterrupted)[:6]
     assert toy.run(config, tmp_path, devices=devices)
     assert losses(tmp_path) == losses(uninterrupted)
+
+
+def test_two_processes_train_as_one(uninterrupted, tmp_path):
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    both = [start(tmp_path, devices=1, port=port, processes=2, process=i) for i in range(2)]
+    said = [p.communicate(timeout=300)[1] for p in both]
+    assert [p.returncode for p in both] == [0, 0], said
+    got, want = losses(tmp_path), losses(uninterrupted)
+    assert [r["step"] for r in got] == [r["step"] for r in want]  # one of them writes
+    np.testing.assert_allclose([r["loss"] for r in got], [r["loss"] for r in want], rtol=1e-5)
+    assert not any("loss" in line for line in said[1].splitlines() if line.startswith("step"))
+    positions = sorted(p.name for p in (tmp_path / "checkpoints" / str(STEPS) / "data").iterdir())
+    assert {"process_0-of-2.json", "process_1-of-2.json"} <= set(positions)

@@ -88,7 +88,7 @@ def test_a_refused_run_changes_nothing(finished):
 
 
 @dataclasses.dataclass(frozen=True)
-class Wants(toy.Small):
+class Wants(toy.Toy):
     key: str = "video"
     shape: tuple = (3,)
 
@@ -189,5 +189,5 @@ def test_the_loop_really_optimises(tmp_path):
     loss = [r["loss"] for r in metrics.read(tmp_path)]
     assert np.mean(loss[-10:]) < 0.8 * np.mean(loss[:10])
     changed = flatten(restore_params(tmp_path, ema=False).params)
-    fresh = flatten(toy.Small().init(train.states.key(0, "init")))
+    fresh = flatten(toy.Toy().init(train.states.key(0, "init")))
     assert all((changed[k] != fresh[k]).any() for k in fresh)

@@ -1,7 +1,7 @@
-"""A small objective with the parameter paths of the real one, and endless data for it.
+"""A small objective, endless data for it, and a miniature of the real objective.
 
-Also a script: ``python tests/toy.py WORKDIR STEPS [KILL_AT] [key=value ...]`` runs the real
-training loop on them and, when it is about to take batch KILL_AT, kills itself by SIGKILL.
+Also a script: ``python tests/toy.py WORKDIR STEPS KILL_AT [key=value ...]`` runs the training loop
+on the small one and, when it is about to take batch KILL_AT, kills itself by SIGKILL (-1: never).
 """
 
 from __future__ import annotations
@@ -16,48 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wamjax import tree
+from wamjax import tree, wam
 from wamjax.config import base_config
+from wamjax.data.spec import DataSpec
 
-LAYERS, HEADS, HEAD_DIM, J, A, P, N = 2, 2, 4, 4, 3, 5, 4
-INNER = HEADS * HEAD_DIM
-WIDTH = {"video": 16, "action": 8}
-CONTEXT = 8
-
-
-def shapes() -> dict[str, tuple[int, ...]]:
-    out = {"proprio/kernel": (P, CONTEXT), "proprio/bias": (CONTEXT,),
-           "text/embedding": (16, CONTEXT), "text/positions": (N, CONTEXT)}  # fmt: skip
-
-    def linear(path, i, o, *lead):
-        out[f"{path}/kernel"], out[f"{path}/bias"] = (*lead, i, o), (*lead, o)
-
-    for e, d in WIDTH.items():
-        for name, i in (("text_mlp", CONTEXT), ("time_mlp", 8)):
-            linear(f"{e}/{name}/in", i, d)
-            linear(f"{e}/{name}/out", d, d)
-        linear(f"{e}/time_proj", d, 6 * d)
-        linear(f"{e}/{'patch_embed' if e == 'video' else 'encoder'}", A, d)
-        linear(f"{e}/head", d, A)
-        block = f"blocks/{e}"
-        for attention in ("self_attn", "cross_attn"):
-            for name in "qkv":
-                linear(f"{block}/{attention}/{name}", d, INNER, LAYERS)
-            linear(f"{block}/{attention}/o", INNER, d, LAYERS)
-            for name in ("q_norm", "k_norm"):
-                out[f"{block}/{attention}/{name}/scale"] = (LAYERS, INNER)
-        for name in ("scale", "bias"):
-            out[f"{block}/cross_norm/{name}"] = (LAYERS, d)
-        linear(f"{block}/ffn/in", d, 4 * d, LAYERS)
-        linear(f"{block}/ffn/out", 4 * d, d, LAYERS)
-        out[f"{block}/modulation"] = (LAYERS, 6, d)
-    out["video/head_table"] = (2, WIDTH["video"])
-    return out
+J, A, P, N, WIDTH = 4, 3, 5, 4, 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Toy:
-    """Attention, feed-forward and conditioning over a chunk, once for each expert.
+    """Regression of a part of the state from actions and state.
 
     `noise` scales random numbers in the loss; a batch whose `bad` is not zero has a NaN loss.
     """
@@ -65,10 +33,12 @@ class Toy:
     noise: float = 0.1
 
     def init(self, rng):
+        shapes = {"proprio": (P, WIDTH), "action/encoder": (A, WIDTH), "action/head": (WIDTH, A)}
         flat = {}
-        for i, (path, shape) in enumerate(shapes().items()):
-            scale = 0.3 if not path.endswith("scale") else 1.0
-            flat[path] = scale * jax.random.normal(jax.random.fold_in(rng, i), shape)
+        for i, (path, shape) in enumerate(shapes.items()):
+            kernel, bias = jax.random.split(jax.random.fold_in(rng, i))
+            flat[f"{path}/kernel"] = 0.3 * jax.random.normal(kernel, shape)
+            flat[f"{path}/bias"] = 0.3 * jax.random.normal(bias, shape[1:])
         return tree.unflatten(flat)
 
     def batch_spec(self, b):
@@ -85,30 +55,6 @@ class Toy:
 
     def loss(self, params, batch, rng):
         dtype = params["proprio"]["kernel"].dtype
-        words = params["text"]["embedding"][batch["instruction"]] + params["text"]["positions"]
-        state = linear(params["proprio"], batch["proprio"].astype(dtype))
-        context = jnp.concatenate([words, state[:, None]], axis=1)
-        noise = self.noise * jax.random.normal(rng, batch["actions"].shape)
-        losses = {}
-        for e in WIDTH:
-            x = (batch["actions"] + noise).astype(dtype)
-            y = expert(params[e], params["blocks"][e], x, context).astype(jnp.float32)
-            losses[f"loss_{e}"] = jnp.mean(jnp.square(y - batch["actions"][:, ::-1]))
-        poison = jnp.where(jnp.any(batch["bad"] > 0), jnp.nan, 1.0)
-        return sum(losses.values()) * poison, losses
-
-
-@dataclasses.dataclass(frozen=True)
-class Small(Toy):
-    """A few of the parameters, for tests that compile often."""
-
-    def init(self, rng):
-        keys = ("proprio", "action/encoder", "action/head")
-        flat = {k: v for k, v in tree.flatten(super().init(rng)).items() if k.startswith(keys)}
-        return tree.unflatten(flat)
-
-    def loss(self, params, batch, rng):
-        dtype = params["proprio"]["kernel"].dtype
         noise = self.noise * jax.random.normal(rng, batch["actions"].shape)
         x = linear(params["action"]["encoder"], (batch["actions"] + noise).astype(dtype))
         state = linear(params["proprio"], batch["proprio"].astype(dtype))
@@ -122,42 +68,29 @@ def linear(p, x):
     return x @ p["kernel"] + p["bias"]
 
 
-def expert(free, blocks, x, context):
-    embed = free.get("patch_embed") or free["encoder"]
-    x = linear(embed, x)
-    text = linear(free["text_mlp"]["out"], jax.nn.gelu(linear(free["text_mlp"]["in"], context)))
-    level = jnp.ones((x.shape[0], 8), x.dtype)
-    time = linear(free["time_mlp"]["out"], jax.nn.silu(linear(free["time_mlp"]["in"], level)))
-    rows = linear(free["time_proj"], time).reshape(x.shape[0], 6, -1)
-
-    def block(x, p):
-        m = p["modulation"] + rows
-        y = x * (1 + m[:, None, 0]) + m[:, None, 1]
-        x = x + attend(p["self_attn"], y, y) * m[:, None, 2]
-        y = x * p["cross_norm"]["scale"] + p["cross_norm"]["bias"]
-        x = x + attend(p["cross_attn"], y, text)
-        y = x * (1 + m[:, None, 3]) + m[:, None, 4]
-        hidden = jax.nn.gelu(linear(p["ffn"]["in"], y))
-        return x + 0.1 * linear(p["ffn"]["out"], hidden) * m[:, None, 5], None
-
-    x, _ = jax.lax.scan(block, x, blocks)
-    if "head_table" in free:
-        x = x * free["head_table"][0] + free["head_table"][1]
-    return linear(free["head"], jnp.tanh(x))
+def fast_wam(variant="fast"):
+    """A miniature of the real objective: every parameter path, sizes that split 2 x 4 ways."""
+    c = config(**{
+        "model.layers": 2, "model.heads": 4, "model.head_dim": 8, "model.video.width": 32,
+        "model.video.ffn": 64, "model.action.width": 16, "model.action.ffn": 32,
+        "model.context_width": 16, "model.freq_dim": 32, "objective.variant": variant,
+    })  # fmt: skip
+    cameras = {"overhead": (16, 16), "gripper": (16, 16)}
+    return wam.build(c, DataSpec(cameras, P, A, 8, 3, 1, N, 10.0))
 
 
-def attend(p, x, y):
-    def split(z):
-        return z.reshape(*z.shape[:2], HEADS, HEAD_DIM)
+def batch_of(objective, size=8):
+    """A random batch in the shapes that an objective wants; all of it valid."""
+    rng = np.random.default_rng(0)
 
-    def norm(z, name):
-        return z * jax.lax.rsqrt(jnp.mean(z * z, -1, keepdims=True) + 1e-6) * p[name]["scale"]
+    def leaf(s):
+        if s.dtype == jnp.bool_:
+            return np.ones(s.shape, bool)
+        if jnp.issubdtype(s.dtype, jnp.integer):
+            return rng.integers(1, 200, s.shape).astype(s.dtype)
+        return rng.normal(size=s.shape).astype(s.dtype)
 
-    q = split(norm(linear(p["q"], x), "q_norm"))
-    k = split(norm(linear(p["k"], y), "k_norm"))
-    w = jax.nn.softmax(jnp.einsum("blnk,bsnk->bnls", q, k))
-    z = jnp.einsum("bnls,bsnk->blnk", w, split(linear(p["v"], y)))
-    return linear(p["o"], z.reshape(*z.shape[:2], -1))
+    return {k: leaf(s) for k, s in objective.batch_spec(size).items()}
 
 
 def example(index, rng, bad=()):
@@ -205,7 +138,7 @@ def config(**flat):
     c = base_config()
     values = {
         "total_steps": 12, "log_every": 3, "checkpoint.every": 4, "data.batch_size": 8,
-        "optim.learning_rate": 1e-2, "optim.ema_decay": 0.9, "model.heads": HEADS,
+        "optim.learning_rate": 1e-2, "optim.ema_decay": 0.9,
     } | flat  # fmt: skip
     c.update_from_flattened_dict(values)
     return c
@@ -215,7 +148,7 @@ STATISTICS = {"actions": {"min": [0.0, -1.5], "count": 3}}
 
 
 class Trap(grain.DatasetIterator):
-    """An iterator that does something to this process when batch `at` (from 0) is asked for."""
+    """This process's part of the batches; does something when batch `at` (from 0) is asked for."""
 
     def __init__(self, inner, at, action):
         super().__init__()
@@ -224,7 +157,8 @@ class Trap(grain.DatasetIterator):
     def __next__(self):
         if self.inner.get_state()["next_index"] == self.at:
             self.action()
-        return next(self.inner)
+        batch, n = next(self.inner), jax.process_count()
+        return {k: np.split(v, n)[jax.process_index()] for k, v in batch.items()}
 
     def get_state(self):
         return self.inner.get_state()
@@ -246,13 +180,13 @@ def make_data(trap=None, bad=(), shuffle=True, statistics=None):
 
     def make(config):
         it = iterator(config.data.batch_size, config.seed, bad, shuffle)
-        it = Trap(it, *trap) if trap else it
+        it = Trap(it, *(trap or (-1, None)))
         return Data(None, it, statistics or STATISTICS)
 
     return make
 
 
-def run(config, workdir, make_objective=lambda config, spec: Small(), devices=None, **data):
+def run(config, workdir, make_objective=lambda config, spec: Toy(), devices=None, **data):
     from wamjax import train
 
     return train.run(config, workdir, make_data(**data), make_objective, devices)
@@ -261,6 +195,9 @@ def run(config, workdir, make_objective=lambda config, spec: Small(), devices=No
 if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
     workdir, steps, kill_at = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    overrides = dict(a.split("=") for a in sys.argv[4:])
+    options = {k: int(v) for k, v in (a.split("=") for a in sys.argv[4:])}
+    if "port" in options:
+        address = f"localhost:{options.pop('port')}"
+        jax.distributed.initialize(address, options.pop("processes"), options.pop("process"))
     trap = (kill_at, kill) if kill_at >= 0 else None
-    run(config(total_steps=steps, **{k: int(v) for k, v in overrides.items()}), workdir, trap=trap)
+    run(config(total_steps=steps, **options), workdir, trap=trap)

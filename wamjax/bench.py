@@ -208,5 +208,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    hardware.restart_with_huge_pages()
     define_flags()
     app.run(main)

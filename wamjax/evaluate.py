@@ -25,6 +25,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from wamjax import hardware
 from wamjax import state as states
 from wamjax.checkpoint import restore_params
 from wamjax.config import did_you_mean
@@ -319,5 +320,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    hardware.restart_with_huge_pages()
     define_flags()
     app.run(main)

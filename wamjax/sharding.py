@@ -54,8 +54,7 @@ RULES: tuple[Rule, ...] = (
     (rf"{_FREE}/head/kernel", ("fsdp", None)),
     (rf"{_FREE}/head/bias", (None,)),
     (r"video/head_table", (None, None)),
-    (r"text/embedding", (None, "fsdp")),
-    (r"text/positions", (None, None)),
+    (r"text/(embedding|positions)", (None, None)),  # the gradient of a lookup splits badly
 )
 
 # Logical names of activation dimensions, for `constrain`.

@@ -29,7 +29,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from wamjax import config as configs
-from wamjax import guards, optim, sharding, tree
+from wamjax import guards, hardware, optim, sharding, tree
 from wamjax import state as states
 from wamjax.checkpoint import Checkpoints
 from wamjax.metrics import Profile, Recorder, say
@@ -230,7 +230,6 @@ def _guard(job: Job, rows) -> None:
 
 def _peak(config, mesh: Mesh) -> tuple[float, str]:
     """FLOP/s of the whole mesh, and the words for it. Simulated devices share their host."""
-    from wamjax import hardware
 
     rate, name = hardware.denominator(jnp.dtype(config.precision.compute), seconds=0.2)
     known = hardware.chip() is not None
@@ -330,6 +329,8 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells its every thought at the next level
     if values.distributed:
         jax.distributed.initialize(values.coordinator, values.processes, values.process)
+    else:
+        hardware.restart_with_huge_pages()
     try:
         run(values.config, values.workdir)
     except guards.Diverged as error:
