@@ -28,6 +28,7 @@ from wamjax import config as configs
 from wamjax import flops, hardware, optim, sharding
 from wamjax import state as states
 from wamjax.data.spec import DataSpec
+from wamjax.metrics import quiet
 from wamjax.step import make_train_step
 from wamjax.wam import build, presets
 from wamjax.wam.programs import MODES
@@ -73,12 +74,15 @@ def fast_wam(variants: list[str], scale: int, repeats: int) -> dict[str, Any]:
         proprio_dim=8, action_dim=7, chunk=32, frames=9, frame_stride=4,
         instruction_length=128, control_hz=20.0,
     )  # fmt: skip
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
     rate = hardware.measure_matmul_rate(seconds=1.0)
     rows = []
     for variant in variants:
         config = fast_wam_config(variant, scale)
         objective = build(config, spec)
-        rows.append({"variant": variant, "what": "train", **_train(objective, config, repeats)})
+        with jax.set_mesh(mesh):
+            train = _train(objective, config, repeats)
+        rows.append({"variant": variant, "what": "train", **train})
         for mode in MODES[variant]:
             rows.append({"variant": variant, "what": mode, **_act(objective, mode, repeats)})
         gc.collect()
@@ -192,14 +196,14 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Entry point for absl."""
+    quiet()
     asked, names = flags.FLAGS, argv[1:]
     if len(names) != 1 or names[0] not in BENCHMARKS:
         raise app.UsageError(f"name one benchmark of {sorted(BENCHMARKS)}, got {names}")
     unknown = set(asked.variants) - set(MODES)
     if unknown:
         raise app.UsageError(f"unknown variants {sorted(unknown)}; there are {sorted(MODES)}")
-    with jax.set_mesh(sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})):
-        report = BENCHMARKS[names[0]](asked.variants, asked.scale, asked.repeats)
+    report = BENCHMARKS[names[0]](asked.variants, asked.scale, asked.repeats)
     if asked.json:
         json.dump(report, sys.stdout, indent=2)
         print()

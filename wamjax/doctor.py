@@ -25,6 +25,7 @@ from ml_collections import ConfigDict, config_flags
 from wamjax import config as configs
 from wamjax import flops, optim, sharding, tree
 from wamjax import state as states
+from wamjax.metrics import quiet
 from wamjax.step import compute_cast
 from wamjax.wam import build
 from wamjax.wam.programs import MODES
@@ -175,6 +176,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Entry point for absl."""
+    quiet()
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
     asked = flags.FLAGS

@@ -29,7 +29,7 @@ from wamjax import hardware
 from wamjax import state as states
 from wamjax.checkpoint import restore_params
 from wamjax.config import did_you_mean
-from wamjax.metrics import say
+from wamjax.metrics import quiet, say
 from wamjax.step import compute_cast
 
 LATENCY_CALLS = 50
@@ -304,6 +304,7 @@ def main(argv: list[str]) -> None:
     """Entry point for absl."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    quiet()
     asked = flags.FLAGS
     if asked.latency:
         policy, config, _ = load(asked.workdir, asked.step, asked.mode)

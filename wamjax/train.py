@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
@@ -32,7 +32,7 @@ from wamjax import config as configs
 from wamjax import guards, hardware, optim, sharding, tree
 from wamjax import state as states
 from wamjax.checkpoint import Checkpoints
-from wamjax.metrics import Profile, Recorder, say
+from wamjax.metrics import Profile, Recorder, quiet, say
 from wamjax.state import TrainState
 from wamjax.step import compute_cast, make_train_step
 
@@ -325,8 +325,7 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
-    if not values["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells its every thought at the next level
+    quiet()
     if values.distributed:
         jax.distributed.initialize(values.coordinator, values.processes, values.process)
     else:

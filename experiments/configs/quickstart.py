@@ -24,7 +24,7 @@ def get_config(arg=None):
     config.data.sources.demos = configs.source(
         collect={"tasks": TASKS, "episodes": 1500, "noise": 0.1, "intended": True}
     )
-    config.eval.episodes, config.eval.untrained = 510, True
+    config.eval.episodes, config.eval.execute, config.eval.untrained = 510, 2, True
     if args.debug:
         presets.tabletop_debug(config)
     return config

@@ -89,7 +89,7 @@ def tabletop(config) -> None:
     optim.warmup_fraction, optim.final_fraction, optim.ema_decay = 0.05, 0.02, 0.99
     config.log_every, config.checkpoint.every = 25, 250
     config.objective.infer_steps = 8
-    config.eval.execute, config.eval.max_steps, config.eval.batch_size = 8, 40, 128
+    config.eval.execute, config.eval.max_steps, config.eval.batch_size = 4, 40, 128
 
 
 def tabletop_debug(config) -> None:
