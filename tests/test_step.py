@@ -9,7 +9,7 @@ import toy
 
 from wamjax import optim, sharding, tree
 from wamjax import state as states
-from wamjax.step import make_train_step
+from wamjax.step import compute_cast, make_train_step
 
 MESHES = {"1": (1, 1, 1), "8x data": (8, 1, 1), "4x2 fsdp": (4, 2, 1), "2x2x2": (2, 2, 2)}
 
@@ -298,3 +298,12 @@ def test_ema_is_the_closed_form():
         want = want + sum(0.3 * 0.7 ** (5 - i) * history[i][key] for i in range(1, 6))
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
     assert build(toy.config(**{"optim.ema_decay": 0.0}))[0].ema is None
+
+
+def test_norm_scales_and_modulation_stay_in_master_precision():
+    """Kernels are cast for compute; what enters float32 arithmetic anyway is not."""
+    params = {"q": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "q_norm": {"scale": jnp.ones(2)},
+              "modulation": jnp.ones((6, 2)), "head_table": jnp.ones((2, 2))}  # fmt: skip
+    cast = tree.flatten(compute_cast(params, "bfloat16"))
+    precise = {path for path, x in cast.items() if x.dtype == jnp.float32}
+    assert precise == {"q_norm/scale", "modulation", "head_table"}

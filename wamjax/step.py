@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wamjax import guards, optim
+from wamjax import guards, optim, tree
 from wamjax import state as states
 from wamjax.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+KEPT_PRECISE = {"scale", "modulation", "head_table"}
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -67,10 +68,14 @@ def update_ema(ema: Any, params: Any, decay: float) -> Any:
 
 
 def compute_cast(params: Any, dtype: str) -> Any:
-    """Parameters in the dtype of computation; gradients flow back to the masters' dtype."""
+    """Parameters in the dtype of computation; gradients flow back to the masters' dtype.
+
+    Scales of norms and modulation tables stay as they are: they are small, they enter float32
+    arithmetic anyway, and Wan keeps them in float32 too.
+    """
     dtype = jnp.dtype(dtype)
-    return jax.tree.map(
-        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params
+    return tree.map_with_path(
+        lambda path, x: x if path.rsplit("/", 1)[-1] in KEPT_PRECISE else x.astype(dtype), params
     )
 
 
