@@ -6,8 +6,8 @@
 
 Trains every variant on the same data and budget over several seeds, rolls each out in distribution
 and under every shift of the world, and prints the article's table: success and latency for each
-variant, with 95 % t intervals over seeds. At the default budget of 500 steps a training takes two to
-four minutes on two cores. The whole is resumable, at the level of single runs and within each.
+variant, with 95 % t intervals over seeds. At the default budget of 500 steps a training takes two
+to four minutes on two cores. The whole is resumable, at the level of single runs and within each.
 """
 
 from __future__ import annotations

@@ -302,8 +302,8 @@ def test_ema_is_the_closed_form():
 
 def test_norm_scales_and_modulation_stay_in_master_precision():
     """Kernels are cast for compute; what enters float32 arithmetic anyway is not."""
-    params = {"q": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "q_norm": {"scale": jnp.ones(2)},
-              "modulation": jnp.ones((6, 2)), "head_table": jnp.ones((2, 2))}  # fmt: skip
+    names = "q/kernel", "q/bias", "q_norm/scale", "modulation", "head_table"
+    params = tree.unflatten({name: jnp.ones((2, 2)) for name in names})
     cast = tree.flatten(compute_cast(params, "bfloat16"))
     precise = {path for path, x in cast.items() if x.dtype == jnp.float32}
     assert precise == {"q_norm/scale", "modulation", "head_table"}
