@@ -42,12 +42,12 @@ def test_counts_add_up():
     params = abstract_params()
     want = sum(int(np.prod(s)) for s in shapes().values())
     assert tree.count(params) == want
-    for depth in (1, 2, 3):
-        assert sum(tree.count_by_prefix(params, depth).values()) == want
     assert tree.nbytes(params) == 4 * want
-    assert f"{want:,}" in tree.describe(params)
-    by_block = tree.count_by_prefix(params, 2)
-    assert f"{by_block['blocks/video']:,}" in tree.describe(params)
+    counts = tree.count_by_expert(params)
+    assert counts.pop("total") == want == sum(counts.values())
+    owned = {k: v for k, v in shapes().items() if k.removeprefix("blocks/").startswith("video/")}
+    assert counts["video"] == sum(int(np.prod(s)) for s in owned.values())
+    assert f"{want:,}" in tree.describe(params) and f"{counts['video']:,}" in tree.describe(params)
 
 
 # ---- mesh ----

@@ -17,7 +17,6 @@ Exit status: 0 when it compiles and fits; 1 when it does not fit the memory or t
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.metadata
 import json
 import os
@@ -36,9 +35,8 @@ from ml_collections import ConfigDict, config_flags
 
 from wamjax import config as configs
 from wamjax import flops, hardware, optim, sharding, tree, wam
-from wamjax import state as states
 from wamjax.data import pipeline
-from wamjax.step import compute_cast, make_train_step
+from wamjax.step import model_flops, plan
 
 Report = dict[str, Any]
 
@@ -76,21 +74,15 @@ def compile_for(config: ConfigDict, devices: list[jax.Device], options: dict[str
     configs.validate(config)
     mesh = _mesh(config, devices)
     objective = wam.build(config, pipeline.spec_of(config))
-    tx = optim.make(config)
     with jax.set_mesh(mesh):
-        state = jax.eval_shape(functools.partial(states.create, objective, tx, config))
-        places = sharding.state_shardings(state, state.params, mesh)
-        state = sharding.with_shardings(state, places)
-        batch = dict(objective.batch_spec(config.data.batch_size))
-        batch = sharding.with_shardings(batch, dict.fromkeys(batch, sharding.batch_sharding(mesh)))
-        step = make_train_step(objective, tx, config)
-        jitted = jax.jit(step, out_shardings=(places, sharding.replicated(mesh)), donate_argnums=0)
+        work = plan(objective, optim.make(config), config, mesh)
         begin = time.perf_counter()
-        lowered = jitted.trace(state, batch).lower(lowering_platforms=("tpu",))
+        lowered = work.step.trace(work.state, work.batch).lower(lowering_platforms=("tpu",))
         lowered_at = time.perf_counter()
         compiled = lowered.compile(compiler_options=options)
         compiled_at = time.perf_counter()
-        work = _work(objective, config, step, state, batch)
+        model = model_flops(objective, config, work.state.params, work.batch)
+        executed = flops.count(work.step, work.state, work.batch)
     return {
         "device_kind": devices[0].device_kind,
         "devices": len(devices),
@@ -98,8 +90,13 @@ def compile_for(config: ConfigDict, devices: list[jax.Device], options: dict[str
         "batch_size": config.data.batch_size,
         "versions": {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "libtpu")},
         "compiler_options": options,
-        "parameters": parameters(state.params),
-        "flops": work | {"step_per_device": work["step"] // len(devices)},
+        "parameters": tree.count_by_expert(work.state.params),
+        "flops": {
+            "step": executed,
+            "step_per_device": executed // len(devices),
+            "model": model,
+            "model_per_sample": model // config.data.batch_size,
+        },
         "memory": _memory(compiled, devices[0]),
         "collectives": {
             kind: dataclasses.asdict(traffic)
@@ -112,16 +109,6 @@ def compile_for(config: ConfigDict, devices: list[jax.Device], options: dict[str
     }
 
 
-def parameters(params: Any) -> dict[str, int]:
-    """Parameters of each expert (its blocks included), of what is shared, and in total."""
-    out: dict[str, int] = {}
-    for path, leaf in tree.flatten(params).items():
-        first, second = path.split("/")[:2]
-        owner = second if first == "blocks" else first
-        out[owner] = out.get(owner, 0) + tree.count(leaf)
-    return out | {"total": tree.count(params)}
-
-
 def _mesh(config: ConfigDict, devices: list[jax.Device]) -> Mesh:
     try:
         mesh = sharding.make_mesh(config.mesh, devices)
@@ -132,22 +119,6 @@ def _mesh(config: ConfigDict, devices: list[jax.Device]) -> Mesh:
         ) from error
     sharding.check_config(config, mesh)
     return mesh
-
-
-def _work(objective, config: ConfigDict, step, state, batch) -> dict[str, int]:
-    """FLOPs of one step over all devices: as executed, and the model's own (three forwards)."""
-
-    def loss(params, batch, rng):
-        return objective.loss(compute_cast(params, config.precision.compute), batch, rng)[0]
-
-    rng = jax.eval_shape(lambda: states.key(0, "train"))
-    model = 3 * flops.count(loss, state.params, batch, rng)
-    executed = flops.count(step, state, batch)
-    return {
-        "step": executed,
-        "model": model,
-        "model_per_sample": model // config.data.batch_size,
-    }
 
 
 def _memory(compiled, device) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from wamjax import flops, hardware, optim, sharding
 from wamjax import state as states
 from wamjax.data.spec import DataSpec
 from wamjax.metrics import quiet
-from wamjax.step import make_train_step
+from wamjax.step import make_train_step, model_flops
 from wamjax.wam import build, presets
 from wamjax.wam.programs import MODES
 
@@ -81,7 +81,8 @@ def fast_wam(variants: list[str], scale: int, repeats: int, act_batch: int = 1) 
         proprio_dim=8, action_dim=7, chunk=32, frames=9, frame_stride=4,
         instruction_length=128, control_hz=20.0,
     )  # fmt: skip
-    mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    # One device, as in the matmul that rates are compared with.
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     rate = hardware.measure_matmul_rate(seconds=1.0)
     rows = []
     for variant in variants:
@@ -118,9 +119,7 @@ def _train(objective, config, repeats: int) -> dict[str, float]:
     state = jax.jit(functools.partial(states.create, objective, tx, config))()
     batch = _random(objective.batch_spec(TRAIN_BATCH))
     step = jax.jit(make_train_step(objective, tx, config), donate_argnums=0)
-    work = 3 * flops.count(
-        lambda p, b, k: objective.loss(p, b, k)[0], state.params, batch, jax.random.key(0)
-    )
+    work = model_flops(objective, config, state.params, batch)
 
     def call():
         nonlocal state

@@ -26,7 +26,7 @@ from wamjax import config as configs
 from wamjax import flops, optim, sharding, tree
 from wamjax import state as states
 from wamjax.metrics import quiet
-from wamjax.step import compute_cast
+from wamjax.step import model_flops
 from wamjax.wam import build
 from wamjax.wam.programs import MODES
 
@@ -50,7 +50,7 @@ def diagnose(config: ConfigDict, devices: int) -> dict[str, Any]:
     objective = build(config, spec)
     state = jax.eval_shape(functools.partial(states.create, objective, optim.make(config), config))
     return {
-        "parameters": parameters(state.params),
+        "parameters": tree.count_by_expert(state.params),
         "flops": work(objective, config, state.params),
         "memory": memory(state, config, devices),
         "batch": {k: [str(s.dtype), *s.shape] for k, s in _batch(objective, config).items()},
@@ -59,28 +59,15 @@ def diagnose(config: ConfigDict, devices: int) -> dict[str, Any]:
     }
 
 
-def parameters(params: Any) -> dict[str, int]:
-    """Parameters of each expert (its blocks included), of what is shared, and in total."""
-    out: dict[str, int] = {}
-    for path, leaf in tree.flatten(params).items():
-        first, second = path.split("/")[:2]
-        owner = second if first == "blocks" else first
-        out[owner] = out.get(owner, 0) + tree.count(leaf)
-    return out | {"total": tree.count(params)}
-
-
 def work(objective, config: ConfigDict, params: Any) -> dict[str, float]:
     """FLOPs (two for a multiply-add) of a forward pass and of a training step, for each sample of
     a batch, and of one plan for each way of acting."""
     batch = _batch(objective, config)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
-    def loss(params, batch, key):
-        return objective.loss(compute_cast(params, config.precision.compute), batch, key)[0]
-
     with jax.set_mesh(sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])):
-        forward = flops.count(loss, params, batch, key) / config.data.batch_size
-    out = {"forward": forward, "train": 3 * forward}
+        train = model_flops(objective, config, params, batch) / config.data.batch_size
+    out = {"forward": train / 3, "train": train}
     one = objective.batch_spec(1)
     observation = {k: v for k, v in one.items() if k not in ("actions", "action_valid")}
     source = objective.codec.key
@@ -99,10 +86,11 @@ def memory(state, config: ConfigDict, devices: int) -> dict[str, float]:
     """
     sizes = {a: int(config.mesh[a]) for a in sharding.AXES}
     fixed = math.prod(n for n in sizes.values() if n != -1)
-    if devices % fixed:
-        raise ValueError(f"config.mesh {sizes} does not fit {devices} devices: give --devices, a "
-                         f"multiple of {fixed}")  # fmt: skip
+    if devices % fixed or (-1 not in sizes.values() and devices != fixed):
+        raise ValueError(f"config.mesh {sizes} does not fit {devices} devices: give --devices, "
+                         f"{'a multiple of ' * (-1 in sizes.values())}{fixed}")  # fmt: skip
     mesh = Shape({a: devices // fixed if n == -1 else n for a, n in sizes.items()})
+    sharding.check_config(config, mesh)
 
     def bytes_of(params) -> float:
         total = 0.0

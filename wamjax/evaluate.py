@@ -36,9 +36,17 @@ LATENCY_CALLS = 50
 VIDEO_EPISODES = 4
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("params", "normalizers"),
+    meta_fields=("objective", "mode"),
+)
 @dataclasses.dataclass(frozen=True, eq=False)
 class Policy:
-    """A policy that is ready to act: objective, parameters in compute precision, normalisers."""
+    """A policy that is ready to act: objective, parameters in compute precision, normalisers.
+
+    A pytree, so that one compiled program rolls out every checkpoint of a variant.
+    """
 
     objective: Any
     params: Any
@@ -69,7 +77,7 @@ def load(workdir, step: int | None = None, mode: str | None = None):
 
 def untrained(policy: Policy, config: ConfigDict) -> Policy:
     """The same policy before training: fresh parameters."""
-    params = policy.objective.init(states.key(config.seed, "init"))
+    params = jax.jit(policy.objective.init)(states.key(config.seed, "init"))
     return dataclasses.replace(policy, params=_for_acting(policy.objective, params, config))
 
 
@@ -79,9 +87,10 @@ def run(
     step: int | None = None,
     mode: str | None = None,
     shift: str = "none",
-    suffix: str = "",
 ) -> dict[str, Any]:
     """Evaluates the checkpoint of a run and writes eval.json, plot and video.
+
+    What is not as after training (mode, shift, step) goes into the files' names.
 
     Args:
       config: its ``eval`` part says what to do; the model is built as the checkpoint says.
@@ -89,7 +98,6 @@ def run(
       step: which checkpoint, the newest by default.
       mode: how to act, see `wamjax.wam.programs.MODES`; the variant's default.
       shift: name of a shift of the world.
-      suffix: of the names of the files written.
 
     Returns:
       what was written to eval.json.
@@ -97,8 +105,10 @@ def run(
     from wamjax.viz import plots
 
     workdir = pathlib.Path(workdir)
-    policy, trained, step = load(workdir, step, mode)
     shifts = _shift(config, shift)
+    parts = [mode, shift if shift != "none" else None, step]
+    suffix = "".join(f"_{p}" for p in parts if p is not None)
+    policy, trained, step = load(workdir, step, mode)
     result = {"step": step, "variant": trained.objective.variant, "mode": mode, "shift": shift}
     result |= roll_out(policy, config, shifts)
     if config.eval.untrained:
@@ -206,7 +216,10 @@ def save_video(policy: Policy, config: ConfigDict, shift, path: pathlib.Path) ->
 
 
 def _predictions(policy: Policy, config: ConfigDict, done, ids) -> np.ndarray | None:
-    """At each step the newest frame that the plan in force predicts for it, (e, steps, H, W, 3)."""
+    """For each step the frame that was predicted for it, at least ``frame_stride`` steps earlier.
+
+    (e, steps, H, W, 3), from the newest plan that is old enough, held until the next one is.
+    """
     from wamjax.envs import tabletop
     from wamjax.envs.tabletop.world import proprio
 
@@ -221,7 +234,8 @@ def _predictions(policy: Policy, config: ConfigDict, done, ids) -> np.ndarray | 
             params, policy.normalizers, observation, key
         )
     )
-    shown = np.zeros_like(frames)
+    stride = config.data.frame_stride
+    shown = np.full_like(frames, 127)  # grey until the first prediction is due
     for start in range(0, steps, config.eval.execute):
         observation = {
             "video": jnp.asarray(frames[:, start : start + 1]),
@@ -229,9 +243,9 @@ def _predictions(policy: Policy, config: ConfigDict, done, ids) -> np.ndarray | 
             "instruction": tokens,
         }
         future = np.asarray(imagine(policy.params, observation, jax.random.key(start)))
-        for offset in range(min(config.eval.execute, steps - start)):
-            index = min(offset // config.data.frame_stride, future.shape[1] - 1)
-            shown[:, start + offset] = future[:, index]
+        for offset in range(min(config.eval.execute, steps - stride - start)):
+            index = min(1 + offset // stride, future.shape[1] - 1)
+            shown[:, start + stride + offset] = future[:, index]
     return shown
 
 
@@ -240,7 +254,7 @@ def _roll_out(policy: Policy, config: ConfigDict, keys, ids, shift, record: bool
     from wamjax.envs import tabletop
 
     return tabletop.rollout(
-        jax.tree_util.Partial(policy.actions, policy.params),
+        jax.tree_util.Partial(_act, policy),
         keys,
         ids,
         shift,
@@ -249,6 +263,10 @@ def _roll_out(policy: Policy, config: ConfigDict, keys, ids, shift, record: bool
         instruction_length=config.data.instruction_length,
         record=record,
     )
+
+
+def _act(policy: Policy, observation, key):
+    return policy.actions(policy.params, observation, key)
 
 
 def _keys(config: ConfigDict, purpose: str, indices: np.ndarray) -> jax.Array:
@@ -287,6 +305,7 @@ def _shift(config: ConfigDict, name: str):
 def _for_acting(objective, params, config: ConfigDict):
     """Parameters cast for compute and laid out for sampling, once, outside of any loop."""
     cast = functools.partial(compute_cast, dtype=config.precision.compute)
+    params = jax.device_put(params, jax.local_devices()[0])  # fresh ones as restored ones
     return jax.jit(lambda p: objective.prepare(cast(p)))(params)
 
 
@@ -315,9 +334,7 @@ def main(argv: list[str]) -> None:
         config.eval.episodes = asked.episodes
     if config.eval.episodes < 1:
         raise app.UsageError("config.eval.episodes is 0: give --episodes")
-    parts = [asked.mode, asked.shift if asked.shift != "none" else None, asked.step]
-    suffix = "".join(f"_{p}" for p in parts if p is not None)
-    run(config, asked.workdir, asked.step, asked.mode, asked.shift, suffix)
+    run(config, asked.workdir, asked.step, asked.mode, asked.shift)
 
 
 if __name__ == "__main__":

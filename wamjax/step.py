@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
-from wamjax import guards, optim, tree
+from wamjax import flops, guards, optim, sharding, tree
 from wamjax import state as states
 from wamjax.state import TrainState
 
@@ -58,6 +60,49 @@ def make_train_step(objective, tx: optax.GradientTransformation, config) -> Step
         return new, {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
 
     return train_step
+
+
+class Plan(NamedTuple):
+    """A step that is ready to be lowered.
+
+    Attributes:
+      step: jitted, with output shardings, donating the state.
+      state, batch: the abstract arguments, which say where they live.
+    """
+
+    step: Any
+    state: TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+
+def plan(objective, tx: optax.GradientTransformation, config, mesh: Mesh) -> Plan:
+    """The training step of `objective` on `mesh`, traced and allocated nowhere yet."""
+    state = jax.eval_shape(functools.partial(states.create, objective, tx, config))
+    places = sharding.state_shardings(state, state.params, mesh)
+    batch = dict(objective.batch_spec(config.data.batch_size))
+    step = jax.jit(
+        make_train_step(objective, tx, config),
+        out_shardings=(places, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+    return Plan(
+        step,
+        sharding.with_shardings(state, places),
+        sharding.with_shardings(batch, dict.fromkeys(batch, sharding.batch_sharding(mesh))),
+    )
+
+
+def model_flops(objective, config, params: Any, batch: Any) -> int:
+    """FLOPs of a step that are the model's own: three forward passes.
+
+    A backward pass costs two, and what rematerialisation repeats is not useful work. `params` and
+    `batch` may be abstract; a constrained objective needs the mesh to be set.
+    """
+
+    def loss(params, batch, rng):
+        return objective.loss(compute_cast(params, config.precision.compute), batch, rng)[0]
+
+    return 3 * flops.count(loss, params, batch, jax.eval_shape(lambda: states.key(0, "train")))
 
 
 def update_ema(ema: Any, params: Any, decay: float) -> Any:

@@ -34,7 +34,7 @@ from wamjax import state as states
 from wamjax.checkpoint import Checkpoints
 from wamjax.metrics import Profile, Recorder, quiet, say
 from wamjax.state import TrainState
-from wamjax.step import compute_cast, make_train_step
+from wamjax.step import Plan, model_flops, plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,49 +135,27 @@ def prepare(job: Job):
     """
     config, objective, checkpoints = job.config, job.objective, job.checkpoints
     tx = optim.make(config)
-    create = functools.partial(states.create, objective, tx, config)
-    abstract = jax.eval_shape(create)
-    places = sharding.state_shardings(abstract, abstract.params, job.mesh)
-    abstract = sharding.with_shardings(abstract, places)
-    say(f"parameters\n{tree.describe(abstract.params)}")
-    step, flops = compile_step(objective, tx, config, job.mesh, abstract)
+    work = plan(objective, tx, config, job.mesh)
+    say(f"parameters\n{tree.describe(work.state.params)}")
+    step, flops = compile_step(objective, config, job.mesh, work)
     if checkpoints.latest is not None:
         say(f"continuing from checkpoint {checkpoints.latest}")
-        return checkpoints.restore(abstract, job.data.iterator), step, flops
+        return checkpoints.restore(work.state, job.data.iterator), step, flops
+    create = functools.partial(states.create, objective, tx, config)
+    places = jax.tree.map(lambda x: x.sharding, work.state)
     return jax.jit(create, out_shardings=places)(), step, flops
 
 
-def compile_step(objective, tx, config, mesh: Mesh, abstract: TrainState):
-    """The step, compiled ahead of time, and its model FLOPs; logs memory and time.
-
-    Model FLOPs are three times those of the forward pass: a backward pass costs two, and what
-    rematerialisation repeats is not useful work.
-    """
-    from wamjax import flops
-
-    batch = sharding.with_shardings(
-        dict(objective.batch_spec(config.data.batch_size)),
-        {k: sharding.batch_sharding(mesh) for k in objective.batch_spec(1)},
-    )
-    places = jax.tree.map(lambda x: x.sharding, abstract)
-    jitted = jax.jit(
-        make_train_step(objective, tx, config),
-        out_shardings=(places, sharding.replicated(mesh)),
-        donate_argnums=0,
-    )
+def compile_step(objective, config, mesh: Mesh, work: Plan):
+    """The step, compiled ahead of time, and its model FLOPs; logs memory and time."""
     begin = time.perf_counter()
-    compiled = jitted.lower(abstract, batch).compile()
+    compiled = work.step.lower(work.state, work.batch).compile()
     seconds = time.perf_counter() - begin
-
-    def loss(params, batch, rng):
-        return objective.loss(compute_cast(params, config.precision.compute), batch, rng)[0]
-
-    rng = jax.eval_shape(lambda: states.key(0, "train"))
-    work = 3.0 * flops.count(loss, abstract.params, batch, rng)
+    flops = model_flops(objective, config, work.state.params, work.batch)
     memory = compiled.memory_analysis()
     peak = f"{memory.peak_memory_in_bytes / 1e6:,.1f} MB a device" if memory else "unknown memory"
-    say(f"step compiled in {seconds:.1f} s for {dict(mesh.shape)}: peak {peak}, {work:.3e} FLOPs")
-    return compiled, work
+    say(f"step compiled in {seconds:.1f} s for {dict(mesh.shape)}: peak {peak}, {flops:.3e} FLOPs")
+    return compiled, float(flops)
 
 
 def _loop(job: Job, state: TrainState, step_fn, flops: float) -> bool:

@@ -48,13 +48,14 @@ def count(tree: Tree) -> int:
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
 
 
-def count_by_prefix(tree: Tree, depth: int = 1) -> dict[str, int]:
-    """Parameters below each of the first `depth` names of the paths, in tree order."""
+def count_by_expert(params: Tree) -> dict[str, int]:
+    """Parameters of each expert, its blocks included, of what is shared, and in total."""
     out: dict[str, int] = {}
-    for path, leaf in flatten(tree).items():
-        prefix = "/".join(path.split("/")[:depth])
-        out[prefix] = out.get(prefix, 0) + int(np.prod(leaf.shape))
-    return out
+    for path, leaf in flatten(params).items():
+        first, second = path.split("/")[:2]
+        owner = second if first == "blocks" else first
+        out[owner] = out.get(owner, 0) + count(leaf)
+    return out | {"total": count(params)}
 
 
 def nbytes(tree: Tree) -> int:
@@ -63,11 +64,6 @@ def nbytes(tree: Tree) -> int:
 
 
 def describe(params: Tree) -> str:
-    """A few lines: parameters by expert (blocks one level deeper), total and megabytes."""
-    shown = {k: v for k, v in params.items() if k != "blocks"} if isinstance(params, dict) else {}
-    counts = count_by_prefix(shown)
-    if isinstance(params, dict) and "blocks" in params:
-        counts |= {f"blocks/{k}": v for k, v in count_by_prefix(params["blocks"]).items()}
-    lines = [f"  {name:<20}{number:>16,}" for name, number in counts.items()]
-    total = f"  {'total':<20}{count(params):>16,}   {nbytes(params) / 1e6:,.1f} MB"
-    return "\n".join([*lines, total])
+    """A few lines: parameters by expert, total and megabytes."""
+    lines = [f"  {name:<12}{number:>18,}" for name, number in count_by_expert(params).items()]
+    return "\n".join(lines) + f"   {nbytes(params) / 1e6:,.1f} MB"

@@ -3,10 +3,11 @@ import pathlib
 import subprocess
 import sys
 
-import aot
 import jax
 import pytest
 import xla_flags
+
+from wamjax import tree
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -15,7 +16,7 @@ def test_parameters_are_counted_by_owner():
     leaf = jax.ShapeDtypeStruct((2, 3), "float32")
     block = {"video": {"ffn": leaf}, "action": {"ffn": leaf}}
     params = {"video": {"head": leaf}, "blocks": block, "proprio": {"kernel": leaf}}
-    assert aot.parameters(params) == {"video": 12, "action": 6, "proprio": 6, "total": 24}
+    assert tree.count_by_expert(params) == {"video": 12, "action": 6, "proprio": 6, "total": 24}
 
 
 def test_every_flag_has_a_reason_and_an_unknown_chip_is_named():

@@ -12,8 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from wamjax.config import did_you_mean
 from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.models.codec import Codec
 from wamjax.models.layers import unconstrained
@@ -167,7 +169,10 @@ class FastWAM:
         """
         mode = mode or MODES[self.variant][0]
         if mode not in MODES[self.variant]:
-            raise ValueError(f"{self.variant} acts in modes {MODES[self.variant]}, not {mode!r}")
+            known = MODES[self.variant]
+            raise ValueError(
+                f"{self.variant} acts in modes {known}, not {mode!r}{did_you_mean(mode, known)}"
+            )
         first, contexts = self._observe(params, normalizers, observation)
         noise = {g: self._noise(g, first, rng) for g in ("future", "action")}
         schedules = self._schedules()
@@ -231,33 +236,43 @@ class FastWAM:
         """Weighted losses (b,) of video and actions for the examples of one program."""
         purposes = "future", "action", "cond", "level"
         keys = dict(zip(purposes, jax.random.split(rng, 4), strict=True))
-        clean = self._clean(batch)
-        factorization = program.factorization
-        size = clean["action"].shape[0]
+        clean, valid, roles = self._clean(batch), self._valid(batch), self._roles(program, batch)
         flows = {"future": self.video_flow, "action": self.action_flow}
-        values = {g: clean[g] for g in factorization.present}
-        level = {g: jnp.zeros((size, self.slots[g])) for g in factorization.present}
-        target, sampled = {}, {}
-        predicted = factorization.groups(Role.PREDICTED)
+        size = batch["action_valid"].shape[0]
+        values = {g: clean[g] for g in roles}
+        level = {g: jnp.zeros(r.shape) for g, r in roles.items()}
+        draw, target = {}, {}
+        predicted = program.factorization.groups(Role.PREDICTED)
         for i, group in enumerate(predicted):
-            noise = jax.random.normal(keys[group], clean[group].shape)
-            draw = flows[group].sample_level(jax.random.fold_in(keys["level"], i), (size, 1))
-            roles = jnp.full((size, self.slots[group]), Role.PREDICTED)
-            sampled[group], level[group] = draw[:, 0], levels(roles, draw)
-            values[group] = flows[group].corrupt(clean[group], noise, sampled[group])
-            target[group] = flows[group].target(clean[group], noise, sampled[group])
-        if "cond" in values:
+            flow, noise = flows[group], jax.random.normal(keys[group], clean[group].shape)
+            draw[group] = flow.sample_level(jax.random.fold_in(keys["level"], i), (size, 1))
+            level[group] = levels(roles[group], draw[group])
+            values[group] = flow.corrupt(clean[group], noise, level[group])
+            target[group] = flow.target(clean[group], noise, level[group])
+        if "cond" in roles:
             values["cond"], level["cond"] = self._conditioning(clean["cond"], keys["cond"])
         outputs = self._velocities(params, program, batch, values, level, predicted)
-        zero = jnp.zeros(size)
-        losses = {"future": zero, "action": zero}
+        losses = {"future": jnp.zeros(size), "action": jnp.zeros(size)}
         for group in predicted:
             error = jnp.square(outputs[group].astype(jnp.float32) - target[group])
             error = error.mean(axis=tuple(range(2, error.ndim)))
-            valid = self._valid(batch)[group]
-            mask = loss_mask(jnp.full(valid.shape, Role.PREDICTED), valid)
-            losses[group] = masked_mean(error, mask) * flows[group].weight(sampled[group])
+            mask = loss_mask(roles[group], valid[group])
+            losses[group] = masked_mean(error, mask) * flows[group].weight(draw[group][:, 0])
         return losses["future"], losses["action"]
+
+    def _roles(self, program: Program, batch: Batch) -> dict[str, Array]:
+        """The role of every slot of every example, (b, slots) for each group that is present."""
+        factorization = program.factorization
+        slots = {g: self.slots[g] for g in factorization.present}
+        row = factorization.array(slots)
+        size = batch["action_valid"].shape[0]
+        edges = np.cumsum(list(slots.values()))[:-1]
+        roles = {
+            group: jnp.broadcast_to(part, (size, part.size))
+            for group, part in zip(slots, np.split(row, edges), strict=True)
+        }
+        labelled = jnp.any(batch["action_valid"], axis=1, keepdims=True)
+        return roles | {"action": jnp.where(labelled, roles["action"], Role.ABSENT)}
 
     def _velocities(self, params, program, batch, values, level, predicted):
         net = self._bind(params, self.network.constrain)

@@ -1,0 +1,194 @@
+"""The main job in miniature, from nothing to a video, and what may be done with its result."""
+
+import hashlib
+import importlib.util
+import json
+import math
+import shutil
+
+import imageio_ffmpeg
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_configs import FOLDER, get
+
+from wamjax import bench, evaluate, metrics, train
+from wamjax import config as configs
+from wamjax.envs import tabletop
+
+LATENCY_CALLS = 5
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """(config, run directory) of quickstart:debug; its data set is gone."""
+    root = tmp_path_factory.mktemp("job")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        patch.setattr(evaluate, "LATENCY_CALLS", LATENCY_CALLS)
+        config = get("quickstart", "debug")
+        assert train.run(config, root / "run")
+        data = root / "cache" / "wamjax" / "data"
+        assert [len(list(d.glob("*.arrayrecord*"))) > 0 for d in data.iterdir()] == [True]
+        shutil.rmtree(root / "cache")
+        yield config, root / "run"
+
+
+def contents(folder):
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    return {p: (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).digest()) for p in files}
+
+
+def check_report(report, episodes):
+    rates = report["per_task"].values()
+    assert report["episodes"] == episodes == sum(t["episodes"] for t in rates)
+    assert all(0 <= t["success_rate"] <= 1 for t in rates)
+    mean = sum(t["success_rate"] * t["episodes"] for t in rates) / episodes
+    assert math.isclose(report["success_rate"], mean, abs_tol=1e-6)
+    assert 0 <= report["untrained_success_rate"] <= 1
+    assert 0 < report["latency_ms"]["p50"] <= report["latency_ms"]["p99"] < 60_000
+
+
+def test_a_run_leaves_everything_that_is_promised(job):
+    config, run = job
+    assert {p.name for p in run.iterdir()} == {
+        "config.json", "metrics.jsonl", "checkpoints", "media", "eval.json", "DONE"
+    }  # fmt: skip
+    assert configs.load(run / "config.json").to_dict() == config.to_dict()
+    rows = metrics.read(run)
+    assert [row["step"] for row in rows] == list(range(1, config.total_steps + 1))
+    assert all(np.isfinite(row["loss"]) and row["skips"] == 0 for row in rows)
+    assert sorted(int(p.name) for p in (run / "checkpoints").iterdir()) == [3, 6]
+    report = json.loads((run / "eval.json").read_text())
+    check_report(report, 9)  # 8 asked, three tasks in equal shares
+    assert set(report["per_task"]) == {"reach_red", "reach_left_zone", "pick_red"}
+    assert (report["step"], report["variant"], report["shift"]) == (6, "fast", "none")
+
+
+def test_its_pictures_can_be_opened(job):
+    media = job[1] / "media"
+    assert {p.name for p in media.iterdir()} == {
+        "mask_fast_wam.png", "batch.png", "losses.png", "success.png", "rollout.mp4"
+    }  # fmt: skip
+    for path in media.glob("*.png"):
+        with Image.open(path) as picture:
+            assert min(picture.size) > 50 and len(set(picture.convert("L").tobytes())) > 3
+    frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(media / "rollout.mp4"))
+    assert 5 <= frames <= 60 and seconds > 0.5
+
+
+def test_the_same_command_again_says_done_and_changes_nothing(job, capsys):
+    config, run = job
+    before = contents(run)
+    assert train.run(get("quickstart", "debug"), run)
+    assert "is done at step 6" in capsys.readouterr().err
+    assert contents(run) == before
+
+
+def test_a_checkpoint_alone_can_be_evaluated_under_a_shift(job):
+    config, run = job
+    before = contents(run)
+    config = configs.load(run / "config.json")
+    config.eval.episodes, config.eval.tasks = 4, ("reach_red", "pick_red")
+    report = evaluate.run(config, run, shift="lighting")
+    check_report(report, 4)
+    assert json.loads((run / "eval_lighting.json").read_text()) == report
+    assert report["shift"] == "lighting"
+    after = contents(run)
+    assert before.items() <= after.items()
+    assert {p.name for p in after.keys() - before.keys()} == {
+        "eval_lighting.json", "success_lighting.png", "rollout_lighting.mp4"
+    }  # fmt: skip
+
+
+def test_a_policy_is_what_was_trained(job):
+    policy, config, step = evaluate.load(job[1])
+    assert step == 6 and config.total_steps == 6
+    observation = evaluate.observe_example(policy, 2)
+    key = jax.random.key(0)
+    trained = policy.actions(policy.params, observation, key)
+    assert trained.shape == (2, config.data.chunk, tabletop.ACTION_DIM)
+    fresh = evaluate.untrained(policy, config)
+    assert jax.tree.structure(fresh.params) == jax.tree.structure(policy.params)
+    assert not np.allclose(trained, fresh.actions(fresh.params, observation, key))
+    earlier, _, step = evaluate.load(job[1], step=3)
+    assert step == 3
+    assert not np.allclose(trained, earlier.actions(earlier.params, observation, key))
+    typo, _, _ = evaluate.load(job[1], mode="dirct")
+    with pytest.raises(ValueError, match="'dirct', did you mean 'direct'"):
+        evaluate.latency(typo, config)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 4; it has \[3, 6\]"):
+        evaluate.load(job[1], step=4)
+
+
+def dense(rows, width, out):
+    return 2 * rows * width * out
+
+
+def test_bench_counts_the_flops_of_a_prefill_and_ten_steps(monkeypatch):
+    """At the benchmark's tokens and a fraction of its widths. Nothing is timed: a call takes one
+    second, so that utilisation is FLOPs over the rate."""
+    rates = iter([1e9, 4e9])
+    monkeypatch.setattr(bench.hardware, "measure_matmul_rate", lambda seconds: next(rates))
+    monkeypatch.setattr(bench, "_time", lambda call, repeats: {"seconds": 1.0})
+    config = bench.fast_wam_config("fast")
+    model = config.model
+    sizes = model.layers, model.heads * model.head_dim, model.video.width, model.action.width
+    assert sizes == (8, 384, 384, 128) and (model.video.ffn, model.action.ffn) == (1536, 512)
+    d, a, n, layers, words = 48, 16, 6 * 16, 2, 64
+    model.layers, model.unroll, model.head_dim, model.context_width = layers, layers, 16, words
+    model.video.width, model.video.ffn, model.action.width, model.action.ffn = d, 4 * d, a, 4 * a
+    monkeypatch.setattr(bench, "fast_wam_config", lambda variant, scale: config)
+    report = bench.fast_wam(["fast"], scale=1, repeats=1)
+    train_row, act_row = report["rows"]
+    assert (train_row["what"], act_row["what"]) == ("train", "direct")
+    frame, chunk, text = 98, 32, 129
+
+    def block(tokens, width, seen):  # without the keys and values of the context
+        attention = 4 * dense(tokens, width, n) + 2 * dense(tokens, seen, n)
+        cross = 2 * dense(tokens, width, n) + 2 * dense(tokens, text, n)
+        return attention + cross + 2 * dense(tokens, width, 4 * width)
+
+    def context(width):
+        return 2 * dense(text, width, n)
+
+    def time(m, width):
+        return dense(m, 256, width) + dense(m, width, width) + dense(m, width, 6 * width)
+
+    embed = sum(dense(text, words, w) + dense(text, w, w) for w in (d, a)) + dense(1, 8, words)
+    actions = 2 * dense(chunk, 7, a)
+    # Of the last layer's video only the keys and values are used.
+    prefill = embed + dense(frame, 4 * 48, d) + 2 * dense(frame, d, n) + time(1, d) + time(11, a)
+    prefill += layers * context(a) + (layers - 1) * (block(frame, d, frame) + context(d))
+    steps = 10 * (actions + layers * block(chunk, a, frame + chunk))
+    assert act_row["flops"] == pytest.approx(prefill + steps, rel=0.002)
+    forward = embed + actions + dense(5 * frame, 4 * 48, d) + time(3, d) + time(1, a)
+    seen = (frame + 2 * 3 * frame) / 3  # by a video token, on average
+    forward += layers * (block(3 * frame, d, seen) + block(chunk, a, frame + chunk))
+    forward += layers * (context(d) + context(a))
+    assert train_row["flops"] == pytest.approx(3 * 4 * forward, rel=0.002)
+    assert act_row["flop_utilisation"] == act_row["flops"] / 4e9
+    assert act_row["times_faster_than_torch"] == [0.23, 0.25]
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_table_of_the_ablation(tmp_path):
+    spec = importlib.util.spec_from_file_location(
+        "ablation", FOLDER.parent / "ablation_tabletop.py"
+    )
+    ablation = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ablation)
+    assert ablation.table(tmp_path) == "no run has been measured yet"
+    for name, rate in {"fast-0": 0.5, "fast-1": 0.7, "optional_idm-0": 0.2}.items():
+        modes = ("direct", "imagine") if name.startswith("optional") else ("direct",)
+        shifts = {s: {"success_rate": rate} for s in ("none", "lighting")}
+        measured = {m: {"shifts": shifts, "latency_ms": {"p50": 10 * rate}} for m in modes}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "shifts.json").write_text(json.dumps(measured))
+    head, _, *lines = ablation.table(tmp_path).splitlines()
+    assert [c.strip() for c in head.strip("|").split("|")][2:] == ["none", "lighting"]
+    rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("|")}
+    assert list(rows) == ["fast", "optional_idm (direct)", "optional_idm (imagine)"]
+    assert "60" in rows["fast"] and "| 5.0 |" in rows["fast"]
+    assert (tmp_path / "ablation.png").exists()
