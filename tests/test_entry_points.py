@@ -13,11 +13,9 @@ import pytest
 from PIL import Image
 from test_configs import FOLDER, get
 
-from wamjax import bench, evaluate, metrics, train
 from wamjax import config as configs
+from wamjax import evaluate, metrics, train
 from wamjax.envs import tabletop
-
-LATENCY_CALLS = 5
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +24,6 @@ def job(tmp_path_factory):
     root = tmp_path_factory.mktemp("job")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
-        patch.setattr(evaluate, "LATENCY_CALLS", LATENCY_CALLS)
         config = get("quickstart", "debug")
         assert train.run(config, root / "run")
         data = root / "cache" / "wamjax" / "data"
@@ -107,70 +104,20 @@ def test_a_policy_is_what_was_trained(job):
     assert step == 6 and config.total_steps == 6
     observation = evaluate.observe_example(policy, 2)
     key = jax.random.key(0)
-    trained = policy.actions(policy.params, observation, key)
+    act = jax.jit(lambda p: p.actions(p.params, observation, key))
+    trained = act(policy)
     assert trained.shape == (2, config.data.chunk, tabletop.ACTION_DIM)
     fresh = evaluate.untrained(policy, config)
     assert jax.tree.structure(fresh.params) == jax.tree.structure(policy.params)
-    assert not np.allclose(trained, fresh.actions(fresh.params, observation, key))
+    assert not np.allclose(trained, act(fresh))
     earlier, _, step = evaluate.load(job[1], step=3)
     assert step == 3
-    assert not np.allclose(trained, earlier.actions(earlier.params, observation, key))
+    assert not np.allclose(trained, act(earlier))
     typo, _, _ = evaluate.load(job[1], mode="dirct")
     with pytest.raises(ValueError, match="'dirct', did you mean 'direct'"):
         evaluate.latency(typo, config)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint 4; it has \[3, 6\]"):
         evaluate.load(job[1], step=4)
-
-
-def dense(rows, width, out):
-    return 2 * rows * width * out
-
-
-def test_bench_counts_the_flops_of_a_prefill_and_ten_steps(monkeypatch):
-    """At the benchmark's tokens and a fraction of its widths. Nothing is timed: a call takes one
-    second, so that utilisation is FLOPs over the rate."""
-    rates = iter([1e9, 4e9])
-    monkeypatch.setattr(bench.hardware, "measure_matmul_rate", lambda seconds: next(rates))
-    monkeypatch.setattr(bench, "_time", lambda call, repeats: {"seconds": 1.0})
-    config = bench.fast_wam_config("fast")
-    model = config.model
-    sizes = model.layers, model.heads * model.head_dim, model.video.width, model.action.width
-    assert sizes == (8, 384, 384, 128) and (model.video.ffn, model.action.ffn) == (1536, 512)
-    d, a, n, layers, words = 48, 16, 6 * 16, 2, 64
-    model.layers, model.unroll, model.head_dim, model.context_width = layers, layers, 16, words
-    model.video.width, model.video.ffn, model.action.width, model.action.ffn = d, 4 * d, a, 4 * a
-    monkeypatch.setattr(bench, "fast_wam_config", lambda variant, scale: config)
-    report = bench.fast_wam(["fast"], scale=1, repeats=1)
-    train_row, act_row = report["rows"]
-    assert (train_row["what"], act_row["what"]) == ("train", "direct")
-    frame, chunk, text = 98, 32, 129
-
-    def block(tokens, width, seen):  # without the keys and values of the context
-        attention = 4 * dense(tokens, width, n) + 2 * dense(tokens, seen, n)
-        cross = 2 * dense(tokens, width, n) + 2 * dense(tokens, text, n)
-        return attention + cross + 2 * dense(tokens, width, 4 * width)
-
-    def context(width):
-        return 2 * dense(text, width, n)
-
-    def time(m, width):
-        return dense(m, 256, width) + dense(m, width, width) + dense(m, width, 6 * width)
-
-    embed = sum(dense(text, words, w) + dense(text, w, w) for w in (d, a)) + dense(1, 8, words)
-    actions = 2 * dense(chunk, 7, a)
-    # Of the last layer's video only the keys and values are used.
-    prefill = embed + dense(frame, 4 * 48, d) + 2 * dense(frame, d, n) + time(1, d) + time(11, a)
-    prefill += layers * context(a) + (layers - 1) * (block(frame, d, frame) + context(d))
-    steps = 10 * (actions + layers * block(chunk, a, frame + chunk))
-    assert act_row["flops"] == pytest.approx(prefill + steps, rel=0.002)
-    forward = embed + actions + dense(5 * frame, 4 * 48, d) + time(3, d) + time(1, a)
-    seen = (frame + 2 * 3 * frame) / 3  # by a video token, on average
-    forward += layers * (block(3 * frame, d, seen) + block(chunk, a, frame + chunk))
-    forward += layers * (context(d) + context(a))
-    assert train_row["flops"] == pytest.approx(3 * 4 * forward, rel=0.002)
-    assert act_row["flop_utilisation"] == act_row["flops"] / 4e9
-    assert act_row["times_faster_than_torch"] == [0.23, 0.25]
-    assert json.loads(json.dumps(report)) == report
 
 
 def test_table_of_the_ablation(tmp_path):
