@@ -174,35 +174,15 @@ class FastWAM:
                 f"{self.variant} acts in modes {known}, not {mode!r}{did_you_mean(mode, known)}"
             )
         first, contexts = self._observe(params, normalizers, observation)
-        noise = {g: self._noise(g, first, rng) for g in ("future", "action")}
-        schedules = self._schedules()
+        given, cache = {"first": first}, None
         if mode == "imagine":
-            stage = self._denoiser(params, self.programs[0].visibility)
-            video, cache = stage.sample(
-                {"first": first},
-                {"future": noise["future"]},
-                {"future": schedules["future"]},
-                contexts,
-                solver=self.solver,
-            )
-            given = {"cond": video["future"]}
-            if not self.use_cache:
-                given, cache = {"first": first, **given}, None
+            denoiser = self._denoiser(params, self.programs[0])
+            video, cache = self._denoise(denoiser, ("future",), given, contexts, rng)
+            given["cond"] = video["future"]
         else:
-            stage, given, cache = (
-                self._denoiser(params, self.programs[-1].visibility),
-                {"first": first},
-                None,
-            )
-        names = ("future", "action") if mode == "joint" else ("action",)
-        done, _ = stage.sample(
-            given,
-            {g: noise[g] for g in names},
-            {g: schedules[g] for g in names},
-            {} if cache else contexts,
-            cache,
-            self.solver,
-        )
+            denoiser = self._denoiser(params, self.programs[-1])
+        groups = ("future", "action") if mode == "joint" else ("action",)
+        done, _ = self._denoise(denoiser, groups, given, contexts, rng, cache)
         return normalizers["actions"].inverse(done["action"].astype(jnp.float32))
 
     @property
@@ -215,13 +195,8 @@ class FastWAM:
         if not self.imagines:
             raise ValueError(f"variant {self.variant!r} was not trained to predict video")
         first, contexts = self._observe(params, normalizers, observation)
-        video, _ = self._denoiser(params, self.programs[0].visibility).sample(
-            {"first": first},
-            {"future": self._noise("future", first, rng)},
-            {"future": self._schedules()["future"]},
-            contexts,
-            solver=self.solver,
-        )
+        denoiser = self._denoiser(params, self.programs[0])
+        video, _ = self._denoise(denoiser, ("future",), {"first": first}, contexts, rng)
         return self.codec.decode(jnp.concatenate([first, video["future"]], axis=1))
 
     # ---- parts ----
@@ -312,24 +287,26 @@ class FastWAM:
         proprio = normalizers["proprio"].forward(observation["proprio"])
         return first, self._bind(params)("contexts", self._text(observation), proprio)
 
+    def _denoise(self, denoiser: Denoiser, groups, given: Batch, contexts, rng, cache=None):
+        """Samples `groups` from noise along their schedules."""
+        flows = {"action": self.action_flow, "future": self.video_flow}
+        noise = {g: self._noise(g, given["first"], rng) for g in groups}
+        schedules = {g: flows[g].schedule(self.steps) for g in groups}
+        return denoiser.sample(given, noise, schedules, contexts, cache, self.solver)
+
     def _noise(self, group: str, first: Array, rng: Array) -> Array:
+        """Where a group starts; it does not depend on which others are sampled."""
         b, _, *latent = first.shape
         if group == "action":
             return jax.random.normal(jax.random.fold_in(rng, 0), (b, self.chunk, self.action_dim))
         return jax.random.normal(jax.random.fold_in(rng, 1), (b, self.slots["future"], *latent))
 
-    def _schedules(self):
-        return {
-            "future": self.video_flow.schedule(self.steps),
-            "action": self.action_flow.schedule(self.steps),
-        }
-
-    def _denoiser(self, params, visibility: Visibility) -> Denoiser:
+    def _denoiser(self, params, program: Program) -> Denoiser:
         net = self._bind(params)
         return Denoiser(
             lambda *args, **kwargs: net("__call__", *args, **kwargs),
             lambda levels: net("times", levels),
-            visibility,
+            program.visibility,
             self.slots,
             self.use_cache,
         )

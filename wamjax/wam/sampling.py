@@ -52,14 +52,16 @@ class Denoiser:
 
         Args:
           given: clean groups.
-          contexts: expert -> embedded context, empty if `cache` already has their keys and values.
+          contexts: expert -> embedded context.
           predicted: names of the groups to be denoised later.
-          cache: of an earlier stage; its groups are given too, and are not computed again.
+          cache: of an earlier stage; what it has is not computed again.
 
         Returns:
           (the cache, the given groups that could not be cached and take part in every step).
         """
         cache = cache or Cache({}, {})
+        given = {g: v for g, v in given.items() if g not in cache.tokens}
+        contexts = {e: v for e, v in contexts.items() if e not in cache.context}
         table = self.visibility.restrict({*given, *predicted, *cache.tokens})
         fixed = cacheable(table, {*given, *cache.tokens})
         if stale := set(cache.tokens) - set(fixed):
