@@ -6,8 +6,8 @@
 
 Trains every variant on the same data and budget over several seeds, rolls each out in distribution
 and under every shift of the world, and prints the article's table: success and latency for each
-variant, with 95 % t intervals over seeds. At the default budget of 1000 steps a training takes three
-to ten minutes on two cores. The whole is resumable, at the level of single runs and within each.
+variant, with 95 % t intervals over seeds. At the default budget of 1000 steps a training takes
+three to ten minutes on two cores. The whole is resumable, between runs and within each.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def table(workdir: pathlib.Path) -> str:
         cells = [_interval(row[s]).percent() for s in shifts]
         lines.append(f"| {name} | {min(latencies[name]):.1f} | " + " | ".join(cells) + " |")
     seeds = {len(v) for row in rows.values() for v in row.values()}
-    lines.append(f"\nsuccess in %, mean over {sorted(seeds)} seeds with 95 % t interval; a single seed "
-                 "has the Wilson interval of its episodes")  # fmt: skip
+    lines.append(f"\nsuccess in %, mean over {sorted(seeds)} seeds with 95 % t interval; "
+                 "a single seed has the Wilson interval of its episodes")  # fmt: skip
     text = "\n".join(lines)
     (workdir / "table.md").write_text(text + "\n")
     (workdir / "table.json").write_text(json.dumps({"rows": rows, "latency": latencies}, indent=2))
