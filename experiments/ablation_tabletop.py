@@ -80,13 +80,14 @@ def table(workdir: pathlib.Path) -> str:
             latencies.setdefault(name, []).append(found["latency_ms"]["p50"])
             for shift, rates in found["shifts"].items():
                 rows.setdefault(name, {}).setdefault(shift, []).append(rates["success_rate"])
+                episodes = rates["episodes"]
     if not rows:
         return "no run has been measured yet"
     shifts = list(next(iter(rows.values())))
     lines = ["| variant | latency p50 ms | " + " | ".join(shifts) + " |",
              "|---|---|" + "---|" * len(shifts)]  # fmt: skip
     for name, row in rows.items():
-        cells = [_interval(row[s]).percent() for s in shifts]
+        cells = [_interval(row[s], episodes).percent() for s in shifts]
         lines.append(f"| {name} | {min(latencies[name]):.1f} | " + " | ".join(cells) + " |")
     seeds = {len(v) for row in rows.values() for v in row.values()}
     lines.append(f"\nsuccess in %, mean over {sorted(seeds)} seeds with 95 % t interval; "
@@ -99,12 +100,12 @@ def table(workdir: pathlib.Path) -> str:
     return text
 
 
-def _interval(rates: list[float]):
+def _interval(rates: list[float], episodes: int):
     from wamjax.viz import intervals
 
     if len(rates) > 1:
         return intervals.student_t(rates)
-    return intervals.wilson(round(rates[0] * EPISODES.value), EPISODES.value)
+    return intervals.wilson(round(rates[0] * episodes), episodes)
 
 
 def main(argv: list[str]) -> None:

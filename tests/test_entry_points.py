@@ -129,7 +129,7 @@ def test_table_of_the_ablation(tmp_path):
     assert ablation.table(tmp_path) == "no run has been measured yet"
     for name, rate in {"fast-0": 0.5, "fast-1": 0.7, "optional_idm-0": 0.2}.items():
         modes = ("direct", "imagine") if name.startswith("optional") else ("direct",)
-        shifts = {s: {"success_rate": rate} for s in ("none", "lighting")}
+        shifts = {s: {"success_rate": rate, "episodes": 100} for s in ("none", "lighting")}
         measured = {m: {"shifts": shifts, "latency_ms": {"p50": 10 * rate}} for m in modes}
         (tmp_path / name).mkdir()
         (tmp_path / name / "shifts.json").write_text(json.dumps(measured))
@@ -137,5 +137,6 @@ def test_table_of_the_ablation(tmp_path):
     assert [c.strip() for c in head.strip("|").split("|")][2:] == ["none", "lighting"]
     rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("|")}
     assert list(rows) == ["fast", "optional_idm (direct)", "optional_idm (imagine)"]
+    assert "20.0 [13.3, 28.9]" in rows["optional_idm (imagine)"]  # Wilson, 20 of 100
     assert "60" in rows["fast"] and "| 5.0 |" in rows["fast"]
     assert (tmp_path / "ablation.png").exists()
