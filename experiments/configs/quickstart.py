@@ -20,7 +20,7 @@ def get_config(arg=None):
     config = configs.base_config()
     presets.fast_wam(config, args.variant, args.preset)
     presets.tabletop(config)
-    config.total_steps = 800
+    config.total_steps = 1000
     config.data.sources.demos = configs.source(
         collect={"tasks": TASKS, "episodes": 1500, "noise": 0.1, "intended": True}
     )
