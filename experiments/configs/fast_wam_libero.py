@@ -8,8 +8,8 @@ Arguments: variant=fast|joint|idm|no_cotrain|optional_idm, preset=2026-08|paper,
 Two 224x224 cameras side by side, 33-frame windows of which every fourth frame is kept (9 frames,
 3 latent frames of 98 tokens), 32 actions, global batch 128, 21,700 steps. The batch carries latents
 and text embeddings that were computed ahead of time; a data source for those does not exist yet, so
-this config is described, counted, sharded and compiled, not trained. Published: 97.6 % average over the four
-suites, final losses about 0.07 (video) and 0.01 (action).
+this config is described, counted, sharded and compiled, not trained. Published: 97.6 % average
+over the four suites, final losses about 0.07 (video) and 0.01 (action).
 """
 
 from wamjax import config as configs
