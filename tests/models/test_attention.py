@@ -1,5 +1,6 @@
 """Grouped attention is the masked one: outputs and gradients, over random tables."""
 
+import dataclasses
 import functools
 
 import jax
@@ -93,3 +94,55 @@ def test_a_query_without_keys_is_an_error():
     q = tensors(np.random.default_rng(0), ["g0"], np.float32)
     with pytest.raises(ValueError, match="'g0'.*no present group.*'t'"):
         grouped(q, q, q, visibility)
+
+
+def options(rng, visibility, lengths):
+    """A causal group, keys that do not exist and a position bias, on the table given."""
+    causal = [g for g in visibility.groups if visibility.sees(g, g) and rng.random() < 0.5]
+    visibility = dataclasses.replace(visibility, causal=tuple(causal))
+    valid = {}
+    for g in visibility.groups:
+        if rng.random() < 0.5:
+            keys = rng.random((2, lengths[g])) < 0.6
+            keys[:, 0] = True  # the first token stays: no query may see nothing
+            valid[g] = keys
+    bias = {
+        g: rng.standard_normal((2, lengths[g], lengths[g]))
+        for g in visibility.groups
+        if visibility.sees(g, g) and rng.random() < 0.5
+    }
+    return visibility, valid, bias
+
+
+def test_causal_groups_missing_keys_and_biases_equal_the_loop():
+    rng = np.random.default_rng(7)
+    used = np.zeros(3, int)
+    with precision(True):
+        for _ in range(8):
+            visibility, valid, bias = options(rng, random_table(rng, 4, 0.6), LENGTHS)
+            q, k, v = (tensors(rng, visibility.groups, np.float64) for _ in range(3))
+            want = loop_with_options(q, k, v, visibility, valid, bias)
+            for attention in grouped, masked:
+                got = attention(q, k, v, visibility, valid, bias)
+                assert_trees_close(got, want, rtol=0, atol=1e-12)
+            used += len(visibility.causal), len(valid), len(bias)
+    assert np.all(used > 4)
+
+
+def loop_with_options(q, k, v, visibility, valid, bias):
+    out = {}
+    for g in q:
+        out[g] = np.zeros_like(q[g])
+        for b, n, i in np.ndindex(*q[g].shape[:3]):
+            logits, values = [], []
+            for h in visibility.keys(g):
+                for s in range(k[h].shape[2]):
+                    hidden = h in valid and not valid[h][b, s]
+                    if hidden or (g == h and g in visibility.causal and s > i):
+                        continue
+                    extra = bias[g][n, i, s] if g == h and g in bias else 0
+                    logits.append(k[h][b, n, s] @ q[g][b, n, i] / np.sqrt(q[g].shape[-1]) + extra)
+                    values.append(v[h][b, n, s])
+            weights = np.exp(np.array(logits) - max(logits))
+            out[g][b, n, i] = weights / weights.sum() @ np.array(values)
+    return out

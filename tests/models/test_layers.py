@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from wamjax.models import layers
+from wamjax.models.blocks import Projections
 from wamjax.models.experts import VideoExpert
 from wamjax.models.rope import rope, rotate, split_axes, video_rope
 from wamjax.models.text import TokenEncoder
-from wamjax.models.transformer import Projections
 
 
 def draw(*shape, seed=0, dtype=np.float32):

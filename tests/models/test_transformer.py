@@ -9,8 +9,9 @@ import pytest
 from models.helpers import assert_trees_close, precision, random_params, random_table
 
 from wamjax.models import attention
+from wamjax.models.blocks import ExpertSpec, Stream
 from wamjax.models.rope import rope
-from wamjax.models.transformer import Cache, ExpertSpec, Stream, Transformer, unstack
+from wamjax.models.transformer import Cache, Transformer, unstack
 from wamjax.models.visibility import cacheable, causal, table
 
 EXPERTS = (ExpertSpec("left", 8, 12), ExpertSpec("right", 6, 10))

@@ -4,9 +4,9 @@ import jax
 import pytest
 
 from wamjax.diffusion.flow import RectifiedFlow
+from wamjax.models.blocks import ExpertSpec
 from wamjax.models.codec import CachedLatents
 from wamjax.models.mot import GroupSpec, MixtureOfTransformers
-from wamjax.models.transformer import ExpertSpec
 from wamjax.tree import count
 from wamjax.wam.fast_wam import FastWAM
 

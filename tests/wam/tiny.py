@@ -10,9 +10,9 @@ import numpy as np
 from models.helpers import random_params
 
 from wamjax.diffusion.flow import RectifiedFlow
+from wamjax.models.blocks import ExpertSpec
 from wamjax.models.codec import PixelCodec
 from wamjax.models.mot import GroupSpec, MixtureOfTransformers
-from wamjax.models.transformer import ExpertSpec
 from wamjax.wam.fast_wam import FastWAM
 
 FRAMES, CHUNK, ACTION, PROPRIO, WORDS = 3, 3, 2, 3, 4

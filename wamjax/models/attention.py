@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from wamjax.models.layers import at_least_float32
@@ -23,16 +24,25 @@ def attend(
     q: Float[Array, "b n l k"],
     k: Float[Array, "b n s k"],
     v: Float[Array, "b n s k"],
-    mask: Bool[Array, "l s"] | None = None,
+    mask: Bool[Array, "*b l s"] | None = None,
+    bias: Float[Array, "n l s"] | None = None,
 ) -> Float[Array, "b n l k"]:
     """Softmax attention with scale ``1 / sqrt(k)``; the softmax runs in float32.
 
     Heads come before tokens, the layout that batched matmuls and flash kernels read without a
     transpose; cached keys and values are stored that way.
+
+    Args:
+      mask: True where a query sees a key, (l, s) or (b, l, s) with sizes of 1 broadcast.
+      bias: added to the logits.
     """
-    if mask is None:
+    if mask is None and bias is None:
         return _dense(q, k, v)
-    logits = jnp.where(mask, _logits(q, k), -jnp.inf)
+    logits = _logits(q, k)
+    if bias is not None:
+        logits += bias
+    if mask is not None:
+        logits = jnp.where(mask[:, None] if mask.ndim == 3 else mask, logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bnls,bnsk->bnlk", weights, v)
 
@@ -72,23 +82,40 @@ def _dense_backward(saved, dy):
 _dense.defvjp(_dense_forward, _dense_backward)
 
 
-def grouped(q: Groups, k: Groups, v: Groups, visibility: Visibility) -> dict[str, Array]:
+def grouped(
+    q: Groups,
+    k: Groups,
+    v: Groups,
+    visibility: Visibility,
+    valid: Groups | None = None,
+    bias: Groups | None = None,
+) -> dict[str, Array]:
     """Attention output of every query group; one dense call per distinct set of visible keys.
 
     Args:
       q: queries (b, n, l_g, k) by group.
       k, v: keys and values (b, n, s_g, k) by group; may hold more groups than `q` (a cache).
       visibility: the table; key groups that are not in `k` are absent and skipped.
+      valid: group -> which of its keys exist, (b | 1, s_g); all, if not mentioned.
+      bias: group -> (n, l_g, l_g) added to the logits of a group with itself.
 
     Returns:
       (b, n, l_g, k) for every group of `q`.
     """
     visibility = visibility.restrict(k)
+    valid, bias = valid or {}, bias or {}
     outputs: dict[str, Array] = {}
-    for queries, keys in visibility.calls(q):
+    for queries, keys in visibility.calls(q, apart=bias):
         if not keys:
             raise ValueError(f"{queries} see no present group in table {visibility.name!r}")
-        y = attend(_join(q, queries), _join(k, keys), _join(v, keys))
+        lengths = {g: k[g].shape[2] for g in keys}
+        y = attend(
+            _join(q, queries),
+            _join(k, keys),
+            _join(v, keys),
+            _mask(queries, lengths, visibility, valid),
+            _bias(queries, lengths, bias),
+        )
         start = 0
         for group in queries:
             length = q[group].shape[2]
@@ -97,27 +124,64 @@ def grouped(q: Groups, k: Groups, v: Groups, visibility: Visibility) -> dict[str
     return outputs
 
 
-def masked(q: Groups, k: Groups, v: Groups, visibility: Visibility) -> dict[str, Array]:
+def masked(
+    q: Groups,
+    k: Groups,
+    v: Groups,
+    visibility: Visibility,
+    valid: Groups | None = None,
+    bias: Groups | None = None,
+) -> dict[str, Array]:
     """The same as `grouped` by one call under the token-level mask."""
     visibility = visibility.restrict(k)
     queries = [g for g in visibility.groups if g in q]
     lengths = {g: k[g].shape[2] for g in visibility.groups}
-    mask = visibility.mask(lengths)
-    starts, start = {}, 0
-    for group in visibility.groups:
-        starts[group], start = start, start + lengths[group]
-    rows = jnp.concatenate([jnp.arange(lengths[g]) + starts[g] for g in queries])
+    starts = dict(zip(lengths, np.cumsum([0, *lengths.values()]), strict=False))
+    rows = np.concatenate([np.arange(lengths[g]) + starts[g] for g in queries])
+    mask = jnp.asarray(visibility.mask(lengths)[rows])
+    for group, keys in (valid or {}).items():
+        if group in lengths:
+            whole = jnp.ones((keys.shape[0], 1, sum(lengths.values())), bool)
+            mask &= whole.at[:, 0, starts[group] : starts[group] + lengths[group]].set(keys)
+    total = None
+    for group, own in (bias or {}).items():
+        square = jnp.zeros((own.shape[0], *mask.shape[-2:]), own.dtype) if total is None else total
+        row = sum(lengths[g] for g in queries[: queries.index(group)])
+        total = jax.lax.dynamic_update_slice(square, own, (0, row, int(starts[group])))
     y = attend(
-        _join(q, queries),
-        _join(k, visibility.groups),
-        _join(v, visibility.groups),
-        jnp.asarray(mask)[rows],
+        _join(q, queries), _join(k, visibility.groups), _join(v, visibility.groups), mask, total
     )
     outputs, start = {}, 0
     for group in queries:
         outputs[group] = y[:, :, start : start + lengths[group]]
         start += lengths[group]
     return outputs
+
+
+def _mask(queries, lengths, visibility: Visibility, valid: Groups) -> Array | None:
+    """The mask of one dense call, or None: for keys that do not exist and for causal groups."""
+    causal = queries[0] if queries[0] in visibility.causal else None
+    if causal is None and not valid.keys() & lengths.keys():
+        return None
+    parts = []
+    rows = lengths[causal] if causal else 1
+    for group, length in lengths.items():
+        part = valid[group][:, None] if group in valid else jnp.ones((1, 1, length), bool)
+        if group == causal:
+            part &= jnp.tri(length, dtype=bool)
+        parts.append(part)
+    batch = max(p.shape[0] for p in parts)
+    return jnp.concatenate([jnp.broadcast_to(p, (batch, rows, p.shape[2])) for p in parts], axis=2)
+
+
+def _bias(queries, lengths, bias: Groups) -> Array | None:
+    """The position bias of one dense call; it is of a group with itself."""
+    own = bias.get(queries[0])
+    if own is None:
+        return None
+    n, rows, _ = own.shape
+    parts = [own if g == queries[0] else jnp.zeros((n, rows, size)) for g, size in lengths.items()]
+    return jnp.concatenate(parts, axis=2)
 
 
 def _join(values: Groups, groups) -> Array:

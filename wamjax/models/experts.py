@@ -22,8 +22,8 @@ class TimeAndText(nn.Module):
     freq_dim: int
 
     def setup(self):
-        self.text_mlp = Mlp(self.width, self.width, init=small_normal)
-        self.time_mlp = Mlp(self.width, self.width, activation=nn.silu, init=small_normal)
+        self.text_mlp = Mlp(self.width, self.width, kernel_init=small_normal)
+        self.time_mlp = Mlp(self.width, self.width, activation=nn.silu, kernel_init=small_normal)
         self.time_proj = Linear(6 * self.width)
 
     def time(self, levels: Float[Array, "b m"]) -> Time:
@@ -45,7 +45,7 @@ class VideoExpert(TimeAndText):
     def setup(self):
         super().setup()
         self.patch_embed = Linear(self.width)
-        self.head = Linear(self.channels * self.patch**2, init=nn.initializers.zeros)
+        self.head = Linear(self.channels * self.patch**2, kernel_init=nn.initializers.zeros)
         self.head_table = self.param(
             "head_table", nn.initializers.normal(self.width**-0.5), (2, self.width)
         )
@@ -78,7 +78,7 @@ class ActionExpert(TimeAndText):
     def setup(self):
         super().setup()
         self.encoder = Linear(self.width)
-        self.head = Linear(self.action_dim, init=nn.initializers.zeros)
+        self.head = Linear(self.action_dim, kernel_init=nn.initializers.zeros)
 
     def embed(self, actions: Float[Array, "b j a"]) -> Float[Array, "b j d"]:
         return self.encoder(actions)

@@ -13,6 +13,7 @@ embeddings and modulation always compute in float32 (or float64 under x64).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -47,29 +48,66 @@ class Linear(nn.Module):
 
     features: int
     use_bias: bool = True
-    init: Callable = xavier
+    kernel_init: Callable = xavier
 
     @nn.compact
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        kernel = self.param("kernel", self.init, (x.shape[-1], self.features))
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         y = x.astype(kernel.dtype) @ kernel
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
         return y
 
 
+def gelu_tanh(x: Array) -> Array:
+    """The tanh approximation of GELU: Wan, DiT, T5 v1.1."""
+    return nn.gelu(x, approximate=True)
+
+
+def gelu(x: Array) -> Array:
+    """Exact GELU: Cosmos-Predict2."""
+    return nn.gelu(x, approximate=False)
+
+
 class Mlp(nn.Module):
-    """Linear, activation, Linear: the feed-forward, text and time networks of Wan."""
+    """Linear, activation, Linear: the feed-forward, text and time networks."""
 
     hidden: int
     features: int
-    activation: Callable = lambda x: nn.gelu(x, approximate=True)
-    init: Callable = xavier
+    activation: Callable = gelu_tanh
+    kernel_init: Callable = xavier
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        x = Linear(self.hidden, init=self.init, name="in")(x)
-        return Linear(self.features, init=self.init, name="out")(self.activation(x))
+        x = Linear(self.hidden, self.bias, kernel_init=self.kernel_init, name="in")(x)
+        return Linear(self.features, self.bias, kernel_init=self.kernel_init, name="out")(
+            self.activation(x)
+        )
+
+
+class GatedMlp(nn.Module):
+    """``out(activation(gate(x)) * in(x))``: the feed-forward network of T5 v1.1 and umT5."""
+
+    hidden: int
+    features: int
+    activation: Callable = gelu_tanh
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        gate = self.activation(Linear(self.hidden, self.bias, name="gate")(x))
+        y = gate * Linear(self.hidden, self.bias, name="in")(x)
+        return Linear(self.features, self.bias, name="out")(y)
+
+
+MLPS: dict[str, Callable] = {
+    "gelu_tanh": Mlp,
+    "gelu": functools.partial(Mlp, activation=gelu),
+    "relu": functools.partial(Mlp, activation=nn.relu),
+    "gated_gelu": GatedMlp,
+    "gated_silu": functools.partial(GatedMlp, activation=nn.silu),
+}
 
 
 class RMSNorm(nn.Module):

@@ -17,11 +17,12 @@ import numpy as np
 from jaxtyping import Array
 
 from wamjax.models import attention
+from wamjax.models.blocks import ExpertSpec, Stream
 from wamjax.models.experts import ActionExpert, Time, VideoExpert
 from wamjax.models.layers import Linear, unconstrained
 from wamjax.models.rope import Rope, rope, video_rope
 from wamjax.models.text import TokenEncoder
-from wamjax.models.transformer import Cache, ExpertSpec, Stream, Transformer
+from wamjax.models.transformer import Cache, Transformer
 from wamjax.models.visibility import Visibility
 
 Groups = dict[str, Array]

@@ -44,10 +44,19 @@ def video_rope(frames: Sequence[int], height: int, width: int, head_dim: int) ->
     return rope([g.reshape(-1) for g in grid], split_axes(head_dim))
 
 
-def rotate(x: Float[Array, "b n l k"], table: Rope) -> Float[Array, "b n l k"]:
-    """Rotates the pairs (2i, 2i + 1) of every head by the token's angles."""
+def rotate(x: Float[Array, "b n l k"], table: Rope, style: str = "pairs") -> Array:
+    """Rotates every head by the token's angles.
+
+    Args:
+      style: which dimensions form a pair, (2i, 2i + 1) for "pairs" (Wan) or (i, i + k / 2) for
+        "half" (Cosmos).
+    """
     y = at_least_float32(x)
     cos, sin = (jnp.asarray(part, y.dtype) for part in table)
+    if style == "half":
+        first, second = jnp.split(y, 2, axis=-1)
+        rotated = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
+        return rotated.astype(x.dtype)
     even, odd = y[..., 0::2], y[..., 1::2]
     rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
     return rotated.reshape(x.shape).astype(x.dtype)

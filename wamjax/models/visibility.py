@@ -18,12 +18,14 @@ import numpy as np
 class Visibility:
     """A named table ``group x group -> bool``, hashable so that it can be static under ``jit``.
 
-    Build it with `table`; `rows` holds, for each group, the groups it sees in table order.
+    Build it with `table`; `rows` holds, for each group, the groups it sees in table order. In the
+    groups of `causal` a token sees, of its own group, only itself and the tokens before it.
     """
 
     name: str
     groups: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    causal: tuple[str, ...] = ()
 
     def keys(self, query: str) -> tuple[str, ...]:
         """The groups that `query` attends, in table order."""
@@ -44,19 +46,23 @@ class Visibility:
             self.name,
             tuple(g for g, _ in kept),
             tuple(tuple(k for k in row if k in present) for _, row in kept),
+            tuple(g for g in self.causal if g in present),
         )
 
-    def calls(self, queries: Iterable[str]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
+    def calls(
+        self, queries: Iterable[str], apart: Iterable[str] = ()
+    ) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
         """The dense attention calls that `queries` need, as (query groups, key groups).
 
-        Groups that see the same keys share a call.
+        Groups that see the same keys share a call, except for causal ones and those in `apart`.
         """
-        queries = set(queries)
-        merged: dict[tuple[str, ...], list[str]] = {}
+        queries, apart = set(queries), {*apart, *self.causal}
+        merged: dict[tuple, list[str]] = {}
         for group in self.groups:
             if group in queries:
-                merged.setdefault(self.keys(group), []).append(group)
-        return tuple((tuple(q), k) for k, q in merged.items())
+                own = group if group in apart else None
+                merged.setdefault((self.keys(group), own), []).append(group)
+        return tuple((tuple(q), k) for (k, _), q in merged.items())
 
     def matrix(self) -> np.ndarray:
         """The table as a boolean array, rows are queries."""
@@ -65,13 +71,21 @@ class Visibility:
     def mask(self, lengths: Mapping[str, int]) -> np.ndarray:
         """The token-level boolean mask (l, s) for groups of the given lengths, in table order."""
         sizes = [lengths[g] for g in self.groups]
-        return np.repeat(np.repeat(self.matrix(), sizes, axis=0), sizes, axis=1)
+        mask = np.repeat(np.repeat(self.matrix(), sizes, axis=0), sizes, axis=1)
+        starts = dict(zip(self.groups, np.cumsum([0, *sizes]), strict=False))
+        for group in self.causal:
+            own = slice(starts[group], starts[group] + lengths[group])
+            mask[own, own] &= np.tri(lengths[group], dtype=bool)
+        return mask
 
     def __str__(self) -> str:
         width = max(map(len, self.groups))
         lines = [f"{self.name} (row attends column)", " " * width + "  " + " ".join(self.groups)]
         for group in self.groups:
-            cells = ("x" if self.sees(group, k) else "." for k in self.groups)
+            own = "\\" if group in self.causal else "x"
+            cells = (
+                (own if k == group else "x") if self.sees(group, k) else "." for k in self.groups
+            )
             row = " ".join(c.center(len(k)) for c, k in zip(cells, self.groups, strict=True))
             lines.append(f"{group:>{width}}  {row}")
         return "\n".join(lines)
@@ -85,19 +99,24 @@ class Visibility:
             ) from None
 
 
-def table(name: str, rows: Mapping[str, str]) -> Visibility:
+def table(name: str, rows: Mapping[str, str], causal: Iterable[str] = ()) -> Visibility:
     """Makes a table from ``{query: "space separated keys"}``.
+
+    Args:
+      causal: groups that are causal inside, token by token.
 
     Raises:
       KeyError: a row names a group that has no row of its own.
     """
-    groups = tuple(rows)
+    groups, causal = tuple(rows), tuple(causal)
+    if unknown := set(causal) - set(groups):
+        raise KeyError(f"table {name!r}: causal groups {sorted(unknown)} have no row")
     for query, keys in rows.items():
         for key in keys.split():
             if key not in rows:
                 raise KeyError(f"table {name!r}: {query!r} sees {key!r}, which has no row")
     seen = tuple(tuple(g for g in groups if g in rows[q].split()) for q in groups)
-    return Visibility(name, groups, seen)
+    return Visibility(name, groups, seen, causal)
 
 
 def cacheable(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from wamjax.data.tokens import VOCAB
 from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.models import codec as codecs
+from wamjax.models.blocks import ExpertSpec
 from wamjax.models.mot import GroupSpec, MixtureOfTransformers
-from wamjax.models.transformer import ExpertSpec
 from wamjax.sharding import constrain
 from wamjax.wam.fast_wam import FastWAM
 from wamjax.wam.programs import tables

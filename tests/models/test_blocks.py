@@ -1,0 +1,189 @@
+"""The enumerated choices of a block: each one changes what it says, and combinations run."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models.helpers import precision, random_params
+
+from wamjax.models import blocks
+from wamjax.models.attention import masked
+from wamjax.models.blocks import ExpertSpec, Stream
+from wamjax.models.layers import MLPS
+from wamjax.models.rope import rope
+from wamjax.models.transformer import Cache, Transformer, unstack
+from wamjax.models.visibility import bidirectional, table
+
+B, L, D, HEADS, K = 2, 6, 8, 2, 4
+PUBLISHED = {
+    "wan": blocks.WAN, "dit": blocks.DIT, "cosmos": blocks.COSMOS, "gpt": blocks.GPT,
+    "t5": blocks.T5, "umt5": blocks.T5 | dict(mlp="gated_gelu", position_bias=5),
+    "adaln": blocks.DIT | dict(gates=False),
+    "text": dict(modulation="linear", cross="modulated", qk_norm="head"),
+    "cross": dict(modulation="none", cross="plain", qk_norm="none"),
+}  # fmt: skip
+
+
+def stream(spec, rng, slots=2):
+    modulation = {
+        "table": rng.standard_normal((B, slots, 6, D)),
+        "linear": rng.standard_normal((B, slots, D)),
+        "lora": (rng.standard_normal((B, slots, D)), rng.standard_normal((B, slots, 3, D))),
+        "none": None,
+    }[spec.modulation]
+    bias = None
+    if spec.position_bias:
+        bias = rng.integers(0, spec.position_bias, (L, L))
+    return Stream(
+        rng.standard_normal((B, L, D)), modulation, rope([np.arange(L)], [K]), (("x", L),), bias
+    )
+
+
+def run(spec, net=None, params=None, seed=0):
+    net = net or Transformer((spec,), layers=3, heads=HEADS, head_dim=K)
+    rng = np.random.default_rng(seed)
+    x = {spec.name: stream(spec, rng)}
+    text = {} if spec.cross == "none" else {spec.name: rng.standard_normal((B, 3, D))}
+    args = x, text, bidirectional("x")
+    if params is None:
+        abstract = jax.eval_shape(lambda: net.init(jax.random.key(0), *args))["params"]
+        params = random_params(abstract, 1, np.float64)
+    return net.apply({"params": params}, *args)[0][spec.name], params
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_block_runs_scanned_unstacked_and_masked(name):
+    spec = ExpertSpec("e", D, 12, lora_rank=3, **PUBLISHED[name])
+    with precision(True):
+        want, params = run(spec)
+        assert np.std(want) > 0
+        unstacked = Transformer((spec,), 3, HEADS, K, unroll=0)
+        got, _ = run(spec, unstacked, unstack(params, 3))
+        np.testing.assert_allclose(got, want, atol=1e-12)
+        got, _ = run(spec, Transformer((spec,), 3, HEADS, K, attention=masked), params)
+        np.testing.assert_allclose(got, want, atol=1e-12)
+        other, _ = run(spec, params=params, seed=5)
+        assert np.std(other - want) > 1e-3
+
+
+def test_every_choice_changes_the_result_or_the_parameters():
+    base = ExpertSpec("e", D, 12, modulation="linear", lora_rank=3)
+    changes = dict(
+        modulation="none", gates=False, cross="none", qk_norm="none", rotary="half", mlp="relu",
+        bias=False, scaled=False,
+    )  # fmt: skip
+    with precision(True):
+        want, params = run(base)
+        for key, value in changes.items():
+            spec = dataclasses.replace(base, **{key: value})
+            got, other = run(spec)
+            same_tree = jax.tree.structure(params) == jax.tree.structure(other)
+            assert not same_tree or np.std(got - want) > 1e-3, key
+
+
+def test_zero_gates_make_a_block_the_identity():
+    """adaLN-Zero at initialisation: DiT, section 3.2."""
+    spec = ExpertSpec("e", D, 12, **blocks.DIT)
+    net = Transformer((spec,), layers=2, heads=HEADS, head_dim=K)
+    x = {"e": stream(spec, np.random.default_rng(0))}
+    params = net.init(jax.random.key(0), x, {}, bidirectional("x"))["params"]
+    y = net.apply({"params": params}, x, {}, bidirectional("x"))[0]["e"]
+    np.testing.assert_array_equal(y, x["e"].x.astype(np.float32))
+
+
+def test_an_expert_that_ends_feeds_the_last_block_only():
+    specs = tuple(ExpertSpec(n, D, 12, **blocks.MMDIT) for n in ("image", "text"))
+    see = bidirectional("image", "text")
+    rng = np.random.default_rng(0)
+    x = {
+        s.name: dataclasses.replace(stream(s, rng), groups=((s.name, L),), rope=None) for s in specs
+    }
+    nets = [Transformer(specs, 3, HEADS, K, ends=e) for e in ((), ("text",))]
+    with precision(True):
+        params = [
+            random_params(
+                jax.eval_shape(lambda n=n: n.init(jax.random.key(0), x, {}, see))["params"],
+                1, np.float64,
+            )
+            for n in nets
+        ]  # fmt: skip
+        last = params[1]["final_block"]["text"]
+        assert set(last) == {"self_attn", "modulation"} and set(last["self_attn"]) == set("qkv")
+        # The same weights in the full stack: the image cannot tell that the text went no further.
+        full = params[0]
+        cut = jax.tree.map(lambda p: p[:2], full["blocks"])
+        text = jax.tree.map(lambda p: p[2], full["blocks"])["text"]
+        modulation = jax.tree.map(lambda p: p[..., : 2 * D], text["modulation"])
+        attention = {n: text["self_attn"][n] for n in "qkv"}
+        image = jax.tree.map(lambda p: p[2], full["blocks"])["image"]
+        final = {"image": image, "text": {"self_attn": attention, "modulation": modulation}}
+        params = {"blocks": cut, "final_block": final}
+        want = nets[0].apply({"params": full}, x, {}, see)[0]
+        got = nets[1].apply({"params": params}, x, {}, see)[0]
+        assert set(got) == {"image"}
+        np.testing.assert_allclose(got["image"], want["image"], atol=1e-12)
+        got = nets[1].clone(unroll=0).apply({"params": unstack(params, 2)}, x, {}, see)[0]
+        np.testing.assert_allclose(got["image"], want["image"], atol=1e-12)
+
+
+def test_token_by_token_decoding_with_a_buffer_equals_one_causal_pass():
+    """What an autoregressive model does: a cache with room, of which `valid` says how much is
+    filled."""
+    spec = ExpertSpec("e", D, 12, **blocks.GPT)
+    net = Transformer((spec,), layers=2, heads=HEADS, head_dim=K)
+    see = table("decode", {"past": "past", "now": "past now"}, causal=("now",))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((B, L, D))
+    angles = rope([np.arange(L)], [K])
+
+    def tokens(i, j):
+        cut = tuple(a[i:j] for a in angles)
+        return {"e": Stream(x[:, i:j], None, cut, (("now", j - i),))}
+
+    with precision(True):
+        abstract = jax.eval_shape(lambda: net.init(jax.random.key(0), tokens(0, L), {}, see))
+        params = random_params(abstract["params"], 1, np.float64)
+        want = net.apply({"params": params}, tokens(0, L), {}, see)[0]["e"]
+        room = jnp.zeros((2, B, HEADS, L + 2, K))
+        cache = Cache({"past": (room, room)}, {})
+        for i in range(L):
+            valid = {"past": jnp.arange(L + 2)[None] < i}
+            y, new = net.apply(
+                {"params": params}, tokens(i, i + 1), {}, see, cache, ("now",), valid
+            )
+            np.testing.assert_allclose(y["e"][:, 0], want[:, i], atol=1e-12)
+            filled = jax.tree.map(
+                lambda buffer, one, i=i: jax.lax.dynamic_update_slice_in_dim(buffer, one, i, 3),
+                cache.tokens["past"], new.tokens["now"],
+            )  # fmt: skip
+            cache = cache.replace(tokens={"past": filled})
+
+
+def test_an_unknown_choice_names_the_expert_and_the_known_ones():
+    for key in blocks.CHOICES:
+        with pytest.raises(ValueError, match=f"'e': {key} 'nope' is not one of"):
+            ExpertSpec("e", D, 12, **{key: "nope"})
+    with pytest.raises(ValueError, match="needs a modulation"):
+        ExpertSpec("e", D, 12, modulation="none", cross="modulated")
+
+
+def test_gated_and_plain_mlps_equal_their_formula():
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    for name, activation in dict(gelu_tanh=lambda x: jax.nn.gelu(x, approximate=True),
+                                 gelu=lambda x: jax.nn.gelu(x, approximate=False),
+                                 relu=jax.nn.relu, gated_gelu=lambda x: jax.nn.gelu(x),
+                                 gated_silu=jax.nn.silu).items():  # fmt: skip
+        net = MLPS[name](5, 4)
+        params = net.init(jax.random.key(0), x)["params"]
+        params = jax.tree.map(lambda p: p + 0.1, params)
+        apply = {n: (lambda y, p=p: y @ p["kernel"] + p["bias"]) for n, p in params.items()}
+        hidden = apply["in"](x)
+        hidden = (
+            activation(apply["gate"](x)) * hidden if name.startswith("gated") else
+            activation(hidden)
+        )  # fmt: skip
+        np.testing.assert_allclose(
+            net.apply({"params": params}, x), apply["out"](hidden), rtol=2e-5, atol=1e-6
+        )

@@ -1,0 +1,304 @@
+"""One expert's share of a transformer block, described by a few enumerated choices.
+
+The choices span the blocks of the published models, so that their checkpoints load:
+
+  WAN      Wan 2.1 / 2.2 (public file ``wan/modules/model.py``): modulation table plus a shared
+           time projection, q and k normalised over the full width, un-gated cross-attention
+           behind an affine norm
+  DIT      DiT's adaLN-Zero block (``models.py`` of facebookresearch/DiT)
+  MMDIT    Stable Diffusion 3: DiT's block, once for each of {image, text}
+  COSMOS   Cosmos-Predict2: adaLN-LoRA on all three sub-layers, no biases, q and k normalised for
+           each head, rotary halves
+  GPT      pre-norm decoder
+  T5       encoder of T5 v1.0; v1.1 and umT5 differ in `mlp` and `position_bias`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import rearrange
+from flax import struct
+from jaxtyping import Array, Float
+
+from wamjax.models import attention
+from wamjax.models.layers import (
+    MLPS,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    gated_add,
+    modulate,
+    unconstrained,
+)
+from wamjax.models.rope import Rope, rotate
+
+KeyValue = tuple[Array, Array]
+
+WAN: dict[str, Any] = {}
+DIT = dict(modulation="linear", cross="none", qk_norm="none")
+MMDIT = DIT
+COSMOS = dict(
+    modulation="lora", cross="modulated", qk_norm="head", rotary="half", mlp="gelu", bias=False
+)
+GPT = dict(modulation="none", cross="none", qk_norm="head")
+T5 = dict(
+    modulation="none", cross="none", qk_norm="none", norm="rms", mlp="relu", bias=False,
+    scaled=False,
+)  # fmt: skip
+
+CHOICES = {
+    "modulation": ("table", "linear", "lora", "none"),
+    "cross": ("plain", "modulated", "none"),
+    "norm": ("layer", "rms"),
+    "qk_norm": ("full", "head", "none"),
+    "rotary": ("pairs", "half"),
+    "mlp": tuple(MLPS),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertSpec:
+    """Sizes and choices of one expert; heads and head dimension belong to the shared attention.
+
+    Attributes:
+      name, width, ffn: of the expert, its tokens and its feed-forward network.
+      modulation: what scales and shifts the norms: "table" (learned table plus the stream's
+        projection), "linear" (a linear map of the stream's vector), "lora" (a low-rank one plus
+        a shared term), "none" (norms are affine).
+      gates: whether the modulation also gates each residual (adaLN-Zero against adaLN).
+      cross: cross-attention to a context; "plain" behind an affine norm, "modulated" like the
+        other sub-layers, or "none".
+      norm: of sub-layers that are not modulated.
+      qk_norm: RMS norm of q and k over "full" width, over each "head", or "none".
+      rotary: which dimensions rotate together, neighbours ("pairs") or halves.
+      mlp: a key of `layers.MLPS`.
+      bias: of the linear layers.
+      scaled: attention logits divided by sqrt(head_dim).
+      position_bias: T5 buckets with a bias table of its own in every layer (umT5); 0 for none.
+      lora_rank: of "lora".
+    """
+
+    name: str
+    width: int
+    ffn: int
+    modulation: str = "table"
+    gates: bool = True
+    cross: str = "plain"
+    norm: str = "layer"
+    qk_norm: str = "full"
+    rotary: str = "pairs"
+    mlp: str = "gelu_tanh"
+    bias: bool = True
+    scaled: bool = True
+    position_bias: int = 0
+    lora_rank: int = 256
+
+    def __post_init__(self):
+        for key, known in CHOICES.items():
+            if getattr(self, key) not in known:
+                raise ValueError(
+                    f"expert {self.name!r}: {key} {getattr(self, key)!r} is not one of {known}"
+                )
+        if self.modulation == "none" and self.cross == "modulated":
+            raise ValueError(f"expert {self.name!r}: cross='modulated' needs a modulation")
+
+    @property
+    def modulated(self) -> tuple[str, ...]:
+        """The sub-layers that the modulation reaches, in the order of its chunks."""
+        if self.modulation == "none":
+            return ()
+        return ("self", "cross", "ffn") if self.cross == "modulated" else ("self", "ffn")
+
+    @property
+    def chunks(self) -> int:
+        """Vectors of a modulation: shift and scale, with gates a gate, for each sub-layer."""
+        return (2 + self.gates) * len(self.modulated)
+
+
+@struct.dataclass
+class Stream:
+    """The tokens of one expert and what conditions them.
+
+    Attributes:
+      x: (b, l, d) tokens, the groups one after the other.
+      modulation: one row for each slot of l / m tokens: (b | 1, m, chunks, d) of a table, (b | 1,
+        m, d) of a linear modulation, that and the shared (b | 1, m, chunks, d) of a lora; None
+        without.
+      rope: cos and sin, each (l, k / 2); None without rotary embedding.
+      groups: static (name, length) of each group, in token order.
+      bias: position bias: (n, l, l) added to the logits of every layer (T5), or int (l, l) buckets
+        for experts whose layers own a table (umT5).
+    """
+
+    x: Float[Array, "b l d"]
+    modulation: Any
+    rope: Rope | None
+    groups: tuple[tuple[str, int], ...] = struct.field(pytree_node=False)
+    bias: Array | None = None
+
+
+class Adaptation(NamedTuple):
+    """What a modulation does to one sub-layer; each (b | 1, m, d)."""
+
+    shift: Array
+    scale: Array
+    gate: Array | None
+
+
+class Projections(nn.Module):
+    """q, k, v, o of one attention, with the norm of q and k that `qk_norm` names."""
+
+    width: int
+    heads: int
+    head_dim: int
+    qk_norm: str = "full"
+    bias: bool = True
+
+    def setup(self):
+        inner = self.heads * self.head_dim
+        self.q, self.k, self.v = (Linear(inner, self.bias) for _ in range(3))
+        self.o = Linear(self.width, self.bias)
+        if self.qk_norm != "none":
+            self.q_norm, self.k_norm = RMSNorm(), RMSNorm()
+
+    def query(self, x: Float[Array, "b l d"]) -> Float[Array, "b n l k"]:
+        return self._norm_and_split("q_norm", self.q(x))
+
+    def key_value(self, x: Float[Array, "b s d"]) -> KeyValue:
+        return self._norm_and_split("k_norm", self.k(x)), self._split(self.v(x))
+
+    def output(self, y: Float[Array, "b n l k"]) -> Float[Array, "b l d"]:
+        return self.o(rearrange(y, "b n l k -> b l (n k)"))
+
+    def _norm_and_split(self, norm: str, x: Array) -> Array:
+        if self.qk_norm == "full":  # over all heads jointly
+            x = getattr(self, norm)(x)
+        x = self._split(x)
+        return getattr(self, norm)(x) if self.qk_norm == "head" else x
+
+    def _split(self, x: Array) -> Array:
+        return rearrange(x, "b l (n k) -> b n l k", n=self.heads)
+
+
+class LowRank(nn.Module):
+    """Cosmos-Predict2's adaLN-LoRA: for each sub-layer ``up(down(silu(x)))`` plus a shared term."""
+
+    sublayers: tuple[str, ...]
+    chunks: int  # of each sub-layer
+    rank: int
+
+    @nn.compact
+    def __call__(self, modulation) -> list[Array]:
+        x, shared = modulation
+        width, rows = x.shape[-1], []
+        for name in self.sublayers:
+            down = Linear(self.rank, use_bias=False, name=f"{name}_down")(nn.silu(x))
+            zeros = nn.initializers.zeros
+            up = Linear(self.chunks * width, use_bias=False, kernel_init=zeros, name=f"{name}_up")(
+                down
+            )
+            up = rearrange(up, "b m (c d) -> b m c d", d=width) + shared
+            rows += [up[:, :, i] for i in range(self.chunks)]
+        return rows
+
+
+class ExpertBlock(nn.Module):
+    """One expert's share of a block; the attention between experts happens in `Block`.
+
+    Attributes:
+      last: this expert's output is not used: it feeds the attention of the others and ends
+        (the text of an MMDiT's last block).
+    """
+
+    spec: ExpertSpec
+    heads: int
+    head_dim: int
+    constrain: Callable = unconstrained
+    last: bool = False
+
+    def setup(self):
+        spec, width = self.spec, self.spec.width
+        sizes = width, self.heads, self.head_dim, spec.qk_norm, spec.bias
+        norm = LayerNorm if spec.norm == "layer" else RMSNorm
+        self.self_attn = Projections(*sizes)
+        if "self" not in spec.modulated:
+            self.self_norm = norm()
+        if spec.cross != "none":
+            self.cross_attn = Projections(*sizes)
+            if "cross" not in spec.modulated:
+                self.cross_norm = norm()
+        if "ffn" not in spec.modulated and not self.last:
+            self.ffn_norm = norm()
+        self.ffn = MLPS[spec.mlp](spec.ffn, width, bias=spec.bias)
+        chunks = 2 if self.last else spec.chunks
+        if spec.modulation == "table":
+            init = nn.initializers.normal(width**-0.5)
+            self.modulation = self.param("modulation", init, (chunks, width))
+        elif spec.modulation == "linear":
+            self.modulation = Linear(chunks * width, kernel_init=nn.initializers.zeros)
+        elif spec.modulation == "lora":
+            self.modulation = LowRank(spec.modulated, 2 + spec.gates, spec.lora_rank)
+        if spec.position_bias:
+            init = nn.initializers.normal(1.0)
+            self.position_bias = self.param("position_bias", init, (spec.position_bias, self.heads))
+
+    def adapt(self, stream: Stream) -> dict[str, Adaptation]:
+        """The modulation of each sub-layer, from what conditions the stream."""
+        spec, given = self.spec, stream.modulation
+        if spec.modulation == "none":
+            return {}
+        if spec.modulation == "table":
+            rows = [(self.modulation + given)[:, :, i] for i in range(spec.chunks)]
+        elif spec.modulation == "linear":
+            rows = jnp.split(self.modulation(nn.silu(given)), 2 if self.last else spec.chunks, -1)
+        else:
+            rows = self.modulation(given)
+        if self.last:
+            return {"self": Adaptation(rows[0], rows[1], None)}
+        size = 2 + spec.gates
+        parts = (rows[i : i + size] for i in range(0, len(rows), size))
+        return {
+            name: Adaptation(part[0], part[1], part[2] if spec.gates else None)
+            for name, part in zip(spec.modulated, parts, strict=True)
+        }
+
+    def project(self, stream: Stream, adaptation) -> tuple[Array, Array, Array]:
+        """q, k, v of the self-attention, rotated and ready."""
+        x = self._enter("self", stream.x, adaptation)
+        q, (k, v) = self.self_attn.query(x), self.self_attn.key_value(x)
+        if not self.spec.scaled:
+            q *= self.head_dim**0.5
+        if stream.rope is None:
+            return q, k, v
+        style = self.spec.rotary
+        return rotate(q, stream.rope, style), rotate(k, stream.rope, style), v
+
+    def bias(self, stream: Stream) -> Float[Array, "n l l"] | None:
+        """What is added to the attention logits of this expert."""
+        if self.spec.position_bias:
+            return jnp.moveaxis(jnp.take(self.position_bias, stream.bias, axis=0), -1, 0)
+        return stream.bias
+
+    def finish(self, stream: Stream, adaptation, attended: Array, context: KeyValue | None):
+        """Everything after the attention: output projection, cross-attention, feed-forward."""
+        x = self._leave("self", stream.x, self.self_attn.output(attended), adaptation)
+        if self.spec.cross != "none":
+            query = self.cross_attn.query(self._enter("cross", x, adaptation))
+            y = self.cross_attn.output(attention.attend(query, *context))
+            x = self._leave("cross", x, y, adaptation)
+        return self._leave("ffn", x, self.ffn(self._enter("ffn", x, adaptation)), adaptation)
+
+    def _enter(self, name: str, x: Array, adaptation) -> Array:
+        if name in adaptation:
+            return modulate(x, adaptation[name].shift, adaptation[name].scale)
+        return getattr(self, f"{name}_norm")(x)
+
+    def _leave(self, name: str, x: Array, y: Array, adaptation) -> Array:
+        gate = adaptation[name].gate if name in adaptation else None
+        y = (x + y).astype(x.dtype) if gate is None else gated_add(x, gate, y)
+        return self.constrain(y, "batch", "tokens", "embed")
