@@ -25,22 +25,33 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 Rule = tuple[str, tuple[str | None, ...]]
 
-_BLOCK = r"blocks/(video|action)"
 _FREE = r"(video|action)"
-# The first rule that matches the whole path decides. Leaves below blocks/ lead with a layer axis,
-# which is never split: the scan over blocks slices it. What is small is replicated on purpose.
+_ATTENTION = r"(self_attn|cross_attn)"
+# What a block holds, for any expert. Below blocks/ leaves lead with a layer axis, which is never
+# split: the scan over blocks slices it. A final_block stands alone. What is small is replicated on
+# purpose.
+_IN_BLOCK: tuple[Rule, ...] = (
+    (rf"{_ATTENTION}/(q|k|v)/kernel", ("fsdp", "tensor")),
+    (rf"{_ATTENTION}/(q|k|v)/bias", ("tensor",)),
+    (rf"{_ATTENTION}/(q_norm|k_norm)/scale", (None,)),
+    (rf"{_ATTENTION}/o/kernel", ("tensor", "fsdp")),
+    (rf"{_ATTENTION}/o/bias", (None,)),
+    (r"ffn/(in|gate)/kernel", ("fsdp", "tensor")),
+    (r"ffn/(in|gate)/bias", ("tensor",)),
+    (r"ffn/out/kernel", ("tensor", "fsdp")),
+    (r"ffn/out/bias", (None,)),
+    (r"(self|cross|ffn)_norm/(scale|bias)", (None,)),
+    (r"modulation", (None, None)),  # a table
+    (r"modulation/((self|cross|ffn)_up/)?kernel", (None, "fsdp")),
+    (r"modulation/bias", (None,)),
+    (r"modulation/(self|cross|ffn)_down/kernel", ("fsdp", None)),
+    (r"position_bias", (None, None)),
+)
+
+# The first rule that matches the whole path decides.
 RULES: tuple[Rule, ...] = (
-    (rf"{_BLOCK}/(self_attn|cross_attn)/(q|k|v)/kernel", (None, "fsdp", "tensor")),
-    (rf"{_BLOCK}/(self_attn|cross_attn)/(q|k|v)/bias", (None, "tensor")),
-    (rf"{_BLOCK}/(self_attn|cross_attn)/(q_norm|k_norm)/scale", (None, "tensor")),
-    (rf"{_BLOCK}/(self_attn|cross_attn)/o/kernel", (None, "tensor", "fsdp")),
-    (rf"{_BLOCK}/(self_attn|cross_attn)/o/bias", (None, None)),
-    (rf"{_BLOCK}/ffn/in/kernel", (None, "fsdp", "tensor")),
-    (rf"{_BLOCK}/ffn/in/bias", (None, "tensor")),
-    (rf"{_BLOCK}/ffn/out/kernel", (None, "tensor", "fsdp")),
-    (rf"{_BLOCK}/ffn/out/bias", (None, None)),
-    (rf"{_BLOCK}/cross_norm/(scale|bias)", (None, None)),
-    (rf"{_BLOCK}/modulation", (None, None, None)),
+    *((rf"blocks/\w+/{path}", (None, *axes)) for path, axes in _IN_BLOCK),
+    *((rf"final_block/\w+/{path}", axes) for path, axes in _IN_BLOCK),
     (rf"{_FREE}/(text_mlp|time_mlp)/in/kernel", ("fsdp", "tensor")),
     (rf"{_FREE}/(text_mlp|time_mlp)/in/bias", ("tensor",)),
     (rf"{_FREE}/(text_mlp|time_mlp)/out/kernel", ("tensor", "fsdp")),
@@ -49,11 +60,18 @@ RULES: tuple[Rule, ...] = (
     (rf"{_FREE}/time_proj/bias", ("tensor",)),
     # One side of these is as narrow as a robot's action or a patch of pixels; only the width of
     # the expert is split.
-    (r"(video/patch_embed|action/encoder|proprio)/kernel", (None, "fsdp")),
-    (r"(video/patch_embed|action/encoder|proprio)/bias", (None,)),
+    (r"(video/patch_embed|action/encoder|proprio|text_embed)/kernel", (None, "fsdp")),
+    (r"(video/patch_embed|action/encoder|proprio|text_embed)/bias", (None,)),
     (rf"{_FREE}/head/kernel", ("fsdp", None)),
     (rf"{_FREE}/head/bias", (None,)),
     (r"video/head_table", (None, None)),
+    (r"video/(text_proj|head_modulation|head_up)/kernel", (None, "fsdp")),
+    (r"video/(text_proj|head_modulation)/bias", (None,)),
+    (r"video/head_down/kernel", ("fsdp", None)),
+    (r"video/(head_norm|time_norm)/(scale|bias)", (None,)),
+    (r"pooled_mlp/(in|out)/kernel", (None, "fsdp")),
+    (r"pooled_mlp/(in|out)/bias", (None,)),
+    (r"labels/embedding", (None, None)),
     (r"text/(embedding|positions)", (None, None)),  # the gradient of a lookup splits badly
 )
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from wamjax.models import layers
-from wamjax.models.blocks import Projections
-from wamjax.models.experts import VideoExpert
+from wamjax.models.blocks import ExpertSpec, Projections
+from wamjax.models.experts import Time, VideoExpert
 from wamjax.models.rope import rope, rotate, split_axes, video_rope
 from wamjax.models.text import TokenEncoder
 
@@ -128,7 +128,7 @@ def test_linear_computes_in_the_dtype_of_its_kernel():
 
 def test_patch_layout():
     """Channel slowest on the way in (Conv3d), fastest on the way out (Wan's unpatchify)."""
-    net = VideoExpert(width=12, freq_dim=4, channels=3, patch=2)
+    net = VideoExpert(ExpertSpec("video", 12, 4), 4, channels=3, outputs=3, patch=2)
     x = draw(1, 2, 4, 6, 3)
     kernel = np.eye(12, dtype=np.float32)
     linear = {"kernel": kernel, "bias": np.zeros(12, np.float32)}
@@ -139,7 +139,7 @@ def test_patch_layout():
     square = x[0, t, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]  # p q c
     np.testing.assert_array_equal(tokens[0, (t * 2 + i) * 3 + j], square.transpose(2, 0, 1).ravel())
 
-    time = np.zeros((1, 2, 12), np.float32), None
+    time = Time(np.zeros((1, 2, 12), np.float32), None)
     out = net.apply({"params": params}, tokens, time, (2, 2, 3), method="unembed")
     token = np.asarray(layers.layer_norm(tokens[0, (t * 2 + i) * 3 + j]))
     got = out[0, t, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]

@@ -1,57 +1,128 @@
-"""What surrounds the blocks: how video and actions become tokens and tokens become velocities.
+"""What surrounds the blocks: how pictures and actions become tokens and tokens become outputs.
 
-Published shapes and semantics: Wan2.2-TI2V-5B (``wan/modules/model.py``) for the video expert,
-Fast-WAM's ``action_dit.py`` for the action expert.
+Each expert owns its conditioning and its head, in the form that the modulation of its blocks wants
+(`blocks.ExpertSpec`). Public files that the published forms follow: Wan's ``wan/modules/model.py``
+("table"), DiT's ``models.py`` and diffusers' SD3 transformer ("linear"), Cosmos-Predict2's
+``minimal_v4_dit.py`` ("lora"); for the action expert Fast-WAM's ``action_dit.py``.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import flax.linen as nn
+import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from wamjax.models.layers import Linear, Mlp, modulate, sinusoid, small_normal
+from wamjax.models.blocks import ExpertSpec
+from wamjax.models.layers import (
+    LayerNorm,
+    Linear,
+    Mlp,
+    RMSNorm,
+    modulate,
+    sinusoid,
+    small_normal,
+)
 
-Time = tuple[Array, Array]  # embedding (b, m, d) and six modulation rows (b, m, 6, d)
+
+class Time(NamedTuple):
+    """What a noise level conditions.
+
+    Attributes:
+      embedding: (b | 1, m, d), for the head.
+      modulation: of the blocks, in the form of `blocks.Stream.modulation`.
+    """
+
+    embedding: Float[Array, "b m d"]
+    modulation: Any
 
 
-class TimeAndText(nn.Module):
-    """The conditioning that every expert owns: time embedding, time projection, text network."""
+class Conditioned(nn.Module):
+    """The conditioning that every expert owns: time embedding and text network.
 
-    width: int
+    Attributes:
+      text: "mlp" (Wan), "linear" (SD3), or "none" where context enters the blocks as it is.
+      time_scale: what a level of 1 is to the sinusoid: 1000 (Wan), 1 for integer timesteps.
+    """
+
+    spec: ExpertSpec
     freq_dim: int
+    text: str = "mlp"
+    time_scale: float = 1000.0
 
     def setup(self):
-        self.text_mlp = Mlp(self.width, self.width, kernel_init=small_normal)
-        self.time_mlp = Mlp(self.width, self.width, activation=nn.silu, kernel_init=small_normal)
-        self.time_proj = Linear(6 * self.width)
+        width, bias = self.spec.width, self.spec.bias
+        if self.text == "mlp":
+            self.text_mlp = Mlp(width, width, kernel_init=small_normal)
+        elif self.text == "linear":
+            self.text_proj = Linear(width)
+        if self.spec.modulation == "lora":
+            # The sinusoid is the embedding; the network makes the term that all blocks share.
+            self.time_norm = RMSNorm()
+            outputs = (2 + self.spec.gates) * width
+        else:
+            outputs = width
+        self.time_mlp = Mlp(width, outputs, nn.silu, small_normal, bias)
+        if self.spec.modulation == "table":
+            self.time_proj = Linear(self.spec.chunks * width)
 
-    def time(self, levels: Float[Array, "b m"]) -> Time:
-        """Noise levels in [0, 1], one for each slot, to embedding and modulation."""
-        embedding = self.time_mlp(sinusoid(levels, self.freq_dim))
-        projected = self.time_proj(nn.silu(embedding))
-        return embedding, rearrange(projected, "b m (six d) -> b m six d", six=6)
+    def time(self, levels: Float[Array, "b m"], vector: Float[Array, "b d"] | None = None) -> Time:
+        """Conditioning of noise levels, one for each slot.
 
-    def text(self, context: Float[Array, "b s c"]) -> Float[Array, "b s d"]:
-        return self.text_mlp(context)
+        Args:
+          vector: further conditioning that is added to the time embedding: a class, pooled text.
+        """
+        features = sinusoid(levels, self.freq_dim, self.time_scale)
+        if self.spec.modulation == "lora":
+            shared = self.time_mlp(features)
+            shared = rearrange(shared, "b m (c d) -> b m c d", d=self.spec.width)
+            embedding = self.time_norm(features)
+            return Time(embedding, (embedding, shared))
+        embedding = self.time_mlp(features)
+        if vector is not None:
+            embedding = embedding + vector[:, None]
+        if self.spec.modulation == "table":
+            rows = self.time_proj(nn.silu(embedding))
+            return Time(embedding, rearrange(rows, "b m (c d) -> b m c d", d=self.spec.width))
+        return Time(embedding, embedding if self.spec.modulation == "linear" else None)
+
+    def context(self, context: Float[Array, "b s c"]) -> Float[Array, "b s d"]:
+        """Text embeddings as the cross-attention of this expert reads them."""
+        if self.text == "none":
+            return context
+        return (self.text_mlp if self.text == "mlp" else self.text_proj)(context)
 
 
-class VideoExpert(TimeAndText):
-    """Latent frames to tokens and back; patch (1, p, p), one slot for each latent frame."""
+class VideoExpert(Conditioned):
+    """Latent frames to tokens and back; patch (1, p, p), one slot for each latent frame.
 
-    channels: int
-    patch: int
+    An image is a clip of one frame. `channels` is what goes in, `outputs` what comes out.
+    """
+
+    channels: int = 0
+    outputs: int = 0
+    patch: int = 2
 
     def setup(self):
         super().setup()
-        self.patch_embed = Linear(self.width)
-        self.head = Linear(self.channels * self.patch**2, kernel_init=nn.initializers.zeros)
-        self.head_table = self.param(
-            "head_table", nn.initializers.normal(self.width**-0.5), (2, self.width)
-        )
+        width, zeros = self.spec.width, nn.initializers.zeros
+        self.patch_embed = Linear(width, self.spec.bias)
+        self.head = Linear(self.outputs * self.patch**2, self.spec.bias, kernel_init=zeros)
+        if self.spec.modulation == "table":
+            init = nn.initializers.normal(width**-0.5)
+            self.head_table = self.param("head_table", init, (2, width))
+        elif self.spec.modulation == "linear":
+            self.head_modulation = Linear(2 * width, kernel_init=zeros)
+        elif self.spec.modulation == "lora":
+            self.head_down = Linear(self.spec.lora_rank, use_bias=False)
+            self.head_up = Linear(2 * width, use_bias=False, kernel_init=zeros)
+        else:
+            self.head_norm = LayerNorm()
 
     def embed(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b l d"]:
-        # Channel slowest, like the weight of the Conv3d that this Linear stands for.
+        # Channel slowest, like the weight of the convolution that this Linear stands for.
         patches = rearrange(
             latents, "b t (h p) (w q) c -> b (t h w) (c p q)", p=self.patch, q=self.patch
         )
@@ -60,24 +131,37 @@ class VideoExpert(TimeAndText):
     def unembed(
         self, x: Float[Array, "b l d"], time: Time, grid: tuple[int, int, int]
     ) -> Float[Array, "b t h w c"]:
-        """Final modulated norm (by the time *embedding*), linear head, unpatchify."""
-        shift, scale = (self.head_table[i] + time[0] for i in range(2))
+        """Final norm under the modulation of the time embedding, linear head, unpatchify."""
         t, h, w = grid
         return rearrange(
-            self.head(modulate(x, shift, scale)),
+            self.head(self._norm(x, time)),
             "b (t h w) (p q c) -> b t (h p) (w q) c",
             t=t, h=h, w=w, p=self.patch, q=self.patch,
         )  # fmt: skip
 
+    def _norm(self, x: Array, time: Time) -> Array:
+        if self.spec.modulation == "none":
+            return self.head_norm(x)
+        if self.spec.modulation == "table":
+            shift, scale = (self.head_table[i] + time.embedding for i in range(2))
+        elif self.spec.modulation == "linear":
+            shift, scale = jnp.split(self.head_modulation(nn.silu(time.embedding)), 2, axis=-1)
+        else:
+            embedding, shared = time.modulation
+            rows = self.head_up(self.head_down(nn.silu(embedding)))
+            parts = jnp.split(rows, 2, axis=-1)
+            shift, scale = (part + shared[:, :, i] for i, part in enumerate(parts))
+        return modulate(x, shift, scale)
 
-class ActionExpert(TimeAndText):
+
+class ActionExpert(Conditioned):
     """Action steps to tokens and back, each by one Linear on the residual stream."""
 
-    action_dim: int
+    action_dim: int = 0
 
     def setup(self):
         super().setup()
-        self.encoder = Linear(self.width)
+        self.encoder = Linear(self.spec.width)
         self.head = Linear(self.action_dim, kernel_init=nn.initializers.zeros)
 
     def embed(self, actions: Float[Array, "b j a"]) -> Float[Array, "b j d"]:

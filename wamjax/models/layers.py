@@ -168,13 +168,17 @@ def gated_add(x: Array, gate: Array, y: Array) -> Array:
     return (x + y.reshape(b, l, d)).astype(x.dtype)
 
 
-def sinusoid(level: Float[Array, "..."], dim: int) -> Float[Array, "... dim"]:
-    """Timestep features ``[cos, sin](1000 level / 10000^(2i/dim))`` for a level in [0, 1].
+def sinusoid(
+    level: Float[Array, "..."], dim: int, scale: float = 1000.0
+) -> Float[Array, "... dim"]:
+    """Timestep features ``[cos, sin](scale level / 10000^(2i/dim))``.
+
+    With the default scale a level is in [0, 1]; integer timesteps to 1000 want a scale of 1.
 
     The frequencies are built in float64 like the official Wan code: products near 1000 rad lose a
     bit of accuracy otherwise.
     """
     frequencies = np.power(10000.0, -np.arange(dim // 2) / (dim // 2)).astype(np.float64)
     level = at_least_float32(level)
-    angles = 1000.0 * level[..., None] * jnp.asarray(frequencies, level.dtype)
+    angles = scale * level[..., None] * jnp.asarray(frequencies, level.dtype)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)

@@ -76,8 +76,9 @@ class MixtureOfTransformers(nn.Module):
         height, width, channels = self.latent
         if height % self.patch or width % self.patch:
             raise ValueError(f"latent {height}x{width} does not divide by patch {self.patch}")
-        self.video = VideoExpert(self.video_spec.width, self.freq_dim, channels, self.patch)
-        self.action = ActionExpert(self.action_spec.width, self.freq_dim, self.action_dim)
+        video = dict(channels=channels, outputs=channels, patch=self.patch)
+        self.video = VideoExpert(self.video_spec, self.freq_dim, **video)
+        self.action = ActionExpert(self.action_spec, self.freq_dim, action_dim=self.action_dim)
         self.proprio = Linear(self.context_width)
         if self.vocabulary:
             self.text = TokenEncoder(self.vocabulary, self.context_width, self.instruction_length)
@@ -99,7 +100,7 @@ class MixtureOfTransformers(nn.Module):
         text = self.text(instruction) if self.vocabulary else instruction
         state = self.proprio(proprio)[:, None]
         context = jnp.concatenate([text.astype(state.dtype), state], axis=1)
-        experts = {"video": self.video.text(context), "action": self.action.text(context)}
+        experts = {"video": self.video.context(context), "action": self.action.context(context)}
         return {e: self.constrain(x, "batch", "tokens", "embed") for e, x in experts.items()}
 
     def times(self, levels: Groups) -> dict[str, Time]:
@@ -149,7 +150,7 @@ class MixtureOfTransformers(nn.Module):
     def _stream(self, expert: str, groups, values: Groups, times) -> Stream:
         embed = getattr(self, expert).embed
         tokens = [embed(values[g.name]) for g in groups]
-        modulation = jnp.concatenate([times[g.name][1] for g in groups], axis=1)
+        modulation = jnp.concatenate([times[g.name].modulation for g in groups], axis=1)
         return Stream(
             x=self.constrain(jnp.concatenate(tokens, axis=1), "batch", "tokens", "embed"),
             modulation=self.constrain(modulation, "batch", "slots", None, "embed"),
