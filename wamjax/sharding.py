@@ -72,7 +72,11 @@ RULES: tuple[Rule, ...] = (
     (r"pooled_mlp/(in|out)/kernel", (None, "fsdp")),
     (r"pooled_mlp/(in|out)/bias", (None,)),
     (r"labels/embedding", (None, None)),
-    (r"text/(embedding|positions)", (None, None)),  # the gradient of a lookup splits badly
+    (r"(text|tokens)/(embedding|positions)", (None, None)),  # the gradient of a lookup splits badly
+    # The text encoders, which are frozen; umT5's embedding alone is 4 GB.
+    (r"embedding", (None, "fsdp")),
+    (r"position_bias", (None, None)),
+    (r"final_norm/scale", (None,)),
 )
 
 # Logical names of activation dimensions, for `constrain`.
