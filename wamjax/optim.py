@@ -1,9 +1,14 @@
-"""AdamW with linear warm-up and cosine decay, as optax transformations."""
+"""AdamW or Muon with linear warm-up and cosine decay, as optax transformations."""
 
 from __future__ import annotations
 
+import re
+
+import jax
 import jax.numpy as jnp
 import optax
+
+from wamjax import tree
 
 
 def schedule(config) -> optax.Schedule:
@@ -24,17 +29,48 @@ def schedule(config) -> optax.Schedule:
 
 
 def make(config) -> optax.GradientTransformation:
-    """Clip, AdamW with decay on every parameter, schedule.
+    """Clip, AdamW or Muon with decay on every parameter, schedule.
 
-    The structure of the optimiser state is the same for every value in the config, so that each
-    of them may change on resume.
+    The structure of the optimiser state is the same for every value in the config but
+    ``optim.name``, so that each of the others may change on resume.
     """
     optim = config.optim
     clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm > 0 else optax.identity()
-    dtype = jnp.dtype(config.precision.params)
+    adam = optax.scale_by_adam(
+        optim.b1, optim.b2, eps=1e-8, mu_dtype=jnp.dtype(config.precision.params)
+    )
+    if optim.name not in ("adamw", "muon"):
+        raise ValueError(f"optim.name {optim.name!r} is not 'adamw' or 'muon'")
     return optax.chain(
         clip,
-        optax.scale_by_adam(optim.b1, optim.b2, eps=1e-8, mu_dtype=dtype),
+        adam if optim.name == "adamw" else muon(adam),
         optax.add_decayed_weights(optim.weight_decay),
         optax.scale_by_learning_rate(schedule(config)),
     )
+
+
+def muon(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Muon for the matrices of the blocks, `adam` for everything else.
+
+    An orthogonalised momentum in place of Adam's step (Jordan et al. 2024), scaled to the size of
+    an Adam step, 0.2 for each entry (arXiv 2502.16982), so that one learning rate serves both.
+    Stacked layers are orthogonalised one by one.
+    """
+
+    def kinds(params):
+        matrix = re.compile(r"(blocks|final_block)/.*kernel")
+        return tree.map_with_path(
+            lambda path, x: "muon" if matrix.fullmatch(path) else "adam", params
+        )
+
+    def axes(params):
+        dims = optax.contrib.MuonDimensionNumbers
+        return jax.tree.map(lambda x: dims((x.ndim - 2,), (x.ndim - 1,)), params)
+
+    def scale(updates, params):
+        del params
+        return jax.tree.map(lambda x: 0.2 * max(x.shape[-2:]) ** 0.5 * x, updates)
+
+    orthogonal = optax.contrib.scale_by_muon(weight_dimension_numbers=axes)
+    matrices = optax.chain(orthogonal, optax.stateless(scale))
+    return optax.partition({"muon": matrices, "adam": adam}, kinds)

@@ -173,7 +173,7 @@ def state_shardings(state: Any, params: Any, mesh: Mesh, rules: Sequence[Rule] =
     """Shardings of a train state: what mirrors a parameter lives where the parameter lives.
 
     A leaf mirrors the parameter whose path ends its own path and whose shape it has (Adam's
-    moments, the moving average); scalars are replicated.
+    moments, the moving average); scalars and a few constants in a row are replicated.
 
     Raises:
       ValueError: a leaf that is neither.
@@ -189,7 +189,7 @@ def state_shardings(state: Any, params: Any, mesh: Mesh, rules: Sequence[Rule] =
             shape, spec = specs.get("/".join(names[start:]), (None, None))
             if shape == leaf.shape:
                 return NamedSharding(mesh, spec)
-        if leaf.ndim == 0:
+        if leaf.ndim == 0 or leaf.shape == (3,):  # Muon keeps three coefficients
             return NamedSharding(mesh, P())
         raise ValueError(f"state leaf {path!r} {leaf.shape} mirrors no parameter")
 
