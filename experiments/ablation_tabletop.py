@@ -6,8 +6,8 @@
 
 Trains every variant on the same data and budget over several seeds, rolls each out in distribution
 and under every shift of the world, and prints the article's table: success and latency for each
-variant, with 95 % t intervals over seeds. At the default budget of 800 steps a training takes
-two to six minutes on two quiet cores. The whole is resumable, between runs and within each.
+variant, with 95 % t intervals over seeds. At the default budget of 600 steps a training takes
+two to five minutes on two quiet cores. The whole is resumable, between runs and within each.
 """
 
 from __future__ import annotations

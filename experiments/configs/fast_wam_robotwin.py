@@ -1,12 +1,27 @@
 """Fast-WAM at the published RoboTwin 2.0 sizes: 14-dim actions and states, three cameras.
 
     python -m wamjax.doctor --config=experiments/configs/fast_wam_robotwin.py
+    python -m wamjax.train --config=experiments/configs/fast_wam_robotwin.py:debug --workdir=runs/a
 
 Arguments: variant=fast|joint|idm|no_cotrain|optional_idm, preset=2026-08|paper, debug.
 
 The head camera (256x320) over the two wrists (128x160 each) makes one 384x320 picture: 120 tokens
 for each of 3 latent frames. z-score normalisation, global batch 1024, 30,000 steps. Published:
 91.9 % clean, 91.8 % randomized.
+
+Latents (840 GB for the 6.07 M windows; --stride=4 keeps every fourth) and text embeddings are
+computed once, from a data set with pictures in DATA/robotwin:
+
+    python -m wamjax.data.precompute --config=experiments/configs/fast_wam_robotwin.py \\
+        --data=DATA/robotwin --out=DATA/robotwin-latents --codec=wan2.2 \\
+        --layout=cam_high:256x320/cam_left_wrist:128x160+cam_right_wrist:128x160 \\
+        --encode=MODULE:FUNCTION --weights=FILE
+    python -m wamjax.data.embeddings --cache=DATA/robotwin-text --data=DATA/robotwin-latents \\
+        --template=fast_wam --encoder=umt5-xxl --length=128 --encode=MODULE:FUNCTION --weights=PATH
+    python -m wamjax.train --config=experiments/configs/fast_wam_robotwin.py \\
+        --config.data.root=DATA --workdir=runs/robotwin
+
+`debug` makes random stand-ins for both by itself and trains a miniature for 20 steps.
 """
 
 from wamjax import config as configs
@@ -25,7 +40,11 @@ def get_config(arg=None):
     config.data.cameras, config.data.normalization = ("composite",), "mean_std"
     config.data.declared.camera_size = (384, 320)
     config.data.declared.action_dim, config.data.declared.proprio_dim = 14, 14
+    config.data.sources.demos = configs.source(path="robotwin-latents")
+    config.data.embeddings = "robotwin-text"
     config.eval.execute = 24
     if args.debug:
         presets.miniature(config)
+        config.data.sources.demos = configs.source(path="stand-in-robotwin-latents", stand_in=12)
+        config.data.embeddings = "stand-in-robotwin-text"
     return config

@@ -6,8 +6,8 @@
 
 Few demonstrations with actions stand beside many videos without: 48 and 16 examples of a batch.
 That is the regime in which video co-training should matter; `labelled` and `videos` are the dials.
-Muon makes about as much of a step here as AdamW makes of two. Two to six minutes on two quiet CPU
-cores at the default of 800 steps.
+Muon makes about as much of a step here as AdamW makes of two. Two to five minutes on two quiet CPU
+cores at the default of 600 steps.
 
 Arguments: variant=fast|joint|idm|no_cotrain|optional_idm, preset=2026-08|paper,
 labelled=N (demonstrations with actions, over all tasks), videos=N (without), steps=N, debug.
@@ -19,7 +19,7 @@ from wamjax.wam import presets
 
 def get_config(arg=None):
     args = configs.parse_arg(
-        arg, variant="fast", preset="2026-08", labelled=800, videos=1600, steps=800, debug=False
+        arg, variant="fast", preset="2026-08", labelled=800, videos=1600, steps=600, debug=False
     )
     config = configs.base_config()
     presets.fast_wam(config, args.variant, args.preset)
