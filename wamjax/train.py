@@ -4,7 +4,8 @@
 
 Starts the run in DIR, or continues it: the same command after a crash, a kill or a signal goes on
 from the newest checkpoint, with the losses and parameters of a run that was never interrupted.
-DIR then holds config.json, metrics.jsonl, checkpoints/, media/, eval.json and, at the end, DONE.
+DIR then holds config.json, metrics.jsonl, checkpoints/, media/ and, at the end, DONE; of a policy
+also eval.json, of a model of pictures media/samples.png.
 
 Exit status: 0 when the run is done, was done before, or saved and stopped on SIGTERM or SIGINT
 (then without DONE); 1 on an error, which includes too many non-finite steps in a row.
@@ -42,9 +43,9 @@ class Data:
     """What the loop needs of data.
 
     Attributes:
-      spec: `wamjax.data.spec.DataSpec`.
+      spec: `wamjax.data.spec.DataSpec` of episodes, `wamjax.data.arrays.ArraySpec` of arrays.
       iterator: endless grain iterator of this process's share of each batch, dicts of numpy.
-      statistics: json of the normalisation statistics.
+      statistics: json of the normalisation statistics, and of the spec.
     """
 
     spec: Any
@@ -56,9 +57,8 @@ def build_data(config: ConfigDict) -> Data:
     """Collects what is missing, then opens the pipeline."""
     from wamjax.data import pipeline
 
-    spec, statistics, sources = pipeline.open_sources(config.data)
     part = jax.process_index(), jax.process_count()
-    iterator = pipeline.train_iterator(config, spec, statistics, sources, *part)
+    spec, statistics, iterator = pipeline.open_data(config, *part)
     # A checkpoint must be usable without the data, so it carries the sizes as well.
     return Data(spec, iterator, statistics | {"spec": spec.to_json()})
 
@@ -110,7 +110,7 @@ def run(
         with jax.set_mesh(mesh):
             if not _loop(job, *prepare(job)):
                 return False
-    _finish(config, workdir)
+    _finish(config, workdir, objective)
     return True
 
 
@@ -283,12 +283,16 @@ def _first_batch(job: Job, batch: dict[str, np.ndarray]) -> None:
         pictures.save(batch, job.workdir / "media" / "batch.png")
 
 
-def _finish(config, workdir: pathlib.Path) -> None:
-    """Plots, evaluation, DONE; a run killed in here comes back to here."""
+def _finish(config, workdir: pathlib.Path, objective) -> None:
+    """Plots, samples or evaluation, DONE; a run killed in here comes back to here."""
     if jax.process_index() == 0:
         from wamjax.viz import plots
 
         plots.losses(workdir)
+    if hasattr(objective, "sample"):
+        from wamjax import sample
+
+        sample.run(workdir)
     if config.eval.episodes > 0:
         from wamjax import evaluate
 

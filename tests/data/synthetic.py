@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
+from absl import flags
 
 from wamjax.config import base_config, source
 from wamjax.data import images
@@ -65,3 +68,17 @@ def config(root, batch_size: int = 4, **sources):
     for name, values in sources.items():
         out.data.sources[name] = source(**values)
     return out
+
+
+@contextlib.contextmanager
+def command(module, *arguments):
+    """The flags of an entry point, given on a command line, and undefined again afterwards."""
+    before = set(flags.FLAGS)
+    module.define_flags()
+    try:
+        flags.FLAGS(["test", *arguments])
+        yield
+    finally:
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()

@@ -1,7 +1,11 @@
 """From episodes on disk to batches of windows.
 
 * `spec`: what a data set and a window of it hold
-* `images`, `records`: pictures, and episodes in ArrayRecord files
+* `images`, `records`, `shards`: pictures, and episodes in ArrayRecord files
+* `latents`, `precompute`, `layout`: windows that a frozen codec encoded ahead of time
+* `embeddings`, `tensors`: text embeddings computed ahead of time, in safetensors files
+* `arrays`, `makers`: data that is arrays of examples, not episodes
+* `stand_in`: random data in the formats of the real
 * `normalize`: statistics of actions and proprio, and the normalisers made of them
 * `tokens`: words to ids
 * `windows`: every step of every episode is the start of one; padding is masked

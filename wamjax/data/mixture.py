@@ -7,6 +7,7 @@ that the processes together see each of its windows exactly once in each of its 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -102,3 +103,11 @@ class Schedule(grain.transforms.DatasetSelectionMap):
 
     def __repr__(self) -> str:
         return f"Schedule({self._counts}, {self._part})"
+
+
+def shuffle_seed(seed: int, name: str) -> int:
+    """32 bits that differ between sources and between neighbouring seeds.
+
+    Grain shuffles epoch e by seed + e: with plain seeds, runs 0 and 1 would share their epochs.
+    """
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=4).digest(), "big")

@@ -1,6 +1,7 @@
 """The training pipeline: endless batches, in an order that only the seed decides.
 
     windows of each source -> transforms -> shuffled anew every epoch -> exact mixture -> batches
+    arrays                                -> shuffled anew every epoch               -> batches
 
 Batches are made by grain threads ahead of their use. The order depends neither on the number of
 threads nor on the number of processes, and the iterator's state is the number of the next batch.
@@ -8,40 +9,95 @@ threads nor on the number of processes, and the iterator's state is the number o
 
 from __future__ import annotations
 
-import hashlib
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
-from wamjax.data import mixture
+from wamjax.data import arrays, mixture, stand_in
+from wamjax.data.arrays import ArraySpec
 from wamjax.data.checks import checks, describe
+from wamjax.data.embeddings import EmbeddingCache
 from wamjax.data.normalize import normalizers
-from wamjax.data.sources import Source, open_sources
+from wamjax.data.sources import Source, data_root, open_sources
 from wamjax.data.spec import DataSpec
 from wamjax.data.transforms import sample_transforms
 from wamjax.data.windows import Windows
 
-__all__ = ["batches", "checks", "describe", "open_sources", "spec_of", "train_iterator"]
+__all__ = [
+    "batches",
+    "checks",
+    "describe",
+    "open_data",
+    "open_sources",
+    "spec_of",
+    "train_iterator",
+]
 
-_KEYS = (
-    "video",
-    "proprio",
-    "actions",
-    "instruction",
-    "frame_valid",
-    "action_valid",
-    "episode",
-)
+KINDS = ("episodes", "arrays")
+_KEYS = ("proprio", "actions", "frame_valid", "action_valid", "episode")
 
 
-def spec_of(config) -> DataSpec:
+def open_data(config, process_index: int = 0, process_count: int = 1):
+    """What a training run needs of its data, of either kind.
+
+    Args:
+      config: the whole config.
+      process_index, process_count: which contiguous part of each batch to make.
+
+    Returns:
+      (spec, statistics, iterator): `DataSpec` and statistics of episodes, or `ArraySpec` and {};
+      see `train_iterator` for the iterator.
+
+    Raises:
+      ValueError, FileNotFoundError: data that is missing or does not fit; says what to do.
+    """
+    if kind_of(config) == "arrays":
+        table = arrays.open_table(config.data)
+        data = arrays.batches(config, table, process_index, process_count)
+        return table.spec, {}, _iterate(config, data)
+    spec, statistics, sources = open_episodes(config)
+    part = process_index, process_count
+    return spec, statistics, train_iterator(config, spec, statistics, sources, *part)
+
+
+def kind_of(config) -> str:
+    """``config.data.kind``, if there is such a kind."""
+    if config.data.kind not in KINDS:
+        raise ValueError(f"config.data.kind = {config.data.kind!r} is not one of {KINDS}")
+    return config.data.kind
+
+
+def open_episodes(config) -> tuple[DataSpec, dict[str, Any], list[Source]]:
+    """The sources as the model of `config` reads them, see `open_sources`; makes stand-ins first.
+
+    Raises:
+      ValueError: the data is not what ``config.data.declared`` says.
+    """
+    stand_in.ensure(config)
+    words = config.model.text.kind == "tokens"
+    opened = open_sources(config.data, config.model.codec.kind == "cached", words)
+    said = declared(config.data)
+    if said:
+        for key, value in said.to_json().items():
+            if opened[0].to_json()[key] != value:
+                raise ValueError(
+                    f"config.data.declared makes {key} {value}, the data has "
+                    f"{opened[0].to_json()[key]}; correct it, or name other data"
+                )
+    return opened
+
+
+def spec_of(config) -> DataSpec | ArraySpec:
     """The spec of a config: declared in ``data.declared``, or of its data, collected if need be.
 
     A checkpoint's own spec (`DataSpec.from_json`) needs neither.
     """
-    return declared(config.data) or open_sources(config.data)[0]
+    if kind_of(config) == "arrays":
+        return arrays.open_table(config.data).spec
+    return declared(config.data) or open_episodes(config)[0]
 
 
 def declared(data) -> DataSpec | None:
@@ -79,7 +135,12 @@ def train_iterator(
       A grain iterator of dicts of numpy arrays (the batch of the objectives), with
       ``get_state`` and ``set_state``, which grain's checkpoint handlers save.
     """
-    data = batches(config, spec, statistics, sources, process_index, process_count)
+    return _iterate(
+        config, batches(config, spec, statistics, sources, process_index, process_count)
+    )
+
+
+def _iterate(config, data: grain.MapDataset):
     threads = config.data.prefetch
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     return iter(data.to_iter_dataset(options))
@@ -96,16 +157,19 @@ def batches(
     """The same by random access: batch i at index i."""
     counts = mixture.counts({s.name: s.weight for s in sources}, config.data.batch_size)
     schedule = mixture.Schedule(counts, process_index, process_count)
-    chain = sample_transforms(spec, normalizers(statistics, config.data.normalization))
+    cache = embeddings_of(config, sources) if config.model.text.kind == "context" else None
+    chain = sample_transforms(spec, normalizers(statistics, config.data.normalization), cache)
+    seen = "latents" if config.model.codec.kind == "cached" else "video"
+    keys = (seen, "instruction" if cache is None else "context", *_KEYS)
 
     def example(window: dict[str, Any]) -> dict[str, np.ndarray]:
         sample = chain.forward(window)
-        return {key: sample[key] for key in _KEYS}
+        return {key: sample[key] for key in keys}
 
     streams = [
-        grain.MapDataset.source(Windows(s.reader, spec, s.action_free, s.offset))
+        grain.MapDataset.source(Windows(s.reader, spec, s.action_free, s.offset, s.latents))
         .map(example)
-        .shuffle(seed=shuffle_seed(config.seed, s.name))
+        .shuffle(seed=mixture.shuffle_seed(config.seed, s.name))
         .repeat()
         for s in sources
     ]
@@ -113,9 +177,29 @@ def batches(
     return mixed.batch(schedule.size, drop_remainder=True)
 
 
-def shuffle_seed(seed: int, name: str) -> int:
-    """32 bits that differ between sources and between neighbouring seeds.
+def embeddings_of(config, sources: Sequence[Source]) -> EmbeddingCache:
+    """The text embeddings that ``config.data.embeddings`` names.
 
-    Grain shuffles epoch e by seed + e: with plain seeds, runs 0 and 1 would share their epochs.
+    Raises:
+      FileNotFoundError: there is no such cache.
+      ValueError: it does not fit the config, or lacks instructions of a source; says what to do.
     """
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=4).digest(), "big")
+    if not config.data.embeddings:
+        raise ValueError(
+            "config.model.text.kind = 'context' wants text embeddings: set config.data.embeddings "
+            "to the folder of a cache (see wamjax.data.embeddings)"
+        )
+    path = data_root(config.data.root) / pathlib.Path(config.data.embeddings).expanduser()
+    cache = EmbeddingCache(path)
+    for source in sources:
+        cache.require(source.reader.index["instructions"], source.reader.path)
+    have = {"data.instruction_length": cache.settings.length, "model.context_width": cache.width}
+    want = {"data.instruction_length": config.data.instruction_length,
+            "model.context_width": config.model.context_width}  # fmt: skip
+    for key, value in want.items():
+        if have[key] != value:
+            raise ValueError(
+                f"config.{key} is {value}, the text embeddings in {cache.path} have {have[key]}: "
+                "correct it, or name another cache by config.data.embeddings"
+            )
+    return cache

@@ -14,21 +14,20 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import itertools
 import json
 import os
 import pathlib
 import shutil
 import socket
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgpack
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from wamjax.data import images, normalize
+from wamjax.data.shards import OPTIONS, Shards, shard_name
 from wamjax.data.spec import Info
 
 
@@ -141,7 +140,7 @@ class Writer:
         _remove_orphans(self.path)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
-        self._held = _lock(self._folder)
+        self._held = lock(self._folder)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -164,8 +163,7 @@ class Writer:
         if self._shard is None or self._size > self._shard_bytes:
             self._close_shard()
             name = self._folder / f"{len(self._index['shards']):05d}"
-            # Pictures are compressed already. Groups of one record: random access reads no other.
-            self._shard = ArrayRecordWriter(str(name), "group_size:1,uncompressed")
+            self._shard = ArrayRecordWriter(str(name), OPTIONS)
             self._index["shards"].append(0)
             self._size = 0
         data = pack(episode)
@@ -186,9 +184,9 @@ class Writer:
         for i in range(len(self._index["shards"])):
             (self._folder / f"{i:05d}").rename(self._folder / self._name(i))
         index = self._index | {"instructions": sorted(self._instructions)}
-        _write_json(self._folder / "index.json", index)
-        _write_json(self._folder / "statistics.json", normalize.statistics(self._arrays))
-        _write_json(self._folder / "spec.json", self.info.to_json())
+        write_json(self._folder / "index.json", index)
+        write_json(self._folder / "statistics.json", normalize.statistics(self._arrays))
+        write_json(self._folder / "spec.json", self.info.to_json())
         (self._folder / "lock").unlink()
         self._folder.rename(self.path)
 
@@ -220,16 +218,14 @@ class Reader:
                 f"there is no data set in {self.path} (no spec.json); collect one by "
                 f"`python -m wamjax.collect --out={self.path}`, or correct config.data"
             )
-        self.info = Info.from_json(_read_json(self.path / "spec.json"), f"{self.path}/spec.json")
-        self.index = _read_json(self.path / "index.json")
+        self.info = Info.from_json(read_json(self.path / "spec.json"), f"{self.path}/spec.json")
+        self.index = read_json(self.path / "index.json")
         available = len(self.index["lengths"])
         if not 0 <= limit <= available:
             raise ValueError(f"{limit} episodes are asked of {self.path}, which has {available}")
         self.limit = limit or available
         self.lengths = np.asarray(self.index["lengths"][: self.limit], np.int64)
-        self._ends = list(itertools.accumulate(self.index["shards"]))
-        self._shards: list[ArrayRecordReader | None] = [None] * len(self._ends)
-        self._lock = threading.Lock()
+        self._shards = Shards(self.path, self.index["shards"])
 
     def __len__(self) -> int:
         return self.limit
@@ -249,15 +245,13 @@ class Reader:
         """
         if not 0 <= i < len(self):
             raise IndexError(f"episode {i} of {len(self)} in {self.path}")
-        shard = int(np.searchsorted(self._ends, i, side="right"))
-        position = i - (self._ends[shard - 1] if shard else 0)
-        file = self.path / shard_name(shard, len(self._ends))
         try:
-            episode = unpack(self._reader(shard, file).read([position])[0])
+            episode = unpack(self._shards.read(i))
             if episode.length != self.lengths[i]:
                 raise ValueError(f"{episode.length} steps, index.json says {self.lengths[i]}")
             return episode
         except (RuntimeError, IndexError, ValueError) as error:
+            file, position = self._shards.locate(i)
             raise RecordError(
                 f"{file}: record {position} (episode {i}) cannot be read: {error}. Copy the file "
                 f"again from where it came, or remove {self.path} and collect it again"
@@ -265,27 +259,7 @@ class Reader:
 
     def stored_statistics(self) -> dict[str, Any]:
         """What the writer computed over all episodes."""
-        return _read_json(self.path / "statistics.json")
-
-    def _reader(self, shard: int, file: pathlib.Path) -> ArrayRecordReader:
-        """Opened at first use. A missing or cut-off file looks empty to ArrayRecord: checked."""
-        with self._lock:
-            reader = self._shards[shard]
-            if reader is None:
-                if not file.exists():
-                    raise ValueError("the file does not exist")
-                options = "readahead_buffer_size:0"
-                reader = ArrayRecordReader(str(file), options, file_reader_buffer_size=2**15)
-                found, expected = reader.num_records(), self.index["shards"][shard]
-                if found != expected:
-                    raise ValueError(f"{found} records found in the file, {expected} were written")
-                self._shards[shard] = reader
-            return reader
-
-
-def shard_name(i: int, count: int) -> str:
-    """File name of shard `i`."""
-    return f"episodes-{i:05d}-of-{count:05d}.arrayrecord"
+        return read_json(self.path / "statistics.json")
 
 
 def _check(episode: Episode, info: Info, number: int) -> None:
@@ -323,8 +297,12 @@ def _partial(path: pathlib.Path) -> str:
     return f".{path.name}.partial-"
 
 
-def _lock(folder: pathlib.Path):
-    """Marks a folder as being written: the system lifts the lock when the process dies."""
+def lock(folder: pathlib.Path):
+    """Marks a folder as being written, until what it returns is closed or the process dies.
+
+    Raises:
+      OSError: another process writes it.
+    """
     file = (folder / "lock").open("w")
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return file
@@ -336,17 +314,19 @@ def _remove_orphans(path: pathlib.Path) -> None:
         if not (folder / "lock").exists():
             continue
         try:
-            _lock(folder).close()
+            lock(folder).close()
         except OSError:
             continue  # its process is alive
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a line of json."""
     path.write_text(json.dumps(value) + "\n")
 
 
-def _read_json(path: pathlib.Path) -> Any:
+def read_json(path: pathlib.Path) -> Any:
+    """Reads json; a ValueError names the file."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
-from wamjax.data import normalize
+from wamjax.data import latents, normalize
+from wamjax.data.latents import Latents
 from wamjax.data.records import Reader
 from wamjax.data.spec import DataSpec
 from wamjax.data.tokens import tokenize
@@ -23,6 +25,7 @@ class Source:
       weight: share of a batch, relative to the other sources.
       action_free: its actions count as unknown.
       offset: what its episodes are numbered from.
+      latents: of its windows; None where pictures are wanted.
     """
 
     name: str
@@ -30,6 +33,12 @@ class Source:
     weight: float = 1.0
     action_free: bool = False
     offset: int = 0
+    latents: Latents | None = None
+
+    @property
+    def cameras(self) -> Mapping[str, tuple[int, int]]:
+        """name -> (height, width): of the pictures, or of those that the latents were made of."""
+        return self.latents.info.cameras if self.latents else self.reader.info.cameras
 
     @property
     def where(self) -> str:
@@ -43,11 +52,20 @@ def cache_root() -> pathlib.Path:
     return pathlib.Path(cache) / "wamjax" / "data"
 
 
-def open_sources(data) -> tuple[DataSpec, dict[str, Any], list[Source]]:
+def data_root(root: str) -> pathlib.Path:
+    """What relative paths of a config start at."""
+    return pathlib.Path(root).expanduser() if root else cache_root()
+
+
+def open_sources(
+    data, cached: bool = False, words: bool = True
+) -> tuple[DataSpec, dict[str, Any], list[Source]]:
     """Opens all sources, collecting those that are to be collected and do not exist yet.
 
     Args:
       data: ``config.data``.
+      cached: the latents of the windows are wanted, not their pictures.
+      words: instructions become ids of their words, which must not be too many.
 
     Returns:
       (spec, statistics, sources); the statistics are over the sources with actions.
@@ -59,10 +77,18 @@ def open_sources(data) -> tuple[DataSpec, dict[str, Any], list[Source]]:
         raise ValueError("config.data.sources is empty; add an entry by wamjax.config.source(...)")
     sources, offset = [], 0
     for name, entry in data.sources.items():
-        reader = Reader(_path(name, entry, data.root), entry.episodes)
-        sources.append(Source(name, reader, entry.weight, entry.action_free, offset))
+        path = _path(name, entry, data.root)
+        if cached:
+            latents.require(path)
+        reader = Reader(path, entry.episodes)
+        if not (cached or reader.info.cameras):
+            raise ValueError(f"config.data.sources.{name} ({path}) holds no pictures: train on its "
+                             "latents by config.model.codec.kind = 'cached', or name the data set "
+                             "that they were made of")  # fmt: skip
+        made = Latents(path, reader.index["lengths"]) if cached else None
+        sources.append(Source(name, reader, entry.weight, entry.action_free, offset, made))
         offset += len(reader)
-    return _spec(sources, data), _statistics(sources), sources
+    return _spec(sources, data, words), _statistics(sources), sources
 
 
 def labelled(sources: list[Source]) -> list[Source]:
@@ -82,7 +108,7 @@ def labelled(sources: list[Source]) -> list[Source]:
 
 
 def _path(name: str, entry, root: str) -> pathlib.Path:
-    root = pathlib.Path(root).expanduser() if root else cache_root()
+    root = data_root(root)
     if entry.collect.episodes > 0:
         from wamjax import collect  # here: data does not otherwise depend on the world
 
@@ -92,19 +118,21 @@ def _path(name: str, entry, root: str) -> pathlib.Path:
     return root / pathlib.Path(entry.path).expanduser()
 
 
-def _spec(sources: list[Source], data) -> DataSpec:
+def _spec(sources: list[Source], data, words: bool) -> DataSpec:
     first = labelled(sources)[0]
-    names = tuple(data.cameras) or tuple(first.reader.info.cameras)
+    names = tuple(data.cameras) or tuple(first.cameras)
     for source in sources:
         _check_agreement(source, first, names)
-        for text in source.reader.index["instructions"]:
+        if source.latents:
+            _check_latents(source, data, names)
+        for text in source.reader.index["instructions"] if words else ():
             try:
                 tokenize(text, data.instruction_length)
             except ValueError as error:
                 raise ValueError(f"{source.where}: {error}") from error
     info = first.reader.info
     spec = DataSpec(
-        cameras={name: info.cameras[name] for name in names},
+        cameras={name: first.cameras[name] for name in names},
         proprio_dim=info.proprio_dim,
         action_dim=info.action_dim,
         chunk=data.chunk,
@@ -120,15 +148,15 @@ def _spec(sources: list[Source], data) -> DataSpec:
 def _check_agreement(source: Source, first: Source, cameras: tuple[str, ...]) -> None:
     info, wanted = source.reader.info, first.reader.info
     for name in cameras:
-        if name not in info.cameras:
+        if name not in source.cameras:
             raise ValueError(
-                f"{source.where} has no camera {name!r}; it has {list(info.cameras)}: correct "
+                f"{source.where} has no camera {name!r}; it has {list(source.cameras)}: correct "
                 "config.data.cameras"
             )
-        if info.cameras[name] != wanted.cameras.get(name):
+        if source.cameras[name] != first.cameras.get(name):
             raise ValueError(
-                f"{source.where} has camera {name!r} of size {info.cameras[name]}, "
-                f"{first.where} of size {wanted.cameras.get(name)}: they cannot be mixed"
+                f"{source.where} has camera {name!r} of size {source.cameras[name]}, "
+                f"{first.where} of size {first.cameras.get(name)}: they cannot be mixed"
             )
     keys = ["proprio_dim", "control_hz"] + ([] if source.action_free else ["action_dim"])
     for key in keys:
@@ -136,6 +164,21 @@ def _check_agreement(source: Source, first: Source, cameras: tuple[str, ...]) ->
             raise ValueError(
                 f"{source.where} has {key} {getattr(info, key)}, {first.where} has "
                 f"{getattr(wanted, key)}: they cannot be mixed"
+            )
+
+
+def _check_latents(source: Source, data, cameras: tuple[str, ...]) -> None:
+    """The windows that were encoded against those that are asked for."""
+    info = source.latents.info
+    have = {"cameras": tuple(info.cameras), "frames": info.frames,
+            "frame_stride": info.frame_stride}  # fmt: skip
+    want = {"cameras": cameras, "frames": data.frames, "frame_stride": data.frame_stride}
+    for key, value in want.items():
+        if have[key] != value:
+            raise ValueError(
+                f"{source.where}: its latents were made with {key} {have[key]}, config.data.{key} "
+                f"is {value}; change it back, or write latents into another folder by\n  "
+                f"{latents.command('DIR')}"
             )
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wamjax.data.embeddings import EmbeddingCache
 from wamjax.data.normalize import Normalizer
 from wamjax.data.spec import DataSpec
 from wamjax.data.tokens import tokenize
@@ -122,8 +123,33 @@ class Tokenize:
         return sample
 
 
-def sample_transforms(spec: DataSpec, normalizers: Mapping[str, Normalizer]) -> Chain:
-    """The chain from a window or an observation in robot units to what the model reads."""
-    return Chain(
-        (Composite(spec.cameras), Normalize(normalizers), Tokenize(spec.instruction_length))
-    )
+@dataclasses.dataclass(frozen=True)
+class Embed:
+    """The instruction to the text embedding that was computed for it ahead of time."""
+
+    cache: EmbeddingCache
+
+    def forward(self, sample: Sample) -> Sample:
+        """Text to context bfloat16 (s, width)."""
+        if not isinstance(sample.get("instruction"), str):
+            return sample
+        rest = {k: v for k, v in sample.items() if k != "instruction"}
+        return rest | {"context": self.cache.lookup(sample["instruction"])}
+
+    def inverse(self, sample: Sample) -> Sample:
+        """Nothing to do."""
+        return sample
+
+
+def sample_transforms(
+    spec: DataSpec, normalizers: Mapping[str, Normalizer], cache: EmbeddingCache | None = None
+) -> Chain:
+    """The chain from a window or an observation in robot units to what the model reads.
+
+    Args:
+      spec: of the data.
+      normalizers: of actions and proprio.
+      cache: of text embeddings, for models that read those; else instructions become word ids.
+    """
+    text = Tokenize(spec.instruction_length) if cache is None else Embed(cache)
+    return Chain((Composite(spec.cameras), Normalize(normalizers), text))

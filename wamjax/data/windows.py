@@ -1,5 +1,7 @@
 """Windows of episodes: every step of every episode is the start of one.
 
+Where pictures were encoded ahead of time, the window starts are those whose latents are stored.
+
 A window is f frames at offsets 0, stride, 2 stride, ... and the j actions from its start on. What
 lies past the end of the episode is masked padding: the last frame repeated, actions of zero. A
 window never reaches into the next episode.
@@ -11,54 +13,57 @@ from typing import Any
 
 import numpy as np
 
-from wamjax.data.records import Reader, RecordError
+from wamjax.data.latents import Latents, frames_of, starts
+from wamjax.data.records import Episode, Reader, RecordError
 from wamjax.data.spec import DataSpec
 
 
 class Windows:
     """Random access to the windows of a data set; planned from the index alone.
 
-    An element is a dict of images {camera: uint8 (f, h, w, 3)}, proprio f32 (p,), actions f32
-    (j, a), instruction str, frame_valid bool (f,), action_valid bool (j,), episode int32; units are
-    those of the robot.
+    An element is a dict of images {camera: uint8 (f, h, w, 3)} or latents bfloat16 (t, h, w, c),
+    proprio f32 (p,), actions f32 (j, a), instruction str, frame_valid bool (f,), action_valid bool
+    (j,), episode int32; units are those of the robot.
 
     Args:
       reader: the episodes.
       spec: the shape of a window.
       action_free: never looks at the actions; action_valid is False throughout.
       offset: added to the number of the episode, to tell sources apart.
+      latents: read instead of pictures.
     """
 
-    def __init__(self, reader: Reader, spec: DataSpec, action_free: bool = False, offset: int = 0):
-        self.reader, self.spec = reader, spec
+    def __init__(
+        self,
+        reader: Reader,
+        spec: DataSpec,
+        action_free: bool = False,
+        offset: int = 0,
+        latents: Latents | None = None,
+    ):
+        self.reader, self.spec, self.latents = reader, spec, latents
         self.action_free, self.offset = action_free, offset
-        self._ends = np.cumsum(reader.lengths)
+        self._stride = latents.info.stride if latents else 1
+        self._counts = np.array([len(starts(n, self._stride)) for n in reader.lengths], np.int64)
+        self._ends = np.cumsum(self._counts)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __repr__(self) -> str:
-        return f"Windows({self.reader!r}, {self.spec!r}, action_free={self.action_free})"
+        made = f", latents={self.latents!r}" if self.latents else ""
+        return f"Windows({self.reader!r}, {self.spec!r}, action_free={self.action_free}{made})"
 
     def locate(self, i: int) -> tuple[int, int]:
         """(episode, step) that window `i` starts at."""
         if not 0 <= i < len(self):
             raise IndexError(f"window {i} of {len(self)}")
         episode = int(np.searchsorted(self._ends, i, side="right"))
-        return episode, int(i - self._ends[episode] + self.reader.lengths[episode])
+        return episode, int(i - self._ends[episode] + self._counts[episode]) * self._stride
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         number, start = self.locate(int(i))
         spec, episode = self.spec, self.reader[number]
-        at = start + spec.frame_stride * np.arange(spec.frames)
-        shown = np.minimum(at, episode.length)
-        try:
-            images = {camera: episode.frames(camera, shown) for camera in spec.cameras}
-        except ValueError as error:
-            raise RecordError(
-                f"{self.reader.path}, episode {number}: {error}. Correct config.data.cameras, or "
-                "collect the data set again"
-            ) from error
         actions = np.zeros((spec.chunk, spec.action_dim), np.float32)
         valid = np.zeros(spec.chunk, bool)
         if not self.action_free:
@@ -66,11 +71,24 @@ class Windows:
             actions[: len(known)] = known
             valid[: len(known)] = True
         return {
-            "images": images,
+            **self._seen(number, start, episode),
             "proprio": episode.proprio[start].astype(np.float32),
             "actions": actions,
             "instruction": episode.instruction,
-            "frame_valid": at <= episode.length,
+            "frame_valid": start + spec.frame_stride * np.arange(spec.frames) <= episode.length,
             "action_valid": valid,
             "episode": np.int32(self.offset + number),
         }
+
+    def _seen(self, number: int, start: int, episode: Episode) -> dict[str, Any]:
+        """The latents of a window, or its pictures."""
+        if self.latents:
+            return {"latents": self.latents.read(number, start)}
+        shown = frames_of(start, episode.length, self.spec.frames, self.spec.frame_stride)
+        try:
+            return {"images": {c: episode.frames(c, shown) for c in self.spec.cameras}}
+        except ValueError as error:
+            raise RecordError(
+                f"{self.reader.path}, episode {number}: {error}. Correct config.data.cameras, or "
+                "collect the data set again"
+            ) from error

@@ -1,0 +1,313 @@
+"""Text embeddings computed ahead of time, so that training needs no text encoder.
+
+    python -m wamjax.data.embeddings --cache=DIR --data=DATASET[,DATASET] \\
+        --encode=MODULE:FUNCTION --weights=PATH --encoder=umt5-xxl --length=128
+
+A cache is a folder:
+
+    cache.json                      the encoder, the length, the padding and the prompt template
+    embeddings-<hash>.safetensors   an array for each instruction, named by the hash of its content
+
+An array's name hashes the prompt and all of ``cache.json``, so an embedding is never taken for that
+of another encoder. Files are written at once and never changed; filling can be interrupted, and
+encodes only what is missing when it is started again.
+
+``FUNCTION(weights, length)`` returns ``encode``, which maps b prompts to (embeddings (b, length,
+width), mask (b, length)): what the encoder gives at every position, and which hold a token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import tqdm
+from absl import app, flags
+from jaxtyping import Bool, Float
+
+from wamjax.data import tensors
+from wamjax.data.named import resolve
+from wamjax.data.records import Reader
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+PADDINGS = ("zero", "keep")
+FAST_WAM = (
+    "A video recorded from a robot's point of view executing the following instruction: "
+    "{instruction}"
+)
+SHARD = 256  # embeddings in a file
+
+Encode = Callable[
+    [Sequence[str]], tuple[Float[np.ndarray, "b s width"], Bool[np.ndarray, "b s"]]
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides an embedding, beside the instruction.
+
+    Attributes:
+      encoder: identity of the text encoder and its weights, e.g. "umt5-xxl".
+      length: rows of an embedding (s); longer text is cut by the encoder's tokenizer.
+      padding: "zero" makes the rows after the tokens zero (Wan, Fast-WAM, Cosmos; only the others
+        are stored), "keep" leaves what the encoder gives there.
+      template: of the prompt; holds ``{instruction}``.
+    """
+
+    encoder: str
+    length: int
+    padding: str = "zero"
+    template: str = "{instruction}"
+
+    def __post_init__(self):
+        if self.padding not in PADDINGS:
+            raise ValueError(f"padding {self.padding!r} is not one of {', '.join(PADDINGS)}")
+        if self.template.count("{instruction}") != 1 or self.length < 1:
+            raise ValueError(f"{self} wants a positive length, and {{instruction}} once")
+
+
+class EmbeddingCache:
+    """The embeddings of a folder, by instruction; safe to read from several threads.
+
+    Args:
+      path: of the folder.
+
+    Raises:
+      FileNotFoundError: there is no cache; says how to make it.
+      ValueError: a file of it cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path)
+        file = self.path / "cache.json"
+        if not file.exists():
+            raise FileNotFoundError(
+                f"there is no cache of text embeddings in {self.path} (no cache.json); make it "
+                f"by\n  {command(self.path)} --encoder=NAME --length=N\nor correct "
+                "config.data.embeddings"
+            )
+        try:
+            self.settings = Settings(**json.loads(file.read_text()))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file} cannot be read ({error}); fill the cache again") from error
+        self._rows: dict[str, np.ndarray] = {}
+        for shard in sorted(self.path.glob("embeddings-*.safetensors")):
+            self._rows |= tensors.read(shard)[0]
+
+    @classmethod
+    def create(cls, path: str | os.PathLike, settings: Settings) -> EmbeddingCache:
+        """Opens the cache, made first if there is none.
+
+        Raises:
+          ValueError: there is one with other settings.
+        """
+        path = pathlib.Path(path)
+        if not (path / "cache.json").exists():
+            path.mkdir(parents=True, exist_ok=True)
+            draft = path / f".cache.json.{os.getpid()}"
+            draft.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
+            draft.replace(path / "cache.json")
+        cache = cls(path)
+        have, want = dataclasses.asdict(cache.settings), dataclasses.asdict(settings)
+        if have != want:
+            differ = {k: (have[k], want[k]) for k in want if have[k] != want[k]}
+            raise ValueError(f"{path} is a cache of other embeddings: {differ} (there, asked); "
+                             "use another folder")  # fmt: skip
+        return cache
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, instruction: str) -> bool:
+        return self._key(instruction) in self._rows
+
+    def __repr__(self) -> str:
+        return f"EmbeddingCache({str(self.path)!r}, {self.settings})"
+
+    @property
+    def width(self) -> int:
+        """Of an embedding; 0 while the cache is empty."""
+        return next(iter(self._rows.values())).shape[1] if self._rows else 0
+
+    def lookup(self, instruction: str) -> Float[np.ndarray, "s width"]:
+        """The embedding of an instruction, bfloat16.
+
+        Raises:
+          ValueError: there is none.
+        """
+        rows = self._rows.get(self._key(instruction))
+        if rows is None:
+            raise ValueError(self._lacks([instruction], "--instructions=FILE"))
+        out = np.zeros((self.settings.length, rows.shape[1]), BFLOAT16)
+        out[: len(rows)] = rows
+        return out
+
+    def missing(self, instructions: Iterable[str]) -> list[str]:
+        """Those without an embedding, each one once, in order."""
+        return [text for text in dict.fromkeys(instructions) if text not in self]
+
+    def require(self, instructions: Iterable[str], data: str | os.PathLike) -> None:
+        """Raises ValueError if the instructions of the data set in `data` are not all there."""
+        missing = self.missing(instructions)
+        if missing:
+            raise ValueError(self._lacks(missing, f"--data={data}"))
+
+    def add(self, embeddings: Mapping[str, np.ndarray]) -> None:
+        """Stores embeddings (rows, width) by instruction, all in one new file."""
+        rows = {self._key(text): np.asarray(x).astype(BFLOAT16) for text, x in embeddings.items()}
+        names = hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()[:16]
+        file = self.path / f"embeddings-{names}.safetensors"
+        prompts = {self._key(text): self.prompt(text) for text in embeddings}  # for people
+        tensors.write(file, rows, prompts)
+        self._rows |= tensors.read(file)[0]
+
+    def prompt(self, instruction: str) -> str:
+        """What the encoder is given."""
+        return self.settings.template.replace("{instruction}", instruction)
+
+    def _key(self, instruction: str) -> str:
+        s = self.settings
+        content = json.dumps([self.prompt(instruction), s.encoder, s.length, s.padding])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def _lacks(self, missing: Sequence[str], source: str) -> str:
+        shown = "".join(f"\n  {text!r}" for text in missing[:10])
+        more = f"\n  ... and {len(missing) - 10} more" if len(missing) > 10 else ""
+        return (
+            f"the text embeddings in {self.path} lack {len(missing)} instructions:{shown}{more}\n"
+            f"fill them in by\n  {command(self.path, source)}"
+        )
+
+
+def fill(
+    cache: EmbeddingCache,
+    instructions: Iterable[str],
+    encode: Encode,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> int:
+    """Encodes the instructions that the cache lacks, and stores them.
+
+    What was encoded before an interruption is kept.
+
+    Args:
+      encode: see the module; gets `batch_size` prompts at every call, the last ones repeated if
+        need be, so that it compiles once.
+
+    Returns:
+      How many were encoded.
+
+    Raises:
+      ValueError: what the encoder gave is not finite, or of another shape.
+    """
+    missing = cache.missing(instructions)
+    bar = tqdm.tqdm(total=len(missing), unit="text", desc="embed", disable=not progress)
+    done: dict[str, np.ndarray] = {}
+    try:
+        with bar:
+            for start in range(0, len(missing), batch_size):
+                some = missing[start : start + batch_size]
+                padded = some + some[-1:] * (batch_size - len(some))
+                done |= _encoded(cache, some, encode([cache.prompt(text) for text in padded]))
+                bar.update(len(some))
+                if len(done) >= SHARD:
+                    cache.add(done)
+                    done = {}
+    finally:
+        if done:
+            cache.add(done)
+    return len(missing)
+
+
+def _encoded(cache: EmbeddingCache, texts: Sequence[str], output) -> dict[str, np.ndarray]:
+    """The rows to store of each text; checks them."""
+    values, mask = (np.asarray(x) for x in output)
+    length = cache.settings.length
+    fits = values.ndim == 3 and values.shape[1] == length and mask.shape == values.shape[:2]
+    if not fits or len(values) < len(texts):
+        raise ValueError(
+            f"the encoder gave embeddings {values.shape} and mask {mask.shape}, the cache in "
+            f"{cache.path} wants (texts, {length}, width) and (texts, {length}) of "
+            f"{len(texts)} texts or more"
+        )
+    if cache.width not in (0, values.shape[2]):
+        raise ValueError(
+            f"the encoder is {values.shape[2]} wide, the cache in {cache.path} {cache.width}: "
+            f"is it {cache.settings.encoder!r}?"
+        )
+    counts = mask.astype(bool).sum(axis=1)
+    if not np.array_equal(mask.astype(bool), np.arange(length) < counts[:, None]):
+        raise ValueError("the encoder's mask must be True for the first tokens, then False")
+    out = {}
+    for text, value, count in zip(texts, values, counts, strict=False):
+        rows = value[:count] if cache.settings.padding == "zero" else value
+        if not np.isfinite(rows.astype(np.float32)).all():
+            raise ValueError(f"the embedding of {text!r} holds non-finite numbers")
+        out[text] = rows
+    return out
+
+
+def command(path: str | os.PathLike, source: str = "--data=DATASET") -> str:
+    """The command that fills the cache in `path` from `source`."""
+    return (
+        f"python -m wamjax.data.embeddings --cache={path} {source} --encode=MODULE:FUNCTION "
+        "--weights=PATH"
+    )
+
+
+def define_flags() -> None:
+    """Not on import: several entry points define flags of the same names."""
+    flags.DEFINE_string("cache", None, "folder of the cache; made, or filled further")
+    flags.DEFINE_list("data", [], "folders of data sets whose instructions are embedded")
+    flags.DEFINE_string("instructions", None, "text file of instructions, one a line")
+    flags.DEFINE_string("encode", None, "MODULE:FUNCTION; FUNCTION(weights, length) -> encode")
+    flags.DEFINE_string("weights", "", "weights of the encoder, given to FUNCTION")
+    flags.DEFINE_string("encoder", None, "name of the encoder; of a cache that exists by default")
+    flags.DEFINE_integer("length", None, "rows of an embedding; likewise")
+    flags.DEFINE_enum("padding", "zero", PADDINGS, "the rows after the tokens, in a new cache")
+    flags.DEFINE_string("template", "{instruction}", "of the prompt, in a new cache; or fast_wam")
+    flags.DEFINE_integer("batch_size", 16, "prompts encoded at once")
+    flags.mark_flags_as_required(["cache", "encode"])
+
+
+def open_from_flags(values: Any) -> EmbeddingCache:
+    """The cache that the flags name: existing, or new if they say all that it takes."""
+    if (pathlib.Path(values.cache) / "cache.json").exists():
+        cache = EmbeddingCache(values.cache)
+        given = {"encoder": values.encoder, "length": values.length}
+        settings = {k: v for k, v in given.items() if v is not None}
+        return EmbeddingCache.create(values.cache, dataclasses.replace(cache.settings, **settings))
+    if not values.encoder or not values.length:
+        raise app.UsageError(f"{values.cache} is a new cache: give --encoder and --length")
+    template = FAST_WAM if values.template == "fast_wam" else values.template
+    settings = Settings(values.encoder, values.length, values.padding, template)
+    return EmbeddingCache.create(values.cache, settings)
+
+
+def main(argv: list[str]) -> None:
+    """Entry point for absl."""
+    values = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    texts = [text for path in values.data for text in Reader(path).index["instructions"]]
+    if values.instructions:
+        lines = pathlib.Path(values.instructions).read_text().splitlines()
+        texts += [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise app.UsageError("give instructions by --data=DATASET or --instructions=FILE")
+    factory = resolve(values.encode, "--encode")
+    cache = open_from_flags(values)
+    count = fill(cache, texts, factory(values.weights, cache.settings.length), values.batch_size)
+    print(f"{cache.path}: {count} encoded, {len(cache)} in all, {cache.width} wide")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

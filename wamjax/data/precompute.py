@@ -1,0 +1,291 @@
+"""Writes the latents of a data set: every window through a frozen codec, once.
+
+    python -m wamjax.data.precompute --config=experiments/configs/fast_wam_libero.py \\
+        --data=DATASET --out=DIR --layout=image:224x224+wrist_image:224x224 --codec=wan2.2 \\
+        --encode=MODULE:FUNCTION --weights=PATH
+
+The config says how long windows are and what shape their latents have. ``FUNCTION(weights)``
+returns ``encode``, which maps uint8 video (b, f, H, W, 3) to latents (b, t, h, w, c). The result is
+described in `wamjax.data.latents`.
+
+It is written into a hidden folder beside DIR and renamed when it is complete. The same command
+after an interruption goes on after the last complete file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import tqdm
+from absl import app, flags
+from array_record.python.array_record_module import ArrayRecordWriter
+from jaxtyping import Float, UInt8
+from ml_collections import config_flags
+
+from wamjax.data import latents, layout, normalize, records
+from wamjax.data.latents import LatentInfo
+from wamjax.data.named import resolve
+from wamjax.data.records import Episode, Reader
+from wamjax.data.shards import OPTIONS, shard_name
+
+Encode = Callable[[UInt8[np.ndarray, "b f H W 3"]], Float[np.ndarray, "b t h w c"]]
+
+
+def precompute(
+    reader: Reader,
+    out: str | os.PathLike,
+    info: LatentInfo,
+    encode: Encode,
+    batch_size: int = 8,
+    shard_bytes: int = 2**28,
+    progress: bool = True,
+) -> int:
+    """Encodes every window of a data set, and writes a data set of latents.
+
+    Args:
+      reader: the data set with pictures.
+      out: folder of the new one; must not exist.
+      info: of the windows and their latents.
+      encode: see the module; gets `batch_size` windows at every call, the last ones repeated if
+        need be, so that it compiles once.
+      shard_bytes: of a file; what is lost by an interruption is at most one.
+
+    Returns:
+      How many windows were encoded by this call.
+
+    Raises:
+      FileExistsError: there is something at `out`.
+      ValueError: latents of another shape, or not finite; or what is there of an interrupted call
+        was written from other data or with other settings.
+    """
+    out = pathlib.Path(out)
+    if out.exists():
+        raise FileExistsError(f"{out} exists; remove it or write somewhere else")
+    parts = _plan(reader.lengths, info, shard_bytes)
+    folder = out.with_name(f".{out.name}.latents")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held = records.lock(folder)
+    except OSError as error:
+        raise ValueError(f"{folder} is being written by another process") from error
+    with held:
+        _continue(folder, _job(reader, info, parts))
+        windows = [sum(len(latents.starts(n, info.stride)) for n in reader.lengths[part])
+                   for part in parts]  # fmt: skip
+        bar = tqdm.tqdm(total=sum(windows), unit="window", desc="latents", disable=not progress)
+        done = 0
+        with bar:
+            for i, part in enumerate(parts):
+                names = [shard_name(i, len(parts), stem) for stem in ("episodes", "latents")]
+                files = [folder / name for name in names]
+                if all(file.exists() for file in files):
+                    bar.update(windows[i])
+                    continue
+                _write_part(reader, part, info, encode, batch_size, files, bar)
+                done += windows[i]
+        _complete(folder, reader, info, parts, windows)
+        (folder / "lock").unlink()
+        folder.rename(out)
+    return done
+
+
+def latent_info(config, cameras: str, codec: str, stride: int = 1) -> LatentInfo:
+    """The latents that a config trains on.
+
+    Args:
+      config: the whole config, of a model with cached latents.
+      cameras: layout of the picture, see `wamjax.data.layout`.
+      codec: name of the codec and its weights.
+      stride: control steps between window starts.
+
+    Raises:
+      ValueError: the config wants other cameras, or no cached latents.
+    """
+    from wamjax.models import codec as codecs
+
+    if config.model.codec.kind != "cached":
+        raise ValueError(f"config.model.codec.kind is {config.model.codec.kind!r}, not 'cached'")
+    if stride < 1:
+        raise ValueError(f"stride {stride} between windows must be positive")
+    data, picture = config.data, layout.parse(cameras)
+    if tuple(data.cameras) != tuple(picture.cameras):
+        raise ValueError(
+            f"layout {cameras!r} makes cameras {tuple(picture.cameras)}, config.data.cameras is "
+            f"{tuple(data.cameras)}"
+        )
+    sizes = list(picture.cameras.values())
+    shape = codecs.build(config.model.codec).shape(
+        data.frames, sizes[0][0], sum(width for _, width in sizes)
+    )
+    return LatentInfo(
+        codec, str(picture), picture.cameras, data.frames, data.frame_stride, stride, shape
+    )
+
+
+def _plan(lengths: Sequence[int], info: LatentInfo, shard_bytes: int) -> list[slice]:
+    """Which episodes go into which file: a new one is begun beyond `shard_bytes` of latents."""
+    window = int(np.prod(info.shape)) * latents.BFLOAT16.itemsize
+    out, begin, size = [], 0, 0
+    for i, length in enumerate(lengths):
+        size += window * len(latents.starts(length, info.stride))
+        if size > shard_bytes or i + 1 == len(lengths):
+            out.append(slice(begin, i + 1))
+            begin, size = i + 1, 0
+    return out
+
+
+def _job(reader: Reader, info: LatentInfo, parts: Sequence[slice]) -> dict[str, Any]:
+    """What decides the content of the files, to continue only what is the same."""
+    source = json.dumps([reader.info.to_json(), reader.lengths.tolist(), reader.index["tasks"]])
+    return {
+        "source": hashlib.sha256(source.encode()).hexdigest(),
+        "files": [part.stop for part in parts],
+        **info.to_json(),
+    }
+
+
+def _continue(folder: pathlib.Path, job: dict[str, Any]) -> None:
+    """Checks that what is in `folder` belongs to `job`; empties it if there is no telling."""
+    job = json.loads(json.dumps(job))
+    file = folder / "job.json"
+    if not file.exists():
+        for stray in folder.iterdir():
+            if stray.name != "lock":
+                stray.unlink()
+        draft = folder / "job.json.tmp"
+        records.write_json(draft, job)
+        draft.replace(file)
+    have = records.read_json(file)
+    if have != job:
+        differ = {k: (have.get(k), v) for k, v in job.items() if have.get(k) != v}
+        raise ValueError(
+            f"{folder} holds the beginning of other latents: {differ} (there, asked). Remove it, "
+            "or ask for the same again"
+        )
+
+
+def _write_part(reader, part: slice, info: LatentInfo, encode, batch_size, files, bar) -> None:
+    """Both files of some episodes; they get their names when they are complete."""
+    drafts = [file.with_suffix(".tmp") for file in files]
+    for draft in drafts:
+        draft.unlink(missing_ok=True)
+    writers = [ArrayRecordWriter(str(draft), OPTIONS) for draft in drafts]
+    try:
+        for i, episode, video in _episodes(reader, part, layout.parse(info.layout)):
+            writers[0].write(records.pack(dataclasses.replace(episode, images={})))
+            for start, x in _encoded(i, video, info, encode, batch_size):
+                writers[1].write(latents.pack(i, start, x))
+                bar.update()
+    finally:
+        for writer in writers:
+            writer.close()
+    for draft, file in zip(drafts, files, strict=True):
+        draft.replace(file)
+
+
+def _episodes(
+    reader: Reader, part: slice, picture: layout.Layout
+) -> Iterator[tuple[int, Episode, np.ndarray]]:
+    """Episodes with their pictures decoded; the next one is decoded while one is encoded."""
+
+    def load(i: int) -> tuple[int, Episode, np.ndarray]:
+        episode = reader[i]
+        every = range(episode.length + 1)
+        images = {camera: episode.frames(camera, every) for camera in episode.images}
+        return i, episode, picture.compose(images)
+
+    numbers = range(len(reader))[part]
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(load, numbers[0])
+        for following in numbers[1:]:
+            ready, ahead = ahead.result(), pool.submit(load, following)
+            yield ready
+        yield ahead.result()
+
+
+def _encoded(
+    number: int, video: np.ndarray, info: LatentInfo, encode: Encode, batch_size: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(window start, latents) of an episode."""
+    length = len(video) - 1
+    every = list(latents.starts(length, info.stride))
+    for begin in range(0, len(every), batch_size):
+        some = every[begin : begin + batch_size]
+        padded = some + some[-1:] * (batch_size - len(some))
+        at = [latents.frames_of(s, length, info.frames, info.frame_stride) for s in padded]
+        out = np.asarray(encode(video[np.stack(at)]))
+        if out.shape != (batch_size, *info.shape):
+            raise ValueError(
+                f"the codec made latents {out.shape} of video {(batch_size, *at[0].shape)} x "
+                f"{video.shape[1:]}; {info.codec!r} should make {(batch_size, *info.shape)}"
+            )
+        for start, x in zip(some, out, strict=False):
+            if not np.isfinite(x.astype(np.float32)).all():
+                raise ValueError(
+                    f"the latents of episode {number}, step {start} hold non-finite numbers"
+                )
+            yield start, x
+
+
+def _complete(folder: pathlib.Path, reader: Reader, info: LatentInfo, parts, windows) -> None:
+    """The json files, from what was written: that reads every episode once more."""
+    lengths = reader.lengths.tolist()
+    index = {
+        "lengths": lengths,
+        "tasks": reader.index["tasks"][: len(lengths)],
+        "success": reader.index["success"][: len(lengths)],
+        "shards": [part.stop - part.start for part in parts],
+    }
+    records.write_json(folder / "index.json", index)
+    without = dataclasses.replace(reader.info, cameras={})
+    records.write_json(folder / "spec.json", without.to_json())
+    keys = normalize.KEYS[:1] if without.action_free else normalize.KEYS
+    arrays: dict[str, list[np.ndarray]] = {key: [] for key in keys}
+    instructions = set()
+    for episode in Reader(folder):
+        instructions.add(episode.instruction)
+        for key, kept in arrays.items():
+            kept.append(getattr(episode, key))
+    records.write_json(folder / "index.json", index | {"instructions": sorted(instructions)})
+    records.write_json(folder / "statistics.json", normalize.statistics(arrays))
+    records.write_json(folder / latents.FILE, info.to_json() | {"windows": windows})
+
+
+def define_flags() -> None:
+    """Not on import: several entry points define flags of the same names."""
+    config_flags.DEFINE_config_file("config", None, "experiment file", lock_config=True)
+    flags.DEFINE_string("data", None, "folder of the data set with pictures")
+    flags.DEFINE_string("out", None, "folder of the data set with latents; must not exist")
+    flags.DEFINE_string("layout", None, "picture: NAME:HEIGHTxWIDTH+..., rows joined by '/'")
+    flags.DEFINE_string("codec", "", "name of codec and weights; --encode and --weights by default")
+    flags.DEFINE_string("encode", None, "MODULE:FUNCTION; FUNCTION(weights) -> encode")
+    flags.DEFINE_string("weights", "", "weights of the codec, given to FUNCTION")
+    flags.DEFINE_integer("stride", 1, "control steps between window starts")
+    flags.DEFINE_integer("batch_size", 8, "windows encoded at once")
+    flags.mark_flags_as_required(["config", "data", "out", "layout", "encode"])
+
+
+def main(argv: list[str]) -> None:
+    """Entry point for absl."""
+    asked = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    codec = asked.codec or f"{asked.encode} {pathlib.Path(asked.weights).name}"
+    info = latent_info(asked.config, asked.layout, codec, asked.stride)
+    encode = resolve(asked.encode, "--encode")(asked.weights)
+    count = precompute(Reader(asked.data), asked.out, info, encode, asked.batch_size)
+    size = sum(file.stat().st_size for file in pathlib.Path(asked.out).iterdir())
+    print(f"{asked.out}: {count} windows encoded, latents {info.shape}, {size / 1e6:,.1f} MB")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,71 @@
+"""Random access to records that are spread over several ArrayRecord files."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+
+# For writers. Pictures are compressed already, latents do not compress. Groups of one record:
+# random access reads no other.
+OPTIONS = "group_size:1,uncompressed"
+
+
+class Shards:
+    """Records in several ArrayRecord files, by random access; safe to read from several threads.
+
+    Args:
+      folder: of the files.
+      counts: records in each.
+      stem: what their names begin with.
+    """
+
+    def __init__(self, folder: pathlib.Path, counts: Sequence[int], stem: str = "episodes"):
+        self._files = [folder / shard_name(i, len(counts), stem) for i in range(len(counts))]
+        self._counts = counts
+        self._ends = list(itertools.accumulate(counts))
+        self._readers: list[ArrayRecordReader | None] = [None] * len(counts)
+        self._lock = threading.Lock()
+
+    def locate(self, i: int) -> tuple[pathlib.Path, int]:
+        """The file of record `i`, and its position there."""
+        shard, position = self._find(i)
+        return self._files[shard], position
+
+    def read(self, i: int) -> bytes:
+        """Record `i`.
+
+        Raises:
+          RuntimeError, ValueError: the file is missing, cut off or damaged.
+        """
+        shard, position = self._find(i)
+        return self._reader(shard).read([position])[0]
+
+    def _find(self, i: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        return shard, i - (self._ends[shard - 1] if shard else 0)
+
+    def _reader(self, shard: int) -> ArrayRecordReader:
+        """Opened at first use. A missing or cut-off file looks empty to ArrayRecord: checked."""
+        with self._lock:
+            reader = self._readers[shard]
+            if reader is None:
+                if not self._files[shard].exists():
+                    raise ValueError("the file does not exist")
+                options = "readahead_buffer_size:0"
+                name = str(self._files[shard])
+                reader = ArrayRecordReader(name, options, file_reader_buffer_size=2**15)
+                found, expected = reader.num_records(), self._counts[shard]
+                if found != expected:
+                    raise ValueError(f"{found} records found in the file, {expected} were written")
+                self._readers[shard] = reader
+            return reader
+
+
+def shard_name(i: int, count: int, stem: str = "episodes") -> str:
+    """File name of shard `i`."""
+    return f"{stem}-{i:05d}-of-{count:05d}.arrayrecord"

@@ -1,0 +1,157 @@
+"""Random data in the formats of the real, to try a config without its data. It teaches nothing.
+
+A source with ``stand_in = 8`` whose folder does not exist gets eight random episodes; its latents
+and the text embeddings are written by the same code that writes real ones, from stand-ins of the
+codec and of the text encoder. `codec` and `text_encoder` can also be named in the commands of
+`wamjax.data.precompute` and `wamjax.data.embeddings`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+import re
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+
+from wamjax.data import embeddings, images, precompute
+from wamjax.data.embeddings import EmbeddingCache
+from wamjax.data.records import Episode, Reader, Writer
+from wamjax.data.sources import data_root
+from wamjax.data.spec import Info
+
+TASKS = ("lift the block", "open the drawer", "put the bowl on the plate", "close the lid")
+
+
+def ensure(config) -> None:
+    """Makes what the sources with ``stand_in`` and their text embeddings lack.
+
+    Raises:
+      ValueError: a source with ``stand_in`` in a config that does not declare its sizes.
+    """
+    root = data_root(config.data.root)
+    for name, entry in config.data.sources.items():
+        if not entry.stand_in:
+            continue
+        if not (entry.path and config.data.declared.action_dim):
+            raise ValueError(f"config.data.sources.{name}.stand_in wants a path, and the sizes of "
+                             "config.data.declared")  # fmt: skip
+        path = root / pathlib.Path(entry.path).expanduser()
+        if not path.exists():
+            print(f"making {entry.stand_in} random episodes in {path}: a stand-in", flush=True)
+            _make(config, path, entry.stand_in, entry.action_free)
+        if config.model.text.kind == "context" and config.data.embeddings:
+            _embed(config, root, Reader(path).index["instructions"])
+
+
+def _make(config, path: pathlib.Path, count: int, action_free: bool) -> None:
+    if config.model.codec.kind != "cached":
+        _write(config, path, count, action_free)
+        return
+    sizes = dict.fromkeys(config.data.cameras, tuple(config.data.declared.camera_size))
+    cameras = "+".join(f"{name}:{h}x{w}" for name, (h, w) in sizes.items())
+    info = precompute.latent_info(config, cameras, "stand-in")
+    sizes = config.model.codec
+    encode = codec(f"{sizes.channels}x{sizes.spatial}x{sizes.temporal}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        pictures = pathlib.Path(folder) / "pictures"
+        _write(config, pictures, count, action_free)
+        precompute.precompute(Reader(pictures), path, info, encode, progress=False)
+
+
+def _write(config, path: pathlib.Path, count: int, action_free: bool) -> None:
+    """Random walks of the state; actions are its differences; pictures are a moving square."""
+    said, cameras = config.data.declared, config.data.cameras
+    size = tuple(said.camera_size)
+    info = Info(
+        cameras=dict.fromkeys(cameras, size),
+        proprio_dim=said.proprio_dim,
+        action_dim=said.action_dim,
+        control_hz=said.control_hz,
+        robot="stand-in",
+        action_free=action_free,
+    )
+    with Writer(path, info) as writer:
+        for i in range(count):
+            rng = np.random.default_rng(i)
+            length = int(rng.integers(config.data.chunk // 2, 2 * config.data.chunk))
+            steps = rng.normal(size=(length, max(said.action_dim, said.proprio_dim)))
+            state = np.cumsum(np.pad(steps, ((1, 0), (0, 0))), axis=0)
+            moves = steps[:, : 0 if action_free else said.action_dim]
+            frames = [_picture(size, t, i) for t in range(length + 1)]
+            task = TASKS[i % len(TASKS)]
+            writer.write(
+                Episode(
+                    images=dict.fromkeys(cameras, frames),
+                    proprio=state[:, : said.proprio_dim].astype(np.float32),
+                    actions=moves.astype(np.float32),
+                    instruction=task,
+                    success=True,
+                    returns=np.ones(length, np.float32),
+                    task=task,
+                    seed=i,
+                )
+            )
+
+
+def _picture(size: tuple[int, int], t: int, number: int) -> bytes:
+    out = np.zeros((*size, 3), np.uint8)
+    y, x = (number * 7 + t) % (size[0] - 4), (2 * t) % (size[1] - 4)
+    out[y : y + 4, x : x + 4] = 255, 40 * number % 256, 128
+    return images.encode(out)
+
+
+def _embed(config, root: pathlib.Path, instructions: Sequence[str]) -> None:
+    path = root / pathlib.Path(config.data.embeddings).expanduser()
+    length, width = config.data.instruction_length, config.model.context_width
+    settings = embeddings.Settings("stand-in", length, template=embeddings.FAST_WAM)
+    if (path / "cache.json").exists() and EmbeddingCache(path).settings != settings:
+        return  # a real one, or of another length: the pipeline says what does not fit
+    cache = EmbeddingCache.create(path, settings)
+    embeddings.fill(cache, instructions, text_encoder(str(width), length), progress=False)
+
+
+def codec(sizes: str):
+    """A stand-in of a causal video codec; `sizes` is CHANNELSxSPATIALxTEMPORAL, as 48x16x4.
+
+    Each latent is a random projection of the mean colour of its square, mixed with that of the
+    frames before it.
+    """
+    parts = re.fullmatch(r"(\d+)x(\d+)x(\d+)", sizes)
+    if not parts:
+        raise ValueError(f"--weights={sizes!r}: the stand-in's are CHANNELSxSPATIALxTEMPORAL")
+
+    channels, p, k = (int(x) for x in parts.groups())
+    projection = np.random.default_rng(0).normal(size=(3, channels))
+
+    def encode(video: np.ndarray) -> np.ndarray:
+        b, f, height, width, _ = video.shape
+        x = video.astype(np.float32) / 127.5 - 1
+        x = x.reshape(b, f, height // p, p, width // p, p, 3).mean(axis=(3, 5))
+        past = np.cumsum(x, axis=1) / np.arange(1, f + 1)[:, None, None, None]
+        mixed = (0.7 * x + 0.3 * past)[:, ::k]  # frames 0, k, 2k: the last of each latent
+        return (mixed @ projection).astype(np.float32)
+
+    return encode
+
+
+def text_encoder(width: str, length: int):
+    """A stand-in of a text encoder, `width` wide: a random row for each word, and one at the end.
+
+    Source of the rows: a hash of the word and its position.
+    """
+
+    def encode(prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        out = np.zeros((len(prompts), length, int(width)), np.float32)
+        mask = np.zeros(out.shape[:2], bool)
+        for i, prompt in enumerate(prompts):
+            for j, word in enumerate([*prompt.split()[: length - 1], "</s>"]):
+                digest = hashlib.sha256(f"{j} {word}".encode()).digest()
+                rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+                out[i, j], mask[i, j] = rng.normal(size=int(width)), True
+        return out, mask
+
+    return encode

@@ -1,0 +1,168 @@
+"""Text to the token ids of T5 and umT5, from the tokenizer file that is published with them.
+
+    tokenizer = load("google/umt5-xxl/spiece.model", clean=True)
+    ids, mask = tokenizer(["put the red block on the left zone"], length=128)
+
+Two formats: a sentencepiece model (``spiece.model``) and the ``tokenizer.json`` made from it. Both
+give the ids that transformers gives: pieces, then the end of sentence, then padding. Text that
+holds a special token as text is refused: the two formats would read it differently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import importlib
+import os
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+EXTRA = "pip install 'wamjax[text]'"
+FILES = ("spiece.model", "tokenizer.json")
+PAD, EOS = "<pad>", "</s>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Text to ids.
+
+    Attributes:
+      pieces: text -> ids, without the end of sentence.
+      size: ids are below this; a network's embedding table may be longer.
+      pad, eos: ids of padding and of the end of sentence.
+      special: texts that stand for tokens of their own.
+      clean: whether text goes through `clean_text` first, as Wan's does.
+    """
+
+    pieces: Callable[[str], list[int]]
+    size: int
+    pad: int
+    eos: int
+    special: re.Pattern[str]
+    clean: bool = False
+
+    def __call__(
+        self, texts: Sequence[str], length: int
+    ) -> tuple[Int[np.ndarray, "b s"], Bool[np.ndarray, "b s"]]:
+        """Ids of each text, its end of sentence, and padding up to `length`; longer ones are cut.
+
+        Args:
+          texts: b of them.
+          length: s, at least 1; a text that is cut keeps its end of sentence.
+
+        Returns:
+          (ids int32, mask): True where there is a token, the end of sentence included.
+
+        Raises:
+          TypeError: a single string instead of several.
+          ValueError: a text holds a special token.
+        """
+        if isinstance(texts, str):
+            raise TypeError(f"texts is a sequence of strings, not the string {texts!r}; wrap it")
+        if length < 1:
+            raise ValueError(f"length {length} has no room for the end of sentence")
+        rows = [[*self._ids(text)[: length - 1], self.eos] for text in texts]
+        ids = np.full((len(rows), length), self.pad, np.int32)
+        for row, tokens in zip(ids, rows, strict=True):
+            row[: len(tokens)] = tokens
+        counts = np.array([len(row) for row in rows], int)
+        return ids, np.arange(length) < counts[:, None]
+
+    def _ids(self, text: str) -> list[int]:
+        text = clean_text(text) if self.clean else text
+        found = self.special.search(text)
+        if found:
+            raise ValueError(
+                f"text {text!r} holds {found.group()!r}, which stands for a token of its own; "
+                "remove it from the text"
+            )
+        return self.pieces(text)
+
+
+def load(path: str | os.PathLike, clean: bool = False) -> Tokenizer:
+    """Reads a published tokenizer.
+
+    Args:
+      path: ``spiece.model``, ``tokenizer.json``, or a folder that holds one of them; of a folder
+        that holds both, the first is read.
+      clean: whether text goes through `clean_text` first (Wan and Fast-WAM: yes; Cosmos: no).
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ImportError: the library that reads the file is missing; says how to install it.
+      ValueError: the file is no tokenizer of this family.
+    """
+    path = pathlib.Path(path).expanduser()
+    if path.is_dir():
+        found = [path / name for name in FILES if (path / name).exists()]
+        if not found:
+            raise FileNotFoundError(f"{path} holds neither of {', '.join(FILES)}")
+        path = found[0]
+    if not path.exists():
+        raise FileNotFoundError(f"there is no tokenizer file {path}")
+    read = _from_json if path.suffix == ".json" else _from_model
+    return dataclasses.replace(read(path), clean=clean)
+
+
+def clean_text(text: str) -> str:
+    """Wan's cleaning: broken unicode mended, HTML entities resolved, white space collapsed.
+
+    Source: ``basic_clean`` and ``whitespace_clean`` of Wan's public ``wan/modules/tokenizers.py``.
+    Unicode is mended by ftfy, which printable ASCII without entities does not need.
+
+    Raises:
+      ImportError: other text, and ftfy is not installed.
+    """
+    if re.search(r"[^\t\n\r\x20-\x7e]|&[#\w]", text):
+        text = _library("ftfy", f"the cleaning of {text!r}").fix_text(text)
+    text = html.unescape(html.unescape(text))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _from_model(path: pathlib.Path) -> Tokenizer:
+    library = _library("sentencepiece", str(path))
+    try:
+        model = library.SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{path} is no sentencepiece model: {error}") from error
+    size = model.get_piece_size()
+    names = [model.id_to_piece(i) for i in range(size) if model.is_control(i)]
+    names.append(model.id_to_piece(model.unk_id()))
+    if model.pad_id() < 0 or model.eos_id() < 0:
+        raise ValueError(f"{path} has no padding or no end of sentence; T5's have both")
+    return Tokenizer(model.encode, size, model.pad_id(), model.eos_id(), _any_of(names))
+
+
+def _from_json(path: pathlib.Path) -> Tokenizer:
+    library = _library("tokenizers", str(path))
+    try:
+        model = library.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more specific
+        raise ValueError(f"{path} is no tokenizer.json: {error}") from error
+    model.no_padding()  # a file may carry both; `Tokenizer` does them
+    model.no_truncation()
+    ids = [model.token_to_id(name) for name in (PAD, EOS)]
+    if None in ids:
+        raise ValueError(f"{path} has no {PAD} or no {EOS}; the tokenizers of T5 have both")
+
+    def pieces(text: str) -> list[int]:
+        return model.encode(text, add_special_tokens=False).ids
+
+    names = [token.content for token in model.get_added_tokens_decoder().values()]
+    return Tokenizer(pieces, model.get_vocab_size(), *ids, _any_of(names))
+
+
+def _any_of(names: Sequence[str]) -> re.Pattern[str]:
+    """The special tokens of a file, and those that transformers adds to every T5."""
+    return re.compile("|".join([*map(re.escape, names), r"<extra_id_\d+>"]))
+
+
+def _library(name: str, what: str):
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{what} needs {name}: {EXTRA} (or pip install {name})") from error
