@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from wamjax import bench
+from wamjax.bench import fast_wam as bench
 
 
 def dense(rows, width, out):
@@ -16,7 +16,7 @@ def test_bench_counts_the_flops_of_a_prefill_and_ten_steps(monkeypatch):
     second, so that utilisation is FLOPs over the rate."""
     rates = iter([1e9, 4e9])
     monkeypatch.setattr(bench.hardware, "measure_matmul_rate", lambda seconds: next(rates))
-    monkeypatch.setattr(bench, "_time", lambda call, repeats: {"seconds": 1.0})
+    monkeypatch.setattr(bench, "seconds_of", lambda call, repeats: {"seconds": 1.0})
     config = bench.fast_wam_config("fast")
     model = config.model
     sizes = model.layers, model.heads * model.head_dim, model.video.width, model.action.width
@@ -25,7 +25,7 @@ def test_bench_counts_the_flops_of_a_prefill_and_ten_steps(monkeypatch):
     model.layers, model.unroll, model.head_dim, model.context_width = layers, layers, 16, words
     model.video.width, model.video.ffn, model.action.width, model.action.ffn = d, 4 * d, a, 4 * a
     monkeypatch.setattr(bench, "fast_wam_config", lambda variant, scale: config)
-    report = bench.fast_wam(["fast"], scale=1, repeats=1)
+    report = bench.run(["fast"], scale=1, repeats=1)
     train_row, act_row = report["rows"]
     assert (train_row["what"], act_row["what"]) == ("train", "direct")
     frame, chunk, text = 98, 32, 129

@@ -1,11 +1,9 @@
-"""Speed, as ratios measured in one run.
+"""Fast-WAM: a training step and an action chunk of every variant.
 
-    python -m wamjax.bench fast_wam --json
     python -m wamjax.bench fast_wam --variants=fast,idm --scale=2
 
-For every variant: one training step (forward, backward, AdamW) and one action chunk (prefill and
-all solver steps), in seconds, in FLOP/s against the matmul rate measured before and after, and
-against the public PyTorch code at the same shape. VAE and text encoder are excluded on both sides.
+Against the matmul rate of the same run, and against the public PyTorch code at the same shape. VAE
+and text encoder are excluded on both sides.
 """
 
 from __future__ import annotations
@@ -13,22 +11,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-import json
-import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from absl import app, flags
 
 from wamjax import config as configs
 from wamjax import flops, hardware, optim, sharding
 from wamjax import state as states
+from wamjax.bench.timing import random_batch, seconds_of
 from wamjax.data.spec import DataSpec
-from wamjax.metrics import quiet
 from wamjax.step import make_train_step, model_flops
 from wamjax.wam import build, presets
 from wamjax.wam.programs import MODES
@@ -67,7 +58,7 @@ def fast_wam_config(variant: str, scale: int = 1) -> configs.ConfigDict:
     return config
 
 
-def fast_wam(variants: list[str], scale: int, repeats: int, act_batch: int = 1) -> dict[str, Any]:
+def run(variants: list[str], scale: int, repeats: int, act_batch: int = 1) -> dict[str, Any]:
     """All variants; see the module's docstring for what is reported.
 
     Args:
@@ -117,7 +108,7 @@ def fast_wam(variants: list[str], scale: int, repeats: int, act_batch: int = 1) 
 def _train(objective, config, repeats: int) -> dict[str, float]:
     tx = optim.make(config)
     state = jax.jit(functools.partial(states.create, objective, tx, config))()
-    batch = _random(objective.batch_spec(TRAIN_BATCH))
+    batch = random_batch(objective.batch_spec(TRAIN_BATCH))
     step = jax.jit(make_train_step(objective, tx, config), donate_argnums=0)
     work = model_flops(objective, config, state.params, batch)
 
@@ -126,13 +117,13 @@ def _train(objective, config, repeats: int) -> dict[str, float]:
         state, metrics = step(state, batch)
         return metrics["loss"]
 
-    return {"flops": work, **_time(call, repeats)}
+    return {"flops": work, **seconds_of(call, repeats)}
 
 
 def _act(objective, mode: str, repeats: int, size: int) -> dict[str, float]:
     params = jax.jit(lambda: objective.prepare(objective.init(jax.random.key(0))))()
     spec = objective.batch_spec(size)
-    observation = _random({k: spec[k] for k in ("latents", "context", "proprio")})
+    observation = random_batch({k: spec[k] for k in ("latents", "context", "proprio")})
     observation["latents"] = observation["latents"][:, :1]
     identity = Identity()
     act = jax.jit(
@@ -140,7 +131,7 @@ def _act(objective, mode: str, repeats: int, size: int) -> dict[str, float]:
     )
     arguments = params, observation, jax.random.key(0)
     work = flops.count(act, *arguments)
-    return {"flops": work, **_time(lambda: act(*arguments), 2 * repeats)}
+    return {"flops": work, **seconds_of(lambda: act(*arguments), 2 * repeats)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,33 +145,8 @@ class Identity:
     inverse = forward
 
 
-def _time(call: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """Best, median and worst seconds of a call after two warm-up calls."""
-    for _ in range(2):
-        jax.block_until_ready(call())
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - start)
-    return {
-        "seconds": min(seconds),
-        "median_seconds": float(np.median(seconds)),
-        "worst_seconds": max(seconds),
-    }
-
-
-def _random(spec: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    rng = np.random.default_rng(0)
-    return {
-        key: jnp.ones(s.shape, s.dtype)
-        if s.dtype == jnp.bool_
-        else jnp.asarray(rng.normal(size=s.shape), s.dtype)
-        for key, s in spec.items()
-    }
-
-
-def _print(report: dict[str, Any]) -> None:
+def show(report: dict[str, Any]) -> None:
+    """Prints the report as a table."""
     print(f"{report['benchmark']} on {report['device']}, {report['denominator']}: "
           f"{report['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s")  # fmt: skip
     print(f"{'variant':<14}{'what':<10}{'GFLOP':>9}{'best s':>9}{'median s':>10}{'of matmul':>11}"
@@ -191,38 +157,3 @@ def _print(report: dict[str, Any]) -> None:
         print(f"{row['variant']:<14}{row['what']:<10}{row['flops'] / 1e9:>9.1f}"
               f"{row['seconds']:>9.3f}{row['median_seconds']:>10.3f}"
               f"{row['flop_utilisation']:>11.1%}{ratio:>14}")  # fmt: skip
-
-
-BENCHMARKS = {"fast_wam": fast_wam}
-
-
-def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
-    flags.DEFINE_bool("json", False, "print json")
-    flags.DEFINE_list("variants", list(MODES), "variants to time")
-    flags.DEFINE_integer("scale", 1, "multiplies all widths; the torch times are of scale 1")
-    flags.DEFINE_integer("act_batch", 1, "observations acted on in one call")
-    flags.DEFINE_integer("repeats", 5, "timed training steps; twice as many action chunks")
-
-
-def main(argv: list[str]) -> None:
-    """Entry point for absl."""
-    quiet()
-    asked, names = flags.FLAGS, argv[1:]
-    if len(names) != 1 or names[0] not in BENCHMARKS:
-        raise app.UsageError(f"name one benchmark of {sorted(BENCHMARKS)}, got {names}")
-    unknown = set(asked.variants) - set(MODES)
-    if unknown:
-        raise app.UsageError(f"unknown variants {sorted(unknown)}; there are {sorted(MODES)}")
-    report = BENCHMARKS[names[0]](asked.variants, asked.scale, asked.repeats, asked.act_batch)
-    if asked.json:
-        json.dump(report, sys.stdout, indent=2)
-        print()
-    else:
-        _print(report)
-
-
-if __name__ == "__main__":
-    hardware.restart_with_huge_pages()
-    define_flags()
-    app.run(main)

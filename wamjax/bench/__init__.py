@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m wamjax.bench NAME``."""
