@@ -4,6 +4,9 @@
 
 Much of the literature runs time the other way (t = 1 - tau, velocity x0 - eps); the map between
 the two is exactly that sign and that flip, and this file is the only place that needs to know.
+
+EDM's sigma is tau / (1 - tau). Cosmos-Predict2 writes this process in EDM's form, with c_in =
+c_skip = 1 - tau, c_out = -tau and c_noise = tau: same network input, same loss.
 """
 
 from __future__ import annotations
@@ -12,67 +15,89 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from wamjax.diffusion.noise import NoiseLaw
+from wamjax.diffusion.process import Process, namespace
+
+TRAIN_TIMESTEPS = 1000  # of the public schedulers, whose grids end at 1 / 1000 and then jump to 0
+
 
 def shifted(u: Array, shift: float) -> Array:
-    """Wan's time shift ``s u / (1 + (s - 1) u)``: more of the schedule at high noise for s > 1."""
+    """Wan's time shift ``s u / (1 + (s - 1) u)``: more of the schedule at high noise for s > 1.
+
+    It multiplies tau / (1 - tau) by s.
+    """
     return shift * u / (1 + (shift - 1) * u)
 
 
 @dataclasses.dataclass(frozen=True)
-class RectifiedFlow:
+class RectifiedFlow(Process):
     """A process: how data is corrupted, what is regressed, and how levels are weighted.
 
     Attributes:
       shift: time shift of training levels and of the sampling schedule.
-      weighting: "wan" (a bump around the middle of the schedule, spec 5.1) or "uniform".
+      weighting: "wan" (a bump around the middle of the schedule, spec 5.1), or as in `Process`.
+      law: of training levels before the shift; None is uniform in tau.
+      spacing: of the sampling schedule before the shift. "uniform" is from 1 to 0; "euler" and
+        "unipc" are the grids of FlowMatchEulerDiscreteScheduler and of UniPCMultistepScheduler
+        with flow sigmas in diffusers.
+      predicts: see `Process`.
     """
 
     shift: float = 1.0
     weighting: str = "wan"
+    law: NoiseLaw | None = None
+    spacing: str = "uniform"
+    predicts: str = "velocity"
+
+    def alpha_sigma(self, level: Array) -> tuple[Array, Array]:
+        """(1 - tau, tau)."""
+        return 1 - level, level
+
+    def level_of(self, ratio: Array) -> Array:
+        """tau of a noise-to-signal ratio."""
+        return ratio / (1 + ratio)
 
     def sample_level(self, key: Array, shape: tuple[int, ...]) -> Array:
-        """Training noise levels in [0, 1): uniform, then shifted."""
-        return shifted(jax.random.uniform(key, shape), self.shift)
-
-    def corrupt(self, x0: Array, noise: Array, level: Array) -> Array:
-        """``x_tau``; `level` broadcasts from the left: (b,) or (b, t) against (b, t, h, w, c)."""
-        level = _align(level, x0)
-        return (1 - level) * x0 + level * noise
-
-    def target(self, x0: Array, noise: Array, level: Array) -> Array:
-        """What the network regresses; the velocity does not depend on the level."""
-        del level
-        return noise - x0
+        """Training noise levels in [0, 1): uniform or from the law, then shifted."""
+        if self.law is None:
+            return shifted(jax.random.uniform(key, shape), self.shift)
+        return self.level_of(self.shift * self.law.sample(key, shape))
 
     def weight(self, level: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Loss weight of a level; its mean over the shifted schedule is 1."""
-        if self.weighting == "uniform":
-            return jnp.ones_like(level)
+        """Loss weight of a level; the mean of "wan" over the shifted schedule is 1."""
         if self.weighting == "wan":
             return _bump(level) / _bump_mean(self.shift)
-        raise ValueError(f"weighting {self.weighting!r} is not 'wan' or 'uniform'")
+        if self.weighting in ("uniform", "min_snr"):
+            return super().weight(level)
+        raise ValueError(f"weighting {self.weighting!r} is not 'wan' or 'uniform' or 'min_snr'")
 
     def schedule(self, steps: int) -> np.ndarray:
         """Sampling levels from 1 to 0, (steps + 1,), through the shift."""
         if steps < 1:
             raise ValueError(f"a sampler needs at least one step, got {steps}")
-        return shifted(np.linspace(1.0, 0.0, steps + 1), self.shift)
+        least = 1 / TRAIN_TIMESTEPS
+        if self.spacing == "uniform":
+            return shifted(np.linspace(1.0, 0.0, steps + 1), self.shift)
+        if self.spacing == "euler":
+            grid = np.linspace(1.0, shifted(least, self.shift), steps)  # shifted twice, as there
+        elif self.spacing == "unipc":
+            grid = np.linspace(1.0, least, steps + 1)[:-1]
+        else:
+            raise ValueError(f"spacing {self.spacing!r} is not 'uniform', 'euler' or 'unipc'")
+        grid = shifted(grid, self.shift)
+        if self.spacing == "unipc":
+            grid[0] -= 1e-6  # there, so that the logarithm of alpha is finite
+        return np.append(grid, 0.0)
 
-    def data(self, x: Array, velocity: Array, level: Array) -> Array:
-        """The x0 that a velocity implies."""
-        return x - _align(level, x) * velocity
 
-    def noise(self, x: Array, velocity: Array, level: Array) -> Array:
-        """The eps that a velocity implies."""
-        return x + (1 - _align(level, x)) * velocity
+STRAIGHT = RectifiedFlow()  # for what needs the path alone, which no attribute changes
 
 
 def _bump(level):
-    xp = np if isinstance(level, np.ndarray) else jnp
+    xp = namespace(level)
     return xp.exp(-2 * (level - 0.5) ** 2) - np.exp(-0.5)
 
 
@@ -80,7 +105,3 @@ def _bump(level):
 def _bump_mean(shift: float) -> float:
     """Mean of the bump over the shifted 1000-point grid of the public scheduler."""
     return float(np.mean(_bump(shifted(np.linspace(1.0, 0.0, 1001)[:-1], shift))))
-
-
-def _align(level: Array, x: Array) -> Array:
-    return jnp.reshape(level, level.shape + (1,) * (x.ndim - level.ndim))

@@ -1,12 +1,16 @@
-"""Solvers of the probability-flow ODE, each one `lax.scan`.
+"""Solvers, each one `lax.scan` along a grid of levels.
 
 States and grids are pytrees of the same structure, so that several quantities (video and actions)
 move in lock-step on their own schedules. A model is a function
 
-    velocity(x, point) -> dx/dlevel        (pytree like x)
+    model(x, point) -> output              (pytree like x)
 
-where `point` is one row of whatever was prepared for the grid (levels, time embeddings, ...): all
-that depends on the schedule alone is computed once, outside the loop.
+where an output is what the process regresses (for `RectifiedFlow`, the default, the velocity), and
+`point` is one row of whatever was prepared for the grid (levels, time embeddings, guidance scales,
+...): all that depends on the schedule alone is computed once, outside the loop. A model sees x
+itself; if its process has a `c_in`, the model multiplies by it.
+
+`SOLVERS` are deterministic and take the same arguments; those with a key are in `stochastic`.
 """
 
 from __future__ import annotations
@@ -17,52 +21,88 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from wamjax.diffusion.flow import STRAIGHT
+from wamjax.diffusion.multistep import ddim, dpmpp_2m, exponential, unipc
+from wamjax.diffusion.process import Process
+
 Tree = Any
+Model = Callable[[Tree, Tree], Tree]
 
 
-def euler(velocity: Callable[[Tree, Tree], Tree], x: Tree, levels: Tree, points: Tree) -> Tree:
-    """Explicit Euler along `levels`.
+def euler(model: Model, x: Tree, levels: Tree, points: Tree, process: Process = STRAIGHT) -> Tree:
+    """Explicit Euler on the velocity along `levels`.
 
     Args:
-      velocity: the model.
+      model: see above.
       x: state at ``levels[0]``.
       levels: pytree like `x` of (n + 1,) grids.
       points: pytree whose leaves lead with n + 1 grid points (the last is not used).
+      process: of all leaves of `x`.
 
     Returns:
       The state at ``levels[-1]``.
     """
 
     def step(x, inputs):
-        point, delta = inputs
-        return _advance(x, velocity(x, point), delta), None
+        start, end = inputs
+        first = slope(process, model, x, start)
+        return advance(x, first, delta(start, end)), None
 
-    starts = jax.tree.map(lambda p: p[:-1], points)
-    return jax.lax.scan(step, x, (starts, jax.tree.map(_differences, levels)))[0]
-
-
-def heun(velocity: Callable[[Tree, Tree], Tree], x: Tree, levels: Tree, points: Tree) -> Tree:
-    """Second-order Heun (two evaluations a step); arguments as in `euler`."""
-
-    def step(x, inputs):
-        start, end, delta = inputs
-        slope = velocity(x, start)
-        corrector = velocity(_advance(x, slope, delta), end)
-        mean = jax.tree.map(lambda a, b: (a + b) / 2, slope, corrector)
-        return _advance(x, mean, delta), None
-
-    starts = jax.tree.map(lambda p: p[:-1], points)
-    ends = jax.tree.map(lambda p: p[1:], points)
-    return jax.lax.scan(step, x, (starts, ends, jax.tree.map(_differences, levels)))[0]
+    return jax.lax.scan(step, x, ends(points, levels))[0]
 
 
-SOLVERS = {"euler": euler, "heun": heun}
+def heun(model: Model, x: Tree, levels: Tree, points: Tree, process: Process = STRAIGHT) -> Tree:
+    """Second-order Heun (two evaluations a step); arguments as in `euler`.
+
+    Where the velocity is a division by sigma, a step that ends at data is one of Euler.
+    """
+    return jax.lax.scan(
+        lambda x, inputs: (heun_step(process, model, x, *inputs), None), x, ends(points, levels)
+    )[0]
 
 
-def _differences(levels):
-    levels = jnp.asarray(levels)
-    return levels[1:] - levels[:-1]
+SOLVERS = {
+    "euler": euler,
+    "heun": heun,
+    "ddim": ddim,
+    "exponential": exponential,
+    "dpmpp_2m": dpmpp_2m,
+    "unipc": unipc,
+}
 
 
-def _advance(x: Tree, slope: Tree, delta: Tree) -> Tree:
+def heun_step(process: Process, model: Model, x: Tree, start: tuple, end: tuple) -> Tree:
+    """One step between two (point, level)."""
+    first = slope(process, model, x, start)
+
+    def mean():
+        second = slope(process, model, advance(x, first, delta(start, end)), end)
+        return jax.tree.map(lambda a, b: (a + b) / 2, first, second)
+
+    if process.predicts == "velocity":
+        return advance(x, mean(), delta(start, end))
+    sigmas = [process.alpha_sigma(level)[1] for level in jax.tree.leaves(end[1])]
+    clean = jnp.any(jnp.stack(sigmas) == 0)
+    return advance(x, jax.lax.cond(clean, lambda: first, mean), delta(start, end))
+
+
+def ends(points: Tree, levels: Tree) -> tuple[tuple, tuple]:
+    """The (points, levels) where the steps of a grid start, and where they end."""
+    both = points, jax.tree.map(jnp.asarray, levels)
+    return jax.tree.map(lambda g: g[:-1], both), jax.tree.map(lambda g: g[1:], both)
+
+
+def delta(start: tuple, end: tuple) -> Tree:
+    """Change of the levels between two (point, level)."""
+    return jax.tree.map(jnp.subtract, end[1], start[1])
+
+
+def slope(process: Process, model: Model, x: Tree, at: tuple) -> Tree:
+    """dx/dlevel by the model at a (point, level)."""
+    point, level = at
+    return jax.tree.map(process.velocity, x, model(x, point), level)
+
+
+def advance(x: Tree, slope: Tree, delta: Tree) -> Tree:
+    """``x + slope delta`` in the dtype of x."""
     return jax.tree.map(lambda x, v, d: x + v * d.astype(x.dtype), x, slope, delta)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from wamjax.viz import figures, video
+from wamjax.viz import figures, sheet, video
 
 _DIMMED = 0.35
+_IMAGES, _CLIPS = 64, 12  # of a batch without actions
 
 
 def save(
@@ -20,15 +21,18 @@ def save(
 ) -> Path:
     """Draws each example as a strip of frames over its instruction, actions and proprio.
 
-    Frames and actions marked invalid (padding past the end of the episode) are drawn dimmed.
+    Frames and actions marked invalid (padding past the end of the episode) are drawn dimmed. A
+    batch without actions is a sheet of pictures or clips under their classes or instructions.
 
     Args:
       batch: as the data pipeline makes it (interfaces: "video" or "latents", "proprio", "actions",
         "instruction", "frame_valid", "action_valid", "episode"); arrays lead with the batch.
       path: a PNG.
-      examples: how many of the batch at most.
+      examples: how many of the batch at most, if it has actions.
       decode: token ids (n,) -> text; without it the ids are printed.
     """
+    if "actions" not in batch:
+        return _sheet(batch, path, decode)
     batch = {k: np.asarray(v)[:examples] for k, v in batch.items()}
     pictures, what = _pictures(batch)
     count, frames, h, w, _ = pictures.shape
@@ -53,6 +57,14 @@ def save(
     return figures.write(made, path, dpi=100)
 
 
+def _sheet(batch: Mapping[str, np.ndarray], path: str | Path, decode) -> Path:
+    key = "video" if "video" in batch else "latents"
+    examples = _IMAGES if batch[key].shape[1] == 1 else _CLIPS
+    batch = {k: np.asarray(v)[:examples] for k, v in batch.items()}
+    rows = ({k: v[i] for k, v in batch.items()} for i in range(len(batch[key])))
+    return sheet.save(batch[key], path, [_title(row, decode) for row in rows])
+
+
 def _pictures(batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, str]:
     """The frames as uint8 (b, f, h, w, 3), and what they are."""
     if "video" in batch:
@@ -66,7 +78,7 @@ def _pictures(batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, str]:
 
 
 def _title(example: Mapping[str, np.ndarray], decode) -> str:
-    parts = [f"episode {int(example['episode'])}"] if "episode" in example else []
+    parts = [f"{k} {int(example[k])}" for k in ("episode", "label") if k in example]
     if "instruction" in example:
         ids = example["instruction"]
         parts.append(decode(ids) if decode else "ids " + " ".join(map(str, ids[ids != 0])))

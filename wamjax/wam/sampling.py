@@ -15,7 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from wamjax.diffusion.flow import STRAIGHT
+from wamjax.diffusion.process import Process
 from wamjax.diffusion.solvers import SOLVERS
+from wamjax.diffusion.stochastic import ancestral
 from wamjax.models.transformer import Cache
 from wamjax.models.visibility import Visibility, cacheable
 
@@ -29,10 +32,11 @@ class Denoiser:
     Attributes:
       network: ``network(values, times, contexts, table, cache, predict, emit)`` with bound
         parameters, see `MixtureOfTransformers.__call__`.
-      times: ``times({group: (1, m) levels})``, bound likewise.
+      times: ``times({group: (1, m)})`` of what the network is told of levels, bound likewise.
       visibility: the table; groups that a call does not mention are absent.
       slots: group -> number of modulation slots.
       use_cache: False recomputes everything at every step (the reference path).
+      process: of everything that is denoised.
     """
 
     network: Callable
@@ -40,6 +44,7 @@ class Denoiser:
     visibility: Visibility
     slots: dict[str, int]
     use_cache: bool = True
+    process: Process = STRAIGHT
 
     def prefill(
         self,
@@ -74,10 +79,10 @@ class Denoiser:
         _, new = self.network(constant, times, contexts, table, cache=cache, emit=tuple(constant))
         return Cache(cache.tokens | new.tokens, cache.context | new.context), rest
 
-    def step(self, cache: Cache, values: Groups, times, predict: tuple[str, ...]) -> Groups:
-        """One evaluation: velocities of `predict` given the cache."""
+    def step(self, cache: Cache, values: Groups, times, predict: tuple[str, ...], **extra):
+        """One evaluation: outputs for `predict` given the cache."""
         table = self.visibility.restrict({*values, *cache.tokens})
-        return self.network(values, times, {}, table, cache=cache, predict=predict)[0]
+        return self.network(values, times, {}, table, cache=cache, predict=predict, **extra)[0]
 
     def sample(
         self,
@@ -87,15 +92,18 @@ class Denoiser:
         contexts: Groups,
         cache: Cache | None = None,
         solver: str = "euler",
+        rng: Array | None = None,
+        extras: dict[str, Array] | None = None,
     ) -> tuple[Groups, Cache]:
         """Denoises `noise` along `schedules` while `given` stays clean.
 
         Args:
           given: group -> clean values.
-          noise: group -> starting point, at level 1.
-          schedules: group -> (steps + 1,) levels from 1 to 0; all of the same length.
+          noise: group -> starting point, at the first level of its schedule.
+          schedules: group -> (steps + 1,) levels from noise to data; all of the same length.
           contexts, cache: see `prefill`.
-          solver: a key of `SOLVERS`.
+          solver: a key of `SOLVERS`, or "ancestral", which needs `rng`.
+          extras: further arguments of the network that have a value for every level, (steps + 1,).
 
         Returns:
           (denoised groups, the cache for a later stage).
@@ -108,18 +116,29 @@ class Denoiser:
             rest = given
         still = self._clean_times(rest)
         grids = {g: jnp.asarray(s, jnp.float32) for g, s in schedules.items()}
-        points = self.times(
-            {g: jnp.broadcast_to(s[:, None], (len(s), self.slots[g])) for g, s in grids.items()}
-        )
+        points = jax.vmap(self._times_at)(grids), extras or {}
+        scale = {g: self.process.c_in(s) for g, s in grids.items()}
 
-        def velocity(x: Groups, point):
-            now = still | jax.tree.map(lambda p: p[None], point)
+        def output(x: Groups, point):
+            (now, extra), factor = point
+            x = {g: v * factor[g].astype(v.dtype) for g, v in x.items()}
             if self.use_cache:
-                return self.step(cache, rest | x, now, predicted)
+                return self.step(cache, rest | x, still | now, predicted, **extra)
             table = self.visibility.restrict({*rest, *x})
-            return self.network(rest | x, now, contexts, table, predict=predicted)[0]
+            values = rest | x
+            return self.network(values, still | now, contexts, table, predict=predicted, **extra)[0]
 
-        return SOLVERS[solver](velocity, noise, grids, points), cache
+        points = points, scale
+        if solver == "ancestral":
+            return ancestral(output, noise, schedules, points, self.process, rng), cache
+        return SOLVERS[solver](output, noise, schedules, points, self.process), cache
+
+    def _times_at(self, levels: Groups):
+        """Time conditioning of one level for each group."""
+        told = {g: self.process.c_noise(v) for g, v in levels.items()}
+        return self.times({g: jnp.broadcast_to(v, (1, self.slots[g])) for g, v in told.items()})
 
     def _clean_times(self, groups: Groups):
-        return self.times({g: jnp.zeros((1, self.slots[g])) for g in groups})
+        """Time conditioning of groups at the level of data."""
+        clean = float(self.process.schedule(1)[-1])
+        return self._times_at({g: jnp.float32(clean) for g in groups})
