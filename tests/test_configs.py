@@ -8,14 +8,22 @@ import pytest
 
 from wamjax import config as configs
 from wamjax import sharding, tree, wam
-from wamjax.data import pipeline
+from wamjax.data import declared, pipeline
+from wamjax.data.arrays import ArraySpec
 from wamjax.data.spec import DataSpec
+from wamjax.diffusion.ddpm import DDPM
+from wamjax.diffusion.edm import EDM
+from wamjax.diffusion.flow import RectifiedFlow
+from wamjax.diffusion.noise import NoiseLaw
 from wamjax.doctor import Shape
 from wamjax.envs import tabletop
+from wamjax.models.dit import CONDITIONING, SIZES, TEXT
 from wamjax.wam.programs import MODES, TRAINING
 
 FOLDER = pathlib.Path(__file__).parent.parent / "experiments" / "configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
+FAST_WAM = ["fast_wam_libero", "fast_wam_robotwin", "fast_wam_tabletop", "quickstart"]
+PICTURES = ["dit_digits", "dit_imagenet", "sd3_medium", "text_scenes"]
 VARIANTS = sorted(TRAINING)
 PUBLISHED = ("fast_wam_libero", "fast_wam_robotwin")
 MIXTURE = ("video", "action")
@@ -31,6 +39,8 @@ def get(name, arg=None):
 def spec_of(config):
     """As declared; for the embedded world what its data would say, without collecting them."""
     data = config.data
+    if data.kind == "arrays":
+        return declared.arrays(data) or pipeline.spec_of(config)
     return pipeline.declared(data) or DataSpec(
         cameras={name: tabletop.CAMERAS[name] for name in data.cameras},
         proprio_dim=tabletop.PROPRIO_DIM,
@@ -43,13 +53,19 @@ def spec_of(config):
     )
 
 
-def test_the_files_are_those_that_are_documented():
-    assert FILES == ["fast_wam_libero", "fast_wam_robotwin", "fast_wam_tabletop", "quickstart"]
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_says_how_to_run_it_and_has_a_miniature(name):
+    text = (FOLDER / f"{name}.py").read_text()
+    assert f"--config=experiments/configs/{name}.py" in text.split('"""')[1]
+    for arg in ("", "debug"):
+        configs.validate(get(name, arg))
+    assert get(name, "debug").total_steps <= 20
+    assert {*FAST_WAM, *PICTURES} <= set(FILES)
 
 
 @pytest.mark.parametrize("debug", [False, True], ids=["full", "debug"])
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", FAST_WAM)
 def test_every_config_builds_under_every_argument(name, variant, debug, tmp_path):
     for preset, shift in (("paper", 5.0), ("2026-08", 1.0)):
         config = get(name, f"variant={variant},preset={preset}" + ",debug" * debug)
@@ -71,7 +87,7 @@ def test_every_config_builds_under_every_argument(name, variant, debug, tmp_path
         assert wam.build(loaded, spec_of(loaded)) == objective
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", FAST_WAM)
 def test_debug_is_small_and_can_be_trained_on_eight_devices(name):
     config = get(name, "variant=optional_idm,debug")
     objective = wam.build(config, spec_of(config))
@@ -95,7 +111,7 @@ def test_published_configs_have_exactly_the_published_parameters(name, action):
     assert sizes == {"video": 4_999_787_712, "action": action}
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", FAST_WAM)
 def test_errors_name_the_offender_and_suggest(name):
     for arg, message in {
         "variant=optional_idn": "variant 'optional_idn'.*did you mean 'optional_idm'",
@@ -121,3 +137,129 @@ def test_dials_of_the_tabletop_study():
     assert config.total_steps == 11
     assert "videos" not in get("fast_wam_tabletop", "videos=0").data.sources
     assert set(MODES) == set(VARIANTS)
+
+
+# ---- pictures ----
+
+ARGUMENTS = {
+    "dit_digits": [f"design={d},process={p}" for d in CONDITIONING for p in ("flow", "ddpm")],
+    "dit_imagenet": [f"size={s},patch=4" for s in SIZES] + [f"design={d}" for d in CONDITIONING],
+    "sd3_medium": [""],
+    "text_scenes": [f"route={route}" for route in TEXT[1:]],
+}
+
+
+@pytest.mark.parametrize("debug", [False, True], ids=["full", "debug"])
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_picture_config_builds_and_shards_under_every_argument(name, debug, tmp_path):
+    for arg in ARGUMENTS[name]:
+        config = get(name, arg + ",debug" * debug)
+        if name == "text_scenes":
+            config.data.arrays = "scenes:count=8,size=24"  # captions are all that counts
+        configs.validate(config)
+        spec = spec_of(config)
+        objective = wam.build(config, spec)
+        assert objective.network.conditioning == config.model.conditioning
+        assert objective.network.text == config.model.text.route
+        learned = "learned" in config.objective.process
+        assert isinstance(objective.process, DDPM if learned else RectifiedFlow)
+        assert objective.network.outputs == objective.network.latent[-1] * (1 + learned)
+        params = jax.eval_shape(objective.init, jax.random.key(0))
+        mesh = {"data": 2, "fsdp": config.mesh.fsdp if not debug else 4, "tensor": 1}
+        sharding.check_config(config, Shape(mesh))
+        for path, leaf in tree.flatten(params).items():
+            sharding.spec_of(path, leaf.shape, Shape(mesh))
+        assert not debug or tree.count(params) < 1e6
+        # Batches are what the data will be.
+        batch = objective.batch_spec(3)
+        assert {k: v.shape[1:] for k, v in batch.items()} == {k: spec.shapes[k] for k in batch}
+        assert {k: v.dtype.name for k, v in batch.items()} == {k: spec.dtypes[k] for k in batch}
+        configs.save(config, tmp_path / "config.json")
+        loaded = configs.load(tmp_path / "config.json")
+        assert loaded.to_dict() == config.to_dict()
+        assert wam.build(loaded, spec) == objective
+
+
+def test_published_picture_models_are_built_as_published():
+    config = get("dit_imagenet", "size=B,patch=8,resolution=512")
+    network = wam.build(config, spec_of(config)).network
+    assert network.latent == (64, 64, 4) and network.patch == 8 and network.classes == 1000
+    assert (network.layers, network.heads, network.head_dim) == (12, 12, 64)
+    assert network.time_scale == 1.0 and network.positions == "sincos"
+    config = get("sd3_medium")
+    objective = wam.build(config, spec_of(config))
+    assert objective.process == RectifiedFlow(3.0, "uniform", NoiseLaw(0.0, 1.0))
+    batch = {k: v.shape for k, v in objective.batch_spec(2).items()}
+    assert batch == {
+        "latents": (2, 1, 128, 128, 16), "context": (2, 154, 4096), "pooled": (2, 2048)
+    }  # fmt: skip
+
+
+def test_processes_by_name_and_option():
+    def process(text, **changes):
+        config = get("dit_digits", "debug")
+        config.objective.process = text
+        config.objective.update(changes)
+        return wam.build(config, spec_of(config)).process
+
+    assert process("flow", video_shift=3.0) == RectifiedFlow(3.0, "uniform")
+    assert process("flow", weighting="min_snr").weighting == "min_snr"
+    assert process("ddpm:noising=cosine,predicts=v") == DDPM("cosine", predicts="v")
+    assert process("edm:sigma_data=0.7") == EDM(0.7)
+    with pytest.raises(ValueError, match="there is no 'ddmp', did you mean 'ddpm'"):
+        process("ddmp")
+    with pytest.raises(ValueError, match="'ddpm:varience=learned'.*did you mean 'variance'"):
+        process("ddpm:varience=learned")
+    with pytest.raises(ValueError, match="law 'normal' is not one of"):
+        process("flow:law=normal")
+
+
+def test_a_config_that_does_not_fit_its_arrays_says_what_to_change():
+    def build(spec=None, **changes):
+        config = get("dit_digits", "debug")
+        config.update_from_flattened_dict(changes)
+        return wam.build(config, spec or spec_of(config))
+
+    for message, changes in {
+        "route='cross', text.kind='tokens' wants 'instruction' in the data": {
+            "model.text.route": "cross"
+        },
+        "kind='cached' wants 'latents' in the data, config.data.arrays gives": {
+            "model.codec.kind": "cached"
+        },
+        "config.objective.scheme 'block' does not exist, did you mean 'blocks'": {
+            "objective.scheme": "block"
+        },
+        "config.objective.solver 'eular' does not exist, did you mean 'euler'": {
+            "objective.solver": "eular"
+        },
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            build(**changes)
+    with pytest.raises(ValueError, match="'denoising' trains on arrays: set config.data.kind"):
+        build(spec_of(get("quickstart")))
+    latents = ArraySpec({"latents": (1, 4, 4, 3)}, {"latents": "bfloat16"}, {}, 5)
+    changes = {"model.codec.kind": "cached", "model.label": False}
+    with pytest.raises(ValueError, match="latents have 3 channels, .*codec.channels is 48"):
+        build(latents, **changes)
+    small = {"model.codec.channels": 3, "model.codec.spatial": 2, "model.patch": 2}
+    objective = build(latents, **changes, **small)
+    assert objective.network.latent == (4, 4, 3) and objective.network.classes == 0
+    assert objective.picture == (8, 8, 3) and objective.frames == 1
+
+
+def test_declared_arrays():
+    config = get("dit_digits")
+    assert declared.arrays(config.data) is None
+    config.data.declared.arrays = "latents=3x4x4x8,label=:10,instruction=7:30,context=7x16"
+    spec = declared.arrays(config.data)
+    assert spec.shapes == {
+        "latents": (3, 4, 4, 8), "label": (), "instruction": (7,), "context": (7, 16)
+    }  # fmt: skip
+    assert spec.sizes == {"label": 10, "instruction": 30}
+    assert spec.dtypes["latents"] == spec.dtypes["context"] == "bfloat16"
+    assert spec.dtypes["label"] == "int32"
+    for text, message in {"latent=1x2": "there is no 'latent'", "label=a": "not KEY=SHAPE"}.items():
+        config.data.declared.arrays = text
+        with pytest.raises(ValueError, match=message):
+            declared.arrays(config.data)

@@ -101,3 +101,61 @@ def test_command_line_prints_json_and_draws_the_tables(tmp_path):
     report = json.loads(done.stdout)
     assert report["memory"]["devices"] == 1 and "fast_wam_idm" in report["tables"]
     assert (tmp_path / "mask_fast_wam_idm.png").stat().st_size > 1000
+
+
+# DiT's table 4: Gflops (multiply-accumulates), with which the article's table agrees.
+GFLOPS = {
+    "S/8": 0.36, "S/4": 1.41, "S/2": 6.06, "B/8": 1.42, "B/4": 5.56, "B/2": 23.01,
+    "L/8": 5.01, "L/4": 19.70, "L/2": 80.71, "XL/8": 7.39, "XL/4": 29.05, "XL/2": 118.64,
+}  # fmt: skip
+DESIGNS = {"adaln": 118.57, "cross_attention": 137.62, "in_context": 119.37}  # of XL/2
+ARTICLE = {"S/4": 1.4, "B/4": 5.6, "L/4": 19.7, "XL/4": 29.1}
+TRAINED = {  # parameters without the buffer of positions, which public counts include
+    "S/2": 32_963_360 - 256 * 384, "B/2": 130_512_416 - 256 * 768, "XL/2": 675_129_632 - 256 * 1152
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def imagenet():
+    return doctor.diagnose(get("dit_imagenet"), devices=8, sizes=True)
+
+
+def test_gflops_table_of_dit_within_one_percent(imagenet):
+    gmac = {name: row["forward"] / 2e9 for name, row in imagenet["sizes"].items()}
+    for name, published in GFLOPS.items():
+        # The smallest are printed with two digits only.
+        rounding = 0.005 if published < 1 else 0
+        assert gmac[f"DiT-{name} adaln_zero"] == pytest.approx(published, rel=0.01, abs=rounding)
+    for name, published in ARTICLE.items():
+        assert gmac[f"DiT-{name} adaln_zero"] == pytest.approx(published, abs=0.06)
+    for design, published in DESIGNS.items():
+        assert gmac[f"DiT-XL/2 {design}"] == pytest.approx(published, rel=0.01)
+    base = gmac["DiT-XL/2 adaln_zero"]
+    assert 1.14 < gmac["DiT-XL/2 cross_attention"] / base < 1.18  # "about 15 %"
+    assert imagenet["flops"]["forward"] / 2e9 == pytest.approx(118.64, rel=0.01)
+    assert imagenet["flops"]["train"] == 3 * imagenet["flops"]["forward"]
+    # 250 steps on a batch of twice the size, for guidance.
+    assert imagenet["flops"]["sample"] / 500e9 == pytest.approx(2 * 118.64, rel=0.01)
+
+
+def test_parameters_of_dit_are_exactly_the_published_ones(imagenet):
+    for name, parameters in TRAINED.items():
+        assert imagenet["sizes"][f"DiT-{name} adaln_zero"]["parameters"] == parameters
+    assert imagenet["parameters"]["total"] == TRAINED["XL/2"]
+    # Table 4 in millions, buffer and all.
+    rounded = {"DiT-XL/2 in_context": 449, "DiT-XL/2 cross_attention": 598,
+               "DiT-XL/2 adaln": 600, "DiT-L/2 adaln_zero": 458}  # fmt: skip
+    for name, millions in rounded.items():
+        assert imagenet["sizes"][name]["parameters"] / 1e6 == pytest.approx(millions, abs=0.8)
+
+
+def test_512_pixels_and_what_the_table_is_not_for():
+    large = doctor.diagnose(get("dit_imagenet", "resolution=512"), devices=8)
+    assert large["flops"]["forward"] / 2e9 == pytest.approx(524.60, rel=0.01)
+    with pytest.raises(ValueError, match="--sizes wants a config of images without text"):
+        doctor.diagnose(get("sd3_medium"), devices=16, sizes=True)
+
+
+def test_stable_diffusion_3_medium_has_the_published_parameters():
+    report = doctor.diagnose(get("sd3_medium"), devices=16)
+    assert report["parameters"]["total"] == 2_028_328_000

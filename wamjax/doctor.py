@@ -2,15 +2,18 @@
 
     python -m wamjax.doctor --config=experiments/configs/fast_wam_libero.py
     python -m wamjax.doctor --config=... --devices=64 --json --out=report/
+    python -m wamjax.doctor --config=experiments/configs/dit_imagenet.py --sizes
 
-Says how many parameters each expert has, what a sample costs to train on and to act on, how much
-memory the state takes on each device of a mesh, draws the visibility tables, and checks the data
-(constant dimensions, values that the statistics do not fit, episodes shorter than a window).
+Says how many parameters each expert has, what a sample costs to train on and to act on or to make,
+how much memory the state takes on each device of a mesh, draws the visibility tables, and checks
+the data (constant dimensions, values that the statistics do not fit, episodes shorter than a
+window). With --sizes it also counts the published sizes and designs of DiT on the same pictures.
 Nothing is trained and no parameter is allocated. A config that cannot be trained is an error.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -19,6 +22,7 @@ import sys
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
@@ -26,6 +30,8 @@ from wamjax import config as configs
 from wamjax import flops, optim, sharding, tree
 from wamjax import state as states
 from wamjax.metrics import quiet
+from wamjax.models import dit
+from wamjax.models.layers import unconstrained
 from wamjax.step import model_flops
 from wamjax.wam import build
 from wamjax.wam.programs import MODES
@@ -37,17 +43,17 @@ class Shape(NamedTuple):
     shape: dict[str, int]
 
 
-def diagnose(config: ConfigDict, devices: int) -> dict[str, Any]:
+def diagnose(config: ConfigDict, devices: int, sizes: bool = False) -> dict[str, Any]:
     """The report of a config on a mesh of `devices` devices.
+
+    Args:
+      sizes: also count those of `published_sizes`.
 
     Raises:
       ValueError: a config that cannot be trained: its error names the key.
     """
-    from wamjax.data import pipeline
-
     configs.validate(config)
-    spec = pipeline.spec_of(config)
-    objective = build(config, spec)
+    objective = build(config, _spec_of(config))
     state = jax.eval_shape(functools.partial(states.create, objective, optim.make(config), config))
     return {
         "parameters": tree.count_by_expert(state.params),
@@ -55,13 +61,14 @@ def diagnose(config: ConfigDict, devices: int) -> dict[str, Any]:
         "memory": memory(state, config, devices),
         "batch": {k: [str(s.dtype), *s.shape] for k, s in _batch(objective, config).items()},
         "tables": {name: str(table) for name, table in objective.pictures()},
-        "warnings": [] if pipeline.declared(config.data) else _data_warnings(config),
-    }
+        "roles": objective.describe() if hasattr(objective, "describe") else "",
+        "warnings": _data_warnings(config),
+    } | ({"sizes": published_sizes(objective)} if sizes else {})
 
 
 def work(objective, config: ConfigDict, params: Any) -> dict[str, float]:
     """FLOPs (two for a multiply-add) of a forward pass and of a training step, for each sample of
-    a batch, and of one plan for each way of acting."""
+    a batch, and of one plan for each way of acting, or of making one sample."""
     batch = _batch(objective, config)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
@@ -69,14 +76,54 @@ def work(objective, config: ConfigDict, params: Any) -> dict[str, float]:
         train = model_flops(objective, config, params, batch) / config.data.batch_size
     out = {"forward": train / 3, "train": train}
     one = objective.batch_spec(1)
+    if hasattr(objective, "sample"):
+        condition = {k: v for k, v in one.items() if k != objective.codec.key}
+
+        def sample(params, condition, key):
+            return objective.sample(params, condition, key, count=1)
+
+        return out | {"sample": float(flops.count(sample, params, condition, key))}
     observation = {k: v for k, v in one.items() if k not in ("actions", "action_valid")}
     source = objective.codec.key
     first = one[source]
     observation[source] = jax.ShapeDtypeStruct((1, 1, *first.shape[2:]), first.dtype)
-    for mode in MODES[objective.variant]:
+    for mode in getattr(objective, "modes", None) or MODES[objective.variant]:
         act = functools.partial(_act, objective, mode)
         out[f"act/{mode}"] = float(flops.count(act, params, observation, key))
     return out
+
+
+def published_sizes(objective) -> dict[str, dict[str, float]]:
+    """The sizes of DiT with patches of 2, 4 and 8, and its designs, on the pictures of an
+    objective: parameters that are trained, and FLOPs of one forward pass."""
+    network, out = objective.network, {}
+    if not isinstance(network, dit.DiT) or network.text != "none":
+        raise ValueError("--sizes wants a config of images without text")
+    small = [patch for patch in (2, 4, 8) if not any(n % patch for n in network.latent[:2])]
+    cases = [(size, patch, network.conditioning) for size in dit.SIZES for patch in small]
+    cases += [("XL", small[0], design) for design in dit.CONDITIONING]
+    for size, patch, design in cases:
+        layers, width, heads = dit.SIZES[size]
+        changed = network.clone(
+            video_spec=dit.expert(width, 4 * width, design),
+            layers=layers, heads=heads, head_dim=width // heads, freq_dim=256, patch=patch,
+            conditioning=design, constrain=unconstrained,
+        )  # fmt: skip
+        one = dataclasses.replace(objective, network=changed)
+        params = jax.eval_shape(one.init, jax.random.key(0))
+        cost = flops.count(functools.partial(_forward, one), params)
+        name = f"DiT-{size}/{patch} {design}"
+        out[name] = {"parameters": tree.count(params), "forward": float(cost)}
+    return out
+
+
+def _forward(objective, params):
+    """One forward pass of a picture model on blank input."""
+    batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in objective.batch_spec(1).items()}
+    values = {g: jnp.zeros((1, m, *objective.network.latent)) for g, m in objective.slots.items()}
+    levels = {g: jnp.zeros((1, 1)) for g in values}
+    arguments = values, levels, objective.condition(batch), objective.visibility
+    return objective.network.apply({"params": params}, *arguments, method="evaluate")
 
 
 def memory(state, config: ConfigDict, devices: int) -> dict[str, float]:
@@ -126,9 +173,18 @@ def _batch(objective, config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     return objective.batch_spec(config.data.batch_size)
 
 
+def _spec_of(config: ConfigDict):
+    from wamjax.data import declared, pipeline
+
+    return declared.arrays(config.data) or pipeline.spec_of(config)
+
+
 def _data_warnings(config: ConfigDict) -> list[str]:
+    """Of episodes that are there; arrays are checked when they are opened."""
     from wamjax.data import pipeline
 
+    if config.data.kind == "arrays" or pipeline.declared(config.data):
+        return []
     spec, statistics, sources = pipeline.open_sources(config.data)
     return pipeline.checks(sources, statistics, spec)
 
@@ -137,16 +193,19 @@ def _print(report: dict[str, Any]) -> None:
     print("parameters")
     for name, number in report["parameters"].items():
         print(f"  {name:<12}{number:>18,}")
-    print("FLOPs of a sample (a multiply-add is two)")
+    print("cost of a sample (a multiply-add is two FLOPs; papers on DiTs count one, as here GMAC)")
     for name, number in report["flops"].items():
-        print(f"  {name:<18}{number / 1e9:>14,.2f} GFLOP")
+        print(f"  {name:<18}{number / 1e9:>14,.2f} GFLOP{number / 2e9:>14,.2f} GMAC")
+    for name, row in report.get("sizes", {}).items():
+        forward = f"{row['forward'] / 1e9:>9,.2f} GFLOP{row['forward'] / 2e9:>9,.2f} GMAC"
+        print(f"  {name:<26}{row['parameters']:>14,} parameters{forward}")
     memory = report["memory"]
     print(f"state on each of {memory['devices']} devices, mesh {memory['mesh']}")
     for name in ("parameters", "gradients", "adam", "ema", "total"):
         if name in memory:
             print(f"  {name:<12}{memory[name] / 2**30:>12.3f} GiB")
-    for table in report["tables"].values():
-        print(table)
+    for text in (*report["tables"].values(), report["roles"]):
+        print(text, end="\n" * bool(text))
     for warning in report["warnings"]:
         print(f"warning: {warning}")
     if not report["warnings"]:
@@ -159,6 +218,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("devices", 0, "devices of the mesh; 0 = the smallest that fits it")
     flags.DEFINE_bool("json", False, "print json")
     flags.DEFINE_string("out", None, "folder for the pictures of the tables")
+    flags.DEFINE_bool("sizes", False, "also count the published sizes and designs of DiT")
     flags.mark_flag_as_required("config")
 
 
@@ -170,7 +230,7 @@ def main(argv: list[str]) -> None:
     asked = flags.FLAGS
     config = asked.config
     fixed = math.prod(abs(int(config.mesh[a])) for a in sharding.AXES)
-    report = diagnose(config, asked.devices or fixed)
+    report = diagnose(config, asked.devices or fixed, asked.sizes)
     if asked.out:
         _draw(config, pathlib.Path(asked.out))
     if asked.json:
@@ -181,11 +241,10 @@ def main(argv: list[str]) -> None:
 
 
 def _draw(config: ConfigDict, folder: pathlib.Path) -> None:
-    from wamjax.data import pipeline
     from wamjax.viz import masks
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in build(config, pipeline.spec_of(config)).pictures():
+    for name, table in build(config, _spec_of(config)).pictures():
         masks.save(table, folder / f"mask_{name}.png")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ def schedule(config) -> optax.Schedule:
     is what Fast-WAM trains with (spec, section 5.2).
     """
     optim, total = config.optim, config.total_steps
+    if optim.anchor_steps:
+        return piecewise(optim.learning_rate, optim.anchor_steps, optim.anchor_factors)
     warmup = round(optim.warmup_fraction * total)
     decay = optax.cosine_decay_schedule(
         optim.learning_rate, max(total - warmup, 1), optim.final_fraction
@@ -26,6 +29,28 @@ def schedule(config) -> optax.Schedule:
         return decay
     rise = optax.linear_schedule(optim.learning_rate / warmup, optim.learning_rate, warmup)
     return optax.join_schedules([rise, decay], [warmup])
+
+
+def piecewise(peak: float, steps: Sequence[int], factors: Sequence[float]) -> optax.Schedule:
+    """`peak` times factors at steps, linear in between and constant after the last one.
+
+    Of two factors at one step the rate comes to the first and goes on from the second, as in
+    Cosmos Policy's ``lr_scheduler.py``.
+    """
+    if len(steps) != len(factors) or list(steps) != sorted(steps) or steps[0] != 0:
+        raise ValueError(
+            f"optim.anchor_steps {tuple(steps)} must ascend from 0, with a factor for each in "
+            f"optim.anchor_factors, which are {tuple(factors)}"
+        )
+    at, values = jnp.asarray(steps, jnp.float32), jnp.asarray(factors, jnp.float32)
+
+    def rate(count):
+        left = jnp.searchsorted(at, count, side="right") - 1
+        right = jnp.minimum(left + 1, len(at) - 1)
+        way = (count - at[left]) / jnp.maximum(at[right] - at[left], 1)
+        return peak * (values[left] + (values[right] - values[left]) * way)
+
+    return rate
 
 
 def make(config) -> optax.GradientTransformation:

@@ -1,10 +1,11 @@
 """Where arrays live: the mesh, and ordered rules from parameter paths to shardings.
 
 Models know nothing of this file except `constrain`. A rule is a regex over the whole path and one
-mesh axis (or None) for each dimension of the leaf. Parameters are split the FSDP way over ``fsdp``
-along one matmul dimension and the Megatron way over ``tensor`` along the other: columns of the
-first matmul of a pair (q, k, v, ffn/in), rows of the second (o, ffn/out), so that a pair costs
-one all-reduce. A batch is split over ``data`` and ``fsdp`` together.
+mesh axis (or None) for each dimension of the leaf, or None for a leaf that is whole everywhere.
+Parameters are split the FSDP way over ``fsdp`` along one matmul dimension and the Megatron way over
+``tensor`` along the other: columns of the first matmul of a pair (q, k, v, ffn/in), rows of the
+second (o, ffn/out), so that a pair costs one all-reduce. A batch is split over ``data`` and
+``fsdp`` together.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from wamjax.config import did_you_mean
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
-Rule = tuple[str, tuple[str | None, ...]]
+Rule = tuple[str, tuple[str | None, ...] | None]
 
 _FREE = r"(video|action)"
 _ATTENTION = r"(self_attn|cross_attn)"
@@ -71,12 +72,18 @@ RULES: tuple[Rule, ...] = (
     (r"video/(head_norm|time_norm)/(scale|bias)", (None,)),
     (r"pooled_mlp/(in|out)/kernel", (None, "fsdp")),
     (r"pooled_mlp/(in|out)/bias", (None,)),
-    (r"labels/embedding", (None, None)),
+    (r"(labels|code_embed|start|places)/embedding", (None, None)),
+    # Logits of autoregressive video; a vocabulary need not divide by anything.
+    (r"head/kernel", ("fsdp", None)),
+    (r"head/bias|head_norm/(scale|bias)", (None,)),
     (r"(text|tokens)/(embedding|positions)", (None, None)),  # the gradient of a lookup splits badly
     # The text encoders, which are frozen; umT5's embedding alone is 4 GB.
     (r"embedding", (None, "fsdp")),
     (r"position_bias", (None, None)),
     (r"final_norm/scale", (None,)),
+    (r"codec/.*", None),  # frozen, and convolutions: whole on every device
+    (r"blocks/.*/lora_(down|up)", (None, None, None)),
+    (r".*/lora_(down|up)", (None, None)),
 )
 
 # Logical names of activation dimensions, for `constrain`.
@@ -148,6 +155,7 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]
             f"no sharding rule matches parameter {path!r} {shape}; add one to "
             "wamjax.sharding.RULES (all None replicates it)"
         )
+    axes = (None,) * len(shape) if axes is None else axes
     if len(axes) != len(shape):
         raise ValueError(
             f"sharding rule {pattern!r} names {len(axes)} dimensions, {path!r} has shape {shape}"

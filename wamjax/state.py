@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from wamjax import adapters, partition
+
 Tree = Any
 PURPOSES = ("init", "train", "picture", "evaluate")
 
@@ -44,11 +46,24 @@ def key(seed: int, purpose: str, index: int | jax.Array = 0) -> jax.Array:
 
 def create(objective, tx: optax.GradientTransformation, config) -> TrainState:
     """A fresh state; traceable, so `jax.eval_shape` gives the abstract one."""
-    params = objective.init(key(config.seed, "init"))
+    return start(init_params(objective, config), tx, config)
+
+
+def init_params(objective, config) -> Tree:
+    """Fresh parameters, with the adapters of ``config.lora``."""
+    rng = key(config.seed, "init")
+    params = objective.init(rng)
+    params = adapters.add(params, config.lora.rank, config.lora.targets, jax.random.fold_in(rng, 1))
     dtype = jnp.dtype(config.precision.params)
-    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def start(params: Tree, tx: optax.GradientTransformation, config) -> TrainState:
+    """The state of step 0 with given parameters; only those that are trained have moments."""
+    partition.check(config.optim.freeze, params, "optim.freeze")
     # The average starts at the parameters. Added zeros keep it a buffer of its own: an aliased
     # output cannot be donated.
     ema = jax.tree.map(lambda x: x + 0, params) if config.optim.ema_decay > 0 else None
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, tx.init(params), ema, zero, zero)
+    trained, _ = partition.split(params, partition.trained(config.optim.freeze))
+    return TrainState(zero, params, tx.init(trained), ema, zero, zero)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from wamjax import flops, guards, optim, sharding, tree
+from wamjax import flops, guards, optim, partition, sharding, tree
 from wamjax import state as states
 from wamjax.state import TrainState
 
@@ -32,19 +32,23 @@ def make_train_step(objective, tx: optax.GradientTransformation, config) -> Step
       clipping), learning_rate, skips (so far) and skips_in_a_row; all float32 scalars.
     """
     learning_rate = optim.schedule(config)
+    is_trained = partition.trained(config.optim.freeze)
     value_and_grad = _accumulated(objective, config)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = states.key(config.seed, "train", state.step)
-        (loss, metrics), grads = value_and_grad(state.params, batch, rng)
+        old, frozen = partition.split(state.params, is_trained)
+        (loss, metrics), grads = value_and_grad(old, frozen, batch, rng)
         norm = optax.tree.norm(grads)
         ok = guards.finite(loss, norm)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = update_ema(state.ema, params, config.optim.ema_decay)
+        updates, opt_state = tx.update(grads, state.opt_state, old)
+        params = optax.apply_updates(old, updates)
+        old_ema, kept = (None, {}) if state.ema is None else partition.split(state.ema, is_trained)
+        ema = update_ema(old_ema, params, config.optim.ema_decay)
         params, opt_state, ema = guards.select(
-            ok, (params, opt_state, ema), (state.params, state.opt_state, state.ema)
+            ok, (params, opt_state, ema), (old, state.opt_state, old_ema)
         )
+        params, ema = partition.merge(params, frozen), partition.merge(ema, kept)
         skipped = 1 - ok.astype(jnp.int32)
         skips, streak = state.skips + skipped, (state.streak + 1) * skipped
         metrics = {
@@ -125,26 +129,29 @@ def compute_cast(params: Any, dtype: str) -> Any:
 
 
 def _accumulated(objective, config) -> Callable:
-    """``value_and_grad`` of the loss, over one batch or averaged over microbatches."""
+    """``value_and_grad`` of the loss by the trained parameters, given those and the frozen ones,
+    over one batch or averaged over microbatches."""
     micro = config.optim.accumulate
 
-    def loss(params, batch, rng):
-        value, metrics = objective.loss(compute_cast(params, config.precision.compute), batch, rng)
+    def loss(trained, frozen, batch, rng):
+        params = compute_cast(partition.merge(trained, frozen), config.precision.compute)
+        value, metrics = objective.loss(params, batch, rng)
         return value.astype(jnp.promote_types(value.dtype, jnp.float32)), metrics
 
     whole = jax.value_and_grad(loss, has_aux=True)
     if micro == 1:
         return whole
 
-    def averaged(params, batch, rng):
+    def averaged(trained, frozen, batch, rng):
         parts = {k: _microbatches(v, micro) for k, v in batch.items()}
 
         def body(total, inputs):
             index, part = inputs
-            result = whole(params, part, jax.random.fold_in(rng, index))
+            result = whole(trained, frozen, part, jax.random.fold_in(rng, index))
             return jax.tree.map(jnp.add, total, result), None
 
-        first = jax.eval_shape(whole, params, {k: v[0] for k, v in parts.items()}, rng)
+        part = {k: v[0] for k, v in parts.items()}
+        first = jax.eval_shape(whole, trained, frozen, part, rng)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
         total, _ = jax.lax.scan(body, zeros, (jnp.arange(micro), parts))
         return jax.tree.map(lambda x: x / micro, total)

@@ -141,9 +141,16 @@ def prepare(job: Job):
     if checkpoints.latest is not None:
         say(f"continuing from checkpoint {checkpoints.latest}")
         return checkpoints.restore(work.state, job.data.iterator), step, flops
-    create = functools.partial(states.create, objective, tx, config)
     places = jax.tree.map(lambda x: x.sharding, work.state)
-    return jax.jit(create, out_shardings=places)(), step, flops
+    if not config.init_from.path:
+        create = functools.partial(states.create, objective, tx, config)
+        return jax.jit(create, out_shardings=places)(), step, flops
+    from wamjax import init_from
+
+    say(f"starting from {config.init_from.path}")
+    params = init_from.params(objective, config, work.state.params)
+    start = functools.partial(states.start, tx=tx, config=config)
+    return jax.jit(start, out_shardings=places, donate_argnums=0)(params), step, flops
 
 
 def compile_step(objective, config, mesh: Mesh, work: Plan):

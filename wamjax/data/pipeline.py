@@ -38,6 +38,7 @@ __all__ = [
 
 KINDS = ("episodes", "arrays")
 _KEYS = ("proprio", "actions", "frame_valid", "action_valid", "episode")
+_OUTCOME = ("future_proprio", "score", "to_go", "rollout")
 
 
 def open_data(config, process_index: int = 0, process_count: int = 1):
@@ -161,13 +162,16 @@ def batches(
     chain = sample_transforms(spec, normalizers(statistics, config.data.normalization), cache)
     seen = "latents" if config.model.codec.kind == "cached" else "video"
     keys = (seen, "instruction" if cache is None else "context", *_KEYS)
+    keys += _OUTCOME if config.data.outcome else ()
 
     def example(window: dict[str, Any]) -> dict[str, np.ndarray]:
         sample = chain.forward(window)
         return {key: sample[key] for key in keys}
 
     streams = [
-        grain.MapDataset.source(Windows(s.reader, spec, s.action_free, s.offset, s.latents))
+        grain.MapDataset.source(
+            Windows(s.reader, spec, s.action_free, s.offset, s.latents, s.rollout, s.ended)
+        )
         .map(example)
         .shuffle(seed=mixture.shuffle_seed(config.seed, s.name))
         .repeat()

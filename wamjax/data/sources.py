@@ -26,6 +26,7 @@ class Source:
       action_free: its actions count as unknown.
       offset: what its episodes are numbered from.
       latents: of its windows; None where pictures are wanted.
+      rollout, ended: see `Windows`.
     """
 
     name: str
@@ -34,6 +35,8 @@ class Source:
     action_free: bool = False
     offset: int = 0
     latents: Latents | None = None
+    rollout: bool = False
+    ended: str = ""
 
     @property
     def cameras(self) -> Mapping[str, tuple[int, int]]:
@@ -68,7 +71,8 @@ def open_sources(
       words: instructions become ids of their words, which must not be too many.
 
     Returns:
-      (spec, statistics, sources); the statistics are over the sources with actions.
+      (spec, statistics, sources); the statistics are over the sources with actions, and of those
+      over the demonstrations, if there are any: rollouts are normalised as the policy was trained.
 
     Raises:
       FileNotFoundError, ValueError: a source does not exist, or does not fit; it is named.
@@ -86,7 +90,8 @@ def open_sources(
                              "latents by config.model.codec.kind = 'cached', or name the data set "
                              "that they were made of")  # fmt: skip
         made = Latents(path, reader.index["lengths"]) if cached else None
-        sources.append(Source(name, reader, entry.weight, entry.action_free, offset, made))
+        numbers = entry.weight, entry.action_free, offset, made
+        sources.append(Source(name, reader, *numbers, entry.rollout, entry.ended))
         offset += len(reader)
     return _spec(sources, data, words), _statistics(sources), sources
 
@@ -185,6 +190,7 @@ def _check_latents(source: Source, data, cameras: tuple[str, ...]) -> None:
 def _statistics(sources: list[Source]) -> dict[str, Any]:
     """Stored ones where they are of exactly the episodes in use, else over all of those."""
     acting = labelled(sources)
+    acting = [s for s in acting if not s.rollout] or acting
     if len(acting) == 1 and len(acting[0].reader) == len(acting[0].reader.index["lengths"]):
         return checked(acting[0].reader.stored_statistics(), acting[0].reader)
     return compute_statistics(s.reader for s in acting)

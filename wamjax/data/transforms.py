@@ -152,4 +152,5 @@ def sample_transforms(
       cache: of text embeddings, for models that read those; else instructions become word ids.
     """
     text = Tokenize(spec.instruction_length) if cache is None else Embed(cache)
-    return Chain((Composite(spec.cameras), Normalize(normalizers), text))
+    proprio = {"future_proprio": normalizers["proprio"]} if "proprio" in normalizers else {}
+    return Chain((Composite(spec.cameras), Normalize(dict(normalizers) | proprio), text))

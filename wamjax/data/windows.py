@@ -23,7 +23,9 @@ class Windows:
 
     An element is a dict of images {camera: uint8 (f, h, w, 3)} or latents bfloat16 (t, h, w, c),
     proprio f32 (p,), actions f32 (j, a), instruction str, frame_valid bool (f,), action_valid bool
-    (j,), episode int32; units are those of the robot.
+    (j,), episode int32; units are those of the robot. Also what comes of it: future_proprio f32
+    (p,), the state at the end of the chunk or of the episode; score f32 and to_go f32, see
+    `outcome`, from there on; rollout bool.
 
     Args:
       reader: the episodes.
@@ -31,6 +33,8 @@ class Windows:
       action_free: never looks at the actions; action_valid is False throughout.
       offset: added to the number of the episode, to tell sources apart.
       latents: read instead of pictures.
+      rollout: of a policy, not to be imitated.
+      ended: "success" or "failure": only windows of episodes that ended so; "": of all.
     """
 
     def __init__(
@@ -40,11 +44,15 @@ class Windows:
         action_free: bool = False,
         offset: int = 0,
         latents: Latents | None = None,
+        rollout: bool = False,
+        ended: str = "",
     ):
         self.reader, self.spec, self.latents = reader, spec, latents
         self.action_free, self.offset = action_free, offset
+        self.rollout, self.ended = rollout, ended
         self._stride = latents.info.stride if latents else 1
         self._counts = np.array([len(starts(n, self._stride)) for n in reader.lengths], np.int64)
+        self._counts[~chosen(reader, ended)] = 0
         self._ends = np.cumsum(self._counts)
 
     def __len__(self) -> int:
@@ -52,6 +60,7 @@ class Windows:
 
     def __repr__(self) -> str:
         made = f", latents={self.latents!r}" if self.latents else ""
+        made += ", rollout=True" * self.rollout + f", ended={self.ended!r}" * bool(self.ended)
         return f"Windows({self.reader!r}, {self.spec!r}, action_free={self.action_free}{made})"
 
     def locate(self, i: int) -> tuple[int, int]:
@@ -70,6 +79,8 @@ class Windows:
             known = episode.actions[start : start + spec.chunk]
             actions[: len(known)] = known
             valid[: len(known)] = True
+        end = min(start + spec.chunk, episode.length)
+        score, to_go = outcome(episode.returns, end)
         return {
             **self._seen(number, start, episode),
             "proprio": episode.proprio[start].astype(np.float32),
@@ -78,6 +89,10 @@ class Windows:
             "frame_valid": start + spec.frame_stride * np.arange(spec.frames) <= episode.length,
             "action_valid": valid,
             "episode": np.int32(self.offset + number),
+            "future_proprio": episode.proprio[end].astype(np.float32),
+            "score": np.float32(score),
+            "to_go": np.float32(to_go),
+            "rollout": np.bool_(self.rollout),
         }
 
     def _seen(self, number: int, start: int, episode: Episode) -> dict[str, Any]:
@@ -92,3 +107,34 @@ class Windows:
                 f"{self.reader.path}, episode {number}: {error}. Correct config.data.cameras, or "
                 "collect the data set again"
             ) from error
+
+
+def outcome(returns: np.ndarray, at: int) -> tuple[float, int]:
+    """What the task is going to be worth at observation `at`, and how many steps later.
+
+    Args:
+      returns: f32 (T,), discounted sums of one reward, given for the action that ends the task; the
+        reward may be partial, and 0 for failure. What it was discounted by does not matter.
+      at: an observation, 0 to T.
+
+    Returns:
+      (the reward; control steps from `at` until it has been given, 0 from then on).
+    """
+    return float(np.max(returns)), max(int(np.argmax(returns)) + 1 - at, 0)
+
+
+def chosen(reader: Reader, ended: str) -> np.ndarray:
+    """Which episodes ended so, see `Windows`: bool (episodes,).
+
+    Raises:
+      ValueError: `ended` is none of the ways, or no episode did.
+    """
+    if ended not in ("", "success", "failure"):
+        raise ValueError(f"ended {ended!r} is not 'success', 'failure' or ''")
+    if not ended:
+        return np.ones(len(reader), bool)
+    success = np.array(reader.index["success"][: len(reader)], bool)
+    out = success if ended == "success" else ~success
+    if not out.any():
+        raise ValueError(f"{reader.path}: no episode ended in {ended}; leave out the source")
+    return out

@@ -26,6 +26,7 @@ def attend(
     v: Float[Array, "b n s k"],
     mask: Bool[Array, "*b l s"] | None = None,
     bias: Float[Array, "n l s"] | None = None,
+    zeros: int = 0,
 ) -> Float[Array, "b n l k"]:
     """Softmax attention with scale ``1 / sqrt(k)``; the softmax runs in float32.
 
@@ -35,16 +36,27 @@ def attend(
     Args:
       mask: True where a query sees a key, (l, s) or (b, l, s) with sizes of 1 broadcast.
       bias: added to the logits.
+      zeros: how many further keys there are whose keys and values are zero. Each adds exp(0) to the
+        denominator of the softmax and nothing to its numerator.
     """
-    if mask is None and bias is None:
+    if mask is None and bias is None and not zeros:
         return _dense(q, k, v)
     logits = _logits(q, k)
     if bias is not None:
         logits += bias
     if mask is not None:
         logits = jnp.where(mask[:, None] if mask.ndim == 3 else mask, logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    weights = _softmax(logits, zeros).astype(v.dtype)
     return jnp.einsum("bnls,bnsk->bnlk", weights, v)
+
+
+def _softmax(logits: Array, zeros: int) -> Array:
+    """Softmax over the last axis and `zeros` more logits of zero, which are not returned."""
+    if not zeros:
+        return jax.nn.softmax(logits, axis=-1)
+    top = jax.lax.stop_gradient(jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), 0))
+    weights = jnp.exp(logits - top)
+    return weights / (jnp.sum(weights, axis=-1, keepdims=True) + zeros * jnp.exp(-top))
 
 
 @jax.custom_vjp

@@ -81,6 +81,9 @@ class ExpertSpec:
       scaled: attention logits divided by sqrt(head_dim).
       position_bias: T5 buckets with a bias table of its own in every layer (umT5); 0 for none.
       lora_rank: of "lora".
+      context_rows: rows that the softmax of the cross-attention counts. Those beyond the rows that
+        are given are zero, and without a bias their keys and values are zero too, so they count
+        without being computed. 0: as many as are given.
     """
 
     name: str
@@ -97,6 +100,7 @@ class ExpertSpec:
     scaled: bool = True
     position_bias: int = 0
     lora_rank: int = 256
+    context_rows: int = 0
 
     def __post_init__(self):
         for key, known in CHOICES.items():
@@ -104,6 +108,11 @@ class ExpertSpec:
                 raise ValueError(
                     f"expert {self.name!r}: {key} {getattr(self, key)!r} is not one of {known}"
                 )
+        if self.context_rows and (self.bias or self.cross == "none"):
+            raise ValueError(
+                f"expert {self.name!r}: context_rows want a cross-attention without bias, in which "
+                "zero rows have zero keys and values"
+            )
         if self.modulation == "none" and self.cross == "modulated":
             raise ValueError(f"expert {self.name!r}: cross='modulated' needs a modulation")
 
@@ -289,9 +298,15 @@ class ExpertBlock(nn.Module):
         x = self._leave("self", stream.x, self.self_attn.output(attended), adaptation)
         if self.spec.cross != "none":
             query = self.cross_attn.query(self._enter("cross", x, adaptation))
-            y = self.cross_attn.output(attention.attend(query, *context))
+            y = self.cross_attn.output(self._read(query, *context))
             x = self._leave("cross", x, y, adaptation)
         return self._leave("ffn", x, self.ffn(self._enter("ffn", x, adaptation)), adaptation)
+
+    def _read(self, query: Array, keys: Array, values: Array) -> Array:
+        rows, given = self.spec.context_rows, keys.shape[2]
+        if rows and given > rows:
+            raise ValueError(f"a context of {given} rows, the model was made for {rows}")
+        return attention.attend(query, keys, values, zeros=rows - given if rows else 0)
 
     def _enter(self, name: str, x: Array, adaptation) -> Array:
         if name in adaptation:

@@ -2,17 +2,28 @@
 
 A codec maps uint8 video (b, f, H, W, 3) to latents (b, t, h, w, c) whose first frame depends on
 the first picture alone, so that conditioning on one image at test time is exactly what training
-saw. All are deterministic and frozen.
+saw. Encoding and decoding are deterministic.
+
+A codec with parameters is built without them: ``codec.init(rng)`` makes fresh ones, a checkpoint
+has trained ones, and ``codec.bind(params)`` is the codec that can encode and decode. Bind inside
+of the function that is jitted, or pass the bound codec in as an argument (it is a pytree);
+closing over it would compile the weights into the program as constants.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, UInt8
+
+from wamjax.models.vae import published
+from wamjax.models.vae.autoencoder import Sizes
+from wamjax.models.vae.bottleneck import CodeBook, FiniteScalar, Gaussian
+from wamjax.models.vae.pixels import to_bytes, to_unit
+from wamjax.models.vae.vae_codec import VAECodec
 
 
 class Codec(Protocol):
@@ -23,35 +34,54 @@ class Codec(Protocol):
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Latent (t, h, w, c) of a clip."""
 
+    def init(self, rng: Array) -> dict[str, Any]:
+        """Fresh parameters; {} for a codec that has none."""
+
+    def bind(self, params: dict[str, Any]) -> Codec:
+        """The same codec with these parameters, ready to encode and decode."""
+
     def encode(self, video: Array) -> Array: ...
 
     def decode(self, latents: Array) -> Array: ...
 
 
+class Parameterless:
+    """`init` and `bind` of a codec that has no parameters."""
+
+    def init(self, rng: Array) -> dict[str, Any]:
+        del rng
+        return {}
+
+    def bind(self, params: dict[str, Any]):
+        if params:
+            raise ValueError(f"{type(self).__name__} has no parameters, got {sorted(params)}")
+        return self
+
+
 @dataclasses.dataclass(frozen=True)
-class PixelCodec:
+class PixelCodec(Parameterless):
     """Space to depth: each `patch` x `patch` square of pixels in [-1, 1] becomes one latent."""
 
     patch: int
     key: str = "video"
+    colours: int = 3
 
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         if height % self.patch or width % self.patch:
             raise ValueError(f"pictures of {height}x{width} do not divide by patch {self.patch}")
-        return frames, height // self.patch, width // self.patch, 3 * self.patch**2
+        return frames, height // self.patch, width // self.patch, self.colours * self.patch**2
 
     def encode(self, video: UInt8[Array, "b f H W 3"]) -> Float[Array, "b t h w c"]:
-        x = video.astype(jnp.float32) / 127.5 - 1
-        return rearrange(x, "b f (h p) (w q) c -> b f h w (p q c)", p=self.patch, q=self.patch)
+        p = self.patch
+        return rearrange(to_unit(video), "b f (h p) (w q) c -> b f h w (p q c)", p=p, q=p)
 
     def decode(self, latents: Float[Array, "b t h w c"]) -> UInt8[Array, "b f H W 3"]:
         p = self.patch
-        x = rearrange(latents, "b f h w (p q c) -> b f (h p) (w q) c", p=p, q=p)
-        return jnp.clip(jnp.round((x + 1) * 127.5), 0, 255).astype(jnp.uint8)
+        return to_bytes(rearrange(latents, "b f h w (p q c) -> b f (h p) (w q) c", p=p, q=p))
 
 
 @dataclasses.dataclass(frozen=True)
-class CachedLatents:
+class CachedLatents(Parameterless):
     """For data that was encoded ahead of time: the batch carries `latents`, nothing is computed.
 
     Attributes:
@@ -81,10 +111,70 @@ class CachedLatents:
         )
 
 
+def stable_diffusion() -> VAECodec:
+    """The image autoencoder of Stable Diffusion and DiT (ft-mse): 8 x 8 pixels, 4 channels."""
+    std = (1 / published.SD_SCALE,) * published.SD.channels
+    return VAECodec(published.SD, Gaussian(published.SD.channels), (), std)
+
+
+def wan21() -> VAECodec:
+    """The video autoencoder of Wan 2.1 and Cosmos-Predict2: 4 frames, 8 x 8 pixels, 16 channels."""
+    bottleneck = Gaussian(published.WAN_21.channels)
+    return VAECodec(published.WAN_21, bottleneck, published.WAN_21_MEAN, published.WAN_21_STD)
+
+
+def wan22() -> VAECodec:
+    """The video autoencoder of Wan 2.2 TI2V: 4 frames, 16 x 16 pixels, 48 channels."""
+    bottleneck = Gaussian(published.WAN_22.channels)
+    return VAECodec(published.WAN_22, bottleneck, published.WAN_22_MEAN, published.WAN_22_STD)
+
+
+def small(bottleneck, spatial: int, temporal: int, width: int) -> VAECodec:
+    """A codec to train: pairs of pixels folded first, then halved until `spatial`.
+
+    Args:
+      bottleneck: `Gaussian`, `FiniteScalar` or `CodeBook`.
+      spatial, temporal: pixels along each side, and frames, of a latent; powers of 2. With one
+        frame to a latent, every frame is an image of its own.
+      width: channels of the widest grid, a multiple of 8.
+    """
+    halvings, times = spatial.bit_length() - 2, temporal.bit_length() - 1
+    if spatial != 2 ** (halvings + 1) or temporal != 2**times or not times <= halvings <= 3:
+        raise ValueError(
+            f"a latent of {temporal} frames and {spatial}x{spatial} pixels: spatial is 2, 4, 8 or "
+            "16, and temporal a power of 2 that is at most half of it"
+        )
+    sizes = Sizes(
+        "causal" if times else "image",
+        bottleneck.channels,
+        width,
+        multipliers=(1, 2, 4, 4)[: halvings + 1],
+        blocks=1,
+        temporal=(False,) * (halvings - times) + (True,) * times,
+        patch=2,
+        groups=8,
+    )
+    return VAECodec(sizes, bottleneck)
+
+
+PUBLISHED = {"sd": stable_diffusion, "wan2.1": wan21, "wan2.2": wan22}
+TRAINED = {
+    "kl": lambda config: Gaussian(config.channels),
+    "fsq": lambda config: FiniteScalar(tuple(config.levels)),
+    "vq": lambda config: CodeBook(config.codes, config.channels),
+}
+
+
 def build(config) -> Codec:
-    """Makes the codec of ``config.model.codec``."""
+    """Makes the codec of ``config.model.codec``; one with parameters still wants `bind`."""
     if config.kind == "pixel":
         return PixelCodec(config.patch)
     if config.kind == "cached":
         return CachedLatents(config.channels, config.spatial, config.temporal)
-    raise ValueError(f"model.codec.kind {config.kind!r} is not 'pixel' or 'cached'")
+    if config.kind in PUBLISHED:
+        return PUBLISHED[config.kind]()
+    if config.kind in TRAINED:
+        bottleneck = TRAINED[config.kind](config)
+        return small(bottleneck, config.spatial, config.temporal, config.width)
+    known = ["pixel", "cached", *PUBLISHED, *TRAINED]
+    raise ValueError(f"model.codec.kind {config.kind!r} is not one of {known}")

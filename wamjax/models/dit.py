@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from wamjax.models import attention
 from wamjax.models.blocks import ExpertSpec, Stream
@@ -25,6 +25,7 @@ from wamjax.models.experts import Time, VideoExpert
 from wamjax.models.layers import Linear, Mlp, small_normal, unconstrained
 from wamjax.models.mot import GroupSpec
 from wamjax.models.rope import Rope, video_rope
+from wamjax.models.text import TokenEncoder
 from wamjax.models.transformer import Cache, Transformer
 from wamjax.models.visibility import Visibility
 
@@ -32,6 +33,7 @@ Groups = dict[str, Array]
 
 CONDITIONING = ("adaln_zero", "adaln", "cross_attention", "in_context")
 TEXT = ("none", "pooled", "cross", "both", "joint")
+POOLED = ("pooled", "both", "joint")
 
 # name -> (layers, width, heads): table 1 of the DiT paper.
 SIZES = {
@@ -57,6 +59,8 @@ def expert(
     cross = text in ("cross", "both")
     if cross and conditioning == "cross_attention":
         raise ValueError("conditioning='cross_attention' has no second cross-attention for text")
+    if text == "joint" and not adaptive:
+        raise ValueError(f"text='joint' is modulated, conditioning={conditioning!r} modulates not")
     if cross:
         route = "modulated" if adaptive else "plain"
     else:
@@ -70,13 +74,33 @@ def expert(
     return ExpertSpec("video", width, ffn, **(defaults | choices))
 
 
-def sincos(height: int, width: int, dim: int) -> Float[np.ndarray, "l d"]:
+def sincos(
+    height: int, width: int, dim: int, table: tuple[int, int] = (0, 0)
+) -> Float[np.ndarray, "l d"]:
     """DiT's fixed position table: half of the channels for the column, half for the row; of each
-    half first all sines, then all cosines."""
+    half first all sines, then all cosines.
+
+    Args:
+      table: (side, base) of a larger square table of which the middle is taken, as in SD3: `side`
+        positions that span 0 to `base`. (0, 0): positions count from 0.
+    """
+    side, base = table
+    if side and max(height, width) > side:
+        raise ValueError(f"{height}x{width} tokens do not fit a position table of {side}x{side}")
+    axes = [
+        ((side - size) // 2 + np.arange(size)) * (base / side) if side else np.arange(size)
+        for size in (height, width)
+    ]
     omega = 1.0 / 10000 ** (np.arange(dim // 4) / (dim / 4))
-    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    rows, columns = np.meshgrid(*axes, indexing="ij")
     angles = [np.outer(p.reshape(-1), omega) for p in (columns, rows)]
     return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
+
+
+def pool(context: Float[Array, "b s c"]) -> Float[Array, "b c"]:
+    """Mean of the rows that are not padding (zero)."""
+    real = jnp.any(context != 0, axis=-1, keepdims=True)
+    return jnp.sum(context, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
 
 
 class DiT(nn.Module):
@@ -93,9 +117,13 @@ class DiT(nn.Module):
       text: where text embeddings enter: pooled into the vector beside time, by cross-attention,
         both, or as tokens of a second expert (`joint`, with pooled text as well).
       text_spec: of the text expert in `joint`; it ends before the last block's output.
-      context_width, pooled_width: of the text embeddings; pooled_width 0 pools nothing.
+      context_width: of the text embeddings.
+      vocabulary, instruction_length: of a trainable token encoder; 0 where embeddings are given.
+      pooled_width: of text that is pooled elsewhere (SD3); 0 takes the mean of the embeddings.
       text_net: what a context goes through before cross-attention, see `experts.Conditioned`.
-      positions: "sincos" (added to the tokens) or "rope".
+      positions: "sincos" (added to the tokens; of one frame) or "rope".
+      position_table: of "sincos", see there.
+      rope_scale: of "rope", along (time, height, width); see `rope.ntk_bases`.
       time_scale: see `experts.Conditioned`.
     """
 
@@ -113,8 +141,12 @@ class DiT(nn.Module):
     text_spec: ExpertSpec | None = None
     context_width: int = 0
     pooled_width: int = 0
+    vocabulary: int = 0
+    instruction_length: int = 0
     text_net: str = "linear"
     positions: str = "sincos"
+    position_table: tuple[int, int] = (0, 0)
+    rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     freq_dim: int = 256
     time_scale: float = 1000.0
     remat: str = "none"
@@ -128,6 +160,10 @@ class DiT(nn.Module):
             raise ValueError(f"latent {height}x{width} does not divide by patch {self.patch}")
         if (self.text == "joint") != (self.text_spec is not None):
             raise ValueError("text='joint' and a text_spec go together")
+        if self.positions not in ("sincos", "rope"):
+            raise ValueError(f"positions {self.positions!r} is not 'sincos' or 'rope'")
+        if self.positions == "sincos" and sum(len(g.positions) for g in self.groups) > 1:
+            raise ValueError("positions='sincos' do not tell frames apart; a clip wants 'rope'")
         self.video = VideoExpert(
             self.video_spec,
             self.freq_dim,
@@ -141,9 +177,11 @@ class DiT(nn.Module):
             self.labels = nn.Embed(
                 self.classes + 1, self.video_spec.width, embedding_init=small_normal
             )
-        if self.pooled_width:
+        if self.text in POOLED:
             width = self.video_spec.width
             self.pooled_mlp = Mlp(width, width, nn.silu, small_normal)
+        if self.vocabulary:
+            self.tokens = TokenEncoder(self.vocabulary, self.context_width, self.instruction_length)
         if self.text_spec is not None:
             self.text_embed = Linear(self.text_spec.width)
         specs = (self.video_spec,) if self.text_spec is None else (self.video_spec, self.text_spec)
@@ -160,26 +198,45 @@ class DiT(nn.Module):
         )
         nn.share_scope(self, self.transformer)
 
-    def vector(
-        self, label: Int[Array, " b"] | None = None, pooled: Float[Array, "b c"] | None = None
-    ) -> Float[Array, "b d"] | None:
-        """What conditions beside time, as one vector: the class, pooled text."""
-        parts = [self.labels(label)] if self.classes else []
-        if self.pooled_width:
-            parts.append(self.pooled_mlp(pooled))
-        return sum(parts[1:], parts[0]) if parts else None
+    def conditions(
+        self, condition: Groups
+    ) -> tuple[Float[Array, "b d"] | None, Groups, Float[Array, "b s c"] | None]:
+        """What conditions beside time, in the three ways it can.
 
-    def contexts(self, context: Float[Array, "b s c"] | None = None) -> Groups:
-        """Text embeddings for the cross-attention; empty where text enters otherwise."""
-        if self.text not in ("cross", "both"):
-            return {}
-        return {"video": self.constrain(self.video.context(context), "batch", "tokens", "embed")}
+        Args:
+          condition: "label" (b,), "instruction" (b, s) ids or "context" (b, s, c) embeddings, whose
+            rows of padding are zero, "pooled" (b, c); those that the model has a use for.
+
+        Returns:
+          (the vector beside time: class and pooled text, or None; contexts of the cross-attention;
+          tokens of the text expert, or None).
+        """
+        parts = [self.labels(condition["label"])] if self.classes else []
+        text = None
+        if self.text != "none":
+            text = (
+                self.tokens(condition["instruction"]) if self.vocabulary else condition["context"]
+            )
+        if self.text in POOLED:
+            parts.append(self.pooled_mlp(condition["pooled"] if self.pooled_width else pool(text)))
+        vector = sum(parts[1:], parts[0]) if parts else None
+        contexts = {}
+        if self.text in ("cross", "both"):
+            context = self.video.context(text)
+            contexts["video"] = self.constrain(context, "batch", "tokens", "embed")
+        return vector, contexts, text if self.text == "joint" else None
 
     def times(self, levels: Groups, vector: Float[Array, "b d"] | None = None) -> dict[str, Time]:
-        """Noise levels (b | 1, m) of each group, with the vector, to its conditioning."""
-        if self.conditioning in ("adaln_zero", "adaln"):
-            return {g: self.video.time(v, vector) for g, v in levels.items()}
-        return {g: self._tokens(v, vector) for g, v in levels.items()}
+        """Noise levels (b | 1, m) of each group, with the vector, to its conditioning.
+
+        The text of `joint` is conditioned as the first slot of the first group is.
+        """
+        adaptive = self.conditioning in ("adaln_zero", "adaln")
+        one = self.video.time if adaptive else self._tokens
+        times = {g: one(v, vector) for g, v in levels.items()}
+        if self.text_spec is not None and times:
+            times["text"] = jax.tree.map(lambda x: x[:, :1], next(iter(times.values())))
+        return times
 
     def _tokens(self, level: Array, vector: Array | None) -> Time:
         """Time and vector as a sequence of two, instead of their sum."""
@@ -195,12 +252,19 @@ class DiT(nn.Module):
         parts = [jnp.broadcast_to(x, (rows, 1, x.shape[-1])) for x in (time, vector[:, None])]
         return Time(jnp.concatenate(parts, axis=1), None)
 
-    def initialise(self, values: Groups, levels: Groups, condition: dict[str, Array], visibility):
-        """Touches every parameter once; for ``init``. `condition`: label, pooled, context."""
-        vector = self.vector(condition.get("label"), condition.get("pooled"))
-        contexts = self.contexts(condition.get("context"))
+    def evaluate(
+        self, values: Groups, levels: Groups, condition: Groups, visibility: Visibility
+    ) -> Groups:
+        """Outputs of all `values` at noise levels under a condition, nothing cached.
+
+        Touches every parameter once, so ``init`` runs it too.
+        """
+        vector, contexts, text = self.conditions(condition)
+        predict = tuple(values)
+        if text is not None:
+            values = values | {"text": text}
         times = self.times(levels, vector)
-        return self(values, times, contexts, visibility, predict=tuple(g.name for g in self.groups))
+        return self(values, times, contexts, visibility, predict=predict)[0]
 
     def __call__(
         self,
@@ -218,7 +282,7 @@ class DiT(nn.Module):
         Args:
           values: present groups, (b, t, h, w, c) latents; with `joint`, "text": (b, s, c).
           times: conditioning of the same groups, from `times`.
-          contexts: from `contexts`.
+          contexts: from `conditions`.
           visibility, cache, emit, valid: see `Transformer.__call__`; groups "condition" and
             "text" must be in the table where they exist.
           predict: groups whose output is wanted.
@@ -227,17 +291,19 @@ class DiT(nn.Module):
           (group -> output, shaped like its value but for the channels; the emitted cache).
         """
         present = [g for g in self.groups if g.name in values]
-        time = times[present[0].name]
-        if self.conditioning == "cross_attention":
-            contexts = {"video": time.embedding}
-        streams = {"video": self._video(present, values, times, time)}
+        streams = {}
+        if present:  # else a prefill of the context alone
+            time = times[present[0].name]
+            streams["video"] = self._video(present, values, times, time)
+            if self.conditioning == "cross_attention":
+                contexts = {"video": time.embedding}
         if self.text_spec is not None:
             text = self.text_embed(values["text"])
             groups = (("text", text.shape[1]),)
             streams["text"] = Stream(text, times["text"].modulation, None, groups)
         tokens, cache = self.transformer(streams, contexts, visibility, cache, emit, valid)
         outputs, start = {}, 0
-        lengths = dict(streams["video"].groups)
+        lengths = dict(streams["video"].groups) if present else {}
         for group in present:
             if group.name in predict:
                 part = tokens["video"][:, start : start + lengths[group.name]]
@@ -269,13 +335,14 @@ class DiT(nn.Module):
         x = self.video.embed(latents)
         if self.positions == "rope":
             return x
-        table = sincos(*self._grid(), self.video_spec.width)
+        table = sincos(*self._grid(), self.video_spec.width, self.position_table)
         return x + jnp.asarray(np.tile(table, (latents.shape[1], 1)), x.dtype)
 
     def _rope(self, present, length: int) -> Rope | None:
         if self.positions != "rope":
             return None
-        tables = [video_rope(g.positions, *self._grid(), self.head_dim) for g in present]
+        scale = self.rope_scale
+        tables = [video_rope(g.positions, *self._grid(), self.head_dim, scale) for g in present]
         cos, sin = (np.concatenate(parts) for parts in zip(*tables, strict=True))
         extra = length - len(cos)  # tokens of the condition are not rotated
         ones, zeros = np.ones((extra, cos.shape[1])), np.zeros((extra, cos.shape[1]))

@@ -56,6 +56,9 @@ class Linear(nn.Module):
         y = x.astype(kernel.dtype) @ kernel
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
+        if self.has_variable("params", "lora_up"):  # see `wamjax.adapters`
+            down, up = (self.get_variable("params", f"lora_{x}") for x in ("down", "up"))
+            y += (x.astype(down.dtype) @ down @ up).astype(y.dtype)
         return y
 
 

@@ -20,28 +20,53 @@ def split_axes(head_dim: int) -> tuple[int, int, int]:
 
 
 def rope(
-    positions: Sequence[Float[np.ndarray, " l"]], dims: Sequence[int], theta: float = 10000.0
+    positions: Sequence[Float[np.ndarray, " l"]],
+    dims: Sequence[int],
+    theta: float | Sequence[float] = 10000.0,
 ) -> Rope:
     """Rotation tables for tokens at `positions`, one array of positions per axis.
 
-    Axis i rotates `dims[i]` of the head's dimensions, with its own dimension in the exponent.
+    Axis i rotates `dims[i]` of the head's dimensions, with its own dimension in the exponent, and
+    its own base where `theta` has one for each.
     """
+    bases = np.broadcast_to(theta, len(dims))
     if any(d % 2 for d in dims):
         raise ValueError(f"rotary dimensions come in pairs, got {tuple(dims)}")
     angles = np.concatenate(
         [
-            np.outer(np.asarray(p, np.float64), theta ** (-np.arange(0, d, 2) / d))
-            for p, d in zip(positions, dims, strict=True)
+            np.outer(np.asarray(p, np.float64), base ** (-np.arange(0, d, 2) / d))
+            for p, d, base in zip(positions, dims, bases, strict=True)
         ],
         axis=-1,
     )
     return np.cos(angles), np.sin(angles)
 
 
-def video_rope(frames: Sequence[int], height: int, width: int, head_dim: int) -> Rope:
-    """Tables for the tokens of latent frames at the given time positions, in (t, h, w) order."""
+def ntk_bases(dims: Sequence[int], scale: Sequence[float]) -> list[float]:
+    """Bases that stretch each axis to `scale` times the length of its training: NTK-aware scaling.
+
+    10000 scale^(d / (d - 2)), which divides the lowest frequency by the scale and leaves the
+    highest. Cosmos-Predict2 has (1, 3, 3).
+    """
+    pairs = zip(dims, scale, strict=True)
+    return [10000.0 if s == 1 else 10000.0 * s ** (d / (d - 2)) for d, s in pairs]
+
+
+def video_rope(
+    frames: Sequence[int],
+    height: int,
+    width: int,
+    head_dim: int,
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> Rope:
+    """Tables for the tokens of latent frames at the given time positions, in (t, h, w) order.
+
+    Args:
+      scale: see `ntk_bases`.
+    """
     grid = np.meshgrid(np.asarray(frames), np.arange(height), np.arange(width), indexing="ij")
-    return rope([g.reshape(-1) for g in grid], split_axes(head_dim))
+    dims = split_axes(head_dim)
+    return rope([g.reshape(-1) for g in grid], dims, ntk_bases(dims, scale))
 
 
 def rotate(x: Float[Array, "b n l k"], table: Rope, style: str = "pairs") -> Array:

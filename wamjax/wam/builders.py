@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import inspect
+from typing import NamedTuple
+
+import numpy as np
+
+from wamjax.config import did_you_mean, parse_arg
+from wamjax.data import arrays
+from wamjax.data.arrays import ArraySpec
+from wamjax.data.sources import data_root
 from wamjax.data.tokens import VOCAB
+from wamjax.diffusion.ddpm import DDPM
+from wamjax.diffusion.edm import EDM
 from wamjax.diffusion.flow import RectifiedFlow
+from wamjax.diffusion.noise import NoiseLaw
+from wamjax.diffusion.process import Process
+from wamjax.diffusion.solvers import SOLVERS
+from wamjax.models import blocks, dit, palette
 from wamjax.models import codec as codecs
+from wamjax.models.autoregressive import AutoregressiveTransformer
 from wamjax.models.blocks import ExpertSpec
+from wamjax.models.codec import Codec, PixelCodec
 from wamjax.models.mot import GroupSpec, MixtureOfTransformers
+from wamjax.models.palette import Palette
 from wamjax.sharding import constrain
+from wamjax.wam.autoregressive import Autoregressive
+from wamjax.wam.cosmos_builder import cosmos_policy
+from wamjax.wam.denoising import Denoising
 from wamjax.wam.fast_wam import FastWAM
 from wamjax.wam.programs import tables
+from wamjax.wam.schemes import SCHEMES, groups_of
 
 
 def fast_wam(config, spec) -> FastWAM:
@@ -64,4 +88,241 @@ def fast_wam(config, spec) -> FastWAM:
     )
 
 
-OBJECTIVES = {"fast_wam": fast_wam}
+def denoising(config, spec) -> Denoising:
+    """Image and video diffusion from ``config.model``, ``config.objective`` and `ArraySpec`."""
+    model, objective = config.model, config.objective
+    for key, value, known in (
+        ("objective.scheme", objective.scheme, SCHEMES),
+        ("objective.solver", objective.solver, (*SOLVERS, "ancestral")),
+    ):
+        if value not in known:
+            raise ValueError(
+                f"config.{key} {value!r} does not exist{did_you_mean(value, known)}; there are "
+                f"{sorted(known)}"
+            )
+    process = process_of(config)
+    inputs = inputs_of(config, spec)
+    scheme, route = SCHEMES[objective.scheme], model.text.route
+    frames, *latent = inputs.latents
+    text_spec = None
+    if route == "joint":
+        text_spec = ExpertSpec("text", model.video.width, model.video.ffn, **blocks.MMDIT)
+    network = dit.DiT(
+        video_spec=dit.expert(model.video.width, model.video.ffn, model.conditioning, route),
+        groups=groups_of(scheme, frames),
+        latent=tuple(latent),
+        layers=model.layers,
+        heads=model.heads,
+        head_dim=model.head_dim,
+        patch=model.patch,
+        outputs=(1 + (getattr(process, "variance", "") == "learned")) * latent[-1],
+        conditioning=model.conditioning,
+        classes=inputs.classes,
+        text=route,
+        text_spec=text_spec,
+        context_width=model.context_width if route != "none" else 0,
+        pooled_width=inputs.pooled,
+        vocabulary=inputs.vocabulary,
+        instruction_length=inputs.length,
+        positions=model.positions,
+        position_table=tuple(model.position_table),
+        freq_dim=model.freq_dim,
+        time_scale=1.0 if isinstance(process, DDPM) else 1000.0,
+        remat=model.remat,
+        unroll=model.unroll,
+        constrain=constrain,
+    )
+    interval = {}
+    if objective.guidance_interval:
+        interval["guidance_interval"] = tuple(objective.guidance_interval)
+    return Denoising(
+        network=network,
+        codec=inputs.codec,
+        process=process,
+        scheme=scheme,
+        frames=inputs.video[0],
+        picture=inputs.video[1:],
+        drop=objective.drop,
+        instruction_length=inputs.length,
+        steps=objective.infer_steps,
+        solver=objective.solver,
+        guidance=objective.guidance,
+        **interval,
+    )
+
+
+def wan(config, spec) -> Denoising:
+    """`denoising` with the blocks of Wan 2.1 and 2.2, which read text by cross-attention."""
+    if config.model.text.route != "cross":
+        raise ValueError(
+            f"objective.name='wan' wants model.text.route='cross', not {config.model.text.route!r}"
+        )
+    made = denoising(config, spec)
+    video = ExpertSpec("video", config.model.video.width, config.model.video.ffn, **blocks.WAN)
+    return dataclasses.replace(made, network=made.network.clone(video_spec=video, text_net="mlp"))
+
+
+def autoregressive(config, spec) -> Autoregressive:
+    """Autoregressive video over the tokens of a discrete codec."""
+    model, objective = config.model, config.objective
+    codec, video, route = tokenizer(config), spec.shapes["video"], model.text.route
+    if route not in ("none", "prefix"):
+        raise ValueError(f"objective.name='autoregressive' reads text as a prefix, not {route!r}")
+    network = AutoregressiveTransformer(
+        spec=ExpertSpec("video", model.video.width, model.video.ffn, **blocks.GPT),
+        codes=codec.vocabulary,
+        grid=codec.shape(*video[:3])[:3],
+        layers=model.layers,
+        heads=model.heads,
+        head_dim=model.head_dim,
+        positions=model.positions,
+        classes=spec.sizes["label"] if model.label else 0,
+        vocabulary=spec.sizes["instruction"] if route == "prefix" else 0,
+        instruction_length=spec.shapes["instruction"][0] if route == "prefix" else 0,
+        remat=model.remat,
+        unroll=model.unroll,
+        constrain=constrain,
+    )
+    draw = objective.temperature, objective.top_k, objective.top_p
+    return Autoregressive(network, codec, video[0], tuple(video[1:]), *draw)
+
+
+def tokenizer(config) -> Palette:
+    """The discrete codec of a config: a palette, kept in the data root beside what it is fitted to.
+
+    Raises:
+      ValueError: the config names another codec.
+    """
+    data, codec = config.data, config.model.codec
+    if codec.kind != "palette":
+        raise ValueError(f"tokens need config.model.codec.kind='palette', not {codec.kind!r}")
+    name = f"{data.arrays} {codec.patch} {codec.codes}"
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+
+    def video():
+        table = arrays.open_table(data)
+        rows = np.linspace(0, table.spec.count - 1, min(table.spec.count, 512))
+        return table.take(rows.astype(int))["video"]
+
+    path = data_root(data.root) / f"palette-{digest}.npy"
+    return palette.ensure(path, video, codec.patch, codec.codes)
+
+
+class Inputs(NamedTuple):
+    """What arrays of examples decide of a picture model.
+
+    Attributes:
+      codec: fitted to the colours of the data.
+      video: (f, H, W, colours) of an example.
+      latents: (t, h, w, c) of the same.
+      classes: 0 for a model that is not conditioned on them.
+      vocabulary, length, pooled: words, tokens and pooled width of the text; 0 without.
+    """
+
+    codec: Codec
+    video: tuple[int, int, int, int]
+    latents: tuple[int, int, int, int]
+    classes: int
+    vocabulary: int
+    length: int
+    pooled: int
+
+
+def inputs_of(config, spec: ArraySpec) -> Inputs:
+    """The sizes that `config` reads from the arrays of `spec`.
+
+    Raises:
+      ValueError: they have not what the config wants; names key and fix.
+    """
+    model, name = config.model, config.objective.name
+    if not isinstance(spec, ArraySpec):
+        raise ValueError(f"objective.name={name!r} trains on arrays: set config.data.kind='arrays'")
+    codec = codecs.build(model.codec)
+    _require(spec, codec.key, f"config.model.codec.kind={model.codec.kind!r}")
+    example = tuple(spec.shapes[codec.key])
+    if codec.key == "latents":
+        t, h, w, c = example
+        video = 1 + (t - 1) * codec.temporal, h * codec.spatial, w * codec.spatial, 3
+        if c != codec.channels:
+            raise ValueError(
+                f"the latents have {c} channels, config.model.codec.channels is {codec.channels}"
+            )
+    else:
+        video = example
+        if isinstance(codec, PixelCodec):
+            codec = dataclasses.replace(codec, colours=video[-1])
+    route = model.text.route
+    text = {"tokens": "instruction", "context": "context"}[model.text.kind]
+    if route != "none":
+        _require(spec, text, f"config.model.text.route={route!r}, text.kind={model.text.kind!r}")
+        if model.text.pooled_width:
+            _require(spec, "pooled", "config.model.text.pooled_width")
+    if model.label:
+        _require(spec, "label", "config.model.label=True")
+    return Inputs(
+        codec=codec,
+        video=video,
+        latents=codec.shape(*video[:3]),
+        classes=spec.sizes["label"] if model.label else 0,
+        vocabulary=spec.sizes["instruction"] if route != "none" and text == "instruction" else 0,
+        length=spec.shapes[text][0] if route != "none" else 0,
+        pooled=model.text.pooled_width if route in dit.POOLED else 0,
+    )
+
+
+def _require(spec: ArraySpec, key: str, who: str) -> None:
+    if key not in spec.shapes:
+        raise ValueError(
+            f"{who} wants {key!r} in the data, config.data.arrays gives {sorted(spec.shapes)}"
+        )
+
+
+def process_of(config) -> Process:
+    """The process that ``objective.process`` names, with the options that follow the name.
+
+    Raises:
+      ValueError: an unknown process or option, with a suggestion.
+    """
+    text = config.objective.process
+    name, _, options = text.partition(":")
+    if name not in PROCESSES:
+        raise ValueError(
+            f"config.objective.process {text!r}: there is no {name!r}"
+            f"{did_you_mean(name, PROCESSES)}; there are {sorted(PROCESSES)}"
+        )
+    known = inspect.signature(PROCESSES[name]).parameters.values()
+    defaults = {p.name: p.default for p in known if p.kind == p.KEYWORD_ONLY}
+    try:
+        values = parse_arg(options, **defaults)
+    except ValueError as error:
+        raise ValueError(f"config.objective.process {text!r}: {error}") from error
+    return PROCESSES[name](config.objective, **values)
+
+
+def flow(objective, *, law: str = "uniform") -> RectifiedFlow:
+    """Rectified flow; `law` of training levels is uniform or logit_normal (SD3)."""
+    if law not in (laws := {"uniform": None, "logit_normal": NoiseLaw(0.0, 1.0)}):
+        raise ValueError(f"config.objective.process: law {law!r} is not one of {sorted(laws)}")
+    return RectifiedFlow(objective.video_shift, objective.weighting, laws[law])
+
+
+def ddpm(
+    objective, *, noising: str = "linear", variance: str = "small", predicts: str = "eps"
+) -> DDPM:
+    """DDPM; see there for the options."""
+    return DDPM(noising, variance=variance, predicts=predicts, weighting=objective.weighting)
+
+
+def edm(objective, *, sigma_data: float = 0.5) -> EDM:
+    """EDM; `sigma_data` is the standard deviation of the data."""
+    return EDM(sigma_data, weighting=objective.weighting)
+
+
+PROCESSES = {"flow": flow, "ddpm": ddpm, "edm": edm}
+OBJECTIVES = {
+    "autoregressive": autoregressive,
+    "cosmos_policy": cosmos_policy,
+    "denoising": denoising,
+    "fast_wam": fast_wam,
+    "wan": wan,
+}

@@ -115,7 +115,10 @@ class FastWAM:
         variables = self.network.clone(constrain=unconstrained).init(
             rng, values, level, text, batch["proprio"], table, method="initialise"
         )
-        params = variables["params"]
+        return self.derive(variables["params"])
+
+    def derive(self, params: Params) -> Params:
+        """Parameters that follow from others: the action expert, if it starts as the video's."""
         return expert_init.action_from_video(params) if self.action_from_video else params
 
     def loss(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, dict[str, Array]]:

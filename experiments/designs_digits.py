@@ -1,0 +1,202 @@
+"""DiT's four ways of conditioning, on real pictures and one budget.
+
+    python experiments/designs_digits.py --workdir=runs/designs
+    python experiments/designs_digits.py --workdir=runs/designs --seeds=0,1,2 --arg=process=ddpm
+    python experiments/designs_digits.py --workdir=runs/designs --table_only
+
+Trains `configs/dit_digits.py` in every design, about a minute each on two quiet cores, draws 1500
+digits of each without guidance, as the paper compares them, and with, and scores them by a
+classifier that is trained here on the same pictures: Frechet distance of its features from the
+training data's, and how often it sees the digit that was asked for. Writes table.md, table.json and
+designs.png. The whole is resumable, between runs and within each. The distances compare the rows of
+one table, nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+from absl import app, flags
+
+DESIGNS = ("adaln_zero", "adaln", "cross_attention", "in_context")
+CONFIG = pathlib.Path(__file__).parent / "configs" / "dit_digits.py"
+CLASSES, SHOWN = 10, 3  # rows of each design in the picture
+
+
+def train(design: str, seed: str, arg: str, run: pathlib.Path) -> None:
+    """One training in a process of its own; a run that is done returns at once."""
+    arg = ",".join(filter(None, [f"design={design}", arg]))
+    options = f"--config={CONFIG}:{arg}", f"--config.seed={seed}", f"--workdir={run}"
+    subprocess.run([sys.executable, "-m", "wamjax.train", *options], check=True)
+
+
+def data(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (n, 8, 8, 1) and labels of a split."""
+    from wamjax.data.makers import digits
+
+    table = digits("", split, size=8)
+    rows = table.take(np.arange(table.spec.count))
+    return rows["video"][:, 0], rows["label"]
+
+
+def judge(workdir: pathlib.Path):
+    """``pictures -> outputs`` of the classifier of this study; trained once."""
+    from wamjax import tree
+    from wamjax.scores import classifier
+
+    network = classifier.Classifier(heads=(CLASSES,))
+    path = workdir / "classifier.npz"
+    if not path.exists():
+        made = classifier.fit(network, *data("train"), steps=600, rng=jax.random.key(0))
+        np.savez(path, **{k: np.asarray(v) for k, v in tree.flatten(made).items()})
+    with np.load(path) as flat:
+        params = tree.unflatten(dict(flat))
+    return lambda pictures: classifier.outputs(network, params, pictures)
+
+
+def measure(run: pathlib.Path, judge, count: int, guidance: float) -> dict:
+    """Scores of a run without guidance (scale 1) and with; the samples of the latter in
+    samples.npz."""
+    from wamjax import doctor, sample, tree
+
+    path = run / "scores.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    labels = np.arange(count, dtype=np.int32) % CLASSES
+    scores = []
+    for scale in (1.0, guidance):
+        sampler, config = sample.load(run, guidance=scale)
+        pictures = sample.draw(sampler, {"label": labels}, count, batch=min(count, 500))[:, 0]
+        scores.append(score(pictures, labels, judge))
+    np.savez_compressed(run / "samples.npz", video=pictures, label=labels)
+    result = {
+        "plain": scores[0],
+        "guided": scores[1],
+        "samples": count,
+        "guidance": guidance,
+        "parameters": tree.count(sampler.params),
+        "forward": doctor.work(sampler.objective, config, sampler.params)["forward"],
+    }
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def score(pictures: np.ndarray, labels: np.ndarray, judge) -> dict:
+    """Frechet distance from the training data, and accuracy on the digit asked for."""
+    from wamjax.scores import classifier, frechet
+
+    seen, real = judge(pictures), judge(data("train")[0])
+    return {
+        "frechet": frechet.interval(seen.features, real.features),
+        "accuracy": classifier.accuracy(seen.logits[0], labels),
+    }
+
+
+def table(workdir: pathlib.Path) -> str:
+    """Collects all finished runs; writes table.json, table.md and a picture; returns the table."""
+    rows: dict[str, list[dict]] = {}
+    for path in sorted(workdir.glob("*/scores.json")):
+        rows.setdefault(path.parent.name.rsplit("-", 1)[0], []).append(json.loads(path.read_text()))
+    if not rows:
+        return "no run has been measured yet"
+    pictures, labels = data("test")
+    real, one = score(pictures, labels, judge(workdir)), next(iter(rows.values()))[0]
+    order = [d for d in DESIGNS if d in rows]
+    scale = f"guidance {one['guidance']}"
+    heads = ["design", "parameters", "forward MFLOP"]
+    heads += [f"{what}, {how}" for how in ("no guidance", scale) for what in ("Frechet", "digit %")]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for design in order:
+        first = rows[design][0]
+        cells = [design, f"{first['parameters']:,}", f"{first['forward'] / 1e6:.1f}"]
+        for how in ("plain", "guided"):
+            distance, accuracy = intervals(rows[design], how)
+            cells += [_text(distance), accuracy.percent()]
+        lines.append("| " + " | ".join(cells) + " |")
+    held_out = f"{real['frechet'][0]:.1f} | {100 * real['accuracy']:.1f}"
+    lines.append(f"| real pictures, held out ({len(labels)}) | | | {held_out} | | |")
+    seeds = sorted({len(found) for found in rows.values()})
+    lines.append(
+        f"\n{one['samples']} samples a cell; {seeds} seeds. 95 % intervals: t over seeds; of one "
+        "seed, bootstrap of the distance and Wilson of the rate. Frechet: distance of a "
+        "classifier's features from the training data's; few pictures, as those held out, have a "
+        "larger one by chance. digit %: how often the classifier sees the digit asked for."
+    )
+    text = "\n".join(lines)
+    (workdir / "table.md").write_text(text + "\n")
+    (workdir / "table.json").write_text(json.dumps({"rows": rows, "real": real}, indent=2) + "\n")
+    draw(workdir, {d: intervals(rows[d], "guided") for d in order})
+    return text
+
+
+def intervals(found: list[dict], how: str):
+    """(Frechet distance, accuracy) of the seeds of a design, as intervals."""
+    from wamjax.viz.intervals import Interval, student_t, wilson
+
+    scores = [f[how] for f in found]
+    if len(scores) > 1:
+        return (
+            student_t([s["frechet"][0] for s in scores]),
+            student_t([s["accuracy"] for s in scores]),
+        )
+    count = found[0]["samples"]
+    return Interval(*scores[0]["frechet"]), wilson(round(scores[0]["accuracy"] * count), count)
+
+
+def draw(workdir: pathlib.Path, scores: dict) -> None:
+    """Samples of each design, a column for each digit, under its scores."""
+    from wamjax.viz import figures, sheet
+
+    made = figures.figure(6.4, 2.5 * len(scores))
+    panels = np.atleast_1d(made.subplots(len(scores), 1))
+    for axes, (design, (distance, accuracy)) in zip(panels, scores.items(), strict=True):
+        run = min(workdir.glob(f"{design}-*/samples.npz"))
+        with np.load(run) as samples:
+            some = samples["video"][: SHOWN * CLASSES, None]
+        axes.imshow(sheet.sheet(some, columns=CLASSES))
+        title = f"{design}: Frechet {_text(distance)}, accuracy {accuracy.percent()} %"
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.set_axis_off()
+    figures.write(made, workdir / "designs.png")
+
+
+def _text(interval) -> str:
+    return f"{interval.mean:.1f} [{interval.low:.1f}, {interval.high:.1f}]"
+
+
+def define_flags() -> None:
+    """Not on import: the studies have flags of the same names."""
+    flags.DEFINE_string("workdir", "runs/designs", "folder of all runs and of the table")
+    flags.DEFINE_list("designs", list(DESIGNS), "designs to train")
+    flags.DEFINE_list("seeds", ["0"], "training seeds")
+    flags.DEFINE_string("arg", "", "further config arguments: process=ddpm, steps=N, debug")
+    flags.DEFINE_integer("count", 1500, "samples of each run and scale, of all classes alike")
+    flags.DEFINE_float("guidance", 1.5, "guidance scale of half of the samples")
+    flags.DEFINE_bool("table_only", False, "print what has been measured so far")
+
+
+def main(argv: list[str]) -> None:
+    """Entry point for absl."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    asked = flags.FLAGS
+    workdir = pathlib.Path(asked.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    # Seeds outside, designs inside: an interrupted study has complete comparisons.
+    for seed in asked.seeds if not asked.table_only else ():
+        for design in asked.designs:
+            run = workdir / f"{design}-{seed}"
+            train(design, seed, asked.arg, run)
+            measure(run, judge(workdir), asked.count, asked.guidance)
+            print(table(workdir), flush=True)
+    print(table(workdir))
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,93 @@
+"""Starting from converted weights and from runs, with a list of what may be missing."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import toy
+from weights.test_convert import published, save
+
+from wamjax import convert, init_from, sharding, tree
+from wamjax import state as states
+from wamjax.checkpoint import restore_params
+from wamjax.wam import expert_init
+from wamjax.weights import store
+
+WAN = dict(layers=2, width=32, heads=4, ffn=64, channels=48, context_width=16, freq_dim=32)
+MISSING = ("action/.*", "blocks/action/.*", "proprio/.*", "text/.*")
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory):
+    """A converted backbone of the sizes of `toy.fast_wam`, bfloat16."""
+    folder = tmp_path_factory.mktemp("wan")
+    save(folder / "wan.safetensors", published("wan22_ti2v", config=WAN))
+    convert.bring_in("wan22_ti2v", folder / "wan.safetensors", folder / "ours", WAN, progress=False)
+    return folder / "ours"
+
+
+def prepare(path, missing=(), unused=(), objective=None):
+    """(objective, config, abstract parameters on a mesh)."""
+    config = toy.config(**{
+        "init_from.path": str(path), "init_from.missing": missing, "init_from.unused": unused
+    })  # fmt: skip
+    objective = objective or toy.fast_wam()
+    abstract = jax.eval_shape(lambda: states.init_params(objective, config))
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    places = sharding.params_shardings(abstract, mesh)
+    return objective, config, sharding.with_shardings(abstract, places)
+
+
+@pytest.mark.parametrize("derive", [False, True])
+def test_a_policy_starts_from_a_video_backbone(wan, derive):
+    objective = dataclasses.replace(toy.fast_wam(), action_from_video=derive)
+    objective, config, abstract = prepare(wan, MISSING, objective=objective)
+    params = init_from.params(objective, config, abstract)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), params) == jax.tree.map(
+        lambda x: (x.shape, x.dtype, x.sharding), abstract
+    )
+    arrays, flat = store.read(wan / "params").arrays, tree.flatten(params)
+    for path, array in arrays.items():
+        np.testing.assert_array_equal(flat[path], array.read().result().astype(np.float32))
+    assert 20 < len(arrays) < len(flat)
+    fresh = states.init_params(dataclasses.replace(objective, action_from_video=False), config)
+    want = tree.unflatten(tree.flatten(fresh) | {p: flat[p] for p in arrays})
+    want = tree.flatten(expert_init.action_from_video(want) if derive else want)
+    for path, x in flat.items():
+        np.testing.assert_allclose(x, want[path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def test_everything_that_does_not_fit_is_said_at_once(wan):
+    _, config, abstract = prepare(wan, ("action/.*", "vidio/.*"), ("old/.*",))
+    want = tree.flatten(abstract)
+    del want["video/time_proj/bias"]
+    want["video/head_table"] = np.zeros((2, 8))
+    with pytest.raises(ValueError) as error:
+        init_from.check(store.read(wan / "params").shapes, want, config.init_from)
+    text = str(error.value)
+    for part in (
+        "missing in the source, and not in init_from.missing:\n    blocks/action/cross_attn/k/bias",
+        "    proprio/bias\n    proprio/kernel\n    text/embedding",
+        "unknown to the model, and not in init_from.unused:\n    video/time_proj/bias\n",
+        "of another shape (source, model):\n    video/head_table (2, 32) (2, 8)\n",
+        "in init_from.missing, but nothing of it is missing:\n    vidio/.*\n",
+        "in init_from.unused, but nothing of it is unused:\n    old/.*",
+    ):
+        assert part in text
+    assert "action/encoder" not in text
+
+
+def test_a_run_starts_from_another_run_and_resumes_without_it(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    assert toy.run(toy.config(total_steps=4), old)
+    values = {"total_steps": 4, "init_from.path": str(old), "optim.learning_rate": 0.0}
+    assert toy.run(toy.config(**values), new)
+    for ema in (False, True):
+        got = tree.flatten(restore_params(new, ema=ema).params)
+        for path, x in tree.flatten(restore_params(old, ema=True).params).items():
+            np.testing.assert_allclose(got[path], x, rtol=1e-6, err_msg=path)
+    values = values | {"total_steps": 6, "init_from.path": str(tmp_path / "gone")}
+    assert toy.run(toy.config(**values), new)
+    with pytest.raises(FileNotFoundError, match="neither a folder of wamjax.convert"):
+        toy.run(toy.config(**values), tmp_path / "fresh")

@@ -1,0 +1,234 @@
+"""Best of N: aggregates against an oracle, batched calls, what is carried into the next depth."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from wam import cosmos_tiny as tiny
+
+from wamjax.wam import planning
+from wamjax.wam.cosmos_policy import Seen
+from wamjax.wam.cosmos_programs import uses
+from wamjax.wam.injection import extract, inject, tile
+from wamjax.wam.planning import Plan, Planning, aggregate, plan, sample_bytes
+
+KEY = jax.random.key(0)
+
+
+def by_hand(values, how, zero=False):
+    """Section 6.4, in plain words."""
+    high = [v for v in values if v > 0.05]
+    low = [v for v in values if not v > 0.05]
+    if how == "mean":
+        score = np.mean(values)
+    elif how == "lcb":
+        score = np.mean(values) - np.std(values)
+    elif how == "success_vote":
+        score = len(high) / len(values)
+    elif 2 * len(high) >= len(values):
+        score = np.mean(high)
+    else:
+        score = 0.0 if zero else np.mean(low)
+    return min(max(score, 0.0), 1.0)
+
+
+@pytest.mark.parametrize("how", planning.AGGREGATES)
+def test_aggregates(how):
+    rng = np.random.default_rng(0)
+    rows = [rng.uniform(0, 1, 15) * rng.choice([0.04, 1], 15) for _ in range(20)]
+    rows += [np.zeros(15), np.full(15, 0.05), np.ones(15), np.array([0.9] * 7 + [0.01] * 8),
+             np.array([0.9] * 8 + [0.01] * 7)]  # fmt: skip
+    for zero in (False, True):
+        got = aggregate(jnp.asarray(np.stack(rows), jnp.float32), how, zero)
+        want = [by_hand(np.float32(r), how, zero) for r in rows]
+        np.testing.assert_allclose(got, want, atol=1e-6)
+    even = jnp.asarray([0.8, 0.02])  # exactly half foresee success
+    np.testing.assert_allclose(aggregate(even, "majority_mean"), 0.8)
+
+
+class Recorded(tiny.CosmosPolicy):
+    """A policy whose network calls are a stand-in: what matters is what is asked of it.
+
+    An action is the mean of its noise in every number; a future is the action's; a value grows with
+    what its future holds. So the best proposal is known.
+    """
+
+    def observe(self, params, normalizers, observation):
+        size = observation["proprio"].shape[0]
+        latents = jnp.zeros((size, len(self.layout), *self.latent))
+        latents = inject(self.layout, latents, {"proprio": observation["proprio"]})
+        return Seen(latents, self.read(params, observation))
+
+    def read(self, params, observation):
+        params["log"].append(("read", params["name"]))
+        return {"k": observation["instruction"][None, :, None, :, None] * 1.0}  # (layers, b, ...)
+
+    def sampler(self, params):
+        def run(use, latents, text, noise, steps):
+            log = params["log"]
+            log.append((params["name"], use.name, latents.shape[0], steps))
+            assert text["k"].shape[1] == latents.shape[0]
+            layout, out = self.layout, latents
+            mean = noise.mean(axis=(1, 2, 3, 4))
+            if use.name == "policy":
+                out = inject(
+                    layout,
+                    out,
+                    {
+                        "action": jnp.broadcast_to(
+                            mean[:, None, None], (len(mean), *layout.numbers["action"].shape)
+                        )
+                    },
+                )
+            if use.name in ("policy", "world_model"):
+                action = extract(layout, out, "action").mean(axis=(1, 2))
+                state = extract(layout, out, "proprio") + action[:, None] + 0.1 * mean[:, None]
+                out = inject(layout, out, {"future_proprio": state})
+                out = out.at[:, layout.index("future_eye")].set(7.0)
+            if use.name.startswith("value"):
+                source = "action" if use.name == "value_q" else "future_proprio"
+                seen = extract(layout, out, source)
+                seen = seen.reshape(len(seen), -1).mean(axis=1)
+                out = inject(layout, out, {"value": jnp.tanh(seen + 0.01 * mean)})
+            return out  # fmt: skip
+
+        return run
+
+
+def recorded(value="value", **changes) -> tuple[Recorded, list]:
+    how = Planning(**dict(proposals=4, futures=3, values=2, aggregate="mean") | changes)
+    return Recorded(**vars(tiny.objective(uses=uses(value), planning=how, steps=10)))
+
+
+def run(policy, size=2, planner=False, key=KEY):
+    log = []
+    params = {"log": log, "name": "policy"}
+    if planner:
+        params["planner"] = {"log": log, "name": "planner"}
+    done = plan(policy, params, tiny.normalizers(), tiny.observation(size), key)
+    return done, log
+
+
+def test_calls_are_batched_and_proposals_differ():
+    done, log = run(recorded())
+    assert log == [
+        ("read", "policy"),
+        ("policy", "policy", 2 * 4, 10),
+        ("policy", "world_model", 2 * 4 * 3, 5),
+        ("policy", "value", 2 * 4 * 3 * 2, 5),
+    ]
+    assert isinstance(done, Plan)
+    assert done.proposals.shape == (2, 4, 4, 2) and done.values.shape == (2, 4, 6)
+    assert done.scores.shape == (2, 4) and done.actions.shape == (2, 4, 2)
+    first = np.asarray(done.proposals[..., 0, 0])
+    assert len(np.unique(first)) == 8  # noise of its own for each proposal and example
+    # The largest action leads to the largest state and value; noise is a tenth of it, averaged.
+    np.testing.assert_array_equal(done.chosen, np.argmax(done.scores, axis=1))
+    for b in range(2):
+        np.testing.assert_array_equal(done.actions[b], done.proposals[b, done.chosen[b]])
+    state = np.asarray(tiny.observation()["proprio"]).mean(axis=1)
+    worth = first + state[:, None]
+    assert np.corrcoef(worth.ravel(), np.asarray(done.scores).ravel())[0, 1] > 0.99
+    # A proposal is judged by its own futures: two values of a future are nearer than two futures.
+    spread = np.asarray(done.values).reshape(2, 4, 3, 2)
+    assert spread.std(axis=3).mean() < spread.mean(axis=3).std(axis=2).mean()
+
+
+def test_of_equals_the_first_is_chosen():
+    policy = recorded(aggregate="success_vote")
+    done, _ = run(policy)
+    same = np.asarray(done.scores)
+    for b in range(2):
+        assert done.chosen[b] == np.flatnonzero(same[b] == same[b].max())[0]
+
+
+@pytest.mark.parametrize("limit, together", [(0, 4), (8, 4), (7, 2), (4, 2), (3, 1), (1, 1)])
+def test_a_memory_limit_changes_the_calls_and_not_the_result(limit, together):
+    want, _ = run(recorded())
+    got, log = run(recorded(limit=limit))
+    assert log[1] == ("policy", "policy", 2 * together, 10)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
+
+
+def test_a_separate_planner_predicts_and_judges():
+    _, log = run(recorded(depth=2), planner=True)
+    assert [entry[:2] for entry in log] == [
+        ("read", "policy"),
+        ("read", "planner"),
+        ("policy", "policy"),
+        ("planner", "world_model"),
+        ("planner", "value"),
+        ("planner", "policy"),  # the second chunk is the planner's
+        ("planner", "world_model"),
+        ("planner", "value"),
+    ]
+    assert [entry[2] for entry in log[2:]] == [8, 24, 48, 24, 24, 48]  # every branch lives on
+
+
+def test_the_predicted_state_and_pictures_are_carried_on():
+    """The public code injects the first proprioception again, at any depth."""
+    layout = tiny.LAYOUT
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((3, 9, 4, 4, 12)), jnp.float32)
+    y = planning._carry(layout)(x)
+    state = extract(layout, x, "future_proprio")
+    np.testing.assert_allclose(extract(layout, y, "proprio"), state, atol=1e-6)
+    want = tile(state, (3,), (4, 4, 12))  # written anew: all copies are equal
+    np.testing.assert_array_equal(y[:, layout.index("proprio")], want)
+    for camera in ("eye", "hand"):
+        got = y[:, layout.index(camera)]
+        np.testing.assert_array_equal(got, x[:, layout.index(f"future_{camera}")])
+    np.testing.assert_array_equal(y[:, 4:], x[:, 4:])
+    # In the whole: states add up over depths, so scores of depth 2 are of two actions.
+    shallow, deep = run(recorded())[0], run(recorded(depth=2))[0]
+    np.testing.assert_array_equal(shallow.proposals, deep.proposals)
+    assert np.abs(shallow.scores - deep.scores).max() > 0.01
+    mean = run(recorded(depth=2, over_depth="mean"))[0]
+    np.testing.assert_allclose(mean.scores, (shallow.scores + deep.scores) / 2, atol=1e-6)
+
+
+def test_q_values_need_no_future():
+    done, log = run(recorded("value_q"))
+    assert [entry[1:3] for entry in log[1:]] == [("policy", 8), ("value_q", 16)]
+    assert done.values.shape == (2, 4, 2)
+    with pytest.raises(ValueError, match="Q\\(s, a\\) imagines no future"):
+        run(recorded("value_q", depth=2))
+
+
+def test_the_real_network_plans_in_one_program():
+    how = Planning(proposals=2, futures=1, values=2, future_steps=1, value_steps=1)
+    objective = tiny.objective(planning=how, steps=1)
+    params = objective.prepare(tiny.params() | {"planner": tiny.params(1)})
+    assert "blocks_0" in params["planner"]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def acting(objective, params):
+        args = params, tiny.normalizers(), tiny.observation(), KEY
+        return objective.policy(*args, "plan"), plan(objective, *args)
+
+    actions, done = acting(objective, params)
+    np.testing.assert_allclose(actions, 2 * done.actions, atol=1e-5)
+    assert np.all(np.isfinite(done.scores)) and np.ptp(done.proposals, axis=1).min() > 0
+    limited = dataclasses.replace(objective, planning=dataclasses.replace(how, limit=2))
+    got = acting(limited, params)[1]
+    np.testing.assert_allclose(got.scores, done.scores, atol=2e-5)
+    np.testing.assert_allclose(got.proposals, done.proposals, atol=2e-5)
+
+
+def test_memory_of_a_sample_and_errors():
+    # LIBERO at full size: logits and weights of 16 heads over 1764 tokens, in float32.
+    from wam.test_cosmos_network import FULL, network
+
+    got = sample_bytes(network(9, (28, 28), **FULL), 9)
+    attention = 2 * 16 * 1764**2 * 4
+    assert attention < got < 1.5 * attention
+    for changes, message in (
+        (dict(aggregate="median"), "plan.aggregate 'median' is not one of"),
+        (dict(over_depth="lst"), "'lst' is not one of .*, did you mean 'last'"),
+        (dict(proposals=0), "plan.proposals 0 must be positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Planning(**changes)

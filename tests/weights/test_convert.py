@@ -1,0 +1,228 @@
+"""The converter: there and back through our checkpoints, in little memory, all or nothing."""
+
+import json
+import resource
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from wamjax import convert, tree, weights
+from wamjax.weights import families, files, safetensors, store, tensor
+
+FAST_WAM = dict(
+    layers=2, heads=2, head_dim=12, width=16, ffn=24, action_width=8, action_ffn=12, channels=3,
+    context_width=10, freq_dim=6, action_dim=5, proprio_dim=4,
+)  # fmt: skip
+DIT = dict(layers=2, width=16, heads=2, ffn=32, classes=3)
+SMALL = {"fast_wam": FAST_WAM, "dit": DIT}
+
+
+def published(family, layout=None, dtype=tensor.BFLOAT16, config=None):
+    """Random tensors of a published file; copies are copies."""
+    kind = families.family(family)
+    layout = layout or next(iter(kind.layouts))
+    plan = families.plans(family, config or SMALL[family])[layout]
+    rng = np.random.default_rng(0)
+    out = {k: rng.standard_normal(s).astype(dtype) for k, s in plan.published.items()}
+    for p in plan.pieces:
+        out |= {copy: out[p.theirs] for copy in p.copies}
+    return out
+
+
+def save(path, arrays, plain=None):
+    files.write(path, {k: tensor.of(v) for k, v in arrays.items()}, plain)
+
+
+def same(tensors, arrays):
+    assert tensors.keys() == arrays.keys()
+    for k, x in arrays.items():
+        assert tensors[k].dtype == x.dtype and np.array_equal(tensors[k].read(), x), k
+
+
+def equal(a, b):
+    a, b = tree.flatten(a), tree.flatten(b)
+    assert a.keys() == b.keys()
+    assert all(a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k]) for k in a)
+
+
+CASES = [
+    ("fast_wam", None, "released.pt", "again.pt"),
+    ("dit", None, "dit.safetensors", "again.safetensors"),
+    ("dit", "diffusers", "folder", "again"),
+]
+
+
+@pytest.mark.parametrize("chunk", [store.CHUNK, 100])
+@pytest.mark.parametrize("family, layout, name, again", CASES)
+def test_there_and_back_is_bit_identical(tmp_path, monkeypatch, family, layout, name, again, chunk):
+    monkeypatch.setattr(store, "CHUNK", chunk)
+    arrays, config = published(family, layout), SMALL[family]
+    plain = {"step": 21_700, "torch_dtype": "torch.bfloat16"} if family == "fast_wam" else None
+    save(tmp_path / name, arrays, plain)
+    convert.bring_in(family, tmp_path / name, tmp_path / "ours", config, progress=False)
+    about = store.about(tmp_path / "ours")
+    assert about["family"] == family and about["sizes"]["layers"] == 2
+    # Any Orbax checkpointer reads it, and it is what `load` gives.
+    with ocp.StandardCheckpointer() as checkpointer:
+        got = checkpointer.restore(tmp_path / "ours" / "params")
+    equal(got, weights.load(family, tmp_path / name, config))
+    convert.send_out(family, tmp_path / "ours", tmp_path / again, progress=False)
+    contents = files.read(tmp_path / again)
+    same(contents.tensors, arrays)
+    assert contents.plain == (plain or {})
+    convert.bring_in(family, tmp_path / again, tmp_path / "twice", config, progress=False)
+    with ocp.StandardCheckpointer() as checkpointer:
+        equal(checkpointer.restore(tmp_path / "twice" / "params"), got)
+
+
+def test_checkpoints_restore_onto_a_mesh(tmp_path):
+    from wamjax import sharding
+
+    save(tmp_path / "dit.pt", published("dit"))
+    convert.bring_in("dit", tmp_path / "dit.pt", tmp_path / "ours", DIT, progress=False)
+    want = weights.load("dit", tmp_path / "dit.pt", DIT)
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 4, "tensor": 1})
+    places = sharding.params_shardings(want, mesh)
+    with ocp.StandardCheckpointer() as checkpointer:
+        got = checkpointer.restore(
+            tmp_path / "ours" / "params", sharding.with_shardings(want, places)
+        )
+    equal(got, want)
+    assert jax.tree.map(lambda x: x.sharding, got) == places
+
+
+@pytest.mark.parametrize("item", ["params", "ema"])
+def test_a_run_is_exported_from_its_newest_checkpoint(tmp_path, item):
+    """Written by Orbax in its default format; the average goes before the parameters."""
+    save(tmp_path / "released.pt", published("fast_wam", dtype=np.float32))
+    params = weights.load("fast_wam", tmp_path / "released.pt", FAST_WAM)
+    folder = tmp_path / "run" / "checkpoints"
+    with ocp.StandardCheckpointer() as checkpointer:
+        for step in (9, 10):
+            wrong = jax.tree.map(lambda x: x + 1, params)
+            checkpointer.save(folder / str(step) / "params", params if step == 10 else wrong)
+            if item == "ema":
+                checkpointer.wait_until_finished()
+                checkpointer.save(folder / str(step) / "ema", jax.tree.map(lambda x: 2 * x, params))
+            checkpointer.wait_until_finished()
+    convert.send_out("fast_wam", tmp_path / "run", tmp_path / "x.pt", FAST_WAM, progress=False)
+    got = files.read(tmp_path / "x.pt")
+    factor = 2 if item == "ema" else 1
+    want = {
+        k: (factor * v).astype(tensor.BFLOAT16)
+        for k, v in published("fast_wam", dtype=np.float32).items()
+    }
+    same(got.tensors, want)  # in the published dtype
+    assert got.plain == {"step": 10, "torch_dtype": "torch.bfloat16"}
+
+
+def test_dtypes(tmp_path):
+    save(tmp_path / "released.pt", published("fast_wam"))
+    for dtype in ("float32", "float16"):
+        convert.bring_in(
+            "fast_wam", tmp_path / "released.pt", tmp_path / dtype, FAST_WAM, None, dtype, False
+        )
+        arrays = store.read(tmp_path / dtype / "params").arrays
+        assert {a.dtype.name for a in arrays.values()} == {dtype}
+    convert.send_out(
+        "fast_wam", tmp_path / "float32", tmp_path / "x.pt", None, None, "float32", False
+    )
+    x = files.read(tmp_path / "x.pt")
+    assert {t.dtype for t in x.tensors.values()} == {np.dtype("f4")}
+    assert x.plain["torch_dtype"] == "torch.float32"
+
+
+def test_what_does_not_fit_leaves_nothing(tmp_path):
+    arrays = published("dit")
+    del arrays["x_embedder.proj.bias"]
+    save(tmp_path / "x.pt", arrays)
+    with pytest.raises(weights.Mismatch, match="x_embedder.proj.bias"):
+        convert.bring_in("dit", tmp_path / "x.pt", tmp_path / "ours", DIT, progress=False)
+    save(tmp_path / "good.pt", published("dit"))
+    convert.bring_in("dit", tmp_path / "good.pt", tmp_path / "ours", DIT, progress=False)
+    before = sorted(tmp_path.iterdir())
+    for family, config, error, text in (
+        ("fast_wam", None, ValueError, "holds 'dit', not 'fast_wam'"),
+        ("dit", DIT | {"layers": 3}, weights.Mismatch, r"is \(2, 16, 16\), these sizes want \(3,"),
+    ):
+        with pytest.raises(error, match=text):
+            convert.send_out(family, tmp_path / "ours", tmp_path / "y", config, progress=False)
+    with pytest.raises(FileExistsError):
+        convert.bring_in("dit", tmp_path / "good.pt", tmp_path / "ours", DIT, progress=False)
+    with pytest.raises(FileNotFoundError, match="neither a folder of wamjax.convert"):
+        convert.send_out("dit", tmp_path, tmp_path / "y", progress=False)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
+    save(tmp_path / "x.pt", published("dit"))
+    filled = store._fill
+
+    def fail(array, one, progress):
+        if one.shape == (32, 16):
+            raise OSError("disk full")
+        filled(array, one, progress)
+
+    monkeypatch.setattr(store, "_fill", fail)
+    with pytest.raises(OSError, match="disk full"):
+        convert.bring_in("dit", tmp_path / "x.pt", tmp_path / "ours", DIT, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
+
+
+def sparse(path, shapes, dtype="BF16", size=2):
+    """A safetensors file of zeros that takes no room on disk; returns its bytes."""
+    header, begin = {}, 0
+    for name, shape in shapes.items():
+        end = begin + int(np.prod(shape)) * size
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + begin)
+    return begin
+
+
+def peak(*arguments):
+    """Megabytes that the command took at most."""
+    command = [sys.executable, "-m", "wamjax.convert", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "wrote" in done.stdout and "100%" in done.stderr
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
+def test_memory_is_that_of_a_tensor_not_of_the_model(tmp_path):
+    """A stack of 40 layers, whose parameters are as large together as the file."""
+    big = dict(layers=40, width=768, ffn=3072, context_width=64)
+    small = big | dict(layers=1)
+    used = {}
+    for name, config in (("small", small), ("big", big)):  # in this order: it is the maximum
+        (tmp_path / f"{name}.json").write_text(json.dumps(config))
+        shapes = families.plans("wan21_t2v", config)["official"].published
+        size = sparse(tmp_path / f"{name}.safetensors", shapes)
+        used[name] = peak(
+            "--family=wan21_t2v", f"--source={tmp_path}/{name}.safetensors",
+            f"--output={tmp_path}/{name}", f"--config={tmp_path}/{name}.json",
+        )  # fmt: skip
+        if name == "big":
+            used["export"] = peak(
+                "--family=wan21_t2v", "--direction=export", f"--source={tmp_path}/{name}",
+                f"--output={tmp_path}/out",
+            )  # fmt: skip
+    assert size > 700e6
+    largest = 3072 * 768 * 2 / 2**20
+    assert used["big"] - used["small"] < 20 * largest < size / 2**20 / 6, used
+    assert used["export"] - used["small"] < 20 * largest, used
+    written = safetensors.read(tmp_path / "out" / "model.safetensors")
+    assert {k: x.shape for k, x in written.items()} == shapes
+
+
+def test_the_families_are_listed():
+    text = convert.listing()
+    assert all(f"{name}: " in text for name in weights.FAMILIES)
+    assert "umt5: transformers | wan" in text

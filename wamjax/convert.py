@@ -1,0 +1,169 @@
+"""Published weights to a checkpoint of ours, and back.
+
+    python -m wamjax.convert --family=wan22_ti2v --source=Wan2.2-TI2V-5B --output=weights/wan22
+    python -m wamjax.convert --direction=export --family=fast_wam --source=runs/libero \\
+        --output=libero.pt
+
+Importing reads a safetensors or torch file, an index of shards, or a folder with one of them, and
+makes a folder with an Orbax checkpoint (`params`) and `weights.json`. Exporting takes such a folder
+or a training run (its newest checkpoint; the moving average if there is one; adapters merged), and
+writes a file by the ending of its name, or a folder of shards. Every tensor must be used once, and
+every parameter filled once; else all that is wrong is said and nothing is written. Tensors pass one
+by one, so memory is that of the largest of them, not of the model.
+
+``--family=list`` names the families and their layouts.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tqdm
+from absl import app, flags
+
+from wamjax import adapters
+from wamjax.metrics import quiet
+from wamjax.weights import api, families, files, store
+from wamjax.weights.plan import Mismatch
+from wamjax.weights.tensor import Tensor, Tensors
+
+
+def bring_in(
+    family: str,
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    config: api.Config = None,
+    layout: str | None = None,
+    dtype: str | None = None,
+    progress: bool = True,
+) -> None:
+    """A published file to a folder of ours; see the module and `api.load`."""
+    contents = files.read(source)
+    layout, plan = api.fit(family, contents.tensors, config, layout)
+    slices = plan.to_ours(contents.tensors, None if dtype is None else jnp.dtype(dtype))
+    about = {
+        "family": family,
+        "layout": layout,
+        "sizes": families.sizes(family, config),
+        "source": str(source),
+        "plain": {k: v for k, v in contents.plain.items() if isinstance(v, str | int | float)},
+    }
+    size = sum(x.nbytes for x in slices.values())
+    with _bar("import", size, progress) as bar:
+        store.write(output, slices, about, bar.update)
+
+
+def send_out(
+    family: str,
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    config: api.Config = None,
+    layout: str | None = None,
+    dtype: str | None = None,
+    progress: bool = True,
+) -> None:
+    """A folder of ours, or a training run, to a published file; see the module and `api.export`."""
+    shapes, get, sizes, layout_then, step = _ours(family, pathlib.Path(source), config)
+    layout = layout or layout_then or next(iter(families.family(family).layouts))
+    tensors = api.published(family, shapes, get, sizes, layout, dtype)
+    known = {"step": step, "torch_dtype": f"torch.{next(iter(tensors.values())).dtype}"}
+    names = families.family(family).layouts[layout].plain
+    is_torch = pathlib.Path(output).suffix in files.TORCH
+    plain = {name: known[name] for name in names} if is_torch else {}
+    with _bar("export", sum(x.nbytes for x in tensors.values()), progress) as bar:
+        files.write(output, _watched(tensors, bar), plain)
+
+
+def _ours(family: str, source: pathlib.Path, config: api.Config):
+    """(shapes, slices, sizes, layout or None, step) of a folder of ours, or of a run."""
+    folder, step = store.locate(source)
+    params = store.read(folder)
+    shapes, get = merged(params)
+    if not (source / store.ABOUT).exists():
+        return shapes, get, config, None, step
+    about = store.about(source)
+    if about["family"] != family:
+        raise ValueError(f"{source} holds {about['family']!r}, not {family!r}")
+    return shapes, get, config or about["sizes"], about["layout"], step
+
+
+def merged(params: store.Stored):
+    """Shapes and slices of parameters, adapters merged into their kernels."""
+
+    def get(key):
+        path, layer = key
+        x, place = params.slice(key), path.removesuffix("kernel")
+        if place + adapters.DOWN not in params.arrays or place == path:
+            return x
+        down, up = (params.slice((place + part, layer)) for part in (adapters.DOWN, adapters.UP))
+        return Tensor(
+            x.shape, x.dtype, lambda: adapters.corrected(x.read(), down.read(), up.read())
+        )
+
+    return {p: s for p, s in params.shapes.items() if not adapters.is_adapter(p)}, get
+
+
+def _bar(name: str, size: int, progress: bool) -> tqdm.tqdm:
+    return tqdm.tqdm(total=size, unit="B", unit_scale=True, desc=name, disable=not progress)
+
+
+def _watched(tensors: Tensors, bar: tqdm.tqdm) -> Mapping[str, Tensor]:
+    def watch(x: Tensor) -> Tensor:
+        def read():
+            bar.update(x.nbytes)
+            return x.read()
+
+        return Tensor(x.shape, x.dtype, read)
+
+    return {key: watch(x) for key, x in tensors.items()}
+
+
+def listing() -> str:
+    """The families, their sizes and layouts, as text."""
+    lines = []
+    for name, kind in families.FAMILIES.items():
+        values = ", ".join(f"{k}={v}" for k, v in kind.sizes.items())
+        lines.append(f"{name}: {' | '.join(kind.layouts)}\n    {values}")
+    return "\n".join(lines)
+
+
+def define_flags() -> None:
+    """Not on import: several entry points define flags of the same names."""
+    flags.DEFINE_string("family", None, "a published model, or `list` for their names")
+    flags.DEFINE_string("source", None, "file or folder that is read")
+    flags.DEFINE_string("output", None, "folder, or of an export also file, that is made")
+    flags.DEFINE_string("config", None, "json file of sizes that are not the published ones")
+    flags.DEFINE_enum("direction", "import", ("import", "export"), "which way")
+    flags.DEFINE_string("layout", None, "of the published file; found out when importing")
+    flags.DEFINE_string("dtype", None, "of the result, as bfloat16; as in the source by default")
+    flags.mark_flag_as_required("family")
+
+
+def main(argv: list[str]) -> None:
+    """Entry point for absl."""
+    values: Any = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    if values.family == "list":
+        print(listing())
+        return
+    if not values.source or not values.output:
+        raise app.UsageError("give --source and --output")
+    quiet()
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed
+    run = bring_in if values.direction == "import" else send_out
+    try:
+        run(values.family, values.source, values.output, values.config, values.layout, values.dtype)
+    except (Mismatch, FileNotFoundError, FileExistsError) as error:
+        raise SystemExit(f"nothing was written: {error}") from None
+    print(f"wrote {values.output}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,98 @@
+"""Starts training from parameters that exist: converted weights, or another run.
+
+``init_from.path`` is a folder of `wamjax.convert`, or the ``--workdir`` of a run (its newest
+checkpoint; the moving average, if it has one). Paths and shapes must agree. What the model has and
+the source lacks starts fresh if it is listed in ``init_from.missing``; what the source has and the
+model lacks is left out if it is listed in ``init_from.unused``. Everything else is an error, and
+all of it is said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from wamjax import adapters, tree
+from wamjax import state as states
+from wamjax.weights import store
+
+Params = dict[str, Any]
+
+
+def params(objective, config, abstract: Params) -> Params:
+    """The parameters that a run starts with.
+
+    Args:
+      objective: its `init` makes what is missing; what it says to `derive` from others
+        (an optional method, parameters to parameters) is derived where it is missing.
+      abstract: shapes, dtypes and shardings of all parameters.
+
+    Raises:
+      ValueError: source and model do not agree.
+    """
+    source = store.read(store.locate(config.init_from.path)[0])
+    want = tree.flatten(abstract)
+    missing = check(source.shapes, want, config.init_from)
+    loaded = {p: _load(source.arrays[p], x) for p, x in want.items() if p not in missing}
+    if not missing:
+        return tree.unflatten(loaded)
+    places = {p: want[p].sharding for p in missing}
+
+    def complete(loaded):
+        fresh = states.init_params(objective, config)
+        whole = tree.unflatten(tree.flatten(fresh) | loaded)
+        derive = getattr(objective, "derive", lambda x: x)
+        flat = tree.flatten(derive(whole))
+        return {p: flat[p].astype(want[p].dtype) for p in missing}
+
+    return tree.unflatten(loaded | jax.jit(complete, out_shardings=places)(loaded))
+
+
+def check(source: Mapping[str, tuple[int, ...]], want: Mapping[str, Any], allowed: Any) -> set[str]:
+    """The parameters that the source lacks and may lack.
+
+    Raises:
+      ValueError: there is something else wrong; names all of it.
+    """
+    missing = {p for p in want if p not in source}
+    unused = {p for p in source if p not in want}
+    fine = [p for p in missing if adapters.is_adapter(p) or _listed(p, allowed.missing)]
+    problems = {
+        "missing in the source, and not in init_from.missing": missing - set(fine),
+        "unknown to the model, and not in init_from.unused": {
+            p for p in unused if not _listed(p, allowed.unused)
+        },
+        "of another shape (source, model)": {
+            f"{p} {source[p]} {tuple(want[p].shape)}"
+            for p in want.keys() & source.keys()
+            if source[p] != tuple(want[p].shape)
+        },
+        "in init_from.missing, but nothing of it is missing": {
+            r for r in allowed.missing if not any(re.fullmatch(r, p) for p in missing)
+        },
+        "in init_from.unused, but nothing of it is unused": {
+            r for r in allowed.unused if not any(re.fullmatch(r, p) for p in unused)
+        },
+    }
+    lines = [f"\n  {what}:" + "".join(f"\n    {x}" for x in sorted(found))
+             for what, found in problems.items() if found]  # fmt: skip
+    if lines:
+        raise ValueError("config.init_from does not fit the model:" + "".join(lines))
+    return missing
+
+
+def _listed(path: str, rules: Sequence[str]) -> bool:
+    return any(re.fullmatch(rule, path) for rule in rules)
+
+
+def _load(array, want) -> jax.Array:
+    """A stored parameter on its devices; every process reads its own shares of it."""
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        return array[index].read().result().astype(want.dtype)
+
+    return jax.make_array_from_callback(want.shape, want.sharding, part)

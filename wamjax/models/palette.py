@@ -1,0 +1,126 @@
+"""A discrete codec with nothing to train: the nearest of a fixed set of patches of pixels.
+
+The set is fitted once by k-means and kept as an .npy file. It stands in for a trained tokeniser
+(`models.vae`) where runs are short: tests, and pictures of simple worlds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from wamjax.models.codec import PixelCodec
+from wamjax.models.vae.pixels import to_unit
+
+SAMPLES = 2**18  # patches that k-means sees at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Palette(PixelCodec):
+    """Latents are those of `PixelCodec`, of `vocabulary` kinds.
+
+    Attributes:
+      codes: uint8 (vocabulary, patch * patch * colours) as bytes, which compare and hash.
+    """
+
+    codes: bytes = dataclasses.field(default=b"", kw_only=True, repr=False)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens."""
+        return len(self.codes) // (self.colours * self.patch**2)
+
+    def tokens(self, video: UInt8[Array, "b f H W 3"]) -> Int[Array, "b t h w"]:
+        """The nearest patch of each patch."""
+        table = self._table()
+        products = super().encode(video) @ table.T
+        return jnp.argmin(jnp.sum(table * table, axis=-1) - 2 * products, axis=-1)
+
+    def from_tokens(self, ids: Int[Array, "b t h w"]) -> Float[Array, "b t h w c"]:
+        """The latents that `decode` wants of token ids."""
+        return self._table()[ids]
+
+    def encode(self, video: UInt8[Array, "b f H W 3"]) -> Float[Array, "b t h w c"]:
+        return self.from_tokens(self.tokens(video))
+
+    def _table(self) -> Float[Array, "v c"]:
+        table = np.frombuffer(self.codes, np.uint8).reshape(self.vocabulary, -1)
+        return to_unit(jnp.asarray(table))
+
+
+def fit(
+    video: UInt8[np.ndarray, "n f H W c"], patch: int, vocabulary: int, rounds: int = 15
+) -> UInt8[np.ndarray, "v c"]:
+    """A palette of the patches of `video`, by k-means.
+
+    Raises:
+      ValueError: there are not more distinct patches than codes.
+    """
+    n, f, height, width, c = video.shape
+    patches = video.reshape(n * f, height // patch, patch, width // patch, patch, c)
+    patches = patches.swapaxes(2, 3).reshape(-1, patch * patch * c)
+    rng = np.random.default_rng(0)
+    if len(patches) > SAMPLES:
+        patches = patches[np.sort(rng.choice(len(patches), SAMPLES, replace=False))]
+    patches, weight = np.unique(patches, axis=0, return_counts=True)  # plain ground is common
+    if len(patches) <= vocabulary:
+        raise ValueError(f"{len(patches)} distinct patches are too few for {vocabulary} codes")
+    x = patches.astype(np.float32)
+    codes = _spread(x, weight, vocabulary, rng)
+    for _ in range(rounds):
+        nearest = _nearest(x, codes)
+        total = np.bincount(nearest, weight, vocabulary)[:, None]
+        sums = [np.bincount(nearest, weight * column, vocabulary) for column in x.T]
+        means = np.stack(sums, axis=1) / np.maximum(total, 1)
+        codes = np.where(total > 0, means, codes).astype(np.float32)
+    return np.unique(np.round(codes).astype(np.uint8), axis=0)
+
+
+def ensure(
+    path: str | os.PathLike,
+    video: Callable[[], UInt8[np.ndarray, "n f H W c"]],
+    patch: int,
+    vocabulary: int,
+) -> Palette:
+    """The palette in the .npy file `path`, fitted to ``video()`` now if there is no such file.
+
+    Codes that coincide after rounding are one, so the vocabulary may be a little smaller than asked
+    for. Another palette gives token ids another meaning: the file belongs to every checkpoint that
+    was trained with it.
+
+    Raises:
+      ValueError: the file holds no palette of this patch.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}.npy")
+        np.save(draft, fit(video(), patch, vocabulary))
+        draft.replace(path)
+    codes = np.load(path)
+    colours = codes.shape[-1] // patch**2
+    if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] not in (patch**2, 3 * patch**2):
+        raise ValueError(f"{path} holds {codes.dtype} {codes.shape}: no palette of patch {patch}")
+    return Palette(patch, colours=colours, codes=codes.tobytes())
+
+
+def _spread(x: np.ndarray, weight: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of `x` that lie far apart: k-means++ (Arthur and Vassilvitskii, 2007)."""
+    chosen = [int(weight.argmax())]
+    distance = np.full(len(x), np.inf)
+    for _ in range(number - 1):
+        distance = np.minimum(distance, np.square(x - x[chosen[-1]]).sum(axis=1))
+        p = distance * weight
+        chosen.append(int(rng.choice(len(x), p=p / p.sum())))
+    return x[chosen]
+
+
+def _nearest(x: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """The number of the nearest code of every row."""
+    return (np.square(codes).sum(axis=1) - 2 * x @ codes.T).argmin(axis=1)

@@ -1,0 +1,218 @@
+"""One convolutional encoder and decoder for the SD, the Wan 2.1 and the Wan 2.2 autoencoder.
+
+The three are the same ladder: convolution, levels of residual blocks with resampling between
+them, a middle with attention, norm, convolution. What differs is enumerated in `Sizes.style`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from wamjax.models.vae.blocks import Down, Middle, Residual, Up, average_down, repeat_up
+from wamjax.models.vae.layers import ChannelNorm, Conv, GroupNorm
+
+STYLES = "image", "causal", "residual"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Sizes of an autoencoder.
+
+    Attributes:
+      style: "image", every frame alone under group norms (SD); "causal", convolutions that see the
+        past under channel norms (Wan 2.1); "residual", the same with parameter-free shortcuts
+        around every level (Wan 2.2).
+      channels: of a latent.
+      width, decoder_width: channels of the widest grid; the decoder's is `width` if 0.
+      multipliers: of the width, level by level; the grid halves between levels.
+      blocks: residual blocks of a level; the decoder has one more.
+      temporal: for each halving of the grid, whether the frames are halved with it.
+      patch: side of the square of pixels that is folded into channels first.
+      groups: of the group norms.
+    """
+
+    style: str
+    channels: int
+    width: int
+    decoder_width: int = 0
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    blocks: int = 2
+    temporal: tuple[bool, ...] = (False, True, True)
+    patch: int = 1
+    groups: int = 32
+
+    def __post_init__(self):
+        if self.style not in STYLES:
+            raise ValueError(f"style {self.style!r} is not one of {STYLES}")
+        if len(self.temporal) != len(self.multipliers) - 1:
+            raise ValueError(
+                f"{len(self.multipliers)} levels have {len(self.multipliers) - 1} halvings, "
+                f"temporal is {self.temporal}"
+            )
+        if self.style == "image" and any(self.temporal):
+            raise ValueError(f"style 'image' keeps every frame, temporal is {self.temporal}")
+
+    @property
+    def space_stride(self) -> int:
+        """Pixels along each side of a latent."""
+        return self.patch * 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def time_stride(self) -> int:
+        """Frames of every latent after the first."""
+        return 2 ** sum(self.temporal)
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        return (3, 3) if self.style == "image" else (3, 3, 3)
+
+    @property
+    def pointwise(self) -> tuple[int, ...]:
+        return (1,) * len(self.kernel)
+
+    @property
+    def norm(self) -> Callable[..., nn.Module]:
+        if self.style == "image":
+            return lambda name: GroupNorm(self.groups, name=name)
+        return lambda name: ChannelNorm(name=name)
+
+    def check_frames(self, frames: int, first: bool = True) -> None:
+        """Raises ValueError for a clip, or a chunk, that does not divide into latents."""
+        stride = self.time_stride
+        if frames < 1 or (frames - first) % stride:
+            want = f"{stride} k + 1 frames" if first else f"{stride} k frames after the first chunk"
+            raise ValueError(f"{frames} frames: the autoencoder wants {want}; cut or repeat some")
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(t, h, w, c) of a clip in pixels; raises ValueError where it does not divide."""
+        self.check_frames(frames)
+        side = self.space_stride
+        if height % side or width % side:
+            raise ValueError(f"pictures of {height}x{width} do not divide by {side}; resize them")
+        return 1 + (frames - 1) // self.time_stride, height // side, width // side, self.channels
+
+
+class Encoder(nn.Module):
+    """Pixels to `features` channels on the grid of latents."""
+
+    sizes: Sizes
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f H W i"], first: bool) -> Float[Array, "b t h w o"]:
+        s = self.sizes
+        x = Conv(s.width, s.kernel, name="conv_in")(x, first)
+        for level, multiplier in enumerate(s.multipliers):
+            x = DownLevel(s, level, s.width * multiplier, name=f"down_{level}")(x, first)
+        x = Middle(s.kernel, s.norm, name="mid")(x, first)
+        x = nn.silu(s.norm(name="norm_out")(x))
+        return Conv(self.features, s.kernel, name="conv_out")(x, first)
+
+
+class DownLevel(nn.Module):
+    """Residual blocks, then half the grid; the last level keeps it."""
+
+    sizes: Sizes
+    level: int
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array, first: bool) -> Array:
+        s, inputs = self.sizes, x
+        last = self.level == len(s.multipliers) - 1
+        time = not last and s.temporal[self.level]
+        for i in range(s.blocks):
+            x = Residual(self.features, s.kernel, s.norm, name=f"res_{i}")(x, first)
+        if not last:
+            x = Down(time, name="down")(x, first)
+        if s.style == "residual":
+            x += average_down(inputs, self.features, 1 + time, 2 - last, first)
+        return x
+
+
+class Decoder(nn.Module):
+    """Latents to pixels; not clipped."""
+
+    sizes: Sizes
+    features: int
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "b t h w c"], first: bool) -> Float[Array, "b f H W o"]:
+        s = self.sizes
+        widths = [(s.decoder_width or s.width) * m for m in reversed(s.multipliers)]
+        x = Conv(widths[0], s.kernel, name="conv_in")(z, first)
+        x = Middle(s.kernel, s.norm, name="mid")(x, first)
+        for level, width in enumerate(widths):
+            x = UpLevel(s, level, width, name=f"up_{level}")(x, first)
+        x = nn.silu(s.norm(name="norm_out")(x))
+        return Conv(self.features, s.kernel, name="conv_out")(x, first)
+
+
+class UpLevel(nn.Module):
+    """Residual blocks, then twice the grid; the last level keeps it."""
+
+    sizes: Sizes
+    level: int
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array, first: bool) -> Array:
+        s, inputs = self.sizes, x
+        last = self.level == len(s.multipliers) - 1
+        for i in range(s.blocks + 1):
+            x = Residual(self.features, s.kernel, s.norm, name=f"res_{i}")(x, first)
+        if last:
+            return x
+        time = s.temporal[-1 - self.level]
+        width = self.features // 2 if s.style == "causal" else self.features
+        x = Up(width, time, name="up")(x, first)
+        if s.style == "residual":
+            x += repeat_up(inputs, self.features, 1 + time, 2, first)
+        return x
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder with the pointwise convolutions at the latents.
+
+    Attributes:
+      features: channels that the encoder puts out: mean and log-variance of `sizes.channels`
+        latents, or whatever the bottleneck wants.
+    """
+
+    sizes: Sizes
+    features: int
+
+    def setup(self):
+        s = self.sizes
+        self.encoder = Encoder(s, self.features)
+        self.decoder = Decoder(s, 3 * s.patch**2)
+        self.quant = Conv(self.features, s.pointwise)
+        self.post_quant = Conv(s.channels, s.pointwise)
+
+    def __call__(self, x: Float[Array, "b f H W 3"]) -> Float[Array, "b f H W 3"]:
+        """Touches every parameter, for `init`; the first channels pass for latents."""
+        return self.decode(self.encode(x)[..., : self.sizes.channels])
+
+    def encode(self, x: Float[Array, "b f H W 3"], first: bool = True) -> Float[Array, "b t h w o"]:
+        """What the encoder says of pixels in [-1, 1]; see `wamjax.models.vae.bottleneck`.
+
+        Raises:
+          ValueError: frames or pictures that do not divide into latents.
+        """
+        self.sizes.check_frames(x.shape[1], first)
+        self.sizes.latent_shape(1, *x.shape[2:4])
+        p = self.sizes.patch
+        # Wan 2.2's order of channels: colour, then column, then row within the square.
+        x = rearrange(x, "b f (h p) (w q) c -> b f h w (c q p)", p=p, q=p)
+        return self.quant(self.encoder(x, first))
+
+    def decode(self, z: Float[Array, "b t h w c"], first: bool = True) -> Float[Array, "b f H W 3"]:
+        """Pixels, about [-1, 1] and not clipped."""
+        p = self.sizes.patch
+        x = self.decoder(self.post_quant(z), first)
+        return rearrange(x, "b f h w (c q p) -> b f (h p) (w q) c", p=p, q=p)

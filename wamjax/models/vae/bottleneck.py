@@ -1,0 +1,235 @@
+"""What stands between encoder and decoder: a Gaussian, or a code book.
+
+A bottleneck is a small frozen dataclass:
+
+  features, channels         of the encoder's output and of the decoder's input
+  init(rng)                  its own parameters, {} for most
+  latents(params, h)         deterministic latents of the encoder's output
+  train(params, h, rng)      (latents for the decoder, loss, metrics)
+
+and, for the discrete ones, ``vocabulary``, ``ids(params, h)`` and ``lookup(params, ids)``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from wamjax.models.layers import at_least_float32
+
+Metrics = dict[str, Array]
+
+
+def moments(h: Float[Array, "... 2c"]) -> tuple[Float[Array, "... c"], Float[Array, "... c"]]:
+    """Mean and log-variance, the latter clamped to [-30, 20]."""
+    mean, log_variance = jnp.split(at_least_float32(h), 2, axis=-1)
+    return mean, jnp.clip(log_variance, -30.0, 20.0)
+
+
+def kl_to_normal(mean: Array, log_variance: Array) -> Array:
+    """KL divergence from the standard normal, in nats, element by element."""
+    return 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """The posterior of a variational autoencoder (Kingma and Welling, arXiv 1312.6114).
+
+    Attributes:
+      weight: of the mean KL divergence per latent element, against the reconstruction's mean
+        error per pixel value.
+    """
+
+    channels: int
+    weight: float = 1e-4
+
+    @property
+    def features(self) -> int:
+        return 2 * self.channels
+
+    def init(self, rng: Array) -> dict[str, Any]:
+        del rng
+        return {}
+
+    def latents(self, params, h: Float[Array, "... 2c"]) -> Float[Array, "... c"]:
+        """The mean, which is also the mode."""
+        del params
+        return moments(h)[0]
+
+    def sample(self, h: Float[Array, "... 2c"], rng: Array) -> Float[Array, "... c"]:
+        """A draw from the posterior."""
+        mean, log_variance = moments(h)
+        noise = jax.random.normal(rng, mean.shape, mean.dtype)
+        return mean + jnp.exp(0.5 * log_variance) * noise
+
+    def train(self, params, h: Array, rng: Array) -> tuple[Array, Array, Metrics]:
+        del params
+        kl = jnp.mean(kl_to_normal(*moments(h)))
+        return self.sample(h, rng), self.weight * kl, {"kl": kl}
+
+
+@dataclasses.dataclass(frozen=True)
+class FiniteScalar:
+    """Finite scalar quantisation (Mentzer et al., arXiv 2309.15505): each channel is rounded.
+
+    Nothing is learned and nothing can collapse. Channel i takes `levels[i]` values, evenly spaced
+    in [-1, 1], and a latent is a number in mixed radix, the first channel the lowest digit.
+    """
+
+    levels: tuple[int, ...]
+
+    def __post_init__(self):
+        if min(self.levels) < 2:
+            raise ValueError(f"levels {self.levels}: each channel needs 2 values or more")
+
+    @property
+    def channels(self) -> int:
+        return len(self.levels)
+
+    @property
+    def features(self) -> int:
+        return len(self.levels)
+
+    @property
+    def vocabulary(self) -> int:
+        return int(np.prod(self.levels))
+
+    def init(self, rng: Array) -> dict[str, Any]:
+        del rng
+        return {}
+
+    def latents(self, params, h: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        del params
+        x = self._bound(h)
+        # Straight through: the gradient is that of the bounded value.
+        return (x + jax.lax.stop_gradient(jnp.round(x) - x)) / self._half
+
+    def train(self, params, h: Array, rng: Array) -> tuple[Array, Array, Metrics]:
+        del rng
+        metrics = health(self.ids(params, h), self.vocabulary)
+        return self.latents(params, h), jnp.zeros((), jnp.float32), metrics
+
+    def ids(self, params, h: Float[Array, "... c"]) -> Int[Array, "..."]:
+        del params
+        digits = jnp.round(self._bound(h)).astype(jnp.int32) + self._half
+        return jnp.sum(digits * self._basis, axis=-1)
+
+    def lookup(self, params, ids: Int[Array, "..."]) -> Float[Array, "... c"]:
+        del params
+        digits = ids[..., None] // self._basis % np.asarray(self.levels)
+        return (digits - self._half) / self._half.astype(np.float32)
+
+    def _bound(self, h: Array) -> Array:
+        """Squashes to the open interval that rounds to the levels -L // 2 .. (L - 1) // 2.
+
+        An even number of levels is centred between two integers, so it is shifted by a half; 0
+        still maps to 0. The paper's code differs in two details: it shifts by tan instead of
+        artanh, which misses 0, and shrinks the interval by 1e-3, which two levels do not survive.
+        """
+        levels = np.asarray(self.levels)
+        half = (levels - 1) * (1 + 1e-3) / 2
+        offset = np.where(levels % 2, 0.0, 0.5)
+        x = at_least_float32(h)
+        shift = np.arctanh(offset / half).astype(x.dtype)
+        return jnp.tanh(x + shift) * half.astype(x.dtype) - offset.astype(x.dtype)
+
+    @property
+    def _half(self) -> np.ndarray:
+        return np.asarray(self.levels) // 2
+
+    @property
+    def _basis(self) -> np.ndarray:
+        return np.cumprod([1, *self.levels[:-1]]).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeBook:
+    """Vector quantisation (van den Oord et al., arXiv 1711.00937): the nearest of learned codes.
+
+    Codes follow the encoder by the code-book loss and the encoder stays near them by `commitment`,
+    both compared on the unit sphere (Yu et al., arXiv 2110.04627). Alone this collapses: an
+    encoder starts in a narrow cone, where a handful of codes is nearest. The entropy term (as in
+    the tokenizer of MaskGIT, arXiv 2202.04200) spreads the codes over the batch and makes each
+    choice definite; unlike moving averages and restarts of dead codes, it needs no state beside
+    the parameters.
+
+    Attributes:
+      codes: size of the vocabulary.
+      channels: of a code.
+      commitment, entropy: weights of the two terms.
+      temperature: of the soft assignment whose entropies are taken.
+    """
+
+    codes: int
+    channels: int
+    commitment: float = 0.25
+    entropy: float = 0.1
+    temperature: float = 0.03
+
+    @property
+    def features(self) -> int:
+        return self.channels
+
+    @property
+    def vocabulary(self) -> int:
+        return self.codes
+
+    def init(self, rng: Array) -> dict[str, Any]:
+        return {"embedding": jax.random.normal(rng, (self.codes, self.channels))}
+
+    def latents(self, params, h: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        return self.lookup(params, self.ids(params, h))
+
+    def train(self, params, h: Array, rng: Array) -> tuple[Array, Array, Metrics]:
+        del rng
+        similarity, h = self._similarity(params, h), unit(h)
+        ids = jnp.argmax(similarity, axis=-1)
+        z = self.lookup(params, ids)
+        stop = jax.lax.stop_gradient
+        follow, commit = jnp.mean(jnp.square(z - stop(h))), jnp.mean(jnp.square(h - stop(z)))
+        loss = follow + self.commitment * commit
+        loss += self.entropy * entropy_gap(similarity / self.temperature)
+        return h + stop(z - h), loss, {"quantisation": commit} | health(ids, self.codes)
+
+    def ids(self, params, h: Float[Array, "... c"]) -> Int[Array, "..."]:
+        # On the sphere the nearest code is the most similar one.
+        return jnp.argmax(self._similarity(params, h), axis=-1)
+
+    def lookup(self, params, ids: Int[Array, "..."]) -> Float[Array, "... c"]:
+        return unit(params["embedding"])[ids]
+
+    def _similarity(self, params, h: Float[Array, "... c"]) -> Float[Array, "... codes"]:
+        """Cosines."""
+        return unit(h) @ unit(params["embedding"]).T / self.channels
+
+
+def entropy_gap(logits: Float[Array, "... codes"]) -> Array:
+    """Mean entropy of the soft assignments minus the entropy of their mean, in nats; <= 0."""
+    log_p = jax.nn.log_softmax(logits.reshape(-1, logits.shape[-1]), axis=-1)
+    each = -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
+    mean = jnp.mean(jnp.exp(log_p), axis=0)
+    return each + jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-12)))
+
+
+def unit(x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+    """Scaled to mean square 1 over the channels."""
+    x = at_least_float32(x)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-12)
+
+
+def health(ids: Int[Array, "..."], vocabulary: int) -> Metrics:
+    """How a batch uses a code book.
+
+    Returns:
+      usage: share of the codes that occur at least once.
+      perplexity: exp of the entropy of their frequencies; `vocabulary` if all are equally common.
+    """
+    counts = jnp.bincount(ids.ravel(), length=vocabulary)
+    p = counts / ids.size
+    entropy = -jnp.sum(p * jnp.log(jnp.maximum(p, 1e-12)))
+    return {"usage": jnp.mean(counts > 0), "perplexity": jnp.exp(entropy)}

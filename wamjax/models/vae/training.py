@@ -1,0 +1,65 @@
+"""Training an autoencoder of one's own: an objective like those of `wamjax.wam`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from wamjax.models.vae.pixels import to_unit
+from wamjax.models.vae.vae_codec import VAECodec
+
+Batch = dict[str, Array]
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class CodecObjective:
+    """Reconstructs video through the bottleneck.
+
+    Attributes:
+      codec: unbound; its parameters are what is trained.
+      frames, picture: of a training window.
+    """
+
+    codec: VAECodec
+    frames: int
+    picture: tuple[int, int]
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a training batch; other entries of a batch are ignored."""
+        self.codec.shape(self.frames, *self.picture)  # raises where the clip does not divide
+        shape = (batch_size, self.frames, *self.picture, 3)
+        return {self.codec.key: jax.ShapeDtypeStruct(shape, jnp.uint8)}
+
+    def pictures(self) -> list:
+        """No visibility tables: convolutions see what they reach."""
+        return []
+
+    def init(self, rng: Array) -> Params:
+        return self.codec.init(rng)
+
+    def loss(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, dict[str, Array]]:
+        """Mean absolute error per pixel value in [-1, 1], plus what the bottleneck adds.
+
+        Frames past the end of an episode repeat the last one, so they are pictures like others.
+
+        Returns:
+          (loss, metrics), float32: reconstruction (that error), psnr in dB, and the bottleneck's.
+        """
+        codec = self.codec
+        x = to_unit(batch[codec.key])
+        h = codec.network.apply({"params": params}, x, method="encode")
+        z, extra, metrics = codec.bottleneck.train(params.get("codebook", {}), h, rng)
+        y = codec.network.apply({"params": params}, z, method="decode").astype(jnp.float32)
+        error = jnp.mean(jnp.abs(y - x))
+        metrics |= {"reconstruction": error, "psnr": psnr(jnp.mean(jnp.square(y - x)))}
+        return error + extra, metrics
+
+
+def psnr(square_error: Array) -> Array:
+    """Peak signal-to-noise ratio in dB from a mean square error of values in [-1, 1]."""
+    return 10 * jnp.log10(4 / square_error)

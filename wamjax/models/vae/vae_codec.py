@@ -1,0 +1,129 @@
+"""An autoencoder with its bottleneck and the statistics of its latents, as a codec."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int, UInt8
+
+from wamjax.models.vae import streaming
+from wamjax.models.vae.autoencoder import Autoencoder, Sizes
+from wamjax.models.vae.pixels import to_bytes, to_unit
+
+Params = dict[str, Any]
+static = functools.partial(struct.field, pytree_node=False)
+
+
+@struct.dataclass
+class VAECodec:
+    """Implements `wamjax.models.codec.Codec`; everything but `params` is static.
+
+    Attributes:
+      bottleneck: see `wamjax.models.vae.bottleneck`; decides what latents are.
+      mean, std: of the latents by channel, which leave the codec as (z - mean) / std; (): 0 and 1.
+      chunk: latents that are computed at a time, for long clips; 0: the whole clip.
+      params: None until `bind`.
+    """
+
+    sizes: Sizes = static()
+    bottleneck: Any = static()
+    mean: tuple[float, ...] = static(default=())
+    std: tuple[float, ...] = static(default=())
+    chunk: int = static(default=0)
+    key: str = static(default="video")
+    params: Params | None = None
+
+    @property
+    def network(self) -> Autoencoder:
+        return Autoencoder(self.sizes, self.bottleneck.features)
+
+    def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        return self.sizes.latent_shape(frames, height, width)
+
+    def init(self, rng: Array) -> Params:
+        """Fresh float32 parameters, with a "codebook" beside the network if there is one."""
+        side, frames = self.sizes.space_stride, 1 + self.sizes.time_stride
+        pixels = jnp.zeros((1, frames, side, side, 3))
+        network, codes = jax.random.split(rng)
+        params = self.network.init(network, pixels, mutable=["params"])["params"]
+        codebook = self.bottleneck.init(codes)
+        return params | ({"codebook": codebook} if codebook else {})
+
+    def bind(self, params: Params) -> VAECodec:
+        return self.replace(params=params)
+
+    def encode(self, video: UInt8[Array, "b f H W 3"]) -> Float[Array, "b t h w c"]:
+        if not self.chunk:
+            return self._latents(self._features(video))
+
+        def step(video, past):
+            x = to_unit(video)
+            h, past = streaming.encode_step(self.network, self._bound(), x, past)
+            return self._latents(h), past
+
+        return streaming.over_chunks(step, video, self.chunk * self.sizes.time_stride)
+
+    def decode(self, latents: Float[Array, "b t h w c"]) -> UInt8[Array, "b f H W 3"]:
+        z = latents * self._array(self.std, 1) + self._array(self.mean, 0)
+        if not self.chunk:
+            x = self.network.apply({"params": self._bound()}, z, method="decode")
+            return to_bytes(x)
+
+        def step(z, past):
+            x, past = streaming.decode_step(self.network, self._bound(), z, past)
+            return to_bytes(x), past
+
+        return streaming.over_chunks(step, z, self.chunk)
+
+    def sample(self, video: UInt8[Array, "b f H W 3"], rng: Array) -> Float[Array, "b t h w c"]:
+        """Latents drawn from the posterior, where the bottleneck is a Gaussian."""
+        return self._normalise(self.bottleneck.sample(self._features(video), rng))
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens, where the bottleneck is discrete."""
+        return self.bottleneck.vocabulary
+
+    def tokens(self, video: UInt8[Array, "b f H W 3"]) -> Int[Array, "b t h w"]:
+        """Token ids, where the bottleneck is discrete."""
+        return self.bottleneck.ids(self._codebook(), self._features(video))
+
+    def from_tokens(self, ids: Int[Array, "b t h w"]) -> Float[Array, "b t h w c"]:
+        """The latents that `decode` wants of token ids."""
+        return self._normalise(self.bottleneck.lookup(self._codebook(), ids))
+
+    def standardised(self, video: UInt8[Array, "b f H W 3"]) -> VAECodec:
+        """This codec with the `mean` and `std` that its latents of `video` have, by channel.
+
+        Diffusion wants latents of unit variance; a trained codec's own are anything.
+        """
+        z = np.asarray(self.replace(mean=(), std=()).encode(video), np.float64)
+        mean, std = z.mean(axis=(0, 1, 2, 3)), z.std(axis=(0, 1, 2, 3))
+        if std.min() < 1e-6:
+            raise ValueError(f"latent channels {np.flatnonzero(std < 1e-6)} are constant")
+        return self.replace(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+    def _bound(self) -> Params:
+        if self.params is None:
+            raise ValueError("this codec has no parameters yet: use codec.bind(params)")
+        return self.params
+
+    def _codebook(self) -> Params:
+        return self._bound().get("codebook", {})
+
+    def _features(self, video: Array) -> Array:
+        return self.network.apply({"params": self._bound()}, to_unit(video), method="encode")
+
+    def _latents(self, h: Array) -> Array:
+        return self._normalise(self.bottleneck.latents(self._codebook(), h))
+
+    def _normalise(self, z: Array) -> Array:
+        return (z - self._array(self.mean, 0)) / self._array(self.std, 1)
+
+    def _array(self, values: tuple[float, ...], default: float) -> Array:
+        return jnp.asarray(values or (default,), jnp.float32)

@@ -1,0 +1,217 @@
+"""Cosmos Policy from a config, and the published settings that configs start from."""
+
+from __future__ import annotations
+
+from wamjax import config as configs
+from wamjax.data.spec import DataSpec
+from wamjax.data.tokens import VOCAB
+from wamjax.diffusion import noise
+from wamjax.diffusion.flow import RectifiedFlow
+from wamjax.models import blocks
+from wamjax.models import codec as codecs
+from wamjax.models.blocks import ExpertSpec
+from wamjax.models.dit import DiT
+from wamjax.models.mot import GroupSpec
+from wamjax.sharding import constrain
+from wamjax.wam import clips, cosmos_programs, layouts, presets
+from wamjax.wam.cosmos_policy import CosmosPolicy
+from wamjax.wam.layouts import LAYOUTS, Layout
+from wamjax.wam.planning import Planning, sample_bytes
+
+TEXT_ROWS = 512  # of T5 embeddings; padding is zero
+
+
+def cosmos_policy(config, spec) -> CosmosPolicy:
+    """Cosmos Policy from ``config.model``, ``config.objective`` and the sizes of the data.
+
+    Raises:
+      ValueError: data and config do not fit each other; the key is named.
+    """
+    model, objective = config.model, config.objective
+    layout = layouts.parse(objective.slots)
+    if not isinstance(spec, DataSpec):
+        raise ValueError("objective.name='cosmos_policy' trains on episodes: data.kind='episodes'")
+    layout.check_data(spec)
+    _check_data(config, layout)
+    codec = codecs.build(model.codec)
+    network = _network(model, layout, codec, spec)
+    plan = objective.plan.to_dict()
+    limit = plan.pop("memory_gb") * 2**30 / sample_bytes(network, len(layout))
+    return CosmosPolicy(
+        network=network,
+        codec=codec,
+        process=RectifiedFlow(
+            weighting="uniform", law=noise.cosmos_policy(len(layout), objective.uniform)
+        ),
+        layout=layout,
+        views=tuple((name, tuple(size)) for name, size in spec.cameras.items()),
+        instruction_length=spec.instruction_length,
+        uses=cosmos_programs.uses(objective.value),
+        mix=tuple(objective.mix),
+        visibility=objective.visibility,
+        auxiliary=objective.auxiliary,
+        discount=objective.discount,
+        augment=objective.augment,
+        compat=tuple(objective.compat),
+        steps=objective.infer_steps,
+        sigma_max=objective.sigma_max,
+        sigma_min=objective.sigma_min,
+        solver=objective.solver,
+        planning=Planning(**plan, limit=max(int(limit), 1) if limit else 0),
+    )
+
+
+def _network(model, layout: Layout, codec, spec: DataSpec) -> DiT:
+    """The video model of Cosmos-Predict2; its sinusoid is as wide as the network."""
+    frames = 1 + clips.frames_per_slot(codec) * (len(layout) - 1)
+    slots, h, w, c = codec.shape(frames, *spec.cameras[layout.cameras[0]])
+    assert slots == len(layout)
+    sizes = dict(lora_rank=model.lora_rank, context_rows=model.context_rows)
+    return DiT(
+        video_spec=ExpertSpec(
+            "video", model.video.width, model.video.ffn, **blocks.COSMOS, **sizes
+        ),
+        groups=tuple(GroupSpec(g, "video", at) for g, at in layout.groups.items()),
+        latent=(h, w, c + 2),
+        layers=model.layers,
+        heads=model.heads,
+        head_dim=model.head_dim,
+        patch=model.patch,
+        outputs=c,
+        text="cross",
+        text_net="none",
+        context_width=model.context_width,
+        vocabulary=VOCAB if model.text.kind == "tokens" else 0,
+        instruction_length=spec.instruction_length,
+        positions="rope",
+        rope_scale=tuple(model.rope_scale),
+        freq_dim=model.video.width,
+        time_scale=model.time_scale,
+        remat=model.remat,
+        unroll=model.unroll,
+        constrain=constrain,
+    )
+
+
+def _check_data(config, layout: Layout) -> None:
+    """That the pipeline makes what the objective reads."""
+    data, mix = config.data, tuple(config.objective.mix)
+    want = {"frames": 2, "frame_stride": layout.chunk, "outcome": True}
+    for key, value in want.items():
+        if data[key] != value:
+            raise ValueError(
+                f"Cosmos Policy looks at the start and at the end of a chunk: config.data.{key} is "
+                f"{value}, not {data[key]}"
+            )
+    sources = data.sources.values()
+    if any(s.action_free for s in sources):
+        raise ValueError("Cosmos Policy has no use for sources that are action_free")
+    weights = [sum(s.weight for s in sources if s.rollout == r) for r in (False, True)]
+    if weights[1] and weights[0] * sum(mix) < sum(weights) * mix[0] * (1 - 1e-6):
+        raise ValueError(
+            f"objective.mix {mix} trains the policy on {mix[0] / sum(mix):.0%} of a batch, and "
+            f"{weights[0] / sum(weights):.0%} are demonstrations: change the weights in "
+            "config.data.sources, or mix"
+        )
+
+
+# ---- settings ----
+
+
+def objective(config, layout: str) -> None:
+    """The method on the slots of a named layout, with the numbers that all benchmarks share."""
+    config.objective.name = config.objective.variant = "cosmos_policy"
+    config.objective.slots = LAYOUTS[layout]
+    config.objective.infer_steps, config.objective.solver = 5, "exponential"
+    made, data = layouts.parse(LAYOUTS[layout]), config.data
+    data.cameras, data.chunk = made.cameras, made.chunk
+    data.frames, data.frame_stride, data.outcome = 2, made.chunk, True
+    data.normalization = "min_max"
+
+
+def predict2_2b(config) -> None:
+    """Cosmos-Predict2-2B-Video2World, its video codec and T5-11B embeddings of 64 rows."""
+    model = config.model
+    model.layers, model.heads, model.head_dim = 28, 16, 128
+    model.video.width, model.video.ffn, model.lora_rank = 2048, 8192, 256
+    model.patch, model.time_scale, model.rope_scale = 2, 1.0, (1.0, 3.0, 3.0)
+    model.codec.kind, model.remat = "wan2.1", "full"
+    model.text.kind, model.context_width, model.context_rows = "context", 1024, TEXT_ROWS
+    config.data.instruction_length = 64
+    config.objective.augment = "strong"
+    config.optim.freeze = ("codec/.*",)
+
+
+def training(config, anchors: tuple[int, int]) -> None:
+    """Optimiser and schedule of all published policies (specification, section 5.7).
+
+    Args:
+      anchors: steps at which the warm-up ends, and at which the rate drops.
+    """
+    optim = config.optim
+    optim.learning_rate, optim.b1, optim.b2, optim.weight_decay = 1e-4, 0.9, 0.99, 0.1
+    optim.clip_norm, optim.ema_decay = 1.0, 0.0
+    optim.anchor_steps = (0, anchors[0], anchors[1], anchors[1])
+    optim.anchor_factors = (1e-6, 1.0, 0.3, 0.06)
+    config.precision.compute = "bfloat16"
+    config.mesh.fsdp, config.mesh.data = 8, -1
+
+
+def declare(config, layout: str, control_hz: float) -> None:
+    """Sizes of the published data, so that the model is known without it."""
+    said, made = config.data.declared, layouts.parse(LAYOUTS[layout])
+    said.camera_size, said.control_hz = (224, 224), control_hz
+    said.action_dim, said.proprio_dim = made.statistics["actions"], made.statistics["proprio"]
+
+
+def planner(config, rollouts: str = "") -> None:
+    """Fine-tuning of world model and V(s') on what policies did (specification, section 5.5).
+
+    A tenth of a batch are demonstrations, for the policy; half of the rest trains the world model
+    and half the value, on rollouts half of which failed.
+
+    Args:
+      rollouts: folder of them; "" where the sources name some already.
+    """
+    config.objective.value, config.objective.mix = "value_v", (2, 9, 9)
+    sources = config.data.sources
+    for ended in ("success", "failure"):
+        name = {"success": "successes", "failure": "failures"}[ended]
+        if rollouts:
+            sources[name] = configs.source(path=rollouts, rollout=True, ended=ended)
+        sources[name].weight = 9.0
+    sources.demos.weight = 2.0
+    config.data.batch_size = max(config.data.batch_size // 20, 1) * 20
+
+
+def miniature(config) -> None:
+    """The structure of a published config for a laptop: small pictures, a codec of pixels."""
+    model = config.model
+    model.layers, model.heads, model.head_dim, model.remat = 2, 2, 12, "none"
+    model.video.width, model.video.ffn, model.lora_rank = 24, 48, 8
+    model.context_width, model.codec.kind, model.codec.patch = 32, "pixel", 4
+    config.optim.freeze = ()
+    config.precision.compute = "float32"
+    config.data.batch_size, config.mesh.fsdp, config.total_steps = 40, 1, 10
+    # The chunk of 50 x 14 numbers has to fit a latent frame.
+    config.data.declared.camera_size = (32, 32)
+
+
+def stand_ins(config, path: str) -> None:
+    """Random data in place of all sources. There are no failures among them."""
+    for name, entry in config.data.sources.items():
+        made = dict(weight=entry.weight, rollout=entry.rollout)
+        config.data.sources[name] = configs.source(path=path, stand_in=12, **made)
+    config.data.embeddings = f"{path}-text"
+
+
+def tabletop_debug(config) -> None:
+    """Everything in under a minute; it learns nothing."""
+    presets.tabletop_debug(config)
+    config.data.batch_size = 40
+    config.model.head_dim, config.model.lora_rank = 12, 8
+    config.model.video.width, config.model.video.ffn = 24, 48
+    for name in ("successes", "failures"):  # of few episodes none might fail
+        config.data.sources[name].collect.episodes = 24
+    plan = config.objective.plan
+    plan.proposals, plan.futures, plan.values, plan.future_steps, plan.value_steps = 2, 1, 2, 1, 1

@@ -1,0 +1,351 @@
+"""Cosmos Policy (arXiv 2601.16163): one video DiT that is policy, world model and value function.
+
+What a robot senses, does and is told of success are latent frames of one clip (`layouts`), all
+denoised together. Which of them are given makes it a policy, a world model or a value function
+(`cosmos_programs`); a batch trains all three. Levels, loss and sampler are those of the
+specification, sections 5 and 6: rectified flow in EDM's levels, one level for each sample, and an
+exponential multistep solver from sigma 80 to 4 whose last x0 is the answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from wamjax.config import did_you_mean
+from wamjax.diffusion.flow import RectifiedFlow
+from wamjax.models.codec import Codec
+from wamjax.models.dit import DiT
+from wamjax.models.layers import unconstrained
+from wamjax.models.transformer import Cache, unstack
+from wamjax.models.visibility import Visibility
+from wamjax.wam import clips, cosmos_loss, injection
+from wamjax.wam import cosmos_programs as programs
+from wamjax.wam.augment import STRENGTHS, centre_crop
+from wamjax.wam.cosmos_programs import Use
+from wamjax.wam.cosmos_sampling import Sampler
+from wamjax.wam.layouts import Layout
+from wamjax.wam.planning import Planning, plan
+
+Batch = dict[str, Array]
+Groups = dict[str, Array]
+Params = dict[str, Any]
+
+LOSS_SCALE = 10.0  # of the public code
+MODES = ("direct", "frozen", "plan")
+# Published behaviour that is not the default, because it is a defect or costs accuracy.
+COMPAT = {
+    "bf16_times": "noise levels are rounded to bfloat16 before the network is told of them",
+    "bf16_targets": "actions, states and values are rounded to bfloat16 in training",
+    "erased_scores": "a partial score counts as full success in the value",
+    "tossed_mix": "uses are drawn for each example, so their shares hold in expectation only",
+    "zero_minority": "majority_mean is 0, not the mean of the others, where success is a minority",
+}
+
+
+class Seen(NamedTuple):
+    """An observation as the network takes it.
+
+    Attributes:
+      latents: (b, t, h, w, c) of all slots; those that are not known are zero.
+      text: keys and values of the instruction, computed once.
+    """
+
+    latents: Float[Array, "b t h w c"]
+    text: Cache
+
+
+@dataclasses.dataclass(frozen=True)
+class CosmosPolicy:
+    """Objective (`init`, `loss`) and policy (`policy`, `act`, `predict`, `value`, `imagine`).
+
+    Attributes:
+      network, codec, process, layout: what is trained, on what. One with a codec that has
+        parameters finds them in ``params["codec"]``, where they stay as they are.
+      views: camera -> (height, width), in the order of the composite picture.
+      uses: policy, world model and a value function, see `cosmos_programs.uses`.
+      mix: how many examples of each use there are in a row of a batch.
+      visibility: see `cosmos_programs.visibility`.
+      auxiliary: whether everything that is predicted has a loss, or only what a use is about.
+      discount: of the return for each control step.
+      augment: a key of `augment.STRENGTHS`, or "" for pictures as they are.
+      compat: names of `COMPAT`.
+      instruction_length: tokens, or rows of the text embeddings.
+      steps, sigma_max, sigma_min, solver: of sampling.
+      planning: of mode "plan".
+    """
+
+    network: DiT
+    codec: Codec
+    process: RectifiedFlow
+    layout: Layout
+    views: tuple[tuple[str, tuple[int, int]], ...]
+    instruction_length: int
+    uses: tuple[Use, ...] = programs.uses("value")
+    mix: tuple[int, ...] = (2, 1, 1)
+    visibility: str = "bidirectional"
+    auxiliary: bool = True
+    discount: float = 0.99
+    augment: str = ""
+    compat: tuple[str, ...] = ()
+    steps: int = 5
+    sigma_max: float = 80.0
+    sigma_min: float = 4.0
+    solver: str = "exponential"
+    planning: Planning = Planning()
+
+    def __post_init__(self):
+        for name, given, known in (
+            ("compat", self.compat, COMPAT),
+            ("augment", (self.augment,), ("", *STRENGTHS)),
+            ("visibility", (self.visibility,), programs.VISIBILITIES),
+        ):
+            for word in given:
+                if word not in known:
+                    hint = f"{did_you_mean(word, known)}; there are {sorted(known)}"
+                    raise ValueError(f"objective.{name} {word!r} does not exist{hint}")
+        if len(self.mix) != len(self.uses) or min(self.mix) < 1:
+            names = [u.name for u in self.uses]
+            raise ValueError(f"objective.mix {self.mix} wants a positive count of each of {names}")
+        if self.visibility != "bidirectional" and "tossed_mix" in self.compat:
+            raise ValueError(
+                f"visibility {self.visibility!r} has a table for each use, so their counts are "
+                "fixed: compat 'tossed_mix' does not go with it"
+            )
+        if self.codec.key != "video":
+            raise ValueError(
+                f"{type(self.codec).__name__} has latents of other clips; Cosmos Policy makes its "
+                "own of pictures: choose another model.codec.kind, such as 'pixel' or 'wan2.1'"
+            )
+
+    # ---- what the training framework sees ----
+
+    modes = MODES
+    imagines = True
+
+    def pictures(self) -> list[tuple[str, Visibility]]:
+        """The visibility tables, one for all uses or one for each."""
+        return list({t.name: t for t in self.tables}.items())
+
+    def describe(self) -> str:
+        """The roles of all slots in every use, as text."""
+        return programs.describe(self.layout, self.uses, self.auxiliary)
+
+    @property
+    def tables(self) -> tuple[Visibility, ...]:
+        """Who sees whom in each use."""
+        return tuple(programs.visibility(self.visibility, u) for u in self.uses)
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a training batch."""
+        net, layout, f32 = self.network, self.layout, jnp.float32
+        chunk, action_dim = layout.numbers["action"].shape
+        shapes = {
+            "actions": (f32, chunk, action_dim),
+            "action_valid": (jnp.bool_, chunk),
+            "score": (f32,),
+            "to_go": (f32,),
+            "rollout": (jnp.bool_,),
+            **{n: (f32, *layout.numbers[n].shape)
+               for n in ("proprio", "future_proprio") if n in layout.numbers},
+        }  # fmt: skip
+        if net.vocabulary:
+            shapes["instruction"] = jnp.int32, self.instruction_length
+        else:
+            shapes["context"] = jnp.bfloat16, self.instruction_length, net.context_width
+        height, width = self.views[0][1][0], sum(w for _, (_, w) in self.views)
+        shapes["video"] = jnp.uint8, 2, height, width, 3
+        return {
+            k: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+            for k, (dtype, *shape) in shapes.items()
+        }
+
+    def init(self, rng: Array) -> Params:
+        """Fresh float32 parameters, one plain nested dict."""
+        sizes = self.layout.sizes
+        values = {g: jnp.zeros((1, m, *self.network.latent)) for g, m in sizes.items()}
+        told = {g: jnp.zeros((1, m)) for g, m in sizes.items()}
+        text = {k: jnp.zeros(s.shape, s.dtype) for k, s in self.batch_spec(1).items()
+                if k in ("instruction", "context")}  # fmt: skip
+        table = programs.visibility("bidirectional", self.uses[0])
+        network = self.network.clone(constrain=unconstrained)
+        params = network.init(rng, values, told, text, table, method="evaluate")["params"]
+        frozen = self.codec.init(jax.random.fold_in(rng, 1))
+        return params | ({"codec": frozen} if frozen else {})
+
+    def loss(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, dict[str, Array]]:
+        """Mean squared error of the velocity over all slots of all examples, times 10.
+
+        A slot without a loss counts as zero, as published, so an example weighs by how many it has.
+        Metrics tell uses and slots apart: the error of the velocity, and of x0 by its mean absolute
+        value, which is what the published convergence targets are in.
+
+        Returns:
+          (loss, metrics), float32.
+        """
+        self._check(batch)
+        purposes = "assign", "noise", "augment", "level"
+        keys = dict(zip(purposes, jax.random.split(rng, 4), strict=True))
+        size = batch["rollout"].shape[0]
+        level = self.process.sample_level(keys["level"], (size, 1))
+        found = cosmos_loss.errors(self, params, batch, keys, level)
+        loss = LOSS_SCALE * jnp.mean(found.weight * found.velocity)
+        return loss, cosmos_loss.metrics(self, found, LOSS_SCALE)
+
+    def by_level(self, params: Params, batch: Batch, rng: Array, sigmas: Array) -> Groups:
+        """The metrics of `loss` at given noise-to-signal ratios, each (len(sigmas),)."""
+        purposes = "assign", "noise", "augment"
+        keys = dict(zip(purposes, jax.random.split(rng, 3), strict=True))
+
+        def one(sigma):
+            level = jnp.full((batch["rollout"].shape[0], 1), self.process.level_of(sigma))
+            found = cosmos_loss.errors(self, params, batch, keys, level)
+            return cosmos_loss.metrics(self, found, LOSS_SCALE)
+
+        return jax.lax.map(one, jnp.asarray(sigmas, jnp.float32))
+
+    # ---- acting, predicting, judging ----
+
+    def prepare(self, params: Params) -> Params:
+        """Parameters for fast sampling, see `transformer.unstack`; of the planner too."""
+        out = unstack(params, self.network.layers)
+        return out | ({"planner": self.prepare(out["planner"])} if "planner" in out else {})
+
+    def policy(
+        self, params: Params, normalizers, observation: Batch, rng: Array, mode: str | None = None
+    ) -> Float[Array, "b j a"]:
+        """A chunk of actions in robot units, in one program.
+
+        Args:
+          params: as trained, or through `prepare`. Parameters of a separate planner, see
+            `planning`, are in ``params["planner"]``.
+          normalizers: {"actions": ..., "proprio": ...}, see `wamjax.data.normalize`.
+          observation: "video" (b, 1, H, W, 3) uint8, "proprio" (b, p) in robot units,
+            "instruction" (b, s) ids or "context" embeddings.
+          mode: "direct"; "frozen", where keys and values of what is given are those of the first
+            step (an approximation, see `cosmos_sampling.frozen_error`); or "plan".
+        """
+        mode = mode or MODES[0]
+        if mode not in MODES:
+            raise ValueError(f"acting has modes {MODES}, not {mode!r}{did_you_mean(mode, MODES)}")
+        if mode == "plan":
+            actions = plan(self, params, normalizers, observation, rng).actions
+        else:
+            seen = self.observe(params, normalizers, observation)
+            latents = self.act(params, seen, rng, frozen=mode == "frozen")
+            actions = injection.extract(self.layout, latents, "action")
+        return normalizers["actions"].inverse(actions)
+
+    def imagine(self, params: Params, normalizers, observation: Batch, rng: Array) -> Array:
+        """The observed picture and that at the end of the chunk: uint8 (b, 2, H, W, 3)."""
+        seen = self.observe(params, normalizers, observation)
+        return self.show(params, self.act(params, seen, rng), observation)
+
+    def show(self, params: Params, latents: Array, observation: Batch) -> Array:
+        """Decodes the future of `latents` and puts it behind what was observed."""
+        images = self._images(observation)
+        future = clips.decode(self.layout, self.bound_codec(params), latents, images)
+        frames = [jnp.stack([images[c][:, 0], future.get(c, images[c][:, 0])], axis=1)
+                  for c, _ in self.views]  # fmt: skip
+        return jnp.concatenate(frames, axis=3)
+
+    def observe(self, params: Params, normalizers, observation: Batch) -> Seen:
+        """Encodes what a policy is given, and no more of the clip."""
+        layout, conditional = self.layout, self.layout.conditional
+        if observation["video"].shape[1] != 1:
+            frames = observation["video"].shape[1]
+            raise ValueError(f"a policy acts on one frame, video has {frames}")
+        images = self._images(observation)
+        latents = clips.encode(layout, self.bound_codec(params), images, conditional)
+        if "proprio" in layout.numbers:
+            proprio = normalizers["proprio"].forward(observation["proprio"])
+            latents = injection.inject(layout, latents, {"proprio": proprio})
+        rest = jnp.zeros((len(latents), len(layout) - conditional, *self.latent), latents.dtype)
+        return Seen(jnp.concatenate([latents, rest], axis=1), self.read(params, observation))
+
+    def read(self, params: Params, observation: Batch) -> Cache:
+        """Keys and values of the instruction, for any number of calls."""
+        return self.sampler(params).read(self.text(observation))
+
+    def act(self, params, seen: Seen, rng: Array, steps: int = 0, frozen: bool = False) -> Array:
+        """All of p(a, s', V | s): latents of all slots, of which the present is as given."""
+        return self._sample(params, self.uses[0], seen, rng, steps or self.steps, frozen)
+
+    def predict(self, params, seen: Seen, rng: Array, steps: int = 0) -> Array:
+        """p(s', V | s, a): the same, with the action as in ``seen.latents``."""
+        return self._sample(params, self.uses[1], seen, rng, steps or self.steps)
+
+    def value(self, params, seen: Seen, rng: Array, steps: int = 0) -> Float[Array, " b"]:
+        """The return in [0, 1] that the model's value function sees in ``seen.latents``."""
+        latents = self._sample(params, self.uses[2], seen, rng, steps or self.steps)
+        return injection.read_value(self.layout, latents)
+
+    def sampler(self, params: Params) -> Sampler:
+        """The network with these parameters, ready to denoise."""
+        return Sampler(
+            self.bind(params), self.layout, self.process, self.sigma_max, self.sigma_min,
+            self.visibility, self.told, self.solver,
+        )  # fmt: skip
+
+    # ---- parts ----
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """(h, w, c) of a latent frame; the network has two channels more, for masks."""
+        h, w, c = self.network.latent
+        return h, w, c - 2
+
+    def _sample(self, params, use: Use, seen: Seen, rng, steps: int, frozen: bool = False):
+        noise = jax.random.normal(rng, seen.latents.shape)
+        return self.sampler(params)(use, seen.latents, seen.text, noise, steps, frozen)
+
+    def told(self, levels: Array) -> Array:
+        """What the network is told of noise levels."""
+        if "bf16_times" in self.compat:
+            return levels.astype(jnp.bfloat16).astype(levels.dtype)
+        return levels
+
+    def bound_codec(self, params: Params) -> Codec:
+        """The codec, with its parameters if it has any; no gradient reaches them."""
+        frozen = params.get("codec")
+        return self.codec.bind(jax.lax.stop_gradient(frozen)) if frozen else self.codec
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """camera -> width, in the order of the composite."""
+        return {name: width for name, (_, width) in self.views}
+
+    def text(self, batch: Batch) -> Groups:
+        """The instruction, as the network takes it."""
+        key = "instruction" if self.network.vocabulary else "context"
+        return {key: batch[key]}
+
+    def bind(self, params: Params, constrain=unconstrained):
+        """The network as a function of method name and arguments."""
+        network = self.network.clone(constrain=constrain)
+        if "blocks" not in params:  # from `prepare`
+            network = network.clone(unroll=0, remat="none")
+        return lambda method, *args, **kwargs: network.apply(
+            {"params": params}, *args, method=method, **kwargs
+        )
+
+    def _images(self, observation: Batch) -> Groups:
+        images = clips.split(observation["video"], self.widths)
+        if self.augment:
+            area = STRENGTHS[self.augment].area
+            images = {c: centre_crop(x, area) for c, x in images.items()}
+        return images
+
+    def _check(self, batch: Batch) -> None:
+        size = next(iter(batch.values())).shape[0]
+        for key, want in self.batch_spec(size).items():
+            if key not in batch:
+                raise KeyError(f"the batch has no {key!r}; it has {sorted(batch)}")
+            if batch[key].shape != want.shape:
+                raise ValueError(
+                    f"batch[{key!r}] is {batch[key].shape}, the model wants {want.shape}"
+                )

@@ -1,0 +1,311 @@
+"""Denoising pictures: class- and text-conditional images, and video in all its schemes.
+
+A clip is split into groups of latent frames; a `Scheme` says which of them share a noise level,
+which are given and who sees whom. An image is a clip of one frame.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from wamjax.diffusion.guidance import guide, interval
+from wamjax.diffusion.process import Process, align
+from wamjax.models.codec import Codec
+from wamjax.models.dit import DiT
+from wamjax.models.layers import unconstrained
+from wamjax.models.transformer import unstack
+from wamjax.models.visibility import Visibility
+from wamjax.wam.sampling import Denoiser
+from wamjax.wam.schemes import Scheme, table_of
+
+Batch = dict[str, Array]
+Groups = dict[str, Array]
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoising:
+    """Objective (`init`, `loss`) and sampler (`sample`) of a picture model.
+
+    Attributes:
+      network, codec, process: what is trained, on what, and how it is noised.
+      scheme: of the frames, see `wamjax.wam.schemes`.
+      frames, picture: raw frames of a clip and their (height, width, colours).
+      drop: share of examples trained without their condition, for guidance.
+      instruction_length: tokens of a text condition.
+      steps, solver: of sampling; the solver is a key of `SOLVERS`, or "ancestral".
+      guidance, guidance_interval: scale, and the levels (low, high] that it is applied in.
+      use_cache: False recomputes everything at every step (the reference path).
+    """
+
+    network: DiT
+    codec: Codec
+    process: Process
+    scheme: Scheme
+    frames: int
+    picture: tuple[int, int, int]
+    drop: float = 0.1
+    instruction_length: int = 0
+    steps: int = 50
+    solver: str = "euler"
+    guidance: float = 1.0
+    guidance_interval: tuple[float, float] = (-np.inf, np.inf)
+    use_cache: bool = True
+
+    # ---- what the training framework sees ----
+
+    def pictures(self) -> list[tuple[str, Visibility]]:
+        """The visibility table."""
+        return [(self.visibility.name, self.visibility)]
+
+    @property
+    def visibility(self) -> Visibility:
+        return table_of(self.scheme, self.network)
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a training batch: what is denoised and what conditions it."""
+        net, length = self.network, self.instruction_length
+        if self.codec.key == "latents":
+            frames = sum(self.slots.values())
+            spec = {"latents": ((frames, *net.latent), jnp.bfloat16)}
+        else:
+            spec = {"video": ((self.frames, *self.picture), jnp.uint8)}
+        if net.classes:
+            spec["label"] = (), jnp.int32
+        if net.vocabulary:
+            spec["instruction"] = (length,), jnp.int32
+        elif net.text != "none":
+            spec["context"] = (length, net.context_width), jnp.bfloat16
+        if net.pooled_width:
+            spec["pooled"] = (net.pooled_width,), jnp.float32
+        return {k: jax.ShapeDtypeStruct((batch_size, *s), d) for k, (s, d) in spec.items()}
+
+    def init(self, rng: Array) -> Params:
+        """Fresh float32 parameters, one plain nested dict."""
+        batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in self.batch_spec(1).items()}
+        values = self.split(jnp.zeros((1, sum(self.slots.values()), *self.network.latent)))
+        levels = {g: jnp.zeros((1, self._told(m))) for g, m in self.slots.items()}
+        network = self.network.clone(constrain=unconstrained)
+        condition = self.condition(batch)
+        arguments = rng, values, levels, condition, self.visibility
+        return network.init(*arguments, method="evaluate")["params"]
+
+    def loss(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, dict[str, Array]]:
+        """Loss of a batch: the process's, over the frames that are not given.
+
+        Returns:
+          (loss, metrics), float32.
+        """
+        self._check(batch)
+        purposes = "noise", "level", "role", "drop"
+        keys = dict(zip(purposes, jax.random.split(rng, 4), strict=True))
+        clean = self.split(self.codec.encode(batch[self.codec.key]))
+        b = next(iter(clean.values())).shape[0]
+        given, level = self._given(keys["role"], b), self._levels(keys["level"], b)
+        noise = {g: jax.random.normal(jax.random.fold_in(keys["noise"], i), v.shape)
+                 for i, (g, v) in enumerate(clean.items())}  # fmt: skip
+        values, told = {}, {}
+        for i, (g, x) in enumerate(clean.items()):
+            noised = self.process.corrupt(x, noise[g], level[g])
+            noised = align(self.process.c_in(level[g]), noised) * noised
+            known = given[:, i, None]
+            values[g] = jnp.where(align(known, x), x, noised)
+            told[g] = jnp.where(known, self._clean_level(), self.process.c_noise(level[g]))
+        keep = jax.random.bernoulli(keys["drop"], 1 - self.drop, (b,))
+        network = self._bind(params, self.network.constrain)
+        condition = self.condition(batch, keep)
+        outputs = network("evaluate", values, told, condition, self.visibility)
+        total = count = 0.0
+        for i, (g, output) in enumerate(outputs.items()):
+            error = self.process.loss(output.astype(jnp.float32), clean[g], noise[g], level[g])
+            predicted = jnp.logical_not(given[:, i])
+            total += jnp.sum(error.mean(axis=(2, 3, 4)).sum(axis=1) * predicted)
+            count += jnp.sum(predicted) * error.shape[1]
+        loss = total / jnp.maximum(count, 1)
+        return loss, {"loss_video": loss}
+
+    # ---- making pictures ----
+
+    def prepare(self, params: Params) -> Params:
+        """Parameters for fast sampling, see `transformer.unstack`; once, outside of jit loops."""
+        layers = self.network.layers - bool(self.network.text_spec)
+        return unstack(params, layers)
+
+    def sample(
+        self,
+        params: Params,
+        condition: Batch,
+        rng: Array,
+        given: Float[Array, "b t h w c"] | None = None,
+        count: int | None = None,
+    ) -> Float[Array, "b t h w c"]:
+        """Latents of clips, all frames that are not given from noise, in one jittable program.
+
+        With shared levels all frames are denoised together; a causal scheme with levels of their
+        own makes group after group, each from the cached keys and values of the ones before.
+
+        Args:
+          condition: the keys of a batch that condition ("label", "instruction", "context",
+            "pooled"); {} for a model without, which then needs `count`.
+          given: the first latent frames, whole groups of them.
+        """
+        b = count if count is not None else next(iter({**condition}.values())).shape[0]
+        done = {} if given is None else self.split_given(given)
+        rest = [g for g in self.slots if g not in done]
+        one_by_one = self.scheme.causal and self.scheme.independent
+        run = self._sampler(params, self.condition(condition), b)
+        cache = None
+        for i, part in enumerate([[g] for g in rest] if one_by_one else [rest]):
+            key, stream = jax.random.split(jax.random.fold_in(rng, i))
+            shapes = {g: (b, self.slots[g], *self.network.latent) for g in part}
+            noise = {
+                g: jax.random.normal(jax.random.fold_in(stream, j), shape)
+                for j, (g, shape) in enumerate(shapes.items())
+            }
+            made, cache = run(done, noise, cache, key)
+            done |= made
+        return jnp.concatenate([done[g] for g in self.slots], axis=1)
+
+    # ---- parts ----
+
+    @property
+    def slots(self) -> dict[str, int]:
+        """Latent frames of each group."""
+        return {g.name: len(g.positions) for g in self.network.groups}
+
+    def split(self, latents: Float[Array, "b t h w c"]) -> Groups:
+        """The frames of each group."""
+        edges = np.cumsum(list(self.slots.values()))[:-1]
+        return dict(zip(self.slots, jnp.split(latents, edges, axis=1), strict=True))
+
+    def split_given(self, given: Float[Array, "b t h w c"]) -> Groups:
+        """The frames of the leading groups; ValueError unless they are whole."""
+        ends = np.cumsum([0, *self.slots.values()]).tolist()
+        if given.shape[1] not in ends:
+            sizes = list(self.slots.values())
+            raise ValueError(f"{given.shape[1]} given frames are not whole groups of {sizes}")
+        number = ends.index(given.shape[1])
+        names = list(self.slots)[:number]
+        return {g: given[:, ends[i] : ends[i + 1]] for i, g in enumerate(names)}
+
+    def condition(self, batch: Batch, keep: Array | None = None) -> Groups:
+        """What conditions, as the network takes it; without it where `keep` (b,) is False."""
+        nothing = {"label": self.network.classes}  # text that is absent is all padding
+        out = {}
+        for key in self.batch_spec(1):
+            if key == self.codec.key:
+                continue
+            if key not in batch:
+                raise KeyError(f"the model is conditioned by {key!r}; got {sorted(batch)}")
+            out[key] = value = batch[key]
+            if keep is not None:
+                out[key] = jnp.where(align(keep, value), value, nothing.get(key, 0))
+        return out
+
+    def _told(self, frames: int) -> int:
+        """Levels that a group of frames is told: one for each frame, or one for all."""
+        one = self.network.conditioning in ("cross_attention", "in_context")
+        return 1 if one else frames
+
+    def _levels(self, key: Array, b: int) -> Groups:
+        """The noise level of every frame, (b, m) for each group."""
+        if not self.scheme.independent:
+            level = self.process.sample_level(key, (b, 1))
+            return {g: jnp.broadcast_to(level, (b, self._told(m))) for g, m in self.slots.items()}
+        size = self.scheme.chunk or 1  # frames of a chunk share their level
+        out = {}
+        for i, (g, m) in enumerate(self.slots.items()):
+            draw = self.process.sample_level(jax.random.fold_in(key, i), (b, m // size))
+            out[g] = jnp.repeat(draw, size, axis=1)
+        return out
+
+    def _given(self, key: Array, b: int) -> Array:
+        """Which groups are given, (b, groups)."""
+        number = len(self.slots)
+        index = jnp.arange(number)
+        given = jnp.broadcast_to(index < self.scheme.given, (b, number))
+        if not self.scheme.history:
+            return given
+        coin, count = jax.random.split(key)
+        has = jax.random.bernoulli(coin, self.scheme.history, (b, 1))
+        count = jax.random.randint(count, (b, 1), 1, number)
+        return given | (has & (index < count))
+
+    def _clean_level(self) -> Array:
+        return self.process.c_noise(jnp.float32(self.process.schedule(1)[-1]))
+
+    def _sampler(self, params: Params, condition: Groups, b: int) -> Callable:
+        """``run(given, noise, cache, key) -> (groups, cache)``: one denoising under a condition.
+
+        Guided where the scale asks for it, as a batch of twice the size.
+        """
+        guided = bool(condition) and self.guidance != 1.0
+        if guided:
+            none = self.condition(condition, jnp.zeros(b, bool))
+            condition = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), condition, none)
+        net = self._bind(params)
+        vector, contexts, text = net("conditions", condition)
+        table = self.visibility
+        # Tokens of the condition see and are seen by all, so nothing stays constant beside them.
+        own_tokens = text is not None or self.network.conditioning == "in_context"
+
+        def network(values, times, contexts, restricted, scale=None, **options):
+            if guided:
+                values = {g: jnp.concatenate([v, v]) for g, v in values.items()}
+            if text is not None:
+                values["text"] = text
+            seen = table if own_tokens else restricted
+            out, cache = net("__call__", values, times, contexts, seen, **options)
+            if scale is not None:
+                out = {g: guide(*jnp.split(v, 2), scale, self._guided()) for g, v in out.items()}
+            return out, cache
+
+        def times(levels):
+            return net("times", levels, vector)
+
+        slots = {g: self._told(m) for g, m in self.slots.items()}
+        cached = self.use_cache and not own_tokens
+        denoiser = Denoiser(network, times, table, slots, cached, self.process)
+        schedule = self.process.schedule(self.steps)
+        scales = interval(schedule, self.guidance, *self.guidance_interval)
+        extras = {"scale": jnp.asarray(scales, jnp.float32)} if guided else None
+        first = jnp.float32(schedule[0])
+
+        def run(given, noise, cache, key):
+            start = {g: self.process.corrupt(jnp.zeros_like(n), n, first) for g, n in noise.items()}
+            schedules = dict.fromkeys(noise, schedule)
+            options = contexts, cache, self.solver, key, extras
+            return denoiser.sample(given, start, schedules, *options)
+
+        return run
+
+    def _guided(self) -> int | None:
+        """Channels that guidance reaches: not those of a learned variance."""
+        channels = self.network.latent[-1]
+        return channels if self.network.outputs not in (0, channels) else None
+
+    def _bind(self, params: Params, constrain=unconstrained) -> Callable:
+        """The network as a function of method name and arguments."""
+        network = self.network.clone(constrain=constrain)
+        if "blocks" not in params:  # from `prepare`
+            network = network.clone(unroll=0, remat="none")
+        return lambda method, *args, **kwargs: network.apply(
+            {"params": params}, *args, method=method, **kwargs
+        )
+
+    def _check(self, batch: Batch) -> None:
+        size = next(iter(batch.values())).shape[0]
+        for key, want in self.batch_spec(size).items():
+            if key not in batch:
+                raise KeyError(f"the batch has no {key!r}; it has {sorted(batch)}")
+            if batch[key].shape != want.shape:
+                raise ValueError(
+                    f"batch[{key!r}] is {batch[key].shape}, the model wants {want.shape}"
+                )

@@ -1,0 +1,216 @@
+"""Planning with Cosmos Policy: best of N action chunks, judged by imagined futures.
+
+    N proposals of the policy, each with noise of its own          steps network calls
+    M futures of each, by the world model                          future_steps
+    K values of each future, by the value function                 value_steps
+
+Copies are a batch: 10 + 5 + 5 calls instead of 8 (10 + 3 (5 + 5 5)). Deeper, each imagined future
+becomes the present, proprioception included, and all of its branches live on. World model and value
+function may be of another checkpoint than the policy, fine-tuned on what the policy did. With a
+value function Q(s, a) there are no futures.
+
+Source: section 6.4 of the specification; the public ``deploy.py`` and ``cosmos_utils.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from wamjax.config import did_you_mean
+from wamjax.models.transformer import Cache
+from wamjax.wam import injection
+from wamjax.wam.layouts import Layout
+
+AGGREGATES = ("mean", "majority_mean", "lcb", "success_vote")
+OVER_DEPTH = ("last", "mean")
+SUCCESS = 0.05  # a value above it foresees success
+
+
+@dataclasses.dataclass(frozen=True)
+class Planning:
+    """How to plan.
+
+    Attributes:
+      proposals, futures, values: N, M and K.
+      future_steps, value_steps: network calls for a future and for a value.
+      aggregate: of the M K values of a proposal, one of `AGGREGATES`.
+      depth: chunks of actions that are imagined.
+      over_depth: what counts of several depths, one of `OVER_DEPTH`.
+      limit: samples in one call of the network, to bound memory; 0 = all.
+    """
+
+    proposals: int = 8
+    futures: int = 3
+    values: int = 5
+    future_steps: int = 5
+    value_steps: int = 5
+    aggregate: str = "majority_mean"
+    depth: int = 1
+    over_depth: str = "last"
+    limit: int = 0
+
+    def __post_init__(self):
+        for key, known in (("aggregate", AGGREGATES), ("over_depth", OVER_DEPTH)):
+            value = getattr(self, key)
+            if value not in known:
+                raise ValueError(f"objective.plan.{key} {value!r} is not one of {known}"
+                                 f"{did_you_mean(value, known)}")  # fmt: skip
+        for key in ("proposals", "futures", "values", "future_steps", "value_steps", "depth"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"objective.plan.{key} {getattr(self, key)} must be positive")
+
+
+class Plan(NamedTuple):
+    """What came of planning.
+
+    Attributes:
+      actions: the chosen chunk, normalised.
+      scores: of all proposals.
+      values: that the last scores are made of, M K for each proposal.
+      chosen: index of the best proposal; the first of equals.
+      proposals: all chunks, normalised.
+    """
+
+    actions: Float[Array, "b j a"]
+    scores: Float[Array, "b n"]
+    values: Float[Array, "b n s"]
+    chosen: Int[Array, " b"]
+    proposals: Float[Array, "b n j a"]
+
+
+def plan(policy, params, normalizers, observation, rng: Array) -> Plan:
+    """Acts by imagining, in one jittable program.
+
+    Args:
+      policy: a `CosmosPolicy`; its `planning` says how.
+      params: of the policy; those of a separate planner are in ``params["planner"]``.
+      normalizers, observation: see `CosmosPolicy.policy`.
+    """
+    how, layout = policy.planning, policy.layout
+    act, predict, judge = policy.uses
+    model_free = "future" not in judge.given and "current" in judge.given  # Q(s, a)
+    if model_free and how.depth > 1:
+        raise ValueError("Q(s, a) imagines no future to plan on from: objective.plan.depth=1")
+    futures = 1 if model_free else how.futures
+    planner = params.get("planner", params)
+    seen = policy.observe(params, normalizers, observation)
+    text = policy.read(planner, observation) if "planner" in params else seen.text
+    keys = iter(jax.random.split(rng, 3 * how.depth))
+
+    def run(params, use, latents, text, steps):
+        noise = jax.random.normal(next(keys), latents.shape)
+        sampler = policy.sampler(params)
+        return _batched(lambda *x: sampler(use, *x, steps), latents, text, noise, how.limit)
+
+    start = _copies(seen.latents[None], how.proposals)
+    acted = run(params, act, start, seen.text, policy.steps)
+    proposals = _each(lambda x: injection.extract(layout, x, "action"), acted)
+    branches, scores = _copies(acted, futures), []
+    for depth in range(how.depth):
+        if depth:
+            branches = run(planner, act, _each(_carry(layout), branches), text, policy.steps)
+        if not model_free:
+            branches = run(planner, predict, branches, text, how.future_steps)
+        judged = run(planner, judge, _copies(branches, how.values), text, how.value_steps)
+        values = _each(lambda x: injection.read_value(layout, x), judged)
+        values = jnp.moveaxis(values.reshape(how.proposals, -1, values.shape[-1]), 2, 0)
+        scores.append(aggregate(values, how.aggregate, "zero_minority" in policy.compat))
+    total = scores[-1] if how.over_depth == "last" else sum(scores) / how.depth
+    chosen = jnp.argmax(total, axis=1)
+    proposals = jnp.moveaxis(proposals, 0, 1)
+    actions = jnp.take_along_axis(proposals, chosen[:, None, None, None], axis=1)[:, 0]
+    return Plan(actions, total, values, chosen, proposals)
+
+
+def aggregate(
+    values: Float[Array, "... s"], how: str, zero_minority: bool = False
+) -> Float[Array, "..."]:
+    """One score of several values in [0, 1].
+
+    Args:
+      how: "mean"; "lcb", the mean less one standard deviation; "success_vote", the share that
+        foresees success; "majority_mean", the mean of those that do, if they are half or more, else
+        of those that do not.
+      zero_minority: as in the public code, 0 instead of the latter.
+    """
+    foresees = values > SUCCESS
+    if how == "mean":
+        score = jnp.mean(values, axis=-1)
+    elif how == "lcb":
+        score = jnp.mean(values, axis=-1) - jnp.std(values, axis=-1)
+    elif how == "success_vote":
+        score = jnp.mean(foresees, axis=-1)
+    else:
+        majority = 2 * jnp.sum(foresees, axis=-1, keepdims=True) >= values.shape[-1]
+        among = foresees == majority
+        score = jnp.sum(values * among, axis=-1) / jnp.sum(among, axis=-1)
+        if zero_minority:
+            score = jnp.where(majority[..., 0], score, 0)
+    return jnp.clip(score, 0, 1)
+
+
+def sample_bytes(network, slots: int) -> int:
+    """A bound on what one sample takes while the network runs, beside the parameters.
+
+    The widest moment of a layer, in float32: logits and weights of the attention, or the hidden
+    units, beside the residual stream, queries, keys, values and the modulation of three sub-layers.
+    """
+    h, w, _ = network.latent
+    tokens = slots * (h // network.patch) * (w // network.patch)
+    spec, inner = network.video_spec, network.heads * network.head_dim
+    attention = 2 * network.heads * tokens**2
+    stream = tokens * (2 * spec.width + 4 * inner)
+    return 4 * (stream + max(attention, 2 * tokens * spec.ffn) + 9 * slots * spec.width)
+
+
+def _carry(layout: Layout):
+    """A future becomes the present: its pictures, and its proprioception written anew."""
+
+    def carry(latents: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+        out = latents
+        for camera, i in layout.decoded.items():
+            out = out.at[:, layout.index(camera)].set(latents[:, i])
+        if "future_proprio" in layout.numbers:
+            state = injection.extract(layout, latents, "future_proprio")
+            out = injection.inject(layout, out, {"proprio": state})
+        return out
+
+    return carry
+
+
+def _copies(x: Float[Array, "n b ..."], count: int) -> Float[Array, "m b ..."]:
+    """Every one of n becomes `count` neighbours."""
+    return jnp.repeat(x, count, axis=0)
+
+
+def _each(function, x: Array) -> Array:
+    """A function of batches on (n, b, ...)."""
+    out = function(x.reshape(-1, *x.shape[2:]))
+    return out.reshape(*x.shape[:2], *out.shape[1:])
+
+
+def _batched(function, latents: Array, text: Cache, noise: Array, limit: int) -> Array:
+    """``function(latents, text, noise)`` on (n, b, ...), as many of n together as `limit` allows.
+
+    Results do not depend on how many: the noise is drawn before.
+    """
+    n, b = latents.shape[:2]
+    fitting = max(limit // b, 1) if limit else n
+    together = max(k for k in range(1, n + 1) if n % k == 0 and k <= fitting)
+    # The batch axis of keys and values is the fourth from the end, with or without layers stacked.
+    text = jax.tree.map(lambda x: jnp.concatenate([x] * together, axis=x.ndim - 4), text)
+
+    def call(inputs):
+        flat = (x.reshape(-1, *x.shape[2:]) for x in inputs)
+        first, second = flat
+        return function(first, text, second).reshape(inputs[0].shape)
+
+    if together == n:
+        return call((latents, noise))
+    parts = (x.reshape(n // together, together, *x.shape[1:]) for x in (latents, noise))
+    return jax.lax.map(call, tuple(parts)).reshape(latents.shape)

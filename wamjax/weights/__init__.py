@@ -1,0 +1,7 @@
+"""Published weights in, trained weights out: see `api`, and `wamjax.convert` for the command."""
+
+from wamjax.weights.api import export, load
+from wamjax.weights.families import FAMILIES, functions
+from wamjax.weights.plan import Mismatch
+
+__all__ = ["FAMILIES", "Mismatch", "export", "functions", "load"]

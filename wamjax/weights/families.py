@@ -1,0 +1,232 @@
+"""The published models that load: sizes, networks, and the layouts of their files."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from wamjax.config import did_you_mean
+from wamjax.models import t5
+from wamjax.models.vae import published
+from wamjax.weights import networks, plan, tables, vae_tables
+from wamjax.weights.plan import Plan
+from wamjax.weights.table import Table
+
+Sizes = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One way in which a family is published.
+
+    Attributes:
+      rows: makes the key map for sizes.
+      ignore: regexes of keys that a file may have beside, and that are not used.
+      tied: key -> the key whose values it repeats; a file may have it, and none is written.
+      plain: what a torch file says beside: "step", "torch_dtype".
+    """
+
+    rows: Callable[[Any], Table]
+    ignore: tuple[str, ...] = ()
+    tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    plain: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A published model.
+
+    Attributes:
+      sizes: the published ones; a config changes some of them.
+      params: shapes of the parameters at sizes.
+      functions: what the network computes, by name, as functions of parameters and inputs.
+      layouts: by name; the first one is what is exported by default.
+      dtype: of published files, which exports have by default; None keeps that of the parameters.
+      rows_of: what a layout's `rows` take, made of sizes.
+    """
+
+    sizes: Sizes
+    params: Callable[[Sizes], Any]
+    functions: Callable[[Sizes], dict[str, Callable]]
+    layouts: Mapping[str, Layout]
+    dtype: str | None = None
+    rows_of: Callable[[Sizes], Any] = lambda sizes: sizes
+
+
+def _denoiser(build, sizes: Sizes, layouts: Mapping[str, Layout], **more: Any) -> Family:
+    params = functools.partial(networks.denoiser_params, build)
+    functions = functools.partial(networks.denoisers, build)
+    return Family(sizes, params, **{"functions": functions, "layouts": layouts} | more)
+
+
+def _text(sizes: Sizes, **more: Layout) -> Family:
+    # Files of the whole T5 hold its decoder, too.
+    transformers = Layout(
+        tables.t5_transformers,
+        (r"decoder\..*", r"lm_head\..*"),
+        {"encoder.embed_tokens.weight": "shared.weight"},
+    )
+    sizes = dict(mlp="relu", shared_bias=True, buckets=32, max_distance=128) | sizes
+    layouts = {"transformers": transformers, **more}
+    return Family(sizes, networks.text_params, networks.text_functions, layouts)
+
+
+def _vae(sizes: published.Sizes, **layouts: Layout) -> Family:
+    return Family(
+        dataclasses.asdict(sizes),
+        networks.vae_params,
+        networks.vae_functions,
+        layouts,
+        rows_of=networks.vae_sizes,
+    )
+
+
+DIT = dict(
+    layers=28, width=1152, heads=16, ffn=4608, channels=4, outputs=8, patch=2, classes=1000,
+    freq_dim=256,
+)  # fmt: skip
+WAN21 = dict(
+    layers=30, width=1536, heads=12, ffn=8960, channels=16, patch=2, context_width=4096,
+    freq_dim=256,
+)  # fmt: skip
+WAN22 = WAN21 | dict(width=3072, heads=24, ffn=14336, channels=48)
+COSMOS = dict(
+    layers=28, width=2048, heads=16, ffn=8192, channels=16, patch=2, context_width=1024,
+    lora_rank=256, rope_scale=(1.0, 3.0, 3.0),
+)  # fmt: skip
+SD3 = dict(
+    layers=24, width=1536, heads=24, ffn=6144, channels=16, patch=2, context_width=4096,
+    pooled_width=2048, position_table=(192, 64), freq_dim=256,
+)  # fmt: skip
+FAST_WAM = dict(
+    layers=30, heads=24, head_dim=128, width=3072, ffn=14336, action_width=1024, action_ffn=4096,
+    channels=48, patch=2, context_width=4096, freq_dim=256, action_dim=7, proprio_dim=8,
+)  # fmt: skip
+
+_WAN = {"official": Layout(tables.wan_official), "diffusers": Layout(tables.wan_diffusers)}
+_WAN_VAE = {
+    "official": Layout(vae_tables.wan_official),
+    "diffusers": Layout(vae_tables.wan_diffusers),
+}
+_COSMOS = {
+    "official": Layout(
+        tables.cosmos_official,
+        # Tables that are computed, counters, transformer-engine's state, and the average that
+        # some releases have beside the weights.
+        (r"net\.pos_embedder\..*", r"net\.accum_.*", r".*_extra_state", r"net_ema\..*"),
+    ),
+    "diffusers": Layout(tables.cosmos_diffusers),
+}
+_cosmos = functools.partial(
+    _denoiser, networks.cosmos, COSMOS, _COSMOS, functions=networks.cosmos_denoisers
+)
+
+FAMILIES: dict[str, Family] = {
+    "dit": _denoiser(
+        networks.picture,
+        DIT,
+        {
+            "official": Layout(tables.dit_official, ("pos_embed",)),
+            "diffusers": Layout(tables.dit_diffusers),
+        },
+    ),
+    "wan21_t2v": _denoiser(networks.wan, WAN21, _WAN),
+    "wan22_ti2v": _denoiser(networks.wan, WAN22, _WAN),
+    "cosmos_predict2": _cosmos(),
+    "cosmos_policy": _cosmos(dtype="bfloat16"),
+    "sd3": _denoiser(
+        networks.mmdit, SD3, {"diffusers": Layout(tables.sd3_diffusers, (r"pos_embed\.pos_embed",))}
+    ),
+    "fast_wam": Family(
+        FAST_WAM,
+        networks.mixture_params,
+        networks.mixture_functions,
+        {"released": Layout(tables.fast_wam, plain=("step", "torch_dtype"))},
+        dtype="bfloat16",
+    ),
+    "t5": _text(t5.T5_11B),
+    "t5_v1_1": _text(t5.T5_V1_1_XXL),
+    "umt5": _text(t5.UMT5_XXL, wan=Layout(tables.t5_wan)),
+    "sd_vae": _vae(
+        published.SD,
+        diffusers=Layout(vae_tables.sd_diffusers),
+        diffusers_old=Layout(vae_tables.sd_diffusers_old),
+        official=Layout(vae_tables.sd_official, (r"state_dict/(loss|model_ema)\..*",)),
+    ),
+    "wan21_vae": _vae(published.WAN_21, **_WAN_VAE),
+    "wan22_vae": _vae(published.WAN_22, **_WAN_VAE),
+}
+
+
+def family(name: str) -> Family:
+    """A family by name; ValueError if there is none."""
+    return _known("family", name, FAMILIES)
+
+
+def sizes(name: str, config: Sizes | str | os.PathLike | None = None) -> dict[str, Any]:
+    """The sizes of a family: the published ones, changed by a config.
+
+    Args:
+      config: sizes by name, or a json file of them.
+
+    Raises:
+      ValueError: a size that the family does not have.
+    """
+    known = dict(family(name).sizes)
+    given = config or {}
+    if not isinstance(given, Mapping):
+        given = json.loads(pathlib.Path(given).read_text())
+    for key in given:
+        _known(f"size of {name}", key, known)
+    return known | dict(given)
+
+
+def plans(
+    name: str, config: Sizes | str | os.PathLike | None = None, layout: str | None = None
+) -> dict[str, Plan]:
+    """The key maps of a family at sizes, with the shapes of everything in them, by layout.
+
+    Args:
+      layout: the only one that is wanted.
+    """
+    kind, values = family(name), sizes(name, config)
+    if layout is not None:
+        _known(f"layout of {name}", layout, kind.layouts)
+    params = _shapes(name, json.dumps(values))
+    return {
+        key: plan.make(
+            f"{name} in the {key} layout",
+            how.rows(kind.rows_of(values)),
+            params,
+            how.ignore,
+            how.tied,
+        )
+        for key, how in kind.layouts.items()
+        if layout in (None, key)
+    }
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(name: str, values: str) -> Any:
+    """Shapes of parameters; a large network takes seconds to trace."""
+    return family(name).params(json.loads(values))
+
+
+def functions(
+    name: str, config: Sizes | str | os.PathLike | None = None
+) -> dict[str, Callable[..., Any]]:
+    """What a family computes: functions of parameters and inputs; see `networks`."""
+    return family(name).functions(sizes(name, config))
+
+
+def _known(what: str, key: str, known: Mapping[str, Any]) -> Any:
+    if key not in known:
+        raise ValueError(
+            f"there is no {what} {key!r}{did_you_mean(key, known)}; there are {', '.join(known)}"
+        )
+    return known[key]
