@@ -3,7 +3,6 @@
     python -m wamjax.train --config=experiments/configs/video_tabletop.py:scheme=blocks \\
         --workdir=runs/blocks
     python -m wamjax.sample --workdir=runs/blocks --count=16 --given=2
-    python experiments/video_tabletop.py --workdir=runs/video
 
 Arguments: scheme=diffusion|image_to_video|forcing|forcing_causal|blocks, steps=N, debug.
 
