@@ -23,6 +23,8 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from wamjax.metrics import quiet
+
 DESIGNS = ("adaln_zero", "adaln", "cross_attention", "in_context")
 CONFIG = pathlib.Path(__file__).parent / "configs" / "dit_digits.py"
 CLASSES, SHOWN = 10, 3  # rows of each design in the picture
@@ -86,13 +88,13 @@ def measure(run: pathlib.Path, judge, count: int, guidance: float) -> dict:
     return result
 
 
-def score(pictures: np.ndarray, labels: np.ndarray, judge) -> dict:
+def score(pictures: np.ndarray, labels: np.ndarray, judge, resamples: int = 100) -> dict:
     """Frechet distance from the training data, and accuracy on the digit asked for."""
     from wamjax.scores import classifier, frechet
 
     seen, real = judge(pictures), judge(data("train")[0])
     return {
-        "frechet": frechet.interval(seen.features, real.features),
+        "frechet": frechet.interval(seen.features, real.features, resamples=resamples),
         "accuracy": classifier.accuracy(seen.logits[0], labels),
     }
 
@@ -105,7 +107,8 @@ def table(workdir: pathlib.Path) -> str:
     if not rows:
         return "no run has been measured yet"
     pictures, labels = data("test")
-    real, one = score(pictures, labels, judge(workdir)), next(iter(rows.values()))[0]
+    # Its interval is not shown, so two resamples will do.
+    real, one = score(pictures, labels, judge(workdir), 2), next(iter(rows.values()))[0]
     order = [d for d in DESIGNS if d in rows]
     scale = f"guidance {one['guidance']}"
     heads = ["design", "parameters", "forward MFLOP"]
@@ -184,6 +187,7 @@ def main(argv: list[str]) -> None:
     """Entry point for absl."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    quiet()
     asked = flags.FLAGS
     workdir = pathlib.Path(asked.workdir)
     workdir.mkdir(parents=True, exist_ok=True)

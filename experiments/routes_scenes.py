@@ -9,9 +9,6 @@ pictures of captions that training held out, and reads them by the exact parser 
 kinds of held-out captions: unseen combinations of seen objects, and objects never seen (a colour
 with a shape). Writes table.md, table.json and routes.png. The whole is resumable, between runs and
 within each.
-
-The pooled text is the mean of the words' embeddings, so it does not know their order: "left of" and
-who is left of whom are lost by construction, and a relation is right half of the time at best.
 """
 
 from __future__ import annotations
@@ -24,9 +21,11 @@ import sys
 import numpy as np
 from absl import app, flags
 
+from wamjax.metrics import quiet
+
 ROUTES = ("pooled", "cross", "both", "joint")
 PARTS = ("combination", "object")
-CRITERIA = ("colour", "shape", "binding", "count", "position", "all")
+CRITERIA = ("colour", "shape", "binding", "count", "position", "relation", "all")
 CONFIG = pathlib.Path(__file__).parent / "configs" / "text_scenes.py"
 SHOWN, SEED = 6, 2**21  # pictures of a route that are drawn; seed of the captions
 
@@ -38,7 +37,7 @@ def train(route: str, seed: str, arg: str, run: pathlib.Path) -> None:
     subprocess.run([sys.executable, "-m", "wamjax.train", *options], check=True)
 
 
-def held_out(part: str, count: int, length: int = 16, size: int = 24):
+def held_out(part: str, count: int, length: int = 13, size: int = 24):
     """Captions of a part, with true scenes of them."""
     from wamjax.data import scenes
 
@@ -67,7 +66,8 @@ def measure(run: pathlib.Path, count: int, guidance: float) -> dict:
 
 
 def verdicts(captions, found) -> dict[str, list[int]]:
-    """Criterion -> (satisfied, asked): each over the captions that ask for it."""
+    """Criterion -> (satisfied, asked): each over the captions that ask for it; "relation" is
+    position over those whose two objects are there."""
     from wamjax.data.scenes import satisfies
 
     asks = {
@@ -77,7 +77,10 @@ def verdicts(captions, found) -> dict[str, list[int]]:
     }
     out = {name: [0, 0] for name in CRITERIA}
     for caption, scene in zip(captions, found, strict=True):
-        for name, right in satisfies(caption, scene).items():
+        verdict = satisfies(caption, scene)
+        if caption.relation and verdict["binding"]:
+            verdict["relation"] = verdict["position"]
+        for name, right in verdict.items():
             if asks.get(name, lambda _: True)(caption):
                 out[name][0] += bool(right)
                 out[name][1] += 1
@@ -112,13 +115,15 @@ def table(workdir: pathlib.Path) -> str:
         what = {"combination": "unseen combinations", "object": "unseen objects"}[part]
         lines += [f"| {what}, % | " + " | ".join(CRITERIA) + " |", "|---|" + "---|" * len(CRITERIA)]
         for name, row in cells[part].items():
-            lines.append(f"| {name} | " + " | ".join(row[c].percent() for c in CRITERIA) + " |")
+            texts = (row[c].percent() if row[c] else "-" for c in CRITERIA)
+            lines.append(f"| {name} | " + " | ".join(texts) + " |")
         lines.append("")
     seeds, guidance = sorted({len(f) for f in rows.values()}), rows[order[0]][0]["guidance"]
     lines.append(
         f"{count} captions of each part at guidance {guidance}; {seeds} seeds. 95 % "
         "intervals: t over seeds, Wilson of one seed. binding, count and position are over the "
-        "captions that ask for them. other scenes: true scenes of other captions of the kind."
+        "captions that ask for them, relation is position where both objects are there. other "
+        "scenes: true scenes of other captions of the kind."
     )
     text = "\n".join(lines)
     (workdir / "table.md").write_text(text + "\n")
@@ -129,9 +134,11 @@ def table(workdir: pathlib.Path) -> str:
 
 
 def rate(found: list[list[int]]):
-    """(satisfied, asked) of each seed, as an interval."""
+    """(satisfied, asked) of each seed, as an interval; None where nothing was asked."""
     from wamjax.viz.intervals import student_t, wilson
 
+    if not all(asked for _, asked in found):
+        return None
     if len(found) > 1:
         return student_t([right / asked for right, asked in found])
     return wilson(*found[0])
@@ -146,13 +153,14 @@ def bars(rows: dict, path: pathlib.Path) -> None:
     routes = [name for name in rows if name != "other scenes"]
     width = 0.8 / len(routes)
     for i, name in enumerate(routes):
-        x = np.arange(len(CRITERIA)) + (i - (len(routes) - 1) / 2) * width
-        cells = [rows[name][c] for c in CRITERIA]
+        x = np.array([j for j, c in enumerate(CRITERIA) if rows[name][c]])
+        x = x + (i - (len(routes) - 1) / 2) * width
+        cells = [rows[name][c] for c in CRITERIA if rows[name][c]]
         arms = [[c.mean - max(c.low, 0) for c in cells], [min(c.high, 1) - c.mean for c in cells]]
         axes.bar(x, [c.mean for c in cells], width * 0.9, yerr=arms, capsize=2, alpha=0.85,
                  color=figures.COLORS[i], label=name, error_kw={"lw": 1})  # fmt: skip
     for x, c in enumerate(CRITERIA):
-        level = rows["other scenes"][c].mean
+        level = rows["other scenes"][c].mean if rows["other scenes"][c] else np.nan
         axes.plot([x - 0.45, x + 0.45], [level, level], color=figures.BAD, lw=1.2, ls="--",
                   label="scenes of other captions" if x == 0 else None)  # fmt: skip
     axes.set_xticks(range(len(CRITERIA)), CRITERIA)
@@ -185,7 +193,7 @@ def define_flags() -> None:
     flags.DEFINE_list("seeds", ["0"], "training seeds")
     flags.DEFINE_string("arg", "", "further config arguments: steps=N, debug")
     flags.DEFINE_integer("count", 400, "captions of each part")
-    flags.DEFINE_float("guidance", 3.0, "guidance scale of the samples")
+    flags.DEFINE_float("guidance", 1.5, "guidance scale of the samples")
     flags.DEFINE_bool("table_only", False, "print what has been measured so far")
 
 
@@ -193,6 +201,7 @@ def main(argv: list[str]) -> None:
     """Entry point for absl."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    quiet()
     asked = flags.FLAGS
     workdir = pathlib.Path(asked.workdir)
     workdir.mkdir(parents=True, exist_ok=True)

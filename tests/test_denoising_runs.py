@@ -56,6 +56,7 @@ def test_eight_devices_train_as_one(whole, tmp_path):
     np.testing.assert_allclose(losses(tmp_path), losses(whole)[:2], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(whole, tmp_path):
     one = jax.devices()[:1]
     assert train.run(digits(total_steps=3), tmp_path, devices=one)
@@ -71,6 +72,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(whole, tmp_path):
     np.testing.assert_array_equal(*pictures)
 
 
+@pytest.mark.slow
 def test_latents_that_were_encoded_ahead_of_time(tmp_path):
     """What trains on ImageNet, in miniature: DDPM with learned variance on a file of latents."""
     rng = np.random.default_rng(0)
@@ -142,19 +144,23 @@ def test_verdicts_and_table_of_the_routes(tmp_path):
     assert all(right == asked > 20 for right, asked in true.values())
     assert true["colour"][1] == true["all"][1] == 300 > true["binding"][1] > true["position"][1]
     empty = routes.verdicts(batch.captions, [()] * 300)
-    assert all(right == 0 for right, _ in empty.values())
+    assert all(right == 0 for right, _ in empty.values()) and empty["relation"][1] == 0
+    assert true["relation"] == true["position"]
     other = routes.chance("combination", 300)
     assert 0.05 < other["count"][0] / other["count"][1] < 0.7
     assert other["all"][0] < 0.1 * 300 and other["position"][0] < 0.5 * other["position"][1]
     for route, share in {"pooled": 0.25, "cross": 0.75}.items():
         (tmp_path / f"{route}-0").mkdir()
         scores = {c: [round(share * n), n] for c, (_, n) in true.items()}
+        if route == "pooled":
+            scores["relation"] = [0, 0]
         scores = {"combination": scores, "object": scores, "parameters": 1, "guidance": 3.0}
         (tmp_path / f"{route}-0" / "scores.json").write_text(json.dumps(scores))
         some = {"video": batch.images[:8], "instruction": batch.tokens[:8]}
         np.savez(tmp_path / f"{route}-0" / "samples_combination.npz", **some)
     lines = routes.table(tmp_path).splitlines()
-    assert lines[0].count("|") == 8 and lines[2].startswith("| pooled | 25.0 [")
+    assert lines[0].count("|") == 9 and lines[2].startswith("| pooled | 25.0 [")
+    assert lines[2].split("|")[7].strip() == "-"
     assert lines[3].startswith("| cross | 75.0 [") and lines[4].startswith("| other scenes |")
     for name in ("routes.png", "pictures.png", "table.md", "table.json"):
         assert (tmp_path / name).exists()

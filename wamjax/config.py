@@ -159,6 +159,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("model.codec.temporal", 4, "cached: frames of a latent after the first"),
     ("model.text.kind", "tokens", "tokens (trainable word embeddings) or context (given)"),
     ("model.text.route", "none", "none, pooled, cross, both or joint; autoregressive: prefix"),
+    ("model.text.layers", 0, "of a text encoder that is trained along; 0 = words alone"),
     ("model.text.pooled_width", 0, "of pooled text in the data; 0 = the mean of the embeddings"),
     ("eval.env", "tabletop", "world that the policy is rolled out in"),
     ("eval.tasks", (), "tasks; () = those of the training data"),

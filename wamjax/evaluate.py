@@ -2,6 +2,7 @@
 
     python -m wamjax.evaluate --workdir=runs/quickstart
     python -m wamjax.evaluate --workdir=runs/quickstart --shift=lighting --mode=imagine
+    python -m wamjax.evaluate --workdir=runs/cosmos --mode=plan --planner=runs/planner
     python -m wamjax.evaluate --workdir=runs/quickstart --latency
 
 Writes eval.json (success_rate, episodes, per_task, latency_ms, ...), a plot, and a video in which
@@ -58,8 +59,11 @@ class Policy:
         return self.objective.policy(params, self.normalizers, observation, key, self.mode)
 
 
-def load(workdir, step: int | None = None, mode: str | None = None):
+def load(workdir, step: int | None = None, mode: str | None = None, planner: str | None = None):
     """Restores a run.
+
+    Args:
+      planner: another run, of the same sizes, whose world model and value function plan for it.
 
     Returns:
       (`Policy`, the config it was trained with, the step of its checkpoint).
@@ -72,6 +76,10 @@ def load(workdir, step: int | None = None, mode: str | None = None):
     objective = wam.build(config, DataSpec.from_json(statistics["spec"]))
     params = _for_acting(objective, params, config)
     normalise = normalizers(statistics, config.data.normalization)
+    if planner:
+        other, _, _ = load(planner)
+        objective = objective.with_planner(other.objective)
+        params = params | {"planner": other.params}
     return Policy(objective, params, normalise, mode), config, step
 
 
@@ -87,6 +95,7 @@ def run(
     step: int | None = None,
     mode: str | None = None,
     shift: str = "none",
+    planner: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates the checkpoint of a run and writes eval.json, plot and video.
 
@@ -98,6 +107,7 @@ def run(
       step: which checkpoint, the newest by default.
       mode: how to act, see `wamjax.wam.programs.MODES`; the variant's default.
       shift: name of a shift of the world.
+      planner: see `load`.
 
     Returns:
       what was written to eval.json.
@@ -107,8 +117,9 @@ def run(
     workdir = pathlib.Path(workdir)
     shifts = _shift(config, shift)
     parts = [mode, shift if shift != "none" else None, step]
+    parts += [pathlib.Path(planner).name if planner else None]
     suffix = "".join(f"_{p}" for p in parts if p is not None)
-    policy, trained, step = load(workdir, step, mode)
+    policy, trained, step = load(workdir, step, mode, planner)
     result = {"step": step, "variant": trained.objective.variant, "mode": mode, "shift": shift}
     result |= roll_out(policy, config, shifts)
     if config.eval.untrained:
@@ -313,7 +324,8 @@ def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
     flags.DEFINE_string("workdir", None, "the run to evaluate", required=True)
     flags.DEFINE_integer("step", None, "checkpoint; the newest by default")
-    flags.DEFINE_string("mode", None, "direct, joint or imagine; the variant's own by default")
+    flags.DEFINE_string("mode", None, "direct, joint, imagine, plan, ...; the default is its own")
+    flags.DEFINE_string("planner", None, "a run whose world model and value function plan for it")
     flags.DEFINE_string("shift", "none", "a shift of the world, by name")
     flags.DEFINE_integer("episodes", None, "episodes; config.eval.episodes by default")
     flags.DEFINE_bool("latency", False, "only measure the latency of one plan")
@@ -326,7 +338,7 @@ def main(argv: list[str]) -> None:
     quiet()
     asked = flags.FLAGS
     if asked.latency:
-        policy, config, _ = load(asked.workdir, asked.step, asked.mode)
+        policy, config, _ = load(asked.workdir, asked.step, asked.mode, asked.planner)
         print(json.dumps({"latency_ms": latency(policy, config)}))
         return
     config = restore_params(asked.workdir, asked.step).config
@@ -334,7 +346,7 @@ def main(argv: list[str]) -> None:
         config.eval.episodes = asked.episodes
     if config.eval.episodes < 1:
         raise app.UsageError("config.eval.episodes is 0: give --episodes")
-    run(config, asked.workdir, asked.step, asked.mode, asked.shift)
+    run(config, asked.workdir, asked.step, asked.mode, asked.shift, asked.planner)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ RULES: tuple[Rule, ...] = (
     (r"head/kernel", ("fsdp", None)),
     (r"head/bias|head_norm/(scale|bias)", (None,)),
     (r"(text|tokens)/(embedding|positions)", (None, None)),  # the gradient of a lookup splits badly
+    (r"tokens/(words|encoder)/.*", None),  # small, and trained along
     # The text encoders, which are frozen; umT5's embedding alone is 4 GB.
     (r"embedding", (None, "fsdp")),
     (r"position_bias", (None, None)),
@@ -181,7 +182,7 @@ def state_shardings(state: Any, params: Any, mesh: Mesh, rules: Sequence[Rule] =
     """Shardings of a train state: what mirrors a parameter lives where the parameter lives.
 
     A leaf mirrors the parameter whose path ends its own path and whose shape it has (Adam's
-    moments, the moving average); scalars and a few constants in a row are replicated.
+    moments, the moving average); scalars and the coefficients of Muon are replicated.
 
     Raises:
       ValueError: a leaf that is neither.
@@ -197,7 +198,7 @@ def state_shardings(state: Any, params: Any, mesh: Mesh, rules: Sequence[Rule] =
             shape, spec = specs.get("/".join(names[start:]), (None, None))
             if shape == leaf.shape:
                 return NamedSharding(mesh, spec)
-        if leaf.ndim == 0 or leaf.shape == (3,):  # Muon keeps three coefficients
+        if leaf.ndim == 0 or names[-1] == "ns_coeffs":  # three constants of Muon
             return NamedSharding(mesh, P())
         raise ValueError(f"state leaf {path!r} {leaf.shape} mirrors no parameter")
 

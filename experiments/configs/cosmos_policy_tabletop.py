@@ -16,8 +16,15 @@ Arguments:
   tasks=NAME+NAME+...   of wamjax.envs.tabletop
   value=value|value_v|value_q, auxiliary=BOOL, uniform=SHARE of uniform noise levels
   sigma_min=S, infer_steps=N, visibility=bidirectional|prefix
-  planner               fine-tunes world model and V(s') on rollouts (--config.init_from.path=RUN)
+  planner, recorded=DIR  fine-tunes world model and V(s') on rollouts of a policy
   debug
+
+From a policy to planning with what it did:
+
+    python -m wamjax.rollouts --workdir=runs/cosmos --out=DIR
+    python -m wamjax.train --config.init_from.path=runs/cosmos --workdir=runs/planner \
+        --config=experiments/configs/cosmos_policy_tabletop.py:planner,steps=500,recorded=DIR
+    python -m wamjax.evaluate --workdir=runs/cosmos --mode=plan --planner=runs/planner
 """
 
 from wamjax import config as configs
@@ -31,7 +38,7 @@ def get_config(arg=None):
     args = configs.parse_arg(
         arg, steps=2000, seed=0, demos=1500, rollouts=900, tasks=TASKS, value="value",
         auxiliary=True, uniform=0.3, sigma_min=4.0, infer_steps=5, visibility="bidirectional",
-        planner=False, debug=False,
+        planner=False, recorded="", debug=False,
     )  # fmt: skip
     config = configs.base_config()
     tabletop(config)
@@ -57,7 +64,7 @@ def get_config(arg=None):
     sources.successes = configs.source(rollout=True, ended="success", collect=noisy)
     sources.failures = configs.source(rollout=True, ended="failure", collect=noisy)
     if args.planner:
-        presets.planner(config)
+        presets.planner(config, args.recorded)
     config.eval.tasks = tasks
     config.eval.episodes, config.eval.execute = 300, 2
     if args.debug:

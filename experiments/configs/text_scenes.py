@@ -5,33 +5,42 @@
         --caption="a red circle left of a blue square"
     python experiments/routes_scenes.py --workdir=runs/routes
 
-Arguments: route=pooled|cross|both|joint, steps=N, debug.
+Arguments: route=pooled|cross|both|joint, steps=N, debug. 3.8 minutes on two cores for route=cross,
+which then draws 56 % of the captions that training held out (unseen combinations of seen objects)
+without a mistake; 97 % with the right shapes, 88 % with the right colours, 68 % of those that count
+with the right count.
 
-20,000 pictures of 24x24 pixels with up to four coloured shapes, 36 tokens; the caption enters as
-its mean embedding beside time (pooled), by cross-attention to its words, by both, or as tokens of a
-second expert in joint attention (MMDiT). Words are embedded by a table that is trained along.
+20,000 pictures of 24x24 pixels with up to four coloured shapes on a grid of 3x3 cells; each cell is
+a token, so that what there is to learn is what stands where. The caption enters as its mean
+embedding beside time (pooled), by cross-attention to its words, by both, or as tokens of a second
+expert in joint attention (MMDiT). The words go through a text encoder of two layers first, which is
+trained along, so that every route starts from words that know each other and their order. The
+network predicts x0: tokens have 192 values and it is 128 wide.
 """
 
 from wamjax import config as configs
 
 
 def get_config(arg=None):
-    args = configs.parse_arg(arg, route="cross", steps=1500, debug=False)
+    args = configs.parse_arg(arg, route="cross", steps=3000, debug=False)
     config = configs.base_config()
     data, model, objective, optim = config.data, config.model, config.objective, config.optim
-    data.kind, data.arrays, data.batch_size = "arrays", "scenes:size=24", 64
+    data.kind, data.arrays, data.batch_size = "arrays", "scenes:size=24,length=13", 64
     model.layers, model.heads, model.head_dim, model.unroll = 4, 4, 32, 4
     model.video.width, model.video.ffn, model.patch, model.freq_dim = 128, 512, 1, 128
-    model.codec.kind, model.codec.patch, model.positions = "pixel", 4, "sincos"
-    model.text.kind, model.text.route, model.context_width = "tokens", args.route, 128
-    objective.name, objective.weighting, objective.video_shift = "denoising", "uniform", 2.0
-    objective.infer_steps, objective.guidance = 25, 3.0
-    optim.learning_rate, optim.b2, optim.weight_decay = 1e-3, 0.99, 0.0
-    optim.final_fraction, optim.ema_decay = 0.02, 0.99
-    config.total_steps, config.log_every, config.checkpoint.every = args.steps, 50, 250
+    model.codec.kind, model.codec.patch, model.positions = "pixel", 8, "sincos"
+    model.text.kind, model.text.route = "tokens", args.route
+    model.text.layers, model.context_width = 2, 64
+    objective.name, objective.process = "denoising", "flow:predicts=x0"
+    objective.weighting, objective.video_shift = "uniform", 3.0
+    objective.infer_steps, objective.guidance = 25, 1.5
+    optim.name, optim.learning_rate, optim.b2, optim.weight_decay = "muon", 5e-3, 0.99, 0.0
+    optim.final_fraction, optim.ema_decay = 0.02, 0.995
+    config.total_steps, config.log_every, config.checkpoint.every = args.steps, 100, 500
     if args.debug:
         config.total_steps, config.log_every, config.checkpoint.every = 6, 2, 3
-        data.arrays, data.batch_size, objective.infer_steps = "scenes:count=64,size=24", 16, 3
+        data.arrays, data.batch_size = "scenes:count=64,size=24,length=13", 16
+        objective.infer_steps = 3
         model.layers, model.heads, model.head_dim, model.unroll = 2, 2, 16, 1
         model.video.width, model.video.ffn, model.context_width = 32, 64, 16
     return config

@@ -115,7 +115,7 @@ def test_the_entropy_term_spreads_a_code_book():
         (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=100)
         return health(vq.ids(params["codes"], params["h"]), vq.codes)
 
-    spread, bare = used(CodeBook(32, 4)), used(CodeBook(32, 4, entropy=0.0))
+    spread, bare = (used(CodeBook(32, 4, entropy=weight)) for weight in (0.1, 0.0))
     assert spread["usage"] > 3 * bare["usage"] and spread["perplexity"] > 2 * bare["perplexity"]
 
 

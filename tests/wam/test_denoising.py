@@ -79,7 +79,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = ("blocks", "in_context", "text_both", "text_joint", "ddpm")
+
+
+def some_slow(names, quick):
+    """Parameters of a test of which only the quick ones run by default."""
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("case", some_slow(CASES, QUICK))
 def test_every_case_trains_and_samples_and_reaches_every_parameter(case):
     objective = make(**CASES[case])
     params, batch = parameters(objective), batch_of(objective)
@@ -111,7 +119,9 @@ def test_every_case_trains_and_samples_and_reaches_every_parameter(case):
     assert all("final_block" in p and "'text'" in p and "'q'" in p for p in silent), silent
 
 
-@pytest.mark.parametrize("scheme", ["image_to_video", "forcing_causal", "blocks"])
+@pytest.mark.parametrize(
+    "scheme", some_slow(["image_to_video", "forcing_causal", "blocks"], ["forcing_causal"])
+)
 def test_cached_sampling_equals_uncached(scheme):
     objective = make(scheme, classes=3, guidance=2.0)
     params, batch = parameters(objective), batch_of(objective)

@@ -25,7 +25,7 @@ from wamjax.models.experts import Time, VideoExpert
 from wamjax.models.layers import Linear, Mlp, small_normal, unconstrained
 from wamjax.models.mot import GroupSpec
 from wamjax.models.rope import Rope, video_rope
-from wamjax.models.text import TokenEncoder
+from wamjax.models.text import ContextEncoder, TokenEncoder
 from wamjax.models.transformer import Cache, Transformer
 from wamjax.models.visibility import Visibility
 
@@ -119,6 +119,7 @@ class DiT(nn.Module):
       text_spec: of the text expert in `joint`; it ends before the last block's output.
       context_width: of the text embeddings.
       vocabulary, instruction_length: of a trainable token encoder; 0 where embeddings are given.
+      text_layers: of the encoder; 0 has words alone, which have not seen each other.
       pooled_width: of text that is pooled elsewhere (SD3); 0 takes the mean of the embeddings.
       text_net: what a context goes through before cross-attention, see `experts.Conditioned`.
       positions: "sincos" (added to the tokens; of one frame) or "rope".
@@ -143,6 +144,7 @@ class DiT(nn.Module):
     pooled_width: int = 0
     vocabulary: int = 0
     instruction_length: int = 0
+    text_layers: int = 0
     text_net: str = "linear"
     positions: str = "sincos"
     position_table: tuple[int, int] = (0, 0)
@@ -181,7 +183,12 @@ class DiT(nn.Module):
             width = self.video_spec.width
             self.pooled_mlp = Mlp(width, width, nn.silu, small_normal)
         if self.vocabulary:
-            self.tokens = TokenEncoder(self.vocabulary, self.context_width, self.instruction_length)
+            sizes = self.vocabulary, self.context_width, self.instruction_length
+            self.tokens = (
+                ContextEncoder(*sizes, self.text_layers, self.heads)
+                if self.text_layers
+                else TokenEncoder(*sizes)
+            )
         if self.text_spec is not None:
             self.text_embed = Linear(self.text_spec.width)
         specs = (self.video_spec,) if self.text_spec is None else (self.video_spec, self.text_spec)

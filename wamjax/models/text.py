@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
+from wamjax.models import blocks
 from wamjax.models.layers import small_normal
+from wamjax.models.rope import rope
+from wamjax.models.transformer import Transformer
+from wamjax.models.visibility import bidirectional
 
 
 class TokenEncoder(nn.Module):
@@ -39,3 +44,32 @@ class TokenEncoder(nn.Module):
             )
         context = jnp.take(words, instruction, axis=0) + positions
         return jnp.where(instruction[..., None] > 0, context, 0)
+
+
+class ContextEncoder(nn.Module):
+    """A small trainable text encoder: words that have seen each other, padding rows zero.
+
+    Attributes:
+      vocabulary, width, length: see `TokenEncoder`, which it starts with.
+      layers, heads: of pre-norm blocks with rotary positions; padding is not attended.
+    """
+
+    vocabulary: int
+    width: int
+    length: int
+    layers: int
+    heads: int
+
+    @nn.compact
+    def __call__(self, instruction: Int[Array, "b s"]) -> Float[Array, "b s c"]:
+        x = TokenEncoder(self.vocabulary, self.width, self.length, name="words")(instruction)
+        head_dim = self.width // self.heads
+        spec = blocks.ExpertSpec("text", self.width, 4 * self.width, **blocks.GPT)
+        real = instruction > 0
+        # A text without any word attends its padding: a softmax over nothing would be NaN.
+        valid = real | ~jnp.any(real, axis=1, keepdims=True)
+        turns = rope([np.arange(self.length)], [head_dim])
+        stream = blocks.Stream(x, None, turns, (("words", self.length),))
+        network = Transformer((spec,), self.layers, self.heads, head_dim, name="encoder")
+        tokens, _ = network({"text": stream}, {}, bidirectional("words"), valid={"words": valid})
+        return jnp.where(real[..., None], tokens["text"], 0)

@@ -12,7 +12,7 @@ from PIL import Image
 from wamjax.viz import video
 
 TILE = 64  # pixels: what the shorter side of a smaller picture is brought up to
-LETTER = 6  # pixels across, of the captions
+LETTER = 7  # pixels across, of the captions
 
 
 def rgb(pictures: np.ndarray) -> np.ndarray:
@@ -55,7 +55,7 @@ def captioned(tiles: Sequence[np.ndarray], titles: Sequence[str] | None) -> list
     most = max(map(len, lines))
     out = []
     for tile, text in zip(tiles, lines, strict=True):
-        for line in reversed(text + [""] * (most - len(text))):
+        for line in reversed([""] * (most - len(text)) + text):
             tile = video.caption(tile, line)
         out.append(tile)
     return out

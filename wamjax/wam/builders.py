@@ -124,6 +124,7 @@ def denoising(config, spec) -> Denoising:
         pooled_width=inputs.pooled,
         vocabulary=inputs.vocabulary,
         instruction_length=inputs.length,
+        text_layers=model.text.layers,
         positions=model.positions,
         position_table=tuple(model.position_table),
         freq_dim=model.freq_dim,
@@ -299,11 +300,15 @@ def process_of(config) -> Process:
     return PROCESSES[name](config.objective, **values)
 
 
-def flow(objective, *, law: str = "uniform") -> RectifiedFlow:
-    """Rectified flow; `law` of training levels is uniform or logit_normal (SD3)."""
+def flow(objective, *, law: str = "uniform", predicts: str = "velocity") -> RectifiedFlow:
+    """Rectified flow; `law` of training levels is uniform or logit_normal (SD3).
+
+    A network that is narrower than a token can predict x0, which has structure, and no velocity.
+    """
     if law not in (laws := {"uniform": None, "logit_normal": NoiseLaw(0.0, 1.0)}):
         raise ValueError(f"config.objective.process: law {law!r} is not one of {sorted(laws)}")
-    return RectifiedFlow(objective.video_shift, objective.weighting, laws[law])
+    shift, weighting = objective.video_shift, objective.weighting
+    return RectifiedFlow(shift, weighting, laws[law], predicts=predicts)
 
 
 def ddpm(

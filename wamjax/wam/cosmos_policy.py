@@ -291,6 +291,16 @@ class CosmosPolicy:
             self.visibility, self.told, self.solver,
         )  # fmt: skip
 
+    def with_planner(self, other: CosmosPolicy) -> CosmosPolicy:
+        """This policy, planning as `other` was trained: with its kind of value function.
+
+        Raises:
+          ValueError: another layout or network, whose parameters would not fit.
+        """
+        if (self.layout, self.network) != (other.layout, other.network):
+            raise ValueError("policy and planner have the same slots and the same sizes")
+        return dataclasses.replace(self, uses=(self.uses[0], *other.uses[1:]))
+
     # ---- parts ----
 
     @property

@@ -42,7 +42,7 @@ class Gaussian:
 
     Attributes:
       weight: of the mean KL divergence per latent element, against the reconstruction's mean
-        error per pixel value.
+        square error per pixel value in [-1, 1].
     """
 
     channels: int
@@ -156,7 +156,8 @@ class CodeBook:
     encoder starts in a narrow cone, where a handful of codes is nearest. The entropy term (as in
     the tokenizer of MaskGIT, arXiv 2202.04200) spreads the codes over the batch and makes each
     choice definite; unlike moving averages and restarts of dead codes, it needs no state beside
-    the parameters.
+    the parameters. 512 codes after 700 steps on tabletop crops: 267 in use and 17.5 dB with the
+    term, 2 and 13.2 dB without, 431 and 16.9 dB at five times its weight.
 
     Attributes:
       codes: size of the vocabulary.
@@ -168,7 +169,7 @@ class CodeBook:
     codes: int
     channels: int
     commitment: float = 0.25
-    entropy: float = 0.1
+    entropy: float = 0.02
     temperature: float = 0.03
 
     @property

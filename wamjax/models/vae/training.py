@@ -43,7 +43,10 @@ class CodecObjective:
         return self.codec.init(rng)
 
     def loss(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, dict[str, Array]]:
-        """Mean absolute error per pixel value in [-1, 1], plus what the bottleneck adds.
+        """Mean square error per pixel value in [-1, 1], plus what the bottleneck adds.
+
+        On pictures of few objects the absolute error learns slower: it starts with a long time at
+        the median, the empty table (700 steps of tabletop crops: 17.2 dB, squares 20.2).
 
         Frames past the end of an episode repeat the last one, so they are pictures like others.
 
@@ -55,9 +58,8 @@ class CodecObjective:
         h = codec.network.apply({"params": params}, x, method="encode")
         z, extra, metrics = codec.bottleneck.train(params.get("codebook", {}), h, rng)
         y = codec.network.apply({"params": params}, z, method="decode").astype(jnp.float32)
-        error = jnp.mean(jnp.abs(y - x))
-        metrics |= {"reconstruction": error, "psnr": psnr(jnp.mean(jnp.square(y - x)))}
-        return error + extra, metrics
+        error = jnp.mean(jnp.square(y - x))
+        return error + extra, metrics | {"reconstruction": error, "psnr": psnr(error)}
 
 
 def psnr(square_error: Array) -> Array:

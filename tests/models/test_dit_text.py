@@ -1,0 +1,68 @@
+"""The text encoder that is trained along with a DiT, and what each route can know of a caption."""
+
+import jax
+import numpy as np
+import pytest
+from models.helpers import random_params
+
+from wamjax.models import blocks, dit
+from wamjax.models.blocks import ExpertSpec
+from wamjax.models.mot import GroupSpec
+from wamjax.models.text import ContextEncoder
+from wamjax.models.visibility import bidirectional
+
+LENGTH, WIDTH = 6, 16
+IDS = np.array([[1, 2, 3, 0, 0, 0], [3, 2, 1, 0, 0, 0], [1, 2, 3, 4, 5, 6], [0] * 6], np.int32)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    net = ContextEncoder(vocabulary=9, width=WIDTH, length=LENGTH, layers=2, heads=2)
+    params = random_params(jax.eval_shape(net.init, jax.random.key(0), IDS)["params"], 1)
+    return net, params
+
+
+def test_words_see_each_other_and_no_padding(encoder):
+    net, params = encoder
+    out = np.asarray(net.apply({"params": params}, IDS))
+    assert out.shape == (4, LENGTH, WIDTH)
+    np.testing.assert_array_equal(out[:2, 3:], 0)
+    np.testing.assert_array_equal(out[3], 0)
+    # The first word is another one beside other words, and in another order.
+    assert np.abs(out[0, 0] - out[2, 0]).max() > 0.1 < np.abs(out[0, 0] - out[1, 2]).max()
+    changed = jax.tree.map(np.array, params)
+    changed["words"]["embedding"][0] += 1  # the row of padding
+    np.testing.assert_array_equal(net.apply({"params": changed}, IDS), out)
+
+
+def test_a_text_without_words_has_finite_gradients(encoder):
+    net, params = encoder
+    grads = jax.grad(lambda p: net.apply({"params": p}, IDS).sum())(params)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+
+
+def outputs(route, layers, ids):
+    spec = ExpertSpec("text", 24, 32, **blocks.MMDIT) if route == "joint" else None
+    net = dit.DiT(
+        dit.expert(24, 32, text=route), (GroupSpec("g", "video", (0,)),), (4, 4, 3), layers=2,
+        heads=2, head_dim=12, text=route, text_spec=spec, context_width=WIDTH, vocabulary=9,
+        instruction_length=LENGTH, text_layers=layers, freq_dim=16,
+    )  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((1, 1, 4, 4, 3)).astype(np.float32)
+    values = {"g": np.repeat(x, len(ids), axis=0)}
+    table = bidirectional("g", *["text"] * (route == "joint"))
+    args = values, {"g": np.full((len(ids), 1), 0.5, np.float32)}, {"instruction": ids}, table
+    abstract = jax.eval_shape(lambda: net.init(jax.random.key(0), *args, method="evaluate"))
+    params = random_params(abstract["params"], 1)
+    return np.asarray(net.apply({"params": params}, *args, method="evaluate")["g"])
+
+
+@pytest.mark.parametrize("route", dit.TEXT[1:])
+def test_only_pooled_words_do_not_know_their_order(route):
+    forward, backward, *_ = outputs(route, 0, IDS)
+    if route == "pooled":
+        np.testing.assert_allclose(forward, backward, atol=1e-5)
+    else:
+        assert np.abs(forward - backward).max() > 1e-2
+    forward, backward, *_ = outputs(route, 1, IDS)  # words that have seen each other do
+    assert np.abs(forward - backward).max() > 1e-2

@@ -1,0 +1,164 @@
+"""Rolls a trained policy out and keeps its episodes as a data set: what planners are trained on.
+
+    python -m wamjax.rollouts --workdir=runs/cosmos --out=DIR --episodes=600
+
+Every episode is kept, failures too, with the actions as they were sent and the return of what came
+of them: a source with ``rollout=True`` of `wamjax.config.source`. Other episodes than those that
+the run is evaluated on. The same arguments give the same data set.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from wamjax import evaluate, hardware
+from wamjax import state as states
+from wamjax.collect import ACTION_NAMES, PROPRIO_NAMES
+from wamjax.data import images
+from wamjax.data.records import Episode, Writer
+from wamjax.data.spec import Info
+from wamjax.envs import tabletop
+from wamjax.envs.tabletop.rollout import SETTLE
+from wamjax.envs.tabletop.world import proprio
+from wamjax.metrics import quiet
+
+
+def record(
+    policy: evaluate.Policy,
+    config: ConfigDict,
+    out: str | os.PathLike,
+    tasks: tuple[str, ...],
+    episodes: int,
+    seed: int,
+    about: dict[str, Any] | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Writes the episodes of a policy.
+
+    Args:
+      policy: see `evaluate.load`.
+      config: its ``eval`` part says how episodes go, its seed which ones to leave for evaluation.
+      out: folder of the data set; must not exist.
+      tasks: in turn.
+      episodes, seed: how many, and which.
+      about: kept in the data set, to recognise it by.
+
+    Returns:
+      {"episodes", "steps", "success_rate"}.
+
+    Raises:
+      ValueError: the seed is that of the evaluation.
+    """
+    if seed == config.eval.seed:
+        raise ValueError(
+            f"seed {seed} makes the episodes that config.eval.seed evaluates on: train on others"
+        )
+    info = Info(
+        cameras=tabletop.CAMERAS,
+        proprio_dim=tabletop.PROPRIO_DIM,
+        action_dim=tabletop.ACTION_DIM,
+        control_hz=tabletop.CONTROL_HZ,
+        robot="tabletop",
+        action_names=ACTION_NAMES,
+        proprio_names=PROPRIO_NAMES,
+        collection={"tasks": list(tasks), "episodes": episodes, "seed": seed, **(about or {})},
+    )
+    steps = success = 0
+    bar = tqdm.tqdm(total=episodes, unit="episode", desc="rollouts", disable=not progress)
+    with Writer(out, info) as writer, bar:
+        for episode in _episodes(policy, config, tasks, episodes, seed):
+            writer.write(episode)
+            steps, success = steps + episode.length, success + episode.success
+            bar.update()
+    return {"episodes": episodes, "steps": steps, "success_rate": success / episodes}
+
+
+def _episodes(policy, config: ConfigDict, tasks, episodes: int, seed: int) -> Iterator[Episode]:
+    size = min(config.eval.batch_size, episodes)  # of one program; the last one is filled up
+    ids = np.array([tabletop.task_id(name) for name in tasks], np.int32)
+    key = jax.vmap(lambda i: states.key(seed, "evaluate", i))
+    for start in range(0, episodes, size):
+        numbers = np.arange(start, start + size)
+        done = tabletop.rollout(
+            jax.tree_util.Partial(_act, policy),
+            key(jnp.asarray(numbers)),
+            jnp.asarray(ids[numbers % len(ids)]),
+            tabletop.Shift.none(),
+            max_steps=config.eval.max_steps,
+            execute=config.eval.execute,
+            record=True,
+            instruction_length=config.data.instruction_length,
+        )
+        state = np.asarray(jax.vmap(jax.vmap(proprio))(done.states))
+        done = jax.tree.map(np.asarray, done._replace(states=None))
+        for row, number in enumerate(numbers[: episodes - start]):
+            yield _episode(done, state, row, int(number), tasks[number % len(tasks)])
+
+
+def _episode(done: tabletop.Rollout, state: np.ndarray, row: int, number: int, task: str):
+    """One of them, up to a few steps after success, as demonstrations are cut."""
+    success, end = bool(done.success[row]), done.returns.shape[1]
+    length = min(int(done.steps[row]) + SETTLE, end) if success else end
+    pictures, edges = done.frames[row, : length + 1], np.cumsum([0, *_widths()])
+    cameras = {
+        name: [images.encode(p) for p in pictures[:, :, edges[i] : edges[i + 1]]]
+        for i, name in enumerate(tabletop.CAMERAS)
+    }
+    return Episode(
+        images=cameras,
+        proprio=state[row, : length + 1],
+        actions=done.actions[row, :length],
+        instruction=tabletop.instruction(task),
+        success=success,
+        returns=done.returns[row, :length],
+        task=task,
+        seed=number,
+    )
+
+
+def _widths() -> list[int]:
+    return [width for _, width in tabletop.CAMERAS.values()]
+
+
+def _act(policy: evaluate.Policy, observation, key):
+    return policy.actions(policy.params, observation, key)
+
+
+def define_flags() -> None:
+    """Not on import: several entry points define flags of the same names."""
+    flags.DEFINE_string("workdir", None, "the run whose policy acts", required=True)
+    flags.DEFINE_string("out", None, "folder of the data set; must not exist", required=True)
+    flags.DEFINE_integer("episodes", 600, "episodes in total, the tasks of the evaluation in turn")
+    flags.DEFINE_integer("seed", 1000, "which episodes; not that of the evaluation")
+    flags.DEFINE_integer("step", None, "checkpoint; the newest by default")
+    flags.DEFINE_string("mode", None, "how to act; the policy's own way by default")
+
+
+def main(argv: list[str]) -> None:
+    """Entry point for absl."""
+    asked = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    quiet()
+    policy, config, step = evaluate.load(asked.workdir, asked.step, asked.mode)
+    tasks = tuple(config.eval.tasks) or tabletop.TASKS
+    about = {"run": pathlib.Path(asked.workdir).name, "step": int(step), "mode": asked.mode}
+    summary = record(policy, config, asked.out, tasks, asked.episodes, asked.seed, about)
+    print(", ".join(f"{k} {v:g}" for k, v in summary.items()))
+    print(f"wrote {asked.out}")
+
+
+if __name__ == "__main__":
+    hardware.restart_with_huge_pages()
+    define_flags()
+    app.run(main)
