@@ -122,7 +122,6 @@ def test_scores_and_table_of_the_designs(whole, tmp_path, monkeypatch):
         assert samples["video"].shape == (20, 8, 8, 1)
         score = designs.score(samples["video"], samples["label"], brightness)
     assert score["frechet"][0] == pytest.approx(found["guided"]["frechet"][0])
-    assert found["plain"]["frechet"][0] != found["guided"]["frechet"][0]
     assert found["parameters"] == tree.count(restore_params(whole).params)
     for run in ("adaln_zero-0", "adaln_zero-1", "in_context-0"):
         (tmp_path / run).mkdir()

@@ -5,10 +5,12 @@
         --caption="a red circle left of a blue square"
     python experiments/routes_scenes.py --workdir=runs/routes
 
-Arguments: route=pooled|cross|both|joint, steps=N, debug. 3.8 minutes on two cores for route=cross,
-which then draws 56 % of the captions that training held out (unseen combinations of seen objects)
-without a mistake; 97 % with the right shapes, 88 % with the right colours, 68 % of those that count
-with the right count.
+Arguments: route=pooled|cross|both|joint, steps=N, debug.
+
+3.8 minutes on two cores for route=cross. Of 400 captions that training held out (unseen
+combinations of seen objects) it then draws 53 % without a mistake: 86 % in the right colours, 97 %
+in the right shapes, 63 % of those that count in the right number. Relations are still at
+chance, 36 %: they take longer.
 
 20,000 pictures of 24x24 pixels with up to four coloured shapes on a grid of 3x3 cells; each cell is
 a token, so that what there is to learn is what stands where. The caption enters as its mean
