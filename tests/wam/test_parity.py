@@ -13,6 +13,7 @@ from wam.official_names import official, tensor  # noqa: E402
 from wam.torch_oracle import TorchWam  # noqa: E402
 
 from wamjax.wam import programs  # noqa: E402
+from wamjax.wam.objectives import bind  # noqa: E402
 
 TOKENS = {"N0": 4, "N+": 8, "C0": 4, "C+": 8, "A": tiny.CHUNK}
 BATCH = 2
@@ -181,7 +182,7 @@ def test_sampled_actions(variant, mode, monkeypatch):
     monkeypatch.setattr(type(objective), "_noise", lambda self, group, first, rng: x[group])
 
     def observe(self, params, *_):
-        return x["first"], self._bind(params)("contexts", x["text"], x["state"])
+        return x["first"], bind(self.network, params)("contexts", x["text"], x["state"])
 
     monkeypatch.setattr(type(objective), "_observe", observe)
 

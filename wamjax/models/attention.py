@@ -156,10 +156,12 @@ def masked(
             whole = jnp.ones((keys.shape[0], 1, sum(lengths.values())), bool)
             mask &= whole.at[:, 0, starts[group] : starts[group] + lengths[group]].set(keys)
     total = None
+    row = dict(zip(queries, np.cumsum([0, *(lengths[g] for g in queries)]), strict=False))
     for group, own in (bias or {}).items():
-        square = jnp.zeros((own.shape[0], *mask.shape[-2:]), own.dtype) if total is None else total
-        row = sum(lengths[g] for g in queries[: queries.index(group)])
-        total = jax.lax.dynamic_update_slice(square, own, (0, row, int(starts[group])))
+        if total is None:
+            total = jnp.zeros((own.shape[0], *mask.shape[-2:]), own.dtype)
+        place = (0, int(row[group]), int(starts[group]))
+        total = jax.lax.dynamic_update_slice(total, own, place)
     y = attend(
         _join(q, queries), _join(k, visibility.groups), _join(v, visibility.groups), mask, total
     )

@@ -25,6 +25,7 @@ from wamjax.models.layers import unconstrained
 from wamjax.models.transformer import Cache, unstack
 from wamjax.models.vae.bottleneck import health
 from wamjax.models.visibility import Visibility
+from wamjax.wam.objectives import bind, check_batch
 from wamjax.wam.rolling import moved
 
 Batch = dict[str, Array]
@@ -121,7 +122,7 @@ class Autoregressive:
           the most likely token is right), usage and perplexity of the code book in this batch.
         """
         del rng
-        self._check(batch)
+        check_batch(batch, self.batch_spec)
         ids = self.codec.tokens(batch[self.codec.key]).reshape(len(batch[self.codec.key]), -1)
         logits = self.logits(params, batch, ids)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, ids).mean()
@@ -133,7 +134,7 @@ class Autoregressive:
         self, params: Params, condition: Batch, ids: Int[Array, "b l"]
     ) -> Float[Array, "b l v"]:
         """What the network says of each token from those before, in one pass."""
-        net = self._bind(params, self.network.constrain)
+        net = bind(self.network, params, self.network.constrain)
         prefix = net("prefix", condition, len(ids))
         tokens, _ = net("__call__", prefix, ids[:, :-1])
         return net("logits", tokens[:, prefix.shape[1] - 1 :])
@@ -177,7 +178,7 @@ class Autoregressive:
             raise ValueError(f"{known} given frames leave none to make of {frames}, or exceed {t}")
         b = self._count(condition, given, count)
         ids = jnp.zeros((b, 0), jnp.int32) if given is None else given.reshape(b, -1)
-        net = self._bind(params)
+        net = bind(self.network, params)
         buffers, logits = self._prefill(net, condition, ids)
         before, room = self.network.prefix_length, self.network.length
 
@@ -247,22 +248,3 @@ class Autoregressive:
         if not sizes:
             raise ValueError("sample needs a condition, given frames or a count")
         return sizes[0]
-
-    def _bind(self, params: Params, constrain=unconstrained):
-        """The network as a function of method name and arguments."""
-        network = self.network.clone(constrain=constrain)
-        if "blocks" not in params:  # from `prepare`
-            network = network.clone(unroll=0, remat="none")
-        return lambda method, *args, **kwargs: network.apply(
-            {"params": params}, *args, method=method, **kwargs
-        )
-
-    def _check(self, batch: Batch) -> None:
-        size = next(iter(batch.values())).shape[0]
-        for key, want in self.batch_spec(size).items():
-            if key not in batch:
-                raise KeyError(f"the batch has no {key!r}; it has {sorted(batch)}")
-            if batch[key].shape != want.shape:
-                raise ValueError(
-                    f"batch[{key!r}] is {batch[key].shape}, the model wants {want.shape}"
-                )

@@ -29,6 +29,7 @@ from wamjax.wam.augment import STRENGTHS, centre_crop
 from wamjax.wam.cosmos_programs import Use
 from wamjax.wam.cosmos_sampling import Sampler
 from wamjax.wam.layouts import Layout
+from wamjax.wam.objectives import bind, check_batch
 from wamjax.wam.planning import Planning, plan
 
 Batch = dict[str, Array]
@@ -187,7 +188,7 @@ class CosmosPolicy:
         Returns:
           (loss, metrics), float32.
         """
-        self._check(batch)
+        check_batch(batch, self.batch_spec)
         purposes = "assign", "noise", "augment", "level"
         keys = dict(zip(purposes, jax.random.split(rng, 4), strict=True))
         size = batch["rollout"].shape[0]
@@ -335,13 +336,8 @@ class CosmosPolicy:
         return {key: batch[key]}
 
     def bind(self, params: Params, constrain=unconstrained):
-        """The network as a function of method name and arguments."""
-        network = self.network.clone(constrain=constrain)
-        if "blocks" not in params:  # from `prepare`
-            network = network.clone(unroll=0, remat="none")
-        return lambda method, *args, **kwargs: network.apply(
-            {"params": params}, *args, method=method, **kwargs
-        )
+        """The network as a function, see `objectives.bind`."""
+        return bind(self.network, params, constrain)
 
     def _images(self, observation: Batch) -> Groups:
         images = clips.split(observation["video"], self.widths)
@@ -349,13 +345,3 @@ class CosmosPolicy:
             area = STRENGTHS[self.augment].area
             images = {c: centre_crop(x, area) for c, x in images.items()}
         return images
-
-    def _check(self, batch: Batch) -> None:
-        size = next(iter(batch.values())).shape[0]
-        for key, want in self.batch_spec(size).items():
-            if key not in batch:
-                raise KeyError(f"the batch has no {key!r}; it has {sorted(batch)}")
-            if batch[key].shape != want.shape:
-                raise ValueError(
-                    f"batch[{key!r}] is {batch[key].shape}, the model wants {want.shape}"
-                )

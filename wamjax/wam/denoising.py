@@ -22,6 +22,7 @@ from wamjax.models.dit import DiT
 from wamjax.models.layers import unconstrained
 from wamjax.models.transformer import unstack
 from wamjax.models.visibility import Visibility
+from wamjax.wam.objectives import bind, check_batch
 from wamjax.wam.sampling import Denoiser
 from wamjax.wam.schemes import Scheme, table_of
 
@@ -103,7 +104,7 @@ class Denoising:
         Returns:
           (loss, metrics), float32.
         """
-        self._check(batch)
+        check_batch(batch, self.batch_spec)
         purposes = "noise", "level", "role", "drop"
         keys = dict(zip(purposes, jax.random.split(rng, 4), strict=True))
         clean = self.split(self.codec.encode(batch[self.codec.key]))
@@ -119,7 +120,7 @@ class Denoising:
             values[g] = jnp.where(align(known, x), x, noised)
             told[g] = jnp.where(known, self._clean_level(), self.process.c_noise(level[g]))
         keep = jax.random.bernoulli(keys["drop"], 1 - self.drop, (b,))
-        network = self._bind(params, self.network.constrain)
+        network = bind(self.network, params, self.network.constrain)
         condition = self.condition(batch, keep)
         outputs = network("evaluate", values, told, condition, self.visibility)
         total = count = 0.0
@@ -250,7 +251,7 @@ class Denoising:
         if guided:
             none = self.condition(condition, jnp.zeros(b, bool))
             condition = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), condition, none)
-        net = self._bind(params)
+        net = bind(self.network, params)
         vector, contexts, text = net("conditions", condition)
         table = self.visibility
         # Tokens of the condition see and are seen by all, so nothing stays constant beside them.
@@ -290,22 +291,3 @@ class Denoising:
         """Channels that guidance reaches: not those of a learned variance."""
         channels = self.network.latent[-1]
         return channels if self.network.outputs not in (0, channels) else None
-
-    def _bind(self, params: Params, constrain=unconstrained) -> Callable:
-        """The network as a function of method name and arguments."""
-        network = self.network.clone(constrain=constrain)
-        if "blocks" not in params:  # from `prepare`
-            network = network.clone(unroll=0, remat="none")
-        return lambda method, *args, **kwargs: network.apply(
-            {"params": params}, *args, method=method, **kwargs
-        )
-
-    def _check(self, batch: Batch) -> None:
-        size = next(iter(batch.values())).shape[0]
-        for key, want in self.batch_spec(size).items():
-            if key not in batch:
-                raise KeyError(f"the batch has no {key!r}; it has {sorted(batch)}")
-            if batch[key].shape != want.shape:
-                raise ValueError(
-                    f"batch[{key!r}] is {batch[key].shape}, the model wants {want.shape}"
-                )

@@ -23,6 +23,7 @@ from wamjax.models.mot import MixtureOfTransformers
 from wamjax.models.transformer import unstack
 from wamjax.models.visibility import Visibility, bidirectional
 from wamjax.wam import expert_init, segments
+from wamjax.wam.objectives import bind, check_batch
 from wamjax.wam.programs import MODES, TRAINING, tables
 from wamjax.wam.sampling import Denoiser
 from wamjax.wam.slots import Program, Role, levels, loss_mask, masked_mean
@@ -130,7 +131,7 @@ class FastWAM:
         Returns:
           (loss, metrics), float32.
         """
-        self._check(batch)
+        check_batch(batch, self.batch_spec)
         counts = segments.columns(self.shares)
         parts = segments.split(batch, counts, jax.random.fold_in(rng, 0))
         video, action, labelled, metrics = [], [], [], {}
@@ -253,7 +254,7 @@ class FastWAM:
         return roles | {"action": jnp.where(labelled, roles["action"], Role.ABSENT)}
 
     def _velocities(self, params, program, batch, values, level, predicted):
-        net = self._bind(params, self.network.constrain)
+        net = bind(self.network, params, self.network.constrain)
         contexts = net("contexts", self._text(batch), batch["proprio"])
         times = net("times", level)
         return net("__call__", values, times, contexts, program.table, predict=predicted)[0]
@@ -288,7 +289,7 @@ class FastWAM:
         if first.shape[1] != 1:
             raise ValueError(f"a policy acts on one frame, {self.codec.key} has {first.shape[1]}")
         proprio = normalizers["proprio"].forward(observation["proprio"])
-        return first, self._bind(params)("contexts", self._text(observation), proprio)
+        return first, bind(self.network, params)("contexts", self._text(observation), proprio)
 
     def _denoise(self, denoiser: Denoiser, groups, given: Batch, contexts, rng, cache=None):
         """Samples `groups` from noise along their schedules."""
@@ -305,7 +306,7 @@ class FastWAM:
         return jax.random.normal(jax.random.fold_in(rng, 1), (b, self.slots["future"], *latent))
 
     def _denoiser(self, params, program: Program) -> Denoiser:
-        net = self._bind(params)
+        net = bind(self.network, params)
         return Denoiser(
             lambda *args, **kwargs: net("__call__", *args, **kwargs),
             lambda levels: net("times", levels),
@@ -313,25 +314,3 @@ class FastWAM:
             self.slots,
             self.use_cache,
         )
-
-    def _bind(self, params, constrain=unconstrained):
-        """The network as a function of method name and arguments.
-
-        Only the loss is constrained to a mesh; acting, initialising and counting work without one.
-        """
-        network = self.network.clone(constrain=constrain)
-        if "blocks" not in params:  # from `prepare`
-            network = network.clone(unroll=0, remat="none")
-        return lambda method, *args, **kwargs: network.apply(
-            {"params": params}, *args, method=method, **kwargs
-        )
-
-    def _check(self, batch: Batch) -> None:
-        size = next(iter(batch.values())).shape[0]
-        for key, want in self.batch_spec(size).items():
-            if key not in batch:
-                raise KeyError(f"the batch has no {key!r}; it has {sorted(batch)}")
-            if batch[key].shape != want.shape:
-                raise ValueError(
-                    f"batch[{key!r}] is {batch[key].shape}, the model wants {want.shape}"
-                )

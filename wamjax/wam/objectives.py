@@ -1,0 +1,45 @@
+"""What objectives share: a network as a function, and what is said of a batch that does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array
+
+from wamjax.models.layers import unconstrained
+
+
+def bind(network: nn.Module, params: dict[str, Any], constrain: Callable = unconstrained):
+    """A network as a function of method name and arguments.
+
+    Only a loss is constrained to a mesh; acting, sampling and counting work without one.
+
+    Args:
+      params: as trained, or with a tree for each layer, as an objective's `prepare` makes them.
+      constrain: see `layers.unconstrained`.
+    """
+    network = network.clone(constrain=constrain)
+    if "blocks" not in params:  # from `prepare`
+        network = network.clone(unroll=0, remat="none")
+    return lambda method, *args, **kwargs: network.apply(
+        {"params": params}, *args, method=method, **kwargs
+    )
+
+
+def check_batch(
+    batch: Mapping[str, Array], batch_spec: Callable[[int], dict[str, jax.ShapeDtypeStruct]]
+) -> None:
+    """Compares a batch with what an objective wants.
+
+    Raises:
+      KeyError, ValueError: a key is missing or has another shape; it is named.
+    """
+    size = next(iter(batch.values())).shape[0]
+    for key, want in batch_spec(size).items():
+        if key not in batch:
+            raise KeyError(f"the batch has no {key!r}; it has {sorted(batch)}")
+        if batch[key].shape != want.shape:
+            raise ValueError(f"batch[{key!r}] is {batch[key].shape}, the model wants {want.shape}")
