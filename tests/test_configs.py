@@ -8,7 +8,7 @@ import pytest
 
 from wamjax import config as configs
 from wamjax import sharding, tree, wam
-from wamjax.data import declared, pipeline
+from wamjax.data import arrays, pipeline
 from wamjax.data.arrays import ArraySpec
 from wamjax.data.spec import DataSpec
 from wamjax.diffusion.ddpm import DDPM
@@ -40,7 +40,7 @@ def spec_of(config):
     """As declared; for the embedded world what its data would say, without collecting them."""
     data = config.data
     if data.kind == "arrays":
-        return declared.arrays(data) or pipeline.spec_of(config)
+        return pipeline.spec_of(config)
     return pipeline.declared(data) or DataSpec(
         cameras={name: tabletop.CAMERAS[name] for name in data.cameras},
         proprio_dim=tabletop.PROPRIO_DIM,
@@ -250,9 +250,9 @@ def test_a_config_that_does_not_fit_its_arrays_says_what_to_change():
 
 def test_declared_arrays():
     config = get("dit_digits")
-    assert declared.arrays(config.data) is None
+    assert arrays.declared(config.data) is None
     config.data.declared.arrays = "latents=3x4x4x8,label=:10,instruction=7:30,context=7x16"
-    spec = declared.arrays(config.data)
+    spec = arrays.declared(config.data)
     assert spec.shapes == {
         "latents": (3, 4, 4, 8), "label": (), "instruction": (7,), "context": (7, 16)
     }  # fmt: skip
@@ -262,4 +262,4 @@ def test_declared_arrays():
     for text, message in {"latent=1x2": "there is no 'latent'", "label=a": "not KEY=SHAPE"}.items():
         config.data.declared.arrays = text
         with pytest.raises(ValueError, match=message):
-            declared.arrays(config.data)
+            arrays.declared(config.data)

@@ -52,8 +52,10 @@ def diagnose(config: ConfigDict, devices: int, sizes: bool = False) -> dict[str,
     Raises:
       ValueError: a config that cannot be trained: its error names the key.
     """
+    from wamjax.data import pipeline
+
     configs.validate(config)
-    objective = build(config, _spec_of(config))
+    objective = build(config, pipeline.spec_of(config))
     state = jax.eval_shape(functools.partial(states.create, objective, optim.make(config), config))
     return {
         "parameters": tree.count_by_expert(state.params),
@@ -173,19 +175,13 @@ def _batch(objective, config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     return objective.batch_spec(config.data.batch_size)
 
 
-def _spec_of(config: ConfigDict):
-    from wamjax.data import declared, pipeline
-
-    return declared.arrays(config.data) or pipeline.spec_of(config)
-
-
 def _data_warnings(config: ConfigDict) -> list[str]:
     """Of episodes that are there; arrays are checked when they are opened."""
     from wamjax.data import pipeline
 
     if config.data.kind == "arrays" or pipeline.declared(config.data):
         return []
-    spec, statistics, sources = pipeline.open_sources(config.data)
+    spec, statistics, sources = pipeline.open_episodes(config)
     return pipeline.checks(sources, statistics, spec)
 
 
@@ -241,10 +237,11 @@ def main(argv: list[str]) -> None:
 
 
 def _draw(config: ConfigDict, folder: pathlib.Path) -> None:
+    from wamjax.data import pipeline
     from wamjax.viz import masks
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in build(config, _spec_of(config)).pictures():
+    for name, table in build(config, pipeline.spec_of(config)).pictures():
         masks.save(table, folder / f"mask_{name}.png")
 
 

@@ -144,3 +144,38 @@ def batches(
     chosen = grain.MapDataset.select_from_datasets([numbers], schedule)
     # Numbers are batched and rows taken at once: an example alone would cost more than its copy.
     return chosen.batch(schedule.size, drop_remainder=True).map(table.take)
+
+
+# dtypes of the keys that a config may declare
+DECLARED = {
+    "video": "uint8", "label": "int32", "instruction": "int32",
+    "latents": "bfloat16", "context": "bfloat16", "pooled": "float32",
+}  # fmt: skip
+
+
+def declared(data) -> ArraySpec | None:
+    """The spec that ``data.declared.arrays`` states, or None.
+
+    It is ``KEY=SHAPE[:VALUES],...``: the shape of an example as 1x32x32x4 (nothing for a scalar),
+    and how many values an integer key takes: "latents=1x32x32x4,label=:1000".
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    shapes, sizes = {}, {}
+    for part in filter(None, data.declared.arrays.split(",")):
+        key, _, text = part.partition("=")
+        shape, _, values = text.partition(":")
+        try:
+            if key not in DECLARED:
+                raise ValueError(f"there is no {key!r}, only {sorted(DECLARED)}")
+            shapes[key] = tuple(int(n) for n in shape.split("x") if shape)
+            if values:
+                sizes[key] = int(values)
+        except ValueError as error:
+            raise ValueError(
+                f"config.data.declared.arrays: {part!r} is not KEY=SHAPE[:VALUES]: {error}"
+            ) from error
+    if not shapes:
+        return None
+    return ArraySpec(shapes, {key: DECLARED[key] for key in shapes}, sizes, 0)

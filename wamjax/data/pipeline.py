@@ -97,7 +97,7 @@ def spec_of(config) -> DataSpec | ArraySpec:
     A checkpoint's own spec (`DataSpec.from_json`) needs neither.
     """
     if kind_of(config) == "arrays":
-        return arrays.open_table(config.data).spec
+        return arrays.declared(config.data) or arrays.open_table(config.data).spec
     return declared(config.data) or open_episodes(config)[0]
 
 

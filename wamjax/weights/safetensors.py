@@ -45,15 +45,22 @@ def read(path: str | os.PathLike) -> dict[str, Tensor]:
     Raises:
       ValueError: it is not such a file, is cut off, or its header contradicts itself.
     """
-    return _open(path)[0]
+    return {name: tensor.in_file(path, *place) for name, place in layout(path)[0].items()}
 
 
 def metadata(path: str | os.PathLike) -> dict[str, str]:
     """The free text that a file carries."""
-    return _open(path)[1]
+    return layout(path)[1]
 
 
-def _open(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+def layout(
+    path: str | os.PathLike,
+) -> tuple[dict[str, tuple[int, np.dtype, tuple[int, ...]]], dict[str, str]]:
+    """Where the tensors of a file lie, (first byte, dtype, shape) by name, and its free text.
+
+    Raises:
+      ValueError: see `read`.
+    """
     path = pathlib.Path(path)
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -66,7 +73,7 @@ def _open(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{path} has no safetensors header: {error}") from error
     start, begin = 8 + length, 0
-    found: dict[str, Tensor] = {}
+    found: dict[str, tuple[int, np.dtype, tuple[int, ...]]] = {}
     for name, entry in sorted(header.items(), key=lambda item: _offsets(path, *item)):
         dtype, shape = DTYPES.get(entry.get("dtype")), tuple(entry.get("shape", ()))
         if dtype is None:
@@ -78,7 +85,7 @@ def _open(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
                 f"{path}: {name!r} {shape} of {dtype} should fill bytes {begin} to {end}, the "
                 f"header says {entry['data_offsets']}"
             )
-        found[name] = tensor.in_file(path, start + begin, dtype, shape)
+        found[name] = start + begin, dtype, shape
         begin = end
     if start + begin != size:
         raise ValueError(f"{path} is cut off or too long: {size} bytes, wants {start + begin}")
