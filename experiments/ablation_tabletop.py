@@ -14,33 +14,12 @@ from __future__ import annotations
 
 import json
 import pathlib
-import subprocess
-import sys
 
+import study
 from absl import app, flags
 
 VARIANTS = ("fast", "joint", "idm", "no_cotrain", "optional_idm")
 CONFIG = pathlib.Path(__file__).parent / "configs" / "fast_wam_tabletop.py"
-
-WORKDIR = flags.DEFINE_string("workdir", "runs/ablation", "folder of all runs and of the table")
-VARIANT = flags.DEFINE_list("variants", list(VARIANTS), "variants to train")
-SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "training seeds")
-ARG = flags.DEFINE_string("arg", "", "further config arguments, such as labelled=64 or debug")
-EPISODES = flags.DEFINE_integer("episodes", 192, "episodes for each shift, over all tasks")
-TABLE_ONLY = flags.DEFINE_bool("table_only", False, "print what has been measured so far")
-
-
-def run_name(variant: str, seed: str) -> str:
-    """Folder of one training."""
-    return f"{variant}-{seed}"
-
-
-def train(variant: str, seed: str, workdir: pathlib.Path) -> None:
-    """One training in a process of its own; a run that is done returns at once."""
-    arg = ",".join(filter(None, [f"variant={variant}", ARG.value]))
-    flags_ = f"--config={CONFIG}:{arg}", f"--config.seed={seed}", f"--workdir={workdir}"
-    command = [sys.executable, "-m", "wamjax.train", *flags_, "--config.eval.episodes=0"]
-    subprocess.run(command, check=True)
 
 
 def measure(workdir: pathlib.Path) -> dict:
@@ -56,7 +35,7 @@ def measure(workdir: pathlib.Path) -> dict:
     policy, config, _ = evaluate.load(workdir)
     for mode in MODES[config.objective.variant]:
         policy, config, step = evaluate.load(workdir, mode=mode)
-        config.eval.episodes = EPISODES.value
+        config.eval.episodes = flags.FLAGS.episodes
         rates = {
             name: evaluate.roll_out(policy, config, shift)
             for name, shift in tabletop.SHIFTS.items()
@@ -108,21 +87,22 @@ def _interval(rates: list[float], episodes: int):
     return intervals.wilson(round(rates[0] * episodes), episodes)
 
 
+def define_flags() -> None:
+    """Not on import: the studies have flags of the same names."""
+    study.define_flags("runs/ablation", VARIANTS, "variants", "0,1,2")
+    flags.DEFINE_integer("episodes", 192, "episodes for each shift, over all tasks")
+
+
 def main(argv: list[str]) -> None:
     """Entry point for absl."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
-    workdir = pathlib.Path(WORKDIR.value)
-    workdir.mkdir(parents=True, exist_ok=True)
-    # Seeds outside, variants inside: an interrupted study has complete comparisons.
-    for seed in SEEDS.value if not TABLE_ONLY.value else ():
-        for variant in VARIANT.value:
-            run = workdir / run_name(variant, seed)
-            train(variant, seed, run)
-            measure(run)
-            print(table(workdir), flush=True)
-    print(table(workdir))
+
+    def each(variant: str, seed: str, run: pathlib.Path) -> None:
+        study.train(CONFIG, f"variant={variant}", seed, run, "--config.eval.episodes=0")
+        measure(run)
+
+    study.run(argv, "variants", each, table)
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

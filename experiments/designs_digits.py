@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
+import study
 from absl import app, flags
 
 from wamjax.metrics import quiet
@@ -28,13 +27,6 @@ from wamjax.metrics import quiet
 DESIGNS = ("adaln_zero", "adaln", "cross_attention", "in_context")
 CONFIG = pathlib.Path(__file__).parent / "configs" / "dit_digits.py"
 CLASSES, SHOWN = 10, 3  # rows of each design in the picture
-
-
-def train(design: str, seed: str, arg: str, run: pathlib.Path) -> None:
-    """One training in a process of its own; a run that is done returns at once."""
-    arg = ",".join(filter(None, [f"design={design}", arg]))
-    options = f"--config={CONFIG}:{arg}", f"--config.seed={seed}", f"--workdir={run}"
-    subprocess.run([sys.executable, "-m", "wamjax.train", *options], check=True)
 
 
 def data(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -174,31 +166,21 @@ def _text(interval) -> str:
 
 def define_flags() -> None:
     """Not on import: the studies have flags of the same names."""
-    flags.DEFINE_string("workdir", "runs/designs", "folder of all runs and of the table")
-    flags.DEFINE_list("designs", list(DESIGNS), "designs to train")
-    flags.DEFINE_list("seeds", ["0"], "training seeds")
-    flags.DEFINE_string("arg", "", "further config arguments: process=ddpm, steps=N, debug")
+    study.define_flags("runs/designs", DESIGNS, "designs")
     flags.DEFINE_integer("count", 1500, "samples of each run and scale, of all classes alike")
     flags.DEFINE_float("guidance", 1.5, "guidance scale of half of the samples")
-    flags.DEFINE_bool("table_only", False, "print what has been measured so far")
 
 
 def main(argv: list[str]) -> None:
     """Entry point for absl."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
     quiet()
     asked = flags.FLAGS
-    workdir = pathlib.Path(asked.workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    # Seeds outside, designs inside: an interrupted study has complete comparisons.
-    for seed in asked.seeds if not asked.table_only else ():
-        for design in asked.designs:
-            run = workdir / f"{design}-{seed}"
-            train(design, seed, asked.arg, run)
-            measure(run, judge(workdir), asked.count, asked.guidance)
-            print(table(workdir), flush=True)
-    print(table(workdir))
+
+    def each(design: str, seed: str, run: pathlib.Path) -> None:
+        study.train(CONFIG, f"design={design}", seed, run)
+        measure(run, judge(run.parent), asked.count, asked.guidance)
+
+    study.run(argv, "designs", each, table)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
+import study
 from absl import app, flags
 
 from wamjax.metrics import quiet
@@ -28,13 +27,6 @@ PARTS = ("combination", "object")
 CRITERIA = ("colour", "shape", "binding", "count", "position", "relation", "all")
 CONFIG = pathlib.Path(__file__).parent / "configs" / "text_scenes.py"
 SHOWN, SEED = 6, 2**21  # pictures of a route that are drawn; seed of the captions
-
-
-def train(route: str, seed: str, arg: str, run: pathlib.Path) -> None:
-    """One training in a process of its own; a run that is done returns at once."""
-    arg = ",".join(filter(None, [f"route={route}", arg]))
-    options = f"--config={CONFIG}:{arg}", f"--config.seed={seed}", f"--workdir={run}"
-    subprocess.run([sys.executable, "-m", "wamjax.train", *options], check=True)
 
 
 def held_out(part: str, count: int, length: int = 13, size: int = 24):
@@ -188,31 +180,21 @@ def pictures(workdir: pathlib.Path, routes: list[str]) -> None:
 
 def define_flags() -> None:
     """Not on import: the studies have flags of the same names."""
-    flags.DEFINE_string("workdir", "runs/routes", "folder of all runs and of the table")
-    flags.DEFINE_list("routes", list(ROUTES), "routes to train")
-    flags.DEFINE_list("seeds", ["0"], "training seeds")
-    flags.DEFINE_string("arg", "", "further config arguments: steps=N, debug")
+    study.define_flags("runs/routes", ROUTES, "routes")
     flags.DEFINE_integer("count", 400, "captions of each part")
     flags.DEFINE_float("guidance", 1.5, "guidance scale of the samples")
-    flags.DEFINE_bool("table_only", False, "print what has been measured so far")
 
 
 def main(argv: list[str]) -> None:
     """Entry point for absl."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
     quiet()
     asked = flags.FLAGS
-    workdir = pathlib.Path(asked.workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    # Seeds outside, routes inside: an interrupted study has complete comparisons.
-    for seed in asked.seeds if not asked.table_only else ():
-        for route in asked.routes:
-            run = workdir / f"{route}-{seed}"
-            train(route, seed, asked.arg, run)
-            measure(run, asked.count, asked.guidance)
-            print(table(workdir), flush=True)
-    print(table(workdir))
+
+    def each(route: str, seed: str, run: pathlib.Path) -> None:
+        study.train(CONFIG, f"route={route}", seed, run)
+        measure(run, asked.count, asked.guidance)
+
+    study.run(argv, "routes", each, table)
 
 
 if __name__ == "__main__":

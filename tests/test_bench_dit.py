@@ -1,9 +1,9 @@
-"""The DiT benchmark compares like with like: torch's network is ours, parameter for parameter."""
+"""The DiT benchmark compares like with like: torch's network is ours, name for name."""
 
 import jax
 import numpy as np
 import pytest
-from models.helpers import random_params
+from models import dit_names
 
 torch = pytest.importorskip("torch")
 
@@ -12,43 +12,16 @@ from wamjax.bench.torch_dit import DiT  # noqa: E402
 from wamjax.models import dit  # noqa: E402
 
 
-def transplant(params, model, layers):
-    """Our parameters in the torch model, all of them."""
-
-    def linear(module, p):
-        module.weight.data = torch.from_numpy(np.array(p["kernel"]).T.copy())
-        module.bias.data = torch.from_numpy(np.array(p["bias"]))
-
-    video, blocks = params["video"], params["blocks"]["video"]
-    patch, kernel = model.x_embedder.proj, np.array(video["patch_embed"]["kernel"])
-    patch.weight.data = torch.from_numpy(kernel.T.reshape(patch.weight.shape).copy())
-    patch.bias.data = torch.from_numpy(np.array(video["patch_embed"]["bias"]))
-    linear(model.t_embedder.mlp[0], video["time_mlp"]["in"])
-    linear(model.t_embedder.mlp[2], video["time_mlp"]["out"])
-    table = model.y_embedder.embedding_table
-    table.weight.data = torch.from_numpy(np.array(params["labels"]["embedding"]))
-    linear(model.final_layer.linear, video["head"])
-    linear(model.final_layer.adaLN_modulation[1], video["head_modulation"])
-    for i in range(layers):
-        p, block = jax.tree.map(lambda x, i=i: x[i], blocks), model.blocks[i]
-        qkv = [p["self_attn"][n] for n in "qkv"]
-        joined = {k: np.concatenate([x[k] for x in qkv], axis=-1) for k in ("kernel", "bias")}
-        linear(block.attn.qkv, joined)
-        linear(block.attn.proj, p["self_attn"]["o"])
-        linear(block.mlp.fc1, p["ffn"]["in"])
-        linear(block.mlp.fc2, p["ffn"]["out"])
-        linear(block.adaLN_modulation[1], p["modulation"])
-
-
 def test_torch_and_ours_are_the_same_network(monkeypatch):
     monkeypatch.setitem(dit.SIZES, "T", (2, 32, 2))
     objective = bench.objective_of("T/4")
-    params = random_params(jax.eval_shape(objective.init, jax.random.key(0)), 3)
     model = DiT(32, 4, 4, 32, 2, 2, bench.CLASSES, 4)
-    counts = [sum(np.size(x) for x in jax.tree.leaves(params)),
-              sum(p.numel() for p in model.parameters() if p.requires_grad)]  # fmt: skip
-    assert counts[0] == counts[1]
-    transplant(params, model, 2)
+    trained = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    for p in trained.values():
+        torch.nn.init.normal_(p, std=0.1)
+    params = dit_names.official(trained, 2)
+    shapes = jax.tree.map(lambda x: x.shape, jax.eval_shape(objective.init, jax.random.key(0)))
+    assert jax.tree.map(np.shape, params) == shapes
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 32, 32, 4)).astype(np.float32)
     t, y = np.array([3.0, 870.0], np.float32), np.array([1, 999], np.int32)

@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from wamjax import config as configs
+from wamjax import config_keys
 
 
 def _other(value):
@@ -23,7 +24,8 @@ def _with_source():
     return config
 
 
-KEYS = [k for k, _, _ in configs.TABLE] + [f"data.sources.demos.{k}" for k, _, _ in configs.SOURCE]
+KEYS = [k for k, _, _ in config_keys.TABLE]
+KEYS += [f"data.sources.demos.{k}" for k, _, _ in config_keys.SOURCE]
 
 
 def test_every_key_is_documented_and_every_documented_key_exists():
