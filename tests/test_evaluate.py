@@ -60,12 +60,12 @@ def test_the_policy_the_seed_and_the_shift_matter():
 
 def test_tasks_are_those_of_the_data_unless_asked():
     asked = config(tasks=())
-    assert evaluate._tasks(asked) == list(tabletop.TASKS)
+    assert evaluate.task_names(asked) == list(tabletop.TASKS)
     for name, tasks in (("a", ("pick_red", "reach_red")), ("b", ("reach_red", "reach_left_zone"))):
         asked.data.sources[name] = configs.source(collect={"tasks": tasks})
-    assert evaluate._tasks(asked) == ["pick_red", "reach_red", "reach_left_zone"]
+    assert evaluate.task_names(asked) == ["pick_red", "reach_red", "reach_left_zone"]
     asked.eval.tasks = ("pick_red",)
-    assert evaluate._tasks(asked) == ["pick_red"]
+    assert evaluate.task_names(asked) == ["pick_red"]
     asked.eval.tasks = ("pick_rod",)
     with pytest.raises(KeyError, match="pick_rod.*pick_red"):
         evaluate.roll_out(evaluate.Policy(Homing(), jnp.float32(1), {}), asked, tabletop.Shift())

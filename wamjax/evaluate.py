@@ -149,14 +149,14 @@ def roll_out(policy: Policy, config: ConfigDict, shift) -> dict[str, Any]:
     """
     from wamjax.envs import tabletop
 
-    tasks = _tasks(config)
+    tasks = task_names(config)
     ids = np.array([tabletop.task_id(t) for t in tasks])
     total = -(-config.eval.episodes // len(tasks)) * len(tasks)
     size = min(config.eval.batch_size, total)
     order = ids[np.arange(-(-total // size) * size) % len(tasks)]
     success, steps = [], []
     for start in range(0, len(order), size):
-        keys = _keys(config, "evaluate", np.arange(start, start + size))
+        keys = episode_keys(config, "evaluate", np.arange(start, start + size))
         done = _roll_out(policy, config, keys, jnp.asarray(order[start : start + size]), shift)
         success.append(np.asarray(done.success))
         steps.append(np.asarray(done.steps))
@@ -208,9 +208,9 @@ def save_video(policy: Policy, config: ConfigDict, shift, path: pathlib.Path) ->
     from wamjax.envs import tabletop
     from wamjax.viz import video
 
-    tasks = _tasks(config)
+    tasks = task_names(config)
     ids = jnp.asarray([tabletop.task_id(tasks[i % len(tasks)]) for i in range(VIDEO_EPISODES)])
-    keys = _keys(config, "picture", np.arange(VIDEO_EPISODES))
+    keys = episode_keys(config, "picture", np.arange(VIDEO_EPISODES))
     done = _roll_out(policy, config, keys, ids, shift, record=True)
     real = np.asarray(done.frames)  # (e, steps, H, W, 3)
     predicted = _predictions(policy, config, done, ids)
@@ -280,12 +280,13 @@ def _act(policy: Policy, observation, key):
     return policy.actions(policy.params, observation, key)
 
 
-def _keys(config: ConfigDict, purpose: str, indices: np.ndarray) -> jax.Array:
+def episode_keys(config: ConfigDict, purpose: str, indices: np.ndarray) -> jax.Array:
+    """What decides the scenes of episodes, by their numbers."""
     key = functools.partial(states.key, config.eval.seed, purpose)
     return jax.vmap(key)(jnp.asarray(indices))
 
 
-def _tasks(config: ConfigDict) -> list[str]:
+def task_names(config: ConfigDict) -> list[str]:
     """``eval.tasks``, else those that the data sources collect, else all."""
     from wamjax.envs import tabletop
 

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models.helpers import random_params
+from scipy.fft import dctn
 
+from wamjax.envs import tabletop
 from wamjax.models import codec as codecs
 from wamjax.models.vae import published
 from wamjax.models.vae.autoencoder import Sizes
@@ -47,6 +49,40 @@ def test_the_pixel_codec_inverts_and_binds_nothing():
         codec.shape(1, 8, 10)
     with pytest.raises(TypeError, match="uint8.*float32"):
         codec.encode(x.astype(np.float32))
+
+
+def test_the_cosine_codec_is_the_cosine_transform_cut_to_low_frequencies():
+    x = video(2, 3, 8, 16)
+    whole = codecs.CosineCodec(8, 192)
+    assert np.abs(np.int32(whole.decode(whole.encode(x))) - x).max() <= 1  # of rounding
+    latents = codecs.CosineCodec(8, 3).encode(x)
+    assert latents.shape[1:] == codecs.CosineCodec(8, 3).shape(3, 8, 16) == (3, 1, 2, 3)
+    np.testing.assert_allclose(latents, whole.encode(x)[..., :3], atol=1e-5)  # the first ones
+    # The first is the grey level, and the next grey waves, as scipy makes them.
+    unit = x[0, 0].astype(np.float64) / 127.5 - 1
+    grey = dctn(unit[:, :8].sum(-1) / np.sqrt(3), norm="ortho") / 8
+    want = grey[0, 0], grey[0, 1] / 0.3, grey[1, 0] / 0.3
+    np.testing.assert_allclose(latents[0, 0, 0, 0], want, atol=1e-4)
+    for channels in (0, 193):
+        with pytest.raises(ValueError, match=f"channels {channels} .*between 1 and 192"):
+            codecs.CosineCodec(8, channels)
+
+
+def test_the_cosine_codec_keeps_what_rendered_scenes_are_made_of():
+    keys = jax.random.split(jax.random.key(0), 16)
+    states = jax.vmap(tabletop.reset, (0, 0, None))(
+        keys, jnp.arange(16) % 8, tabletop.Shift.none()
+    )
+    seen = jax.vmap(tabletop.observe, (0, None))(states, tabletop.Shift.none())
+    x = tabletop.composite(seen["images"])[:, None]
+    errors = []
+    for channels in (8, 24, 48):
+        codec = codecs.CosineCodec(8, channels)
+        latents = codec.encode(x)
+        error = np.square(np.float32(codec.decode(latents)) - np.float32(x)).mean()
+        errors.append(-10 * np.log10(error / 255**2))
+        assert 0.3 < latents.std((0, 1, 2, 3)).min() and latents.std((0, 1, 2, 3)).max() < 2
+    assert errors[0] > 20 and errors[1] > errors[0] + 3 and errors[2] > errors[1] + 3
 
 
 @pytest.mark.parametrize("kind", ["sd", "wan2.1", "wan2.2"])

@@ -271,6 +271,15 @@ def test_loss_by_level_is_the_loss_at_each_level():
         np.testing.assert_allclose(got[name][1], want[name], rtol=1e-4)
 
 
+def test_loss_by_level_needs_no_mesh_even_of_a_network_that_is_sharded():
+    network = tiny.objective().network.clone(constrain=constrain)
+    objective, batch = tiny.objective(network=network), tiny.batch(size=4, rollouts=2)
+    levels = jnp.asarray([0.5])
+    got = objective.by_level(tiny.params(), batch, KEY, levels)
+    want = tiny.objective().by_level(tiny.params(), batch, KEY, levels)
+    np.testing.assert_array_equal(got["loss_value"], want["loss_value"])
+
+
 def test_errors_name_the_key():
     batch = tiny.batch()
     with pytest.raises(KeyError, match="the batch has no 'to_go'"):

@@ -112,6 +112,13 @@ def run(policy, size=2, planner=False, key=KEY):
     return done, log
 
 
+def test_what_a_plan_expects_is_its_best_score():
+    policy, (done, log) = recorded(), run(recorded())
+    observed = tiny.normalizers(), tiny.observation(2), KEY
+    expected = policy.expect({"log": log, "name": "policy"}, *observed, "plan")
+    np.testing.assert_array_equal(expected, done.scores.max(axis=1))
+
+
 def test_calls_are_batched_and_proposals_differ():
     done, log = run(recorded())
     assert log == [

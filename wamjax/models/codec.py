@@ -13,9 +13,11 @@ closing over it would compile the weights into the program as constants.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Protocol
 
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, UInt8
 
@@ -78,6 +80,64 @@ class PixelCodec(Parameterless):
     def decode(self, latents: Float[Array, "b t h w c"]) -> UInt8[Array, "b f H W 3"]:
         p = self.patch
         return to_bytes(rearrange(latents, "b f h w (p q c) -> b f (h p) (w q) c", p=p, q=p))
+
+
+@dataclasses.dataclass(frozen=True)
+class CosineCodec(Parameterless):
+    """The low frequencies of every square of pixels, each brought to a variance of about one.
+
+    What a trained VAE does for the published models, without training: far fewer numbers than
+    pixels. A network can only predict noise that fits its width, and a token of raw pixels may hold
+    more of it (2 x 2 latents of 8 x 8 pixels are 768 numbers).
+
+    Attributes:
+      patch: side of a square.
+      channels: coefficients kept, of the 3 patch^2 of a square; those that vary most in pictures.
+    """
+
+    patch: int
+    channels: int
+    key: str = "video"
+
+    def __post_init__(self):
+        most = 3 * self.patch**2
+        if not 0 < self.channels <= most:
+            raise ValueError(f"model.codec.channels {self.channels} of squares of {self.patch} "
+                             f"pixels: between 1 and {most}")  # fmt: skip
+
+    def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        t, h, w, _ = PixelCodec(self.patch).shape(frames, height, width)
+        return t, h, w, self.channels
+
+    def encode(self, video: UInt8[Array, "b f H W 3"]) -> Float[Array, "b t h w c"]:
+        basis, scale = cosines(self.patch, self.channels)
+        return PixelCodec(self.patch).encode(video) @ (basis / scale)
+
+    def decode(self, latents: Float[Array, "b t h w c"]) -> UInt8[Array, "b f H W 3"]:
+        basis, scale = cosines(self.patch, self.channels)
+        return PixelCodec(self.patch).decode(latents.astype(jnp.float32) @ (basis * scale).T)
+
+
+@functools.cache
+def cosines(patch: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """The orthonormal basis (3 patch^2, channels) of the discrete cosine transform (type II) on
+    grey, red - blue and green - magenta, strongest first, and the standard deviations (channels,)
+    expected of them.
+
+    Deviations fall with frequency as in pictures (Field 1987: amplitude about 1 / f); their size is
+    that of rendered scenes in [-1, 1].
+    """
+    at = np.arange(patch)
+    waves = np.cos(np.pi * (2 * at + 1) * at[:, None] / (2 * patch)) * np.sqrt(2 / patch)
+    waves[0] /= np.sqrt(2)
+    colours = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
+    basis = np.einsum("ip,jq,kc->ijkpqc", waves, waves, colours).reshape(3 * patch**2, -1)
+    frequency = (at[:, None] + at)[..., None] + np.zeros(3)
+    constant, varying = np.array([1.0, 0.17, 0.17]), np.array([0.3, 0.06, 0.06])
+    falling = varying / np.maximum(frequency, 1) ** 1.2
+    scale = patch * np.where(frequency == 0, constant, falling).ravel()
+    best = np.argsort(-scale, kind="stable")[:channels]
+    return basis[best].T.astype(np.float32), scale[best].astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,12 +229,15 @@ def build(config) -> Codec:
     """Makes the codec of ``config.model.codec``; one with parameters still wants `bind`."""
     if config.kind == "pixel":
         return PixelCodec(config.patch)
+    if config.kind == "cosine":
+        return CosineCodec(config.patch, config.channels)
     if config.kind == "cached":
         return CachedLatents(config.channels, config.spatial, config.temporal)
     if config.kind in PUBLISHED:
         return PUBLISHED[config.kind]()
     if config.kind in TRAINED:
         bottleneck = TRAINED[config.kind](config)
-        return small(bottleneck, config.spatial, config.temporal, config.width)
-    known = ["pixel", "cached", *PUBLISHED, *TRAINED]
+        codec = small(bottleneck, config.spatial, config.temporal, config.width)
+        return codec.replace(mean=tuple(config.mean), std=tuple(config.std))
+    known = ["pixel", "cosine", "cached", *PUBLISHED, *TRAINED]
     raise ValueError(f"model.codec.kind {config.kind!r} is not one of {known}")

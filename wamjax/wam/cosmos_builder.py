@@ -207,11 +207,12 @@ def stand_ins(config, path: str) -> None:
 
 def tabletop_debug(config) -> None:
     """Everything in under a minute; it learns nothing."""
+    several = [s for s in config.data.sources.values() if s.rollout and s.collect.episodes]
     presets.tabletop_debug(config)
+    for source in several:  # of few episodes none might fail
+        source.collect.episodes = 24
     config.data.batch_size = 40
     config.model.head_dim, config.model.lora_rank = 12, 8
     config.model.video.width, config.model.video.ffn = 24, 48
-    for name in ("successes", "failures"):  # of few episodes none might fail
-        config.data.sources[name].collect.episodes = 24
     plan = config.objective.plan
     plan.proposals, plan.futures, plan.values, plan.future_steps, plan.value_steps = 2, 1, 2, 1, 1

@@ -198,13 +198,14 @@ class CosmosPolicy:
         return loss, cosmos_loss.metrics(self, found, LOSS_SCALE)
 
     def by_level(self, params: Params, batch: Batch, rng: Array, sigmas: Array) -> Groups:
-        """The metrics of `loss` at given noise-to-signal ratios, each (len(sigmas),)."""
+        """The metrics of `loss` at noise-to-signal ratios, each (len(sigmas),); without a mesh."""
         purposes = "assign", "noise", "augment"
         keys = dict(zip(purposes, jax.random.split(rng, 3), strict=True))
+        alone = dataclasses.replace(self, network=self.network.clone(constrain=unconstrained))
 
         def one(sigma):
             level = jnp.full((batch["rollout"].shape[0], 1), self.process.level_of(sigma))
-            found = cosmos_loss.errors(self, params, batch, keys, level)
+            found = cosmos_loss.errors(alone, params, batch, keys, level)
             return cosmos_loss.metrics(self, found, LOSS_SCALE)
 
         return jax.lax.map(one, jnp.asarray(sigmas, jnp.float32))
@@ -240,6 +241,19 @@ class CosmosPolicy:
             latents = self.act(params, seen, rng, frozen=mode == "frozen")
             actions = injection.extract(self.layout, latents, "action")
         return normalizers["actions"].inverse(actions)
+
+    def expect(
+        self, params: Params, normalizers, observation: Batch, rng: Array, mode: str | None = None
+    ) -> Float[Array, " b"]:
+        """The return in [0, 1] that `policy` expects of what it does, from the end of the chunk on.
+
+        Of "plan" it is the score of the chosen actions, else the value that is sampled with them.
+        """
+        if mode == "plan":
+            return jnp.max(plan(self, params, normalizers, observation, rng).scores, axis=1)
+        seen = self.observe(params, normalizers, observation)
+        latents = self.act(params, seen, rng, frozen=mode == "frozen")
+        return injection.read_value(self.layout, latents)
 
     def imagine(self, params: Params, normalizers, observation: Batch, rng: Array) -> Array:
         """The observed picture and that at the end of the chunk: uint8 (b, 2, H, W, 3)."""

@@ -83,7 +83,7 @@ def tabletop(config) -> None:
     model.layers, model.heads, model.head_dim, model.unroll = 4, 4, 32, 4
     model.video.width, model.video.ffn = 128, 512
     model.action.width, model.action.ffn = 64, 256
-    model.codec.kind, model.codec.patch, model.patch = "pixel", 8, 2
+    model.codec.kind, model.codec.patch, model.codec.channels, model.patch = "cosine", 8, 24, 2
     model.context_width, model.freq_dim, model.text.kind = 64, 128, "tokens"
     optim.learning_rate, optim.b2, optim.weight_decay = 1e-3, 0.95, 0.01
     optim.warmup_fraction, optim.final_fraction, optim.ema_decay = 0.05, 0.02, 0.99
@@ -97,7 +97,7 @@ def tabletop_debug(config) -> None:
     config.total_steps, config.log_every, config.checkpoint.every = 6, 2, 3
     config.data.batch_size = 8
     for source in config.data.sources.values():
-        source.collect.episodes = 16
+        source.collect.episodes = min(source.collect.episodes, 16)  # 0 where nothing is collected
     model = config.model
     model.layers, model.heads, model.head_dim, model.unroll = 2, 2, 16, 1
     model.video.width, model.video.ffn = 32, 64

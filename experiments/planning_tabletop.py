@@ -1,0 +1,171 @@
+"""Cosmos Policy on the embedded world: what do planning and the parts of its training buy?
+
+    python experiments/planning_tabletop.py --workdir=runs/planning
+    python experiments/planning_tabletop.py --workdir=runs/planning --kinds=base --seeds=0
+    python experiments/planning_tabletop.py --workdir=runs/planning --table_only
+
+Trains `configs/cosmos_policy_tabletop.py` as it is and with one thing changed (no auxiliary losses,
+noise without its uniform part, a prefix visibility), and lets each act directly. With the first one
+it does more: fewer and more network calls, the other end of the noise levels, reused keys and
+values, and planning among more and more proposals, judged by its own world model and value function
+and by those fine-tuned on its rollouts. Writes table.md, table.json and planning.png, and in each
+run what `wamjax.foresight` says of it. Resumable, between runs and within each: every row is kept
+as soon as it is measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import study
+from absl import app, flags
+
+CONFIG = pathlib.Path(__file__).parent / "configs" / "cosmos_policy_tabletop.py"
+KINDS = {  # what is changed -> config argument
+    "base": "",
+    "no_auxiliary": "auxiliary=False",
+    "log_normal": "uniform=0.0",
+    "prefix": "visibility=prefix",
+}
+CALLS = (1, 2, 5, 10)
+
+
+def ways(kind: str) -> dict[str, dict]:
+    """Row -> how to act: fields of `CosmosPolicy` and, under "plan", of `Planning`; "mode" and
+    "planner" go to `evaluate.load`."""
+    if kind == "prefix":  # exact where `frozen` is approximate
+        return {"direct": {}, "frozen": {"mode": "frozen"}}
+    if kind != "base":
+        return {"direct": {}}
+    rows = {f"direct, {n} calls": {"steps": n} for n in CALLS}
+    rows["direct, to sigma 0.002"] = {"sigma_min": 0.002}
+    rows["frozen"] = {"mode": "frozen"}
+    for planner in (False, True):
+        for n in map(int, flags.FLAGS.proposals):
+            name = f"plan, {n} proposals, " + ("fine-tuned planner" if planner else "own values")
+            rows[name] = {"mode": "plan", "planner": planner, "plan": {"proposals": n}}
+    return rows
+
+
+def measure(kind: str, run: pathlib.Path, tuned: pathlib.Path) -> None:
+    """Success and latency of every way to act; rows that are there already stay."""
+    from wamjax import evaluate
+    from wamjax.envs import tabletop
+
+    path = run / "ways.json"
+    done = json.loads(path.read_text()) if path.exists() else {}
+    for name, how in ways(kind).items():
+        if name in done:
+            continue
+        how = dict(how)
+        planner = tuned if how.pop("planner", False) else None
+        policy, config, _ = evaluate.load(run, mode=how.pop("mode", None), planner=planner)
+        policy = dataclasses.replace(policy, objective=acting(policy.objective, how))
+        config.eval.episodes, config.eval.execute = flags.FLAGS.episodes, flags.FLAGS.execute
+        rates = evaluate.roll_out(policy, config, tabletop.Shift.none())
+        done[name] = rates | {"latency_ms": evaluate.latency(policy, config, calls=20)}
+        path.write_text(json.dumps(done, indent=2) + "\n")
+
+
+def acting(objective, how: dict):
+    """The objective with other ways of sampling and planning."""
+    future_steps, value_steps = map(int, flags.FLAGS.plan_calls)
+    plan = dict(futures=1, values=1, future_steps=future_steps, value_steps=value_steps)
+    planning = dataclasses.replace(objective.planning, **plan | how.pop("plan", {}))
+    return dataclasses.replace(objective, planning=planning, **how)
+
+
+def tune(run: pathlib.Path, seed: str) -> pathlib.Path:
+    """A planner: world model and values, trained on with rollouts of the run's own policy."""
+    out, rollouts = run.with_name(run.name.replace("base", "planner")), run / "rollouts"
+    asked = flags.FLAGS
+    if not rollouts.exists():
+        collect = f"--workdir={run}", f"--out={rollouts}", f"--episodes={asked.rollouts}"
+        subprocess.run([sys.executable, "-m", "wamjax.rollouts", *collect], check=True)
+    arg = f"planner,recorded={rollouts}"
+    options = f"--config.init_from.path={run}", f"--config.total_steps={asked.tuning}"
+    study.train(CONFIG, arg, seed, out, *options, "--config.eval.episodes=0")
+    return out
+
+
+def table(workdir: pathlib.Path) -> str:
+    """Collects all rows so far; writes table.json, table.md and a picture; returns the table."""
+    from wamjax.viz.intervals import student_t, wilson
+
+    rows: dict[str, list[dict]] = {}
+    for kind in KINDS:
+        for path in sorted(workdir.glob(f"{kind}-*/ways.json")):
+            for name, found in json.loads(path.read_text()).items():
+                rows.setdefault(name if kind == "base" else f"{kind}: {name}", []).append(found)
+    if not rows:
+        return "no run has been measured yet"
+    lines = ["| training: acting | success % | latency p50 ms | seeds |", "|---|---|---|---|"]
+    rates_of, latencies = {}, {}
+    for name, found in rows.items():
+        rates = [f["success_rate"] for f in found]
+        n = found[0]["episodes"]
+        one = wilson(round(rates[0] * n), n)
+        rates_of[name] = student_t(rates) if len(rates) > 1 else one
+        latencies[name] = min(f["latency_ms"]["p50"] for f in found)
+        cells = name, rates_of[name].percent(), f"{latencies[name]:.1f}", str(len(rates))
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append(f"\n{n} episodes a row and seed; 95 % intervals: t over seeds, Wilson of one.")
+    text = "\n".join(lines)
+    (workdir / "table.md").write_text(text + "\n")
+    (workdir / "table.json").write_text(json.dumps(rows, indent=2) + "\n")
+    draw(workdir / "planning.png", rates_of, latencies)
+    return text
+
+
+def draw(path: pathlib.Path, rates: dict, latencies: dict[str, float]) -> None:
+    """A bar for every row, with its interval and latency."""
+    from wamjax.viz import figures
+
+    made = figures.figure(8, 1.2 + 0.3 * len(rates))
+    axes = made.add_subplot()
+    for y, (name, rate) in enumerate(rates.items()):
+        arms = [[rate.mean - max(rate.low, 0)], [min(rate.high, 1) - rate.mean]]
+        axes.barh(y, rate.mean, color=figures.COLORS["plan" in name], alpha=0.85, height=0.65)
+        axes.errorbar(rate.mean, y, xerr=arms, color="#222222", capsize=3, lw=1)
+        axes.text(1.01, y, f"{latencies[name]:.0f} ms", va="center", fontsize=8)
+    axes.set_yticks(range(len(rates)), list(rates))
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), xlabel="success rate (95 % interval), latency of one plan")
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    figures.plain(axes)
+    figures.write(made, path)
+
+
+def define_flags() -> None:
+    """Not on import: the studies have flags of the same names."""
+    study.define_flags("runs/planning", KINDS, "kinds", "0,1,2")
+    flags.DEFINE_integer("episodes", 192, "episodes for each row, over all tasks")
+    flags.DEFINE_integer("execute", 4, "actions of each plan that are executed")
+    flags.DEFINE_list("proposals", "2,4,8", "how many to plan among")
+    flags.DEFINE_list("plan_calls", "2,2", "network calls for a future and for a value")
+    flags.DEFINE_integer("rollouts", 300, "episodes of the policy that planners are trained on")
+    flags.DEFINE_integer("tuning", 200, "training steps of a planner")
+
+
+def main(argv: list[str]) -> None:
+    """Entry point for absl."""
+
+    def each(kind: str, seed: str, run: pathlib.Path) -> None:
+        from wamjax import foresight
+
+        study.train(CONFIG, KINDS[kind], seed, run, "--config.eval.episodes=0")
+        tuned = tune(run, seed) if kind == "base" and flags.FLAGS.proposals else run
+        measure(kind, run, tuned)
+        if not (run / "foresight.json").exists():
+            foresight.run(run)
+
+    study.run(argv, "kinds", each, table)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,116 @@
+"""Predictions against what came of them: counted by hand, and on policies that know the answer."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wamjax import config as configs
+from wamjax import evaluate, foresight
+
+CHUNK = 4
+MIDDLE = (-0.5, 0.575, 0.08)  # of where the left zone may be, low
+
+
+class Homing:
+    """Goes to the middle of the left zone's area; expects success where it is near already, and
+    imagines that nothing moves."""
+
+    imagines = True
+    discount = 0.9
+
+    def policy(self, params, normalizers, observation, rng, mode=None):
+        error = jnp.asarray(MIDDLE) - observation["proprio"][:, :3]
+        now = jnp.concatenate([params * error, -jnp.ones((len(error), 1))], axis=1)
+        return jnp.repeat(now[:, None], CHUNK, axis=1)
+
+    def expect(self, params, normalizers, observation, rng, mode=None):
+        away = jnp.linalg.norm(jnp.asarray(MIDDLE) - observation["proprio"][:, :3], axis=1)
+        return jnp.exp(-away)
+
+    def imagine(self, params, normalizers, observation, rng):
+        return jnp.repeat(observation["video"], 2, axis=1)
+
+
+def config():
+    out = configs.base_config()
+    out.eval.update({"tasks": ("reach_left_zone", "pick_red"), "max_steps": 18})
+    out.data.chunk = CHUNK
+    return out
+
+
+@pytest.fixture(scope="module")
+def plans():
+    return foresight.watch(evaluate.Policy(Homing(), jnp.float32(2.0), {}), config(), 8)
+
+
+def test_each_plan_meets_the_end_of_its_chunk(plans):
+    """16 of 18 steps are 4 whole chunks, and what one ends on the next one starts from."""
+    assert plans.value.shape == plans.achieved.shape == plans.open.shape == (8, 4)
+    np.testing.assert_array_equal(plans.real[:, :-1], plans.now[:, 1:])
+    np.testing.assert_array_equal(plans.predicted, plans.now)  # as it imagines
+    assert (plans.real != plans.now).any(axis=(2, 3, 4)).any()
+
+
+def test_returns_are_discounted_from_the_end_of_the_chunk_on(plans):
+    reach, pick = plans.achieved[::2], plans.achieved[1::2]
+    assert (pick == 0).all() and plans.open[1::2].all() and (reach[:, -1] > 0).any()
+    for returns, is_open in zip(reach, plans.open[::2], strict=True):
+        if returns[-1] > 0:  # a success: powers of 0.9 that grow by one chunk, and 1 from then on
+            steps = np.log(returns) / np.log(0.9)
+            np.testing.assert_allclose(steps, np.maximum(steps[0] - CHUNK * np.arange(4), 0),
+                                       atol=1e-4)  # fmt: skip
+            # Done by the end of a chunk: the plans after it do not count.
+            assert (is_open[1:] == (returns[:-1] < 1)).all() or steps[0] == 0
+    found = foresight.calibration(plans.value[plans.open], plans.achieved[plans.open])
+    assert found["plans"] == plans.open.sum() == sum(b["plans"] for b in found["bins"])
+
+
+def test_calibration_of_values_that_are_right_and_of_some_that_are_not():
+    rng = np.random.default_rng(0)
+    value = rng.uniform(size=4000)
+    achieved = (rng.uniform(size=4000) < value).astype(float)
+    good, inverted = (foresight.calibration(x, achieved) for x in (value, 1 - value))
+    assert good["error"] < 0.03 and good["correlation"] > 0.5
+    assert good["rmse"] < good["rmse_constant"]
+    assert inverted["error"] > 0.4 and inverted["correlation"] < -0.5
+    assert inverted["rmse"] > inverted["rmse_constant"]
+    inside = [b["low"] <= b["predicted"] <= b["high"] for b in good["bins"]]
+    assert np.mean(inside) > 0.6 and len(inside) == foresight.BINS
+    assert foresight.calibration(np.full(5, 0.5), np.zeros(5))["correlation"] is None
+
+
+def test_frames_are_compared_with_a_still_picture(plans):
+    still = foresight.frames(plans)
+    assert still["psnr"] == still["psnr_still"] and still["relative"] == 1
+    half = (np.float32(plans.now) + plans.real) / 2
+    better = foresight.frames(plans._replace(predicted=half))
+    assert better["relative"] == pytest.approx(0.25, abs=1e-6)
+    assert better["psnr"] == pytest.approx(still["psnr"] + 10 * np.log10(4), abs=1e-3)
+    only = plans._replace(open=np.zeros_like(plans.open))
+    only.open[0, 0] = True
+    assert foresight.frames(only)["psnr_still"] != still["psnr_still"]
+
+
+def test_run_writes_what_there_is(monkeypatch, tmp_path):
+    policy = evaluate.Policy(Homing(), jnp.float32(2.0), {})
+    monkeypatch.setattr(evaluate, "load", lambda *args: (policy, config(), 7))
+    found = foresight.run(tmp_path, episodes=8)
+    assert json.loads((tmp_path / "foresight.json").read_text()) == found
+    assert found["step"] == 7 and set(found) == {"step", "mode", "episodes", "values", "frames"}
+    assert {p.name for p in (tmp_path / "media").iterdir()} == {"values.png", "futures.png"}
+
+    class Silent:
+        imagines = False
+
+    blind = evaluate.Policy(Silent(), None, {})
+    monkeypatch.setattr(evaluate, "load", lambda *args: (blind, config(), 7))
+    with pytest.raises(ValueError, match="predicts neither frames nor values"):
+        foresight.run(tmp_path)
+
+
+def test_losses_by_level_are_drawn(tmp_path):
+    found = {"sigma": [0.1, 1.0, 10.0], "loss_policy": [3.0, 2.0, 1.0], "loss_value": [1.0, 1, 2]}
+    foresight.draw_levels(found, tmp_path / "levels.png")
+    assert (tmp_path / "levels.png").stat().st_size > 1000

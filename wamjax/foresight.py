@@ -1,0 +1,258 @@
+"""How well a policy foresees: its values and frames against what then happened.
+
+    python -m wamjax.foresight --workdir=runs/cosmos
+    python -m wamjax.foresight --workdir=runs/cosmos --mode=plan --planner=runs/planner
+
+Rolls the policy out, whole chunks at a time, so that what was predicted for the end of a chunk can
+be held against it. Writes foresight.json and, as far as the policy predicts such things,
+media/futures.png (now, predicted, real), media/values.png (predicted value against achieved return)
+and media/levels.png (loss by noise level, on a batch of the run's data).
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jaxtyping import Bool, Float, UInt8
+from ml_collections import ConfigDict
+
+from wamjax import evaluate, hardware
+from wamjax.metrics import quiet, say
+from wamjax.viz import figures, intervals
+
+BINS = 10
+SIGMAS = np.geomspace(0.05, 80, 12)  # ratios of noise to signal, over all that training draws
+SHOWN = 6  # plans on the picture
+
+
+class Plans(NamedTuple):
+    """What was foreseen at each plan of each episode, and what came of it.
+
+    Attributes:
+      value: predicted return from the end of the chunk on; None if the policy judges nothing.
+      achieved: that return.
+      open: whether the task was not yet done when the plan was made; only such plans count.
+      now, predicted, real: the picture then, that predicted for the end of the chunk (None if the
+        policy imagines nothing) and that at the end of the chunk.
+    """
+
+    value: Float[np.ndarray, "e p"] | None
+    achieved: Float[np.ndarray, "e p"]
+    open: Bool[np.ndarray, "e p"]
+    now: UInt8[np.ndarray, "e p H W 3"]
+    predicted: UInt8[np.ndarray, "e p H W 3"] | None
+    real: UInt8[np.ndarray, "e p H W 3"]
+
+
+def watch(policy: evaluate.Policy, config: ConfigDict, episodes: int) -> Plans:
+    """Rolls out, all episodes in one program, in the world without a shift.
+
+    Args:
+      config: of the run; its ``eval`` part says which tasks and how long, ``data.chunk`` how many
+        actions of a plan are executed: all.
+    """
+    from wamjax.envs import tabletop
+
+    chunk = config.data.chunk
+    ids = jnp.asarray([tabletop.task_id(t) for t in evaluate.task_names(config)])
+    done = tabletop.rollout(
+        jax.tree_util.Partial(_foresee, policy),
+        evaluate.episode_keys(config, "evaluate", np.arange(episodes)),
+        ids[np.arange(episodes) % len(ids)],
+        tabletop.Shift.none(),
+        max_steps=config.eval.max_steps // chunk * chunk,  # the end of every chunk is seen
+        execute=chunk,
+        instruction_length=config.data.instruction_length,
+        record=True,
+    )
+    steps, frames = np.asarray(done.steps)[:, None], np.asarray(done.frames)
+    start = np.arange(0, frames.shape[1] - 1, chunk)
+    discount = getattr(policy.objective, "discount", 1.0)
+    to_go = np.maximum(steps - (start + chunk), 0)  # as `wamjax.data.windows.outcome` counts
+    success = np.asarray(done.success)[:, None]
+    foreseen = {k: np.asarray(jnp.swapaxes(x, 0, 1)) for k, x in done.extras.items()}
+    return Plans(
+        value=foreseen.get("value"),
+        achieved=np.where(success, discount**to_go, 0.0),
+        open=~success | (start < steps),
+        now=frames[:, start],
+        predicted=foreseen.get("picture"),
+        real=frames[:, start + chunk],
+    )
+
+
+def _foresee(policy: evaluate.Policy, observation, key):
+    """Actions, and what is expected of them. The sampling they share is compiled once."""
+    objective, asked = policy.objective, (policy.params, policy.normalizers, observation, key)
+    seen = {}
+    if objective.imagines:
+        seen["picture"] = objective.imagine(*asked)[:, -1]
+    if hasattr(objective, "expect"):
+        seen["value"] = objective.expect(*asked, policy.mode)
+    return policy.actions(policy.params, observation, key), seen
+
+
+def calibration(value: np.ndarray, achieved: np.ndarray) -> dict[str, Any]:
+    """Predicted values against achieved returns, both in [0, 1].
+
+    Returns:
+      {"plans", "correlation" (Pearson), "error" (mean over plans of the distance between the means
+      of their bin), "rmse", "rmse_constant" (of the best constant), "bins": [{"predicted",
+      "achieved", "low", "high", "plans"}]}; low and high are a 95 % interval of the bin's mean.
+      Plans of one episode are not independent, so it is rather narrow.
+    """
+    found, error = [], 0.0
+    place = np.minimum((value * BINS).astype(int), BINS - 1)
+    for b in np.unique(place):
+        mine = place == b
+        mean = intervals.bootstrap([[x] for x in achieved[mine]])
+        error += mine.mean() * abs(value[mine].mean() - mean.mean)
+        found.append({"predicted": float(value[mine].mean()), "achieved": mean.mean,
+                      "low": mean.low, "high": mean.high, "plans": int(mine.sum())})  # fmt: skip
+    varies = value.std() > 0 and achieved.std() > 0
+    return {
+        "plans": len(value),
+        "correlation": float(np.corrcoef(value, achieved)[0, 1]) if varies else None,
+        "error": float(error),
+        "rmse": float(np.sqrt(np.mean((value - achieved) ** 2))),
+        "rmse_constant": float(achieved.std()),
+        "bins": found,
+    }
+
+
+def frames(plans: Plans) -> dict[str, float]:
+    """Predicted frames against real ones, over all plans that count.
+
+    Returns:
+      {"psnr", "psnr_still": of what was seen when planning, as if nothing moved; "relative": mean
+      squared error of the prediction over that of the still picture}; decibels of all pixels.
+    """
+    chosen = [np.float64(x[plans.open]) / 255 for x in (plans.predicted, plans.now, plans.real)]
+    predicted, still = (np.mean((x - chosen[2]) ** 2) for x in chosen[:2])
+    psnr, psnr_still = (float(-10 * np.log10(max(x, 1e-10))) for x in (predicted, still))
+    relative = float(predicted / max(still, 1e-10))
+    return {"psnr": psnr, "psnr_still": psnr_still, "relative": relative}
+
+
+def by_level(policy: evaluate.Policy, config: ConfigDict) -> dict[str, list[float]]:
+    """Loss of every use at `SIGMAS`, on one batch of the run's data."""
+    from wamjax.data import pipeline
+
+    batch = next(pipeline.open_data(config)[2])
+    batch = {k: jnp.asarray(batch[k]) for k in policy.objective.batch_spec(1)}
+    args = policy.params, batch, jax.random.key(0), jnp.asarray(SIGMAS, jnp.float32)
+    found = jax.jit(policy.objective.by_level)(*args)
+    losses = {k: v for k, v in found.items() if k.startswith("loss")}
+    return {"sigma": SIGMAS.tolist()} | {k: np.asarray(v).tolist() for k, v in losses.items()}
+
+
+def run(workdir, step=None, mode=None, planner=None, episodes: int = 96) -> dict[str, Any]:
+    """Everything that the policy of a run can be asked; see the module.
+
+    Returns:
+      what was written to foresight.json.
+
+    Raises:
+      ValueError: it predicts neither frames nor values.
+    """
+    workdir = pathlib.Path(workdir)
+    policy, config, step = evaluate.load(workdir, step, mode, planner)
+    objective = policy.objective
+    if not (objective.imagines or hasattr(objective, "expect")):
+        raise ValueError(f"{workdir}: {config.objective.variant!r} predicts neither frames nor "
+                         "values, so there is nothing to compare")  # fmt: skip
+    plans = watch(policy, config, episodes)
+    result: dict[str, Any] = {"step": step, "mode": mode, "episodes": episodes}
+    suffix = "".join(f"_{x}" for x in (mode, planner and pathlib.Path(planner).name) if x)
+    if plans.value is not None:
+        result["values"] = calibration(plans.value[plans.open], plans.achieved[plans.open])
+        draw_values(result["values"], workdir / "media" / f"values{suffix}.png")
+        say("values: correlation {correlation}, rmse {rmse:.3f} (of a constant "
+            "{rmse_constant:.3f})".format(**result["values"]))  # fmt: skip
+    if plans.predicted is not None:
+        result["frames"] = frames(plans)
+        draw_futures(plans, workdir / "media" / f"futures{suffix}.png")
+        say("frames: {psnr:.1f} dB, a still picture {psnr_still:.1f}".format(**result["frames"]))
+    if hasattr(objective, "by_level"):
+        result["levels"] = by_level(policy, config)
+        draw_levels(result["levels"], workdir / "media" / "levels.png")
+    path = workdir / f"foresight{suffix}.json"
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(result, indent=2) + "\n")
+    draft.replace(path)
+    return result
+
+
+# ---- pictures ----
+
+
+def draw_values(found: dict[str, Any], path: pathlib.Path) -> None:
+    """Achieved over predicted, a dot for each bin, as large as it has plans."""
+    made = figures.figure(4.6, 4.2)
+    axes = made.add_subplot()
+    axes.plot([0, 1], [0, 1], color=figures.MUTED, lw=1, ls="--")
+    for b in found["bins"]:
+        arms = [[b["achieved"] - b["low"]], [b["high"] - b["achieved"]]]
+        axes.errorbar(b["predicted"], b["achieved"], yerr=arms, color=figures.COLORS[0], lw=1)
+        size = 12 + 300 * b["plans"] / found["plans"]
+        axes.scatter(b["predicted"], b["achieved"], size, color=figures.COLORS[0], alpha=0.7)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted value", ylabel="achieved return")
+    correlation = found["correlation"]
+    said = "" if correlation is None else f", correlation {correlation:.2f}"
+    axes.set_title(f"{found['plans']} plans{said}", loc="left", fontsize=10)
+    figures.plain(axes)
+    figures.write(made, path)
+
+
+def draw_futures(plans: Plans, path: pathlib.Path) -> None:
+    """Now, predicted and real of the plans in whose course most changed."""
+    from wamjax.viz import sheet
+
+    change = np.abs(np.float32(plans.real) - plans.now).mean((2, 3, 4)) * plans.open
+    best = np.sort(np.argsort(-change.max(axis=1))[:SHOWN])  # an episode each
+    rows = [(e, int(change[e].argmax())) for e in best]
+    clips = np.stack([[plans.now[r], plans.predicted[r], plans.real[r]] for r in rows])
+    titles = [f"episode {e}, plan {p}: now, predicted, real" for e, p in rows]
+    sheet.save(clips, path, titles)
+
+
+def draw_levels(found: dict[str, list[float]], path: pathlib.Path) -> None:
+    """Loss over the noise-to-signal ratio, a line for each use."""
+    made = figures.figure(6, 3.6)
+    axes = made.add_subplot()
+    for colour, (name, values) in zip(figures.COLORS, list(found.items())[1:], strict=False):
+        axes.plot(found["sigma"], values, ".-", color=colour, label=name.removeprefix("loss_"))
+    axes.set(xscale="log", yscale="log", xlabel="noise-to-signal ratio", ylabel="loss")
+    axes.legend(frameon=False, fontsize=8)
+    figures.plain(axes)
+    figures.write(made, path)
+
+
+def define_flags() -> None:
+    """Not on import: several entry points define flags of the same names."""
+    flags.DEFINE_string("workdir", None, "the run", required=True)
+    flags.DEFINE_integer("step", None, "checkpoint; the newest by default")
+    flags.DEFINE_string("mode", None, "how to act; the policy's own way by default")
+    flags.DEFINE_string("planner", None, "a run whose world model and value function plan for it")
+    flags.DEFINE_integer("episodes", 96, "episodes, the tasks of the evaluation in turn")
+
+
+def main(argv: list[str]) -> None:
+    """Entry point for absl."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    quiet()
+    asked = flags.FLAGS
+    run(asked.workdir, asked.step, asked.mode, asked.planner, asked.episodes)
+
+
+if __name__ == "__main__":
+    hardware.restart_with_huge_pages()
+    define_flags()
+    app.run(main)
