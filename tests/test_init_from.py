@@ -91,3 +91,24 @@ def test_a_run_starts_from_another_run_and_resumes_without_it(tmp_path):
     assert toy.run(toy.config(**values), new)
     with pytest.raises(FileNotFoundError, match="neither a folder of wamjax.convert"):
         toy.run(toy.config(**values), tmp_path / "fresh")
+
+
+def test_sources_of_several_parts(wan, tmp_path):
+    """What lies below a prefix comes from a folder of its own."""
+    vae = dict(width=8, decoder_width=8, blocks=1)
+    save(tmp_path / "vae.safetensors", published("wan21_vae", config=vae))
+    convert.bring_in("wan21_vae", tmp_path / "vae.safetensors", tmp_path / "vae", vae,
+                     progress=False)  # fmt: skip
+    both = init_from.sources(f"{wan},codec={tmp_path / 'vae'}")
+    alone, codec = (store.read(folder / "params").shapes for folder in (wan, tmp_path / "vae"))
+    assert both.shapes == alone | {f"codec/{path}": shape for path, shape in codec.items()}
+    assert init_from.sources(str(wan)).shapes == alone
+    path = next(iter(codec))
+    np.testing.assert_array_equal(
+        both.slice((f"codec/{path}", None)).read(),
+        store.read(tmp_path / "vae" / "params").slice((path, None)).read(),
+    )
+    with pytest.raises(ValueError, match="more than one source has .*'blocks/video/"):
+        init_from.sources(f"{wan},{wan}")
+    with pytest.raises(FileNotFoundError, match="gone is neither a folder of wamjax.convert"):
+        init_from.sources(f"{wan},codec={tmp_path / 'gone'}")

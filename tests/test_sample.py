@@ -50,12 +50,12 @@ def test_one_program_whatever_the_count_and_the_batches_do_not_repeat(loaded):
     np.testing.assert_array_equal(condition["instruction"], np.tile(words, (7, 1)))
     # After two steps the model still says that every picture is grey; at random it does not.
     sampler = dataclasses.replace(sampler, params=random_params(sampler.params))
-    programs = sample._draw._cache_size()
+    programs = sample.program._cache_size()
     made = sample.draw(sampler, condition, 7, seed=3, batch=4)
-    assert made.shape == (7, 1, 24, 24, 3) and sample._draw._cache_size() == programs + 1
+    assert made.shape == (7, 1, 24, 24, 3) and sample.program._cache_size() == programs + 1
     again = sample.draw(sampler, condition, 7, seed=3, batch=4)
     np.testing.assert_array_equal(made, again)
-    assert sample._draw._cache_size() == programs + 1
+    assert sample.program._cache_size() == programs + 1
     assert len({picture.tobytes() for picture in made}) == 7
     assert np.any(made != sample.draw(sampler, condition, 7, seed=4, batch=4))
 

@@ -74,7 +74,7 @@ def test_tokens_are_of_the_palette_that_the_config_names(tmp_path):
     assert objective.network.length == 512
     check(full, objective)
     full.model.codec.kind = "pixel"
-    with pytest.raises(ValueError, match="tokens need config.model.codec.kind='palette'"):
+    with pytest.raises(ValueError, match="tokens need config.model.codec.kind='palette', 'fsq' or"):
         wam.build(full, clips())
 
 

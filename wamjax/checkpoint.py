@@ -131,6 +131,39 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
 
+class Found(NamedTuple):
+    """A checkpoint whose parameters are not read yet.
+
+    Attributes:
+      step: of the checkpoint.
+      config, statistics: see `Restored`.
+      folder: of its parameters, or of their moving average; `wamjax.weights.store.read` opens it.
+    """
+
+    step: int
+    config: ConfigDict
+    statistics: dict[str, Any]
+    folder: pathlib.Path
+
+
+def find(workdir: str | os.PathLike, step: int | None = None, ema: bool | None = None) -> Found:
+    """The checkpoint of a run that `restore_params` restores; arguments and errors as there."""
+    folder = pathlib.Path(workdir).absolute() / FOLDER
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{workdir} holds no {FOLDER}/ folder: not a run's --workdir")
+    with _manager(folder, create=False) as m:
+        steps = sorted(m.all_steps())
+        step = step if step is not None else (steps[-1] if steps else None)
+        if step not in steps:
+            raise FileNotFoundError(f"{workdir} has no checkpoint {step}; it has {steps}")
+        config = configs.load(_json(m, step, "config"))
+        has_ema = config.optim.ema_decay > 0
+        if ema and not has_ema:
+            raise ValueError(f"{workdir} has no moving average: optim.ema_decay was 0")
+        item = "ema" if (has_ema if ema is None else ema) else "params"
+        return Found(step, config, _json(m, step, "statistics"), folder / str(step) / item)
+
+
 def restore_params(
     workdir: str | os.PathLike,
     step: int | None = None,
@@ -149,19 +182,9 @@ def restore_params(
       FileNotFoundError: no such checkpoint; names those that there are.
       ValueError: the average of a run that has none.
     """
-    folder = pathlib.Path(workdir).absolute() / FOLDER
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{workdir} holds no {FOLDER}/ folder: not a run's --workdir")
-    with _manager(folder, create=False) as m:
-        steps = sorted(m.all_steps())
-        step = step if step is not None else (steps[-1] if steps else None)
-        if step not in steps:
-            raise FileNotFoundError(f"{workdir} has no checkpoint {step}; it has {steps}")
-        config = configs.load(_json(m, step, "config"))
-        has_ema = config.optim.ema_decay > 0
-        if ema and not has_ema:
-            raise ValueError(f"{workdir} has no moving average: optim.ema_decay was 0")
-        item = "ema" if (has_ema if ema is None else ema) else "params"
+    step, config, statistics, folder = find(workdir, step, ema)
+    item = folder.name
+    with _manager(folder.parent.parent, create=False) as m:
         saved = _shapes(m, step, item)
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         if shardings is None:
@@ -171,7 +194,7 @@ def restore_params(
         )
         args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
         params = m.restore(step, args=args)[item]
-        return Restored(params, config, _json(m, step, "statistics"), step)
+        return Restored(params, config, statistics, step)
 
 
 def _json(manager: ocp.CheckpointManager, step: int | None, item: str) -> dict[str, Any]:

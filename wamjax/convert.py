@@ -5,17 +5,19 @@
         --output=libero.pt
 
 Importing reads a safetensors or torch file, an index of shards, or a folder with one of them, and
-makes a folder with an Orbax checkpoint (`params`) and `weights.json`. Exporting takes such a folder
-or a training run (its newest checkpoint; the moving average if there is one; adapters merged), and
-writes a file by the ending of its name, or a folder of shards. Every tensor must be used once, and
-every parameter filled once; else all that is wrong is said and nothing is written. Tensors pass one
-by one, so memory is that of the largest of them, not of the model.
+makes a folder with an Orbax checkpoint (`params`) and `weights.json`; --tokenizer=FILE puts that of
+a text encoder beside them. Exporting takes such a folder or a training run (its newest checkpoint;
+the moving average if there is one; adapters merged), and writes a file by the ending of its name,
+or a folder of shards. Every tensor must be used once, and every parameter filled once; else all
+that is wrong is said and nothing is written. Tensors pass one by one, so memory is that of the
+largest of them, not of the model.
 
 ``--family=list`` names the families and their layouts.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -41,8 +43,9 @@ def bring_in(
     layout: str | None = None,
     dtype: str | None = None,
     progress: bool = True,
+    tokenizer: str | os.PathLike | None = None,
 ) -> None:
-    """A published file to a folder of ours; see the module and `api.load`."""
+    """A published file to a folder of ours; see the module, `api.load` and `store.write`."""
     contents = files.read(source)
     layout, plan = api.fit(family, contents.tensors, config, layout)
     slices = plan.to_ours(contents.tensors, None if dtype is None else jnp.dtype(dtype))
@@ -55,7 +58,7 @@ def bring_in(
     }
     size = sum(x.nbytes for x in slices.values())
     with _bar("import", size, progress) as bar:
-        store.write(output, slices, about, bar.update)
+        store.write(output, slices, about, bar.update, tokenizer)
 
 
 def send_out(
@@ -141,6 +144,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("direction", "import", ("import", "export"), "which way")
     flags.DEFINE_string("layout", None, "of the published file; found out when importing")
     flags.DEFINE_string("dtype", None, "of the result, as bfloat16; as in the source by default")
+    flags.DEFINE_string("tokenizer", None, "of a text encoder: file or folder that goes along")
     flags.mark_flag_as_required("family")
 
 
@@ -156,7 +160,11 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("give --source and --output")
     quiet()
     jax.config.update("jax_platforms", "cpu")  # nothing is computed
-    run = bring_in if values.direction == "import" else send_out
+    run = send_out
+    if values.direction == "import":
+        run = functools.partial(bring_in, tokenizer=values.tokenizer)
+    elif values.tokenizer:
+        raise app.UsageError("--tokenizer is for imports: exports are weights alone")
     try:
         run(values.family, values.source, values.output, values.config, values.layout, values.dtype)
     except (Mismatch, FileNotFoundError, FileExistsError) as error:

@@ -85,6 +85,8 @@ def work(objective, config: ConfigDict, params: Any) -> dict[str, float]:
             return objective.sample(params, condition, key, count=1)
 
         return out | {"sample": float(flops.count(sample, params, condition, key))}
+    if not hasattr(objective, "policy"):  # a codec
+        return out
     observation = {k: v for k, v in one.items() if k not in ("actions", "action_valid")}
     source = objective.codec.key
     first = one[source]

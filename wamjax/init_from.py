@@ -1,10 +1,11 @@
 """Starts training from parameters that exist: converted weights, or another run.
 
 ``init_from.path`` is a folder of `wamjax.convert`, or the ``--workdir`` of a run (its newest
-checkpoint; the moving average, if it has one). Paths and shapes must agree. What the model has and
-the source lacks starts fresh if it is listed in ``init_from.missing``; what the source has and the
-model lacks is left out if it is listed in ``init_from.unused``. Everything else is an error, and
-all of it is said.
+checkpoint; the moving average, if it has one). After commas follow further ones, each for what
+lies below a prefix: ``weights/cosmos,codec=weights/wan21_vae``. Paths and shapes must agree. What
+the model has and the source lacks starts fresh if it is listed in ``init_from.missing``; what the
+source has and the model lacks is left out if it is listed in ``init_from.unused``. Everything else
+is an error, and all of it is said.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ def params(objective, config, abstract: Params) -> Params:
     Raises:
       ValueError: source and model do not agree.
     """
-    source = store.read(store.locate(config.init_from.path)[0])
+    source = sources(config.init_from.path)
     want = tree.flatten(abstract)
     missing = check(source.shapes, want, config.init_from)
-    loaded = {p: _load(source.arrays[p], x) for p, x in want.items() if p not in missing}
+    loaded = {p: load(source.arrays[p], x) for p, x in want.items() if p not in missing}
     if not missing:
         return tree.unflatten(loaded)
     places = {p: want[p].sharding for p in missing}
@@ -52,19 +53,50 @@ def params(objective, config, abstract: Params) -> Params:
     return tree.unflatten(loaded | jax.jit(complete, out_shardings=places)(loaded))
 
 
-def check(source: Mapping[str, tuple[int, ...]], want: Mapping[str, Any], allowed: Any) -> set[str]:
+def sources(text: str) -> store.Stored:
+    """The parameters of all sources of an ``init_from.path``; see the module.
+
+    Raises:
+      FileNotFoundError: one of them is no source.
+      ValueError: two of them have a parameter; names all of these.
+    """
+    arrays, twice = {}, []
+    for part in text.split(","):
+        prefix, _, folder = part.strip().rpartition("=")
+        found = store.read(store.locate(folder)[0]).arrays
+        named = {f"{prefix}/{p}" if prefix else p: array for p, array in found.items()}
+        twice += sorted(named.keys() & arrays.keys())
+        arrays |= named
+    if twice:
+        raise ValueError(f"config.init_from.path {text!r}: more than one source has {twice}")
+    return store.Stored(arrays)
+
+
+def check(
+    source: Mapping[str, tuple[int, ...]],
+    want: Mapping[str, Any],
+    allowed: Any = None,
+    what: str = "config.init_from does not fit the model",
+) -> set[str]:
     """The parameters that the source lacks and may lack.
+
+    Args:
+      allowed: ``config.init_from``, or None: then nothing may be missing or unused.
+      what: what it means if something is wrong; begins the message.
 
     Raises:
       ValueError: there is something else wrong; names all of it.
     """
+    may_lack, may_have, unless = (), (), ""
+    if allowed is not None:
+        may_lack, may_have, unless = allowed.missing, allowed.unused, ", and not in init_from."
     missing = {p for p in want if p not in source}
     unused = {p for p in source if p not in want}
-    fine = [p for p in missing if adapters.is_adapter(p) or _listed(p, allowed.missing)]
+    fine = [p for p in missing if _listed(p, may_lack) or (allowed and adapters.is_adapter(p))]
     problems = {
-        "missing in the source, and not in init_from.missing": missing - set(fine),
-        "unknown to the model, and not in init_from.unused": {
-            p for p in unused if not _listed(p, allowed.unused)
+        "missing in the source" + (unless and f"{unless}missing"): missing - set(fine),
+        "unknown to the model" + (unless and f"{unless}unused"): {
+            p for p in unused if not _listed(p, may_have)
         },
         "of another shape (source, model)": {
             f"{p} {source[p]} {tuple(want[p].shape)}"
@@ -72,16 +104,16 @@ def check(source: Mapping[str, tuple[int, ...]], want: Mapping[str, Any], allowe
             if source[p] != tuple(want[p].shape)
         },
         "in init_from.missing, but nothing of it is missing": {
-            r for r in allowed.missing if not any(re.fullmatch(r, p) for p in missing)
+            r for r in may_lack if not any(re.fullmatch(r, p) for p in missing)
         },
         "in init_from.unused, but nothing of it is unused": {
-            r for r in allowed.unused if not any(re.fullmatch(r, p) for p in unused)
+            r for r in may_have if not any(re.fullmatch(r, p) for p in unused)
         },
     }
     lines = [f"\n  {what}:" + "".join(f"\n    {x}" for x in sorted(found))
              for what, found in problems.items() if found]  # fmt: skip
     if lines:
-        raise ValueError("config.init_from does not fit the model:" + "".join(lines))
+        raise ValueError(f"{what}:" + "".join(lines))
     return missing
 
 
@@ -89,7 +121,7 @@ def _listed(path: str, rules: Sequence[str]) -> bool:
     return any(re.fullmatch(rule, path) for rule in rules)
 
 
-def _load(array, want) -> jax.Array:
+def load(array, want: Any) -> jax.Array:
     """A stored parameter on its devices; every process reads its own shares of it."""
 
     def part(index: tuple[slice, ...]) -> np.ndarray:

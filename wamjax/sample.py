@@ -3,6 +3,7 @@
     python -m wamjax.sample --workdir=runs/digits --count=100 --guidance=2 --output=runs/digits/two
     python -m wamjax.sample --workdir=runs/digits --label=3
     python -m wamjax.sample --workdir=runs/scenes --caption="a red circle left of a blue square"
+    python -m wamjax.sample --workdir=runs/blocks --given=2 --frames=32
 
 Writes samples.png (and samples.mp4 of clips) and samples.npz: "video" as uint8 (n, f, H, W,
 colours), or "latents" where there is no decoder, with what they were conditioned on. Weights are
@@ -65,6 +66,8 @@ def load(workdir: str | os.PathLike, step: int | None = None, **changes):
 
     params, config, statistics, _ = restore_params(workdir, step)
     objective = wam.build(config, ArraySpec.from_json(statistics["spec"]))
+    if not hasattr(objective, "sample"):
+        raise ValueError(f"{workdir} has nothing to sample: objective {config.objective.name!r}")
     fields = {field.name for field in dataclasses.fields(objective)}
     if unknown := set(changes) - fields:
         raise ValueError(f"objective {config.objective.name!r} has no {sorted(unknown)}")
@@ -80,6 +83,7 @@ def draw(
     seed: int = 0,
     given: np.ndarray | None = None,
     batch: int = BATCH,
+    frames: int = 0,
 ) -> np.ndarray:
     """Samples, `batch` at a time, by one compiled program.
 
@@ -88,6 +92,7 @@ def draw(
       count: n.
       given: clips (n, f, H, W, c), or latents of them, of which the first frames are given; all
         frames of it are.
+      frames: f, if not that of training; for objectives that can go on, see `program`.
 
     Returns:
       uint8 (n, f, H, W, colours), or latents where the codec has no decoder.
@@ -99,18 +104,34 @@ def draw(
         inputs = {k: v[some] for k, v in condition.items()}
         first = None if given is None else given[some]
         key = jax.random.fold_in(states.key(seed, "picture"), i)
-        parts.append(np.asarray(_draw(sampler, inputs, first, key, batch)))
+        parts.append(np.asarray(program(sampler, inputs, first, key, batch, frames)))
     return np.concatenate(parts)[:count]
 
 
-@functools.partial(jax.jit, static_argnames="count")
-def _draw(sampler: Sampler, condition, given, key, count: int):
+@functools.partial(jax.jit, static_argnames=("count", "frames"))
+def program(sampler: Sampler, condition: Condition, given, key, count: int, frames: int = 0):
+    """What `draw` compiles: `count` samples, from raw frames to raw frames.
+
+    Args:
+      frames: raw frames of the result; 0 is the length of training. Schemes that make chunk after
+        chunk, and token after token, can go on beyond it: `wamjax.wam.rolling`.
+    """
+    from wamjax.wam import rolling
+    from wamjax.wam.objectives import bound_codec
+
     objective = sampler.objective
-    codec = objective.codec
+    codec = bound_codec(objective.codec, sampler.params)
     discrete = hasattr(objective, "temperature")  # it samples token ids
     if given is not None:
         given = codec.tokens(given) if discrete else codec.encode(given)
-    made = objective.sample(sampler.params, condition, key, given, count)
+    arguments = sampler.params, condition, key
+    length = codec.shape(frames, *objective.picture[:2])[0] if frames else 0
+    if discrete:
+        made = objective.sample(*arguments, given, count, length)
+    elif frames:
+        made = rolling.roll(objective, *arguments, length, given, count)
+    else:
+        made = objective.sample(*arguments, given, count)
     if codec.key == "latents":
         return made
     return codec.decode(codec.from_tokens(made) if discrete else made)
@@ -154,7 +175,7 @@ def inputs(
         asked.setdefault("label", np.arange(count, dtype=np.int32) % classes)
     rows = {}
     if given or set(wanted) - set(asked):
-        rows = _test_data(config, count)
+        rows = test_data(config, count)
     condition = {k: asked.get(k, rows.get(k)) for k in wanted}
     return condition, rows[key][:, :given] if given else None
 
@@ -190,12 +211,14 @@ def run(
     label: int | None = None,
     caption: str | None = None,
     given: int | None = None,
+    frames: int = 0,
     **changes,
 ) -> pathlib.Path:
     """Samples from a run and writes them; see the top of this file.
 
     Args:
       output: folder; the run's media by default.
+      frames: of each clip; 0 is the length of training, see `program`.
       **changes: see `load`.
 
     Returns:
@@ -206,7 +229,7 @@ def run(
     output = pathlib.Path(output or pathlib.Path(workdir) / "media")
     sampler, config = load(workdir, step, **changes)
     condition, first = inputs(sampler, config, count, label, caption, given)
-    made = draw(sampler, condition, count, seed, first, min(count, BATCH))
+    made = draw(sampler, condition, count, seed, first, min(count, BATCH), frames)
     path = output / "samples.png"
     if jax.process_index() == 0:
         names = titles(config, condition)
@@ -237,7 +260,9 @@ def _always_given(objective) -> int:
     return 1 + (frames - 1) * max((objective.frames - 1) // max(whole - 1, 1), 1)
 
 
-def _test_data(config: ConfigDict, count: int) -> dict[str, np.ndarray]:
+def test_data(config: ConfigDict, count: int) -> dict[str, np.ndarray]:
+    """`count` examples of the test data of a run, over and over if it has less; of the training
+    data if it has none."""
     from wamjax.data.arrays import open_table
 
     try:
@@ -263,6 +288,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("label", None, "class of all samples")
     flags.DEFINE_string("caption", None, "text of all samples")
     flags.DEFINE_integer("given", None, "first frames taken from test data")
+    flags.DEFINE_integer("frames", None, "frames of a clip, if more than in training")
     flags.DEFINE_float("guidance", None, "classifier-free guidance scale; the run's by default")
     flags.DEFINE_integer("steps", None, "solver steps; the run's by default")
     flags.DEFINE_string("solver", None, "solver; the run's by default")
@@ -274,7 +300,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
     quiet()
     names = ("workdir", "count", "output", "seed", "step", "label", "caption", "given",
-             "guidance", "steps", "solver")  # fmt: skip
+             "frames", "guidance", "steps", "solver")  # fmt: skip
     asked = {name: getattr(flags.FLAGS, name) for name in names}
     run(**{name: value for name, value in asked.items() if value is not None})
 

@@ -82,7 +82,8 @@ RULES: tuple[Rule, ...] = (
     (r"embedding", (None, "fsdp")),
     (r"position_bias", (None, None)),
     (r"final_norm/scale", (None,)),
-    (r"codec/.*", None),  # frozen, and convolutions: whole on every device
+    # Convolutions, frozen below codec/ or trained alone: whole on every device.
+    (r"codec/.*|(encoder|decoder|quant|post_quant)/.*|codebook/embedding", None),
     (r"blocks/.*/lora_(down|up)", (None, None, None)),
     (r".*/lora_(down|up)", (None, None)),
 )

@@ -1,19 +1,23 @@
 """Recomputes the statistics of a data set, prints them, and warns of what looks wrong.
 
     python -m wamjax.stats --data=DIR [--out=FILE.json] [--plots=FOLDER]
+    python -m wamjax.stats --data=DIR --out=dataset_stats.json --format=fast_wam
+    python -m wamjax.stats --source=dataset_statistics.json --out=statistics.json
 
-Reads every record, so it also finds corrupt ones; pictures are not decoded.
+Reads every record, so it also finds corrupt ones; pictures are not decoded. The statistics files of
+Fast-WAM and Cosmos Policy are written by ``--format`` and read by ``--source``, see
+`wamjax.data.published_statistics`.
 """
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 from absl import app, flags
 
+from wamjax.data import published_statistics
 from wamjax.data.checks import checks
 from wamjax.data.records import Reader
 from wamjax.data.sources import Source, compute_statistics
@@ -67,12 +71,23 @@ def plot(reader: Reader, folder: pathlib.Path) -> list[pathlib.Path]:
     return out
 
 
+def medians(reader: Reader) -> dict[str, list[float]]:
+    """Of every dimension; Cosmos Policy's files have them."""
+    episodes = list(reader)
+    return {
+        key: np.median(np.concatenate([getattr(e, key) for e in episodes]), axis=0).tolist()
+        for key in (("proprio",) if reader.info.action_free else ("proprio", "actions"))
+    }
+
+
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
+    forms = published_statistics.FORMATS
     flags.DEFINE_string("data", None, "folder of the data set")
+    flags.DEFINE_string("source", None, "file of statistics to convert, instead of a data set")
     flags.DEFINE_string("out", None, "file to write the statistics to, as json")
+    flags.DEFINE_enum("format", forms[0], forms, "of that file")
     flags.DEFINE_string("plots", None, "folder to write histograms to")
-    flags.mark_flag_as_required("data")
 
 
 def main(argv: list[str]) -> None:
@@ -80,6 +95,13 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    if bool(values.data) == bool(values.source) or (values.source and not values.out):
+        raise app.UsageError("give --data, or --source and --out")
+    if values.source:
+        found = published_statistics.read(values.source)
+        published_statistics.write(found, values.out, values.format)
+        print(f"wrote {values.out}")
+        return
     reader = Reader(values.data)
     info = reader.info
     found = compute_statistics([reader])
@@ -91,7 +113,9 @@ def main(argv: list[str]) -> None:
     for warning in compare(reader.stored_statistics(), found) + checks([source], found):
         print(f"warning: {warning}")
     if values.out:
-        pathlib.Path(values.out).write_text(json.dumps(found) + "\n")
+        if values.format == published_statistics.COSMOS_POLICY:
+            found = {k: found[k] | {"median": row} for k, row in medians(reader).items()}
+        published_statistics.write(found, values.out, values.format)
         print(f"wrote {values.out}")
     if values.plots:
         for file in plot(reader, pathlib.Path(values.plots)):

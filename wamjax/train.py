@@ -5,7 +5,7 @@
 Starts the run in DIR, or continues it: the same command after a crash, a kill or a signal goes on
 from the newest checkpoint, with the losses and parameters of a run that was never interrupted.
 DIR then holds config.json, metrics.jsonl, checkpoints/, media/ and, at the end, DONE; of a policy
-also eval.json, of a model of pictures media/samples.png.
+also eval.json, of a model of pictures media/samples.png, of a codec media/reconstructions.png.
 
 Exit status: 0 when the run is done, was done before, or saved and stopped on SIGTERM or SIGINT
 (then without DONE); 1 on an error, which includes too many non-finite steps in a row.
@@ -300,6 +300,10 @@ def _finish(config, workdir: pathlib.Path, objective) -> None:
         from wamjax import sample
 
         sample.run(workdir)
+    if config.objective.name == "codec":
+        from wamjax import reconstruct
+
+        reconstruct.run(workdir)
     if config.eval.episodes > 0:
         from wamjax import evaluate
 

@@ -15,8 +15,18 @@ of policies in DATA/aloha-rollouts: a tenth demonstrations, the rest half succes
 and a value function V(s') that looks at the future alone. Published: with planning 72.0 instead of
 59.5 on the two hard tasks.
 
-Data as for cosmos_policy_libero, in DATA/aloha-demos, with cameras `left_wrist`, `right_wrist` and
-`high`. `debug` makes random stand-ins and trains a miniature for 10 steps.
+Data, conversions and training as for cosmos_policy_libero, in DATA/aloha-demos, with cameras
+`left_wrist`, `right_wrist` and `high`; the released policy (and likewise the planner) by
+
+    python -m wamjax.convert --family=cosmos_policy --source=POLICY.pt \\
+        --output=weights/cosmos_aloha
+    python -m wamjax.data.embeddings --cache=DATA/aloha-t5 --pickle=EMBEDDINGS.pkl \\
+        --encoder=t5-11b --length=64
+    python -m wamjax.export_policy --config=experiments/configs/cosmos_policy_aloha.py \\
+        --weights=weights/cosmos_aloha --codec=weights/wan21_vae --statistics=STATISTICS.json \\
+        --embeddings=DATA/aloha-t5 --output=bundles/cosmos-aloha
+
+`debug` makes random stand-ins and trains a miniature for 10 steps.
 """
 
 from wamjax import config as configs

@@ -2,7 +2,7 @@
 
     python -m wamjax.doctor --config=experiments/configs/cosmos_policy_libero.py
     python tpu/aot.py --config=experiments/configs/cosmos_policy_libero.py --topology=v5p:4x4x4
-    python -m wamjax.train --config=experiments/configs/cosmos_policy_libero.py:debug \
+    python -m wamjax.train --config=experiments/configs/cosmos_policy_libero.py:debug \\
         --workdir=runs/try
 
 Arguments: debug.
@@ -10,15 +10,41 @@ Arguments: debug.
 Two 224x224 cameras, 16 actions of 7, global batch 1920, 40,000 steps: 48 hours on 64 H100 in the
 public code. Published: 98.5 % success over the four suites; action L1 0.010 to 0.012 in x0.
 
-Half of a batch are demonstrations, which train the policy; a quarter each are replays that succeed
-and that fail, which train world model and value. Pictures are augmented and encoded within the
-step, by the frozen codec below ``params["codec"]``. Data sets DATA/libero-demos and
-DATA/libero-replays have cameras `wrist` and `agentview`; text embeddings are computed once:
+From public files to a running policy. Needed are tokenizer/tokenizer.pth of
+nvidia/Cosmos-Predict2-2B-Video2World, and of nvidia/Cosmos-Policy-LIBERO-Predict2-2B the weights
+(here POLICY.pt), the statistics (STATISTICS.json) and the text embeddings (EMBEDDINGS.pkl), each
+under its published name:
 
-    python -m wamjax.data.embeddings --cache=DATA/libero-t5 --data=DATA/libero-demos \
-        --encoder=t5-11b --length=64 --encode=MODULE:FUNCTION --weights=PATH
-    python -m wamjax.train --config=experiments/configs/cosmos_policy_libero.py \
-        --config.data.root=DATA --config.init_from.path=CONVERTED --workdir=runs/cosmos-libero
+    python -m wamjax.convert --family=wan21_vae --source=tokenizer/tokenizer.pth \\
+        --output=weights/wan21_vae
+    python -m wamjax.convert --family=cosmos_policy --source=POLICY.pt \\
+        --output=weights/cosmos_libero
+    python -m wamjax.data.embeddings --cache=DATA/libero-t5 --pickle=EMBEDDINGS.pkl \\
+        --encoder=t5-11b --length=64
+    python -m wamjax.export_policy --config=experiments/configs/cosmos_policy_libero.py \\
+        --weights=weights/cosmos_libero --codec=weights/wan21_vae --statistics=STATISTICS.json \\
+        --embeddings=DATA/libero-t5 --output=bundles/cosmos-libero
+
+Then ``wamjax.load_policy("bundles/cosmos-libero")`` acts. Instructions that are not among the
+published ones take the folder google-t5/t5-11b, and go into the cache before it is exported:
+
+    python -m wamjax.convert --family=t5 --source=t5-11b --tokenizer=t5-11b --dtype=bfloat16 \\
+        --output=weights/t5
+    python -m wamjax.data.embeddings --cache=DATA/libero-t5 --instructions=TASKS.txt \\
+        --encode=wamjax.weights.encoders:text --weights=weights/t5
+
+Training from the public video model. Half of a batch are demonstrations, which train the policy; a
+quarter each are replays that succeed and that fail, which train world model and value. Pictures are
+augmented and encoded within the step, by the frozen codec below ``params["codec"]``. Data sets
+DATA/libero-demos and DATA/libero-replays have cameras `wrist` and `agentview`, and their
+instructions are in the cache:
+
+    python -m wamjax.convert --family=cosmos_predict2 --source=model-480p-16fps.pt \\
+        --output=weights/predict2
+    python -m wamjax.train --config=experiments/configs/cosmos_policy_libero.py \\
+        --config.data.root=DATA --workdir=runs/cosmos-libero \\
+        --config.init_from.path=weights/predict2,codec=weights/wan21_vae
+    python -m wamjax.export_policy --workdir=runs/cosmos-libero --output=bundles/mine
 
 `debug` makes random stand-ins and trains a miniature for 10 steps, in under a minute.
 """

@@ -6,10 +6,12 @@
     python -m wamjax.train --config=experiments/configs/cosmos_policy_tabletop.py:debug \
         --workdir=runs/try
 
-Two CPU cores: about 25 minutes for the default of 2000 steps, collection and evaluation included;
-`debug` is done in under a minute. Nine slots of 16 tokens (blank, state, two cameras, 8 actions,
-and the same at the end of the chunk, value). Half of a batch are demonstrations of three tasks;
-a quarter each are episodes of a noisy expert that succeed and that fail.
+Two CPU cores: 20 to 30 minutes for the default of 1200 steps, collection and evaluation included;
+`debug` is done in under a minute. After 700 steps it succeeds in 28 % of the episodes.
+
+Nine slots of 16 tokens (blank, state, two cameras, 8 actions, and the same at the end of the chunk,
+value). Half of a batch are demonstrations of three tasks; a quarter each are episodes of a noisy
+expert that succeed and that fail.
 
 Arguments:
   steps=N, seed=N, demos=N, rollouts=N
@@ -22,8 +24,9 @@ Arguments:
 From a policy to planning with what it did:
 
     python -m wamjax.rollouts --workdir=runs/cosmos --out=DIR
-    python -m wamjax.train --config.init_from.path=runs/cosmos --workdir=runs/planner \
-        --config=experiments/configs/cosmos_policy_tabletop.py:planner,steps=500,recorded=DIR
+    python -m wamjax.train --workdir=runs/planner \
+        --config=experiments/configs/cosmos_policy_tabletop.py:planner,steps=500,recorded=DIR \
+        --config.init_from.path=runs/cosmos
     python -m wamjax.evaluate --workdir=runs/cosmos --mode=plan --planner=runs/planner
 """
 
@@ -36,7 +39,7 @@ TASKS = "reach_red+reach_left_zone+pick_red"
 
 def get_config(arg=None):
     args = configs.parse_arg(
-        arg, steps=2000, seed=0, demos=1500, rollouts=900, tasks=TASKS, value="value",
+        arg, steps=1200, seed=0, demos=1500, rollouts=900, tasks=TASKS, value="value",
         auxiliary=True, uniform=0.3, sigma_min=4.0, infer_steps=5, visibility="bidirectional",
         planner=False, recorded="", debug=False,
     )  # fmt: skip
@@ -44,6 +47,7 @@ def get_config(arg=None):
     tabletop(config)
     presets.objective(config, "tabletop")
     config.seed, config.total_steps = args.seed, args.steps
+    config.optim.name, config.optim.learning_rate = "muon", 3e-3
     model, objective = config.model, config.objective
     model.video.width, model.video.ffn, model.lora_rank = 128, 512, 32
     model.time_scale = 1000.0  # nothing is inherited from a video model that counts otherwise

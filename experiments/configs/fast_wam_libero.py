@@ -10,16 +10,48 @@ Two 224x224 cameras side by side, 33-frame windows of which every fourth frame i
 3 latent frames of 98 tokens), 32 actions, global batch 128, 21,700 steps. Published: 97.6 % average
 over the four suites, final losses about 0.07 (video) and 0.01 (action).
 
-Latents (31 GB for the 277,700 windows) and text embeddings are computed once, from a data set with
-pictures (cameras `image` and `wrist_image`) in DATA/libero:
+From public files to a running policy. Needed are the folder Wan-AI/Wan2.2-TI2V-5B, Fast-WAM's
+libero_uncond_2cam224.pt with the dataset_stats.json of its data, and the tasks' instructions, one a
+line, in TASKS.txt. Conversions take 3 GB of memory at most, and room for the result:
 
+    python -m wamjax.convert --family=wan22_vae --source=Wan2.2-TI2V-5B/Wan2.2_VAE.pth \\
+        --output=weights/wan22_vae
+    python -m wamjax.convert --family=umt5 --tokenizer=Wan2.2-TI2V-5B/google/umt5-xxl \\
+        --source=Wan2.2-TI2V-5B/models_t5_umt5-xxl-enc-bf16.pth --output=weights/umt5
+    python -m wamjax.convert --family=fast_wam --source=libero_uncond_2cam224.pt \\
+        --output=weights/fast_wam
+    python -m wamjax.data.embeddings --cache=DATA/libero-text --instructions=TASKS.txt \\
+        --template=fast_wam --encoder=umt5-xxl --length=128 \\
+        --encode=wamjax.weights.encoders:text --weights=weights/umt5
+    python -m wamjax.export_policy --config=experiments/configs/fast_wam_libero.py \\
+        --weights=weights/fast_wam --codec=weights/wan22_vae --statistics=dataset_stats.json \\
+        --embeddings=DATA/libero-text --output=bundles/libero
+
+Then ``wamjax.load_policy("bundles/libero")`` acts.
+
+Training from the public video model. Latents (31 GB for the 277,700 windows) and text embeddings
+are computed once, from a data set with pictures (cameras `image` and `wrist_image`) in DATA/libero;
+the action expert starts as an interpolated video expert:
+
+    python -m wamjax.convert --family=wan22_ti2v --source=Wan2.2-TI2V-5B --output=weights/wan22
     python -m wamjax.data.precompute --config=experiments/configs/fast_wam_libero.py \\
         --data=DATA/libero --out=DATA/libero-latents --codec=wan2.2 \\
-        --layout=image:224x224+wrist_image:224x224 --encode=MODULE:FUNCTION --weights=FILE
+        --layout=image:224x224+wrist_image:224x224 \\
+        --encode=wamjax.weights.encoders:video --weights=weights/wan22_vae
     python -m wamjax.data.embeddings --cache=DATA/libero-text --data=DATA/libero-latents \\
-        --template=fast_wam --encoder=umt5-xxl --length=128 --encode=MODULE:FUNCTION --weights=PATH
+        --template=fast_wam --encoder=umt5-xxl --length=128 \\
+        --encode=wamjax.weights.encoders:text --weights=weights/umt5
     python -m wamjax.train --config=experiments/configs/fast_wam_libero.py \\
-        --config.data.root=DATA --workdir=runs/libero
+        --config.data.root=DATA --config.init_from.path=weights/wan22 \\
+        --config.init_from.missing="('action/.*', 'blocks/action/.*', 'proprio/.*')" \\
+        --workdir=runs/libero
+    python -m wamjax.export_policy --workdir=runs/libero --codec=weights/wan22_vae \\
+        --output=bundles/mine
+
+and back to the public code's file:
+
+    python -m wamjax.convert --direction=export --family=fast_wam --source=runs/libero \\
+        --output=libero.pt
 
 `debug` makes random stand-ins for both by itself and trains a miniature for 20 steps.
 """

@@ -10,16 +10,23 @@ for each of 3 latent frames. z-score normalisation, global batch 1024, 30,000 st
 91.9 % clean, 91.8 % randomized.
 
 Latents (840 GB for the 6.07 M windows; --stride=4 keeps every fourth) and text embeddings are
-computed once, from a data set with pictures in DATA/robotwin:
+computed once, from a data set with pictures in DATA/robotwin. Wan's video model, autoencoder and
+text encoder are converted as for fast_wam_libero; SIZES.json, for the released policy's file, says
+{"action_dim": 14, "proprio_dim": 14}:
 
+    python -m wamjax.convert --family=fast_wam --config=SIZES.json --source=RELEASED.pt \\
+        --output=weights/fast_wam_robotwin
     python -m wamjax.data.precompute --config=experiments/configs/fast_wam_robotwin.py \\
         --data=DATA/robotwin --out=DATA/robotwin-latents --codec=wan2.2 \\
         --layout=cam_high:256x320/cam_left_wrist:128x160+cam_right_wrist:128x160 \\
-        --encode=MODULE:FUNCTION --weights=FILE
+        --encode=wamjax.weights.encoders:video --weights=weights/wan22_vae
     python -m wamjax.data.embeddings --cache=DATA/robotwin-text --data=DATA/robotwin-latents \\
-        --template=fast_wam --encoder=umt5-xxl --length=128 --encode=MODULE:FUNCTION --weights=PATH
+        --template=fast_wam --encoder=umt5-xxl --length=128 \\
+        --encode=wamjax.weights.encoders:text --weights=weights/umt5
     python -m wamjax.train --config=experiments/configs/fast_wam_robotwin.py \\
-        --config.data.root=DATA --workdir=runs/robotwin
+        --config.data.root=DATA --config.init_from.path=weights/wan22 \\
+        --config.init_from.missing="('action/.*', 'blocks/action/.*', 'proprio/.*')" \\
+        --workdir=runs/robotwin
 
 `debug` makes random stand-ins for both by itself and trains a miniature for 20 steps.
 """

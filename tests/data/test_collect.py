@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from absl import flags
+from data import synthetic
 
 from wamjax import collect, stats
 from wamjax.collect import Settings
@@ -125,13 +125,8 @@ def test_the_config_collects_once_and_reuses(tmp_path, monkeypatch):
 
 
 def test_the_stats_command_recomputes_compares_and_draws(data, tmp_path, capsys):
-    values = flags.FlagValues()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flags, "FLAGS", values)
-        flags.DEFINE_string("data", str(data), "", flag_values=values)
-        flags.DEFINE_string("out", str(tmp_path / "s.json"), "", flag_values=values)
-        flags.DEFINE_string("plots", str(tmp_path / "plots"), "", flag_values=values)
-        values.mark_as_parsed()
+    arguments = f"--data={data}", f"--out={tmp_path}/s.json", f"--plots={tmp_path}/plots"
+    with synthetic.command(stats, *arguments):
         stats.main(["stats"])
     text = capsys.readouterr().out
     assert "actions[3] grip" in text and "statistics.json says" not in text

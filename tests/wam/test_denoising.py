@@ -192,6 +192,33 @@ def test_given_groups_have_no_loss_and_levels_are_of_their_scheme():
     assert losses[0] != losses[1]  # it conditions
 
 
+def test_forcing_takes_any_number_of_given_frames():
+    """They are clean frames of the one group of training, each told its own level."""
+    objective = make("forcing", classes=3)
+    params, batch = parameters(objective), batch_of(objective)
+    latents = objective.codec.encode(batch["video"])
+    begun = objective._begun(1)
+    told = jnp.array([[0.0, 0.7, 0.2, 0.4]] * BATCH)
+    parts = {"g0": told[:, :1], "g1": told[:, 1:]}
+    whole, parted = (
+        o.network.apply(
+            {"params": params}, o.split(latents), levels, condition_of(batch), o.visibility,
+            method="evaluate",
+        )
+        for o, levels in ((objective, {"g0": told}), (begun, parts))
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        jnp.concatenate([*parted.values()], axis=1), whole["g0"], rtol=1e-4, atol=1e-5
+    )
+    draw = jax.jit(objective.sample, static_argnames="count")
+    for known in (1, 3):
+        made = draw(params, condition_of(batch), jax.random.key(1), latents[:, :known])
+        np.testing.assert_array_equal(made[:, :known], latents[:, :known])
+        other = draw(params, condition_of(batch), jax.random.key(1), 1 - latents[:, :known])
+        assert made.shape == latents.shape
+        assert np.abs(other[:, known:] - made[:, known:]).max() > 1e-4
+
+
 def test_errors_say_what_is_wrong():
     with pytest.raises(ValueError, match="do not divide"):
         make("blocks", frames=5)

@@ -1,8 +1,6 @@
 """The converter: there and back through our checkpoints, in little memory, all or nothing."""
 
 import json
-import resource
-import subprocess
 import sys
 
 import jax
@@ -10,7 +8,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from wamjax import convert, tree, weights
+from wamjax import adapters, convert, tree, weights
+from wamjax.bench import conversion
 from wamjax.weights import families, files, safetensors, store, tensor
 
 FAST_WAM = dict(
@@ -189,11 +188,9 @@ def sparse(path, shapes, dtype="BF16", size=2):
 
 def peak(*arguments):
     """Megabytes that the command took at most."""
-    command = [sys.executable, "-m", "wamjax.convert", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "wrote" in done.stdout and "100%" in done.stderr
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    used, said = conversion.peak_of([sys.executable, "-m", "wamjax.convert", *arguments])
+    assert "wrote" in said and "100%" in said
+    return used / 2**20
 
 
 def test_memory_is_that_of_a_tensor_not_of_the_model(tmp_path):
@@ -201,7 +198,7 @@ def test_memory_is_that_of_a_tensor_not_of_the_model(tmp_path):
     big = dict(layers=40, width=768, ffn=3072, context_width=64)
     small = big | dict(layers=1)
     used = {}
-    for name, config in (("small", small), ("big", big)):  # in this order: it is the maximum
+    for name, config in (("small", small), ("big", big)):
         (tmp_path / f"{name}.json").write_text(json.dumps(config))
         shapes = families.plans("wan21_t2v", config)["official"].published
         size = sparse(tmp_path / f"{name}.safetensors", shapes)
@@ -226,3 +223,91 @@ def test_the_families_are_listed():
     text = convert.listing()
     assert all(f"{name}: " in text for name in weights.FAMILIES)
     assert "umt5: transformers | wan" in text
+
+
+# ---- folders of ours as a source ----
+
+
+def test_a_converted_folder_loads_as_the_file_does(tmp_path):
+    save(tmp_path / "dit.pt", published("dit"))
+    convert.bring_in("dit", tmp_path / "dit.pt", tmp_path / "ours", DIT, progress=False)
+    want = weights.load("dit", tmp_path / "dit.pt", DIT)
+    equal(weights.load("dit", tmp_path / "ours"), want)  # it knows its sizes
+    wide = weights.load("dit", tmp_path / "ours", dtype="float32")
+    equal(wide, jax.tree.map(lambda x: x.astype(np.float32), want))
+    with pytest.raises(ValueError, match="holds 'dit', not 'sd3'"):
+        weights.load("sd3", tmp_path / "ours")
+    with pytest.raises(weights.Mismatch, match=r"is \(2, 16, 16\), these sizes want \(5, 16, 16"):
+        weights.load("dit", tmp_path / "ours", DIT | {"layers": 5})
+
+
+@pytest.mark.parametrize("source", ["file", "folder"])
+def test_the_host_holds_a_share_of_a_parameter_at_a_time(tmp_path, monkeypatch, source):
+    """Onto eight devices; equal shares are made once, and the dtype changes on the way."""
+    from wamjax import sharding
+
+    sizes = DIT | dict(width=32, ffn=128)
+    save(tmp_path / "dit.safetensors", published("dit", config=sizes))
+    convert.bring_in("dit", tmp_path / "dit.safetensors", tmp_path / "ours", sizes, progress=False)
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    want = weights.load("dit", tmp_path / "dit.safetensors", sizes, dtype="float32")
+    places, made, put = sharding.params_shardings(want, mesh), [], jax.device_put
+
+    def watch(x, device):
+        if isinstance(x, np.ndarray):
+            made.append(x.nbytes)
+        return put(x, device)
+
+    monkeypatch.setattr(jax, "device_put", watch)
+    path = tmp_path / ("ours" if source == "folder" else "dit.safetensors")
+    got = weights.load("dit", path, sizes, dtype="float32", shardings=places)
+    equal(got, want)
+    assert jax.tree.map(lambda x: x.sharding, got) == places
+    flat = tree.flatten(want)
+    # Data-parallel copies are not made again: the parts of a parameter together are its size.
+    assert sum(made) == sum(x.nbytes for x in flat.values())
+    assert max(made) == flat["blocks/video/modulation/kernel"].nbytes // 2  # fsdp alone
+    from wamjax.bench import weights as bench
+
+    shapes = {p: x.shape for p, x in flat.items()}
+    plan = bench._load(shapes, bench.Shape(dict(mesh.shape)), "")
+    assert plan["host_bytes"]["float32"] == max(made)
+    on_one = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(got))
+    assert plan["device_bytes"]["float32"] == on_one
+
+
+def test_the_tokenizer_goes_along(tmp_path):
+    save(tmp_path / "dit.pt", published("dit"))
+    (tmp_path / "google").mkdir()
+    (tmp_path / "google" / "spiece.model").write_bytes(b"pieces")
+    (tmp_path / "google" / "README.md").write_text("no part of it")
+    for i, given in enumerate(("google", "google/spiece.model")):
+        out = tmp_path / f"ours{i}"
+        convert.bring_in(
+            "dit", tmp_path / "dit.pt", out, DIT, progress=False, tokenizer=tmp_path / given
+        )
+        assert [p.name for p in (out / "tokenizer").iterdir()] == ["spiece.model"]
+        assert (out / "tokenizer" / "spiece.model").read_bytes() == b"pieces"
+    with pytest.raises(FileNotFoundError, match="README.md is and holds none of spiece.model"):
+        convert.bring_in("dit", tmp_path / "dit.pt", tmp_path / "no", DIT, progress=False,
+                         tokenizer=tmp_path / "google" / "README.md")  # fmt: skip
+    assert not (tmp_path / "no").exists()
+
+
+def test_adapters_are_merged_into_what_is_exported(tmp_path):
+    save(tmp_path / "dit.pt", published("dit", dtype=np.float32))
+    params = weights.load("dit", tmp_path / "dit.pt", DIT)
+    targets = ("blocks/video/self_attn/(q|v)/kernel", "video/patch_embed/kernel")
+    grown = tree.flatten(adapters.add(params, 2, targets, jax.random.key(0)))
+    grown = {p: x + 0.3 if p.endswith(adapters.UP) else x for p, x in grown.items()}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "run/checkpoints/3/params", tree.unflatten(grown))
+    convert.send_out("dit", tmp_path / "run", tmp_path / "x.safetensors", DIT, progress=False)
+    got = weights.load("dit", tmp_path / "x.safetensors", DIT)
+    want = adapters.merge(tree.unflatten(grown))
+    changed = set()
+    for path, x in tree.flatten(want).items():
+        np.testing.assert_allclose(tree.flatten(got)[path], x, rtol=1e-6, atol=1e-6)
+        if not np.array_equal(x, tree.flatten(params)[path]):
+            changed.add(path)
+    assert len(changed) == 3

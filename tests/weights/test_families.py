@@ -31,6 +31,7 @@ CONFIGS = {
         position_table=[12, 4],
     ),
 }  # fmt: skip
+CONFIGS["cosmos_policy"] = CONFIGS["cosmos_predict2"]
 TEXTS = {"t5": "t5", "t5_v1_1": "t5 v1.1", "umt5": "umt5"}
 VAES = {"sd_vae": "image", "wan21_vae": "causal", "wan22_vae": "residual"}
 CONFIGS |= {f: {k: v for k, v in test_t5.TINY[n].items()} for f, n in TEXTS.items()}
@@ -46,7 +47,8 @@ def model(family):
         return vae_diffusers.oracle(VAES[family], False)
     if family in TEXTS:
         return oracles.randomise(test_t5.oracle(test_t5.TINY[TEXTS[family]]))
-    names = {"wan21_t2v": "wan", "wan22_ti2v": "wan", "cosmos_predict2": "cosmos"}
+    names = {"wan21_t2v": "wan", "wan22_ti2v": "wan", "cosmos_predict2": "cosmos",
+             "cosmos_policy": "cosmos"}  # fmt: skip
     return getattr(oracles, names.get(family, family))()
 
 
@@ -215,6 +217,23 @@ def test_there_and_back_is_bit_identical(tmp_path, family, layout):
     assert jax.tree.structure(back) == jax.tree.structure(params)
     for (path, x), y in zip(tree.flatten(back).items(), jax.tree.leaves(params), strict=True):
         assert x.dtype == y.dtype and np.array_equal(x, y), path
+
+
+@pytest.mark.parametrize("layout", ["official", "diffusers"])
+def test_the_container_does_not_matter(tmp_path, layout):
+    """One safetensors file, shards with their index, or a torch file; by its name or its folder."""
+    own = {k: tensor.of(v.numpy()) for k, v in state("wan22_ti2v", layout).items()}
+    size = sum(x.nbytes for x in own.values())
+    paths = [tmp_path / name for name in ("one.safetensors", "shards", "folder", "x.pth")]
+    files.write(paths[0], own)
+    files.write(paths[1], own, limit=size // 3)
+    files.write(paths[2], own)
+    files.write(paths[3], own)
+    assert len(list(paths[1].glob("*.safetensors"))) > 2
+    paths.append(next(paths[1].glob("*.index.json")))
+    loaded = [weights.load("wan22_ti2v", path, CONFIGS["wan22_ti2v"]) for path in paths]
+    for other in loaded[1:]:
+        assert jax.tree.all(jax.tree.map(np.array_equal, loaded[0], other))
 
 
 def test_a_file_of_another_family_or_size_is_refused(tmp_path):

@@ -1,22 +1,24 @@
-"""Speed, as ratios measured in one run.
+"""Speed, as ratios measured in one run; and sizes of the published models.
 
 python -m wamjax.bench fast_wam --json
 python -m wamjax.bench dit --sizes=S/2,B/2
+python -m wamjax.bench weights --mesh=data=4,fsdp=16
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 from absl import app, flags
 
 from wamjax import hardware
-from wamjax.bench import dit, fast_wam
+from wamjax.bench import conversion, dit, fast_wam, weights
 from wamjax.metrics import quiet
 from wamjax.wam.programs import MODES
 
-BENCHMARKS = {"fast_wam": fast_wam, "dit": dit}
+BENCHMARKS = {"fast_wam": fast_wam, "dit": dit, "weights": weights}
 
 
 def define_flags() -> None:
@@ -27,6 +29,10 @@ def define_flags() -> None:
     flags.DEFINE_integer("scale", 1, "fast_wam: multiplies all widths")
     flags.DEFINE_integer("act_batch", 1, "fast_wam: observations acted on in one call")
     flags.DEFINE_list("sizes", list(dit.BATCHES), "dit: sizes to time")
+    flags.DEFINE_string("mesh", "", "weights: axes of a mesh, e.g. data=4,fsdp=16")
+    flags.DEFINE_list("family", [], "weights: families to show; all by default")
+    flags.DEFINE_string("convert", None, "weights: family to convert at full size instead")
+    flags.DEFINE_string("scratch", "", "weights: folder for what is converted")
 
 
 def main(argv: list[str]) -> None:
@@ -38,15 +44,25 @@ def main(argv: list[str]) -> None:
     for given, known in ((asked.variants, MODES), (asked.sizes, dit.BATCHES)):
         if unknown := set(given) - set(known):
             raise app.UsageError(f"unknown {sorted(unknown)}; there are {sorted(known)}")
-    if names[0] == "fast_wam":
-        report = fast_wam.run(asked.variants, asked.scale, asked.repeats, asked.act_batch)
-    else:
-        report = dit.run(asked.sizes, asked.repeats)
+    report = _run(names[0], asked)
     if asked.json:
         json.dump(report, sys.stdout, indent=2)
         print()
     else:
-        BENCHMARKS[names[0]].show(report)
+        (conversion if report["benchmark"] == "conversion" else BENCHMARKS[names[0]]).show(report)
+
+
+def _run(name: str, asked: Any) -> dict[str, Any]:
+    if name == "fast_wam":
+        return fast_wam.run(asked.variants, asked.scale, asked.repeats, asked.act_batch)
+    if name == "dit":
+        return dit.run(asked.sizes, asked.repeats)
+    try:
+        if asked.convert:
+            return conversion.run(asked.convert, asked.scratch)
+        return weights.run(asked.family, weights.parse_mesh(asked.mesh))
+    except (ValueError, OSError) as error:
+        raise app.UsageError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 
     python -m wamjax.data.embeddings --cache=DIR --data=DATASET[,DATASET] \\
         --encode=MODULE:FUNCTION --weights=PATH --encoder=umt5-xxl --length=128
+    python -m wamjax.data.embeddings --cache=DIR --pickle=libero_t5_embeddings.pkl \\
+        --encoder=t5-11b --length=64
 
-A cache is a folder:
+The second takes what Cosmos Policy publishes, see `wamjax.data.embedding_pickle`. A cache is a
+folder:
 
     cache.json                      the encoder, the length, the padding and the prompt template
     embeddings-<hash>.safetensors   an array for each instruction, named by the hash of its content
@@ -267,6 +270,7 @@ def define_flags() -> None:
     flags.DEFINE_string("cache", None, "folder of the cache; made, or filled further")
     flags.DEFINE_list("data", [], "folders of data sets whose instructions are embedded")
     flags.DEFINE_string("instructions", None, "text file of instructions, one a line")
+    flags.DEFINE_string("pickle", None, "file of embeddings that Cosmos Policy publishes")
     flags.DEFINE_string("encode", None, "MODULE:FUNCTION; FUNCTION(weights, length) -> encode")
     flags.DEFINE_string("weights", "", "weights of the encoder, given to FUNCTION")
     flags.DEFINE_string("encoder", None, "name of the encoder; of a cache that exists by default")
@@ -274,7 +278,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("padding", "zero", PADDINGS, "the rows after the tokens, in a new cache")
     flags.DEFINE_string("template", "{instruction}", "of the prompt, in a new cache; or fast_wam")
     flags.DEFINE_integer("batch_size", 16, "prompts encoded at once")
-    flags.mark_flags_as_required(["cache", "encode"])
+    flags.mark_flag_as_required("cache")
 
 
 def open_from_flags(values: Any) -> EmbeddingCache:
@@ -291,11 +295,33 @@ def open_from_flags(values: Any) -> EmbeddingCache:
     return EmbeddingCache.create(values.cache, settings)
 
 
+def _take_pickle(values: Any) -> None:
+    from wamjax.data import embedding_pickle
+
+    rows = embedding_pickle.read(values.pickle)  # before there is a cache of nothing
+    if values.length:
+        rows = embedding_pickle.cut(rows, values.length)
+    cache = open_from_flags(values)
+    new = embedding_pickle.cut({t: rows[t] for t in cache.missing(rows)}, cache.settings.length)
+    width = next(iter(rows.values())).shape[1]
+    if cache.width not in (0, width):
+        raise ValueError(f"{values.pickle} is {width} wide, the cache in {cache.path} "
+                         f"{cache.width}: use another folder")  # fmt: skip
+    if new:
+        cache.add(new)
+    print(f"{cache.path}: {len(new)} taken, {len(cache)} in all, {cache.width} wide")
+
+
 def main(argv: list[str]) -> None:
     """Entry point for absl."""
     values = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    if bool(values.pickle) == bool(values.encode):
+        raise app.UsageError("give --encode, or --pickle")
+    if values.pickle:
+        _take_pickle(values)
+        return
     texts = [text for path in values.data for text in Reader(path).index["instructions"]]
     if values.instructions:
         lines = pathlib.Path(values.instructions).read_text().splitlines()

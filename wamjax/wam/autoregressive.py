@@ -25,7 +25,7 @@ from wamjax.models.layers import unconstrained
 from wamjax.models.transformer import Cache, unstack
 from wamjax.models.vae.bottleneck import health
 from wamjax.models.visibility import Visibility
-from wamjax.wam.objectives import bind, check_batch
+from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params
 from wamjax.wam.rolling import moved
 
 Batch = dict[str, Array]
@@ -68,8 +68,8 @@ class Autoregressive:
     """Objective (`init`, `loss`) and sampler (`sample`) of an autoregressive video model.
 
     Attributes:
-      network, codec: what is trained, and what makes tokens of pictures. A bound codec's weights
-        become constants of the compiled program, so it should be small.
+      network, codec: what is trained, and what makes tokens of pictures. A codec with parameters
+        finds them in ``params["codec"]``, where they stay as they are.
       frames, picture: raw frames of a clip and their (height, width, colours).
       temperature, top_k, top_p: of sampling, see `pick`.
     """
@@ -112,7 +112,8 @@ class Autoregressive:
         batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in self.batch_spec(1).items()}
         ids = jnp.zeros((1, self.network.length), jnp.int32)
         network = self.network.clone(constrain=unconstrained)
-        return network.init(rng, batch, ids, method="initialise")["params"]
+        params = network.init(rng, batch, ids, method="initialise")["params"]
+        return params | codec_params(self.codec, jax.random.fold_in(rng, 1))
 
     def loss(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, dict[str, Array]]:
         """Cross-entropy of the tokens of a batch, each given those before.
@@ -123,7 +124,8 @@ class Autoregressive:
         """
         del rng
         check_batch(batch, self.batch_spec)
-        ids = self.codec.tokens(batch[self.codec.key]).reshape(len(batch[self.codec.key]), -1)
+        codec = bound_codec(self.codec, params)
+        ids = codec.tokens(batch[codec.key]).reshape(len(batch[codec.key]), -1)
         logits = self.logits(params, batch, ids)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, ids).mean()
         accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == ids)

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
-from typing import NamedTuple
-
-import numpy as np
 
 from wamjax.config import did_you_mean, parse_arg
-from wamjax.data import arrays
-from wamjax.data.arrays import ArraySpec
-from wamjax.data.sources import data_root
 from wamjax.data.tokens import VOCAB
 from wamjax.diffusion.ddpm import DDPM
 from wamjax.diffusion.edm import EDM
@@ -20,18 +13,19 @@ from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.diffusion.noise import NoiseLaw
 from wamjax.diffusion.process import Process
 from wamjax.diffusion.solvers import SOLVERS
-from wamjax.models import blocks, dit, palette
+from wamjax.models import blocks, dit
 from wamjax.models import codec as codecs
 from wamjax.models.autoregressive import AutoregressiveTransformer
 from wamjax.models.blocks import ExpertSpec
-from wamjax.models.codec import Codec, PixelCodec
 from wamjax.models.mot import GroupSpec, MixtureOfTransformers
-from wamjax.models.palette import Palette
+from wamjax.models.vae.training import CodecObjective
+from wamjax.models.vae.vae_codec import VAECodec
 from wamjax.sharding import constrain
 from wamjax.wam.autoregressive import Autoregressive
 from wamjax.wam.cosmos_builder import cosmos_policy
 from wamjax.wam.denoising import Denoising
 from wamjax.wam.fast_wam import FastWAM
+from wamjax.wam.inputs import inputs_of, pictures_of, tokenizer
 from wamjax.wam.programs import tables
 from wamjax.wam.schemes import SCHEMES, groups_of
 
@@ -188,94 +182,20 @@ def autoregressive(config, spec) -> Autoregressive:
     return Autoregressive(network, codec, video[0], tuple(video[1:]), *draw)
 
 
-def tokenizer(config) -> Palette:
-    """The discrete codec of a config: a palette, kept in the data root beside what it is fitted to.
+def codec(config, spec) -> CodecObjective:
+    """The training of the codec that ``config.model.codec`` names, on pictures alone.
 
     Raises:
-      ValueError: the config names another codec.
+      ValueError: there is nothing to train in it, or the data has no pictures for it.
     """
-    data, codec = config.data, config.model.codec
-    if codec.kind != "palette":
-        raise ValueError(f"tokens need config.model.codec.kind='palette', not {codec.kind!r}")
-    name = f"{data.arrays} {codec.patch} {codec.codes}"
-    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
-
-    def video():
-        table = arrays.open_table(data)
-        rows = np.linspace(0, table.spec.count - 1, min(table.spec.count, 512))
-        return table.take(rows.astype(int))["video"]
-
-    path = data_root(data.root) / f"palette-{digest}.npy"
-    return palette.ensure(path, video, codec.patch, codec.codes)
-
-
-class Inputs(NamedTuple):
-    """What arrays of examples decide of a picture model.
-
-    Attributes:
-      codec: fitted to the colours of the data.
-      video: (f, H, W, colours) of an example.
-      latents: (t, h, w, c) of the same.
-      classes: 0 for a model that is not conditioned on them.
-      vocabulary, length, pooled: words, tokens and pooled width of the text; 0 without.
-    """
-
-    codec: Codec
-    video: tuple[int, int, int, int]
-    latents: tuple[int, int, int, int]
-    classes: int
-    vocabulary: int
-    length: int
-    pooled: int
-
-
-def inputs_of(config, spec: ArraySpec) -> Inputs:
-    """The sizes that `config` reads from the arrays of `spec`.
-
-    Raises:
-      ValueError: they have not what the config wants; names key and fix.
-    """
-    model, name = config.model, config.objective.name
-    if not isinstance(spec, ArraySpec):
-        raise ValueError(f"objective.name={name!r} trains on arrays: set config.data.kind='arrays'")
-    codec = codecs.build(model.codec)
-    _require(spec, codec.key, f"config.model.codec.kind={model.codec.kind!r}")
-    example = tuple(spec.shapes[codec.key])
-    if codec.key == "latents":
-        t, h, w, c = example
-        video = 1 + (t - 1) * codec.temporal, h * codec.spatial, w * codec.spatial, 3
-        if c != codec.channels:
-            raise ValueError(
-                f"the latents have {c} channels, config.model.codec.channels is {codec.channels}"
-            )
-    else:
-        video = example
-        if isinstance(codec, PixelCodec):
-            codec = dataclasses.replace(codec, colours=video[-1])
-    route = model.text.route
-    text = {"tokens": "instruction", "context": "context"}[model.text.kind]
-    if route != "none":
-        _require(spec, text, f"config.model.text.route={route!r}, text.kind={model.text.kind!r}")
-        if model.text.pooled_width:
-            _require(spec, "pooled", "config.model.text.pooled_width")
-    if model.label:
-        _require(spec, "label", "config.model.label=True")
-    return Inputs(
-        codec=codec,
-        video=video,
-        latents=codec.shape(*video[:3]),
-        classes=spec.sizes["label"] if model.label else 0,
-        vocabulary=spec.sizes["instruction"] if route != "none" and text == "instruction" else 0,
-        length=spec.shapes[text][0] if route != "none" else 0,
-        pooled=model.text.pooled_width if route in dit.POOLED else 0,
-    )
-
-
-def _require(spec: ArraySpec, key: str, who: str) -> None:
-    if key not in spec.shapes:
+    made = codecs.build(config.model.codec)
+    if not isinstance(made, VAECodec):
         raise ValueError(
-            f"{who} wants {key!r} in the data, config.data.arrays gives {sorted(spec.shapes)}"
+            f"objective.name='codec' trains config.model.codec.kind {sorted(codecs.TRAINED)}, not "
+            f"{config.model.codec.kind!r}"
         )
+    frames, height, width = pictures_of(spec, made, config)[:3]
+    return CodecObjective(made, frames, (height, width))
 
 
 def process_of(config) -> Process:
@@ -326,6 +246,7 @@ def edm(objective, *, sigma_data: float = 0.5) -> EDM:
 PROCESSES = {"flow": flow, "ddpm": ddpm, "edm": edm}
 OBJECTIVES = {
     "autoregressive": autoregressive,
+    "codec": codec,
     "cosmos_policy": cosmos_policy,
     "denoising": denoising,
     "fast_wam": fast_wam,

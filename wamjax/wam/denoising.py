@@ -22,9 +22,9 @@ from wamjax.models.dit import DiT
 from wamjax.models.layers import unconstrained
 from wamjax.models.transformer import unstack
 from wamjax.models.visibility import Visibility
-from wamjax.wam.objectives import bind, check_batch
+from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params
 from wamjax.wam.sampling import Denoiser
-from wamjax.wam.schemes import Scheme, table_of
+from wamjax.wam.schemes import Scheme, groups_of, table_of
 
 Batch = dict[str, Array]
 Groups = dict[str, Array]
@@ -36,7 +36,8 @@ class Denoising:
     """Objective (`init`, `loss`) and sampler (`sample`) of a picture model.
 
     Attributes:
-      network, codec, process: what is trained, on what, and how it is noised.
+      network, codec, process: what is trained, on what, and how it is noised. A codec with
+        parameters finds them in ``params["codec"]``, where they stay as they are.
       scheme: of the frames, see `wamjax.wam.schemes`.
       frames, picture: raw frames of a clip and their (height, width, colours).
       drop: share of examples trained without their condition, for guidance.
@@ -96,7 +97,8 @@ class Denoising:
         network = self.network.clone(constrain=unconstrained)
         condition = self.condition(batch)
         arguments = rng, values, levels, condition, self.visibility
-        return network.init(*arguments, method="evaluate")["params"]
+        params = network.init(*arguments, method="evaluate")["params"]
+        return params | codec_params(self.codec, jax.random.fold_in(rng, 1))
 
     def loss(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, dict[str, Array]]:
         """Loss of a batch: the process's, over the frames that are not given.
@@ -107,7 +109,8 @@ class Denoising:
         check_batch(batch, self.batch_spec)
         purposes = "noise", "level", "role", "drop"
         keys = dict(zip(purposes, jax.random.split(rng, 4), strict=True))
-        clean = self.split(self.codec.encode(batch[self.codec.key]))
+        codec = bound_codec(self.codec, params)
+        clean = self.split(codec.encode(batch[codec.key]))
         b = next(iter(clean.values())).shape[0]
         given, level = self._given(keys["role"], b), self._levels(keys["level"], b)
         noise = {g: jax.random.normal(jax.random.fold_in(keys["noise"], i), v.shape)
@@ -155,8 +158,13 @@ class Denoising:
         Args:
           condition: the keys of a batch that condition ("label", "instruction", "context",
             "pooled"); {} for a model without, which then needs `count`.
-          given: the first latent frames, whole groups of them.
+          given: the first latent frames, whole groups of them; any number of them where every
+            frame has a level of its own and all see all.
         """
+        forced = self.scheme.independent and not self.scheme.causal
+        if given is not None and forced and not self.scheme.first:
+            begun = self._begun(given.shape[1])
+            return begun.sample(params, condition, rng, given, count)
         b = count if count is not None else next(iter({**condition}.values())).shape[0]
         done = {} if given is None else self.split_given(given)
         rest = [g for g in self.slots if g not in done]
@@ -175,6 +183,16 @@ class Denoising:
         return jnp.concatenate([done[g] for g in self.slots], axis=1)
 
     # ---- parts ----
+
+    def _begun(self, frames: int) -> Denoising:
+        """The same model with its first frames as a group of their own, so that they can be given.
+
+        Groups have no parameters; with `forcing` all frames see all as before, and each is told
+        its own level.
+        """
+        scheme = dataclasses.replace(self.scheme, first=frames)
+        groups = groups_of(scheme, sum(self.slots.values()))
+        return dataclasses.replace(self, scheme=scheme, network=self.network.clone(groups=groups))
 
     @property
     def slots(self) -> dict[str, int]:

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array
 
+from wamjax.models.codec import Codec
 from wamjax.models.layers import unconstrained
 
 
@@ -27,6 +28,19 @@ def bind(network: nn.Module, params: dict[str, Any], constrain: Callable = uncon
     return lambda method, *args, **kwargs: network.apply(
         {"params": params}, *args, method=method, **kwargs
     )
+
+
+def codec_params(codec: Codec, rng: Array) -> dict[str, Any]:
+    """Where the parameters of a codec are among those of an objective; {} for one without."""
+    params = codec.init(rng)
+    return {"codec": params} if params else {}
+
+
+def bound_codec(codec: Codec, params: dict[str, Any]) -> Codec:
+    """The codec with its parameters in ``params["codec"]``, if it has any; no gradient reaches
+    them, and ``optim.freeze`` keeps the optimiser away."""
+    frozen = params.get("codec")
+    return codec.bind(jax.lax.stop_gradient(frozen)) if frozen else codec
 
 
 def check_batch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wamjax import tree
-from wamjax.weights import families, files
+from wamjax.weights import families, files, store
 from wamjax.weights.plan import Mismatch, Plan, Slice
 from wamjax.weights.tensor import Tensor, Tensors
 
@@ -27,32 +28,54 @@ def load(
     dtype: Any = None,
     shardings: Any = None,
 ) -> dict[str, Any]:
-    """Parameters from a published file, index of shards, or folder.
+    """Parameters from a published file, index of shards, or folder; or a folder of `convert`.
 
         params = load("wan22_ti2v", "Wan2.2-TI2V-5B", dtype="bfloat16")
         velocity = functions("wan22_ti2v")["denoise"](params, latents, levels, {"context": text})
 
     Args:
       family: one of `families.FAMILIES`.
-      config: sizes that are not the published ones, or a json file of them.
+      config: sizes that are not the published ones, or a json file of them; a folder of `convert`
+        says its own.
       layout: of the file; the one that its keys fit best by default.
       dtype: of the parameters; that of the file by default.
-      shardings: where each parameter goes; the first local device by default. No more than a
-        device's share of one parameter is built on the host at a time.
+      shardings: where each parameter goes; the first local device by default. The host holds one
+        device's share of one parameter at a time, and of the file what that share is made of.
 
     Raises:
       Mismatch: keys or shapes are not those of the family; names all of them.
     """
-    tensors = files.read(path).tensors
-    plan = fit(family, tensors, config, layout)[1]
-    slices = plan.to_ours(tensors, dtype)
+    path = pathlib.Path(path)
+    if (path / store.ABOUT).exists():
+        plan, slices = _converted(family, path, config)
+    else:
+        tensors = files.read(path).tensors
+        plan = fit(family, tensors, config, layout)[1]
+        slices = plan.to_ours(tensors).__getitem__
     if shardings is None:
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         flat = dict.fromkeys(plan.params, place)
     else:
         flat = tree.flatten(shardings)
-    built = {p: _place(p, s, slices, flat[p]) for p, s in plan.params.items()}
+    layers = {p.ours for p in plan.pieces if p.layer is not None}
+    built = {}
+    for name, shape in plan.params.items():
+        built[name] = _place(name, shape, name in layers, slices, flat[name], dtype)
     return tree.unflatten(built)
+
+
+def _converted(
+    family: str, folder: pathlib.Path, config: Config
+) -> tuple[Plan, Callable[[Slice], Tensor]]:
+    """The key map of a folder of `convert`, and the slices of its parameters."""
+    about = store.about(folder)
+    if about["family"] != family:
+        raise ValueError(f"{folder} holds {about['family']!r}, not {family!r}")
+    layout = next(iter(families.family(family).layouts))
+    plan = families.plans(family, config or about["sizes"], layout)[layout]
+    params = store.read(folder / store.PARAMS)
+    plan.check_ours(params.shapes)
+    return plan, params.slice
 
 
 def fit(
@@ -75,24 +98,37 @@ def fit(
 
 
 def _place(
-    path: str, shape: tuple[int, ...], slices: Mapping[Slice, Tensor], sharding: Any
+    path: str,
+    shape: tuple[int, ...],
+    stacked: bool,
+    slices: Callable[[Slice], Tensor],
+    sharding: Any,
+    dtype: Any,
 ) -> jax.Array:
-    """One parameter on its devices."""
-    whole = slices.get((path, None))
-    dtype = jax.dtypes.canonicalize_dtype((whole or slices[path, 0]).dtype)
+    """One parameter on its devices, a device after the other; equal shares are read once."""
+    dtype = jax.dtypes.canonicalize_dtype(dtype or slices((path, 0 if stacked else None)).dtype)
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
-        if whole is not None:
-            return np.array(whole.read()[index], dtype)
+    def share(index: tuple[slice, ...]) -> np.ndarray:
+        if not stacked:
+            return np.array(slices((path, None)).read()[index], dtype)
         layers, *rest = index
         numbers = range(*layers.indices(shape[0]))
         sides = [len(range(*s.indices(n))) for s, n in zip(rest, shape[1:], strict=True)]
         out = np.empty((len(numbers), *sides), dtype)
         for row, i in zip(out, numbers, strict=True):
-            row[...] = slices[path, i].read()[tuple(rest)]
+            row[...] = slices((path, i)).read()[tuple(rest)]
         return out
 
-    return jax.make_array_from_callback(shape, sharding, part)
+    # By the text of an index: slices are no keys before Python 3.12.
+    devices: dict[str, list[tuple[jax.Device, tuple[slice, ...]]]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        devices.setdefault(str(index), []).append((device, index))
+    parts = []
+    for (device, index), *others in devices.values():
+        first = jax.device_put(share(index), device)
+        first.block_until_ready()  # so that the host's copy can go
+        parts += [first, *(jax.device_put(first, other) for other, _ in others)]
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
 def export(

@@ -2,6 +2,7 @@
 
     DIR/params/       an Orbax checkpoint of the parameter tree, as any other
     DIR/weights.json  the family, its sizes, and where they came from
+    DIR/tokenizer/    of a text encoder: the published file of its tokenizer
 
 Orbax saves whole arrays, and thirty stacked layers of a large model are gigabytes. So it is asked
 to save a tree of numbers, and the arrays that these stand for are then written in pieces: an Orbax
@@ -15,6 +16,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,12 +26,13 @@ import tensorstore as ts
 from absl import logging
 
 from wamjax import tree
+from wamjax.models import tokenizer as tokenizers
 from wamjax.weights import files
 from wamjax.weights.plan import Slice
 from wamjax.weights.tensor import Tensor
 
 FORMAT = 1
-PARAMS, ABOUT = "params", "weights.json"
+PARAMS, ABOUT, TOKENIZER = "params", "weights.json", "tokenizer"
 CHUNK = 64 * 2**20  # bytes at most
 
 
@@ -38,6 +41,7 @@ def write(
     slices: Mapping[Slice, Tensor],
     about: Mapping[str, Any],
     progress: Callable[[int], Any] = lambda count: None,
+    tokenizer: str | os.PathLike | None = None,
 ) -> None:
     """Writes a checkpoint, all or nothing; no more than one slice is in memory.
 
@@ -45,10 +49,13 @@ def write(
       slices: all layers of all parameters.
       about: what `weights.json` says; json.
       progress: is told the bytes that were written.
+      tokenizer: file, or folder that holds one, that goes along.
 
     Raises:
       FileExistsError: there is something at `folder`.
+      FileNotFoundError: there is no such tokenizer.
     """
+    beside = _tokenizer_files(tokenizer) if tokenizer else []
     layers: dict[str, int] = {}
     for path, layer in slices:
         layers[path] = layers.get(path, 0) + (layer is not None)
@@ -64,6 +71,18 @@ def write(
                 _fill(array if layer is None else array[layer], slices[path, layer], progress)
         text = json.dumps({"format": FORMAT, **about}, indent=2)
         (draft / ABOUT).write_text(text + "\n")
+        for file in beside:
+            (draft / TOKENIZER).mkdir(exist_ok=True)
+            shutil.copyfile(file, draft / TOKENIZER / file.name)
+
+
+def _tokenizer_files(path: str | os.PathLike) -> list[pathlib.Path]:
+    path = pathlib.Path(path)
+    files = [path / name for name in tokenizers.FILES] if path.is_dir() else [path]
+    found = [file for file in files if file.name in tokenizers.FILES and file.exists()]
+    if not found:
+        raise FileNotFoundError(f"{path} is and holds none of {', '.join(tokenizers.FILES)}")
+    return found
 
 
 def _save_numbers(place: pathlib.Path, leaves: Mapping[str, np.ndarray]) -> None:

@@ -1,0 +1,38 @@
+"""A codec of the tabletop's pictures to train: with a Gaussian, FSQ or VQ bottleneck.
+
+    python -m wamjax.train --config=experiments/configs/codec_tabletop.py:kind=kl \\
+        --workdir=runs/codec_kl
+    python -m wamjax.reconstruct --workdir=runs/codec_kl
+
+Arguments: kind=kl|fsq|vq, temporal=1|2, steps=N, debug.
+
+The clips of video_tabletop.py, every frame alone, or with temporal=2 clips of 9 frames of which
+each two after the first are one latent. 4x4 pixels become a latent of 8 numbers (kl), or a token of
+512 (vq; fsq of 8x8x8). About 3 minutes on two quiet CPU cores (computed from 0.27 CPU seconds a
+step; no full run was made yet).
+
+Metrics have psnr in dB, and of the discrete ones usage and perplexity of the code book in a batch;
+media/codec.json has them over held-out clips. video_latents.py trains video models on the latents.
+"""
+
+from wamjax import config as configs
+
+
+def get_config(arg=None):
+    args = configs.parse_arg(arg, kind="kl", temporal=1, steps=700, debug=False)
+    config = configs.base_config()
+    data, codec, optim = config.data, config.model.codec, config.optim
+    frames = 8 if args.temporal == 1 else 9
+    data.kind, data.arrays, data.batch_size = "arrays", f"clips:frames={frames}", 4
+    config.objective.name = "codec"
+    codec.kind, codec.spatial, codec.temporal, codec.width = args.kind, 4, args.temporal, 32
+    codec.channels, codec.codes, codec.levels = 8, 512, (8, 8, 8)
+    optim.learning_rate, optim.b2, optim.weight_decay = 2e-3, 0.99, 0.0
+    optim.final_fraction, optim.ema_decay = 0.02, 0.99
+    config.total_steps, config.log_every, config.checkpoint.every = args.steps, 50, 200
+    if args.debug:
+        config.total_steps, config.log_every, config.checkpoint.every = 6, 2, 3
+        frames = 4 if args.temporal == 1 else 5
+        data.arrays = f"clips:count=64,frames={frames},size=16"
+        codec.width, codec.channels, codec.codes = 8, 4, 32
+    return config

@@ -1,0 +1,50 @@
+"""Video models on the latents, or the tokens, of a codec that was trained.
+
+    python -m wamjax.train --config=experiments/configs/codec_tabletop.py:kind=kl \\
+        --workdir=runs/codec_kl
+    python -m wamjax.train --workdir=runs/latents \\
+        --config=experiments/configs/video_latents.py:codec=runs/codec_kl,scheme=blocks
+    python -m wamjax.sample --workdir=runs/latents --count=16 --given=2
+
+Arguments: codec=FOLDER (a run of codec_tabletop.py), scheme= as video_tabletop.py or tokens (with a
+codec of kind fsq or vq), steps=N, debug.
+
+The models of video_tabletop.py and video_tokens.py, equally long. The codec is part of the
+checkpoints, so its folder is not needed afterwards, and is frozen; latents have unit variance.
+Without `codec` it is as it was drawn, which only debug has a use for.
+"""
+
+from wamjax import config as configs
+from wamjax import reconstruct
+
+
+def get_config(arg=None):
+    args = configs.parse_arg(arg, codec="", scheme="blocks", steps=700, debug=False)
+    config = configs.base_config()
+    data, model, objective, optim = config.data, config.model, config.objective, config.optim
+    tokens = args.scheme == "tokens"
+    model.codec.spatial, model.codec.temporal, model.codec.width = 4, 1, 32
+    model.codec.kind, model.codec.channels = ("vq" if tokens else "kl"), 8
+    optim.freeze = ("codec/.*",)
+    if args.codec:
+        reconstruct.use(config, args.codec)
+    data.kind, data.batch_size = "arrays", 8 if tokens else 16
+    data.arrays = "clips:frames=8" if model.codec.temporal == 1 else "clips:frames=9"
+    model.layers, model.heads, model.head_dim, model.unroll = 4, 4 if tokens else 6, 32, 4
+    model.video.width, model.video.ffn = (128, 512) if tokens else (192, 768)
+    model.patch, model.freq_dim, model.positions, model.label = 2, 128, "rope", True
+    objective.name = "autoregressive" if tokens else "denoising"
+    objective.scheme = "diffusion" if tokens else args.scheme
+    objective.weighting, objective.video_shift, objective.infer_steps = "uniform", 2.0, 10
+    objective.top_p = 0.9
+    optim.learning_rate, optim.b2, optim.weight_decay = 2e-3 if tokens else 1e-3, 0.99, 0.0
+    optim.final_fraction, optim.ema_decay = 0.02, 0.99
+    config.total_steps, config.log_every, config.checkpoint.every = args.steps, 50, 100
+    if args.debug:
+        config.total_steps, config.log_every, config.checkpoint.every = 6, 2, 3
+        data.arrays, data.batch_size = "clips:count=64,frames=4,size=16", 16
+        model.layers, model.heads, model.head_dim, model.unroll = 2, 2, 16, 1
+        model.video.width, model.video.ffn, model.freq_dim, objective.infer_steps = 32, 64, 32, 2
+        if not args.codec:
+            model.codec.width, model.codec.channels, model.codec.codes = 8, 4, 32
+    return config

@@ -1,0 +1,234 @@
+"""A run as a bundle: the same actions to the last bit, when nothing of the run is left."""
+
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from bundle import runs
+from data import synthetic
+from wam.test_cosmos_configs import get
+
+import wamjax
+from wamjax import evaluate, export_policy, sharding
+from wamjax.bundle import files
+from wamjax.bundle.policy import _act
+from wamjax.data.embeddings import EmbeddingCache, Settings
+from wamjax.data.spec import DataSpec
+from wamjax.data.tokens import tokenize
+from wamjax.envs import tabletop
+from wamjax.export_policy import Choices
+from wamjax.weights import store
+
+SPEC = runs.SPEC
+
+
+def act_by_run(policy, seen, key, spec=SPEC, cache=None):
+    """Actions as `evaluate` computes them, from one observation made by hand."""
+    video = np.concatenate([seen["images"][c] for c in spec.cameras], axis=-2)
+    batch = {"video": video[None, None], "proprio": seen["proprio"][None]}
+    if cache is None:
+        batch["instruction"] = tokenize(seen["instruction"], spec.instruction_length)[None]
+    else:
+        batch["context"] = cache.lookup(seen["instruction"])[None]
+    act = jax.jit(lambda p, o, k: p.actions(p.params, o, k))
+    return np.asarray(act(policy, jax.tree.map(jnp.asarray, batch), key))[0]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """(policy of a bundle whose run was deleted, what `evaluate.load` of it gave, its folder)."""
+    root = tmp_path_factory.mktemp("bundle")
+    runs.save(root / "run", runs.fast_wam())
+    export_policy.from_run(root / "run", root / "bundle", progress=False)
+    before = evaluate.load(root / "run")[0]
+    shutil.rmtree(root / "run")
+    (root / "bundle").rename(root / "moved")
+    return wamjax.load_policy(root / "moved"), before, root / "moved"
+
+
+def test_actions_are_those_of_the_run_to_the_last_bit(exported):
+    policy, before, _ = exported
+    for seed in (0, 7):
+        seen = runs.observation(seed=seed)
+        got = policy(seen, seed)
+        assert got.shape == (8, 3) and got.dtype == np.float32 and np.isfinite(got).all()
+        np.testing.assert_array_equal(got, act_by_run(before, seen, jax.random.key(seed)))
+        np.testing.assert_array_equal(got, policy(seen, jax.random.key(seed)))
+    assert not np.array_equal(policy(seen, 7), policy(seen, 8))
+    other = seen | {"instruction": "open it"}
+    assert not np.array_equal(policy(seen, 7), policy(other, 7))
+
+
+def test_a_batch_of_robots_is_one_call(exported):
+    policy, before, _ = exported
+    seen = runs.observation(batch=3)
+    got = policy(seen, 1)
+    assert got.shape == (3, 8, 3)
+    video = np.concatenate([seen["images"][c] for c in SPEC.cameras], axis=-2)[:, None]
+    ids = np.stack([tokenize(t, SPEC.instruction_length) for t in seen["instruction"]])
+    batch = {"video": video, "proprio": seen["proprio"], "instruction": ids}
+    want = jax.jit(lambda p, o, k: p.actions(p.params, o, k))(before, batch, jax.random.key(1))
+    np.testing.assert_array_equal(got, want)
+    same = policy(seen | {"instruction": "lift the block"}, 1)
+    np.testing.assert_array_equal(same[0], got[0])
+    assert not np.array_equal(same[1], got[1])
+
+
+def test_one_program_serves_all_calls(exported):
+    policy = exported[0]
+    policy(policy.example())
+    count = _act._cache_size()
+    for seed in range(3):
+        policy(runs.observation(seed=seed, text=f"do {seed}"), seed)
+    policy(runs.observation(), jax.random.key(3))
+    assert _act._cache_size() == count
+
+
+def test_the_bundle_says_what_it_is(exported):
+    policy, _, folder = exported
+    said = policy.manifest
+    assert said.spec == SPEC and list(said.spec.cameras) == list(SPEC.cameras)
+    assert said.step == 5 and policy.mode == "direct" and said.planner is None
+    assert said.config.precision.compute == "bfloat16"
+    assert {p.name for p in folder.iterdir()} == {"policy.json", "weights"}
+    dtypes = {p: a.dtype.name for p, a in store.read(folder / "weights" / "params").arrays.items()}
+    assert set(dtypes.values()) == {"bfloat16", "float32"}
+    assert all(d == "bfloat16" for p, d in dtypes.items() if p.endswith("kernel"))
+    # It is also a folder that a run can start from.
+    assert store.locate(folder / "weights") == (folder / "weights" / "params", 5)
+
+
+def test_step_mode_dtype_and_names_are_chosen(tmp_path):
+    runs.save(tmp_path / "run", runs.fast_wam("joint"))
+    chosen = Choices(mode="direct", dtype="float32", action_names=("x", "y", "z"))
+    with pytest.raises(ValueError, match="acts in modes joint, not 'direct'"):
+        export_policy.from_run(tmp_path / "run", tmp_path / "b", 3, None, chosen, False)
+    assert not (tmp_path / "b").exists()
+    arguments = [f"--workdir={tmp_path}/run", f"--output={tmp_path}/b", "--step=3",
+                 "--mode=joint", "--dtype=float32", "--action_names=x,y,z"]  # fmt: skip
+    with synthetic.command(export_policy, *arguments):
+        export_policy.main([""])
+    policy = wamjax.load_policy(tmp_path / "b")
+    assert (policy.mode, policy.manifest.step) == ("joint", 3)
+    assert policy.manifest.action_names == ("x", "y", "z") and policy.manifest.proprio_names == ()
+    arrays = store.read(tmp_path / "b" / "weights" / "params").arrays
+    assert {a.dtype.name for a in arrays.values()} == {"float32"}
+    before = evaluate.load(tmp_path / "run", 3, "joint")[0]
+    got, seen = policy(runs.observation(), 0), runs.observation()
+    want = act_by_run(before, seen, jax.random.key(0))
+    np.testing.assert_allclose(got, want, rtol=0.1, atol=0.1)  # the run computes in bfloat16
+    assert not np.array_equal(got, want)
+    with pytest.raises(ValueError, match="modes joint, not 'dirct'"):
+        wamjax.load_policy(tmp_path / "b", mode="dirct")
+
+
+def test_adapters_act_as_in_the_run(tmp_path):
+    lora = {"lora.rank": 2, "lora.targets": (r"blocks/video/self_attn/q/kernel",)}
+    runs.save(tmp_path / "run", runs.fast_wam(**lora), steps=(2,))
+    export_policy.from_run(tmp_path / "run", tmp_path / "b", progress=False)
+    seen, before = runs.observation(), evaluate.load(tmp_path / "run")[0]
+    got = wamjax.load_policy(tmp_path / "b")(seen, 0)
+    np.testing.assert_array_equal(got, act_by_run(before, seen, jax.random.key(0)))
+
+
+def test_a_planner_goes_along(tmp_path):
+    config = get("tabletop", "debug")
+    config.objective.infer_steps, config.objective.value = 1, "value"
+    data = config.data
+    spec = DataSpec(
+        {n: tabletop.CAMERAS[n] for n in data.cameras}, tabletop.PROPRIO_DIM, tabletop.ACTION_DIM,
+        data.chunk, data.frames, data.frame_stride, data.instruction_length, 10.0,
+    )  # fmt: skip
+    runs.save(tmp_path / "run", config, spec, (2,))
+    other = config.copy_and_resolve_references()
+    other.objective.value = "value_v"
+    planner = runs.save(tmp_path / "planner", other, spec, (4,), seed=9)
+    export_policy.from_run(tmp_path / "run", tmp_path / "b", None, planner, None, False)
+    seen = runs.observation(spec)
+    planned = evaluate.load(tmp_path / "run", mode="plan", planner=planner)[0]
+    shutil.rmtree(tmp_path / "run")
+    shutil.rmtree(planner)
+    policy = wamjax.load_policy(tmp_path / "b")
+    assert policy.mode == "plan" and policy.manifest.action_names == ("dx", "dy", "dz", "grip")
+    want = act_by_run(planned, seen, jax.random.key(0), spec)
+    np.testing.assert_array_equal(policy(seen, 0), want)
+
+
+def test_text_embeddings_travel(tmp_path):
+    cache = EmbeddingCache.create(tmp_path / "text", Settings("toy", runs.SPEC.instruction_length))
+    rng = np.random.default_rng(0)
+    texts = ["lift the block", "open the drawer"]
+    cache.add({text: rng.normal(size=(2 + i, 16)) for i, text in enumerate(texts)})
+    config = runs.fast_wam(**{"model.text.kind": "context"})
+    runs.save(tmp_path / "run", config, steps=(2,))
+    with pytest.raises(ValueError, match="the text embeddings are missing: give --embeddings=DIR"):
+        export_policy.from_run(tmp_path / "run", tmp_path / "b", progress=False)
+    chosen = Choices(embeddings=tmp_path / "text")
+    export_policy.from_run(tmp_path / "run", tmp_path / "b", None, None, chosen, False)
+    shutil.rmtree(tmp_path / "text")
+    policy, before = wamjax.load_policy(tmp_path / "b"), evaluate.load(tmp_path / "run")[0]
+    for text in texts:
+        seen = runs.observation(text=text)
+        want = act_by_run(before, seen, jax.random.key(0), SPEC, cache)
+        np.testing.assert_array_equal(policy(seen, 0), want)
+    assert policy.example()["instruction"] == "lift the block"
+    with pytest.raises(ValueError, match="(?s)'open drawer' is not among the 2 that .* such as "
+                       "'open the drawer'; add it by.*--cache=.*/b/embeddings"):  # fmt: skip
+        policy(runs.observation(text="open drawer"))
+
+
+def test_on_a_mesh_it_acts_alike(exported):
+    policy, _, folder = exported
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
+    spread = wamjax.load_policy(folder, mesh=mesh)
+    kernels = [x for x in jax.tree.leaves(spread._acting.params) if x.ndim == 2]
+    assert {len(x.sharding.device_set) for x in kernels} == {8}
+    seen = runs.observation()
+    np.testing.assert_allclose(spread(seen, 0), policy(seen, 0), rtol=0.05, atol=0.05)
+
+
+def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
+    runs.save(tmp_path / "run", runs.fast_wam(), steps=(2,))
+    (tmp_path / "there").mkdir()
+    with pytest.raises(FileExistsError, match="there exists; remove it or choose another output"):
+        export_policy.from_run(tmp_path / "run", tmp_path / "there", progress=False)
+    monkeypatch.setattr(files.Manifest, "to_json", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_policy.from_run(tmp_path / "run", tmp_path / "b", progress=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "there"]
+
+
+def test_what_is_no_bundle_is_named(exported, tmp_path):
+    with pytest.raises(FileNotFoundError, match="(?s)no policy bundle .*wamjax.export_policy"):
+        wamjax.load_policy(tmp_path)
+    folder = shutil.copytree(exported[2], tmp_path / "b")
+    text = (folder / "policy.json").read_text()
+    (folder / "policy.json").write_text(text.replace('"format": 1', '"format": 9', 1))
+    with pytest.raises(ValueError, match="has format 9, this wamjax reads 1"):
+        wamjax.load_policy(folder)
+    (folder / "policy.json").write_text(text.replace('"layers": 2', '"layers": 3', 1))
+    with pytest.raises(ValueError, match="(?s)does not fit the model.*of another shape"):
+        wamjax.load_policy(folder)
+    shutil.rmtree(folder / "weights")
+    (folder / "policy.json").write_text(text)
+    with pytest.raises(FileNotFoundError, match="lacks weights; export the policy again"):
+        wamjax.load_policy(folder)
+    with pytest.raises(FileNotFoundError, match="no checkpoint 4"):
+        runs.save(tmp_path / "run", runs.fast_wam(), steps=(2,))
+        export_policy.from_run(tmp_path / "run", tmp_path / "c", 4, progress=False)
+
+
+def test_wamjax_itself_stays_light():
+    code = (
+        "import sys, wamjax; assert 'jax' not in sys.modules; f = wamjax.load_policy; "
+        "heavy = {'torch', 'tensorflow', 'wandb', 'matplotlib', 'transformers'}; "
+        "print(f.__name__, sorted(heavy & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "load_policy []"
+    with pytest.raises(AttributeError, match="no attribute 'load_polcy'"):
+        _ = wamjax.load_polcy

@@ -1,0 +1,180 @@
+"""The folder of a policy bundle.
+
+    DIR/policy.json   what it is: config, sizes and names of the data, statistics, mode, and so on
+    DIR/weights/      its parameters, as a folder of `wamjax.convert`
+    DIR/planner/      parameters of a separate planner, if it has one
+    DIR/codec/        of a policy that was trained on cached latents: what makes them of pictures
+    DIR/embeddings/   text embeddings (`wamjax.data.embeddings`), if it reads those; new
+                      instructions can be added to it. Words become ids by a hash: there is no
+                      vocabulary to keep.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import tqdm
+from ml_collections import ConfigDict
+
+from wamjax import config as configs
+from wamjax.data.spec import DataSpec
+from wamjax.models.vae.vae_codec import VAECodec
+from wamjax.step import KEPT_PRECISE
+from wamjax.weights import files, store
+from wamjax.weights.plan import Slice
+from wamjax.weights.tensor import Tensor
+
+FORMAT = 1
+MANIFEST, WEIGHTS, PLANNER, CODEC, TEXT = (
+    "policy.json", "weights", "planner", "codec", "embeddings",
+)  # fmt: skip
+
+Slices = dict[Slice, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What ``policy.json`` says.
+
+    Attributes:
+      config: resolved; its ``precision.compute`` is what the policy computes in.
+      spec: sizes of the data: cameras in their order, control rate, chunk, proprio, actions.
+      statistics: of actions and proprio, see `wamjax.data.normalize`.
+      mode: how to act; None: the policy's own way.
+      step: of the checkpoint.
+      source: where the parameters came from, for people.
+      action_names, proprio_names: of the dimensions; empty if nobody said.
+      constants: mean and std of the codec's latents, if they are normalised; see `constants_of`.
+      planner: the config that a separate planner was trained with.
+    """
+
+    config: ConfigDict
+    spec: DataSpec
+    statistics: Mapping[str, Any]
+    mode: str | None = None
+    step: int = 0
+    source: str = ""
+    action_names: tuple[str, ...] = ()
+    proprio_names: tuple[str, ...] = ()
+    constants: Mapping[str, Any] | None = None
+    planner: ConfigDict | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain json, with the format version."""
+        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        out |= {"config": configs.to_json(self.config), "spec": self.spec.to_json()}
+        out["planner"] = self.planner and configs.to_json(self.planner)
+        return {"format": FORMAT, **out}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any], where: str) -> Manifest:
+        """The reverse of `to_json`; `where` names the file in errors."""
+        values = dict(values)
+        if (version := values.pop("format", None)) != FORMAT:
+            raise ValueError(f"{where} has format {version!r}, this wamjax reads {FORMAT}; export "
+                             "the policy again")  # fmt: skip
+        known = {f.name for f in dataclasses.fields(Manifest)}
+        if set(values) != known:
+            raise ValueError(f"{where} differs in {sorted(set(values) ^ known)} from {known}")
+        values["config"] = configs.load(values["config"])
+        values["spec"] = DataSpec.from_json(values["spec"])
+        values["planner"] = values["planner"] and configs.load(values["planner"])
+        for names in ("action_names", "proprio_names"):
+            values[names] = tuple(values[names])
+        return Manifest(**values)
+
+
+def write(
+    output: str | os.PathLike,
+    manifest: Manifest,
+    parts: Mapping[str, tuple[Slices, Mapping[str, Any]]],
+    embeddings: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> None:
+    """Writes a bundle, all or nothing; no more than a slice of the parameters is in memory.
+
+    Args:
+      parts: folder -> (parameters, what its ``weights.json`` says), see `store.write`.
+      embeddings: the cache that goes along.
+
+    Raises:
+      FileExistsError: there is something at `output`.
+    """
+    size = sum(x.nbytes for slices, _ in parts.values() for x in slices.values())
+    bar = tqdm.tqdm(total=size, unit="B", unit_scale=True, desc="export", disable=not progress)
+    with files.draft(output) as draft, bar:
+        draft.mkdir()
+        for name, (slices, about) in parts.items():
+            store.write(draft / name, slices, about, bar.update)
+        if embeddings is not None:
+            (draft / TEXT).mkdir()
+            source = pathlib.Path(embeddings)
+            for file in [source / "cache.json", *source.glob("embeddings-*.safetensors")]:
+                shutil.copyfile(file, draft / TEXT / file.name)
+        text = json.dumps(manifest.to_json(), indent=2)
+        (draft / MANIFEST).write_text(text + "\n")
+
+
+def read(folder: str | os.PathLike) -> Manifest:
+    """What a bundle says of itself.
+
+    Raises:
+      FileNotFoundError: there is none, or a part of it is gone.
+      ValueError: it is of another format.
+    """
+    folder = pathlib.Path(folder)
+    file = folder / MANIFEST
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{folder} is no policy bundle (no {MANIFEST}); make one by\n  python -m "
+            f"wamjax.export_policy --workdir=RUN --output={folder}"
+        )
+    manifest = Manifest.from_json(json.loads(file.read_text()), str(file))
+    wanted = [WEIGHTS]
+    wanted += [PLANNER] if manifest.planner is not None else []
+    wanted += [CODEC] if manifest.config.model.codec.kind == "cached" else []
+    wanted += [TEXT] if manifest.config.model.text.kind == "context" else []
+    if gone := [name for name in wanted if not (folder / name).is_dir()]:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(gone)}; export the policy again")
+    return manifest
+
+
+def slices_of(
+    shapes: Mapping[str, tuple[int, ...]],
+    get: Callable[[Slice], Tensor],
+    config: ConfigDict | None = None,
+) -> Slices:
+    """All parameters, layer by layer where they are stacked.
+
+    Args:
+      get: a slice of a parameter.
+      config: casts to its ``precision.compute``, as `step.compute_cast` does; None keeps them.
+    """
+    out: Slices = {}
+    for path, shape in shapes.items():
+        # A parameter of a block is stacked along its first axis.
+        for layer in range(shape[0]) if path.startswith("blocks/") else (None,):
+            out[path, layer] = _cast(path, get((path, layer)), config)
+    return out
+
+
+def _cast(path: str, x: Tensor, config: ConfigDict | None) -> Tensor:
+    if config is None:
+        return x
+    precise = path.rsplit("/", 1)[-1] in KEPT_PRECISE
+    dtype = jnp.dtype(config.precision.params if precise else config.precision.compute)
+    return Tensor(x.shape, dtype, lambda: x.read().astype(dtype, copy=False))
+
+
+def constants_of(codec: Any) -> dict[str, Any] | None:
+    """Mean and std that a codec normalises its latents by, by channel."""
+    if not isinstance(codec, VAECodec) or not codec.std:
+        return None
+    return {"mean": list(codec.mean), "std": list(codec.std)}

@@ -1,0 +1,75 @@
+"""The text embeddings that Cosmos Policy publishes, as a cache of ours.
+
+    python -m wamjax.data.embeddings --cache=DIR --pickle=libero_t5_embeddings.pkl \\
+        --encoder=t5-11b --length=64
+
+The file is a pickled dict {instruction: bfloat16 tensor (1, 512, 1024)}, in which the rows after
+the tokens are zero. It is read by `wamjax.weights.torch_files`, which runs nothing of it and
+refuses by name whatever is neither a tensor nor plain data.
+
+Source: the public ``t5_embedding_utils.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import numpy as np
+
+from wamjax.weights import torch_files
+from wamjax.weights.tensor import Tensor
+
+
+def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Embeddings (rows, width) by instruction; the zero rows at their ends are left out.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is no such pickle; names what it holds instead.
+    """
+    path = pathlib.Path(path)
+    values = torch_files.read(path)
+    if not isinstance(values, dict) or not values:
+        raise ValueError(f"{path} holds {_kind(values)}, not a dict of embeddings by instruction")
+    wrong = [
+        f"{text!r}: {_kind(x)}"
+        for text, x in values.items()
+        if not (isinstance(text, str) and isinstance(x, Tensor) and _fits(x.shape))
+    ]
+    if wrong:
+        raise ValueError(f"{path} holds other things than tensors (1, rows, width) by instruction:"
+                         "\n  " + "\n  ".join(wrong[:20]))  # fmt: skip
+    widths = {x.shape[-1] for x in values.values()}
+    if len(widths) > 1:
+        raise ValueError(f"{path} mixes embeddings of widths {sorted(widths)}")
+    return {text: _rows(path, text, x) for text, x in values.items()}
+
+
+def cut(rows: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
+    """The same, if none of them has more than `length` rows; else ValueError, which says how many
+    it takes."""
+    long = {text: len(x) for text, x in rows.items() if len(x) > length}
+    if long:
+        text, most = max(long.items(), key=lambda item: item[1])
+        raise ValueError(f"{len(long)} embeddings have more than --length={length} rows that are "
+                         f"not zero; {text!r} has {most}")  # fmt: skip
+    return rows
+
+
+def _fits(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 or (len(shape) == 3 and shape[0] == 1)
+
+
+def _rows(path: pathlib.Path, text: str, x: Tensor) -> np.ndarray:
+    values = x.read().reshape(x.shape[-2:])
+    used = np.flatnonzero(values.astype(np.float32).any(axis=1))
+    if not used.size or not np.isfinite(values.astype(np.float32)).all():
+        raise ValueError(f"{path}: the embedding of {text!r} is zero, or not finite")
+    return values[: used[-1] + 1]
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {value.shape} of {value.dtype}"
+    return "an empty dict" if value == {} else f"a {type(value).__name__}"

@@ -1,0 +1,199 @@
+"""The statistics files of Fast-WAM and of Cosmos Policy, as ours and back.
+
+    dataset_stats.json        {"action" and "state": {"default": {"global_min": [...], ...,
+                               "stepwise_min": [[...], ...], ...}}, "num_episodes", ...}
+    dataset_statistics.json   {"actions_min": [...], ..., "proprio_min": [...], ...}
+
+Ours are described in `wamjax.data.normalize`. What a published file has beside, such as Fast-WAM's
+rows for each step of a window, is kept under ``statistics["published"]``, so that writing gives
+back what was read. No published file counts steps, and Cosmos Policy has no quantiles; it has
+medians, which ours have only if `wamjax.stats` is asked to write such a file.
+
+Sources: the public ``base_lerobot_dataset.py`` (Fast-WAM) and ``dataset_utils.py`` (Cosmos Policy).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from wamjax.data.normalize import KEYS, MODES, normalizers
+
+FAST_WAM, COSMOS_POLICY, OURS = "fast_wam", "cosmos_policy", "wamjax"
+FORMATS = (OURS, FAST_WAM, COSMOS_POLICY)
+ROWS = {
+    FAST_WAM: ("min", "max", "mean", "std", "q01", "q99"),
+    COSMOS_POLICY: ("min", "max", "mean", "std", "median"),
+}
+NAMES = {"proprio": "state", "actions": "action"}  # ours -> Fast-WAM's
+GROUP = "default"  # Fast-WAM may group dimensions; its published files have the one group
+NEEDS = {"min_max": ("min", "max"), "mean_std": ("min", "max", "mean", "std"),
+         "quantile": ("min", "max", "q01", "q99")}  # fmt: skip
+KEPT = "published"
+
+Json = dict[str, Any]
+
+
+def read(path: str | os.PathLike) -> Json:
+    """Statistics in our format from a file in any of `FORMATS`; which, is seen from its keys.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is in none of the formats, or lacks rows; all of them are named.
+    """
+    path = pathlib.Path(path)
+    try:
+        return from_published(json.loads(path.read_text()), str(path))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no json: {error}") from error
+
+
+def write(statistics: Mapping[str, Any], path: str | os.PathLike, form: str) -> None:
+    """Writes statistics in one of `FORMATS`; see `to_published`."""
+    path = pathlib.Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(to_published(statistics, form), indent=4) + "\n")
+    draft.replace(path)
+
+
+def form_of(values: Any) -> str | None:
+    """Which of `FORMATS` a json value is in."""
+    keys = set(values) if isinstance(values, Mapping) else set()
+    if keys & {f"{key}_min" for key in KEYS}:
+        return COSMOS_POLICY
+    if keys & set(NAMES.values()):
+        return FAST_WAM
+    return OURS if keys & set(KEYS) else None
+
+
+def from_published(values: Any, where: str = "the statistics") -> Json:
+    """Our format from the json of any; `where` names the file in errors. See `read`."""
+    form = form_of(values)
+    if form is None:
+        raise ValueError(
+            f"{where} is neither Fast-WAM's dataset_stats.json (keys 'action', 'state') nor Cosmos "
+            "Policy's dataset_statistics.json (keys 'actions_min', ...) nor ours (keys 'actions', "
+            f"'proprio'); it has {sorted(values) if isinstance(values, Mapping) else values!r}"
+        )
+    take = {OURS: _take_ours, FAST_WAM: _take_fast_wam, COSMOS_POLICY: _take_cosmos}[form]
+    out, rest = take(values)
+    if form != OURS:
+        rest = {KEPT: {"format": form, "rest": rest}}
+    wrong = [
+        f"{_name(form, key, row)} {problem}"
+        for key in out
+        for row in (NEEDS["min_max"] if form == OURS else ROWS[form])
+        if (problem := _problem(out[key], row))
+    ]
+    if wrong:
+        raise ValueError(f"{where}, statistics in the format of {form}: " + "; ".join(wrong))
+    return out | rest
+
+
+def to_published(statistics: Mapping[str, Any], form: str) -> Json:
+    """The json of one of `FORMATS` from ours.
+
+    Raises:
+      ValueError: no such format, or rows are missing; all of them are named.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"statistics are written as one of {', '.join(FORMATS)}, not {form!r}")
+    if form == OURS:
+        return dict(statistics)
+    missing = [f"{key}.{row}" for key in KEYS for row in ROWS[form]
+               if row not in statistics.get(key, {})]  # fmt: skip
+    if missing:
+        raise ValueError(
+            f"the format of {form} wants {', '.join(missing)}, which these statistics lack; "
+            f"compute them from the data by python -m wamjax.stats --data=DIR --format={form}"
+        )
+    kept = statistics.get(KEPT, {})
+    rest = kept["rest"] if kept.get("format") == form else {}
+    if form == COSMOS_POLICY:
+        rows = {f"{k}_{row}": statistics[k][row] for k in ("actions", "proprio")
+                for row in ROWS[form]}  # fmt: skip
+        return rows | rest
+    out = {k: v for k, v in rest.items() if k not in NAMES.values()}
+    for key, theirs in NAMES.items():
+        groups = rest.get(theirs, {GROUP: {}})
+        rows = {f"global_{row}": statistics[key][row] for row in ROWS[form]}
+        out[theirs] = {group: rows | more for group, more in groups.items()}
+    return out
+
+
+def check(statistics: Mapping[str, Any], sizes: Mapping[str, int], mode: str) -> None:
+    """Whether a policy of these sizes can be normalised by `statistics`.
+
+    Args:
+      sizes: key -> number of dimensions.
+      mode: see `normalize.normalizers`.
+
+    Raises:
+      ValueError: rows are missing or have another number of dimensions; all of them are named.
+    """
+    wrong = []
+    if mode not in MODES:
+        normalizers(statistics, mode)  # it says what there is
+    for key, size in sizes.items():
+        for row in NEEDS[mode]:
+            values = statistics.get(key, {}).get(row)
+            if values is None:
+                wrong.append(f"{key}.{row} is missing (config.data.normalization is {mode!r})")
+            elif len(values) != size:
+                wrong.append(f"{key}.{row} has {len(values)} dimensions, the policy {size}")
+    if wrong:
+        raise ValueError("statistics: " + "; ".join(wrong))
+
+
+def _take_ours(values: Mapping[str, Any]) -> tuple[Json, Json]:
+    rows = {key: dict(values[key]) for key in KEYS if key in values}
+    return rows, {k: v for k, v in values.items() if k not in KEYS}
+
+
+def _take_cosmos(values: Mapping[str, Any]) -> tuple[Json, Json]:
+    names = {f"{key}_{row}": (key, row) for key in KEYS for row in ROWS[COSMOS_POLICY]}
+    rows: Json = {key: {} for key in KEYS}
+    for name, value in values.items():
+        if name in names:
+            key, row = names[name]
+            rows[key][row] = value
+    return rows, {k: v for k, v in values.items() if k not in names}
+
+
+def _take_fast_wam(values: Mapping[str, Any]) -> tuple[Json, Json]:
+    rows, rest = {}, dict(values)
+    for key, theirs in NAMES.items():
+        groups = values.get(theirs) or {}
+        if len(groups) > 1:
+            raise ValueError(f"{theirs!r} has groups {sorted(groups)}; one of all dimensions "
+                             f"({GROUP!r}) can be read")  # fmt: skip
+        (name, group), *_ = [*groups.items(), (GROUP, {})]
+        names = {f"global_{row}": row for row in ROWS[FAST_WAM]}
+        rows[key] = {names[k]: v for k, v in group.items() if k in names}
+        rest[theirs] = {name: {k: v for k, v in group.items() if k not in names}}
+    return rows, rest
+
+
+def _name(form: str, key: str, row: str) -> str:
+    """How a format calls a row."""
+    return {
+        OURS: f"{key}.{row}",
+        FAST_WAM: f"{NAMES[key]}.{GROUP}.global_{row}",
+        COSMOS_POLICY: f"{key}_{row}",
+    }[form]
+
+
+def _problem(rows: Mapping[str, Any], row: str) -> str:
+    """What is wrong with a row, or ''."""
+    if row not in rows:
+        return "is missing"
+    values = rows[row]
+    numbers = isinstance(values, list) and all(isinstance(x, int | float) for x in values)
+    if not numbers or not all(map(math.isfinite, values)):
+        return f"is no list of finite numbers: {str(values)[:60]}"
+    size = len(rows["min"]) if isinstance(rows.get("min"), list) else len(values)
+    return "" if len(values) == size else f"has {len(values)} numbers, its minimum {size}"

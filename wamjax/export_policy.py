@@ -1,0 +1,342 @@
+"""Puts everything that acting takes into one folder: a policy bundle.
+
+    python -m wamjax.export_policy --workdir=runs/quickstart --output=bundles/quickstart
+    python -m wamjax.export_policy --workdir=runs/cosmos --planner=runs/planner --output=bundles/c
+    python -m wamjax.export_policy --config=experiments/configs/fast_wam_libero.py \\
+        --weights=weights/fast_wam --codec=weights/wan22_vae --statistics=dataset_stats.json \\
+        --embeddings=DATA/libero-text --output=bundles/libero
+    python -m wamjax.export_policy --config=experiments/configs/cosmos_policy_libero.py \\
+        --weights=weights/cosmos_libero --codec=weights/wan21_vae \\
+        --statistics=libero_dataset_statistics.json --embeddings=DATA/libero-t5 --output=bundles/cp
+
+The first two are of a run: its newest checkpoint or ``--step``, the moving average if there is one.
+The others are of published weights that `wamjax.convert` has converted, of the sizes that the
+config declares. What a robot then runs, without the run and without its data:
+
+    policy = wamjax.load_policy("bundles/quickstart")
+    actions = policy({"images": {...}, "proprio": ..., "instruction": "..."}, seed_or_key=0)
+
+Parameters are kept in the precision that the config computes in, or in ``--dtype``, in which the
+policy then computes. Everything that is missing is said at once, and then nothing is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from wamjax import checkpoint, init_from, tree, wam
+from wamjax import config as configs
+from wamjax import state as states
+from wamjax.bundle import files
+from wamjax.bundle.policy import check_mode
+from wamjax.checkpoint import Found
+from wamjax.convert import merged
+from wamjax.data import pipeline, published_statistics
+from wamjax.data.embeddings import EmbeddingCache
+from wamjax.data.sources import data_root
+from wamjax.data.spec import DataSpec, Info
+from wamjax.metrics import quiet
+from wamjax.models.codec import Codec
+from wamjax.weights import store
+from wamjax.weights.codecs import codec_of
+
+DTYPES = ("bfloat16", "float32", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """What can be chosen for a bundle of either kind.
+
+    Attributes:
+      mode: how to act; None: the policy's own way, or "plan" with a planner.
+      dtype: see the module; that of ``config.precision.compute`` by default.
+      codec: folder of `wamjax.convert` with what makes latents of pictures.
+      embeddings: folder of text embeddings; that of the config by default.
+      action_names, proprio_names: of the dimensions; those of the data set by default, if it is
+        still there.
+    """
+
+    mode: str | None = None
+    dtype: str | None = None
+    codec: str | os.PathLike | None = None
+    embeddings: str | os.PathLike | None = None
+    action_names: tuple[str, ...] = ()
+    proprio_names: tuple[str, ...] = ()
+
+
+def from_run(
+    workdir: str | os.PathLike,
+    output: str | os.PathLike,
+    step: int | None = None,
+    planner: str | os.PathLike | None = None,
+    choices: Choices | None = None,
+    progress: bool = True,
+) -> None:
+    """Exports the policy of a training run; see the module.
+
+    Args:
+      step: of the checkpoint; the newest by default.
+      planner: another run, whose world model and value function plan for it.
+
+    Raises:
+      FileExistsError: there is something at `output`.
+      FileNotFoundError, ValueError: no such checkpoint, or something is missing or does not fit;
+        names all of it.
+    """
+    choices = choices or Choices()
+    run = checkpoint.find(workdir, step)
+    if pipeline.kind_of(run.config) != "episodes":
+        raise ValueError(f"{workdir} was trained on {run.config.data.kind}: it is no policy")
+    config, spec = _for_acting(run.config, choices), DataSpec.from_json(run.statistics["spec"])
+    job = _Job(config, spec, choices, str(workdir), run.step)
+    if choices.codec and config.model.codec.kind != "cached":
+        job.problems.append("--codec: the run itself holds what its pictures are encoded by")
+    # Adapters stay beside their kernels, so that the policy is that of the run to the last bit.
+    stored = store.read(run.folder)
+    job.parameters(files.WEIGHTS, stored.shapes, stored.slice)
+    if planner is not None:
+        job.attempt(lambda: job.add_planner(checkpoint.find(planner), str(planner)))
+    job.write(output, run.statistics, progress)
+
+
+def from_weights(
+    config: ConfigDict,
+    weights: str | os.PathLike,
+    statistics: str | os.PathLike | None,
+    output: str | os.PathLike,
+    choices: Choices | None = None,
+    progress: bool = True,
+) -> None:
+    """Exports converted weights as a policy; see the module.
+
+    Args:
+      config: of the policy; must declare the sizes of its data (``data.declared``).
+      weights: as ``config.init_from.path``: a folder of `wamjax.convert`, or several of them.
+      statistics: file in a format of `wamjax.data.published_statistics`.
+
+    Raises:
+      As `from_run`.
+    """
+    configs.validate(config)
+    choices = choices or Choices()
+    config = _for_acting(config, choices)
+    config.lora.rank = 0  # adapters of the source are merged
+    spec = pipeline.declared(config.data)
+    if spec is None:
+        raise ValueError("config.data.declared says no sizes (action_dim is 0): declare those of "
+                         "the data that the weights were trained on")  # fmt: skip
+    text = str(weights)
+    if choices.codec and config.model.codec.kind != "cached":
+        text += f",codec={choices.codec}"
+    job = _Job(config, spec, choices, text, 0)
+    stored = job.attempt(lambda: init_from.sources(text))
+    if stored is not None:
+        job.parameters(files.WEIGHTS, *merged(stored))
+    read = None
+    if statistics is None:
+        job.problems.append("the statistics of actions and proprio are missing: give "
+                            "--statistics=FILE, the json published beside the weights")  # fmt: skip
+    else:
+        read = job.attempt(lambda: published_statistics.read(statistics))
+    job.write(output, read, progress)
+
+
+def _for_acting(config: ConfigDict, choices: Choices) -> ConfigDict:
+    """A copy of a config that computes in the dtype that is chosen."""
+    config = configs.load(configs.to_json(config))
+    config.precision.compute = choices.dtype or config.precision.compute
+    return config
+
+
+class _Job:
+    """Collects the parts of a bundle, and everything that is wrong with them."""
+
+    def __init__(
+        self, config: ConfigDict, spec: DataSpec, choices: Choices, source: str, step: int
+    ):
+        self.config, self.spec, self.choices = config, spec, choices
+        self.source, self.step = source, step
+        self.objective = wam.build(config, spec)
+        self.mode = check_mode(self.objective, choices.mode)
+        self.problems: list[str] = []
+        self.parts: dict[str, tuple[files.Slices, dict[str, Any]]] = {}
+        self.planner: ConfigDict | None = None
+
+    def attempt(self, make: Callable[[], Any]) -> Any:
+        """What `make` gives; or None, and its error is noted."""
+        try:
+            return make()
+        except (ValueError, FileNotFoundError) as error:
+            self.problems.append(str(error))
+            return None
+
+    def parameters(self, part: str, shapes, get) -> None:
+        """Adds parameters, if they are those of the objective."""
+        abstract = jax.eval_shape(
+            functools.partial(states.init_params, self.objective, self.config)
+        )
+        what = f"{self.source} does not fit the policy that the config builds"
+        want = tree.flatten(abstract)
+        if self.attempt(lambda: init_from.check(shapes, want, what=what)) is not None:
+            self._add(part, shapes, get, self.config)
+
+    def add_planner(self, run: Found, source: str) -> None:
+        """Adds the run that plans."""
+        self.objective = self.objective.with_planner(wam.build(run.config, self.spec))
+        self.planner, self.mode = run.config, self.mode or check_mode(self.objective, "plan")
+        stored = store.read(run.folder)
+        self._add(files.PLANNER, stored.shapes, stored.slice, self.config, source)
+
+    def write(
+        self, output: str | os.PathLike, statistics: dict[str, Any] | None, progress: bool
+    ) -> None:
+        """Adds the rest, and writes the bundle if nothing is wrong.
+
+        Raises:
+          FileExistsError, ValueError: see `from_run`.
+        """
+        sizes = {"actions": self.spec.action_dim, "proprio": self.spec.proprio_dim}
+        mode = self.config.data.normalization
+        if statistics is not None:
+            self.attempt(lambda: published_statistics.check(statistics, sizes, mode))
+        codec = self.attempt(self._codec) or self.objective.codec
+        embeddings = self.attempt(self._embeddings)
+        names = self.attempt(self._names) or {}
+        if self.problems:
+            raise ValueError("the policy is not complete:\n- " + "\n- ".join(self.problems))
+        manifest = files.Manifest(
+            config=self.config, spec=self.spec, statistics=statistics, mode=self.mode,
+            step=self.step, source=self.source, constants=files.constants_of(codec),
+            planner=self.planner, **names,
+        )  # fmt: skip
+        files.write(output, manifest, self.parts, embeddings, progress)
+
+    def _add(self, part: str, shapes, get, config: ConfigDict | None, source: str = "") -> None:
+        about = {"family": self.config.objective.name, "layout": None, "sizes": {},
+                 "source": source or self.source, "plain": {"step": self.step}}  # fmt: skip
+        self.parts[part] = files.slices_of(shapes, get, config), about
+
+    def _codec(self) -> Codec | None:
+        """What makes latents of pictures for a policy that was trained on cached ones."""
+        have = self.objective.codec
+        if self.config.model.codec.kind != "cached":
+            return None
+        want = have.channels, have.spatial, have.temporal
+        if not self.choices.codec:
+            raise ValueError(
+                f"what makes latents of pictures (channels, pixels, frames: {want}) is missing: "
+                "give --codec=DIR, a folder of wamjax.convert, such as of --family=wan22_vae"
+            )
+        about = store.about(self.choices.codec)
+        codec = codec_of(about, self.choices.codec)
+        sizes = codec.sizes.channels, codec.sizes.space_stride, codec.sizes.time_stride
+        if sizes != want:
+            raise ValueError(f"--codec={self.choices.codec} has (channels, pixels, frames) "
+                             f"{sizes}, the policy {want}")  # fmt: skip
+        stored = store.read(pathlib.Path(self.choices.codec) / store.PARAMS)
+        self.parts[files.CODEC] = files.slices_of(stored.shapes, stored.slice), about
+        return codec
+
+    def _embeddings(self) -> pathlib.Path | None:
+        """The folder of the text embeddings, checked."""
+        data, asked = self.config.data, self.choices.embeddings
+        if self.config.model.text.kind != "context":
+            if asked:
+                raise ValueError(f"--embeddings={asked}: the policy reads words, no embeddings")
+            return None
+        if not (asked or data.embeddings):
+            raise ValueError("the text embeddings are missing: give --embeddings=DIR, a folder of "
+                             "wamjax.data.embeddings")  # fmt: skip
+        path = pathlib.Path(asked or data_root(data.root) / data.embeddings).expanduser()
+        cache = EmbeddingCache(path)
+        have = len(cache) > 0, cache.settings.length, cache.width
+        want = True, self.spec.instruction_length, self.config.model.context_width
+        if have != want:
+            raise ValueError(f"--embeddings={path} has {len(cache)} embeddings of {have[1:]} (rows "
+                             f"and width), the policy reads {want[1:]}")  # fmt: skip
+        return path
+
+    def _names(self) -> dict[str, tuple[str, ...]]:
+        """Names of the dimensions: as chosen, else as a data set of the config says."""
+        sizes = {"action_names": self.spec.action_dim, "proprio_names": self.spec.proprio_dim}
+        out, said = {}, _said(self.config.data)
+        for key, size in sizes.items():
+            names = tuple(getattr(self.choices, key))
+            if names and len(names) != size:
+                raise ValueError(f"--{key} names {len(names)} dimensions, there are {size}")
+            out[key] = names or next((n for n in said[key] if len(n) == size), ())
+        return out
+
+
+def _said(data) -> dict[str, list[tuple[str, ...]]]:
+    """Names of the dimensions by the data sets of a config, those that are there."""
+    from wamjax import collect
+
+    out: dict[str, list[tuple[str, ...]]] = {"action_names": [], "proprio_names": []}
+    for entry in data.sources.values():
+        file = data_root(data.root) / pathlib.Path(entry.path).expanduser() / "spec.json"
+        if entry.collect.episodes:
+            names = collect.ACTION_NAMES, collect.PROPRIO_NAMES
+        elif file.is_file():
+            info = Info.from_json(json.loads(file.read_text()), str(file))
+            names = info.action_names, info.proprio_names
+        else:
+            continue
+        for known, new in zip(out.values(), names, strict=True):
+            known.append(tuple(new))
+    return out
+
+
+def define_flags() -> None:
+    """Not on import: several entry points define flags of the same names."""
+    flags.DEFINE_string("workdir", None, "the run whose policy is exported")
+    flags.DEFINE_integer("step", None, "checkpoint of the run; the newest by default")
+    flags.DEFINE_string("planner", None, "a run whose world model and value function plan for it")
+    config_flags.DEFINE_config_file("config", None, "experiment file, for --weights")
+    flags.DEFINE_string("weights", None, "folder of wamjax.convert, instead of a run")
+    flags.DEFINE_string("statistics", None, "json of their statistics, ours or as published")
+    flags.DEFINE_string("codec", None, "folder of wamjax.convert: makes latents of pictures")
+    flags.DEFINE_string("embeddings", None, "folder of text embeddings; the config's by default")
+    flags.DEFINE_string("output", None, "folder that is made; must not exist", required=True)
+    flags.DEFINE_string("mode", None, "how it acts: direct, joint, plan, ...; its own by default")
+    flags.DEFINE_enum("dtype", None, DTYPES, "that it computes in; the config's by default")
+    flags.DEFINE_list("action_names", [], "of the dimensions; the data set's by default")
+    flags.DEFINE_list("proprio_names", [], "likewise")
+
+
+def main(argv: list[str]) -> None:
+    """Entry point for absl."""
+    asked = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    if bool(asked.workdir) == bool(asked.weights) or bool(asked.weights) != bool(asked.config):
+        raise app.UsageError("give --workdir, or --config and --weights")
+    for name in ("statistics",) if asked.workdir else ("step", "planner"):
+        if asked[name].present:
+            raise app.UsageError(f"--{name} does not go with what is exported")
+    quiet()
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed
+    chosen = Choices(**{f.name: asked[f.name].value for f in dataclasses.fields(Choices)})
+    try:
+        if asked.workdir:
+            from_run(asked.workdir, asked.output, asked.step, asked.planner, chosen)
+        else:
+            from_weights(asked.config, asked.weights, asked.statistics, asked.output, chosen)
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        raise SystemExit(f"nothing was written: {error}") from None
+    print(f"wrote {asked.output}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

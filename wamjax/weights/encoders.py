@@ -1,0 +1,70 @@
+"""Converted encoders as functions that `wamjax.data.precompute` and `wamjax.data.embeddings` take.
+
+    python -m wamjax.data.precompute ... --encode=wamjax.weights.encoders:video \\
+        --weights=weights/wan22_vae
+    python -m wamjax.data.embeddings ... --encode=wamjax.weights.encoders:text \\
+        --weights=weights/umt5
+
+``--weights`` is a folder of `wamjax.convert`; of a text encoder made with ``--tokenizer``. What is
+computed has the dtype of the weights.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt8
+
+from wamjax.models import tokenizer as tokenizers
+from wamjax.weights import api, families, store
+from wamjax.weights.codecs import load_codec
+
+Video = Callable[[UInt8[np.ndarray, "b f H W 3"]], Float[Array, "b t h w c"]]
+Text = Callable[
+    [Sequence[str]], tuple[Float[np.ndarray, "b s width"], Bool[np.ndarray, "b s"]]
+]  # fmt: skip
+# T5s by what was done to text before: Wan's cleaning, or nothing.
+CLEAN = {"umt5": True, "t5": False, "t5_v1_1": False}
+
+
+def video(weights: str | os.PathLike) -> Video:
+    """Latents by a converted autoencoder, normalised as the published models want them.
+
+    Raises:
+      ValueError: the folder holds something else.
+    """
+    codec = load_codec(weights)
+    run = jax.jit(lambda codec, clips: codec.encode(clips))
+    return lambda clips: run(codec, clips)
+
+
+def text(weights: str | os.PathLike, length: int) -> Text:
+    """Embeddings by a converted T5: what it gives at each of `length` tokens, and which are tokens.
+
+    Raises:
+      FileNotFoundError: there is no tokenizer in the folder.
+      ValueError: the folder holds something else.
+    """
+    about, place = store.about(weights), pathlib.Path(weights) / store.TOKENIZER
+    family = about["family"]
+    if family not in CLEAN:
+        known = ", ".join(CLEAN)
+        raise ValueError(f"{weights} holds {family!r}, which is no text encoder ({known})")
+    if not place.exists():
+        raise FileNotFoundError(
+            f"{place} does not exist: convert again with --tokenizer=FILE, the spiece.model or "
+            "tokenizer.json that is published beside the weights"
+        )
+    tokenize = tokenizers.load(place, CLEAN[family])
+    run = jax.jit(families.functions(family, about["sizes"])["encode"])
+    params = api.load(family, weights)
+
+    def encode(texts: Sequence[str]):
+        ids, mask = tokenize(texts, length)
+        return np.asarray(run(params, ids, mask)), mask
+
+    return encode
