@@ -20,7 +20,8 @@ def get_config(arg=None):
     config = configs.base_config()
     presets.fast_wam(config, args.variant, args.preset)
     presets.tabletop(config)
-    config.total_steps = 1000
+    config.total_steps = 600
+    config.optim.name, config.optim.learning_rate = "muon", 3e-3
     config.data.sources.demos = configs.source(
         collect={"tasks": TASKS, "episodes": 1500, "noise": 0.1, "intended": True}
     )

@@ -84,6 +84,7 @@ def run(
     tensors = random_tensors(plan, dtype)
     size = sum(x.nbytes for x in tensors.values())
     place = pathlib.Path(scratch or tempfile.gettempdir())
+    place.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(place).free < 2.2 * size:
         raise OSError(f"{place} has no room for twice {size / 1e9:.1f} GB; name another --scratch")
     sizes = [f"--config={config}"] if config else []
