@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models.helpers import assert_trees_close
+from models.helpers import assert_trees_close, random_params
 from wam import tiny
 
+from wamjax.data.normalize import Normalizer
+from wamjax.models import codec as codecs
+from wamjax.models.vae.bottleneck import Gaussian
 from wamjax.tree import flatten
 from wamjax.wam.programs import FAST, IDM, IDM_PUBLISHED
 
@@ -83,6 +86,34 @@ def test_loss_is_the_weighted_sum_of_means_over_the_examples_that_have_it():
     value, metrics = objective.loss({}, batch, KEY)
     assert (metrics["loss_video"], metrics["loss_action"]) == (3, 6)
     assert value == 0.25 * 3 + 10 * 6
+
+
+def test_a_codec_with_parameters_encodes_inside_and_is_not_trained():
+    """As if its latents had been made ahead: same loss, same actions; no gradient of its own."""
+    codec = codecs.small(Gaussian(12), spatial=2, temporal=1, width=8)
+    inside = tiny.fast_wam("idm", codec=codec)
+    params = random_params(jax.eval_shape(inside.init, KEY))
+    batch = tiny.batch()
+    run = jax.jit(jax.value_and_grad(inside.loss, has_aux=True))
+    (value, _), grads = run(params, batch, KEY)
+    assert not any(np.any(x) for x in jax.tree.leaves(grads.pop("codec")))
+    assert np.any(grads["video"]["head"]["kernel"])
+
+    bound = codec.bind(params["codec"])
+    rest = {k: v for k, v in params.items() if k != "codec"}
+    ahead = tiny.fast_wam("idm", codec=codecs.CachedLatents(12, 2, 1))
+    latents = jax.jit(bound.encode)(batch["video"])
+    want = jax.jit(ahead.loss)(rest, batch | {"latents": latents}, KEY)[0]
+    np.testing.assert_allclose(value, want, rtol=1e-5)
+
+    identity = Normalizer(0.0, 1.0, 1.0)
+    scales = {"actions": identity, "proprio": identity}
+    now = batch | {"video": batch["video"][:, :1], "latents": latents[:, :1]}
+    acted = jax.jit(lambda p: inside.policy(p, scales, now, KEY))(params)
+    wanted = jax.jit(lambda p: ahead.policy(p, scales, now, KEY))(rest)
+    np.testing.assert_allclose(acted, wanted, atol=1e-4)
+    shown = jax.jit(lambda p: inside.imagine(p, scales, now, KEY))(params)
+    assert shown.shape == batch["video"].shape and shown.dtype == jnp.uint8
 
 
 def test_action_free_examples_contribute_nothing_to_the_action_loss():

@@ -64,11 +64,11 @@ def fast_wam(variant="fast", vocabulary=11, **changes) -> FastWAM:
         "video_flow": RectifiedFlow(5.0),
         "action_flow": RectifiedFlow(1.0),
         "steps": 3,
+        "codec": CODEC,
     }
     return FastWAM(
         variant=variant,
         network=network(names, vocabulary=vocabulary),
-        codec=CODEC,
         frames=FRAMES,
         picture=PICTURE,
         chunk=CHUNK,

@@ -25,7 +25,7 @@ from wamjax.wam.autoregressive import Autoregressive
 from wamjax.wam.cosmos_builder import cosmos_policy
 from wamjax.wam.denoising import Denoising
 from wamjax.wam.fast_wam import FastWAM
-from wamjax.wam.inputs import inputs_of, pictures_of, tokenizer
+from wamjax.wam.inputs import frozen, inputs_of, pictures_of, tokenizer
 from wamjax.wam.programs import tables
 from wamjax.wam.schemes import SCHEMES, groups_of
 
@@ -34,7 +34,7 @@ def fast_wam(config, spec) -> FastWAM:
     """Fast-WAM and its variants from ``config.model`` and ``config.objective``."""
     model, objective = config.model, config.objective
     tables(objective.variant)  # an unknown variant is an error before anything is built
-    codec = codecs.build(model.codec)
+    codec = frozen(config, codecs.build(model.codec))
     picture = spec.composite
     t, h, w, c = codec.shape(spec.frames, *picture)
     future = tuple(range(1, t))

@@ -15,6 +15,7 @@ from wamjax.models.mot import GroupSpec
 from wamjax.sharding import constrain
 from wamjax.wam import clips, cosmos_programs, layouts, presets
 from wamjax.wam.cosmos_policy import CosmosPolicy
+from wamjax.wam.inputs import frozen
 from wamjax.wam.layouts import LAYOUTS, Layout
 from wamjax.wam.planning import Planning, sample_bytes
 
@@ -33,7 +34,7 @@ def cosmos_policy(config, spec) -> CosmosPolicy:
         raise ValueError("objective.name='cosmos_policy' trains on episodes: data.kind='episodes'")
     layout.check_data(spec)
     _check_data(config, layout)
-    codec = codecs.build(model.codec)
+    codec = frozen(config, codecs.build(model.codec))
     network = _network(model, layout, codec, spec)
     plan = objective.plan.to_dict()
     limit = plan.pop("memory_gb") * 2**30 / sample_bytes(network, len(layout))

@@ -16,6 +16,7 @@ from wamjax.wam import clips, injection
 from wamjax.wam import cosmos_programs as programs
 from wamjax.wam.augment import STRENGTHS, augment
 from wamjax.wam.cosmos_sampling import join, masked, split
+from wamjax.wam.objectives import bound_codec
 from wamjax.wam.slots import Role, levels
 
 Batch = dict[str, Array]
@@ -92,7 +93,7 @@ def targets(objective, params, batch: Batch, key: Array) -> Float[Array, "b t h 
     if o.augment:
         strength = STRENGTHS[o.augment]
         images = {c: augment(key, x, strength) for c, x in images.items()}  # all alike
-    latents = clips.encode(o.layout, o.bound_codec(params), images, len(o.layout))
+    latents = clips.encode(o.layout, bound_codec(o.codec, params), images, len(o.layout))
     return injection.inject(o.layout, latents, numbers(o, batch))
 
 

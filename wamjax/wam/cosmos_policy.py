@@ -29,7 +29,7 @@ from wamjax.wam.augment import STRENGTHS, centre_crop
 from wamjax.wam.cosmos_programs import Use
 from wamjax.wam.cosmos_sampling import Sampler
 from wamjax.wam.layouts import Layout
-from wamjax.wam.objectives import bind, check_batch
+from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params
 from wamjax.wam.planning import Planning, plan
 
 Batch = dict[str, Array]
@@ -175,8 +175,7 @@ class CosmosPolicy:
         table = programs.visibility("bidirectional", self.uses[0])
         network = self.network.clone(constrain=unconstrained)
         params = network.init(rng, values, told, text, table, method="evaluate")["params"]
-        frozen = self.codec.init(jax.random.fold_in(rng, 1))
-        return params | ({"codec": frozen} if frozen else {})
+        return params | codec_params(self.codec, jax.random.fold_in(rng, 1))
 
     def loss(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, dict[str, Array]]:
         """Mean squared error of the velocity over all slots of all examples, times 10.
@@ -263,7 +262,7 @@ class CosmosPolicy:
     def show(self, params: Params, latents: Array, observation: Batch) -> Array:
         """Decodes the future of `latents` and puts it behind what was observed."""
         images = self._images(observation)
-        future = clips.decode(self.layout, self.bound_codec(params), latents, images)
+        future = clips.decode(self.layout, bound_codec(self.codec, params), latents, images)
         frames = [jnp.stack([images[c][:, 0], future.get(c, images[c][:, 0])], axis=1)
                   for c, _ in self.views]  # fmt: skip
         return jnp.concatenate(frames, axis=3)
@@ -275,7 +274,7 @@ class CosmosPolicy:
             frames = observation["video"].shape[1]
             raise ValueError(f"a policy acts on one frame, video has {frames}")
         images = self._images(observation)
-        latents = clips.encode(layout, self.bound_codec(params), images, conditional)
+        latents = clips.encode(layout, bound_codec(self.codec, params), images, conditional)
         if "proprio" in layout.numbers:
             proprio = normalizers["proprio"].forward(observation["proprio"])
             latents = injection.inject(layout, latents, {"proprio": proprio})
@@ -333,11 +332,6 @@ class CosmosPolicy:
         if "bf16_times" in self.compat:
             return levels.astype(jnp.bfloat16).astype(levels.dtype)
         return levels
-
-    def bound_codec(self, params: Params) -> Codec:
-        """The codec, with its parameters if it has any; no gradient reaches them."""
-        frozen = params.get("codec")
-        return self.codec.bind(jax.lax.stop_gradient(frozen)) if frozen else self.codec
 
     @property
     def widths(self) -> dict[str, int]:

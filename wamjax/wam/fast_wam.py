@@ -23,7 +23,7 @@ from wamjax.models.mot import MixtureOfTransformers
 from wamjax.models.transformer import unstack
 from wamjax.models.visibility import Visibility, bidirectional
 from wamjax.wam import expert_init, segments
-from wamjax.wam.objectives import bind, check_batch
+from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params
 from wamjax.wam.programs import MODES, TRAINING, tables
 from wamjax.wam.sampling import Denoiser
 from wamjax.wam.slots import Program, Role, levels, loss_mask, masked_mean
@@ -37,7 +37,8 @@ class FastWAM:
     """Objective (`init`, `loss`) and policy (`policy`, `imagine`) of one variant.
 
     Attributes:
-      network, codec: what is trained, and what makes latents of pictures.
+      network, codec: what is trained, and what makes latents of pictures. A codec with parameters
+        finds them in ``params["codec"]``, where they stay as they are.
       frames: raw frames of a training window, of `picture` = (height, width) pixels.
       chunk, action_dim, proprio_dim: sizes of actions (j, a) and state (p).
       video_flow, action_flow: processes with their shifts.
@@ -109,14 +110,15 @@ class FastWAM:
     def init(self, rng: Array) -> Params:
         """Fresh float32 parameters, one plain nested dict."""
         batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in self.batch_spec(1).items()}
-        clean = self._clean(batch)
+        frozen = codec_params(self.codec, jax.random.fold_in(rng, 1))
+        clean = self._clean(frozen, batch)
         values = {g.name: clean[g.name] for g in self.network.groups}
         level = {g: jnp.zeros((1, self.slots[g])) for g in values}
         text, table = self._text(batch), bidirectional(*values)
         variables = self.network.clone(constrain=unconstrained).init(
             rng, values, level, text, batch["proprio"], table, method="initialise"
         )
-        return self.derive(variables["params"])
+        return self.derive(variables["params"] | frozen)
 
     def derive(self, params: Params) -> Params:
         """Parameters that follow from others: the action expert, if it starts as the video's."""
@@ -201,7 +203,8 @@ class FastWAM:
         first, contexts = self._observe(params, normalizers, observation)
         denoiser = self._denoiser(params, self.programs[0])
         video, _ = self._denoise(denoiser, ("future",), {"first": first}, contexts, rng)
-        return self.codec.decode(jnp.concatenate([first, video["future"]], axis=1))
+        latents = jnp.concatenate([first, video["future"]], axis=1)
+        return bound_codec(self.codec, params).decode(latents)
 
     # ---- parts ----
 
@@ -215,7 +218,8 @@ class FastWAM:
         """Weighted losses (b,) of video and actions for the examples of one program."""
         purposes = "future", "action", "cond", "level"
         keys = dict(zip(purposes, jax.random.split(rng, 4), strict=True))
-        clean, valid, roles = self._clean(batch), self._valid(batch), self._roles(program, batch)
+        clean, valid = self._clean(params, batch), self._valid(batch)
+        roles = self._roles(program, batch)
         flows = {"future": self.video_flow, "action": self.action_flow}
         size = batch["action_valid"].shape[0]
         values = {g: clean[g] for g in roles}
@@ -268,8 +272,8 @@ class FastWAM:
         video = self.video_flow.corrupt(video, jax.random.normal(noise, video.shape), level)
         return video, jnp.broadcast_to(level[:, None], (b, self.slots["cond"]))
 
-    def _clean(self, batch: Batch) -> dict[str, Array]:
-        latents = self.codec.encode(batch[self.codec.key])
+    def _clean(self, params: Params, batch: Batch) -> dict[str, Array]:
+        latents = bound_codec(self.codec, params).encode(batch[self.codec.key])
         future = latents[:, 1:]
         actions = batch["actions"]
         return {"first": latents[:, :1], "future": future, "cond": future, "action": actions}
@@ -285,7 +289,7 @@ class FastWAM:
         return batch["instruction" if self.network.vocabulary else "context"]
 
     def _observe(self, params, normalizers, observation: Batch):
-        first = self.codec.encode(observation[self.codec.key])
+        first = bound_codec(self.codec, params).encode(observation[self.codec.key])
         if first.shape[1] != 1:
             raise ValueError(f"a policy acts on one frame, {self.codec.key} has {first.shape[1]}")
         proprio = normalizers["proprio"].forward(observation["proprio"])
