@@ -1,0 +1,72 @@
+"""The study of planning: the ways in which each training acts, and the table of what came out."""
+
+import json
+
+import pytest
+from data import synthetic
+from test_denoising_runs import study
+from wam import cosmos_tiny as tiny
+
+from wamjax import config as configs
+from wamjax import evaluate
+
+
+@pytest.fixture
+def planning():
+    module = study("planning_tabletop")
+    with synthetic.command(module, "--proposals=2,4", "--plan_calls=3,1", "--episodes=10"):
+        yield module
+
+
+def test_ways_change_what_they_say(planning):
+    rows = planning.ways("base")
+    assert len(rows) == 4 + 2 + 2 * 2 and set(planning.ways("log_normal")) == {"direct"}
+    assert set(planning.ways("prefix")) == {"direct", "frozen"}
+    objective = tiny.objective()
+    one = planning.acting(objective, dict(rows["direct, 1 calls"]))
+    assert (one.steps, one.sigma_min) == (1, objective.sigma_min)
+    low = planning.acting(objective, dict(rows["direct, to sigma 0.002"]))
+    assert (low.steps, low.sigma_min) == (objective.steps, 0.002)
+    way = dict(rows["plan, 4 proposals, own values"])
+    assert way.pop("mode") == "plan" and way.pop("planner") is False
+    how = planning.acting(objective, way).planning
+    assert (how.proposals, how.future_steps, how.value_steps) == (4, 3, 1)
+
+
+def test_measured_ways_stay_and_planners_are_loaded(planning, tmp_path, monkeypatch):
+    loaded = []
+
+    def load(run, mode=None, planner=None):
+        loaded.append((mode, planner))
+        return evaluate.Policy(tiny.objective(), {}, {}, mode), configs.base_config(), 7
+
+    def roll_out(policy, config, shift):
+        assert (config.eval.episodes, config.eval.execute) == (10, 4)
+        return {"success_rate": policy.objective.steps / 10, "episodes": 10}
+
+    monkeypatch.setattr(evaluate, "load", load)
+    monkeypatch.setattr(evaluate, "roll_out", roll_out)
+    monkeypatch.setattr(evaluate, "latency", lambda *args, calls: {"p50": 1.0, "p99": 2.0})
+    run = tmp_path / "base-0"
+    run.mkdir()
+    planning.measure("base", run, tmp_path / "planner-0")
+    assert loaded.count(("plan", tmp_path / "planner-0")) == loaded.count(("plan", None)) == 2
+    found = json.loads((run / "ways.json").read_text())
+    assert found["direct, 10 calls"]["success_rate"] == 1.0
+    del found["direct, 2 calls"]
+    (run / "ways.json").write_text(json.dumps(found))
+    loaded.clear()
+    planning.measure("base", run, tmp_path / "planner-0")
+    assert loaded == [(None, None)]
+
+
+def test_table_of_all_runs(planning, tmp_path):
+    assert planning.table(tmp_path) == "no run has been measured yet"
+    for run, rate in {"base-0": 0.4, "base-1": 0.6, "prefix-0": 0.2}.items():
+        (tmp_path / run).mkdir()
+        row = {"success_rate": rate, "episodes": 10, "latency_ms": {"p50": 10 * rate, "p99": 9.0}}
+        (tmp_path / run / "ways.json").write_text(json.dumps({"direct": row}))
+    lines = planning.table(tmp_path).splitlines()
+    assert lines[2].startswith("| direct | 50.0 [") and lines[2].endswith("| 4.0 | 2 |")
+    assert lines[3] == "| prefix: direct | 20.0 [5.7, 51.0] | 2.0 | 1 |"  # Wilson
+    assert {"table.md", "table.json", "planning.png"} <= {p.name for p in tmp_path.iterdir()}
