@@ -25,6 +25,7 @@ from wamjax.data import images
 from wamjax.data.records import Episode, Reader, Writer
 from wamjax.data.spec import FORMAT_VERSION, Info
 from wamjax.envs import tabletop
+from wamjax.metrics import say
 
 CANDIDATES = 128  # episodes simulated by one call; part of what makes a data set reproducible
 FRAMES = 512  # frames drawn by one call
@@ -133,7 +134,7 @@ def ensure_collected(source, root) -> pathlib.Path:
     path = pathlib.Path(root) / (source.path or f"tabletop-{_fingerprint(settings)}")
     if not path.exists():
         try:
-            print(f"collecting {settings.episodes} episodes into {path}", flush=True)
+            say(f"collecting {settings.episodes} episodes into {path}")
             collect(path, settings)
         except OSError:  # another process may have been faster
             if not (path / "spec.json").exists():

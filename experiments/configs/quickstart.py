@@ -2,9 +2,9 @@
 
     python -m wamjax.train --config=experiments/configs/quickstart.py --workdir=runs/quickstart
 
-Two CPU cores: seven to nine minutes, installation included. Collects 1,500 demonstrations of three
-tasks (reach a block, reach a zone, pick a block up), trains 1.9 M parameters for 1,000 steps, rolls
-the policy out in 510 episodes. Expected: about 93 % success (untrained about 1 %).
+Two CPU cores: five to ten minutes, installation included. Collects 1,500 demonstrations of three
+tasks (reach a block, reach a zone, pick a block up), trains 1.8 M parameters for 600 steps, rolls
+the policy out in 510 episodes. Expected: about 94 % success (untrained about 1 %).
 
 Arguments: variant=fast|joint|idm|no_cotrain|optional_idm, preset=2026-08|paper, debug.
 """

@@ -105,7 +105,7 @@ def test_bad_settings_are_named(tmp_path):
         collect.collect(tmp_path / "a", SMALL._replace(episodes=0))
 
 
-def test_the_config_collects_once_and_reuses(tmp_path, monkeypatch):
+def test_the_config_collects_once_and_reuses(tmp_path, monkeypatch, capsys):
     config = base_config()
     config.data.root = str(tmp_path)
     ask = dict(tasks=("reach_red",), episodes=3, noise=0.1)
@@ -113,6 +113,8 @@ def test_the_config_collects_once_and_reuses(tmp_path, monkeypatch):
     config.data.sources.videos = source(collect=ask | {"seed": 1}, action_free=True)
     spec, _, sources = pipeline.open_sources(config.data)
     assert dict(spec.cameras) == tabletop.CAMERAS
+    said = capsys.readouterr()  # not where `doctor --json` puts its answer
+    assert not said.out and said.err.count("collecting 3 episodes") == 2
     assert [len(s.reader) for s in sources] == [3, 3]
     assert sources[0].reader.path != sources[1].reader.path
     monkeypatch.setattr(collect, "collect", lambda *a, **k: pytest.fail("collected again"))
