@@ -161,7 +161,7 @@ def test_an_unbound_codec_says_so():
 @pytest.mark.parametrize("temporal, spatial", [(1, 2), (1, 8), (2, 4), (4, 8), (4, 16)])
 def test_small_codecs_have_the_strides_they_are_asked_for(temporal, spatial):
     config = types.SimpleNamespace(
-        kind="kl", channels=6, spatial=spatial, temporal=temporal, width=8
+        kind="kl", channels=6, spatial=spatial, temporal=temporal, width=8, mean=(), std=()
     )
     codec = codecs.build(config)
     assert codec.shape(1 + 2 * temporal, 32, 64) == (3, 32 // spatial, 64 // spatial, 6)

@@ -67,7 +67,7 @@ class Recorded(tiny.CosmosPolicy):
         return {"k": observation["instruction"][None, :, None, :, None] * 1.0}  # (layers, b, ...)
 
     def sampler(self, params):
-        def run(use, latents, text, noise, steps):
+        def run(use, latents, text, noise, steps, frozen=False):
             log = params["log"]
             log.append((params["name"], use.name, latents.shape[0], steps))
             assert text["k"].shape[1] == latents.shape[0]
@@ -117,6 +117,17 @@ def test_what_a_plan_expects_is_its_best_score():
     observed = tiny.normalizers(), tiny.observation(2), KEY
     expected = policy.expect({"log": log, "name": "policy"}, *observed, "plan")
     np.testing.assert_array_equal(expected, done.scores.max(axis=1))
+
+
+def test_what_direct_acting_expects_is_the_value_of_its_future():
+    policy, log = recorded(), []
+    params = {"log": log, "name": "policy"}
+    expected = policy.expect(params, tiny.normalizers(), tiny.observation(2), KEY)
+    assert [name for _, name, *_ in log[1:]] == ["policy", "value"]
+    seen = policy.observe(params, tiny.normalizers(), tiny.observation(2))
+    acted = policy.act(params, seen, KEY)
+    state = extract(policy.layout, acted, "future_proprio").mean(axis=1)
+    np.testing.assert_allclose(expected, (np.tanh(state) + 1) / 2, atol=0.02)
 
 
 def test_calls_are_batched_and_proposals_differ():

@@ -244,15 +244,17 @@ class CosmosPolicy:
     def expect(
         self, params: Params, normalizers, observation: Batch, rng: Array, mode: str | None = None
     ) -> Float[Array, " b"]:
-        """The return in [0, 1] that `policy` expects of what it does, from the end of the chunk on.
+        """The return in [0, 1] expected of what `policy` does, from the end of the chunk on.
 
-        Of "plan" it is the score of the chosen actions, else the value that is sampled with them.
+        Of "plan" it is the score of the chosen actions, else what the value function sees in the
+        future that is sampled with them. (The value that is sampled with them is no judgement: it
+        was trained on demonstrations, which succeed.)
         """
         if mode == "plan":
             return jnp.max(plan(self, params, normalizers, observation, rng).scores, axis=1)
         seen = self.observe(params, normalizers, observation)
         latents = self.act(params, seen, rng, frozen=mode == "frozen")
-        return injection.read_value(self.layout, latents)
+        return self.value(params, seen._replace(latents=latents), jax.random.fold_in(rng, 1))
 
     def imagine(self, params: Params, normalizers, observation: Batch, rng: Array) -> Array:
         """The observed picture and that at the end of the chunk: uint8 (b, 2, H, W, 3)."""
