@@ -147,7 +147,7 @@ def test_cosmos_policy_from_published_files_to_actions(tmp_path):
 def test_a_codec_with_parameters_of_the_policy_is_merged(tmp_path, monkeypatch):
     """As at the published size, with an autoencoder of few channels."""
     config, sizes = get("cosmos_policy_libero"), dict(width=8, multipliers=(1, 1, 1, 1), blocks=1)
-    config.model.codec.kind = "wan2.1"
+    config.model.codec.kind, config.optim.freeze = "wan2.1", ("codec/.*",)
     config.data.declared.camera_size = (128, 128)
     weights(tmp_path, "cosmos_policy", COSMOS | {"channels": 16})
     vae = weights(tmp_path, "wan21_vae", sizes, "vae")
