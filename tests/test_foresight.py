@@ -67,6 +67,20 @@ def test_returns_are_discounted_from_the_end_of_the_chunk_on(plans):
     assert found["plans"] == plans.open.sum() == sum(b["plans"] for b in found["bins"])
 
 
+def test_reused_keys_change_actions_by_what_the_modes_differ():
+    class Modes(Homing):
+        modes = ("direct", "frozen")
+
+        def policy(self, params, normalizers, observation, rng, mode=None):
+            actions = super().policy(params, normalizers, observation, rng)
+            return actions + 0.25 * (mode == "frozen")
+
+    plans = foresight.watch(evaluate.Policy(Modes(), jnp.float32(2.0), {}), config(), 2)
+    assert plans.reuse.shape == (2, 4, 2)
+    np.testing.assert_allclose(plans.reuse[..., 0], 0.25, rtol=1e-6)
+    assert (plans.reuse[..., 1] > 0).all()
+
+
 def test_calibration_of_values_that_are_right_and_of_some_that_are_not():
     rng = np.random.default_rng(0)
     value = rng.uniform(size=4000)

@@ -6,7 +6,8 @@
 Rolls the policy out, whole chunks at a time, so that what was predicted for the end of a chunk can
 be held against it. Writes foresight.json and, as far as the policy predicts such things,
 media/futures.png (now, predicted, real), media/values.png (predicted value against achieved return)
-and media/levels.png (loss by noise level, on a batch of the run's data).
+and media/levels.png (loss by noise level, on a batch of the run's data). Of Cosmos Policy it also
+says what mode "frozen" does to the actions.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ml_collections import ConfigDict
 from wamjax import evaluate, hardware
 from wamjax.metrics import quiet, say
 from wamjax.viz import figures, intervals
+from wamjax.wam.cosmos_sampling import frozen_error
 
 BINS = 10
 SIGMAS = np.geomspace(0.05, 80, 12)  # ratios of noise to signal, over all that training draws
@@ -38,6 +40,8 @@ class Plans(NamedTuple):
       value: predicted return from the end of the chunk on; None if the policy judges nothing.
       achieved: that return.
       open: whether the task was not yet done when the plan was made; only such plans count.
+      reuse: of mode "frozen" of Cosmos Policy, see `cosmos_sampling.frozen_error`: "mean" and
+        "relative", over the batch of all episodes.
       now, predicted, real: the picture then, that predicted for the end of the chunk (None if the
         policy imagines nothing) and that at the end of the chunk.
     """
@@ -45,6 +49,7 @@ class Plans(NamedTuple):
     value: Float[np.ndarray, "e p"] | None
     achieved: Float[np.ndarray, "e p"]
     open: Bool[np.ndarray, "e p"]
+    reuse: Float[np.ndarray, "e p 2"] | None
     now: UInt8[np.ndarray, "e p H W 3"]
     predicted: UInt8[np.ndarray, "e p H W 3"] | None
     real: UInt8[np.ndarray, "e p H W 3"]
@@ -81,6 +86,7 @@ def watch(policy: evaluate.Policy, config: ConfigDict, episodes: int) -> Plans:
         value=foreseen.get("value"),
         achieved=np.where(success, discount**to_go, 0.0),
         open=~success | (start < steps),
+        reuse=foreseen.get("reuse"),
         now=frames[:, start],
         predicted=foreseen.get("picture"),
         real=frames[:, start + chunk],
@@ -95,6 +101,10 @@ def _foresee(policy: evaluate.Policy, observation, key):
         seen["picture"] = objective.imagine(*asked)[:, -1]
     if hasattr(objective, "expect"):
         seen["value"] = objective.expect(*asked, policy.mode)
+    if "frozen" in getattr(objective, "modes", ()):
+        error = frozen_error(objective, *asked)
+        size = len(observation["proprio"])
+        seen["reuse"] = jnp.broadcast_to(jnp.stack([error["mean"], error["relative"]]), (size, 2))
     return policy.actions(policy.params, observation, key), seen
 
 
@@ -179,6 +189,10 @@ def run(workdir, step=None, mode=None, planner=None, episodes: int = 96) -> dict
         result["frames"] = frames(plans)
         draw_futures(plans, workdir / "media" / f"futures{suffix}.png")
         say("frames: {psnr:.1f} dB, a still picture {psnr_still:.1f}".format(**result["frames"]))
+    if plans.reuse is not None:
+        mean, relative = plans.reuse.mean(axis=(0, 1))
+        result["frozen"] = {"mean": float(mean), "relative": float(relative)}
+        say(f"mode frozen: actions change by {relative:.1%} of how they vary")
     if hasattr(objective, "by_level"):
         result["levels"] = by_level(policy, config)
         draw_levels(result["levels"], workdir / "media" / "levels.png")
