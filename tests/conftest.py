@@ -11,3 +11,13 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
     + os.environ.get("XLA_FLAGS", "")
 )
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Frees what a file compiled: two workers would come to hold over 6 GB each."""
+    yield
+    jax.clear_caches()
