@@ -49,7 +49,7 @@ def test_one_network_serves_every_scheme(scheme):
     config = get("video_tabletop", f"scheme={scheme},steps=11")
     objective = wam.build(config, clips())
     params = check(config, objective)
-    assert tree.count(params) == 2_877_504 and config.total_steps == 11
+    assert tree.count(params) == 2_828_224 and config.total_steps == 11
     assert objective.scheme == SCHEMES[scheme]
     assert {k: s.shape for k, s in objective.batch_spec(3).items()} == {
         "video": (3, 8, 32, 32, 3), "label": (3,)
