@@ -124,6 +124,16 @@ def test_run_writes_what_there_is(monkeypatch, tmp_path):
         foresight.run(tmp_path)
 
 
+def test_what_is_not_as_after_training_goes_into_the_names(monkeypatch, tmp_path):
+    """And a plan's future is not the one that is imagined, so no frames are compared."""
+    planning = evaluate.Policy(Homing(), jnp.float32(2.0), {}, "plan")
+    monkeypatch.setattr(evaluate, "load", lambda *args: (planning, config(), 7))
+    found = foresight.run(tmp_path, step=7, mode="plan", planner="runs/other", episodes=2)
+    assert "frames" not in found and "values" in found
+    assert (tmp_path / "foresight_plan_7_other.json").exists()
+    assert [p.name for p in (tmp_path / "media").iterdir()] == ["values_plan_7_other.png"]
+
+
 def test_losses_by_level_are_drawn(tmp_path):
     found = {"sigma": [0.1, 1.0, 10.0], "loss_policy": [3.0, 2.0, 1.0], "loss_value": [1.0, 1, 2]}
     foresight.draw_levels(found, tmp_path / "levels.png")

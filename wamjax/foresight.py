@@ -43,7 +43,7 @@ class Plans(NamedTuple):
       reuse: of mode "frozen" of Cosmos Policy, see `cosmos_sampling.frozen_error`: "mean" and
         "relative", over the batch of all episodes.
       now, predicted, real: the picture then, that predicted for the end of the chunk (None if the
-        policy imagines nothing) and that at the end of the chunk.
+        policy imagines nothing, or plans) and that at the end of the chunk.
     """
 
     value: Float[np.ndarray, "e p"] | None
@@ -97,7 +97,7 @@ def _foresee(policy: evaluate.Policy, observation, key):
     """Actions, and what is expected of them. The sampling they share is compiled once."""
     objective, asked = policy.objective, (policy.params, policy.normalizers, observation, key)
     seen = {}
-    if objective.imagines:
+    if objective.imagines and policy.mode != "plan":  # a plan may choose another future
         seen["picture"] = objective.imagine(*asked)[:, -1]
     if hasattr(objective, "expect"):
         seen["value"] = objective.expect(*asked, policy.mode)
@@ -172,14 +172,18 @@ def run(workdir, step=None, mode=None, planner=None, episodes: int = 96) -> dict
       ValueError: it predicts neither frames nor values.
     """
     workdir = pathlib.Path(workdir)
+    parts = mode, step, planner and pathlib.Path(planner).name
+    suffix = "".join(f"_{x}" for x in parts if x is not None)
     policy, config, step = evaluate.load(workdir, step, mode, planner)
     objective = policy.objective
     if not (objective.imagines or hasattr(objective, "expect")):
         raise ValueError(f"{workdir}: {config.objective.variant!r} predicts neither frames nor "
                          "values, so there is nothing to compare")  # fmt: skip
-    plans = watch(policy, config, episodes)
     result: dict[str, Any] = {"step": step, "mode": mode, "episodes": episodes}
-    suffix = "".join(f"_{x}" for x in (mode, planner and pathlib.Path(planner).name) if x)
+    if hasattr(objective, "by_level"):  # first, since it wants the data
+        result["levels"] = by_level(policy, config)
+        draw_levels(result["levels"], workdir / "media" / f"levels{suffix}.png")
+    plans = watch(policy, config, episodes)
     if plans.value is not None:
         result["values"] = calibration(plans.value[plans.open], plans.achieved[plans.open])
         draw_values(result["values"], workdir / "media" / f"values{suffix}.png")
@@ -193,9 +197,6 @@ def run(workdir, step=None, mode=None, planner=None, episodes: int = 96) -> dict
         mean, relative = plans.reuse.mean(axis=(0, 1))
         result["frozen"] = {"mean": float(mean), "relative": float(relative)}
         say(f"mode frozen: actions change by {relative:.1%} of how they vary")
-    if hasattr(objective, "by_level"):
-        result["levels"] = by_level(policy, config)
-        draw_levels(result["levels"], workdir / "media" / "levels.png")
     path = workdir / f"foresight{suffix}.json"
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(result, indent=2) + "\n")

@@ -37,7 +37,8 @@ def get_config(arg=None):
     objective.scheme = "diffusion" if tokens else args.scheme
     objective.weighting, objective.video_shift, objective.infer_steps = "uniform", 2.0, 10
     objective.top_p = 0.9
-    optim.learning_rate, optim.b2, optim.weight_decay = 2e-3 if tokens else 1e-3, 0.99, 0.0
+    optim.name, optim.learning_rate = ("adamw", 2e-3) if tokens else ("muon", 3e-3)
+    optim.b2, optim.weight_decay = 0.99, 0.0
     optim.final_fraction, optim.ema_decay = 0.02, 0.99
     config.total_steps, config.log_every, config.checkpoint.every = args.steps, 50, 100
     if args.debug:
