@@ -66,7 +66,7 @@ def table(workdir: pathlib.Path) -> str:
     lines = ["| variant | latency p50 ms | " + " | ".join(shifts) + " |",
              "|---|---|" + "---|" * len(shifts)]  # fmt: skip
     for name, row in rows.items():
-        cells = [_interval(row[s], episodes).percent() for s in shifts]
+        cells = [study.interval(row[s], episodes).percent() for s in shifts]
         lines.append(f"| {name} | {min(latencies[name]):.1f} | " + " | ".join(cells) + " |")
     seeds = {len(v) for row in rows.values() for v in row.values()}
     lines.append(f"\nsuccess in %, mean over {sorted(seeds)} seeds with 95 % t interval; "
@@ -77,14 +77,6 @@ def table(workdir: pathlib.Path) -> str:
     latency = {name: min(values) for name, values in latencies.items()}
     plots.ablation(rows, workdir / "ablation.png", latency)
     return text
-
-
-def _interval(rates: list[float], episodes: int):
-    from wamjax.viz import intervals
-
-    if len(rates) > 1:
-        return intervals.student_t(rates)
-    return intervals.wilson(round(rates[0] * episodes), episodes)
 
 
 def define_flags() -> None:

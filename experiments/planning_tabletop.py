@@ -21,6 +21,7 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import study
 from absl import app, flags
 
@@ -32,6 +33,7 @@ KINDS = {  # what is changed -> config argument
     "prefix": "visibility=prefix",
 }
 CALLS = (1, 2, 5, 10)
+DIRECT = "direct, 5 calls"  # as trained and published; what the others are compared with
 
 
 def ways(kind: str) -> dict[str, dict]:
@@ -94,50 +96,46 @@ def tune(run: pathlib.Path, seed: str) -> pathlib.Path:
 
 def table(workdir: pathlib.Path) -> str:
     """Collects all rows so far; writes table.json, table.md and a picture; returns the table."""
-    from wamjax.viz.intervals import student_t, wilson
-
     rows: dict[str, list[dict]] = {}
     for kind in KINDS:
         for path in sorted(workdir.glob(f"{kind}-*/ways.json")):
             for name, found in json.loads(path.read_text()).items():
-                rows.setdefault(name if kind == "base" else f"{kind}: {name}", []).append(found)
+                row = name if kind == "base" else f"{kind}: {name}"
+                rows.setdefault(row, []).append(found | {"run": path.parent.name})
     if not rows:
         return "no run has been measured yet"
-    lines = ["| training: acting | success % | latency p50 ms | seeds |", "|---|---|---|---|"]
+    lines = ["| training: acting | success % | against direct, points | latency p50 ms | seeds |",
+             "|---|---|---|---|---|"]  # fmt: skip
     rates_of, latencies = {}, {}
     for name, found in rows.items():
-        rates = [f["success_rate"] for f in found]
         n = found[0]["episodes"]
-        one = wilson(round(rates[0] * n), n)
-        rates_of[name] = student_t(rates) if len(rates) > 1 else one
+        rates_of[name] = study.interval([f["success_rate"] for f in found], n)
         latencies[name] = min(f["latency_ms"]["p50"] for f in found)
-        cells = name, rates_of[name].percent(), f"{latencies[name]:.1f}", str(len(rates))
+        paired = against(found, rows.get(DIRECT, ())) if name != DIRECT else "-"
+        cells = name, rates_of[name].percent(), paired, f"{latencies[name]:.1f}", str(len(found))
         lines.append("| " + " | ".join(cells) + " |")
-    lines.append(f"\n{n} episodes a row and seed; 95 % intervals: t over seeds, Wilson of one.")
+    lines.append(f"\n{n} episodes a row and seed; 95 % intervals: t over seeds, Wilson of one; "
+                 "differences: same checkpoints, same episodes, over episodes")  # fmt: skip
     text = "\n".join(lines)
     (workdir / "table.md").write_text(text + "\n")
     (workdir / "table.json").write_text(json.dumps(rows, indent=2) + "\n")
-    draw(workdir / "planning.png", rates_of, latencies)
+    colours = ["plan" in name for name in rates_of]
+    study.bars(workdir / "planning.png", rates_of, latencies, colours)
     return text
 
 
-def draw(path: pathlib.Path, rates: dict, latencies: dict[str, float]) -> None:
-    """A bar for every row, with its interval and latency."""
-    from wamjax.viz import figures
+def against(found: list[dict], direct: list[dict]) -> str:
+    """The difference of paired outcomes and its interval; "-" where checkpoints are others."""
+    from wamjax.viz.intervals import student_t
 
-    made = figures.figure(8, 1.2 + 0.3 * len(rates))
-    axes = made.add_subplot()
-    for y, (name, rate) in enumerate(rates.items()):
-        arms = [[rate.mean - max(rate.low, 0)], [min(rate.high, 1) - rate.mean]]
-        axes.barh(y, rate.mean, color=figures.COLORS["plan" in name], alpha=0.85, height=0.65)
-        axes.errorbar(rate.mean, y, xerr=arms, color="#222222", capsize=3, lw=1)
-        axes.text(1.01, y, f"{latencies[name]:.0f} ms", va="center", fontsize=8)
-    axes.set_yticks(range(len(rates)), list(rates))
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 1), xlabel="success rate (95 % interval), latency of one plan")
-    axes.xaxis.set_major_formatter("{x:.0%}")
-    figures.plain(axes)
-    figures.write(made, path)
+    pairs = [(a, b) for a in found for b in direct if a["run"] == b["run"]]
+    if not pairs:
+        return "-"
+    ones = [np.array(list(x["outcomes"]), int) for pair in pairs for x in pair]
+    differences = np.concatenate([a - b for a, b in zip(ones[::2], ones[1::2], strict=True)])
+    if not differences.any():
+        return "0.0"
+    return student_t(differences).percent()
 
 
 def define_flags() -> None:

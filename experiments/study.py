@@ -66,3 +66,32 @@ def run(
             each(kind, seed, workdir / f"{kind}-{seed}")
             print(table(workdir), flush=True)
     print(table(workdir))
+
+
+def interval(rates: list[float], episodes: int):
+    """A success rate and its 95 % interval: t over seeds, Wilson's over the episodes of one."""
+    from wamjax.viz import intervals
+
+    if len(rates) > 1:
+        return intervals.student_t(rates)
+    return intervals.wilson(round(rates[0] * episodes), episodes)
+
+
+def bars(path: pathlib.Path, rates: dict, latencies: dict[str, float], colours: list[int]) -> None:
+    """A bar for every row, with its interval (`interval`) and the latency of a plan in ms."""
+    from wamjax.viz import figures
+
+    made = figures.figure(8, 1.2 + 0.3 * len(rates))
+    axes = made.add_subplot()
+    for y, (name, rate) in enumerate(rates.items()):
+        arms = [[rate.mean - max(rate.low, 0)], [min(rate.high, 1) - rate.mean]]
+        colour = figures.COLORS[colours[y]]
+        axes.barh(y, rate.mean, color=colour, alpha=0.85, height=0.65)
+        axes.errorbar(rate.mean, y, xerr=arms, color="#222222", capsize=3, lw=1)
+        axes.text(1.01, y, f"{latencies[name]:.0f} ms", va="center", fontsize=8)
+    axes.set_yticks(range(len(rates)), list(rates))
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), xlabel="success rate (95 % interval), latency of one plan")
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    figures.plain(axes)
+    figures.write(made, path)

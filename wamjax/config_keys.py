@@ -95,6 +95,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("objective.mix", (2, 1, 1), "examples of policy, world model and value in a row of a batch"),
     ("objective.visibility", "bidirectional", "or prefix: what is given sees nothing else"),
     ("objective.auxiliary", True, "whether all that is predicted has a loss"),
+    ("objective.action_weight", 1.0, "of the action's slot in the loss (Cosmos Policy)"),
     ("objective.discount", 0.99, "of the return, for each control step"),
     (
         "objective.uniform",

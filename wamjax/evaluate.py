@@ -145,7 +145,9 @@ def roll_out(policy: Policy, config: ConfigDict, shift) -> dict[str, Any]:
     """Success rate over ``config.eval.episodes``, the tasks in equal shares.
 
     Returns:
-      {"success_rate", "episodes", "per_task": {task: {"success_rate", "episodes", "steps"}}}.
+      {"success_rate", "episodes", "per_task": {task: {"success_rate", "episodes", "steps"}},
+      "outcomes"}, the last with 0 or 1 for each episode. Equal settings give equal episodes,
+      whatever acts in them, so that outcomes can be compared one by one.
     """
     from wamjax.envs import tabletop
 
@@ -173,7 +175,12 @@ def roll_out(policy: Policy, config: ConfigDict, shift) -> dict[str, Any]:
             "episodes": int(mine.sum()),
             "steps": float(reached.mean()) if reached.size else None,
         }
-    return {"success_rate": float(success.mean()), "episodes": total, "per_task": per_task}
+    return {
+        "success_rate": float(success.mean()),
+        "episodes": total,
+        "per_task": per_task,
+        "outcomes": "".join(map(str, success.astype(int))),
+    }
 
 
 def latency(policy: Policy, config: ConfigDict, calls: int = LATENCY_CALLS) -> dict[str, float]:

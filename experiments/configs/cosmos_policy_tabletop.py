@@ -16,7 +16,8 @@ expert that succeed and that fail.
 Arguments:
   steps=N, seed=N, demos=N, rollouts=N
   tasks=NAME+NAME+...   of wamjax.envs.tabletop
-  value=value|value_v|value_q, auxiliary=BOOL, uniform=SHARE of uniform noise levels
+  value=value|value_v|value_q, auxiliary=BOOL, action_weight=W of the action's loss
+  uniform=SHARE of uniform noise levels
   sigma_min=S, infer_steps=N, visibility=bidirectional|prefix
   planner, recorded=DIR  fine-tunes world model and V(s') on rollouts of a policy
   debug
@@ -39,23 +40,21 @@ TASKS = "reach_red+reach_left_zone+pick_red"
 
 def get_config(arg=None):
     args = configs.parse_arg(
-        arg, steps=1200, seed=0, demos=1500, rollouts=900, tasks=TASKS, value="value",
-        auxiliary=True, uniform=0.3, sigma_min=4.0, infer_steps=5, visibility="bidirectional",
+        arg, steps=2000, seed=0, demos=1500, rollouts=900, tasks=TASKS, value="value",
+        auxiliary=True, action_weight=4.0, uniform=0.3, sigma_min=4.0, infer_steps=5,
+        visibility="bidirectional",
         planner=False, recorded="", debug=False,
     )  # fmt: skip
     config = configs.base_config()
     tabletop(config)
     presets.objective(config, "tabletop")
-    config.seed, config.total_steps = args.seed, args.steps
+    config.seed, config.total_steps, config.data.batch_size = args.seed, args.steps, 16
     config.optim.name, config.optim.learning_rate = "muon", 3e-3
     model, objective = config.model, config.objective
     model.video.width, model.video.ffn, model.lora_rank = 128, 512, 32
     model.time_scale = 1000.0  # nothing is inherited from a video model that counts otherwise
-    objective.value, objective.auxiliary, objective.uniform = (
-        args.value,
-        args.auxiliary,
-        args.uniform,
-    )
+    objective.value, objective.uniform = args.value, args.uniform
+    objective.auxiliary, objective.action_weight = args.auxiliary, args.action_weight
     objective.sigma_min, objective.visibility = args.sigma_min, args.visibility
     objective.infer_steps, objective.discount = args.infer_steps, 0.98
     tasks = tuple(args.tasks.split("+"))

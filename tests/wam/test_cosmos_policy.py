@@ -118,6 +118,9 @@ def test_an_example_weighs_by_its_slots_and_rollouts_are_not_imitated():
     pure = weights(2, auxiliary=False)
     for u, share in enumerate((1 / 9, 3 / 9, 1 / 9)):
         np.testing.assert_allclose(pure[u], share)
+    heavy = weights(2, action_weight=4.0)
+    for u, share in enumerate((8 / 9, 4 / 9, 1 / 9)):
+        np.testing.assert_allclose(heavy[u], share)
 
 
 def test_values_are_discounted_returns_from_the_end_of_the_chunk():

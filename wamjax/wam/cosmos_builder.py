@@ -51,6 +51,7 @@ def cosmos_policy(config, spec) -> CosmosPolicy:
         mix=tuple(objective.mix),
         visibility=objective.visibility,
         auxiliary=objective.auxiliary,
+        action_weight=objective.action_weight,
         discount=objective.discount,
         augment=objective.augment,
         compat=tuple(objective.compat),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from wamjax.wam import clips, injection
 from wamjax.wam import cosmos_programs as programs
@@ -28,13 +28,13 @@ class Errors(NamedTuple):
     Attributes:
       velocity: mean squared error of the velocity.
       l1: mean absolute error of x0.
-      weight: whether the slot has a loss.
+      weight: of the slot in the loss; 0 where it has none.
       use: index of the use that the example trains.
     """
 
     velocity: Float[Array, "b t"]
     l1: Float[Array, "b t"]
-    weight: Bool[Array, "b t"]
+    weight: Float[Array, "b t"]
     use: Int[Array, " b"]
 
 
@@ -133,10 +133,11 @@ def _errors(o, params, table, part: Batch) -> Errors:
     error = join(o.layout, outputs).astype(jnp.float32) - o.process.target(clean, noise, level)
     # Rollouts are not imitated: one that there was no better use for has no loss.
     teaches = ~(part["rollout"] & (use == 0))[:, None]
-    weight = jnp.asarray(programs.trained(o.layout, o.uses, o.auxiliary))[use] & teaches
+    has_loss = jnp.asarray(programs.trained(o.layout, o.uses, o.auxiliary))[use] & teaches
+    weight = jnp.where(jnp.arange(len(o.layout)) == o.layout.index("action"), o.action_weight, 1.0)
     # x0 = x - level velocity, so an error of the velocity is one of x0 times the level.
     l1 = level * jnp.mean(jnp.abs(error), axis=(2, 3, 4))
-    return Errors(jnp.mean(jnp.square(error), axis=(2, 3, 4)), l1, weight, use)
+    return Errors(jnp.mean(jnp.square(error), axis=(2, 3, 4)), l1, has_loss * weight, use)
 
 
 def _regroup(part: Batch, order: Array, mix: tuple[int, ...]) -> list[Batch]:

@@ -72,6 +72,7 @@ class CosmosPolicy:
       mix: how many examples of each use there are in a row of a batch.
       visibility: see `cosmos_programs.visibility`.
       auxiliary: whether everything that is predicted has a loss, or only what a use is about.
+      action_weight: of the action's slot in the loss, the public code's action_loss_multiplier.
       discount: of the return for each control step.
       augment: a key of `augment.STRENGTHS`, or "" for pictures as they are.
       compat: names of `COMPAT`.
@@ -90,6 +91,7 @@ class CosmosPolicy:
     mix: tuple[int, ...] = (2, 1, 1)
     visibility: str = "bidirectional"
     auxiliary: bool = True
+    action_weight: float = 1.0
     discount: float = 0.99
     augment: str = ""
     compat: tuple[str, ...] = ()

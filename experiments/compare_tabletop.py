@@ -1,0 +1,153 @@
+"""Cosmos Policy beside the variants of Fast-WAM: same tasks, same demonstrations, same FLOPs.
+
+    python experiments/compare_tabletop.py --workdir=runs/compare
+    python experiments/compare_tabletop.py --workdir=runs/compare --kinds=fast,joint --tflop=10
+    python experiments/compare_tabletop.py --workdir=runs/compare --table_only
+
+Trains the objective of `configs/cosmos_policy_tabletop.py` and every variant of
+`configs/quickstart.py` on 1,500 demonstrations of three tasks, in batches of 16, each for as many
+steps as make up --tflop of forward and backward passes, and lets each act in every way it can.
+(Half of Cosmos Policy's batch are episodes of a noisy expert, since its value function learns from
+failures. It does not imitate them.) Writes table.md, table.json and compare.png. The whole is
+resumable, between runs and within each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import runpy
+
+import jax
+import study
+from absl import app, flags
+
+CONFIGS = pathlib.Path(__file__).parent / "configs"
+VARIANTS = "fast", "joint", "idm", "no_cotrain", "optional_idm"
+KINDS = "cosmos_policy", *VARIANTS
+BATCH = 16
+
+
+def source(kind: str) -> tuple[pathlib.Path, str]:
+    """The config file of a kind and its argument."""
+    if kind in VARIANTS:
+        return CONFIGS / "quickstart.py", f"variant={kind}"
+    return CONFIGS / "cosmos_policy_tabletop.py", ""
+
+
+def ways(kind: str) -> dict[str, dict]:
+    """Row -> mode and, for Cosmos Policy, fields of `CosmosPolicy` and `Planning` that change."""
+    from wamjax.wam.programs import MODES
+
+    if kind in VARIANTS:
+        modes = MODES[kind]
+        return {f"{kind}, {m}" if len(modes) > 1 else kind: {"mode": m} for m in modes}
+    plan = {"proposals": 4, "futures": 1, "values": 1, "future_steps": 2, "value_steps": 2}
+    return {
+        "cosmos_policy, 5 calls": {"mode": "direct", "steps": 5},
+        "cosmos_policy, 1 call": {"mode": "direct", "steps": 1},
+        "cosmos_policy, plan of 4": {"mode": "plan", "plan": plan},
+    }
+
+
+def steps(kind: str) -> tuple[int, int]:
+    """(Training steps within the budget, FLOPs of one); collects the data if need be."""
+    from wamjax.data import pipeline
+    from wamjax.sharding import make_mesh
+    from wamjax.step import model_flops
+    from wamjax.wam import build
+
+    path, arg = source(kind)
+    config = runpy.run_path(str(path))["get_config"](",".join(filter(None, [arg, flags.FLAGS.arg])))
+    config.data.batch_size = BATCH
+    objective = build(config, pipeline.spec_of(config))
+    params = jax.eval_shape(objective.init, jax.random.key(0))
+    with jax.set_mesh(make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])):
+        each = model_flops(objective, config, params, objective.batch_spec(BATCH))
+    return max(round(flags.FLAGS.tflop * 1e12 / each), 1), each
+
+
+def measure(kind: str, run: pathlib.Path) -> None:
+    """Success, latency and size of every way to act; rows that are there already stay."""
+    from wamjax import evaluate, tree
+    from wamjax.envs import tabletop
+
+    path = run / "ways.json"
+    done = json.loads(path.read_text()) if path.exists() else {}
+    for name, how in ways(kind).items():
+        if name in done:
+            continue
+        changes = dict(how)
+        policy, config, step = evaluate.load(run, mode=changes.pop("mode"))
+        plan = changes.pop("plan", None)
+        if plan:
+            changes["planning"] = dataclasses.replace(policy.objective.planning, **plan)
+        policy = dataclasses.replace(
+            policy, objective=dataclasses.replace(policy.objective, **changes)
+        )
+        config.eval.episodes, config.eval.execute = flags.FLAGS.episodes, flags.FLAGS.execute
+        done[name] = evaluate.roll_out(policy, config, tabletop.Shift.none()) | {
+            "latency_ms": evaluate.latency(policy, config, calls=20),
+            "parameters": tree.count(policy.params),
+            "steps": step,
+        }
+        path.write_text(json.dumps(done, indent=2) + "\n")
+
+
+def table(workdir: pathlib.Path) -> str:
+    """Collects all rows so far; writes table.json, table.md and a picture; returns the table."""
+    found: dict[str, list[dict]] = {}
+    for kind in KINDS:
+        for path in sorted(workdir.glob(f"{kind}-[0-9]*/ways.json")):
+            for name, row in json.loads(path.read_text()).items():
+                found.setdefault(name, []).append(row)
+    if not found:
+        return "no run has been measured yet"
+    tasks = list(next(iter(found.values()))[0]["per_task"])
+    head = "policy", "parameters", "steps", "success %", *tasks, "latency p50 ms", "seeds"
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rates, latencies = {}, {}
+    for name, rows in found.items():
+        rates[name] = study.interval([r["success_rate"] for r in rows], rows[0]["episodes"])
+        latencies[name] = min(r["latency_ms"]["p50"] for r in rows)
+        each = [sum(r["per_task"][t]["success_rate"] for r in rows) / len(rows) for t in tasks]
+        cells = (
+            name, f"{rows[0]['parameters'] / 1e6:.2f} M", str(rows[0]["steps"]),
+            rates[name].percent(), *(f"{100 * e:.0f}" for e in each), f"{latencies[name]:.1f}",
+            str(len(rows)),
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append(f"\n{rows[0]['episodes']} episodes a row and seed; 95 % intervals: t over seeds, "
+                 "Wilson of one")  # fmt: skip
+    text = "\n".join(lines)
+    (workdir / "table.md").write_text(text + "\n")
+    (workdir / "table.json").write_text(json.dumps(found, indent=2) + "\n")
+    colours = [name.startswith("cosmos") for name in rates]
+    study.bars(workdir / "compare.png", rates, latencies, colours)
+    return text
+
+
+def define_flags() -> None:
+    """Not on import: the studies have flags of the same names."""
+    study.define_flags("runs/compare", KINDS, "kinds", "0,1,2")
+    flags.DEFINE_float("tflop", 20.0, "FLOPs of a training, in 10^12")
+    flags.DEFINE_integer("episodes", 192, "episodes for each row, over all tasks")
+    flags.DEFINE_integer("execute", 4, "actions of each plan that are executed")
+
+
+def main(argv: list[str]) -> None:
+    """Entry point for absl."""
+
+    def each(kind: str, seed: str, run: pathlib.Path) -> None:
+        (path, arg), (count, _) = source(kind), steps(kind)
+        sizes = f"--config.data.batch_size={BATCH}", f"--config.total_steps={count}"
+        study.train(path, arg, seed, run, *sizes, "--config.eval.episodes=0")
+        measure(kind, run)
+
+    study.run(argv, "kinds", each, table)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)
