@@ -81,6 +81,20 @@ def acting(objective, how: dict):
     return dataclasses.replace(objective, planning=planning, **how)
 
 
+def pretrain(workdir: pathlib.Path) -> tuple[str, ...]:
+    """A model of the world alone, all slots but the action's; where every kind and seed starts.
+
+    What the published policies start from is a video model. Returns the flags that say so.
+    """
+    steps = flags.FLAGS.pretraining
+    if not steps:
+        return ()
+    run = workdir / "pretrained"
+    options = f"--config.total_steps={steps}", "--config.eval.episodes=0"
+    study.train(CONFIG, "action_weight=0", "100", run, *options)
+    return (f"--config.init_from.path={run}",)
+
+
 def tune(run: pathlib.Path, seed: str) -> pathlib.Path:
     """A planner: world model and values, trained on with rollouts of the run's own policy."""
     out, rollouts = run.with_name(run.name.replace("base", "planner")), run / "rollouts"
@@ -145,6 +159,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("execute", 4, "actions of each plan that are executed")
     flags.DEFINE_list("proposals", "2,4,8", "how many to plan among")
     flags.DEFINE_list("plan_calls", "2,2", "network calls for a future and for a value")
+    flags.DEFINE_integer("pretraining", 2500, "steps of the model that all start from; 0 = none")
     flags.DEFINE_integer("rollouts", 300, "episodes of the policy that planners are trained on")
     flags.DEFINE_integer("tuning", 200, "training steps of a planner")
 
@@ -155,7 +170,8 @@ def main(argv: list[str]) -> None:
     def each(kind: str, seed: str, run: pathlib.Path) -> None:
         from wamjax import foresight
 
-        study.train(CONFIG, KINDS[kind], seed, run, "--config.eval.episodes=0")
+        start = pretrain(run.parent)
+        study.train(CONFIG, KINDS[kind], seed, run, *start, "--config.eval.episodes=0")
         tuned = tune(run, seed) if kind == "base" and flags.FLAGS.proposals else run
         measure(kind, run, tuned)
         if not (run / "foresight.json").exists():

@@ -67,6 +67,38 @@ def test_table_of_all_runs(planning, tmp_path):
         row = {"success_rate": rate, "episodes": 10, "latency_ms": {"p50": 10 * rate, "p99": 9.0}}
         (tmp_path / run / "ways.json").write_text(json.dumps({"direct": row}))
     lines = planning.table(tmp_path).splitlines()
-    assert lines[2].startswith("| direct | 50.0 [") and lines[2].endswith("| 4.0 | 2 |")
-    assert lines[3] == "| prefix: direct | 20.0 [5.7, 51.0] | 2.0 | 1 |"  # Wilson
+    assert lines[2].startswith("| direct | 50.0 [") and lines[2].endswith("| - | 4.0 | 2 |")
+    assert lines[3] == "| prefix: direct | 20.0 [5.7, 51.0] | - | 2.0 | 1 |"  # Wilson
     assert {"table.md", "table.json", "planning.png"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_rows_are_compared_in_the_same_episodes_of_the_same_checkpoints(planning, tmp_path):
+    def row(outcomes):
+        rate = outcomes.count("1") / len(outcomes)
+        return {"success_rate": rate, "episodes": 4, "outcomes": outcomes, "latency_ms": {"p50": 1}}
+
+    ways = {
+        "base-0": {planning.DIRECT: row("0011"), "frozen": row("0111"), "plan": row("0011")},
+        "base-1": {planning.DIRECT: row("1111")},
+        "prefix-0": {"direct": row("0000")},
+    }
+    for run, rows in ways.items():
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "ways.json").write_text(json.dumps(rows))
+    cells = [line.split("|") for line in planning.table(tmp_path).splitlines()[2:]]
+    paired = {c[1].strip(): c[3].strip() for c in cells if len(c) > 3}
+    assert paired[planning.DIRECT] == paired["prefix: direct"] == "-"
+    assert paired["plan"] == "0.0"
+    half = 100 * 3.1824463 * 0.5 / 4**0.5  # t of 3 degrees of freedom, deviation of (0, 1, 0, 0)
+    assert paired["frozen"] == f"25.0 [{25 - half:.1f}, {25 + half:.1f}]"
+
+
+def test_all_kinds_start_from_one_model_of_the_world(planning, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(planning.study, "train", lambda *args: trained.append(args))
+    assert planning.pretrain(tmp_path) == (f"--config.init_from.path={tmp_path / 'pretrained'}",)
+    _, arg, _, run, steps, _ = trained[0]
+    assert (arg, run) == ("action_weight=0", tmp_path / "pretrained")
+    assert steps == "--config.total_steps=2500"
+    planning.flags.FLAGS.pretraining = 0
+    assert planning.pretrain(tmp_path) == () and len(trained) == 1

@@ -123,7 +123,11 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("model.action.width", 64, "width of the action expert"),
     ("model.action.ffn", 256, "hidden units of the action expert's feed-forward network"),
     ("model.patch", 2, "latents along each side of a video token"),
-    ("model.positions", "rope", "rope, sincos (added, for images) or learned (autoregressive)"),
+    (
+        "model.positions",
+        "rope",
+        "rope, sincos (added, for images), both, or learned (autoregressive)",
+    ),
     ("model.position_table", (0, 0), "sincos: (side, base) of the table that it is cut from"),
     ("model.conditioning", "adaln_zero", "how time and class enter, one of dit.CONDITIONING"),
     ("model.label", False, "whether the class of an example conditions the model"),

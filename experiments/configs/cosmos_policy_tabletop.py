@@ -52,7 +52,9 @@ def get_config(arg=None):
     config.optim.name, config.optim.learning_rate = "muon", 3e-3
     model, objective = config.model, config.objective
     model.video.width, model.video.ffn, model.lora_rank = 128, 512, 32
-    model.time_scale = 1000.0  # nothing is inherited from a video model that counts otherwise
+    # What follows inherits nothing from a video model that does it otherwise.
+    model.time_scale = 1000.0
+    model.positions = "both"  # every token of a chunk holds other actions: it must know which it is
     objective.value, objective.uniform = args.value, args.uniform
     objective.auxiliary, objective.action_weight = args.auxiliary, args.action_weight
     objective.sigma_min, objective.visibility = args.sigma_min, args.visibility

@@ -34,6 +34,7 @@ Groups = dict[str, Array]
 CONDITIONING = ("adaln_zero", "adaln", "cross_attention", "in_context")
 TEXT = ("none", "pooled", "cross", "both", "joint")
 POOLED = ("pooled", "both", "joint")
+POSITIONS = ("sincos", "rope", "both")
 
 # name -> (layers, width, heads): table 1 of the DiT paper.
 SIZES = {
@@ -122,8 +123,9 @@ class DiT(nn.Module):
       text_layers: of the encoder; 0 has words alone, which have not seen each other.
       pooled_width: of text that is pooled elsewhere (SD3); 0 takes the mean of the embeddings.
       text_net: what a context goes through before cross-attention, see `experts.Conditioned`.
-      positions: "sincos" (added to the tokens; of one frame) or "rope".
-      position_table: of "sincos", see there.
+      positions: "sincos" (added to the tokens; of one frame), "rope" (rotates queries and keys) or
+        "both", which tells tokens where in their frame they are and not only how far apart.
+      position_table: of `sincos`, see there.
       rope_scale: of "rope", along (time, height, width); see `rope.ntk_bases`.
       time_scale: see `experts.Conditioned`.
     """
@@ -162,10 +164,12 @@ class DiT(nn.Module):
             raise ValueError(f"latent {height}x{width} does not divide by patch {self.patch}")
         if (self.text == "joint") != (self.text_spec is not None):
             raise ValueError("text='joint' and a text_spec go together")
-        if self.positions not in ("sincos", "rope"):
-            raise ValueError(f"positions {self.positions!r} is not 'sincos' or 'rope'")
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions {self.positions!r} is not one of {POSITIONS}")
         if self.positions == "sincos" and sum(len(g.positions) for g in self.groups) > 1:
-            raise ValueError("positions='sincos' do not tell frames apart; a clip wants 'rope'")
+            raise ValueError(
+                "positions='sincos' do not tell frames apart; a clip wants 'rope' or 'both'"
+            )
         self.video = VideoExpert(
             self.video_spec,
             self.freq_dim,
@@ -346,7 +350,7 @@ class DiT(nn.Module):
         return x + jnp.asarray(np.tile(table, (latents.shape[1], 1)), x.dtype)
 
     def _rope(self, present, length: int) -> Rope | None:
-        if self.positions != "rope":
+        if self.positions == "sincos":
             return None
         scale = self.rope_scale
         tables = [video_rope(g.positions, *self._grid(), self.head_dim, scale) for g in present]

@@ -85,7 +85,7 @@ def _network(model, layout: Layout, codec, spec: DataSpec) -> DiT:
         context_width=model.context_width,
         vocabulary=VOCAB if model.text.kind == "tokens" else 0,
         instruction_length=spec.instruction_length,
-        positions="rope",
+        positions=model.positions,
         rope_scale=tuple(model.rope_scale),
         freq_dim=model.video.width,
         time_scale=model.time_scale,

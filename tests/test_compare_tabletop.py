@@ -1,0 +1,44 @@
+"""The study of both methods side by side: budgets, ways to act, and the table of what came out."""
+
+import json
+
+import pytest
+from data import synthetic
+from test_denoising_runs import study
+
+
+@pytest.fixture
+def compare():
+    module = study("compare_tabletop")
+    with synthetic.command(module, "--tflop=0.001", "--arg=debug", "--episodes=6"):
+        yield module
+
+
+def test_budgets_are_equal_in_flops(compare):
+    found = {kind: compare.steps(kind) for kind in ("cosmos_policy", "fast", "no_cotrain")}
+    for count, each in found.values():
+        assert abs(count * each - 1e9) <= each / 2
+    assert found["no_cotrain"][1] < found["fast"][1]  # no future to denoise: more steps
+
+
+def test_ways_to_act_are_those_of_the_variants(compare):
+    rows = {name: how for kind in compare.KINDS for name, how in compare.ways(kind).items()}
+    assert {"fast", "joint", "idm", "no_cotrain"} < rows.keys()
+    assert rows["optional_idm, imagine"] == {"mode": "imagine"}
+    assert rows["cosmos_policy, 1 call"] == {"mode": "direct", "steps": 1}
+
+
+def test_table(compare, tmp_path):
+    assert compare.table(tmp_path) == "no run has been measured yet"
+    for run, rate in {"fast-0": 0.5, "fast-1": 0.7, "cosmos_policy-0": 0.5}.items():
+        row = {
+            "success_rate": rate, "episodes": 10, "parameters": 1_800_000, "steps": 7,
+            "latency_ms": {"p50": 2.0}, "per_task": {"reach": {"success_rate": rate}},
+        }  # fmt: skip
+        (tmp_path / run).mkdir()
+        name = "cosmos_policy, 1 call" if "cosmos" in run else "fast"
+        (tmp_path / run / "ways.json").write_text(json.dumps({name: row}))
+    _, _, cosmos, fast, *_ = compare.table(tmp_path).splitlines()
+    assert cosmos == "| cosmos_policy, 1 call | 1.80 M | 7 | 50.0 [23.7, 76.3] | 50 | 2.0 | 1 |"
+    assert fast.startswith("| fast | 1.80 M | 7 | 60.0 [") and fast.endswith("| 60 | 2.0 | 2 |")
+    assert (tmp_path / "compare.png").exists() and (tmp_path / "table.json").exists()
