@@ -335,3 +335,24 @@ def test_patches_go_in_channel_first_and_come_out_channel_last():
             method="evaluate",
         )["all"]  # fmt: skip
         assert set(np.flatnonzero(np.asarray(out).reshape(-1))) == {i}
+
+
+def test_rotary_positions_alone_cannot_tell_the_tokens_of_an_even_frame_apart():
+    """Why the miniature, which starts from nothing, adds absolute positions: equal tokens have
+    equal values, so attention gives all the same whatever its weights are. (Among several frames
+    the edges leak a little.)"""
+    net = network(1, (H, W), **TINY)
+    params = random_params(abstract(net, 1, 5)[0], 0)
+    x = inputs()
+    latents = np.ones((1, 1, H, W, TINY["channels"] + 2), np.float32)
+
+    def spread(positions):
+        out = net.clone(positions=positions).apply(
+            {"params": params}, {"all": latents}, {"all": np.full((1, 1), 0.5, np.float32)},
+            {"context": x["context"][:1].astype(np.float32)}, TABLE, method="evaluate",
+        )["all"]  # fmt: skip
+        patches = np.asarray(out).reshape(1, 1, H // 2, 2, W // 2, 2, -1)
+        return np.std(patches, axis=(2, 4)).max() / np.std(out)
+
+    assert spread("rope") < 1e-5
+    assert spread("both") > 1e-2
