@@ -7,6 +7,7 @@
 Trains the objective of `configs/cosmos_policy_tabletop.py` and every variant of
 `configs/quickstart.py` on 1,500 demonstrations of three tasks, in batches of 16, each for as many
 steps as make up --tflop of forward and backward passes, and lets each act in every way it can.
+Cosmos Policy is a model of the world first, without a loss for actions, for --world_share of them.
 (Half of Cosmos Policy's batch are episodes of a noisy expert, since its value function learns from
 failures. It does not imitate them.) Writes table.md, table.json and compare.png. The whole is
 resumable, between runs and within each.
@@ -132,6 +133,10 @@ def define_flags() -> None:
     """Not on import: the studies have flags of the same names."""
     study.define_flags("runs/compare", KINDS, "kinds", "0,1,2")
     flags.DEFINE_float("tflop", 20.0, "FLOPs of a training, in 10^12")
+    flags.DEFINE_float(
+        "world_share", 0.75, "of Cosmos Policy's budget, for the model of the world it starts from",
+        lower_bound=0.01, upper_bound=0.99,
+    )  # fmt: skip
     flags.DEFINE_integer("episodes", 192, "episodes for each row, over all tasks")
     flags.DEFINE_integer("execute", 4, "actions of each plan that are executed")
 
@@ -141,8 +146,15 @@ def main(argv: list[str]) -> None:
 
     def each(kind: str, seed: str, run: pathlib.Path) -> None:
         (path, arg), (count, _) = source(kind), steps(kind)
-        sizes = f"--config.data.batch_size={BATCH}", f"--config.total_steps={count}"
-        study.train(path, arg, seed, run, *sizes, "--config.eval.episodes=0")
+        fixed = f"--config.data.batch_size={BATCH}", "--config.eval.episodes=0"
+        if kind == "cosmos_policy":
+            world, first = run.with_name(f"world-{seed}"), round(flags.FLAGS.world_share * count)
+            study.train(
+                path, "action_weight=0", seed, world, *fixed, f"--config.total_steps={first}"
+            )
+            fixed += (f"--config.init_from.path={world}",)
+            count -= first
+        study.train(path, arg, seed, run, *fixed, f"--config.total_steps={count}")
         measure(kind, run)
 
     study.run(argv, "kinds", each, table)

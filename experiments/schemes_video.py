@@ -45,7 +45,7 @@ GIVEN = {
     "tokens": (0, 1, 2),
 }
 LONG = {"forcing_causal": 2, "blocks": 2, "tokens": 2}  # those that can go on, and frames given
-STEPS = dict.fromkeys(GIVEN, 700) | {"tokens": 350}
+STEPS = dict.fromkeys(GIVEN, 1400) | {"tokens": 700}
 BATCH, SHOWN = 32, 3  # clips of one program; clips in each picture
 
 

@@ -19,7 +19,7 @@ from wamjax import reconstruct
 
 
 def get_config(arg=None):
-    args = configs.parse_arg(arg, codec="", scheme="blocks", steps=700, debug=False)
+    args = configs.parse_arg(arg, codec="", scheme="blocks", steps=0, debug=False)
     config = configs.base_config()
     data, model, objective, optim = config.data, config.model, config.objective, config.optim
     tokens = args.scheme == "tokens"
@@ -28,19 +28,21 @@ def get_config(arg=None):
     optim.freeze = ("codec/.*",)
     if args.codec:
         reconstruct.use(config, args.codec)
-    data.kind, data.batch_size = "arrays", 8 if tokens else 16
+    data.kind, data.batch_size = "arrays", 4 if tokens else 8
     data.arrays = "clips:frames=8" if model.codec.temporal == 1 else "clips:frames=9"
     model.layers, model.heads, model.head_dim, model.unroll = 4, 4 if tokens else 6, 32, 4
     model.video.width, model.video.ffn = (128, 512) if tokens else (192, 768)
-    model.patch, model.freq_dim, model.positions, model.label = 2, 128, "rope", True
+    model.patch, model.freq_dim, model.label = 2, 128, True
+    model.positions = "rope" if tokens else "both"
     objective.name = "autoregressive" if tokens else "denoising"
     objective.scheme = "diffusion" if tokens else args.scheme
     objective.weighting, objective.video_shift, objective.infer_steps = "uniform", 2.0, 10
     objective.top_p = 0.9
-    optim.name, optim.learning_rate = ("adamw", 2e-3) if tokens else ("muon", 3e-3)
+    optim.name, optim.learning_rate = "muon", 3e-3
     optim.b2, optim.weight_decay = 0.99, 0.0
     optim.final_fraction, optim.ema_decay = 0.02, 0.99
-    config.total_steps, config.log_every, config.checkpoint.every = args.steps, 50, 100
+    config.total_steps = args.steps or (700 if tokens else 1400)
+    config.log_every, config.checkpoint.every = 50, 100
     if args.debug:
         config.total_steps, config.log_every, config.checkpoint.every = 6, 2, 3
         data.arrays, data.batch_size = "clips:count=64,frames=4,size=16", 16

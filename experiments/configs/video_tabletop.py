@@ -17,14 +17,14 @@ from wamjax import config as configs
 
 
 def get_config(arg=None):
-    args = configs.parse_arg(arg, scheme="blocks", steps=700, debug=False)
+    args = configs.parse_arg(arg, scheme="blocks", steps=1400, debug=False)
     config = configs.base_config()
     data, model, objective, optim = config.data, config.model, config.objective, config.optim
-    data.kind, data.arrays, data.batch_size = "arrays", "clips:frames=8", 16
+    data.kind, data.arrays, data.batch_size = "arrays", "clips:frames=8", 8
     model.layers, model.heads, model.head_dim, model.unroll = 4, 6, 32, 4
     model.video.width, model.video.ffn, model.patch, model.freq_dim = 192, 768, 2, 128
     model.codec.kind, model.codec.patch, model.codec.channels = "cosine", 4, 16
-    model.positions = "rope"
+    model.positions = "both"  # trays and borders stand where they stand
     model.label = True
     objective.name, objective.scheme = "denoising", args.scheme
     objective.weighting, objective.video_shift, objective.infer_steps = "uniform", 2.0, 10

@@ -15,16 +15,16 @@ from wamjax import config as configs
 
 
 def get_config(arg=None):
-    args = configs.parse_arg(arg, steps=350, debug=False)
+    args = configs.parse_arg(arg, steps=700, debug=False)
     config = configs.base_config()
     data, model, objective, optim = config.data, config.model, config.objective, config.optim
-    data.kind, data.arrays, data.batch_size = "arrays", "clips:frames=8", 8
+    data.kind, data.arrays, data.batch_size = "arrays", "clips:frames=8", 4
     model.layers, model.heads, model.head_dim, model.unroll = 4, 4, 32, 4
     model.video.width, model.video.ffn = 128, 512
     model.codec.kind, model.codec.patch, model.codec.codes = "palette", 4, 512
     model.positions, model.label, objective.name = "rope", True, "autoregressive"
     objective.top_p = 0.9
-    optim.learning_rate, optim.b2, optim.weight_decay = 2e-3, 0.98, 0.01
+    optim.name, optim.learning_rate, optim.b2, optim.weight_decay = "muon", 3e-3, 0.98, 0.01
     optim.final_fraction, optim.ema_decay = 0.02, 0.99
     config.total_steps, config.log_every, config.checkpoint.every = args.steps, 50, 100
     if args.debug:
