@@ -21,6 +21,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import study
 from absl import app, flags
@@ -71,6 +72,64 @@ def measure(kind: str, run: pathlib.Path, tuned: pathlib.Path) -> None:
         rates = evaluate.roll_out(policy, config, tabletop.Shift.none())
         done[name] = rates | {"latency_ms": evaluate.latency(policy, config, calls=20)}
         path.write_text(json.dumps(done, indent=2) + "\n")
+
+
+def choice(run: pathlib.Path) -> dict[str, float]:
+    """What planning among eight has to choose from, in the states that direct acting visits.
+
+    Errors are of the next action's motion, against the expert's, mean over dimensions.
+
+    Returns:
+      "error" of a proposal, "best" of the best of eight, "spread" (standard deviation) among the
+      eight, "score" and "score_spread" alike of their scores, "agreement": correlation of score
+      and (negative) error among the eight, mean over plans.
+    """
+    from wamjax import evaluate
+    from wamjax.envs import tabletop
+    from wamjax.envs.tabletop.expert import intention
+
+    path = run / "choice.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    policy, config, _ = evaluate.load(run)
+    objective = acting(policy.objective, {"plan": {"proposals": 8}})
+    policy = dataclasses.replace(policy, objective=objective)
+    ids = [tabletop.task_id(t) for t in evaluate.task_names(config)]
+    done = tabletop.rollout(
+        jax.tree_util.Partial(_offer, policy),
+        evaluate.episode_keys(config, "evaluate", np.arange(48)),
+        np.resize(ids, 48),
+        tabletop.Shift.none(),
+        max_steps=16,
+        execute=flags.FLAGS.execute,
+        instruction_length=config.data.instruction_length,
+    )
+    motion, score = (np.asarray(x) for x in done.extras)  # (plans, e, n, 3), (plans, e, n)
+    at = jax.tree.map(lambda x: x[:, : 16 : flags.FLAGS.execute].swapaxes(0, 1), done.states)
+    wanted = np.asarray(jax.vmap(jax.vmap(intention))(at))[:, :, None, :3]
+    error = np.abs(np.clip(motion, -1, 1) - wanted).mean(axis=-1).reshape(-1, 8)
+    score = score.reshape(-1, 8)
+    pairs = zip(score, error, strict=True)
+    found = {
+        "error": error.mean(),
+        "best": error.min(axis=1).mean(),
+        "spread": motion.std(axis=2).mean(),
+        "score": score.mean(),
+        "score_spread": score.std(axis=1).mean(),
+        "agreement": np.mean([np.corrcoef(s, -e)[0, 1] for s, e in pairs if np.std(s) > 0]),
+    }
+    found = {k: round(float(v), 4) for k, v in found.items()}
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def _offer(policy, observation, key):
+    """Acts by the first proposal and tells of all: their next motion, and their scores."""
+    from wamjax.wam.planning import plan
+
+    made = plan(policy.objective, policy.params, policy.normalizers, observation, key)
+    actions = policy.normalizers["actions"].inverse(made.proposals)
+    return actions[:, 0], (actions[:, :, 0, :3], made.scores)
 
 
 def acting(objective, how: dict):
@@ -130,6 +189,8 @@ def table(workdir: pathlib.Path) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines.append(f"\n{n} episodes a row and seed; 95 % intervals: t over seeds, Wilson of one; "
                  "differences: same checkpoints, same episodes, over episodes")  # fmt: skip
+    for path in sorted(workdir.glob("base-*/choice.json")):
+        lines.append(f"\n{path.parent.name} has to choose from: {json.loads(path.read_text())}")
     text = "\n".join(lines)
     (workdir / "table.md").write_text(text + "\n")
     (workdir / "table.json").write_text(json.dumps(rows, indent=2) + "\n")
@@ -174,6 +235,8 @@ def main(argv: list[str]) -> None:
         study.train(CONFIG, KINDS[kind], seed, run, *start, "--config.eval.episodes=0")
         tuned = tune(run, seed) if kind == "base" and flags.FLAGS.proposals else run
         measure(kind, run, tuned)
+        if kind == "base":
+            choice(run)
         if not (run / "foresight.json").exists():
             foresight.run(run)
 

@@ -2,6 +2,8 @@
 
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from data import synthetic
 from test_denoising_runs import study
@@ -9,6 +11,8 @@ from wam import cosmos_tiny as tiny
 
 from wamjax import config as configs
 from wamjax import evaluate
+from wamjax.data.normalize import Normalizer
+from wamjax.wam.planning import Plan
 
 
 @pytest.fixture
@@ -102,3 +106,30 @@ def test_all_kinds_start_from_one_model_of_the_world(planning, tmp_path, monkeyp
     assert steps == "--config.total_steps=2500"
     planning.flags.FLAGS.pretraining = 0
     assert planning.pretrain(tmp_path) == () and len(trained) == 1
+
+
+def test_what_there_is_to_choose_from(planning, tmp_path, monkeypatch):
+    offsets = np.linspace(-0.7, 0.7, 8)
+
+    def plan(objective, params, normalizers, observation, key):
+        assert objective.planning.proposals == 8
+        e = len(observation["proprio"])
+        proposals = jnp.broadcast_to(offsets[None, :, None, None], (e, 8, 8, 4))
+        scores = jnp.broadcast_to(offsets**2, (e, 8))
+        return Plan(proposals[:, 0], scores, None, None, proposals)
+
+    def load(run):
+        config = configs.base_config()
+        config.data.instruction_length, config.eval.tasks = 12, ("reach_red",)
+        same = Normalizer(jnp.zeros(4), jnp.ones(4), jnp.ones(4))
+        return evaluate.Policy(tiny.objective(), {}, {"actions": same}), config, 7
+
+    monkeypatch.setattr(evaluate, "load", load)
+    monkeypatch.setattr("wamjax.wam.planning.plan", plan)
+    found = planning.choice(tmp_path)
+    assert found["spread"] == pytest.approx(np.std(offsets), abs=1e-4)
+    assert found["score"] == pytest.approx(np.mean(offsets**2), abs=1e-4)
+    assert found["score_spread"] == pytest.approx(np.std(offsets**2), abs=1e-4)
+    assert 0 < found["best"] < found["error"] < 2 and -1 <= found["agreement"] <= 1
+    monkeypatch.delattr("wamjax.wam.planning.plan")  # what is measured stays
+    assert planning.choice(tmp_path) == found
