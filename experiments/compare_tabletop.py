@@ -132,7 +132,7 @@ def table(workdir: pathlib.Path) -> str:
 def define_flags() -> None:
     """Not on import: the studies have flags of the same names."""
     study.define_flags("runs/compare", KINDS, "kinds", "0,1,2")
-    flags.DEFINE_float("tflop", 20.0, "FLOPs of a training, in 10^12")
+    flags.DEFINE_float("tflop", 50.0, "FLOPs of a training, in 10^12")
     flags.DEFINE_float(
         "world_share", 0.75, "of Cosmos Policy's budget, for the model of the world it starts from",
         lower_bound=0.01, upper_bound=0.99,

@@ -5,12 +5,16 @@
     python experiments/planning_tabletop.py --workdir=runs/planning --table_only
 
 Trains `configs/cosmos_policy_tabletop.py` as it is and with one thing changed (no auxiliary losses,
-noise without its uniform part, a prefix visibility), and lets each act directly. With the first one
-it does more: fewer and more network calls, the other end of the noise levels, reused keys and
-values, and planning among more and more proposals, judged by its own world model and value function
-and by those fine-tuned on its rollouts. Writes table.md, table.json and planning.png, and in each
-run what `wamjax.foresight` says of it. Resumable, between runs and within each: every row is kept
-as soon as it is measured.
+noise without its uniform part, a prefix visibility), all from one model of the world that was
+trained first, and lets each act directly. With the first one it does more: fewer and more network
+calls, the other end of the noise levels, reused keys and values, and planning among more and more
+proposals, judged by its own world model and value function and by those fine-tuned on its rollouts;
+and it says how different eight proposals are, and whether scores know which is better. Writes
+table.md, table.json and planning.png, and in each run what `wamjax.foresight` says of it.
+Resumable, between runs and within each: every row is kept as soon as it is measured.
+
+With --arg=steps=700, on one CPU core: 18 minutes for the model of the world, 7 for a training and
+its row, and 25 more where all ways to act are measured in 96 episodes with --proposals=2,8.
 """
 
 from __future__ import annotations

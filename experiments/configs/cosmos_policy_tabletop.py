@@ -11,8 +11,9 @@
 
 The published policies are video models that were fine-tuned, and so is this one: first a model of
 the world learns what follows an observation and an instruction, without a loss for actions, then
-the policy starts from it. On one CPU core 18 and 5 minutes; @@SUCCESS@@ `debug` is done in under a
-minute.
+the policy starts from it. On one CPU core 18 and 5 minutes. It then succeeds in 66 % of 96
+episodes, four actions executed of each plan; 45 % is what 1,500 steps from nothing came to, two
+executed. `debug` is done in under a minute.
 
 Nine slots of 16 tokens (blank, state, two cameras, 8 actions, and the same at the end of the chunk,
 value). Half of a batch are demonstrations of three tasks; a quarter each are episodes of a noisy
