@@ -77,6 +77,7 @@ CASES = {
     "float32": (dict(scheme="blocks"), 0),
     "given": (dict(scheme="blocks"), 2),
     "two given": (dict(scheme="forcing_causal"), 2),
+    "absolute positions": (dict(scheme="blocks", positions="both"), 2),
     "guided text": (dict(scheme="forcing_causal", guidance=2.0, text="both"), 1),
 }
 
@@ -102,11 +103,12 @@ def test_up_to_the_length_of_training_it_is_what_sampling_makes(case):
             assert np.all(np.isfinite(longer)) and np.std(longer[:, frames:]) > 0.1
 
 
-def test_beyond_it_one_layer_sees_exactly_the_window():
+@pytest.mark.parametrize("positions", ["rope", "both"])
+def test_beyond_it_one_layer_sees_exactly_the_window(positions):
     """Keys of one layer depend on their own chunk, so the oracle is `Denoising.sample` on the last
     chunks as if they were a clip of their own; then the same with a smaller window."""
     with precision(True):
-        objective = make("blocks", layers=1)
+        objective = make("blocks", layers=1, positions=positions)
         params, size = parameters(objective, np.float64), objective.scheme.chunk
         total = objective.frames + 2 * size
         got = rolled(objective, total, params)
@@ -179,7 +181,7 @@ def test_errors_say_what_is_wrong():
     for scheme in ("diffusion", "forcing", "image_to_video"):
         with pytest.raises(ValueError, match="only causal schemes with independent levels"):
             run(make(scheme))
-    with pytest.raises(ValueError, match="needs positions 'rope', not 'sincos'"):
+    with pytest.raises(ValueError, match="needs positions 'rope' or 'both', not 'sincos'"):
         run(make("blocks", positions="sincos"))
     blocks = make("blocks")
     with pytest.raises(ValueError, match="window 3: training had 3 chunks"):

@@ -120,8 +120,8 @@ def _check(objective: Denoising, frames: int, given, window: int) -> tuple[int, 
             f"only causal schemes with independent levels and equal chunks can roll ('blocks', "
             f"'forcing_causal'), not {scheme}"
         )
-    if objective.network.positions != "rope":
-        raise ValueError(f"rolling needs positions 'rope', not {objective.network.positions!r}")
+    if objective.network.positions == "sincos":
+        raise ValueError("rolling needs positions 'rope' or 'both', not 'sincos'")
     if not 0 <= window < trained or trained < 2:
         raise ValueError(f"window {window}: training had {trained} chunks, so at most that less 1")
     known = 0 if given is None else given.shape[1]
