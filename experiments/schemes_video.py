@@ -5,7 +5,7 @@
     python experiments/schemes_video.py --workdir=runs/schemes --table_only
 
 Trains `configs/video_tabletop.py` in every scheme and `configs/video_tokens.py` ("tokens"), equally
-long: about 3 minutes each on two quiet cores, times --budget. Then each continues held-out clips
+long: about 10 minutes each on one core, times --budget. Then each continues held-out clips
 from as many first frames as it can be given, none, one or two, with the task as its class: error
 of every frame, Frechet distance of clip features from the training data's, network passes, FLOPs
 and time of a clip. Schemes that make chunk after chunk also go on to twice the length that they

@@ -7,8 +7,8 @@ Arguments: steps=N, debug.
 
 The clips of video_tabletop.py, 64 tokens a frame: each square of 4x4 pixels is one of 512 patches,
 fitted by k-means (30.5 dB). A clip is 512 tokens after one start token that carries the task. The
-network has the depth and heads of video_tabletop.py and trains as long, about 3 minutes on two
-quiet CPU cores, which four times the tokens make fewer steps.
+network has the depth of video_tabletop.py and trains about as long, 10 minutes on one CPU core,
+which four times the tokens make fewer steps.
 """
 
 from wamjax import config as configs
