@@ -70,30 +70,17 @@ def steps(kind: str) -> tuple[int, int]:
 
 
 def measure(kind: str, run: pathlib.Path) -> None:
-    """Success, latency and size of every way to act; rows that are there already stay."""
-    from wamjax import evaluate, tree
-    from wamjax.envs import tabletop
+    """Every way to act, into ways.json of the run."""
+    from wamjax import evaluate
 
-    path = run / "ways.json"
-    done = json.loads(path.read_text()) if path.exists() else {}
-    for name, how in ways(kind).items():
-        if name in done:
-            continue
-        changes = dict(how)
-        policy, config, step = evaluate.load(run, mode=changes.pop("mode"))
-        plan = changes.pop("plan", None)
-        if plan:
-            changes["planning"] = dataclasses.replace(policy.objective.planning, **plan)
-        policy = dataclasses.replace(
-            policy, objective=dataclasses.replace(policy.objective, **changes)
-        )
-        config.eval.episodes, config.eval.execute = flags.FLAGS.episodes, flags.FLAGS.execute
-        done[name] = evaluate.roll_out(policy, config, tabletop.Shift.none()) | {
-            "latency_ms": evaluate.latency(policy, config, calls=20),
-            "parameters": tree.count(policy.params),
-            "steps": step,
-        }
-        path.write_text(json.dumps(done, indent=2) + "\n")
+    def ready(how: dict):
+        policy, config, step = evaluate.load(run, mode=how.pop("mode"))
+        if plan := how.pop("plan", None):
+            how["planning"] = dataclasses.replace(policy.objective.planning, **plan)
+        objective = dataclasses.replace(policy.objective, **how)
+        return dataclasses.replace(policy, objective=objective), config, step
+
+    study.measure(run, ways(kind), ready)
 
 
 def table(workdir: pathlib.Path) -> str:

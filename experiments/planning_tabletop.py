@@ -59,23 +59,15 @@ def ways(kind: str) -> dict[str, dict]:
 
 
 def measure(kind: str, run: pathlib.Path, tuned: pathlib.Path) -> None:
-    """Success and latency of every way to act; rows that are there already stay."""
+    """Every way to act, into ways.json of the run."""
     from wamjax import evaluate
-    from wamjax.envs import tabletop
 
-    path = run / "ways.json"
-    done = json.loads(path.read_text()) if path.exists() else {}
-    for name, how in ways(kind).items():
-        if name in done:
-            continue
-        how = dict(how)
+    def ready(how: dict):
         planner = tuned if how.pop("planner", False) else None
-        policy, config, _ = evaluate.load(run, mode=how.pop("mode", None), planner=planner)
-        policy = dataclasses.replace(policy, objective=acting(policy.objective, how))
-        config.eval.episodes, config.eval.execute = flags.FLAGS.episodes, flags.FLAGS.execute
-        rates = evaluate.roll_out(policy, config, tabletop.Shift.none())
-        done[name] = rates | {"latency_ms": evaluate.latency(policy, config, calls=20)}
-        path.write_text(json.dumps(done, indent=2) + "\n")
+        policy, config, step = evaluate.load(run, mode=how.pop("mode", None), planner=planner)
+        return dataclasses.replace(policy, objective=acting(policy.objective, how)), config, step
+
+    study.measure(run, ways(kind), ready)
 
 
 def choice(run: pathlib.Path) -> dict[str, float]:

@@ -7,6 +7,7 @@ any point and started again.
 
 from __future__ import annotations
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -66,6 +67,32 @@ def run(
             each(kind, seed, workdir / f"{kind}-{seed}")
             print(table(workdir), flush=True)
     print(table(workdir))
+
+
+def measure(run: pathlib.Path, ways: dict[str, dict], ready: Callable) -> None:
+    """Rolls out every way in which a trained policy can act, into ``ways.json`` of its run.
+
+    A row holds what `wamjax.evaluate.roll_out` says, the latency, the number of parameters and the
+    training step. Rows that are there already stay; each is written as soon as it is measured.
+
+    Args:
+      ways: row -> how to act, as `ready` takes it.
+      ready: how to act (a copy) -> (policy, config, step), as `wamjax.evaluate.load` gives them.
+    """
+    from wamjax import evaluate, tree
+    from wamjax.envs import tabletop
+
+    path = run / "ways.json"
+    done = json.loads(path.read_text()) if path.exists() else {}
+    for name in [n for n in ways if n not in done]:
+        policy, config, step = ready(dict(ways[name]))
+        config.eval.episodes, config.eval.execute = flags.FLAGS.episodes, flags.FLAGS.execute
+        done[name] = evaluate.roll_out(policy, config, tabletop.Shift.none()) | {
+            "latency_ms": evaluate.latency(policy, config, calls=20),
+            "parameters": tree.count(policy.params),
+            "steps": step,
+        }
+        path.write_text(json.dumps(done, indent=2) + "\n")
 
 
 def interval(rates: list[float], episodes: int):
