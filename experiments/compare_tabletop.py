@@ -140,7 +140,7 @@ def main(argv: list[str]) -> None:
                 path, "action_weight=0", seed, world, *fixed, f"--config.total_steps={first}"
             )
             fixed += (f"--config.init_from.path={world}",)
-            count -= first
+            count = max(count - first, 1)
         study.train(path, arg, seed, run, *fixed, f"--config.total_steps={count}")
         measure(kind, run)
 
