@@ -136,20 +136,6 @@ def acting(objective, how: dict):
     return dataclasses.replace(objective, planning=planning, **how)
 
 
-def pretrain(workdir: pathlib.Path) -> tuple[str, ...]:
-    """A model of the world alone, all slots but the action's; where every kind and seed starts.
-
-    What the published policies start from is a video model. Returns the flags that say so.
-    """
-    steps = flags.FLAGS.pretraining
-    if not steps:
-        return ()
-    run = workdir / "pretrained"
-    options = f"--config.total_steps={steps}", "--config.eval.episodes=0"
-    study.train(CONFIG, "action_weight=0", "100", run, *options)
-    return (f"--config.init_from.path={run}",)
-
-
 def tune(run: pathlib.Path, seed: str) -> pathlib.Path:
     """A planner: world model and values, trained on with rollouts of the run's own policy."""
     out, rollouts = run.with_name(run.name.replace("base", "planner")), run / "rollouts"
@@ -227,7 +213,8 @@ def main(argv: list[str]) -> None:
     def each(kind: str, seed: str, run: pathlib.Path) -> None:
         from wamjax import foresight
 
-        start = pretrain(run.parent)
+        world = run.parent / "pretrained"
+        start = study.pretrain(CONFIG, "action_weight=0", world, flags.FLAGS.pretraining)
         study.train(CONFIG, KINDS[kind], seed, run, *start, "--config.eval.episodes=0")
         tuned = tune(run, seed) if kind == "base" and flags.FLAGS.proposals else run
         measure(kind, run, tuned)

@@ -43,6 +43,39 @@ def train(config: pathlib.Path, kind: str, seed: str, run: pathlib.Path, *option
     subprocess.run([sys.executable, "-m", "wamjax.train", *fixed, *options], check=True)
 
 
+def pretrain(
+    config: pathlib.Path, kind: str, run: pathlib.Path, steps: int, *options: str
+) -> tuple[str, ...]:
+    """A model of the world, without a loss for actions, that policies start from.
+
+    What the published policies start from is a video model.
+
+    Args:
+      kind, options: as of `train`.
+      steps: of its training; 0 for policies that start from nothing.
+
+    Returns:
+      The options of `train` with which a policy starts from it.
+    """
+    if not steps:
+        return ()
+    # A seed of its own: policies of seed 0 should not see the batches of their start again.
+    train(config, kind, "100", run, *options, f"--config.total_steps={steps}",
+          "--config.eval.episodes=0")  # fmt: skip
+    return (f"--config.init_from.path={run}",)
+
+
+def pretrain_video(
+    config: pathlib.Path, run: pathlib.Path, steps: int, *options: str
+) -> tuple[str, ...]:
+    """`pretrain` for the variants of Fast-WAM: their video expert. Action experts start fresh."""
+    start = pretrain(
+        config, "variant=fast", run, steps, "--config.objective.lambda_action=0.0", *options
+    )
+    fresh = ("action/.*", "blocks/action/.*")
+    return (*start, f"--config.init_from.fresh={fresh}") if start else ()
+
+
 def run(
     argv: list[str],
     name: str,

@@ -21,6 +21,32 @@ def test_budgets_are_equal_in_flops(compare):
     assert found["no_cotrain"][1] < found["fast"][1]  # no future to denoise: more steps
 
 
+def test_a_budget_is_shared_between_the_model_of_the_world_and_the_policy(
+    compare, tmp_path, monkeypatch
+):
+    """--world_share of the FLOPs come first, once for a method; the rest are for the policy."""
+    trained = []
+    monkeypatch.setattr(compare.study, "train", lambda *args: trained.append(args))
+    monkeypatch.setattr(compare, "measure", lambda *args: None)
+    monkeypatch.setattr(compare, "steps", lambda kind: ({"fast": 400}.get(kind, 100), 0))
+    each = []
+    monkeypatch.setattr(compare.study, "run", lambda argv, name, one, table: each.append(one))
+    compare.main([""])
+    compare.flags.FLAGS.world_share = 0.75
+    for kind in ("idm", "cosmos_policy"):
+        each[0](kind, "3", tmp_path / f"{kind}-3")
+    found = [(arg, seed, run.name, [o for o in options if "total" in o or "path" in o])
+             for _, arg, seed, run, *options in trained]  # fmt: skip
+    start, steps = "--config.init_from.path=", "--config.total_steps="
+    assert found == [
+        ("variant=fast", "100", "world-fast_wam", [f"{steps}300"]),
+        ("variant=idm", "3", "idm-3", [f"{start}{tmp_path / 'world-fast_wam'}", f"{steps}25"]),
+        ("action_weight=0", "100", "world-cosmos_policy", [f"{steps}75"]),
+        ("", "3", "cosmos_policy-3",
+         [f"{start}{tmp_path / 'world-cosmos_policy'}", f"{steps}25"]),
+    ]  # fmt: skip
+
+
 def test_ways_to_act_are_those_of_the_variants(compare):
     rows = {name: how for kind in compare.KINDS for name, how in compare.ways(kind).items()}
     assert {"fast", "joint", "idm", "no_cotrain"} < rows.keys()

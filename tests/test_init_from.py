@@ -27,10 +27,11 @@ def wan(tmp_path_factory):
     return folder / "ours"
 
 
-def prepare(path, missing=(), unused=(), objective=None):
+def prepare(path, missing=(), unused=(), fresh=(), objective=None):
     """(objective, config, abstract parameters on a mesh)."""
     config = toy.config(**{
-        "init_from.path": str(path), "init_from.missing": missing, "init_from.unused": unused
+        "init_from.path": str(path), "init_from.missing": missing, "init_from.unused": unused,
+        "init_from.fresh": fresh,
     })  # fmt: skip
     objective = objective or toy.fast_wam()
     abstract = jax.eval_shape(lambda: states.init_params(objective, config))
@@ -56,6 +57,25 @@ def test_a_policy_starts_from_a_video_backbone(wan, derive):
     want = tree.flatten(expert_init.action_from_video(want) if derive else want)
     for path, x in flat.items():
         np.testing.assert_allclose(x, want[path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def test_a_head_starts_fresh_whatever_the_source_has(wan):
+    """Also where shapes differ, which is an error otherwise; a rule without effect is one too."""
+    objective, config, abstract = prepare(wan, MISSING, fresh=("video/head/.*",))
+    params = tree.flatten(init_from.params(objective, config, abstract))
+    fresh = tree.flatten(states.init_params(objective, config))
+    arrays = store.read(wan / "params").arrays
+    kernel, other = "video/head/kernel", "video/patch_embed/kernel"
+    np.testing.assert_allclose(params[kernel], fresh[kernel], rtol=1e-6)
+    assert np.abs(params[kernel] - arrays[kernel].read().result().astype(np.float32)).max() > 0.01
+    np.testing.assert_array_equal(params[other], arrays[other].read().result().astype(np.float32))
+    shapes, want = store.read(wan / "params").shapes, tree.flatten(abstract)
+    want[kernel] = np.zeros((32, 7))
+    assert init_from.check(shapes, want, config.init_from) >= {kernel, "video/head/bias"}
+    config.init_from.fresh = ("vidio/.*",)
+    with pytest.raises(ValueError, match="another shape") as error:
+        init_from.check(shapes, want, config.init_from)
+    assert "in init_from.fresh, but the model has nothing of it:\n    vidio/.*" in str(error.value)
 
 
 def test_everything_that_does_not_fit_is_said_at_once(wan):

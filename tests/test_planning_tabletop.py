@@ -97,15 +97,21 @@ def test_rows_are_compared_in_the_same_episodes_of_the_same_checkpoints(planning
     assert paired["frozen"] == f"25.0 [{25 - half:.1f}, {25 + half:.1f}]"
 
 
-def test_all_kinds_start_from_one_model_of_the_world(planning, tmp_path, monkeypatch):
-    trained = []
-    monkeypatch.setattr(planning.study, "train", lambda *args: trained.append(args))
-    assert planning.pretrain(tmp_path) == (f"--config.init_from.path={tmp_path / 'pretrained'}",)
-    _, arg, _, run, steps, _ = trained[0]
-    assert (arg, run) == ("action_weight=0", tmp_path / "pretrained")
-    assert steps == "--config.total_steps=2500"
-    planning.flags.FLAGS.pretraining = 0
-    assert planning.pretrain(tmp_path) == () and len(trained) == 1
+def test_what_policies_start_from(planning, tmp_path, monkeypatch):
+    """Trained once without a loss for actions; Fast-WAM's action experts start fresh."""
+    made = []
+    monkeypatch.setattr(planning.study, "train", lambda *args: made.append(args))
+    world = planning.study.pretrain(planning.CONFIG, "action_weight=0", tmp_path, 25, "--x=y")
+    assert world == (f"--config.init_from.path={tmp_path}",)
+    assert made.pop()[1:] == (
+        "action_weight=0", "100", tmp_path, "--x=y", "--config.total_steps=25",
+        "--config.eval.episodes=0",
+    )  # fmt: skip
+    video = planning.study.pretrain_video(planning.CONFIG, tmp_path, 25)
+    assert video == (*world, "--config.init_from.fresh=('action/.*', 'blocks/action/.*')")
+    assert "--config.objective.lambda_action=0.0" in made.pop()
+    assert planning.study.pretrain(planning.CONFIG, "", tmp_path, 0) == ()
+    assert planning.study.pretrain_video(planning.CONFIG, tmp_path, 0) == () and not made
 
 
 def test_what_there_is_to_choose_from(planning, tmp_path, monkeypatch):

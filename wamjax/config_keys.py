@@ -32,6 +32,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("init_from.path", "", "folder of wamjax.convert, or run, to start from; more as PREFIX=DIR"),
     ("init_from.missing", (), "regexes of parameters that it may lack; these start fresh"),
     ("init_from.unused", (), "regexes of parameters that it may have and the model has not"),
+    ("init_from.fresh", (), "regexes of parameters that start fresh even if it has them"),
     ("guard.max_consecutive_skips", 10, "stop after this many non-finite steps in a row"),
     ("checkpoint.every", 1000, "steps between checkpoints; one is saved at the end in any case"),
     ("checkpoint.keep", 2, "checkpoints kept"),

@@ -4,8 +4,9 @@
 checkpoint; the moving average, if it has one). After commas follow further ones, each for what
 lies below a prefix: ``weights/cosmos,codec=weights/wan21_vae``. Paths and shapes must agree. What
 the model has and the source lacks starts fresh if it is listed in ``init_from.missing``; what the
-source has and the model lacks is left out if it is listed in ``init_from.unused``. Everything else
-is an error, and all of it is said.
+source has and the model lacks is left out if it is listed in ``init_from.unused``. What is listed
+in ``init_from.fresh`` starts fresh whatever the source has, as a head for other actions does.
+Everything else is an error, and all of it is said.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def check(
     allowed: Any = None,
     what: str = "config.init_from does not fit the model",
 ) -> set[str]:
-    """The parameters that the source lacks and may lack.
+    """The parameters that start fresh: those that the source may lack and does, or should.
 
     Args:
       allowed: ``config.init_from``, or None: then nothing may be missing or unused.
@@ -87,12 +88,15 @@ def check(
     Raises:
       ValueError: there is something else wrong; names all of it.
     """
-    may_lack, may_have, unless = (), (), ""
+    may_lack, may_have, fresh, unless = (), (), (), ""
     if allowed is not None:
-        may_lack, may_have, unless = allowed.missing, allowed.unused, ", and not in init_from."
+        may_lack, may_have, fresh = allowed.missing, allowed.unused, allowed.fresh
+        unless = ", and not in init_from."
+    source = {p: shape for p, shape in source.items() if not _listed(p, fresh)}
     missing = {p for p in want if p not in source}
     unused = {p for p in source if p not in want}
-    fine = [p for p in missing if _listed(p, may_lack) or (allowed and adapters.is_adapter(p))]
+    new = (*may_lack, *fresh)
+    fine = [p for p in missing if _listed(p, new) or (allowed and adapters.is_adapter(p))]
     problems = {
         "missing in the source" + (unless and f"{unless}missing"): missing - set(fine),
         "unknown to the model" + (unless and f"{unless}unused"): {
@@ -108,6 +112,9 @@ def check(
         },
         "in init_from.unused, but nothing of it is unused": {
             r for r in may_have if not any(re.fullmatch(r, p) for p in unused)
+        },
+        "in init_from.fresh, but the model has nothing of it": {
+            r for r in fresh if not any(re.fullmatch(r, p) for p in want)
         },
     }
     lines = [f"\n  {what}:" + "".join(f"\n    {x}" for x in sorted(found))
