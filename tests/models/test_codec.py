@@ -70,7 +70,9 @@ def test_the_cosine_codec_is_the_cosine_transform_cut_to_low_frequencies():
 
 def test_the_cosine_codec_keeps_what_rendered_scenes_are_made_of():
     keys = jax.random.split(jax.random.key(0), 16)
-    states = jax.vmap(tabletop.reset, (0, 0, None))(keys, jnp.arange(16) % 8, tabletop.Shift.none())
+    states = jax.vmap(tabletop.reset, (0, 0, None))(
+        keys, jnp.arange(16) % 8, tabletop.Shift.none()
+    )
     seen = jax.vmap(tabletop.observe, (0, None))(states, tabletop.Shift.none())
     x = tabletop.composite(seen["images"])[:, None]
     errors = []

@@ -1,12 +1,12 @@
 """The folder of a policy bundle.
 
-DIR/policy.json   what it is: config, sizes and names of the data, statistics, mode, and so on
-DIR/weights/      its parameters, as a folder of `wamjax.convert`
-DIR/planner/      parameters of a separate planner, if it has one
-DIR/codec/        of a policy that was trained on cached latents: what makes them of pictures
-DIR/embeddings/   text embeddings (`wamjax.data.embeddings`), if it reads those; new
-                  instructions can be added to it. Words become ids by a hash: there is no
-                  vocabulary to keep.
+    DIR/policy.json   what it is: config, sizes and names of the data, statistics, mode, and so on
+    DIR/weights/      its parameters, as a folder of `wamjax.convert`
+    DIR/planner/      parameters of a separate planner, if it has one
+    DIR/codec/        of a policy that was trained on cached latents: what makes them of pictures
+    DIR/embeddings/   text embeddings (`wamjax.data.embeddings`), if it reads those; new
+                      instructions can be added to it. Words become ids by a hash: there is no
+                      vocabulary to keep.
 """
 
 from __future__ import annotations
