@@ -75,7 +75,7 @@ def table(workdir: pathlib.Path) -> str:
         columns = [(row[s], episodes) for s in shifts]
         columns.append((overall[name], episodes * len(shifts)))
         cells = [study.interval(list(x.values()), n).percent() for x, n in columns]
-        paired = against(overall[name], overall.get("fast", {})) if name != "fast" else "-"
+        paired = study.by_seed(overall[name], overall.get("fast", {})) if name != "fast" else "-"
         lines.append(
             f"| {name} | {min(latencies[name]):.1f} | " + " | ".join([*cells, paired]) + " |"
         )
@@ -90,16 +90,6 @@ def table(workdir: pathlib.Path) -> str:
     latency = {name: min(values) for name, values in latencies.items()}
     plots.ablation(rates, workdir / "ablation.png", latency)
     return text
-
-
-def against(rates: dict[str, float], base: dict[str, float]) -> str:
-    """The difference over the seeds of both, with its interval if there are several."""
-    from wamjax.viz import intervals
-
-    differences = [rates[seed] - base[seed] for seed in rates if seed in base]
-    if len(differences) > 1:
-        return intervals.student_t(differences).percent()
-    return f"{100 * differences[0]:.1f}" if differences else "-"
 
 
 def define_flags() -> None:

@@ -170,7 +170,7 @@ def table(workdir: pathlib.Path) -> str:
         cells = name, rates_of[name].percent(), paired, f"{latencies[name]:.1f}", str(len(found))
         lines.append("| " + " | ".join(cells) + " |")
     lines.append(f"\n{n} episodes a row and seed; 95 % intervals: t over seeds, Wilson of one; "
-                 "differences: same checkpoints, same episodes, over episodes")  # fmt: skip
+                 "differences: over episodes of the same checkpoints, else over seeds")  # fmt: skip
     for path in sorted(workdir.glob("base-*/choice.json")):
         lines.append(f"\n{path.parent.name} has to choose from: {json.loads(path.read_text())}")
     text = "\n".join(lines)
@@ -182,12 +182,16 @@ def table(workdir: pathlib.Path) -> str:
 
 
 def against(found: list[dict], direct: list[dict]) -> str:
-    """The difference of paired outcomes and its interval; "-" where checkpoints are others."""
+    """The difference to acting directly, and its interval.
+
+    Of the same checkpoints: over paired outcomes of the same episodes. Of other ones: seed by seed.
+    """
     from wamjax.viz.intervals import student_t
 
     pairs = [(a, b) for a in found for b in direct if a["run"] == b["run"]]
     if not pairs:
-        return "-"
+        rates = ({f["run"].rsplit("-")[-1]: f["success_rate"] for f in x} for x in (found, direct))
+        return study.by_seed(*rates)
     ones = [np.array(list(x["outcomes"]), int) for pair in pairs for x in pair]
     differences = np.concatenate([a - b for a, b in zip(ones[::2], ones[1::2], strict=True)])
     if not differences.any():

@@ -137,6 +137,19 @@ def interval(rates: list[float], episodes: int):
     return intervals.wilson(round(rates[0] * episodes), episodes)
 
 
+def by_seed(rates: dict[str, float], base: dict[str, float]) -> str:
+    """The difference of success rates in points, over the seeds of both, with its 95 % interval.
+
+    "-" without a seed in common; without an interval where there is one.
+    """
+    from wamjax.viz import intervals
+
+    differences = [rates[seed] - base[seed] for seed in rates if seed in base]
+    if len(differences) > 1:
+        return intervals.student_t(differences).percent()
+    return f"{100 * differences[0]:.1f}" if differences else "-"
+
+
 def bars(path: pathlib.Path, rates: dict, latencies: dict[str, float], colours: list[int]) -> None:
     """A bar for every row, with its interval (`interval`) and the latency of a plan in ms."""
     from wamjax.viz import figures

@@ -37,5 +37,5 @@ def test_table(ablation, tmp_path):
 
 
 def test_difference_without_a_base(ablation):
-    assert ablation.against({"0": 0.5}, {}) == "-"
-    assert ablation.against({"0": 0.5, "1": 0.1}, {"0": 0.25}) == "25.0"
+    assert ablation.study.by_seed({"0": 0.5}, {}) == "-"
+    assert ablation.study.by_seed({"0": 0.5, "1": 0.1}, {"0": 0.25}) == "25.0"
