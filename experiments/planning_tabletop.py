@@ -9,9 +9,10 @@ noise without its uniform part, a prefix visibility), all from one model of the 
 trained first, and lets each act directly. With the first one it does more: fewer and more network
 calls, the other end of the noise levels, reused keys and values, and planning among more and more
 proposals, judged by its own world model and value function and by those fine-tuned on its rollouts;
-and it says how different eight proposals are, and whether scores know which is better. Writes
-table.md, table.json and planning.png, and in each run what `wamjax.foresight` says of it.
-Resumable, between runs and within each: every row is kept as soon as it is measured.
+and it says how different eight proposals are, whether scores know which is better, and how well
+values know what comes of a plan, before and after fine-tuning. Writes table.md, table.json and
+planning.png, and in each run what `wamjax.foresight` says of it. Resumable, between runs and within
+each: every row is kept as soon as it is measured.
 
 With --arg=steps=700, on one CPU core: 18 minutes for the model of the world, 7 for a training and
 its row, and 25 more where all ways to act are measured in 96 episodes with --proposals=2,8.
@@ -119,6 +120,34 @@ def choice(run: pathlib.Path) -> dict[str, float]:
     return found
 
 
+def judges(run: pathlib.Path, planner: pathlib.Path) -> dict[str, dict[str, float]]:
+    """How well values know what comes of a plan, before and after fine-tuning on rollouts.
+
+    One proposal, one future and one value, which is what acting directly does; whole chunks.
+
+    Returns:
+      "own values" and "fine-tuned planner" -> `foresight.calibration` without its bins, and the
+      means of "predicted" and "achieved" return.
+    """
+    from wamjax import evaluate, foresight
+
+    path = run / "judges.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    found = {}
+    for name, judge in (("own values", None), ("fine-tuned planner", planner)):
+        policy, config, _ = evaluate.load(run, mode="plan", planner=judge)
+        objective = acting(policy.objective, {"plan": {"proposals": 1}})
+        policy = dataclasses.replace(policy, objective=objective)
+        seen = foresight.watch(policy, config, flags.FLAGS.episodes)
+        value, achieved = seen.value[seen.open], seen.achieved[seen.open]
+        about = foresight.calibration(value, achieved)
+        about |= {"predicted": float(value.mean()), "achieved": float(achieved.mean())}
+        found[name] = {k: v for k, v in about.items() if k != "bins"}
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    return found
+
+
 def _offer(policy, observation, key):
     """Acts by the first proposal and tells of all: their next motion, and their scores."""
     from wamjax.wam.planning import plan
@@ -173,6 +202,9 @@ def table(workdir: pathlib.Path) -> str:
                  "differences: over episodes of the same checkpoints, else over seeds")  # fmt: skip
     for path in sorted(workdir.glob("base-*/choice.json")):
         lines.append(f"\n{path.parent.name} has to choose from: {json.loads(path.read_text())}")
+    for path in sorted(workdir.glob("base-*/judges.json")):
+        for name, found in json.loads(path.read_text()).items():
+            lines.append(f"\n{path.parent.name}, {name} against achieved returns: {found}")
     text = "\n".join(lines)
     (workdir / "table.md").write_text(text + "\n")
     (workdir / "table.json").write_text(json.dumps(rows, indent=2) + "\n")
@@ -224,6 +256,8 @@ def main(argv: list[str]) -> None:
         measure(kind, run, tuned)
         if kind == "base":
             choice(run)
+        if tuned != run:
+            judges(run, tuned)
         if not (run / "foresight.json").exists():
             foresight.run(run)
 

@@ -10,7 +10,7 @@ from test_denoising_runs import study
 from wam import cosmos_tiny as tiny
 
 from wamjax import config as configs
-from wamjax import evaluate
+from wamjax import evaluate, foresight
 from wamjax.data.normalize import Normalizer
 from wamjax.wam.planning import Plan
 
@@ -140,3 +140,30 @@ def test_what_there_is_to_choose_from(planning, tmp_path, monkeypatch):
     assert 0 < found["best"] < found["error"] < 2 and -1 <= found["agreement"] <= 1
     monkeypatch.delattr("wamjax.wam.planning.plan")  # what is measured stays
     assert planning.choice(tmp_path) == found
+
+
+def test_judges_of_one_plan_each(planning, tmp_path, monkeypatch):
+    """Both judge plans of one proposal; only plans that were made before the end count."""
+    judged = []
+
+    def load(run, mode=None, planner=None):
+        judged.append((mode, planner))
+        return evaluate.Policy(tiny.objective(), {}, {}, mode), configs.base_config(), 7
+
+    def watch(policy, config, episodes):
+        how = policy.objective.planning
+        assert (how.proposals, how.futures, how.values, episodes) == (1, 1, 1, 10)
+        value = np.array([[0.1, 0.9], [0.3, 0.7 if judged[-1][1] else 0.0]])
+        open_ = np.array([[True, False], [True, True]])
+        empty = np.zeros((2, 2, 1, 1, 3), np.uint8)
+        achieved = np.array([[0.2, 0.0], [0.6, 1.0]])
+        return foresight.Plans(value, achieved, open_, None, empty, None, empty)
+
+    monkeypatch.setattr(evaluate, "load", load)
+    monkeypatch.setattr(foresight, "watch", watch)
+    found = planning.judges(tmp_path, tmp_path / "planner-0")
+    assert judged == [("plan", None), ("plan", tmp_path / "planner-0")]
+    assert [f["plans"] for f in found.values()] == [3, 3] and "bins" not in found["own values"]
+    assert found["fine-tuned planner"]["correlation"] > 0.9 > found["own values"]["correlation"]
+    assert found["fine-tuned planner"]["predicted"] == pytest.approx((0.1 + 0.3 + 0.7) / 3)
+    assert planning.judges(tmp_path, tmp_path) == found and len(judged) == 2
