@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import sys
 
 import jax
@@ -85,6 +86,17 @@ def test_a_refused_run_changes_nothing(finished):
     with pytest.raises(ValueError):
         run(toy.config(total_steps=7, **{"seed": 5}), finished)
     assert names() == before and (finished / "config.json").read_text() == config
+
+
+def test_a_folder_that_is_in_use_is_left_alone(finished):
+    """Two trainings in one folder would write over each other's checkpoints."""
+    config = (finished / "config.json").read_text()
+    with guards.alone(finished):
+        with pytest.raises(guards.Occupied, match=f"in use: process {os.getpid()} on .*--workdir"):
+            run(toy.config(total_steps=7), finished)
+    assert (finished / "config.json").read_text() == config
+    with guards.alone(finished):  # it was let go
+        pass
 
 
 @dataclasses.dataclass(frozen=True)

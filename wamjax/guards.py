@@ -1,8 +1,13 @@
-"""What keeps a run from ruining its own state: non-finite steps, divergence, signals."""
+"""What keeps a run from ruining its own state: non-finite steps, divergence, signals, a twin."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import pathlib
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,6 +18,10 @@ from jax.experimental import multihost_utils
 
 class Diverged(RuntimeError):
     """Too many non-finite steps in a row."""
+
+
+class Occupied(RuntimeError):
+    """Another process trains in the folder of a run."""
 
 
 def finite(loss: jax.Array, gradient_norm: jax.Array) -> jax.Array:
@@ -39,6 +48,37 @@ def check_streak(row: dict[str, float], limit: int, last_checkpoint: int | None)
         f"{int(row['skips_in_a_row'])} steps in a row, up to step {int(row['step'])}; {kept}. "
         "Lower optim.learning_rate, or check the data with `python -m wamjax.doctor`"
     )
+
+
+@contextlib.contextmanager
+def alone(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other trainings out of a run's folder; of several processes the first one does.
+
+    Held by the file ``lock`` in it, which the system lets go when the process ends, however it
+    ends. Where the file system knows no locks nothing is kept out.
+
+    Raises:
+      Occupied: one does.
+    """
+    if jax.process_index() > 0:
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / "lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise Occupied(
+                f"{workdir} is in use: {file.read().strip() or 'another process'} trains there; "
+                "wait for it or stop it, or use another --workdir"
+            ) from None
+        except OSError:  # not every network file system has them
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        file.flush()
+        yield
 
 
 class Interrupts:

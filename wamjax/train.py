@@ -90,6 +90,7 @@ def run(
 
     Raises:
       ValueError: a bad config, or one that the run in `workdir` cannot continue with.
+      guards.Occupied: another process trains in `workdir`.
       guards.Diverged: too many non-finite steps in a row.
     """
     configs.validate(config)
@@ -99,18 +100,19 @@ def run(
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_config(config, mesh)
     peak = _peak(config, mesh)
-    with Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
-        _check_config(config, checkpoints)
-        _start_folder(config, workdir)
-        data = make_data(config)
-        _check_statistics(data.statistics, checkpoints)
-        objective = make_objective(config, data.spec)
-        _draw_masks(objective, workdir)
-        job = Job(config, workdir, mesh, peak, data, objective, checkpoints)
-        with jax.set_mesh(mesh):
-            if not _loop(job, *prepare(job)):
-                return False
-    _finish(config, workdir, objective)
+    with guards.alone(workdir):
+        with Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
+            _check_config(config, checkpoints)
+            _start_folder(config, workdir)
+            data = make_data(config)
+            _check_statistics(data.statistics, checkpoints)
+            objective = make_objective(config, data.spec)
+            _draw_masks(objective, workdir)
+            job = Job(config, workdir, mesh, peak, data, objective, checkpoints)
+            with jax.set_mesh(mesh):
+                if not _loop(job, *prepare(job)):
+                    return False
+        _finish(config, workdir, objective)
     return True
 
 
@@ -325,7 +327,7 @@ def main(argv: list[str]) -> None:
         hardware.restart_with_huge_pages()
     try:
         run(values.config, values.workdir)
-    except guards.Diverged as error:
+    except (guards.Diverged, guards.Occupied) as error:
         raise SystemExit(f"stopped: {error}") from None
 
 
