@@ -10,9 +10,10 @@ steps as make up --tflop of forward and backward passes, and lets each act in ev
 published, each starts from a video model: --world_share of the budget goes into one of either
 method, trained once without a loss for actions, which all seeds and variants start from. (Half of
 Cosmos Policy's batch are episodes of a noisy expert, since its value function learns from failures.
-It does not imitate them.) Writes table.md, table.json and compare.png. The whole is resumable,
-between runs and within each. At the default budget, on one CPU core: 20 minutes for each of the two
-models, 5 for a policy and half a minute to five for each way to act.
+It does not imitate them.) With --shifts=lighting,colours also under these shifts. Writes table.md,
+table.json and compare.png. The whole is resumable, between runs and within each. At the default
+budget, on one CPU core: 20 minutes for each of the two models, 5 for a policy and half a minute to
+five for each way to act.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def steps(kind: str) -> tuple[int, int]:
 
 
 def measure(kind: str, run: pathlib.Path) -> None:
-    """Every way to act, into ways.json of the run."""
+    """Every way to act, in the world as it is and under the shifts asked for."""
     from wamjax import evaluate
 
     def ready(how: dict):
@@ -82,37 +83,45 @@ def measure(kind: str, run: pathlib.Path) -> None:
         objective = dataclasses.replace(policy.objective, **how)
         return dataclasses.replace(policy, objective=objective), config, step
 
-    study.measure(run, ways(kind), ready)
+    for shift in ("none", *flags.FLAGS.shifts):
+        study.measure(run, ways(kind), ready, shift)
 
 
 def table(workdir: pathlib.Path) -> str:
     """Collects all rows so far; writes table.json, table.md and a picture; returns the table."""
-    found: dict[str, list[dict]] = {}
+    from wamjax.envs import tabletop
+
+    measured: dict[str, dict[str, list[dict]]] = {s: {} for s in tabletop.SHIFTS}
     for kind in KINDS:
-        for path in sorted(workdir.glob(f"{kind}-[0-9]*/ways.json")):
-            for name, row in json.loads(path.read_text()).items():
-                found.setdefault(name, []).append(row)
+        for run in sorted(workdir.glob(f"{kind}-[0-9]*")):
+            for shift, rows in measured.items():
+                path = study.rows_file(run, shift)
+                for name, row in (json.loads(path.read_text()) if path.exists() else {}).items():
+                    rows.setdefault(name, []).append(row)
+    found = measured.pop("none")
     if not found:
         return "no run has been measured yet"
+    shifted = {shift: rows for shift, rows in measured.items() if rows}
     tasks = list(next(iter(found.values()))[0]["per_task"])
-    head = "policy", "parameters", "steps", "success %", *tasks, "latency p50 ms", "seeds"
+    head = "policy", "parameters", "steps", "success %", *tasks, *shifted, "latency p50 ms", "seeds"
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     rates, latencies = {}, {}
     for name, rows in found.items():
         rates[name] = study.interval([r["success_rate"] for r in rows], rows[0]["episodes"])
         latencies[name] = min(r["latency_ms"]["p50"] for r in rows)
-        each = [sum(r["per_task"][t]["success_rate"] for r in rows) / len(rows) for t in tasks]
+        each = [[r["per_task"][t]["success_rate"] for r in rows] for t in tasks]
+        each += [[r["success_rate"] for r in x.get(name, ())] for x in shifted.values()]
         cells = (
             name, f"{rows[0]['parameters'] / 1e6:.2f} M", str(rows[0]["steps"]),
-            rates[name].percent(), *(f"{100 * e:.0f}" for e in each), f"{latencies[name]:.1f}",
-            str(len(rows)),
+            rates[name].percent(), *(f"{100 * sum(e) / len(e):.0f}" if e else "-" for e in each),
+            f"{latencies[name]:.1f}", str(len(rows)),
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-    lines.append(f"\n{rows[0]['episodes']} episodes a row and seed; 95 % intervals: t over seeds, "
-                 "Wilson of one")  # fmt: skip
+    lines.append(f"\n{rows[0]['episodes']} episodes a row and seed, and under each shift; 95 % "
+                 "intervals: t over seeds, Wilson of one")  # fmt: skip
     text = "\n".join(lines)
     (workdir / "table.md").write_text(text + "\n")
-    (workdir / "table.json").write_text(json.dumps(found, indent=2) + "\n")
+    (workdir / "table.json").write_text(json.dumps({"none": found} | shifted, indent=2) + "\n")
     colours = [name.startswith("cosmos") for name in rates]
     study.bars(workdir / "compare.png", rates, latencies, colours)
     return text
@@ -127,6 +136,7 @@ def define_flags() -> None:
         lower_bound=0.01, upper_bound=0.99,
     )  # fmt: skip
     flags.DEFINE_integer("episodes", 192, "episodes for each row, over all tasks")
+    flags.DEFINE_list("shifts", [], "also measured under these of tabletop.SHIFTS")
     flags.DEFINE_integer("execute", 4, "actions of each plan that are executed")
 
 

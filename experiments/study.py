@@ -102,8 +102,13 @@ def run(
     print(table(workdir))
 
 
-def measure(run: pathlib.Path, ways: dict[str, dict], ready: Callable) -> None:
-    """Rolls out every way in which a trained policy can act, into ``ways.json`` of its run.
+def rows_file(run: pathlib.Path, shift: str = "none") -> pathlib.Path:
+    """Where `measure` keeps its rows."""
+    return run / ("ways.json" if shift == "none" else f"ways-{shift}.json")
+
+
+def measure(run: pathlib.Path, ways: dict[str, dict], ready: Callable, shift: str = "none") -> None:
+    """Rolls out every way in which a trained policy can act, into the `rows_file` of its run.
 
     A row holds what `wamjax.evaluate.roll_out` says, the latency, the number of parameters and the
     training step. Rows that are there already stay; each is written as soon as it is measured.
@@ -111,16 +116,17 @@ def measure(run: pathlib.Path, ways: dict[str, dict], ready: Callable) -> None:
     Args:
       ways: row -> how to act, as `ready` takes it.
       ready: how to act (a copy) -> (policy, config, step), as `wamjax.evaluate.load` gives them.
+      shift: of the world, by name.
     """
     from wamjax import evaluate, tree
     from wamjax.envs import tabletop
 
-    path = run / "ways.json"
+    path = rows_file(run, shift)
     done = json.loads(path.read_text()) if path.exists() else {}
     for name in [n for n in ways if n not in done]:
         policy, config, step = ready(dict(ways[name]))
         config.eval.episodes, config.eval.execute = flags.FLAGS.episodes, flags.FLAGS.execute
-        done[name] = evaluate.roll_out(policy, config, tabletop.Shift.none()) | {
+        done[name] = evaluate.roll_out(policy, config, tabletop.SHIFTS[shift]) | {
             "latency_ms": evaluate.latency(policy, config, calls=20),
             "parameters": tree.count(policy.params),
             "steps": step,

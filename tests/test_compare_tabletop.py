@@ -64,7 +64,12 @@ def test_table(compare, tmp_path):
         (tmp_path / run).mkdir()
         name = "cosmos_policy, 1 call" if "cosmos" in run else "fast"
         (tmp_path / run / "ways.json").write_text(json.dumps({name: row}))
-    _, _, cosmos, fast, *_ = compare.table(tmp_path).splitlines()
-    assert cosmos == "| cosmos_policy, 1 call | 1.80 M | 7 | 50.0 [23.7, 76.3] | 50 | 2.0 | 1 |"
-    assert fast.startswith("| fast | 1.80 M | 7 | 60.0 [") and fast.endswith("| 60 | 2.0 | 2 |")
+    darker = {"fast": row | {"success_rate": 0.25}}
+    (tmp_path / "fast-1" / "ways-lighting.json").write_text(json.dumps(darker))
+    head, _, cosmos, fast, *_ = compare.table(tmp_path).splitlines()
+    assert "| reach | lighting | latency p50 ms | seeds |" in head
+    assert cosmos == "| cosmos_policy, 1 call | 1.80 M | 7 | 50.0 [23.7, 76.3] | 50 | - | 2.0 | 1 |"
+    assert fast.startswith("| fast | 1.80 M | 7 | 60.0 [") and fast.endswith(
+        "| 60 | 25 | 2.0 | 2 |"
+    )
     assert (tmp_path / "compare.png").exists() and (tmp_path / "table.json").exists()
