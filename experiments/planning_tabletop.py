@@ -39,6 +39,10 @@ KINDS = {  # what is changed -> config argument
     "prefix": "visibility=prefix",
 }
 CALLS = (1, 2, 5, 10)
+ENDS = {  # how proposals are sampled, for `choice`: to a mean, or down to a sample
+    "as it acts": {},
+    "to sigma 0.25, 10 calls": {"sigma_min": 0.25, "steps": 10},
+}
 DIRECT = "direct, 5 calls"  # as trained and published; what the others are compared with
 
 
@@ -71,52 +75,52 @@ def measure(kind: str, run: pathlib.Path, tuned: pathlib.Path) -> None:
     study.measure(run, ways(kind), ready)
 
 
-def choice(run: pathlib.Path) -> dict[str, float]:
+def choice(run: pathlib.Path) -> dict[str, dict[str, float]]:
     """What planning among eight has to choose from, in the states that direct acting visits.
 
     Errors are of the next action's motion, against the expert's, mean over dimensions.
 
     Returns:
-      "error" of a proposal, "best" of the best of eight, "spread" (standard deviation) among the
-      eight, "score" and "score_spread" alike of their scores, "agreement": correlation of score
-      and (negative) error among the eight, mean over plans.
+      Each of `ENDS` -> "error" of a proposal, "best" of the best of eight, "spread" (standard
+      deviation) among the eight, "score" and "score_spread" alike of their scores, "agreement":
+      correlation of score and (negative) error among the eight, mean over plans.
     """
     from wamjax import evaluate
     from wamjax.envs import tabletop
     from wamjax.envs.tabletop.expert import intention
 
     path = run / "choice.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    policy, config, _ = evaluate.load(run)
-    objective = acting(policy.objective, {"plan": {"proposals": 8}})
-    policy = dataclasses.replace(policy, objective=objective)
-    ids = [tabletop.task_id(t) for t in evaluate.task_names(config)]
-    done = tabletop.rollout(
-        jax.tree_util.Partial(_offer, policy),
-        evaluate.episode_keys(config, "evaluate", np.arange(48)),
-        np.resize(ids, 48),
-        tabletop.Shift.none(),
-        max_steps=16,
-        execute=flags.FLAGS.execute,
-        instruction_length=config.data.instruction_length,
-    )
-    motion, score = (np.asarray(x) for x in done.extras)  # (plans, e, n, 3), (plans, e, n)
-    at = jax.tree.map(lambda x: x[:, : 16 : flags.FLAGS.execute].swapaxes(0, 1), done.states)
-    wanted = np.asarray(jax.vmap(jax.vmap(intention))(at))[:, :, None, :3]
-    error = np.abs(np.clip(motion, -1, 1) - wanted).mean(axis=-1).reshape(-1, 8)
-    score = score.reshape(-1, 8)
-    pairs = zip(score, error, strict=True)
-    found = {
-        "error": error.mean(),
-        "best": error.min(axis=1).mean(),
-        "spread": motion.std(axis=2).mean(),
-        "score": score.mean(),
-        "score_spread": score.std(axis=1).mean(),
-        "agreement": np.mean([np.corrcoef(s, -e)[0, 1] for s, e in pairs if np.std(s) > 0]),
-    }
-    found = {k: round(float(v), 4) for k, v in found.items()}
-    path.write_text(json.dumps(found, indent=2) + "\n")
+    found = json.loads(path.read_text()) if path.exists() else {}
+    for name in [n for n in ENDS if n not in found]:
+        policy, config, _ = evaluate.load(run)
+        objective = acting(policy.objective, ENDS[name] | {"plan": {"proposals": 8}})
+        policy = dataclasses.replace(policy, objective=objective)
+        ids = [tabletop.task_id(t) for t in evaluate.task_names(config)]
+        done = tabletop.rollout(
+            jax.tree_util.Partial(_offer, policy),
+            evaluate.episode_keys(config, "evaluate", np.arange(48)),
+            np.resize(ids, 48),
+            tabletop.Shift.none(),
+            max_steps=16,
+            execute=flags.FLAGS.execute,
+            instruction_length=config.data.instruction_length,
+        )
+        motion, score = (np.asarray(x) for x in done.extras)  # (plans, e, n, 3), (plans, e, n)
+        at = jax.tree.map(lambda x: x[:, : 16 : flags.FLAGS.execute].swapaxes(0, 1), done.states)
+        wanted = np.asarray(jax.vmap(jax.vmap(intention))(at))[:, :, None, :3]
+        error = np.abs(np.clip(motion, -1, 1) - wanted).mean(axis=-1).reshape(-1, 8)
+        score = score.reshape(-1, 8)
+        pairs = zip(score, error, strict=True)
+        about = {
+            "error": error.mean(),
+            "best": error.min(axis=1).mean(),
+            "spread": motion.std(axis=2).mean(),
+            "score": score.mean(),
+            "score_spread": score.std(axis=1).mean(),
+            "agreement": np.mean([np.corrcoef(s, -e)[0, 1] for s, e in pairs if np.std(s) > 0]),
+        }
+        found[name] = {k: round(float(v), 4) for k, v in about.items()}
+        path.write_text(json.dumps(found, indent=2) + "\n")
     return found
 
 
@@ -200,11 +204,10 @@ def table(workdir: pathlib.Path) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines.append(f"\n{n} episodes a row and seed; 95 % intervals: t over seeds, Wilson of one; "
                  "differences: over episodes of the same checkpoints, else over seeds")  # fmt: skip
-    for path in sorted(workdir.glob("base-*/choice.json")):
-        lines.append(f"\n{path.parent.name} has to choose from: {json.loads(path.read_text())}")
-    for path in sorted(workdir.glob("base-*/judges.json")):
-        for name, found in json.loads(path.read_text()).items():
-            lines.append(f"\n{path.parent.name}, {name} against achieved returns: {found}")
+    for file, what in (("choice", "has to choose from"), ("judges", "against achieved returns")):
+        for path in sorted(workdir.glob(f"base-*/{file}.json")):
+            for name, found in json.loads(path.read_text()).items():
+                lines.append(f"\n{path.parent.name}, {name}, {what}: {found}")
     text = "\n".join(lines)
     (workdir / "table.md").write_text(text + "\n")
     (workdir / "table.json").write_text(json.dumps(rows, indent=2) + "\n")

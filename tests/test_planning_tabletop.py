@@ -133,13 +133,15 @@ def test_what_there_is_to_choose_from(planning, tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluate, "load", load)
     monkeypatch.setattr("wamjax.wam.planning.plan", plan)
-    found = planning.choice(tmp_path)
+    everything = planning.choice(tmp_path)
+    assert everything.keys() == planning.ENDS.keys()
+    found = everything["as it acts"]
     assert found["spread"] == pytest.approx(np.std(offsets), abs=1e-4)
     assert found["score"] == pytest.approx(np.mean(offsets**2), abs=1e-4)
     assert found["score_spread"] == pytest.approx(np.std(offsets**2), abs=1e-4)
     assert 0 < found["best"] < found["error"] < 2 and -1 <= found["agreement"] <= 1
     monkeypatch.delattr("wamjax.wam.planning.plan")  # what is measured stays
-    assert planning.choice(tmp_path) == found
+    assert planning.choice(tmp_path) == everything
 
 
 def test_judges_of_one_plan_each(planning, tmp_path, monkeypatch):
