@@ -1,7 +1,6 @@
 """The main job in miniature, from nothing to a video, and what may be done with its result."""
 
 import hashlib
-import importlib.util
 import json
 import math
 import shutil
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_configs import FOLDER, get
+from test_configs import get
 
 from wamjax import config as configs
 from wamjax import evaluate, metrics, train
@@ -50,7 +49,7 @@ def check_report(report, episodes):
 def test_a_run_leaves_everything_that_is_promised(job):
     config, run = job
     assert {p.name for p in run.iterdir()} == {
-        "config.json", "metrics.jsonl", "checkpoints", "media", "eval.json", "DONE"
+        "config.json", "metrics.jsonl", "checkpoints", "media", "eval.json", "DONE", ".lock"
     }  # fmt: skip
     assert configs.load(run / "config.json").to_dict() == config.to_dict()
     rows = metrics.read(run)
@@ -118,25 +117,3 @@ def test_a_policy_is_what_was_trained(job):
         evaluate.latency(typo, config)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint 4; it has \[3, 6\]"):
         evaluate.load(job[1], step=4)
-
-
-def test_table_of_the_ablation(tmp_path):
-    spec = importlib.util.spec_from_file_location(
-        "ablation", FOLDER.parent / "ablation_tabletop.py"
-    )
-    ablation = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ablation)
-    assert ablation.table(tmp_path) == "no run has been measured yet"
-    for name, rate in {"fast-0": 0.5, "fast-1": 0.7, "optional_idm-0": 0.2}.items():
-        modes = ("direct", "imagine") if name.startswith("optional") else ("direct",)
-        shifts = {s: {"success_rate": rate, "episodes": 100} for s in ("none", "lighting")}
-        measured = {m: {"shifts": shifts, "latency_ms": {"p50": 10 * rate}} for m in modes}
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "shifts.json").write_text(json.dumps(measured))
-    head, _, *lines = ablation.table(tmp_path).splitlines()
-    assert [c.strip() for c in head.strip("|").split("|")][2:] == ["none", "lighting"]
-    rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("|")}
-    assert list(rows) == ["fast", "optional_idm (direct)", "optional_idm (imagine)"]
-    assert "20.0 [13.3, 28.9]" in rows["optional_idm (imagine)"]  # Wilson, 20 of 100
-    assert "60" in rows["fast"] and "| 5.0 |" in rows["fast"]
-    assert (tmp_path / "ablation.png").exists()

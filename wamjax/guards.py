@@ -54,7 +54,7 @@ def check_streak(row: dict[str, float], limit: int, last_checkpoint: int | None)
 def alone(workdir: pathlib.Path) -> Iterator[None]:
     """Keeps other trainings out of a run's folder; of several processes the first one does.
 
-    Held by the file ``lock`` in it, which the system lets go when the process ends, however it
+    Held by the file ``.lock`` in it, which the system lets go when the process ends, however it
     ends. Where the file system knows no locks nothing is kept out.
 
     Raises:
@@ -64,7 +64,7 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / "lock", "a+") as file:
+    with open(workdir / ".lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
