@@ -24,44 +24,31 @@ VARIANTS = ("fast", "joint", "idm", "no_cotrain", "optional_idm")
 CONFIG = pathlib.Path(__file__).parent / "configs" / "fast_wam_tabletop.py"
 
 
-def measure(workdir: pathlib.Path) -> dict:
-    """Success under every shift and latency, for each way the trained variant can act."""
+def measure(variant: str, run: pathlib.Path) -> None:
+    """Every way in which the trained variant can act, under every shift."""
     from wamjax import evaluate
     from wamjax.envs import tabletop
-    from wamjax.wam.programs import MODES
 
-    path = workdir / "shifts.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    result = {}
-    policy, config, _ = evaluate.load(workdir)
-    for mode in MODES[config.objective.variant]:
-        policy, config, step = evaluate.load(workdir, mode=mode)
-        config.eval.episodes, config.eval.execute = flags.FLAGS.episodes, flags.FLAGS.execute
-        rates = {
-            name: evaluate.roll_out(policy, config, shift)
-            for name, shift in tabletop.SHIFTS.items()
-        }
-        latency = evaluate.latency(policy, config)
-        result[mode] = {"step": step, "shifts": rates, "latency_ms": latency}
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    return result
+    for shift in tabletop.SHIFTS:
+        study.measure(run, study.modes(variant), lambda how: evaluate.load(run, **how), shift)
 
 
 def table(workdir: pathlib.Path) -> str:
-    """Collects all finished runs; writes table.json, table.md and a picture; returns the table."""
+    """Collects all rows so far; writes table.json, table.md and a picture; returns the table."""
+    from wamjax.envs import tabletop
     from wamjax.viz import plots
 
     rows: dict[str, dict[str, dict[str, float]]] = {}  # row -> shift -> seed -> success
     latencies: dict[str, list[float]] = {}
-    for path in sorted(workdir.glob("*-[0-9]*/shifts.json")):
-        variant, seed = path.parent.name.rsplit("-", 1)
-        for mode, found in json.loads(path.read_text()).items():
-            name = f"{variant} ({mode})" if variant == "optional_idm" else variant
-            latencies.setdefault(name, []).append(found["latency_ms"]["p50"])
-            for shift, rates in found["shifts"].items():
-                rows.setdefault(name, {}).setdefault(shift, {})[seed] = rates["success_rate"]
-                episodes = rates["episodes"]
+    for run in sorted(workdir.glob("*-[0-9]*")):
+        found = {shift: study.rows(run, shift) for shift in tabletop.SHIFTS}
+        # The table has a mean over all shifts.
+        for name in [n for n in found["none"] if all(n in x for x in found.values())]:
+            latencies.setdefault(name, []).append(found["none"][name]["latency_ms"]["p50"])
+            for shift, ways in found.items():
+                seed = run.name.rsplit("-", 1)[1]
+                rows.setdefault(name, {}).setdefault(shift, {})[seed] = ways[name]["success_rate"]
+                episodes = ways[name]["episodes"]
     if not rows:
         return "no run has been measured yet"
     shifts = list(next(iter(rows.values())))
@@ -106,7 +93,7 @@ def main(argv: list[str]) -> None:
     def each(variant: str, seed: str, run: pathlib.Path) -> None:
         start = study.pretrain_video(CONFIG, run.with_name("video"), flags.FLAGS.pretraining)
         study.train(CONFIG, f"variant={variant}", seed, run, *start, "--config.eval.episodes=0")
-        measure(run)
+        measure(variant, run)
 
     study.run(argv, "variants", each, table)
 

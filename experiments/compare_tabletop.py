@@ -42,11 +42,8 @@ def source(kind: str) -> tuple[pathlib.Path, str]:
 
 def ways(kind: str) -> dict[str, dict]:
     """Row -> mode and, for Cosmos Policy, fields of `CosmosPolicy` and `Planning` that change."""
-    from wamjax.wam.programs import MODES
-
     if kind in VARIANTS:
-        modes = MODES[kind]
-        return {f"{kind}, {m}" if len(modes) > 1 else kind: {"mode": m} for m in modes}
+        return study.modes(kind)
     plan = {"proposals": 4, "futures": 1, "values": 1, "future_steps": 2, "value_steps": 2}
     return {
         "cosmos_policy, 5 calls": {"mode": "direct", "steps": 5},
@@ -95,8 +92,7 @@ def table(workdir: pathlib.Path) -> str:
     for kind in KINDS:
         for run in sorted(workdir.glob(f"{kind}-[0-9]*")):
             for shift, rows in measured.items():
-                path = study.rows_file(run, shift)
-                for name, row in (json.loads(path.read_text()) if path.exists() else {}).items():
+                for name, row in study.rows(run, shift).items():
                     rows.setdefault(name, []).append(row)
     found = measured.pop("none")
     if not found:

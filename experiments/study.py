@@ -102,16 +102,30 @@ def run(
     print(table(workdir))
 
 
-def rows_file(run: pathlib.Path, shift: str = "none") -> pathlib.Path:
-    """Where `measure` keeps its rows."""
+def modes(variant: str) -> dict[str, dict]:
+    """Row -> mode, of every way in which a variant of Fast-WAM can act; for `measure`."""
+    from wamjax.wam.programs import MODES
+
+    several = len(MODES[variant]) > 1
+    return {f"{variant}, {m}" if several else variant: {"mode": m} for m in MODES[variant]}
+
+
+def _rows_file(run: pathlib.Path, shift: str) -> pathlib.Path:
     return run / ("ways.json" if shift == "none" else f"ways-{shift}.json")
 
 
-def measure(run: pathlib.Path, ways: dict[str, dict], ready: Callable, shift: str = "none") -> None:
-    """Rolls out every way in which a trained policy can act, into the `rows_file` of its run.
+def rows(run: pathlib.Path, shift: str = "none") -> dict[str, dict]:
+    """What `measure` has found so far of a run."""
+    path = _rows_file(run, shift)
+    return json.loads(path.read_text()) if path.exists() else {}
 
-    A row holds what `wamjax.evaluate.roll_out` says, the latency, the number of parameters and the
-    training step. Rows that are there already stay; each is written as soon as it is measured.
+
+def measure(run: pathlib.Path, ways: dict[str, dict], ready: Callable, shift: str = "none") -> None:
+    """Rolls out every way in which a trained policy can act; `rows` reads what came out.
+
+    A row holds what `wamjax.evaluate.roll_out` says, the number of parameters, the training step
+    and, in the world without a shift, the latency. Rows that are there already stay; each is
+    written as soon as it is measured.
 
     Args:
       ways: row -> how to act, as `ready` takes it.
@@ -121,17 +135,16 @@ def measure(run: pathlib.Path, ways: dict[str, dict], ready: Callable, shift: st
     from wamjax import evaluate, tree
     from wamjax.envs import tabletop
 
-    path = rows_file(run, shift)
-    done = json.loads(path.read_text()) if path.exists() else {}
+    done = rows(run, shift)
     for name in [n for n in ways if n not in done]:
         policy, config, step = ready(dict(ways[name]))
         config.eval.episodes, config.eval.execute = flags.FLAGS.episodes, flags.FLAGS.execute
-        done[name] = evaluate.roll_out(policy, config, tabletop.SHIFTS[shift]) | {
-            "latency_ms": evaluate.latency(policy, config, calls=20),
-            "parameters": tree.count(policy.params),
-            "steps": step,
-        }
-        path.write_text(json.dumps(done, indent=2) + "\n")
+        found = evaluate.roll_out(policy, config, tabletop.SHIFTS[shift])
+        found |= {"parameters": tree.count(policy.params), "steps": step}
+        if shift == "none":
+            found["latency_ms"] = evaluate.latency(policy, config, calls=20)
+        done[name] = found
+        _rows_file(run, shift).write_text(json.dumps(done, indent=2) + "\n")
 
 
 def interval(rates: list[float], episodes: int):

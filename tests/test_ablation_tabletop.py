@@ -1,10 +1,14 @@
 """The ablation of Fast-WAM's variants: its table, with differences seed by seed."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from data import synthetic
 from test_denoising_runs import study
+
+from wamjax import evaluate
+from wamjax.envs import tabletop
 
 
 @pytest.fixture
@@ -16,27 +20,30 @@ def ablation():
 
 def test_table(ablation, tmp_path):
     assert ablation.table(tmp_path) == "no run has been measured yet"
-    runs = {"fast-0": (0.5, 0.1), "fast-1": (0.7, 0.3), "idm-0": (0.7, 0.3), "idm-1": (0.7, 0.3)}
-    for run, rates in runs.items():
-        shifts = zip(("none", "lighting"), rates, strict=True)
-        found = {s: {"success_rate": rate, "episodes": 96} for s, rate in shifts}
-        (tmp_path / run).mkdir()
-        (tmp_path / run / "shifts.json").write_text(
-            json.dumps({"direct": {"shifts": found, "latency_ms": {"p50": 1.25}}})
-        )
+
+    def measured(run, name, rates, shifts=tuple(tabletop.SHIFTS)):
+        (tmp_path / run).mkdir(exist_ok=True)
+        for shift in shifts:
+            rate = rates[0] if shift == "none" else rates[1]
+            row = {"success_rate": rate, "episodes": 96, "latency_ms": {"p50": 1.25}}
+            file = "ways.json" if shift == "none" else f"ways-{shift}.json"
+            (tmp_path / run / file).write_text(json.dumps({n: row for n in name}))
+
+    for seed, rates in enumerate([(0.5, 0.1), (0.7, 0.3)]):
+        measured(f"fast-{seed}", ["fast"], rates)
+        measured(f"idm-{seed}", ["idm"], (0.7, 0.3))
+    measured("optional_idm-0", ["optional_idm, direct", "optional_idm, imagine"], (0.25, 0.3))
+    measured("joint-0", ["joint"], (0.5, 0.5), ["none", "lighting"])  # not yet done
     (tmp_path / "video").mkdir()
-    (tmp_path / "optional_idm-0").mkdir()  # acts in two ways, and has one seed
-    found = {"none": {"success_rate": 0.25, "episodes": 96}} | {"lighting": found["lighting"]}
-    ways = {m: {"shifts": found, "latency_ms": {"p50": 5}} for m in ("direct", "imagine")}
-    (tmp_path / "optional_idm-0" / "shifts.json").write_text(json.dumps(ways))
-    head, _, fast, idm, _, imagine, *_ = (
+    head, _, fast, idm, _, imagine, end, *_ = (
         [c.strip() for c in line.split("|")[1:-1]] for line in ablation.table(tmp_path).splitlines()
     )
-    assert head[2:] == ["none", "lighting", "mean", "mean against fast"]
+    assert head[2:] == [*tabletop.SHIFTS, "mean", "mean against fast"] and end == []
     assert fast[:2] == ["fast", "1.2"] and fast[-1] == "-"
-    assert [c.split()[0] for c in fast[2:-1]] == ["60.0", "20.0", "40.0"]
-    assert imagine[:3] == ["optional_idm (imagine)", "5.0", "25.0 [17.4, 34.5]"]  # Wilson
-    assert imagine[-1] == "-2.5"  # to fast-0
+    mean = (0.6 + 6 * 0.2) / 7
+    assert [c.split()[0] for c in fast[2:-1]] == ["60.0"] + ["20.0"] * 6 + [f"{100 * mean:.1f}"]
+    assert imagine[0] == "optional_idm, imagine" and imagine[2] == "25.0 [17.4, 34.5]"  # Wilson
+    assert imagine[-1] == f"{100 * ((0.25 + 6 * 0.3) - (0.5 + 6 * 0.1)) / 7:.1f}"  # to fast-0
     half = 100 * 12.7062047 * 0.1  # t of one degree of freedom times the error of (0.2, 0)
     assert idm[-1] == f"10.0 [{10 - half:.1f}, {10 + half:.1f}]"
     assert (tmp_path / "ablation.png").exists() and (tmp_path / "table.json").exists()
@@ -45,3 +52,28 @@ def test_table(ablation, tmp_path):
 def test_difference_without_a_base(ablation):
     assert ablation.study.by_seed({"0": 0.5}, {}) == "-"
     assert ablation.study.by_seed({"0": 0.5, "1": 0.1}, {"0": 0.25}) == "25.0"
+
+
+def test_every_way_to_act_is_measured_under_every_shift(ablation, tmp_path, monkeypatch):
+    """Once: what is there already stays, and latency does not depend on the world."""
+    asked, timed = [], []
+
+    def load(run, mode):
+        policy = evaluate.Policy(None, {}, {}, mode)
+        return policy, SimpleNamespace(eval=SimpleNamespace()), 7
+
+    def roll_out(policy, config, shift):
+        assert (config.eval.episodes, config.eval.execute) == (192, 4)
+        asked.append((policy.mode, next(n for n, s in tabletop.SHIFTS.items() if s is shift)))
+        return {"success_rate": 0.5, "episodes": 192}
+
+    monkeypatch.setattr(evaluate, "load", load)
+    monkeypatch.setattr(evaluate, "roll_out", roll_out)
+    monkeypatch.setattr(
+        evaluate, "latency", lambda policy, *a, **k: timed.append(policy.mode) or {"p50": 1.0}
+    )
+    for _ in range(2):
+        ablation.measure("optional_idm", tmp_path)
+    modes = ("direct", "imagine")
+    assert sorted(asked) == sorted((m, s) for m in modes for s in tabletop.SHIFTS)
+    assert timed == list(modes)
