@@ -64,7 +64,7 @@ def ways(kind: str) -> dict[str, dict]:
 
 
 def measure(kind: str, run: pathlib.Path, tuned: pathlib.Path) -> None:
-    """Every way to act, into ways.json of the run."""
+    """Every way to act; `study.rows` reads what came out."""
     from wamjax import evaluate
 
     def ready(how: dict):
@@ -187,7 +187,7 @@ def table(workdir: pathlib.Path) -> str:
     rows: dict[str, list[dict]] = {}
     for kind in KINDS:
         for path in sorted(workdir.glob(f"{kind}-*/ways.json")):
-            for name, found in json.loads(path.read_text()).items():
+            for name, found in study.rows(path.parent).items():
                 row = name if kind == "base" else f"{kind}: {name}"
                 rows.setdefault(row, []).append(found | {"run": path.parent.name})
     if not rows:
