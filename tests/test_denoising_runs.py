@@ -35,7 +35,7 @@ def whole(tmp_path_factory):
 
 
 def test_a_run_leaves_pictures_and_no_evaluation(whole):
-    names = {p.name for p in whole.iterdir()}
+    names = {p.name for p in whole.iterdir() if not p.name.startswith(".")}
     assert names == {"config.json", "metrics.jsonl", "checkpoints", "media", "DONE"}
     media = {p.name for p in (whole / "media").iterdir()}
     assert media == {
