@@ -9,6 +9,8 @@ import toy
 
 from wamjax import optim, sharding, tree
 from wamjax import state as states
+from wamjax.config import source
+from wamjax.data import mixture
 from wamjax.step import compute_cast, make_train_step
 
 MESHES = {"1": (1, 1, 1), "8x data": (8, 1, 1), "4x2 fsdp": (4, 2, 1), "2x2x2": (2, 2, 2)}
@@ -145,6 +147,65 @@ def test_microbatches_get_different_noise():
     _, one = build(toy.config(**{"data.batch_size": 4}))
     losses = {float(one(state, half)[1]["loss"]), float(metrics["loss"])}
     assert len(losses) == 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares(toy.Toy):
+    """Says what it sees: the share of examples that are marked, and its square."""
+
+    row: int = 1
+
+    def loss(self, params, batch, rng):
+        loss, _ = super().loss(params, batch, rng)
+        share = jnp.mean(batch["proprio"][:, 0])
+        seen = jnp.where(share > 0.5, share, jnp.nan)
+        return loss, {"share": share, "square": share**2, "seen": seen}
+
+
+@pytest.mark.parametrize("weights", [(3, 1), (1, 3), (1, 1, 2), (2, 1, 1)])
+@pytest.mark.parametrize("micro", [2, 4, 8])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (4, 2, 1)])
+def test_every_microbatch_has_the_shares_of_the_sources(weights, micro, sizes):
+    config = toy.config(**{"optim.accumulate": micro, "data.batch_size": 32})
+    for i, weight in enumerate(weights):
+        config.data.sources[f"s{i}"] = source(weight=float(weight))
+    batch = toy.batch(32)
+    counts = mixture.counts({f"s{i}": w for i, w in enumerate(weights)}, 32)
+    batch["proprio"][:, 0] = mixture.layout(counts) == 0
+    state, step = build(config, Shares(row=2), sizes)
+    _, metrics = step(state, batch)
+    share = weights[0] / sum(weights)
+    np.testing.assert_allclose((metrics["share"], metrics["square"]), (share, share**2), rtol=1e-6)
+
+
+def test_shares_that_fit_no_microbatch_are_right_to_an_example():
+    config = toy.config(**{"optim.accumulate": 2, "data.batch_size": 32})
+    for name, weight in (("a", 27.0), ("b", 5.0)):
+        config.data.sources[name] = source(weight=weight)
+    batch = toy.batch(32)
+    batch["proprio"][:, 0] = mixture.layout((27, 5)) == 0
+    state, step = build(config, Shares())
+    _, metrics = step(state, batch)
+    # Of 16 examples each 13 and 14.
+    np.testing.assert_allclose(metrics["square"], ((13 / 16) ** 2 + (14 / 16) ** 2) / 2, rtol=1e-6)
+
+
+def test_a_metric_is_the_mean_over_the_microbatches_that_know_it():
+    config = toy.config(**{"optim.accumulate": 4, "data.batch_size": 8})
+    batch = toy.batch(8)
+    batch["proprio"][:, 0] = [1, 1, 0, 0, 1, 1, 0, 1]  # in pairs of 0 and 4, 1 and 5, ...
+    state, step = build(config, Shares())
+    _, metrics = step(state, batch)
+    assert metrics["share"] == 5 / 8 and metrics["seen"] == 1.0
+    batch["proprio"][:, 0] = 0
+    assert np.isnan(step(state, batch)[1]["seen"])
+
+
+def test_programs_that_fit_no_microbatch_are_an_error():
+    config = toy.config(**{"optim.accumulate": 2, "data.batch_size": 12})
+    state, step = build(config, Shares(row=4))
+    with pytest.raises(ValueError, match="data.batch_size a multiple of 8"):
+        step(state, toy.batch(12))
 
 
 def test_a_batch_that_does_not_divide_into_microbatches_is_an_error():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 
 from wamjax import flops, guards, optim, partition, sharding, tree
 from wamjax import state as states
+from wamjax.data import mixture
 from wamjax.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -143,28 +145,58 @@ def _accumulated(objective, config) -> Callable:
         return whole
 
     def averaged(trained, frozen, batch, rng):
-        parts = {k: _microbatches(v, micro) for k, v in batch.items()}
+        size = next(iter(batch.values())).shape[0]
+        if size % micro:
+            raise ValueError(f"a batch of {size} does not divide by optim.accumulate {micro}")
+        row = _row(objective, config.data.sources, size, micro)
+        parts = {k: _microbatches(v, micro, row) for k, v in batch.items()}
 
-        def body(total, inputs):
-            index, part = inputs
-            result = whole(trained, frozen, part, jax.random.fold_in(rng, index))
-            return jax.tree.map(jnp.add, total, result), None
+        def one(index, part):
+            (loss, metrics), grads = whole(trained, frozen, part, jax.random.fold_in(rng, index))
+            # A metric is NaN where a microbatch has nothing that it is about.
+            counts = jax.tree.map(lambda x: 1.0 - jnp.isnan(x), metrics)
+            metrics = jax.tree.map(lambda x: jnp.where(jnp.isnan(x), 0, x), metrics)
+            return loss, metrics, counts, grads
 
         part = {k: v[0] for k, v in parts.items()}
-        first = jax.eval_shape(whole, trained, frozen, part, rng)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
-        total, _ = jax.lax.scan(body, zeros, (jnp.arange(micro), parts))
-        return jax.tree.map(lambda x: x / micro, total)
+        zeros = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, jnp.int32(0), part)
+        )
+        (loss, metrics, counts, grads), _ = jax.lax.scan(
+            lambda total, inputs: (jax.tree.map(jnp.add, total, one(*inputs)), None),
+            zeros,
+            (jnp.arange(micro), parts),
+        )
+        metrics = jax.tree.map(jnp.divide, metrics, counts)
+        return (loss / micro, metrics), jax.tree.map(lambda x: x / micro, grads)
 
     return averaged
 
 
-def _microbatches(x: jax.Array, micro: int) -> jax.Array:
-    """(b, ...) to (micro, b / micro, ...), taking every micro-th example.
+def _row(objective, sources, size: int, micro: int) -> int:
+    """How many neighbours of a batch stay together in a microbatch.
 
-    A shard of the batch is contiguous, so each microbatch takes an equal share of every shard and
-    no example moves between devices.
+    What shares a batch stands in it in a pattern that repeats, sources as programs, so a microbatch
+    of every n-th example could hold one of them alone. Where the pattern does not fit into a
+    microbatch, all of that are neighbours: its shares are right to an example or two.
     """
-    if x.shape[0] % micro:
-        raise ValueError(f"a batch of {x.shape[0]} does not divide by optim.accumulate {micro}")
-    return jnp.swapaxes(x.reshape(x.shape[0] // micro, micro, *x.shape[1:]), 0, 1)
+    each, own = size // micro, getattr(objective, "row", 1)
+    if each % own:
+        raise ValueError(
+            f"a batch of {size} makes {micro} microbatches (optim.accumulate) of {each}, which do "
+            f"not divide by {own}, as exact shares want: make data.batch_size a multiple of "
+            f"{micro * own}"
+        )
+    weights = {name: source.weight for name, source in sources.items()}
+    row = math.lcm(own, mixture.period(mixture.counts(weights, size)) if weights else 1)
+    return row if each % row == 0 else each
+
+
+def _microbatches(x: jax.Array, micro: int, row: int) -> jax.Array:
+    """(b, ...) to (micro, b / micro, ...), taking every micro-th row of `row` examples.
+
+    A shard of the batch is contiguous, so each microbatch takes an equal share of every shard, and
+    no example moves between devices, if its rows divide by `micro`.
+    """
+    x = x.reshape(-1, micro, row, *x.shape[1:])
+    return jnp.swapaxes(x, 0, 1).reshape(micro, -1, *x.shape[3:])

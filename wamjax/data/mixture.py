@@ -71,6 +71,11 @@ def layout(counts: Sequence[int]) -> np.ndarray:
     return np.array(out)
 
 
+def period(counts: Sequence[int]) -> int:
+    """Positions after which the pattern of `layout` repeats, each source having its exact share."""
+    return sum(counts) // math.gcd(*counts)
+
+
 class Schedule(grain.transforms.DatasetSelectionMap):
     """Where the i-th example of this process comes from: (source, index into its endless stream).
 

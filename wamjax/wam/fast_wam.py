@@ -78,6 +78,11 @@ class FastWAM:
     def programs(self) -> tuple[Program, ...]:
         return TRAINING[self.variant]
 
+    @property
+    def row(self) -> int:
+        """Neighbours in a batch that share the programs exactly."""
+        return sum(segments.columns(self.shares))
+
     def pictures(self) -> list[tuple[str, Visibility]]:
         """The visibility tables that this variant trains under."""
         return [(t.name, t) for t in tables(self.variant)]
