@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from data import synthetic
@@ -80,6 +82,29 @@ def test_other_bad_input_is_named(tmp_path):
         (tmp_path / "b" / "statistics.json").read_text()
     )
     with pytest.raises(ValueError, match="actions have 2 dimensions, the statistics are of 3"):
+        opened(tmp_path, a={"path": "a"})
+
+
+def test_statistics_of_other_episodes_of_the_same_robot_are_an_error(tmp_path):
+    synthetic.write(tmp_path / "a", (3, 4))
+    path = tmp_path / "a" / "statistics.json"
+    good = json.loads(path.read_text())
+    for change, message in (
+        (lambda s: s["actions"].update(count=8), "it has 7 actions, the statistics are of 8"),
+        (lambda s: s["proprio"].update(count=7), "it has 9 proprio, the statistics are of 7"),
+        (lambda s: s["actions"].update(std=[float("nan"), 1.0]), "of actions are not finite"),
+        (lambda s: s["actions"].pop("max"), r"of actions lack \['max'\]"),
+        (lambda s: s.pop("actions"), "actions have 2 dimensions, the statistics are of 0"),
+    ):
+        changed = json.loads(json.dumps(good))
+        change(changed)
+        path.write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=f"{message}.*python -m wamjax.stats"):
+            opened(tmp_path, a={"path": "a"})
+    path.write_text(json.dumps(good))
+    opened(tmp_path, a={"path": "a"})
+    (tmp_path / "a" / "index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"index.json lacks \['lengths', 'shards'\]"):
         opened(tmp_path, a={"path": "a"})
 
 

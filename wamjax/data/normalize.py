@@ -18,6 +18,7 @@ KEYS = ("proprio", "actions")  # what is normalised
 CONSTANT = 1e-4  # a dimension with a smaller range carries no information
 CLIP = 5.0
 MODES = ("min_max", "mean_std", "quantile")
+ROWS = ("min", "max", "mean", "std", "q01", "q99")
 
 Statistics = Mapping[str, Mapping[str, Any]]
 
@@ -87,6 +88,24 @@ def normalizers(statistics: Statistics, mode: str) -> dict[str, Normalizer]:
     if mode not in MODES:
         raise ValueError(f"config.data.normalization = {mode!r} is not one of {', '.join(MODES)}")
     return {k: _normalizer(_arrays(statistics[k]), mode) for k in KEYS if k in statistics}
+
+
+def check_same(ours: Mapping[str, Normalizer], theirs: Mapping[str, Normalizer], what: str) -> None:
+    """That two policies see the same numbers.
+
+    Args:
+      what: the other one, for the error.
+
+    Raises:
+      ValueError: they normalise something otherwise; it is named.
+    """
+    for key in sorted({*ours, *theirs}):
+        a, b = (jax.tree.leaves(x[key]) if key in x else [] for x in (ours, theirs))
+        if len(a) != len(b) or not all(map(np.array_equal, a, b)):
+            raise ValueError(
+                f"{what} was trained on {key} that were normalised otherwise: by the statistics of "
+                "other demonstrations, or by another data.normalization"
+            )
 
 
 def _arrays(rows: Mapping[str, Any]) -> dict[str, np.ndarray]:

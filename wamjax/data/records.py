@@ -220,6 +220,9 @@ class Reader:
             )
         self.info = Info.from_json(read_json(self.path / "spec.json"), f"{self.path}/spec.json")
         self.index = read_json(self.path / "index.json")
+        if lacks := [k for k in ("lengths", "shards") if k not in self.index]:
+            raise ValueError(f"{self.path}/index.json lacks {lacks}: copy it again from where it "
+                             f"came, or remove {self.path} and collect it again")  # fmt: skip
         available = len(self.index["lengths"])
         if not 0 <= limit <= available:
             raise ValueError(f"{limit} episodes are asked of {self.path}, which has {available}")

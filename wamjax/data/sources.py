@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from wamjax.data import latents, normalize
 from wamjax.data.latents import Latents
 from wamjax.data.records import Reader
@@ -94,6 +96,13 @@ def open_sources(
         sources.append(Source(name, reader, *numbers, entry.rollout, entry.ended))
         offset += len(reader)
     return _spec(sources, data, words), _statistics(sources), sources
+
+
+def missing(data) -> dict[str, pathlib.Path]:
+    """name -> folder of the sources of ``config.data`` that are not there, and not collected."""
+    entries = {n: e for n, e in data.sources.items() if not e.collect.episodes}
+    paths = {name: _path(name, entry, data.root) for name, entry in entries.items()}
+    return {name: path for name, path in paths.items() if not (path / "spec.json").exists()}
 
 
 def labelled(sources: list[Source]) -> list[Source]:
@@ -209,18 +218,29 @@ def compute_statistics(readers) -> dict[str, Any]:
 
 
 def checked(statistics: dict[str, Any], reader: Reader) -> dict[str, Any]:
-    """`statistics`, if they have the dimensions of `reader`.
+    """`statistics`, if they are of what `reader` reads.
 
     Raises:
-      ValueError: they are of another robot.
+      ValueError: they are of another robot, of other episodes, or not numbers.
     """
-    sizes = {"proprio": reader.info.proprio_dim, "actions": reader.info.action_dim}
+    info, steps = reader.info, int(np.sum(reader.lengths))
+    sizes = {"proprio": info.proprio_dim, "actions": info.action_dim}
+    counts = {"proprio": steps + len(reader), "actions": steps}
     for key, size in sizes.items():
-        rows = statistics.get(key, {})
-        if any(len(v) != size for k, v in rows.items() if k != "count") or not rows:
+        wrong, rows = "", statistics.get(key, {})
+        have = {k: np.shape(v)[0] if np.ndim(v) else 0 for k, v in rows.items() if k != "count"}
+        lacks = [k for k in normalize.ROWS if k not in rows]
+        if any(n != size for n in have.values()) or not have:
+            wrong = f"its {key} have {size} dimensions, the statistics are of {have.get('min', 0)}"
+        elif lacks:
+            wrong = f"the statistics of {key} lack {lacks}"
+        elif not all(np.isfinite(rows[k]).all() for k in have):
+            wrong = f"the statistics of {key} are not finite"
+        elif rows.get("count", counts[key]) != counts[key]:
+            wrong = f"it has {counts[key]} {key}, the statistics are of {rows['count']}"
+        if wrong:
             raise ValueError(
-                f"{reader.path}: its {key} have {size} dimensions, the statistics are of "
-                f"{len(rows.get('min', ()))}: statistics of another data set? Recompute them by "
+                f"{reader.path}: {wrong}: statistics of another data set? Recompute them by "
                 f"`python -m wamjax.stats --data={reader.path} --out={reader.path}/statistics.json`"
             )
     return statistics

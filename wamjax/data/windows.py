@@ -114,13 +114,16 @@ def outcome(returns: np.ndarray, at: int) -> tuple[float, int]:
 
     Args:
       returns: f32 (T,), discounted sums of one reward, given for the action that ends the task; the
-        reward may be partial, and 0 for failure. What it was discounted by does not matter.
+        reward may be partial, and 0 for failure. What it was discounted by does not matter:
+        nothing too, as long as returns are 0 once the reward has been given.
       at: an observation, 0 to T.
 
     Returns:
       (the reward; control steps from `at` until it has been given, 0 from then on).
     """
-    return float(np.max(returns)), max(int(np.argmax(returns)) + 1 - at, 0)
+    reward = np.max(returns)
+    given = int(np.flatnonzero(returns == reward)[-1])  # undiscounted, all returns before equal it
+    return float(reward), max(given + 1 - at, 0)
 
 
 def chosen(reader: Reader, ended: str) -> np.ndarray:
