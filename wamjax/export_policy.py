@@ -43,6 +43,7 @@ from wamjax.checkpoint import Found
 from wamjax.convert import merged
 from wamjax.data import pipeline, published_statistics
 from wamjax.data.embeddings import EmbeddingCache
+from wamjax.data.normalize import check_same, normalizers
 from wamjax.data.sources import data_root
 from wamjax.data.spec import DataSpec, Info
 from wamjax.metrics import quiet
@@ -105,8 +106,17 @@ def from_run(
     stored = store.read(run.folder)
     job.parameters(files.WEIGHTS, stored.shapes, stored.slice)
     if planner is not None:
-        job.attempt(lambda: job.add_planner(checkpoint.find(planner), str(planner)))
+        job.attempt(lambda: _plan_by_run(job, run, planner))
     job.write(output, run.statistics, progress)
+
+
+def _plan_by_run(job: _Job, run: Found, planner: str | os.PathLike) -> None:
+    """Adds the newest checkpoint of a run as the planner for that of another."""
+    found = checkpoint.find(planner)
+    ours, theirs = (normalizers(x.statistics, x.config.data.normalization) for x in (run, found))
+    check_same(ours, theirs, f"the planner {planner}")
+    stored = store.read(found.folder)
+    job.add_planner(found.config, stored.shapes, stored.slice, str(planner))
 
 
 def from_weights(
@@ -116,6 +126,7 @@ def from_weights(
     output: str | os.PathLike,
     choices: Choices | None = None,
     progress: bool = True,
+    planner: tuple[ConfigDict, str | os.PathLike] | None = None,
 ) -> None:
     """Exports converted weights as a policy; see the module.
 
@@ -123,6 +134,7 @@ def from_weights(
       config: of the policy; must declare the sizes of its data (``data.declared``).
       weights: as ``config.init_from.path``: a folder of `wamjax.convert`, or several of them.
       statistics: file in a format of `wamjax.data.published_statistics`.
+      planner: (config, weights) whose world model and value function plan for it.
 
     Raises:
       As `from_run`.
@@ -135,13 +147,19 @@ def from_weights(
     if spec is None:
         raise ValueError("config.data.declared says no sizes (action_dim is 0): declare those of "
                          "the data that the weights were trained on")  # fmt: skip
-    text = str(weights)
+    codec = ""
     if choices.codec and config.model.codec.kind != "cached":
-        text += f",codec={choices.codec}"
-    job = _Job(config, spec, choices, text, 0)
-    stored = job.attempt(lambda: init_from.sources(text))
+        codec = f",codec={choices.codec}"
+    job = _Job(config, spec, choices, f"{weights}{codec}", 0)
+    stored = job.attempt(lambda: init_from.sources(job.source))
     if stored is not None:
         job.parameters(files.WEIGHTS, *merged(stored))
+    if planner is not None:
+        other, source = planner[0], f"{planner[1]}{codec}"
+        configs.validate(other)
+        stored = job.attempt(lambda: init_from.sources(source))
+        if stored is not None:
+            job.attempt(lambda: job.add_planner(other, *merged(stored), source))
     read = None
     if statistics is None:
         job.problems.append("the statistics of actions and proprio are missing: give "
@@ -180,22 +198,21 @@ class _Job:
             self.problems.append(str(error))
             return None
 
-    def parameters(self, part: str, shapes, get) -> None:
-        """Adds parameters, if they are those of the objective."""
+    def parameters(self, part: str, shapes, get, source: str = "") -> None:
+        """Adds parameters, if they are those of the objective; of another `source` if it says."""
         abstract = jax.eval_shape(
             functools.partial(states.init_params, self.objective, self.config)
         )
-        what = f"{self.source} does not fit the policy that the config builds"
+        what = f"{source or self.source} does not fit the policy that the config builds"
         want = tree.flatten(abstract)
         if self.attempt(lambda: init_from.check(shapes, want, what=what)) is not None:
-            self._add(part, shapes, get, self.config)
+            self._add(part, shapes, get, self.config, source)
 
-    def add_planner(self, run: Found, source: str) -> None:
-        """Adds the run that plans."""
-        self.objective = self.objective.with_planner(wam.build(run.config, self.spec))
-        self.planner, self.mode = run.config, self.mode or check_mode(self.objective, "plan")
-        stored = store.read(run.folder)
-        self._add(files.PLANNER, stored.shapes, stored.slice, self.config, source)
+    def add_planner(self, config: ConfigDict, shapes, get, source: str) -> None:
+        """Adds world model and value function of another checkpoint, trained by `config`."""
+        self.objective = self.objective.with_planner(wam.build(config, self.spec))
+        self.planner, self.mode = config, self.mode or check_mode(self.objective, "plan")
+        self.parameters(files.PLANNER, shapes, get, source)
 
     def write(
         self, output: str | os.PathLike, statistics: dict[str, Any] | None, progress: bool
@@ -301,8 +318,11 @@ def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
     flags.DEFINE_string("workdir", None, "the run whose policy is exported")
     flags.DEFINE_integer("step", None, "checkpoint of the run; the newest by default")
-    flags.DEFINE_string("planner", None, "a run whose world model and value function plan for it")
+    flags.DEFINE_string(
+        "planner", None, "what plans for it: another run, or with --weights other weights"
+    )
     config_flags.DEFINE_config_file("config", None, "experiment file, for --weights")
+    config_flags.DEFINE_config_file("planner_config", None, "that of the planner, for --weights")
     flags.DEFINE_string("weights", None, "folder of wamjax.convert, instead of a run")
     flags.DEFINE_string("statistics", None, "json of their statistics, ours or as published")
     flags.DEFINE_string("codec", None, "folder of wamjax.convert: makes latents of pictures")
@@ -321,9 +341,11 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
     if bool(asked.workdir) == bool(asked.weights) or bool(asked.weights) != bool(asked.config):
         raise app.UsageError("give --workdir, or --config and --weights")
-    for name in ("statistics",) if asked.workdir else ("step", "planner"):
+    for name in ("statistics", "planner_config") if asked.workdir else ("step",):
         if asked[name].present:
             raise app.UsageError(f"--{name} does not go with what is exported")
+    if asked.weights and bool(asked.planner) != bool(asked.planner_config):
+        raise app.UsageError("with --weights a planner is --planner=DIR and --planner_config=FILE")
     quiet()
     jax.config.update("jax_platforms", "cpu")  # nothing is computed
     chosen = Choices(**{f.name: asked[f.name].value for f in dataclasses.fields(Choices)})
@@ -331,7 +353,10 @@ def main(argv: list[str]) -> None:
         if asked.workdir:
             from_run(asked.workdir, asked.output, asked.step, asked.planner, chosen)
         else:
-            from_weights(asked.config, asked.weights, asked.statistics, asked.output, chosen)
+            planner = (asked.planner_config, asked.planner) if asked.planner else None
+            from_weights(
+                asked.config, asked.weights, asked.statistics, asked.output, chosen, planner=planner
+            )
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         raise SystemExit(f"nothing was written: {error}") from None
     print(f"wrote {asked.output}")

@@ -16,15 +16,21 @@ and a value function V(s') that looks at the future alone. Published: with plann
 59.5 on the two hard tasks.
 
 Data, conversions and training as for cosmos_policy_libero, in DATA/aloha-demos, with cameras
-`left_wrist`, `right_wrist` and `high`; the released policy (and likewise the planner) by
+`left_wrist`, `right_wrist` and `high`; the released policy, and the planner beside it, by
 
     python -m wamjax.convert --family=cosmos_policy --source=POLICY.pt \\
         --output=weights/cosmos_aloha
+    python -m wamjax.convert --family=cosmos_policy --source=PLANNER.pt \\
+        --output=weights/cosmos_aloha_planner
     python -m wamjax.data.embeddings --cache=DATA/aloha-t5 --pickle=EMBEDDINGS.pkl \\
         --encoder=t5-11b --length=64
     python -m wamjax.export_policy --config=experiments/configs/cosmos_policy_aloha.py \\
         --weights=weights/cosmos_aloha --codec=weights/wan21_vae --statistics=STATISTICS.json \\
-        --embeddings=DATA/aloha-t5 --output=bundles/cosmos-aloha
+        --embeddings=DATA/aloha-t5 --output=bundles/cosmos-aloha \\
+        --planner=weights/cosmos_aloha_planner \\
+        --planner_config=experiments/configs/cosmos_policy_aloha.py:planner
+
+Without the last two it acts directly.
 
 `debug` makes random stand-ins and trains a miniature for 10 steps.
 """
@@ -39,7 +45,7 @@ def get_config(arg=None):
     presets.objective(config, "aloha")
     presets.predict2_2b(config)
     presets.training(config, (1500, 15_000) if args.planner else (2000, 20_000))
-    presets.declare(config, "aloha", control_hz=25.0)
+    presets.declare(config, control_hz=25.0)
     config.total_steps, config.data.batch_size = 18_000 if args.planner else 50_000, 200
     config.objective.discount, config.objective.infer_steps = 0.998, 10
     config.data.sources.demos = configs.source(path="aloha-demos", weight=2.0)

@@ -59,7 +59,7 @@ def get_config(arg=None):
     presets.objective(config, "libero")
     presets.predict2_2b(config)
     presets.training(config, (1000, 30_000))
-    presets.declare(config, "libero", control_hz=20.0)
+    presets.declare(config, control_hz=20.0)
     config.total_steps, config.data.batch_size = 40_000, 1920
     sources, replays = config.data.sources, dict(path="libero-replays", rollout=True)
     sources.demos = configs.source(path="libero-demos", weight=2.0)

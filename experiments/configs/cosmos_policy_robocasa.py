@@ -35,7 +35,7 @@ def get_config(arg=None):
     presets.objective(config, "robocasa")
     presets.predict2_2b(config)
     presets.training(config, (1000, 30_000))
-    presets.declare(config, "robocasa", control_hz=20.0)
+    presets.declare(config, control_hz=20.0)
     config.total_steps, config.data.batch_size = 45_000, 800
     sources, replays = config.data.sources, dict(path="robocasa-replays", rollout=True)
     sources.demos = configs.source(path="robocasa-demos", weight=2.0)

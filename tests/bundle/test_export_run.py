@@ -150,6 +150,13 @@ def test_a_planner_goes_along(tmp_path):
     export_policy.from_run(tmp_path / "run", tmp_path / "b", None, planner, None, False)
     seen = runs.observation(spec)
     planned = evaluate.load(tmp_path / "run", mode="plan", planner=planner)[0]
+    other.data.normalization = "mean_std"
+    strange = runs.save(tmp_path / "strange", other, spec, (4,), seed=9)
+    said = f"the planner {strange} was trained on actions that were normalised otherwise"
+    with pytest.raises(ValueError, match=said):
+        evaluate.load(tmp_path / "run", mode="plan", planner=strange)
+    with pytest.raises(ValueError, match=said):
+        export_policy.from_run(tmp_path / "run", tmp_path / "c", None, strange, None, False)
     shutil.rmtree(tmp_path / "run")
     shutil.rmtree(planner)
     policy = wamjax.load_policy(tmp_path / "b")

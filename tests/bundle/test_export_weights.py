@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import app
 from bundle import runs
 from data import synthetic
 from weights.test_convert import published, save
 
 import wamjax
 from wamjax import convert, export_policy, tree, wam
+from wamjax.bundle import files
 from wamjax.data import pipeline, published_statistics
 from wamjax.data.embeddings import EmbeddingCache, Settings
 from wamjax.data.normalize import normalizers
@@ -39,9 +41,9 @@ def get(name):
     return module.get_config("debug")
 
 
-def weights(root, family, sizes, name="weights"):
+def weights(root, family, sizes, name="weights", scale=0.3):
     """A folder of `wamjax.convert` from a file in the published layout."""
-    arrays = {k: np.asarray(0.3 * x, x.dtype) for k, x in published(family, config=sizes).items()}
+    arrays = {k: np.asarray(scale * x, x.dtype) for k, x in published(family, config=sizes).items()}
     save(root / f"{name}.pt", arrays)
     convert.bring_in(family, root / f"{name}.pt", root / name, sizes, progress=False)
     return root / name
@@ -142,6 +144,33 @@ def test_cosmos_policy_from_published_files_to_actions(tmp_path):
     want = act(config, read(tmp_path / "weights"), observation, jax.random.key(195))
     assert got.shape == (16, 7) and np.isfinite(got).all()
     np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-3)
+
+
+def test_a_policy_and_its_planner_from_published_files(tmp_path):
+    """Dual deployment, the main recipe of the paper: two checkpoints, V(s') of the second."""
+    config = get("cosmos_policy_aloha")
+    weights(tmp_path, "cosmos_policy", COSMOS)
+    weights(tmp_path, "cosmos_policy", COSMOS, "other", scale=0.2)
+    (tmp_path / "s.json").write_text(json.dumps(statistics(config, "cosmos_policy")))
+    embeddings(tmp_path / "text", config)
+    file = f"{FOLDER}/cosmos_policy_aloha.py"
+    common = (f"--config={file}:debug", f"--weights={tmp_path}/weights", "--mode=plan",
+              f"--statistics={tmp_path}/s.json", f"--embeddings={tmp_path}/text",
+              f"--planner={tmp_path}/other")  # fmt: skip
+    with pytest.raises(app.UsageError, match="--planner=DIR and --planner_config=FILE"):
+        run(*common, f"--output={tmp_path}/none")
+    run(*common, f"--planner_config={file}:planner,debug", f"--output={tmp_path}/bundle")
+    said = files.read(tmp_path / "bundle")
+    assert said.mode == "plan" and said.planner.objective.value == "value_v"
+    assert said.config.objective.value == "value"
+    for part, folder in (("weights", "weights"), ("planner", "other")):
+        want = tree.flatten(read(tmp_path / folder))
+        got = store.read(tmp_path / "bundle" / part / "params").arrays
+        assert got.keys() == want.keys()
+        path = "blocks/video/self_attn/q/kernel"
+        np.testing.assert_array_equal(got[path].read().result(), want[path])
+    objective = wamjax.load_policy(tmp_path / "bundle")._acting.objective
+    assert [u.name for u in objective.uses] == ["policy", "world_model", "value_v"]
 
 
 def test_a_codec_with_parameters_of_the_policy_is_merged(tmp_path, monkeypatch):

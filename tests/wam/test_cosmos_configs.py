@@ -17,6 +17,7 @@ from wamjax.data import pipeline
 from wamjax.data.spec import DataSpec
 from wamjax.doctor import Shape, diagnose
 from wamjax.envs import tabletop
+from wamjax.wam import cosmos_builder as presets
 from wamjax.wam.cosmos_programs import USES
 from wamjax.wam.layouts import LAYOUTS
 
@@ -160,6 +161,26 @@ def test_debug_is_small_and_keeps_the_structure(name, tmp_path):
     assert loaded.to_dict() == config.to_dict() and build(loaded) == objective
 
 
+def test_a_new_robot_is_one_config():
+    config, words = configs.base_config(), (
+        "blank", "proprio:6", "camera:front", "camera:side", "action:10x6",
+        "future_proprio:6", "future_camera:front", "future_camera:side", "value",
+    )  # fmt: skip
+    presets.objective(config, words)
+    presets.predict2_2b(config)
+    presets.training(config, (10, 20))
+    presets.declare(config, control_hz=15.0)
+    config.data.sources.demos = configs.source(path="robot-demos")
+    presets.miniature(config)
+    configs.validate(config)
+    objective = build(config)
+    assert objective.layout.words == words and config.data.cameras == ("front", "side")
+    shapes = objective.batch_spec(4)
+    assert shapes["actions"].shape == (4, 10, 6) and shapes["video"].shape == (4, 2, 32, 64, 3)
+    with pytest.raises(ValueError, match="there is no layout 'alhoa', did you mean 'aloha'"):
+        presets.objective(config, "alhoa")
+
+
 def test_arguments_of_the_tabletop_study():
     config = get("tabletop", "tasks=pick_red,steps=7,seed=3,value=value_q,auxiliary=False,"
                  "uniform=0.0,sigma_min=0.002,infer_steps=2,visibility=prefix")  # fmt: skip
@@ -188,7 +209,21 @@ def test_data_that_do_not_fit_are_named():
         ({"data.frame_stride": 4}, "config.data.frame_stride is 16, not 4"),
         ({"data.outcome": False}, "config.data.outcome is True, not False"),
         ({"data.chunk": 8}, "want chunk of 16, the data has 8"),
-        ({"objective.mix": (9, 1, 1)}, r"trains the policy on 82% of a batch, and 50% are"),
+        (
+            {"objective.mix": (9, 1, 1)},
+            r"policy on 9 of 11 neighbours in a batch, and of some only 5 are demonstrations",
+        ),
+        (
+            {
+                "objective.mix": (1, 1, 1),
+                "data.batch_size": 24,
+                "data.sources.demos.weight": 2.5,
+                "data.sources.failures.weight": 3.0,
+            },
+            "of some only 0 are demonstrations",
+        ),
+        ({"objective.plan.memory_gb": -1.0}, "plan.memory_gb -1.0 must be positive, or 0"),
+        ({"objective.uniform": 1.5}, r"objective.uniform 1.5 is a share, in \[0, 1\]"),
         ({"data.sources.demos.action_free": True}, "no use for sources that are action_free"),
         ({"model.codec.kind": "cached"}, "CachedLatents has latents of other clips"),
         ({"objective.value": "value_s"}, "'value_s' is not one of"),

@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 from wam import cosmos_tiny as tiny
 
+from wamjax import optim
+from wamjax import state as states
+from wamjax.config import base_config, source
+from wamjax.data import mixture
 from wamjax.diffusion.noise import cosmos_policy as law
 from wamjax.models.codec import CachedLatents
 from wamjax.sharding import batch_sharding, constrain, make_mesh, params_shardings
+from wamjax.step import make_train_step
 from wamjax.tree import flatten
 from wamjax.wam import cosmos_loss
 from wamjax.wam.cosmos_policy import COMPAT
@@ -283,6 +288,37 @@ def test_loss_by_level_needs_no_mesh_even_of_a_network_that_is_sharded():
     np.testing.assert_array_equal(got["loss_value"], want["loss_value"])
 
 
+class Uses(tiny.Stub):
+    """Says how many examples train each use, with a loss."""
+
+    def init(self, rng):
+        return {"x": jnp.zeros(())}
+
+    def loss(self, params, batch, rng):
+        key, level = KEYS | {"assign": rng}, jnp.full((len(batch["rollout"]), 1), 0.5)
+        found = cosmos_loss.errors(self, {}, batch, key, level)
+        taught = jnp.any(found.weight, axis=1)
+        counts = {u.name: jnp.sum((found.use == i) & taught) for i, u in enumerate(self.uses)}
+        return params["x"], {name: x.astype(jnp.float32) for name, x in counts.items()}
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4, 8])
+def test_accumulation_keeps_exact_shares(micro):
+    """Sources of LIBERO: demonstrations, successes and failures in a pattern of four."""
+    config = base_config()
+    config.optim.accumulate, config.data.batch_size, config.total_steps = micro, 32, 1
+    for name, weight in (("demos", 2.0), ("successes", 1.0), ("failures", 1.0)):
+        config.data.sources[name] = source(weight=weight)
+    objective = Uses(**vars(tiny.objective()))
+    rollout = mixture.layout(mixture.counts(dict(demos=2, successes=1, failures=1), 32)) > 0
+    tx = optim.make(config)
+    state = states.create(objective, tx, config)
+    step = jax.jit(make_train_step(objective, tx, config))
+    _, found = step(state, tiny.batch(32) | {"rollout": jnp.asarray(rollout)})
+    got = [round(float(found[u.name]) * micro) for u in objective.uses]
+    assert got == [16, 8, 8]
+
+
 def test_errors_name_the_key():
     batch = tiny.batch()
     with pytest.raises(KeyError, match="the batch has no 'to_go'"):
@@ -295,6 +331,12 @@ def test_errors_name_the_key():
         (dict(mix=(1, 1)), r"\(1, 1\) wants a positive count of each of \['policy'"),
         (dict(codec=CachedLatents(12, 2, 1)), "CachedLatents has latents of other clips"),
         (dict(visibility="prefix", compat=("tossed_mix",)), "does not go with it"),
+        (dict(solver="exponentiel"), "'exponentiel' does not exist, did you mean 'exponential'"),
+        (dict(solver="ancestral"), "objective.solver 'ancestral' does not exist"),
+        (dict(steps=0), "objective.infer_steps 0 must be at least 1"),
+        (dict(sigma_min=100.0), "sigma_min 100.0 must be positive and below objective.sigma_max"),
+        (dict(discount=1.5), r"objective.discount 1.5 must be in \(0, 1\]"),
+        (dict(action_weight=-1.0), "objective.action_weight -1.0 must be at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
             tiny.objective(**changes)

@@ -118,6 +118,39 @@ def test_published_noise_is_numpys_and_does_not_depend_on_the_batch():
     np.testing.assert_array_equal(published_noise(195, (1, 9, 28, 28, 16))[0], noise[0])
 
 
+def test_acting_may_start_from_the_published_noise():
+    objective, params = tiny.objective(steps=2), tiny.params()
+    seen = objective.observe(params, tiny.normalizers(), tiny.observation(1))
+    drawn = jax.random.normal(KEY, seen.latents.shape)
+    want = objective.act(params, seen, KEY)
+    np.testing.assert_array_equal(objective.act(params, seen, KEY, noise=drawn), want)
+    noise = published_noise(195, seen.latents.shape)
+    one, two = (objective.act(params, seen, jax.random.key(i), noise=noise) for i in range(2))
+    np.testing.assert_array_equal(one, two)
+    assert np.abs(one - want).max() > 0.01
+
+
+def test_acting_tells_rounded_levels_under_compat():
+    told = set()
+
+    class Spy(tiny.CosmosPolicy):
+        def told(self, levels):
+            out = super().told(levels)
+            jax.debug.callback(lambda x: told.update(np.ravel(x).tolist()), out)
+            return out
+
+    for compat in ((), ("bf16_times",)):
+        objective = Spy(**vars(tiny.objective(compat=compat, steps=5)))
+        seen = objective.observe(tiny.params(), tiny.normalizers(), tiny.observation(1))
+        jax.effects_barrier()
+        told.clear()
+        jax.block_until_ready(objective.act(tiny.params(), seen, KEY))
+        jax.effects_barrier()
+        levels = told - {0.0}
+        rounded = {float(jnp.bfloat16(x)) for x in levels}
+        assert len(levels) == 5 and (levels == rounded) == bool(compat)
+
+
 def test_masks_and_groups():
     x = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE), jnp.float32)
     given = jnp.asarray(np.random.default_rng(1).random((2, 9)) < 0.5)

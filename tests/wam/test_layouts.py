@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wamjax.data.spec import DataSpec
-from wamjax.wam.layouts import GROUPS, LAYOUTS, parse
+from wamjax.wam.layouts import GROUPS, LAYOUTS, named, parse
 
 # The specification's table (section 3), index by index.
 PUBLISHED = {
@@ -43,6 +43,12 @@ def test_indices_sizes_and_words_of_every_layout(name):
         assert layout.slots[i].kind == "future_camera" and layout.names[i] == f"future_{camera}"
     assert tuple(layout.decoded) == layout.cameras
     assert all(str(slot) in str(layout) for slot in layout.slots)
+
+
+def test_layouts_are_named_or_given():
+    assert named("libero") == named(LAYOUTS["libero"]) == parse(LAYOUTS["libero"])
+    with pytest.raises(ValueError, match="no layout 'libro', did you mean 'libero'"):
+        named("libro")
 
 
 def test_a_new_robot_is_words_alone():

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from wam import cosmos_tiny as tiny
 
+from wamjax.models.codec import PixelCodec
+from wamjax.step import compute_cast
 from wamjax.wam import planning
 from wamjax.wam.cosmos_policy import Seen
 from wamjax.wam.cosmos_programs import uses
 from wamjax.wam.injection import extract, inject, tile
+from wamjax.wam.layouts import parse
 from wamjax.wam.planning import Plan, Planning, aggregate, plan, sample_bytes
 
 KEY = jax.random.key(0)
@@ -163,12 +166,30 @@ def test_of_equals_the_first_is_chosen():
         assert done.chosen[b] == np.flatnonzero(same[b] == same[b].max())[0]
 
 
-@pytest.mark.parametrize("limit, together", [(0, 4), (8, 4), (7, 2), (4, 2), (3, 1), (1, 1)])
+@pytest.mark.parametrize("limit, together", [(0, 8), (8, 8), (7, 4), (4, 4), (3, 3), (1, 1)])
 def test_a_memory_limit_changes_the_calls_and_not_the_result(limit, together):
     want, _ = run(recorded())
     got, log = run(recorded(limit=limit))
-    assert log[1] == ("policy", "policy", 2 * together, 10)
+    assert log[1] == ("policy", "policy", together, 10)
+    assert not limit or max(samples for _, _, samples, _ in log[1:]) <= limit
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
+
+
+def test_a_published_majority_reaches_the_plan():
+    observation = tiny.observation(2)
+    observation["proprio"] = jnp.asarray([[-1.6] * 3, [0.5] * 3])  # of the first little is expected
+    plain, zero = (
+        plan(
+            Recorded(**vars(recorded(aggregate="majority_mean")) | {"compat": compat}),
+            {"log": [], "name": "policy"}, tiny.normalizers(), observation, KEY,
+        )
+        for compat in ((), ("zero_minority",))
+    )  # fmt: skip
+    np.testing.assert_array_equal(plain.values, zero.values)
+    minority = 2 * np.sum(np.asarray(plain.values) > planning.SUCCESS, axis=-1) < 6
+    assert minority[0].any() and not minority[1].any()
+    np.testing.assert_array_equal(zero.scores, np.where(minority, 0, plain.scores))
+    assert np.asarray(plain.scores)[minority].max() > 0
 
 
 def test_a_separate_planner_predicts_and_judges():
@@ -212,8 +233,32 @@ def test_q_values_need_no_future():
     done, log = run(recorded("value_q"))
     assert [entry[1:3] for entry in log[1:]] == [("policy", 8), ("value_q", 16)]
     assert done.values.shape == (2, 4, 2)
-    with pytest.raises(ValueError, match="Q\\(s, a\\) imagines no future"):
-        run(recorded("value_q", depth=2))
+    with pytest.raises(ValueError, match="plan.depth 2: Q\\(s, a\\) imagines no future"):
+        recorded("value_q", depth=2)
+
+
+@pytest.mark.parametrize("missing", ["future_proprio:3", "future_camera:hand"])
+def test_deeper_plans_need_the_future_of_everything_that_is_seen(missing):
+    words = tuple(w for w in tiny.WORDS if w != missing)
+    layout, deep = parse(words), Planning(depth=2)
+    tiny.objective(layout=layout)
+    with pytest.raises(ValueError, match=rf"objective.slots imagine no \['{missing}'\]"):
+        tiny.objective(layout=layout, planning=deep)
+    tiny.objective(planning=deep)
+
+
+def test_a_planner_that_sees_otherwise_is_an_error():
+    policy = tiny.objective()
+    assert policy.with_planner(tiny.objective(uses=uses("value_v"))).uses[2].name == "value_v"
+    for changes, what in (
+        (dict(visibility="prefix"), "differ in visibility$"),
+        (dict(compat=("bf16_times",)), "differ in objective.compat 'bf16_times'$"),
+        (dict(network=tiny.network(layers=3)), "differ in sizes of the network$"),
+        (dict(views=tiny.VIEWS[::-1]), "differ in cameras$"),
+        (dict(codec=PixelCodec(4)), "differ in codec$"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            policy.with_planner(tiny.objective(**changes))
 
 
 def test_the_real_network_plans_in_one_program():
@@ -234,6 +279,25 @@ def test_the_real_network_plans_in_one_program():
     got = acting(limited, params)[1]
     np.testing.assert_allclose(got.scores, done.scores, atol=2e-5)
     np.testing.assert_allclose(got.proposals, done.proposals, atol=2e-5)
+
+
+def test_in_bfloat16_losses_actions_and_plans_are_those_of_float32():
+    how = Planning(proposals=2, futures=1, values=2, future_steps=1, value_steps=1)
+    objective = tiny.objective(planning=how, steps=2)
+
+    @jax.jit
+    def run(params):
+        seen = tiny.normalizers(), tiny.observation(), KEY
+        loss = objective.loss(params, tiny.batch(rollouts=2), KEY)[0]
+        return loss, objective.policy(params, *seen), plan(objective, params, *seen).proposals
+
+    want = run(tiny.params())
+    got = run(compute_cast(tiny.params(), "bfloat16"))
+    assert [x.dtype for x in got] == [jnp.float32] * 3
+    np.testing.assert_allclose(got[0], want[0], rtol=5e-3)
+    for a, b in zip(got[1:], want[1:], strict=True):
+        np.testing.assert_allclose(a, b, atol=0.05)
+        assert np.abs(a - b).max() > 0
 
 
 def test_memory_of_a_sample_and_errors():

@@ -21,6 +21,7 @@ from wamjax.models.mot import GroupSpec, MixtureOfTransformers
 from wamjax.models.vae.training import CodecObjective
 from wamjax.models.vae.vae_codec import VAECodec
 from wamjax.sharding import constrain
+from wamjax.wam import presets
 from wamjax.wam.autoregressive import Autoregressive
 from wamjax.wam.cosmos_builder import cosmos_policy
 from wamjax.wam.denoising import Denoising
@@ -34,6 +35,15 @@ def fast_wam(config, spec) -> FastWAM:
     """Fast-WAM and its variants from ``config.model`` and ``config.objective``."""
     model, objective = config.model, config.objective
     tables(objective.variant)  # an unknown variant is an error before anything is built
+    presets.check(objective)
+    for key, value, allowed, wanted in (
+        ("objective.solver", objective.solver, objective.solver in SOLVERS,
+         f"one of {sorted(SOLVERS)}{did_you_mean(objective.solver, SOLVERS)}"),
+        ("data.frames", spec.frames, spec.frames > 1, "at least 2: there is a future to predict"),
+        ("model.head_dim", model.head_dim, model.head_dim % 2 == 0, "even, for rotary positions"),
+    ):  # fmt: skip
+        if not allowed:
+            raise ValueError(f"config.{key} = {value!r} must be {wanted}")
     codec = frozen(config, codecs.build(model.codec))
     picture = spec.composite
     t, h, w, c = codec.shape(spec.frames, *picture)

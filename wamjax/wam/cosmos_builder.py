@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from wamjax import config as configs
+from wamjax.data import mixture
 from wamjax.data.spec import DataSpec
 from wamjax.data.tokens import VOCAB
 from wamjax.diffusion import noise
@@ -16,7 +21,7 @@ from wamjax.sharding import constrain
 from wamjax.wam import clips, cosmos_programs, layouts, presets
 from wamjax.wam.cosmos_policy import CosmosPolicy
 from wamjax.wam.inputs import frozen
-from wamjax.wam.layouts import LAYOUTS, Layout
+from wamjax.wam.layouts import Layout
 from wamjax.wam.planning import Planning, sample_bytes
 
 TEXT_ROWS = 512  # of T5 embeddings; padding is zero
@@ -37,7 +42,9 @@ def cosmos_policy(config, spec) -> CosmosPolicy:
     codec = frozen(config, codecs.build(model.codec))
     network = _network(model, layout, codec, spec)
     plan = objective.plan.to_dict()
-    limit = plan.pop("memory_gb") * 2**30 / sample_bytes(network, len(layout))
+    if (memory := plan.pop("memory_gb")) < 0:
+        raise ValueError(f"objective.plan.memory_gb {memory} must be positive, or 0 for no bound")
+    limit = memory * 2**30 / sample_bytes(network, len(layout))
     return CosmosPolicy(
         network=network,
         codec=codec,
@@ -108,24 +115,34 @@ def _check_data(config, layout: Layout) -> None:
     sources = data.sources.values()
     if any(s.action_free for s in sources):
         raise ValueError("Cosmos Policy has no use for sources that are action_free")
-    weights = [sum(s.weight for s in sources if s.rollout == r) for r in (False, True)]
-    if weights[1] and weights[0] * sum(mix) < sum(weights) * mix[0] * (1 - 1e-6):
+    if not 0 <= config.objective.uniform <= 1:
+        raise ValueError(f"objective.uniform {config.objective.uniform} is a share, in [0, 1]")
+    if not any(s.rollout for s in sources) or "tossed_mix" in config.objective.compat:
+        return
+    counts = mixture.counts({n: s.weight for n, s in data.sources.items()}, data.batch_size)
+    imitated = np.array([not s.rollout for s in sources])[mixture.layout(counts)]
+    rows = imitated[: len(imitated) // sum(mix) * sum(mix)].reshape(-1, sum(mix))
+    if (short := rows.sum(axis=1)).size and short.min() < mix[0]:
         raise ValueError(
-            f"objective.mix {mix} trains the policy on {mix[0] / sum(mix):.0%} of a batch, and "
-            f"{weights[0] / sum(weights):.0%} are demonstrations: change the weights in "
-            "config.data.sources, or mix"
+            f"objective.mix {mix} trains the policy on {mix[0]} of {sum(mix)} neighbours in a "
+            f"batch, and of some only {short.min()} are demonstrations, which are "
+            f"{imitated.mean():.0%} of it: change the weights in config.data.sources, or mix"
         )
 
 
 # ---- settings ----
 
 
-def objective(config, layout: str) -> None:
-    """The method on the slots of a named layout, with the numbers that all benchmarks share."""
+def objective(config, layout: str | Sequence[str]) -> None:
+    """The method on the slots of a layout, with the numbers that all benchmarks share.
+
+    Args:
+      layout: a key of `LAYOUTS`, or the words of one of your own, see `layouts`.
+    """
+    made, data = layouts.named(layout), config.data
     config.objective.name = config.objective.variant = "cosmos_policy"
-    config.objective.slots = LAYOUTS[layout]
+    config.objective.slots = made.words
     config.objective.infer_steps, config.objective.solver = 5, "exponential"
-    made, data = layouts.parse(LAYOUTS[layout]), config.data
     data.cameras, data.chunk = made.cameras, made.chunk
     data.frames, data.frame_stride, data.outcome = 2, made.chunk, True
     data.normalization = "min_max"
@@ -159,11 +176,13 @@ def training(config, anchors: tuple[int, int]) -> None:
     config.mesh.fsdp, config.mesh.data = 8, -1
 
 
-def declare(config, layout: str, control_hz: float) -> None:
-    """Sizes of the published data, so that the model is known without it."""
-    said, made = config.data.declared, layouts.parse(LAYOUTS[layout])
+def declare(config, control_hz: float) -> None:
+    """Sizes of data as published, for the slots that `objective` set, so that the model is known
+    without it."""
+    said, made = config.data.declared, layouts.parse(config.objective.slots)
     said.camera_size, said.control_hz = (224, 224), control_hz
-    said.action_dim, said.proprio_dim = made.statistics["actions"], made.statistics["proprio"]
+    said.action_dim = made.statistics["actions"]
+    said.proprio_dim = made.statistics.get("proprio", 0)
 
 
 def planner(config, rollouts: str = "") -> None:

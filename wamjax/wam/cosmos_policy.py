@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from wamjax.config import did_you_mean
 from wamjax.diffusion.flow import RectifiedFlow
+from wamjax.diffusion.solvers import SOLVERS
 from wamjax.models.codec import Codec
 from wamjax.models.dit import DiT
 from wamjax.models.layers import unconstrained
@@ -43,8 +44,19 @@ COMPAT = {
     "bf16_times": "noise levels are rounded to bfloat16 before the network is told of them",
     "bf16_targets": "actions, states and values are rounded to bfloat16 in training",
     "erased_scores": "a partial score counts as full success in the value",
-    "tossed_mix": "uses are drawn for each example, so their shares hold in expectation only",
+    "tossed_mix": "uses are drawn for each example: shares hold in expectation only, and where "
+    "there are rollouts, all demonstrations train the policy",
     "zero_minority": "majority_mean is 0, not the mean of the others, where success is a minority",
+}
+
+
+# What a policy and a separate planner have in common, as an error says it -> attribute.
+SHARED = {
+    "slots": "layout",
+    "sizes of the network": "network",
+    "codec": "codec",
+    "cameras": "views",
+    "visibility": "visibility",
 }
 
 
@@ -106,11 +118,23 @@ class CosmosPolicy:
             ("compat", self.compat, COMPAT),
             ("augment", (self.augment,), ("", *STRENGTHS)),
             ("visibility", (self.visibility,), programs.VISIBILITIES),
+            ("solver", (self.solver,), SOLVERS),
         ):
             for word in given:
                 if word not in known:
                     hint = f"{did_you_mean(word, known)}; there are {sorted(known)}"
                     raise ValueError(f"objective.{name} {word!r} does not exist{hint}")
+        for name, value, allowed, wanted in (
+            ("infer_steps", self.steps, self.steps >= 1, "at least 1"),
+            ("sigma_min", self.sigma_min, 0 < self.sigma_min < self.sigma_max,
+             f"positive and below objective.sigma_max {self.sigma_max}"),
+            ("discount", self.discount, 0 < self.discount <= 1, "in (0, 1]"),
+            ("action_weight", self.action_weight, self.action_weight >= 0, "at least 0"),
+        ):  # fmt: skip
+            if not allowed:
+                raise ValueError(f"objective.{name} {value} must be {wanted}")
+        if self.planning.depth > 1:
+            self._check_depth()
         if len(self.mix) != len(self.uses) or min(self.mix) < 1:
             names = [u.name for u in self.uses]
             raise ValueError(f"objective.mix {self.mix} wants a positive count of each of {names}")
@@ -129,6 +153,11 @@ class CosmosPolicy:
 
     modes = MODES
     imagines = True
+
+    @property
+    def row(self) -> int:
+        """Neighbours in a batch that share the uses exactly."""
+        return sum(self.mix)
 
     def pictures(self) -> list[tuple[str, Visibility]]:
         """The visibility tables, one for all uses or one for each."""
@@ -289,9 +318,16 @@ class CosmosPolicy:
         """Keys and values of the instruction, for any number of calls."""
         return self.sampler(params).read(self.text(observation))
 
-    def act(self, params, seen: Seen, rng: Array, steps: int = 0, frozen: bool = False) -> Array:
-        """All of p(a, s', V | s): latents of all slots, of which the present is as given."""
-        return self._sample(params, self.uses[0], seen, rng, steps or self.steps, frozen)
+    def act(
+        self, params, seen: Seen, rng: Array, steps: int = 0, frozen: bool = False, noise=None
+    ) -> Array:
+        """All of p(a, s', V | s): latents of all slots, of which the present is as given.
+
+        Args:
+          noise: to start from instead of a draw of `rng`, of the shape of ``seen.latents``; such as
+            `cosmos_sampling.published_noise`.
+        """
+        return self._sample(params, self.uses[0], seen, rng, steps or self.steps, frozen, noise)
 
     def predict(self, params, seen: Seen, rng: Array, steps: int = 0) -> Array:
         """p(s', V | s, a): the same, with the action as in ``seen.latents``."""
@@ -313,13 +349,31 @@ class CosmosPolicy:
         """This policy, planning as `other` was trained: with its kind of value function.
 
         Raises:
-          ValueError: another layout or network, whose parameters would not fit.
+          ValueError: the planner was trained on something else, or sees it otherwise; says what.
         """
-        if (self.layout, self.network) != (other.layout, other.network):
-            raise ValueError("policy and planner have the same slots and the same sizes")
+        words = [what for what, key in SHARED.items() if getattr(self, key) != getattr(other, key)]
+        if ("bf16_times" in self.compat) != ("bf16_times" in other.compat):
+            words.append("objective.compat 'bf16_times'")
+        if words:
+            raise ValueError(
+                f"a planner goes with a policy of the same {', '.join(SHARED)}; these differ in "
+                f"{', '.join(words)}"
+            )
         return dataclasses.replace(self, uses=(self.uses[0], *other.uses[1:]))
 
     # ---- parts ----
+
+    def _check_depth(self) -> None:
+        """That what is imagined can be planned on from: each slot of now has its future."""
+        depth = f"objective.plan.depth {self.planning.depth}"
+        if programs.model_free(self.uses[2]):
+            raise ValueError(f"{depth}: Q(s, a) imagines no future to plan on from, depth=1 does")
+        now = (s for s in self.layout.slots if s.group == "current")
+        missing = [f"future_{s}" for s in now if f"future_{s.name}" not in self.layout.names]
+        if missing:
+            raise ValueError(
+                f"{depth} plans on from imagined futures, and objective.slots imagine no {missing}"
+            )
 
     @property
     def latent(self) -> tuple[int, int, int]:
@@ -327,8 +381,10 @@ class CosmosPolicy:
         h, w, c = self.network.latent
         return h, w, c - 2
 
-    def _sample(self, params, use: Use, seen: Seen, rng, steps: int, frozen: bool = False):
-        noise = jax.random.normal(rng, seen.latents.shape)
+    def _sample(
+        self, params, use: Use, seen: Seen, rng, steps: int, frozen: bool = False, noise=None
+    ):
+        noise = jax.random.normal(rng, seen.latents.shape) if noise is None else noise
         return self.sampler(params)(use, seen.latents, seen.text, noise, steps, frozen)
 
     def told(self, levels: Array) -> Array:

@@ -84,6 +84,11 @@ def uses(value: str) -> tuple[Use, ...]:
     return USES["policy"], USES["world_model"], USES[value]
 
 
+def model_free(judge: Use) -> bool:
+    """Whether a value function is Q(s, a), which looks at no future."""
+    return "future" not in judge.given and "current" in judge.given
+
+
 def visibility(kind: str, use: Use) -> Visibility:
     """Who sees whom in a use.
 
@@ -161,8 +166,8 @@ def assign(
 def toss(key: Array, counts: tuple[int, ...], rollout: Bool[Array, " b"]) -> Int[Array, " b"]:
     """The same as published: by a coin for each example, so that shares hold in expectation only.
 
-    Demonstrations train the policy and rollouts the rest; if there are no rollouts, demonstrations
-    train everything.
+    Demonstrations train the policy and rollouts the rest, in shares by chance; if there are no
+    rollouts, demonstrations train everything.
     """
     every, other = jax.random.split(key)
     weights = jnp.log(jnp.asarray(counts, jnp.float32))

@@ -206,6 +206,20 @@ class Layout:
             raise ValueError(f"the cameras of a clip are equally large, not {dict(spec.cameras)}")
 
 
+def named(layout: str | Sequence[str]) -> Layout:
+    """A layout of `LAYOUTS` by its name, or of its own words.
+
+    Raises:
+      ValueError: no such name, with a suggestion; else as `parse`.
+    """
+    if not isinstance(layout, str):
+        return parse(layout)
+    if layout not in LAYOUTS:
+        raise ValueError(f"there is no layout {layout!r}{did_you_mean(layout, LAYOUTS)}; there are "
+                         f"{sorted(LAYOUTS)}, or give the words of your own")  # fmt: skip
+    return parse(LAYOUTS[layout])
+
+
 def parse(words: Sequence[str]) -> Layout:
     """A layout from its words.
 

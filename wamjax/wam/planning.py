@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int
 from wamjax.config import did_you_mean
 from wamjax.models.transformer import Cache
 from wamjax.wam import injection
+from wamjax.wam.cosmos_programs import model_free
 from wamjax.wam.layouts import Layout
 
 AGGREGATES = ("mean", "majority_mean", "lcb", "success_vote")
@@ -93,10 +94,8 @@ def plan(policy, params, normalizers, observation, rng: Array) -> Plan:
     """
     how, layout = policy.planning, policy.layout
     act, predict, judge = policy.uses
-    model_free = "future" not in judge.given and "current" in judge.given  # Q(s, a)
-    if model_free and how.depth > 1:
-        raise ValueError("Q(s, a) imagines no future to plan on from: objective.plan.depth=1")
-    futures = 1 if model_free else how.futures
+    blind = model_free(judge)
+    futures = 1 if blind else how.futures
     planner = params.get("planner", params)
     seen = policy.observe(params, normalizers, observation)
     text = policy.read(planner, observation) if "planner" in params else seen.text
@@ -114,7 +113,7 @@ def plan(policy, params, normalizers, observation, rng: Array) -> Plan:
     for depth in range(how.depth):
         if depth:
             branches = run(planner, act, _each(_carry(layout), branches), text, policy.steps)
-        if not model_free:
+        if not blind:
             branches = run(planner, predict, branches, text, how.future_steps)
         judged = run(planner, judge, _copies(branches, how.values), text, how.value_steps)
         values = _each(lambda x: injection.read_value(layout, x), judged)
@@ -195,22 +194,26 @@ def _each(function, x: Array) -> Array:
 
 
 def _batched(function, latents: Array, text: Cache, noise: Array, limit: int) -> Array:
-    """``function(latents, text, noise)`` on (n, b, ...), as many of n together as `limit` allows.
+    """``function(latents, text, noise)`` on (n, b, ...), at most `limit` samples together.
 
     Results do not depend on how many: the noise is drawn before.
     """
     n, b = latents.shape[:2]
-    fitting = max(limit // b, 1) if limit else n
-    together = max(k for k in range(1, n + 1) if n % k == 0 and k <= fitting)
-    # The batch axis of keys and values is the fourth from the end, with or without layers stacked.
-    text = jax.tree.map(lambda x: jnp.concatenate([x] * together, axis=x.ndim - 4), text)
+    total = n * b
+    calls = -(-total // limit) if limit else 1
+    together = -(-total // calls)
 
     def call(inputs):
-        flat = (x.reshape(-1, *x.shape[2:]) for x in inputs)
-        first, second = flat
-        return function(first, text, second).reshape(inputs[0].shape)
+        first, second, sample = inputs
+        # The batch axis of keys and values is the fourth from the end, with or without layers
+        # stacked; all of the n read the same text.
+        read = jax.tree.map(lambda x: jnp.take(x, sample % b, axis=x.ndim - 4), text)
+        return function(first, read, second)
 
-    if together == n:
-        return call((latents, noise))
-    parts = (x.reshape(n // together, together, *x.shape[1:]) for x in (latents, noise))
-    return jax.lax.map(call, tuple(parts)).reshape(latents.shape)
+    flat = [x.reshape(total, *x.shape[2:]) for x in (latents, noise)]
+    if calls == 1:
+        return call((*flat, jnp.arange(total))).reshape(latents.shape)
+    # What the last call lacks are copies of the last sample, whose results are dropped.
+    at = jnp.minimum(jnp.arange(calls * together), total - 1).reshape(calls, together)
+    done = jax.lax.map(call, (flat[0][at], flat[1][at], at))
+    return done.reshape(-1, *done.shape[2:])[:total].reshape(latents.shape)

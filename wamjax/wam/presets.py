@@ -34,6 +34,25 @@ def fast_wam(config, variant: str, preset: str) -> None:
     objective.idm_prob = 0.5
 
 
+def check(objective) -> None:
+    """That ``config.objective`` follows the preset whose name it has.
+
+    Raises:
+      ValueError: no such preset, or another shift of the actions' noise than it has.
+    """
+    name, known = objective.preset, (*ACTION_SHIFT, "none")
+    if name not in known:
+        raise ValueError(f"config.objective.preset = {name!r} must be one of {known}"
+                         f"{did_you_mean(name, known)}")  # fmt: skip
+    shift = ACTION_SHIFT.get(name, objective.action_shift)
+    if objective.action_shift != shift:
+        raise ValueError(
+            f"config.objective.action_shift = {objective.action_shift}, and preset {name!r} has "
+            f"{shift}: choose a preset by --config=FILE:preset={name}, or follow none by "
+            "--config.objective.preset=none"
+        )
+
+
 def wan22_5b(config) -> None:
     """Sets ``config.model`` to the published sizes: Wan2.2-TI2V-5B and the 1 B action expert."""
     model = config.model
