@@ -103,7 +103,7 @@ def choice(run: pathlib.Path) -> dict[str, dict[str, float]]:
             tabletop.Shift.none(),
             max_steps=16,
             execute=flags.FLAGS.execute,
-            instruction_length=config.data.instruction_length,
+            **evaluate.senses(config),
         )
         motion, score = (np.asarray(x) for x in done.extras)  # (plans, e, n, 3), (plans, e, n)
         at = jax.tree.map(lambda x: x[:, : 16 : flags.FLAGS.execute].swapaxes(0, 1), done.states)

@@ -105,7 +105,7 @@ def test_resume_refuses_frozen_keys_and_reports_the_others(key):
 
 def test_what_is_frozen():
     must = ("model.layers", "model.video.width", "objective.name", "precision.params", "data.chunk",
-            "data.frames", "data.cameras", "data.normalization",
+            "data.frames", "data.cameras", "data.normalization", "objective.action_shift",
             "data.sources.x.weight")  # fmt: skip
     may = ("mesh.data", "optim.learning_rate", "total_steps", "precision.compute", "eval.episodes",
            "optim.accumulate", "checkpoint.every", "model.remat", "data.root")  # fmt: skip
@@ -130,7 +130,11 @@ def test_resume_refuses_another_set_of_sources_but_not_a_key_the_old_code_lacked
 @pytest.mark.parametrize(
     "key, value",
     [("total_steps", 0), ("data.batch_size", -1), ("precision.compute", "float8"),
-     ("optim.ema_decay", 1.5), ("optim.accumulate", 0)],
+     ("optim.ema_decay", 1.5), ("optim.accumulate", 0), ("data.frame_stride", -1),
+     ("optim.learning_rate", -1.0), ("optim.b1", 1.5), ("objective.cond_noise_prob", 5.0),
+     ("objective.lambda_action", -1.0), ("optim.clip_norm", -1.0), ("model.patch", 0),
+     ("model.text.kind", "token"), ("eval.execute", 0), ("eval.episodes", -5),
+     ("objective.infer_steps", 0)],
 )  # fmt: skip
 def test_validate_names_the_key(key, value):
     config = configs.base_config()

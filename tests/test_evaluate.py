@@ -1,12 +1,17 @@
 """Rolling out, counted against a policy whose success is known; errors of `wamjax.evaluate`."""
 
 import functools
+import types
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from absl import app
+from data import synthetic
 
 from wamjax import config as configs
-from wamjax import evaluate
+from wamjax import evaluate, wam
+from wamjax.data.spec import DataSpec
 from wamjax.envs import tabletop
 
 MIDDLE = (-0.5, 0.575, 0.08)  # of where the left zone may be, low
@@ -90,6 +95,89 @@ def test_dials_override_a_shift():
 def test_errors_name_the_offender_before_anything_is_loaded(key, value, shift, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         evaluate.run(config(**{key: value}), tmp_path, shift=shift)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"eval.tasks": ("pick_rod",)}, "no task 'pick_rod', did you mean 'pick_red'"),
+        ({"eval.execute": 9}, "eval.execute = 9, and a plan has 8 actions"),
+        ({"eval.execute": 0}, "eval.execute = 0 must be at least 1"),
+        ({"eval.batch_size": 0}, "eval.batch_size = 0 must be at least 1"),
+        ({"eval.episodes": -5}, "eval.episodes = -5 must be at least 1"),
+        ({"eval.env": "libero"}, "eval.env 'libero' is not 'tabletop'"),
+        ({"data.cameras": ("overhead", "side")}, r"the tabletop has no \['side'\]"),
+        ({"data.cameras": ("overhead",)}, r"video of the policy are \(64, 128, 3\), of the"),
+        ({"model.text.kind": "context", "model.context_width": 8}, "no 'instruction': set it to 0"),
+    ],
+)
+def test_what_cannot_be_rolled_out_is_known_before_training(changes, message):
+    asked = config(episodes=4)
+    asked.objective.infer_steps = 1
+    asked.update_from_flattened_dict({"data.frames": 2, "data.chunk": 8, "model.codec.patch": 8})
+    evaluate.check(asked, built(asked))
+    asked.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        evaluate.check(asked, built(asked))
+
+
+def built(asked, action_dim=4, cameras=("overhead", "gripper")):
+    """A policy of the tabletop, whatever ``data.cameras`` say."""
+    seen = {name: tabletop.CAMERAS[name] for name in cameras}
+    return wam.build(asked, DataSpec(seen, 5, action_dim, 8, 2, 8, 12, 10.0))
+
+
+def test_policies_of_other_robots_are_not_rolled_out():
+    asked = config(episodes=4)
+    asked.update_from_flattened_dict({"data.frames": 2, "data.chunk": 8, "model.codec.patch": 8})
+    with pytest.raises(ValueError, match=r"actions of the policy are \(7,\), of the tabletop \(4,"):
+        evaluate.check(asked, built(asked, action_dim=7))
+
+
+def test_a_policy_looks_through_its_own_cameras_in_their_order():
+    """A policy that moves by what its left picture shows."""
+
+    class Looking:
+        def policy(self, params, normalizers, observation, rng, mode=None):
+            half = observation["video"][:, 0, :, :64].astype(jnp.float32).mean((1, 2, 3)) / 255
+            return jnp.broadcast_to(half[:, None, None], (len(half), 2, 4))
+
+    asked = config(episodes=4, max_steps=2)
+    policy, ids = evaluate.Policy(Looking(), None, {}), jnp.zeros(3, int)
+    keys = evaluate.episode_keys(asked, "evaluate", np.arange(3))
+    moved = {}
+    for cameras in (("overhead", "gripper"), ("gripper", "overhead"), ("gripper",)):
+        asked.data.cameras = cameras
+        done = evaluate._roll_out(policy, asked, keys, ids, tabletop.Shift(), record=True)
+        assert done.frames.shape[3] == 64 * len(cameras)
+        moved[cameras] = np.asarray(done.actions[:, 0, 0]), np.asarray(done.frames[:, 0])
+    both, turned, one = moved.values()
+    np.testing.assert_array_equal(turned[0], one[0])
+    assert np.abs(turned[0] - both[0]).min() > 1e-3
+    np.testing.assert_array_equal(turned[1], np.roll(both[1], 64, axis=2))
+    np.testing.assert_array_equal(one[1], both[1][:, :, 64:])
+
+
+def test_options_of_the_command_are_in_the_name_of_the_file(tmp_path, monkeypatch):
+    asked, seen = config(episodes=0), {}
+    monkeypatch.setattr(evaluate, "find", lambda *_: types.SimpleNamespace(config=asked))
+    monkeypatch.setattr(evaluate, "run", lambda config, *rest: seen.update(rest=rest))
+
+    def command(*options):
+        with synthetic.command(evaluate, "--workdir=RUN", *options):
+            evaluate.main([""])
+
+    with pytest.raises(app.UsageError, match="0 episodes: give --episodes"):
+        command()
+    command("--episodes=3", "--execute=1", "--tasks=pick_red,reach_red",
+            "--dials=colours=0.1,action_delay=2")  # fmt: skip
+    assert asked.eval.episodes == 3 and asked.eval.execute == 1
+    assert asked.eval.tasks == ("pick_red", "reach_red")
+    assert asked.eval.shift.to_dict() == {"colours": 0.1, "action_delay": 2}
+    label = "episodes3_execute1_pick_red-reach_red_colours0.1_action_delay2"
+    assert seen["rest"] == ("RUN", None, None, "none", None, label)
+    with pytest.raises(app.UsageError, match="--dials=lighting is not of the form DIAL=NUMBER"):
+        command("--dials=lighting")
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):

@@ -59,6 +59,37 @@ def test_a_done_run_says_so_and_more_steps_continue_it(tmp_path, capsys):
     assert [r["step"] for r in metrics.read(tmp_path)] == [1, 2, 3, 4, 5]
 
 
+def test_a_done_run_is_not_taken_for_one_of_another_config(tmp_path, capsys):
+    assert run(toy.config(total_steps=3), tmp_path)
+    with pytest.raises(ValueError, match=r"config.seed was 0 when .* \(done at step 3\) .* now 9"):
+        run(toy.config(total_steps=3, seed=9), tmp_path)
+    assert run(toy.config(total_steps=3, **{"optim.learning_rate": 0.5}), tmp_path)
+    assert "config.optim.learning_rate: 0.01 -> 0.5 since" in capsys.readouterr().err
+    (tmp_path / "DONE").unlink()
+    with pytest.raises(ValueError, match="total_steps = 2 is behind checkpoint 3"):
+        run(toy.config(total_steps=2), tmp_path)
+
+
+def test_the_last_step_is_saved_even_if_it_was_skipped(tmp_path):
+    assert run(toy.config(total_steps=6), tmp_path, bad=range(40, 48), shuffle=False)
+    rows = metrics.read(tmp_path)
+    assert [r["skips_in_a_row"] for r in rows] == [0, 0, 0, 0, 0, 1]
+    found = restore_params(tmp_path)
+    assert found.step == 6 == json.loads((tmp_path / "DONE").read_text())["step"]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found.params))
+
+
+def test_double_precision_that_is_not_on_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="'float64'.*JAX_ENABLE_X64=1"):
+        run(toy.config(**{"precision.compute": "float64"}), tmp_path)
+
+
+def test_an_evaluation_that_cannot_be_is_an_error_before_training(tmp_path):
+    with pytest.raises(ValueError, match="eval.episodes = 4: 'fast_wam' is no policy, set it to 0"):
+        run(toy.config(**{"eval.episodes": 4}), tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
 def test_a_run_that_died_in_evaluation_comes_back_to_it(finished, monkeypatch):
     (finished / "DONE").unlink()
     before = (finished / "metrics.jsonl").read_text()

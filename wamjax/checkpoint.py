@@ -153,7 +153,12 @@ def find(workdir: str | os.PathLike, step: int | None = None, ema: bool | None =
         raise FileNotFoundError(f"{workdir} holds no {FOLDER}/ folder: not a run's --workdir")
     with _manager(folder, create=False) as m:
         steps = sorted(m.all_steps())
-        step = step if step is not None else (steps[-1] if steps else None)
+        if not steps:
+            raise FileNotFoundError(
+                f"{workdir} has no checkpoint yet: the same `python -m wamjax.train` command "
+                "starts the run, or continues it"
+            )
+        step = step if step is not None else steps[-1]
         if step not in steps:
             raise FileNotFoundError(f"{workdir} has no checkpoint {step}; it has {steps}")
         config = configs.load(_json(m, step, "config"))

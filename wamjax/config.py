@@ -1,8 +1,8 @@
 """The one config: every key with its default and a line of documentation, locked.
 
 An experiment file starts from `base_config` and changes values; a misspelt key is an error with a
-suggestion. `config_keys` holds keys, defaults and docs; what `docs` returns is
-shown by error messages and by ``python -m wamjax.doctor``.
+suggestion. `config_keys` holds keys, defaults and docs; error messages show the line of a key, and
+``python -m wamjax.doctor --keys`` all of them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,30 @@ from wamjax.config_keys import FROZEN, SOURCE, TABLE
 
 # Below a key of `FROZEN`, but they change how a step is computed, not what.
 _THAWED = {"model.remat", "model.unroll"}
+
+# What `validate` knows of values.
+_POSITIVE = (
+    "total_steps", "log_every", "data.batch_size", "data.frames", "data.frame_stride",
+    "data.chunk", "data.instruction_length", "checkpoint.every", "checkpoint.keep",
+    "optim.accumulate", "guard.max_consecutive_skips", "model.layers", "model.heads",
+    "model.head_dim", "model.patch", "model.video.width", "model.video.ffn", "model.action.width",
+    "model.action.ffn", "model.codec.patch", "objective.infer_steps", "eval.execute",
+    "eval.max_steps", "eval.batch_size",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "optim.learning_rate", "optim.weight_decay", "optim.clip_norm", "objective.lambda_video",
+    "objective.lambda_action", "objective.video_shift", "objective.action_shift", "lora.rank",
+    "eval.episodes", "profile.start", "profile.steps",
+)  # fmt: skip
+_SHARES = (
+    "optim.b1", "optim.b2", "optim.ema_decay", "optim.warmup_fraction", "optim.final_fraction",
+    "objective.cond_noise_prob", "objective.idm_prob", "objective.drop",
+)  # fmt: skip
+_ONE_OF = {
+    "precision.params": ("float32", "float64"),
+    "precision.compute": ("float32", "bfloat16", "float64"),
+    "model.text.kind": ("tokens", "context"),
+}
 
 
 def base_config() -> ConfigDict:
@@ -80,18 +104,17 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
 def validate(config: ConfigDict) -> None:
     """Checks what can be checked without building anything; ValueError names the key."""
     flat = flatten(config)
-    for key in ("total_steps", "log_every", "data.batch_size", "data.frames", "data.chunk",
-                "checkpoint.every", "checkpoint.keep", "optim.accumulate",
-                "guard.max_consecutive_skips", "model.layers", "model.heads"):  # fmt: skip
+    for key in _POSITIVE:
         if flat[key] < 1:
             raise ValueError(f"config.{key} = {flat[key]} must be at least 1 ({doc(key)})")
-    for key, allowed in {
-        "precision.params": ("float32", "float64"),
-        "precision.compute": ("float32", "bfloat16", "float64"),
-    }.items():
+    for key in _NOT_NEGATIVE:
+        if flat[key] < 0:
+            raise ValueError(f"config.{key} = {flat[key]} must not be negative ({doc(key)})")
+    for key, allowed in _ONE_OF.items():
         if flat[key] not in allowed:
-            raise ValueError(f"config.{key} = {flat[key]!r} must be one of {allowed}")
-    for key in ("optim.ema_decay", "optim.warmup_fraction", "optim.final_fraction"):
+            hint = did_you_mean(flat[key], allowed)
+            raise ValueError(f"config.{key} = {flat[key]!r} must be one of {allowed}{hint}")
+    for key in _SHARES:
         if not 0 <= flat[key] <= 1:
             raise ValueError(f"config.{key} = {flat[key]} must lie in [0, 1] ({doc(key)})")
 

@@ -64,7 +64,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("data.outcome", False, "batches also say what comes of a window: state, score, steps to go"),
     ("objective.name", "fast_wam", "which objective is built"),
     ("objective.variant", "fast", "fast, joint, idm, no_cotrain or optional_idm"),
-    ("objective.preset", "2026-08", "published settings followed: paper or 2026-08"),
+    ("objective.preset", "2026-08", "published settings followed: paper or 2026-08; or none"),
     ("objective.video_shift", 5.0, "time shift of the video noise level"),
     ("objective.action_shift", 1.0, "time shift of the action noise level (paper: 5)"),
     ("objective.weighting", "wan", "loss weight over noise levels: wan, uniform or min_snr"),
@@ -197,6 +197,9 @@ FROZEN = (
     "objective.slots",
     "objective.visibility",
     "objective.process",
+    # Sampling follows the noise of training.
+    "objective.video_shift",
+    "objective.action_shift",
     "objective.scheme",
     "precision.params",
     "optim.name",

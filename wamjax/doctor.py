@@ -3,12 +3,14 @@
     python -m wamjax.doctor --config=experiments/configs/fast_wam_libero.py
     python -m wamjax.doctor --config=... --devices=64 --json --out=report/
     python -m wamjax.doctor --config=experiments/configs/dit_imagenet.py --sizes
+    python -m wamjax.doctor --config=experiments/configs/quickstart.py --keys
 
 Says how many parameters each expert has, what a sample costs to train on and to act on or to make,
 how much memory the state takes on each device of a mesh, draws the visibility tables, and checks
 the data (constant dimensions, values that the statistics do not fit, episodes shorter than a
-window). With --sizes it also counts the published sizes and designs of DiT on the same pictures.
-Nothing is trained and no parameter is allocated. A config that cannot be trained is an error.
+window). With --sizes it also counts the published sizes and designs of DiT on the same pictures;
+--keys lists every key of the config instead, its value and what it means. Nothing is trained and no
+parameter is allocated. A config that cannot be trained is an error.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from wamjax import config as configs
-from wamjax import flops, optim, sharding, tree
+from wamjax import flops, optim, partition, sharding, tree
 from wamjax import state as states
 from wamjax.metrics import quiet
 from wamjax.models import dit
@@ -135,26 +137,30 @@ def memory(state, config: ConfigDict, devices: int) -> dict[str, float]:
 
     Activations come on top; ``tpu/aot.py`` compiles the step and reports the true peak.
     """
-    sizes = {a: int(config.mesh[a]) for a in sharding.AXES}
-    fixed = math.prod(n for n in sizes.values() if n != -1)
-    if devices % fixed or (-1 not in sizes.values() and devices != fixed):
-        raise ValueError(f"config.mesh {sizes} does not fit {devices} devices: give --devices, "
-                         f"{'a multiple of ' * (-1 in sizes.values())}{fixed}")  # fmt: skip
-    mesh = Shape({a: devices // fixed if n == -1 else n for a, n in sizes.items()})
+    try:
+        mesh = Shape(sharding.axis_sizes(config.mesh, devices))
+    except ValueError as error:
+        raise ValueError(f"{error}, or give --devices") from None
     sharding.check_config(config, mesh)
+    specs = sharding.state_specs(state, state.params, mesh)
 
-    def bytes_of(params) -> float:
+    def bytes_of(values, places) -> float:
         total = 0.0
-        for path, leaf in tree.flatten(params).items():
-            axes = sharding.spec_of(path, leaf.shape, mesh)
+        for leaf, axes in zip(jax.tree.leaves(values), jax.tree.leaves(places), strict=True):
             parts = math.prod(mesh.shape[a] for a in axes if a is not None)
             total += math.prod(leaf.shape) * leaf.dtype.itemsize / parts
         return total
 
-    one = bytes_of(state.params)
-    out = {"parameters": one, "gradients": one, "adam": 2 * one}
+    def trained(params):
+        return partition.split(params, partition.trained(config.optim.freeze))[0]
+
+    out = {
+        "parameters": bytes_of(state.params, specs.params),
+        "gradients": bytes_of(trained(state.params), trained(specs.params)),
+        "optimiser": bytes_of(state.opt_state, specs.opt_state),
+    }
     if state.ema is not None:
-        out["ema"] = one
+        out["ema"] = bytes_of(state.ema, specs.ema)
     return {"devices": devices, "mesh": mesh.shape, **out, "total": sum(out.values())}
 
 
@@ -180,9 +186,14 @@ def _batch(objective, config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
 def _data_warnings(config: ConfigDict) -> list[str]:
     """Of episodes that are there; arrays are checked when they are opened."""
     from wamjax.data import pipeline
+    from wamjax.data.sources import missing
 
-    if config.data.kind == "arrays" or pipeline.declared(config.data):
+    if config.data.kind == "arrays":
         return []
+    # Declared sizes make a report possible without the data, or with stand-ins not made yet.
+    if pipeline.declared(config.data) and (absent := missing(config.data)):
+        return [f"config.data.sources.{name}: no data in {path}, so nothing of the data was checked"
+                for name, path in absent.items()]  # fmt: skip
     spec, statistics, sources = pipeline.open_episodes(config)
     return pipeline.checks(sources, statistics, spec)
 
@@ -199,7 +210,7 @@ def _print(report: dict[str, Any]) -> None:
         print(f"  {name:<26}{row['parameters']:>14,} parameters{forward}")
     memory = report["memory"]
     print(f"state on each of {memory['devices']} devices, mesh {memory['mesh']}")
-    for name in ("parameters", "gradients", "adam", "ema", "total"):
+    for name in ("parameters", "gradients", "optimiser", "ema", "total"):
         if name in memory:
             print(f"  {name:<12}{memory[name] / 2**30:>12.3f} GiB")
     for text in (*report["tables"].values(), report["roles"]):
@@ -217,6 +228,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("json", False, "print json")
     flags.DEFINE_string("out", None, "folder for the pictures of the tables")
     flags.DEFINE_bool("sizes", False, "also count the published sizes and designs of DiT")
+    flags.DEFINE_bool("keys", False, "list the keys of the config instead")
     flags.mark_flag_as_required("config")
 
 
@@ -227,6 +239,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
     asked = flags.FLAGS
     config = asked.config
+    if asked.keys:
+        _print_keys(config, asked.json)
+        return
     fixed = math.prod(abs(int(config.mesh[a])) for a in sharding.AXES)
     report = diagnose(config, asked.devices or fixed, asked.sizes)
     if asked.out:
@@ -236,6 +251,16 @@ def main(argv: list[str]) -> None:
         print()
     else:
         _print(report)
+
+
+def _print_keys(config: ConfigDict, as_json: bool) -> None:
+    rows = {key: [value, configs.doc(key)] for key, value in configs.flatten(config).items()}
+    if as_json:
+        json.dump(rows, sys.stdout, indent=2)
+        print()
+        return
+    for key, (value, text) in rows.items():
+        print(f"{f'{key} = {value!r}':<48}  {text}")
 
 
 def _draw(config: ConfigDict, folder: pathlib.Path) -> None:

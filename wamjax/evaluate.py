@@ -2,12 +2,14 @@
 
     python -m wamjax.evaluate --workdir=runs/quickstart
     python -m wamjax.evaluate --workdir=runs/quickstart --shift=lighting --mode=imagine
+    python -m wamjax.evaluate --workdir=runs/quickstart --dials=colours=0.1,action_delay=2
+    python -m wamjax.evaluate --workdir=runs/quickstart --tasks=pick_red --execute=4 --episodes=96
     python -m wamjax.evaluate --workdir=runs/cosmos --mode=plan --planner=runs/planner
     python -m wamjax.evaluate --workdir=runs/quickstart --latency
 
 Writes eval.json (success_rate, episodes, per_task, latency_ms, ...), a plot, and a video in which
-the predicted frames stand next to the real ones. Options that change the result (shift, mode, step)
-go into the file's name, so nothing is overwritten.
+the predicted frames stand next to the real ones. All options go into
+the names of the files, so what was measured after training is not overwritten.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from ml_collections import ConfigDict
 
 from wamjax import hardware
 from wamjax import state as states
-from wamjax.checkpoint import restore_params
+from wamjax.checkpoint import find, restore_params
 from wamjax.config import did_you_mean
 from wamjax.metrics import quiet, say
 from wamjax.step import compute_cast
@@ -67,9 +69,12 @@ def load(workdir, step: int | None = None, mode: str | None = None, planner: str
 
     Returns:
       (`Policy`, the config it was trained with, the step of its checkpoint).
+
+    Raises:
+      FileNotFoundError, ValueError: there is no checkpoint, or the planner does not go with it.
     """
     from wamjax import wam
-    from wamjax.data.normalize import normalizers
+    from wamjax.data.normalize import check_same, normalizers
     from wamjax.data.spec import DataSpec
 
     params, config, statistics, step = restore_params(workdir, step)
@@ -77,8 +82,12 @@ def load(workdir, step: int | None = None, mode: str | None = None, planner: str
     params = _for_acting(objective, params, config)
     normalise = normalizers(statistics, config.data.normalization)
     if planner:
+        if not hasattr(objective, "with_planner"):
+            raise ValueError(f"{config.objective.name!r} does not plan: --planner={planner} is for "
+                             "Cosmos Policy")  # fmt: skip
         other, _, _ = load(planner)
         objective = objective.with_planner(other.objective)
+        check_same(normalise, other.normalizers, f"the planner {planner}")
         params = params | {"planner": other.params}
     return Policy(objective, params, normalise, mode), config, step
 
@@ -96,10 +105,11 @@ def run(
     mode: str | None = None,
     shift: str = "none",
     planner: str | None = None,
+    label: str = "",
 ) -> dict[str, Any]:
     """Evaluates the checkpoint of a run and writes eval.json, plot and video.
 
-    What is not as after training (mode, shift, step) goes into the files' names.
+    What is not as after training (mode, shift, step, planner) goes into the files' names.
 
     Args:
       config: its ``eval`` part says what to do; the model is built as the checkpoint says.
@@ -108,18 +118,23 @@ def run(
       mode: how to act, see `wamjax.wam.programs.MODES`; the variant's default.
       shift: name of a shift of the world.
       planner: see `load`.
+      label: what else is not as after training, for the files' names.
 
     Returns:
       what was written to eval.json.
+
+    Raises:
+      ValueError: see `check`.
     """
     from wamjax.viz import plots
 
     workdir = pathlib.Path(workdir)
     shifts = _shift(config, shift)
     parts = [mode, shift if shift != "none" else None, step]
-    parts += [pathlib.Path(planner).name if planner else None]
+    parts += [pathlib.Path(planner).name if planner else None, label or None]
     suffix = "".join(f"_{p}" for p in parts if p is not None)
     policy, trained, step = load(workdir, step, mode, planner)
+    check(config, policy.objective)
     result = {"step": step, "variant": trained.objective.variant, "mode": mode, "shift": shift}
     result |= roll_out(policy, config, shifts)
     if config.eval.untrained:
@@ -139,6 +154,62 @@ def run(
     say(f"success {result['success_rate']:.1%} of {result['episodes']} episodes, "
         f"latency p50 {p50:.1f} ms, p99 {p99:.1f} ms")  # fmt: skip
     return result
+
+
+def check(config: ConfigDict, objective) -> None:
+    """That a policy can be rolled out as ``config.eval`` says.
+
+    Raises:
+      ValueError: it cannot; names the key, and what would go.
+    """
+    from wamjax.envs import tabletop
+
+    _shift(config, "none")
+    asked = config.eval
+    for key in ("episodes", "execute", "max_steps", "batch_size"):
+        if asked[key] < 1:
+            raise ValueError(f"config.eval.{key} = {asked[key]} must be at least 1")
+    for task in (tasks := task_names(config)):
+        if task not in tabletop.TASKS:
+            raise ValueError(f"config.eval.tasks = {tuple(tasks)}: there is no task {task!r}"
+                             f"{did_you_mean(task, tabletop.TASKS)}; there are "
+                             f"{tuple(tabletop.TASKS)}")  # fmt: skip
+    if not hasattr(objective, "policy"):
+        raise ValueError(f"config.eval.episodes = {asked.episodes}: {config.objective.name!r} is "
+                         "no policy, set it to 0")  # fmt: skip
+    spec, cameras = objective.batch_spec(1), senses(config)["cameras"]
+    if unknown := [c for c in cameras if c not in tabletop.CAMERAS]:
+        raise ValueError(f"config.data.cameras = {cameras}: the tabletop has no {unknown}, it has "
+                         f"{tuple(tabletop.CAMERAS)}; set eval.episodes to 0")  # fmt: skip
+    for key in ("video", "instruction"):
+        if key not in spec:
+            raise ValueError(
+                f"config.eval.episodes = {asked.episodes}: the tabletop shows pictures and says "
+                f"words, and the policy takes {sorted(spec)}, no {key!r}: set it to 0"
+            )
+    width = sum(tabletop.CAMERAS[c][1] for c in cameras)
+    world = {
+        "video": (tabletop.CAMERAS[cameras[0]][0], width, 3),
+        "actions": (tabletop.ACTION_DIM,),
+        "proprio": (tabletop.PROPRIO_DIM,),
+    }
+    for key, want in world.items():
+        if (have := spec[key].shape[-len(want) :]) != want:
+            raise ValueError(f"config.eval.episodes = {asked.episodes}: {key} of the policy are "
+                             f"{have}, of the tabletop {want}; set it to 0")  # fmt: skip
+    if asked.execute > (chunk := spec["actions"].shape[1]):
+        raise ValueError(f"config.eval.execute = {asked.execute}, and a plan has {chunk} actions "
+                         "(data.chunk)")  # fmt: skip
+
+
+def senses(config: ConfigDict) -> dict[str, Any]:
+    """What a policy is shown and told in the world: arguments of `tabletop.rollout`."""
+    from wamjax.envs import tabletop
+
+    return {
+        "cameras": tuple(config.data.cameras) or tuple(tabletop.CAMERAS),
+        "instruction_length": config.data.instruction_length,
+    }
 
 
 def roll_out(policy: Policy, config: ConfigDict, shift) -> dict[str, Any]:
@@ -278,8 +349,8 @@ def _roll_out(policy: Policy, config: ConfigDict, keys, ids, shift, record: bool
         shift,
         max_steps=config.eval.max_steps,
         execute=config.eval.execute,
-        instruction_length=config.data.instruction_length,
         record=record,
+        **senses(config),
     )
 
 
@@ -335,7 +406,10 @@ def define_flags() -> None:
     flags.DEFINE_string("mode", None, "direct, joint, imagine, plan, ...; the default is its own")
     flags.DEFINE_string("planner", None, "a run whose world model and value function plan for it")
     flags.DEFINE_string("shift", "none", "a shift of the world, by name")
+    flags.DEFINE_list("dials", [], "of the shift, as lighting=0.3,distractors=1")
+    flags.DEFINE_list("tasks", None, "tasks; those of the training data by default")
     flags.DEFINE_integer("episodes", None, "episodes; config.eval.episodes by default")
+    flags.DEFINE_integer("execute", None, "actions of each plan that are executed")
     flags.DEFINE_bool("latency", False, "only measure the latency of one plan")
 
 
@@ -349,12 +423,29 @@ def main(argv: list[str]) -> None:
         policy, config, _ = load(asked.workdir, asked.step, asked.mode, asked.planner)
         print(json.dumps({"latency_ms": latency(policy, config)}))
         return
-    config = restore_params(asked.workdir, asked.step).config
-    if asked.episodes:
-        config.eval.episodes = asked.episodes
+    config = find(asked.workdir, asked.step).config
+    label = _choose(config, asked)
     if config.eval.episodes < 1:
-        raise app.UsageError("config.eval.episodes is 0: give --episodes")
-    run(config, asked.workdir, asked.step, asked.mode, asked.shift, asked.planner)
+        raise app.UsageError(f"{config.eval.episodes} episodes: give --episodes")
+    run(config, asked.workdir, asked.step, asked.mode, asked.shift, asked.planner, label)
+
+
+def _choose(config: ConfigDict, asked) -> str:
+    """Puts what is asked for into ``config.eval``; returns it as part of a file's name."""
+    parts = []
+    for key in ("episodes", "execute", "tasks"):
+        if (value := asked[key].value) is not None:
+            config.eval[key] = tuple(value) if key == "tasks" else value
+            parts.append("-".join(value) if key == "tasks" else f"{key}{value}")
+    for dial in asked.dials:
+        name, _, text = dial.partition("=")
+        try:
+            number = float(text)
+        except ValueError:
+            raise app.UsageError(f"--dials={dial} is not of the form DIAL=NUMBER") from None
+        config.eval.shift[name] = int(number) if number.is_integer() else number
+        parts.append(f"{name}{text}")
+    return "_".join(parts)
 
 
 if __name__ == "__main__":

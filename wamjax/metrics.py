@@ -16,6 +16,7 @@ import json
 import math
 import os
 import pathlib
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -200,9 +201,13 @@ class WandB:
             import wandb
         except ImportError as error:
             raise ImportError(_missing("log.wandb", "wandb")) from error
-        name = workdir.absolute().name
+        path = workdir.absolute()
+        # Folders of other runs may have the same name, and a folder may move.
+        kept = path / ".wandb"
+        if not kept.exists():
+            kept.write_text(f"{path.name}-{secrets.token_hex(4)}")
         self._run = wandb.init(
-            project=project, id=name, name=name, dir=str(workdir), resume="allow",
+            project=project, id=kept.read_text(), name=path.name, dir=str(workdir), resume="allow",
             config=config.to_dict(),
         )  # fmt: skip
         self.close = self._run.finish

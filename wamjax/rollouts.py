@@ -27,6 +27,7 @@ from wamjax.collect import ACTION_NAMES, PROPRIO_NAMES
 from wamjax.data import images
 from wamjax.data.records import Episode, Writer
 from wamjax.data.spec import Info
+from wamjax.data.transforms import Composite
 from wamjax.envs import tabletop
 from wamjax.envs.tabletop.rollout import SETTLE
 from wamjax.envs.tabletop.world import proprio
@@ -64,7 +65,7 @@ def record(
             f"seed {seed} makes the episodes that config.eval.seed evaluates on: train on others"
         )
     info = Info(
-        cameras=tabletop.CAMERAS,
+        cameras=_views(config).cameras,
         proprio_dim=tabletop.PROPRIO_DIM,
         action_dim=tabletop.ACTION_DIM,
         control_hz=tabletop.CONTROL_HZ,
@@ -97,25 +98,28 @@ def _episodes(policy, config: ConfigDict, tasks, episodes: int, seed: int) -> It
             max_steps=config.eval.max_steps,
             execute=config.eval.execute,
             record=True,
-            instruction_length=config.data.instruction_length,
+            **evaluate.senses(config),
         )
         state = np.asarray(jax.vmap(jax.vmap(proprio))(done.states))
         done = jax.tree.map(np.asarray, done._replace(states=None))
         for row, number in enumerate(numbers[: episodes - start]):
-            yield _episode(done, state, row, int(number), tasks[number % len(tasks)])
+            task = tasks[number % len(tasks)]
+            yield _episode(done, state, row, int(number), task, _views(config))
 
 
-def _episode(done: tabletop.Rollout, state: np.ndarray, row: int, number: int, task: str):
+def _views(config: ConfigDict) -> Composite:
+    return Composite({name: tabletop.CAMERAS[name] for name in evaluate.senses(config)["cameras"]})
+
+
+def _episode(
+    done: tabletop.Rollout, state: np.ndarray, row: int, number: int, task: str, views: Composite
+) -> Episode:
     """One of them, up to a few steps after success, as demonstrations are cut."""
     success, end = bool(done.success[row]), done.returns.shape[1]
     length = min(int(done.steps[row]) + SETTLE, end) if success else end
-    pictures, edges = done.frames[row, : length + 1], np.cumsum([0, *_widths()])
-    cameras = {
-        name: [images.encode(p) for p in pictures[:, :, edges[i] : edges[i + 1]]]
-        for i, name in enumerate(tabletop.CAMERAS)
-    }
+    seen = views.inverse({"video": done.frames[row, : length + 1]})["images"]
     return Episode(
-        images=cameras,
+        images={name: [images.encode(p) for p in frames] for name, frames in seen.items()},
         proprio=state[row, : length + 1],
         actions=done.actions[row, :length],
         instruction=tabletop.instruction(task),
@@ -124,10 +128,6 @@ def _episode(done: tabletop.Rollout, state: np.ndarray, row: int, number: int, t
         task=task,
         seed=number,
     )
-
-
-def _widths() -> list[int]:
-    return [width for _, width in tabletop.CAMERAS.values()]
 
 
 def _act(policy: evaluate.Policy, observation, key):

@@ -111,21 +111,26 @@ def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
       ValueError: sizes that do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
+    shape = tuple(axis_sizes(sizes, len(devices)).values())
+    # make_mesh defaults to Explicit axes, which Linen cannot trace under.
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+
+
+def axis_sizes(sizes: Any, devices: int) -> dict[str, int]:
+    """The sizes of the axes on so many devices; arguments and errors as of `make_mesh`."""
     asked = {a: int(sizes[a]) for a in AXES}
     text = " x ".join(f"{a}={n}" for a, n in asked.items())
     free = [a for a, n in asked.items() if n == -1]
     if len(free) > 1 or any(n < 1 and n != -1 for n in asked.values()):
         raise ValueError(f"mesh {text}: sizes are positive, and at most one is -1")
     fixed = int(np.prod([n for n in asked.values() if n != -1]))
-    if len(devices) % fixed or (not free and fixed != len(devices)):
+    if devices < 1 or devices % fixed or (not free and fixed != devices):
         raise ValueError(
-            f"mesh {text} does not fit {len(devices)} devices: {fixed} "
-            f"{'do not divide' if free else 'is not'} {len(devices)}; change config.mesh"
+            f"mesh {text} does not fit {devices} devices: {fixed} "
+            f"{'do not divide' if free else 'is not'} {devices}; change config.mesh"
         )
-    shape = tuple(len(devices) // fixed if n == -1 else n for n in asked.values())
-    # make_mesh defaults to Explicit axes, which Linen cannot trace under.
-    kinds = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+    return {a: devices // fixed if n == -1 else n for a, n in asked.items()}
 
 
 def check_config(config, mesh: Mesh) -> None:
@@ -180,7 +185,13 @@ def params_shardings(params: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> 
 
 
 def state_shardings(state: Any, params: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
-    """Shardings of a train state: what mirrors a parameter lives where the parameter lives.
+    """Shardings of a train state: what mirrors a parameter lives where the parameter lives."""
+    specs = state_specs(state, params, mesh, rules)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
+def state_specs(state: Any, params: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
+    """The same as partitions; `mesh` may be anything with a ``shape``.
 
     A leaf mirrors the parameter whose path ends its own path and whose shape it has (Adam's
     moments, the moving average); scalars and the coefficients of Muon are replicated.
@@ -193,14 +204,14 @@ def state_shardings(state: Any, params: Any, mesh: Mesh, rules: Sequence[Rule] =
         for path, x in tree.flatten(params).items()
     }
 
-    def place(path: str, leaf) -> NamedSharding:
+    def place(path: str, leaf) -> P:
         names = path.split("/")
         for start in range(len(names)):
             shape, spec = specs.get("/".join(names[start:]), (None, None))
             if shape == leaf.shape:
-                return NamedSharding(mesh, spec)
+                return spec
         if leaf.ndim == 0 or names[-1] == "ns_coeffs":  # three constants of Muon
-            return NamedSharding(mesh, P())
+            return P()
         raise ValueError(f"state leaf {path!r} {leaf.shape} mirrors no parameter")
 
     return tree.map_with_path(place, state)

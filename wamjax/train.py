@@ -94,6 +94,9 @@ def run(
       guards.Diverged: too many non-finite steps in a row.
     """
     configs.validate(config)
+    if "float64" in config.precision.values() and not jax.config.jax_enable_x64:
+        raise ValueError(f"config.precision {dict(config.precision)} needs JAX_ENABLE_X64=1 in the "
+                         "environment: without it JAX computes in float32")  # fmt: skip
     workdir = pathlib.Path(workdir)
     if _is_done(config, workdir):
         return True
@@ -107,6 +110,8 @@ def run(
             data = make_data(config)
             _check_statistics(data.statistics, checkpoints)
             objective = make_objective(config, data.spec)
+            if config.eval.episodes > 0:
+                _check_evaluation(config, objective)
             _draw_masks(objective, workdir)
             job = Job(config, workdir, mesh, peak, data, objective, checkpoints)
             with jax.set_mesh(mesh):
@@ -192,17 +197,18 @@ def _loop(job: Job, state: TrainState, step_fn, flops: float) -> bool:
                 say(f"{interrupts.received or 'another process was stopped'}: saved at step "
                     f"{job.checkpoints.latest}; the same command continues")  # fmt: skip
                 return False
-        _save(job, state, recorder)
+        _save(job, state, recorder, last=True)
         job.checkpoints.wait()
     return True
 
 
-def _save(job: Job, state: TrainState, recorder: Recorder) -> None:
+def _save(job: Job, state: TrainState, recorder: Recorder, last: bool = False) -> None:
     """Saves, lines first. Not in the middle of non-finite steps: they might go on to the limit,
-    and the checkpoints that are kept should be from before them."""
+    and the checkpoints that are kept should be from before them. After the `last` step nothing can
+    go on, and what such steps leave is as it was before them."""
     _guard(job, recorder.drain())
     recorder.flush()
-    if int(state.streak) == 0:
+    if last or int(state.streak) == 0:
         with recorder.aside():
             job.checkpoints.save(state, job.data.iterator, job.config, job.data.statistics)
 
@@ -230,6 +236,8 @@ def _is_done(config, workdir: pathlib.Path) -> bool:
     step = json.loads(path.read_text())["step"]
     if step < config.total_steps:
         return False
+    if (saved := workdir / "config.json").exists():
+        _say_changes(configs.load(saved), config, f"{workdir} (done at step {step})")
     say(
         f"{workdir} is done at step {step}; raise total_steps to train on, or use another --workdir"
     )
@@ -239,9 +247,24 @@ def _is_done(config, workdir: pathlib.Path) -> bool:
 def _check_config(config, checkpoints: Checkpoints) -> None:
     if checkpoints.latest is None:
         return
-    where = f"checkpoint {checkpoints.latest}"
-    for key, (old, new) in configs.check_resume(checkpoints.config(), config, where).items():
-        say(f"config.{key}: {old!r} -> {new!r} since {where}")
+    _say_changes(checkpoints.config(), config, f"checkpoint {checkpoints.latest}")
+    if config.total_steps < checkpoints.latest:
+        raise ValueError(
+            f"config.total_steps = {config.total_steps} is behind checkpoint {checkpoints.latest} "
+            "of this run: raise it, or train in another --workdir"
+        )
+
+
+def _say_changes(old: ConfigDict, new: ConfigDict, where: str) -> None:
+    for key, (before, now) in configs.check_resume(old, new, where).items():
+        say(f"config.{key}: {before!r} -> {now!r} since {where}")
+
+
+def _check_evaluation(config, objective) -> None:
+    """What would go wrong after training should do so before it."""
+    from wamjax import evaluate
+
+    evaluate.check(config, objective)
 
 
 def _check_statistics(statistics: dict[str, Any], checkpoints: Checkpoints) -> None:

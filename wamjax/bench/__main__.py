@@ -41,6 +41,9 @@ def main(argv: list[str]) -> None:
     asked, names = flags.FLAGS, argv[1:]
     if len(names) != 1 or names[0] not in BENCHMARKS:
         raise app.UsageError(f"name one benchmark of {sorted(BENCHMARKS)}, got {names}")
+    for name in ("repeats", "scale", "act_batch"):
+        if asked[name].value < 1:
+            raise app.UsageError(f"--{name}={asked[name].value} must be at least 1")
     for given, known in ((asked.variants, MODES), (asked.sizes, dit.BATCHES)):
         if unknown := set(given) - set(known):
             raise app.UsageError(f"unknown {sorted(unknown)}; there are {sorted(known)}")

@@ -8,7 +8,7 @@ a gripper that turns lighter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -57,9 +57,9 @@ def render(state: State, shift: Shift) -> dict[str, UInt8[Array, "64 64 3"]]:
     return dict(zip(CAMERAS, views, strict=True))
 
 
-def composite(images: Mapping[str, Array]) -> Array:
-    """The cameras side by side, in the order of `CAMERAS`: (..., 64, 128, 3)."""
-    return jnp.concatenate([images[name] for name in CAMERAS], axis=-2)
+def composite(images: Mapping[str, Array], cameras: Sequence[str] = tuple(CAMERAS)) -> Array:
+    """The cameras side by side, in this order: (..., 64, 128, 3) of both."""
+    return jnp.concatenate([images[name] for name in cameras], axis=-2)
 
 
 @jax.jit

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from wamjax.envs.tabletop import tasks
 from wamjax.envs.tabletop.expert import intention, with_noise
-from wamjax.envs.tabletop.render import composite, observe, render
+from wamjax.envs.tabletop.render import CAMERAS, composite, observe, render
 from wamjax.envs.tabletop.shifts import Shift
 from wamjax.envs.tabletop.world import ACTION_DIM, State, proprio, step
 
@@ -70,6 +70,7 @@ def rollout(
     execute: int = 8,
     record: bool = False,
     instruction_length: int = 12,
+    cameras: tuple[str, ...] = tuple(CAMERAS),
 ) -> Rollout:
     """Runs a policy in closed loop, all episodes at once, as one jitted program.
 
@@ -86,6 +87,7 @@ def rollout(
       execute: actions executed of each planned chunk before the policy looks again.
       record: whether to render and return every frame (24 kB each).
       instruction_length: n, the padded length of the instructions.
+      cameras: that the policy looks through, side by side in this order; frames are of them, too.
 
     Raises:
       ValueError: the policy returns fewer actions than `execute`, or of another width.
@@ -93,11 +95,11 @@ def rollout(
     if not isinstance(policy, jax.tree_util.Partial):
         policy = jax.tree_util.Partial(policy)
     tokens = jnp.asarray(tasks.instruction_tokens(instruction_length))[task_ids]
-    return _rollout(policy, keys, task_ids, shift, tokens, max_steps, execute, record)
+    return _rollout(policy, keys, task_ids, shift, tokens, max_steps, execute, record, cameras)
 
 
-@functools.partial(jax.jit, static_argnames=("max_steps", "execute", "record"))
-def _rollout(policy, keys, task_ids, shift, tokens, max_steps, execute, record) -> Rollout:
+@functools.partial(jax.jit, static_argnames=("max_steps", "execute", "record", "cameras"))
+def _rollout(policy, keys, task_ids, shift, tokens, max_steps, execute, record, cameras) -> Rollout:
     def act(states, actions):
         states = jax.vmap(step, (0, 0, None))(states, actions, shift)
         return states, (states, jax.vmap(tasks.success)(states))
@@ -105,7 +107,7 @@ def _rollout(policy, keys, task_ids, shift, tokens, max_steps, execute, record) 
     def plan_and_act(states, key):
         observation = jax.vmap(observe, (0, None))(states, shift)
         batch = {
-            "video": composite(observation["images"])[:, None],
+            "video": composite(observation["images"], cameras)[:, None],
             "proprio": observation["proprio"],
             "instruction": tokens,
         }
@@ -129,7 +131,7 @@ def _rollout(policy, keys, task_ids, shift, tokens, max_steps, execute, record) 
         *_outcome(achieved),
         actions=actions,
         states=states,
-        frames=composite(frames) if record else None,
+        frames=composite(frames, cameras) if record else None,
         extras=extras,
     )
 
