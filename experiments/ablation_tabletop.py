@@ -8,7 +8,7 @@ Trains every variant on the same data and budget over several seeds, from one vi
 trained first, as the published variants start from one; rolls each out in distribution and under
 every shift of the world, and prints the article's table: success and latency for each variant, with
 95 % t intervals over seeds, and the difference to `fast`, seed by seed. On one CPU core: 7 minutes
-for the video model, 2 to 5 for a training of 800 steps, and 1 to 4 to measure it in 96 episodes.
+for the video model, 8 to 20 for a training of 3,000 steps, and 1 to 5 to measure it in 96 episodes.
 The whole is resumable, between runs and within each.
 """
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -102,6 +103,17 @@ def test_errors_of_restore_params(saved, tmp_path):
     with pytest.raises(ValueError, match="no moving average"):
         restore_params(tmp_path, ema=True)
     assert_same(restore_params(tmp_path).params, state.params)
+
+
+@pytest.mark.parametrize("part", ["config/metadata", "params/manifest.ocdbt", "statistics"])
+def test_a_damaged_checkpoint_is_named(saved, tmp_path, part):
+    shutil.copytree(saved[0], tmp_path / "run")
+    path = tmp_path / "run" / checkpoint.FOLDER / "8" / part
+    shutil.rmtree(path) if path.is_dir() else path.write_bytes(path.read_bytes()[:5])
+    with pytest.raises(ValueError, match="(?s)checkpoint 8 cannot be read.*checkpoints/8 again"):
+        restore_params(tmp_path / "run", ema=False)
+    shutil.rmtree(tmp_path / "run" / checkpoint.FOLDER / "8")
+    assert restore_params(tmp_path / "run", ema=False).step == 5
 
 
 def test_a_model_of_another_shape_is_an_error_naming_the_parameter(saved):

@@ -7,8 +7,10 @@ acts on a policy needs no more than `restore_params`, which reads the first two 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import grain.checkpoint as grain_checkpoint
@@ -123,7 +125,8 @@ class Checkpoints:
         }
         if abstract.ema is not None:
             items["ema"] = ocp.args.StandardRestore(abstract.ema)
-        found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        with _reading(self.folder, step):
+            found = self._manager.restore(step, args=ocp.args.Composite(**items))
         return TrainState(params=found["params"], ema=found.get("ema"), **found["optimizer"])
 
     def wait(self) -> None:
@@ -190,7 +193,8 @@ def restore_params(
     step, config, statistics, folder = find(workdir, step, ema)
     item = folder.name
     with _manager(folder.parent.parent, create=False) as m:
-        saved = _shapes(m, step, item)
+        with _reading(m.directory, step):
+            saved = _shapes(m, step, item)
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         if shardings is None:
             shardings = jax.tree.map(lambda _: place, saved)
@@ -198,13 +202,28 @@ def restore_params(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), saved, shardings
         )
         args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
-        params = m.restore(step, args=args)[item]
+        with _reading(m.directory, step):
+            params = m.restore(step, args=args)[item]
         return Restored(params, config, statistics, step)
 
 
 def _json(manager: ocp.CheckpointManager, step: int | None, item: str) -> dict[str, Any]:
     args = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
-    return manager.restore(step, args=args)[item]
+    with _reading(manager.directory, step):
+        return manager.restore(step, args=args)[item]
+
+
+@contextlib.contextmanager
+def _reading(folder, step: int | None) -> Iterator[None]:
+    """Says which checkpoint it is that cannot be read. None is half-written by us, but disks fill
+    up and copies break off."""
+    try:
+        yield
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(
+            f"checkpoint {step} cannot be read: {error!r}. Copy {pathlib.Path(folder) / str(step)} "
+            "again from where it came, or remove it: the one before it is then the newest"
+        ) from error
 
 
 def _shapes(manager: ocp.CheckpointManager, step: int, item: str) -> Tree:

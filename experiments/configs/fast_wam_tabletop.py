@@ -7,8 +7,8 @@
 Few demonstrations with actions stand beside many videos without: 12 and 4 examples of a batch.
 That is the regime in which video co-training should matter; `labelled` and `videos` are the dials.
 Muon makes about as much of a step here as AdamW makes of two, and a batch of 16 about as much as
-one of 64. Two to five minutes on one CPU core at the default of 800 steps, which is little from
-nothing: the ablation starts from a video model.
+one of 64. Eight (no_cotrain) to twenty minutes (idm) on one CPU core at the default of 3,000 steps;
+the ablation starts from a video model.
 
 Arguments: variant=fast|joint|idm|no_cotrain|optional_idm, preset=2026-08|paper,
 labelled=N (demonstrations with actions, over all tasks), videos=N (without), steps=N, debug.
@@ -20,7 +20,7 @@ from wamjax.wam import presets
 
 def get_config(arg=None):
     args = configs.parse_arg(
-        arg, variant="fast", preset="2026-08", labelled=800, videos=1600, steps=800, debug=False
+        arg, variant="fast", preset="2026-08", labelled=800, videos=1600, steps=3000, debug=False
     )
     config = configs.base_config()
     presets.fast_wam(config, args.variant, args.preset)
