@@ -124,8 +124,8 @@ def measure(run: pathlib.Path, ways: dict[str, dict], ready: Callable, shift: st
     """Rolls out every way in which a trained policy can act; `rows` reads what came out.
 
     A row holds what `wamjax.evaluate.roll_out` says, the number of parameters, the training step
-    and, in the world without a shift, the latency. Rows that are there already stay; each is
-    written as soon as it is measured.
+    and, in the world without a shift, the latency. Rows that are there already stay, unless the run
+    was trained on since; each is written as soon as it is measured.
 
     Args:
       ways: row -> how to act, as `ready` takes it.
@@ -135,7 +135,11 @@ def measure(run: pathlib.Path, ways: dict[str, dict], ready: Callable, shift: st
     from wamjax import evaluate, tree
     from wamjax.envs import tabletop
 
+    saved = (run / "checkpoints").glob("[0-9]*")
+    newest = max((int(p.name) for p in saved if p.name.isdigit()), default=None)
     done = rows(run, shift)
+    if newest is not None:
+        done = {name: row for name, row in done.items() if row["steps"] == newest}
     for name in [n for n in ways if n not in done]:
         policy, config, step = ready(dict(ways[name]))
         config.eval.episodes, config.eval.execute = flags.FLAGS.episodes, flags.FLAGS.execute

@@ -105,15 +105,29 @@ def test_errors_of_restore_params(saved, tmp_path):
     assert_same(restore_params(tmp_path).params, state.params)
 
 
-@pytest.mark.parametrize("part", ["config/metadata", "params/manifest.ocdbt", "statistics"])
+@pytest.mark.parametrize("part", ["config/metadata", "params/manifest.ocdbt", "params/_METADATA"])
 def test_a_damaged_checkpoint_is_named(saved, tmp_path, part):
     shutil.copytree(saved[0], tmp_path / "run")
     path = tmp_path / "run" / checkpoint.FOLDER / "8" / part
-    shutil.rmtree(path) if path.is_dir() else path.write_bytes(path.read_bytes()[:5])
-    with pytest.raises(ValueError, match="(?s)checkpoint 8 cannot be read.*checkpoints/8 again"):
+    path.write_bytes(path.read_bytes()[:5])
+    named = "checkpoint 8 in .* cannot be read: it is damaged, or of another version"
+    with pytest.raises(ValueError, match=named):
         restore_params(tmp_path / "run", ema=False)
+    with Checkpoints(tmp_path / "run", keep=2) as checkpoints:
+        with pytest.raises(ValueError, match=named):
+            checkpoints.config()
+            checkpoints.restore(abstract_state(saved[1]), toy.iterator(8))
     shutil.rmtree(tmp_path / "run" / checkpoint.FOLDER / "8")
     assert restore_params(tmp_path / "run", ema=False).step == 5
+
+
+def test_another_number_of_processes_is_named(saved, tmp_path):
+    shutil.copytree(saved[0], tmp_path / "run")
+    data = tmp_path / "run" / checkpoint.FOLDER / "8" / "data"
+    (data / "process_0-of-1.json").rename(data / "process_0-of-2.json")
+    with Checkpoints(tmp_path / "run", keep=2) as checkpoints:
+        with pytest.raises(ValueError, match="/8 was saved by 2 processes, and now there are 1"):
+            checkpoints.restore(abstract_state(saved[1]), toy.iterator(8))
 
 
 def test_a_model_of_another_shape_is_an_error_naming_the_parameter(saved):

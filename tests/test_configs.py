@@ -58,7 +58,9 @@ def test_every_file_says_how_to_run_it_and_has_a_miniature(name):
     text = (FOLDER / f"{name}.py").read_text()
     assert f"--config=experiments/configs/{name}.py" in text.split('"""')[1]
     for arg in ("", "debug"):
-        configs.validate(get(name, arg))
+        config = get(name, arg)
+        configs.validate(config)
+        wam.check_training(config)
     assert get(name, "debug").total_steps <= 20
     assert {*FAST_WAM, *PICTURES} <= set(FILES)
 
@@ -263,3 +265,32 @@ def test_declared_arrays():
         config.data.declared.arrays = text
         with pytest.raises(ValueError, match=message):
             arrays.declared(config.data)
+
+
+def test_a_preset_is_more_than_a_label():
+    config = get("quickstart")
+    wam.check_training(config)
+    config.objective.preset = "paper"
+    with pytest.raises(ValueError, match="action_shift = 1.0, and preset 'paper' has 5.0.*FILE"):
+        wam.check_training(config)
+    config.objective.preset = "papr"
+    with pytest.raises(ValueError, match="'papr' must be one of .* did you mean 'paper'"):
+        wam.check_training(config)
+    config.objective.preset, config.objective.action_shift = "none", 3.0
+    wam.check_training(config)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("objective.solver", "eulr", "must be one of .*, did you mean 'euler'"),
+        ("objective.solver", "ancestral", "'ancestral' must be one of"),
+        ("data.frames", 1, "config.data.frames = 1 must be at least 2"),
+        ("model.head_dim", 15, "config.model.head_dim = 15 must be even"),
+    ],
+)
+def test_values_that_build_no_fast_wam_are_named(key, value, message):
+    config = get("fast_wam_libero", "debug")
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message):
+        wam.build(config, pipeline.spec_of(config))

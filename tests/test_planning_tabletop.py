@@ -62,6 +62,11 @@ def test_measured_ways_stay_and_planners_are_loaded(planning, tmp_path, monkeypa
     loaded.clear()
     planning.measure("base", run, tmp_path / "planner-0")
     assert loaded == [(None, None)]
+    for step, again in (("7", 0), ("9", len(found) + 1)):  # trained on since
+        (run / "checkpoints" / step).mkdir(parents=True)
+        loaded.clear()
+        planning.measure("base", run, tmp_path / "planner-0")
+        assert len(loaded) == again
 
 
 def test_table_of_all_runs(planning, tmp_path):

@@ -203,15 +203,14 @@ def test_a_metric_is_the_mean_over_the_microbatches_that_know_it():
 
 def test_programs_that_fit_no_microbatch_are_an_error():
     config = toy.config(**{"optim.accumulate": 2, "data.batch_size": 12})
-    state, step = build(config, Shares(row=4))
-    with pytest.raises(ValueError, match="data.batch_size a multiple of 8"):
-        step(state, toy.batch(12))
+    with pytest.raises(ValueError, match="batch_size 12 .* rows of 4, .* a multiple of 8"):
+        make_train_step(Shares(row=4), optim.make(config), config)
 
 
 def test_a_batch_that_does_not_divide_into_microbatches_is_an_error():
-    state, step = build(toy.config(**{"optim.accumulate": 3}))
-    with pytest.raises(ValueError, match="8 does not divide by optim.accumulate 3"):
-        step(state, toy.batch(8))
+    config = toy.config(**{"optim.accumulate": 3})
+    with pytest.raises(ValueError, match="batch_size 8 does not divide by optim.accumulate 3"):
+        make_train_step(toy.Toy(), optim.make(config), config)
 
 
 # ---- guard ----

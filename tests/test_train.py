@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import sys
+import types
 
 import jax
 import numpy as np
@@ -206,6 +207,23 @@ def test_a_missing_extra_says_what_to_install(tmp_path, monkeypatch, key, packag
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"config.{key} needs {package}.*wamjax\[log\]"):
         metrics.writers(tmp_path, toy.config(**{key: value}))
+
+
+def test_a_wandb_run_is_told_from_others_and_goes_on(tmp_path, monkeypatch):
+    asked = []
+    fake = types.SimpleNamespace(
+        init=lambda **options: asked.append(options) or types.SimpleNamespace(finish=None)
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for parent in ("a", "b", "a", "old"):
+        folder = tmp_path / parent / "base-0"
+        folder.mkdir(parents=True, exist_ok=True)
+        if parent == "old":  # begun when the name of the folder was its identity
+            (folder / "wandb").mkdir()
+        metrics.WandB("project", folder, toy.config())
+    a, b, again, old = (options["id"] for options in asked)
+    assert a == again != b and old == "base-0"
+    assert {options["name"] for options in asked} == {"base-0"}
 
 
 def test_profile_traces_the_steps_asked_for(tmp_path, monkeypatch):

@@ -72,6 +72,7 @@ def compile_for(config: ConfigDict, devices: list[jax.Device], options: dict[str
       jax.errors.JaxRuntimeError: ``RESOURCE_EXHAUSTED`` when a device's memory does not suffice.
     """
     configs.validate(config)
+    wam.check_training(config)
     mesh = _mesh(config, devices)
     objective = wam.build(config, pipeline.spec_of(config))
     with jax.set_mesh(mesh):

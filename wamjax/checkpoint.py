@@ -125,6 +125,7 @@ class Checkpoints:
         }
         if abstract.ema is not None:
             items["ema"] = ocp.args.StandardRestore(abstract.ema)
+        _check_processes(self.folder / str(step) / "data")
         with _reading(self.folder, step):
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
         return TrainState(params=found["params"], ema=found.get("ema"), **found["optimizer"])
@@ -193,8 +194,7 @@ def restore_params(
     step, config, statistics, folder = find(workdir, step, ema)
     item = folder.name
     with _manager(folder.parent.parent, create=False) as m:
-        with _reading(m.directory, step):
-            saved = _shapes(m, step, item)
+        saved = _shapes(m, step, item)
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         if shardings is None:
             shardings = jax.tree.map(lambda _: place, saved)
@@ -216,19 +216,31 @@ def _json(manager: ocp.CheckpointManager, step: int | None, item: str) -> dict[s
 @contextlib.contextmanager
 def _reading(folder, step: int | None) -> Iterator[None]:
     """Says which checkpoint it is that cannot be read. None is half-written by us, but disks fill
-    up and copies break off."""
+    up, copies break off, and libraries change."""
     try:
         yield
     except (KeyError, ValueError, OSError) as error:
         raise ValueError(
-            f"checkpoint {step} cannot be read: {error!r}. Copy {pathlib.Path(folder) / str(step)} "
-            "again from where it came, or remove it: the one before it is then the newest"
+            f"checkpoint {step} in {folder} cannot be read: it is damaged, or of another version "
+            f"of this code: {error!r}"
         ) from error
 
 
 def _shapes(manager: ocp.CheckpointManager, step: int, item: str) -> Tree:
     """Nested dicts of the shapes and dtypes that an item holds."""
-    return tree.unflatten(tree.flatten(dict(manager.item_metadata(step)[item])))
+    with _reading(manager.directory, step):
+        return tree.unflatten(tree.flatten(dict(manager.item_metadata(step)[item])))
+
+
+def _check_processes(folder: pathlib.Path) -> None:
+    """Each process left its own position in the data."""
+    kept = {int(p.stem.rsplit("-", 1)[1]) for p in folder.glob("process_*-of-*.json")}
+    if kept and jax.process_count() not in kept:
+        raise ValueError(
+            f"{folder.parent} was saved by {min(kept)} processes, and now there are "
+            f"{jax.process_count()}: continue with as many, or start from its parameters by "
+            "config.init_from.path in another --workdir"
+        )
 
 
 def _check_shapes(saved: Tree, wanted: Tree, step: int) -> None:

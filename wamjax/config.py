@@ -38,7 +38,7 @@ _NOT_NEGATIVE = (
 )  # fmt: skip
 _SHARES = (
     "optim.b1", "optim.b2", "optim.ema_decay", "optim.warmup_fraction", "optim.final_fraction",
-    "objective.cond_noise_prob", "objective.idm_prob", "objective.drop",
+    "objective.cond_noise_prob", "objective.idm_prob", "objective.drop", "objective.uniform",
 )  # fmt: skip
 _ONE_OF = {
     "precision.params": ("float32", "float64"),

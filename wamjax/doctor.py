@@ -29,13 +29,12 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from wamjax import config as configs
-from wamjax import flops, optim, partition, sharding, tree
+from wamjax import flops, optim, partition, sharding, tree, wam
 from wamjax import state as states
 from wamjax.metrics import quiet
 from wamjax.models import dit
 from wamjax.models.layers import unconstrained
-from wamjax.step import model_flops
-from wamjax.wam import build
+from wamjax.step import make_train_step, model_flops
 from wamjax.wam.programs import MODES
 
 
@@ -57,8 +56,11 @@ def diagnose(config: ConfigDict, devices: int, sizes: bool = False) -> dict[str,
     from wamjax.data import pipeline
 
     configs.validate(config)
-    objective = build(config, pipeline.spec_of(config))
-    state = jax.eval_shape(functools.partial(states.create, objective, optim.make(config), config))
+    wam.check_training(config)
+    objective = wam.build(config, pipeline.spec_of(config))
+    tx = optim.make(config)
+    make_train_step(objective, tx, config)  # what it cannot be made of is an error
+    state = jax.eval_shape(functools.partial(states.create, objective, tx, config))
     return {
         "parameters": tree.count_by_expert(state.params),
         "flops": work(objective, config, state.params),
@@ -268,7 +270,7 @@ def _draw(config: ConfigDict, folder: pathlib.Path) -> None:
     from wamjax.viz import masks
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in build(config, pipeline.spec_of(config)).pictures():
+    for name, table in wam.build(config, pipeline.spec_of(config)).pictures():
         masks.save(table, folder / f"mask_{name}.png")
 
 

@@ -78,7 +78,9 @@ def load(workdir, step: int | None = None, mode: str | None = None, planner: str
     from wamjax.data.spec import DataSpec
 
     params, config, statistics, step = restore_params(workdir, step)
-    objective = wam.build(config, DataSpec.from_json(statistics["spec"]))
+    spec = DataSpec.from_json(statistics["spec"])
+    config.data.cameras = tuple(spec.cameras)  # those of the data, if the config names none
+    objective = wam.build(config, spec)
     params = _for_acting(objective, params, config)
     normalise = normalizers(statistics, config.data.normalization)
     if planner:
@@ -134,6 +136,8 @@ def run(
     parts += [pathlib.Path(planner).name if planner else None, label or None]
     suffix = "".join(f"_{p}" for p in parts if p is not None)
     policy, trained, step = load(workdir, step, mode, planner)
+    config = config.copy_and_resolve_references()
+    config.data.cameras = trained.data.cameras
     check(config, policy.objective)
     result = {"step": step, "variant": trained.objective.variant, "mode": mode, "shift": shift}
     result |= roll_out(policy, config, shifts)
@@ -194,7 +198,7 @@ def check(config: ConfigDict, objective) -> None:
         "proprio": (tabletop.PROPRIO_DIM,),
     }
     for key, want in world.items():
-        if (have := spec[key].shape[-len(want) :]) != want:
+        if key in spec and (have := spec[key].shape[-len(want) :]) != want:
             raise ValueError(f"config.eval.episodes = {asked.episodes}: {key} of the policy are "
                              f"{have}, of the tabletop {want}; set it to 0")  # fmt: skip
     if asked.execute > (chunk := spec["actions"].shape[1]):
@@ -203,11 +207,12 @@ def check(config: ConfigDict, objective) -> None:
 
 
 def senses(config: ConfigDict) -> dict[str, Any]:
-    """What a policy is shown and told in the world: arguments of `tabletop.rollout`."""
-    from wamjax.envs import tabletop
+    """What a policy is shown and told in the world: arguments of `tabletop.rollout`.
 
+    ``config.data.cameras`` are named, as in a config from `load`.
+    """
     return {
-        "cameras": tuple(config.data.cameras) or tuple(tabletop.CAMERAS),
+        "cameras": tuple(config.data.cameras),
         "instruction_length": config.data.instruction_length,
     }
 

@@ -202,18 +202,24 @@ class WandB:
         except ImportError as error:
             raise ImportError(_missing("log.wandb", "wandb")) from error
         path = workdir.absolute()
-        # Folders of other runs may have the same name, and a folder may move.
-        kept = path / ".wandb"
-        if not kept.exists():
-            kept.write_text(f"{path.name}-{secrets.token_hex(4)}")
         self._run = wandb.init(
-            project=project, id=kept.read_text(), name=path.name, dir=str(workdir), resume="allow",
+            project=project, id=_wandb_id(path), name=path.name, dir=str(workdir), resume="allow",
             config=config.to_dict(),
         )  # fmt: skip
         self.close = self._run.finish
 
     def write(self, row: Row) -> None:
         self._run.log(row, step=int(row["step"]))
+
+
+def _wandb_id(folder: pathlib.Path) -> str:
+    """Kept in the folder: others may have the same name, and a folder may move."""
+    kept = folder / "wandb_id.txt"
+    if not kept.exists():
+        # A run that older code started went by the name of its folder.
+        begun = (folder / "wandb").is_dir()
+        kept.write_text(folder.name if begun else f"{folder.name}-{secrets.token_hex(4)}")
+    return kept.read_text()
 
 
 def writers(workdir, config) -> list[TensorBoard | WandB]:

@@ -144,11 +144,9 @@ def _accumulated(objective, config) -> Callable:
     if micro == 1:
         return whole
 
+    row = _row(objective, config)
+
     def averaged(trained, frozen, batch, rng):
-        size = next(iter(batch.values())).shape[0]
-        if size % micro:
-            raise ValueError(f"a batch of {size} does not divide by optim.accumulate {micro}")
-        row = _row(objective, config.data.sources, size, micro)
         parts = {k: _microbatches(v, micro, row) for k, v in batch.items()}
 
         def one(index, part):
@@ -173,21 +171,25 @@ def _accumulated(objective, config) -> Callable:
     return averaged
 
 
-def _row(objective, sources, size: int, micro: int) -> int:
+def _row(objective, config) -> int:
     """How many neighbours of a batch stay together in a microbatch.
 
     What shares a batch stands in it in a pattern that repeats, sources as programs, so a microbatch
     of every n-th example could hold one of them alone. Where the pattern does not fit into a
-    microbatch, all of that are neighbours: its shares are right to an example or two.
+    microbatch, all of that are neighbours: its shares are right to an example or two, at the price
+    of moving examples between devices.
+
+    Raises:
+      ValueError: the batch does not divide into microbatches, or these not into exact shares.
     """
-    each, own = size // micro, getattr(objective, "row", 1)
-    if each % own:
+    size, micro, own = config.data.batch_size, config.optim.accumulate, getattr(objective, "row", 1)
+    each, rest = divmod(size, micro)
+    if rest or each % own:
         raise ValueError(
-            f"a batch of {size} makes {micro} microbatches (optim.accumulate) of {each}, which do "
-            f"not divide by {own}, as exact shares want: make data.batch_size a multiple of "
-            f"{micro * own}"
+            f"data.batch_size {size} does not divide by optim.accumulate {micro} into microbatches "
+            f"of whole rows of {own}, which hold exact shares: make it a multiple of {micro * own}"
         )
-    weights = {name: source.weight for name, source in sources.items()}
+    weights = {name: source.weight for name, source in config.data.sources.items()}
     row = math.lcm(own, mixture.period(mixture.counts(weights, size)) if weights else 1)
     return row if each % row == 0 else each
 

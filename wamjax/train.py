@@ -30,7 +30,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from wamjax import config as configs
-from wamjax import guards, hardware, optim, sharding, tree
+from wamjax import guards, hardware, optim, sharding, tree, wam
 from wamjax import state as states
 from wamjax.checkpoint import Checkpoints
 from wamjax.metrics import Profile, Recorder, quiet, say
@@ -65,8 +65,6 @@ def build_data(config: ConfigDict) -> Data:
 
 def build_objective(config: ConfigDict, spec):
     """See `wamjax.wam.build`."""
-    from wamjax import wam
-
     return wam.build(config, spec)
 
 
@@ -94,6 +92,7 @@ def run(
       guards.Diverged: too many non-finite steps in a row.
     """
     configs.validate(config)
+    wam.check_training(config)
     if "float64" in config.precision.values() and not jax.config.jax_enable_x64:
         raise ValueError(f"config.precision {dict(config.precision)} needs JAX_ENABLE_X64=1 in the "
                          "environment: without it JAX computes in float32")  # fmt: skip
@@ -111,7 +110,7 @@ def run(
             _check_statistics(data.statistics, checkpoints)
             objective = make_objective(config, data.spec)
             if config.eval.episodes > 0:
-                _check_evaluation(config, objective)
+                _check_evaluation(config, data.spec, objective)
             _draw_masks(objective, workdir)
             job = Job(config, workdir, mesh, peak, data, objective, checkpoints)
             with jax.set_mesh(mesh):
@@ -260,10 +259,12 @@ def _say_changes(old: ConfigDict, new: ConfigDict, where: str) -> None:
         say(f"config.{key}: {before!r} -> {now!r} since {where}")
 
 
-def _check_evaluation(config, objective) -> None:
+def _check_evaluation(config, spec, objective) -> None:
     """What would go wrong after training should do so before it."""
     from wamjax import evaluate
 
+    config = config.copy_and_resolve_references()
+    config.data.cameras = tuple(getattr(spec, "cameras", ()))
     evaluate.check(config, objective)
 
 

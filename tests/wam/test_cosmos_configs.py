@@ -223,7 +223,7 @@ def test_data_that_do_not_fit_are_named():
             "of some only 0 are demonstrations",
         ),
         ({"objective.plan.memory_gb": -1.0}, "plan.memory_gb -1.0 must be positive, or 0"),
-        ({"objective.uniform": 1.5}, r"objective.uniform 1.5 is a share, in \[0, 1\]"),
+        ({"objective.uniform": 1.5}, r"objective.uniform = 1.5 must lie in \[0, 1\]"),
         ({"data.sources.demos.action_free": True}, "no use for sources that are action_free"),
         ({"model.codec.kind": "cached"}, "CachedLatents has latents of other clips"),
         ({"objective.value": "value_s"}, "'value_s' is not one of"),
@@ -231,4 +231,6 @@ def test_data_that_do_not_fit_are_named():
         config = get("libero")
         config.update_from_flattened_dict(changes)
         with pytest.raises(ValueError, match=message):
+            configs.validate(config)
+            wam.check_training(config)
             build(config)

@@ -249,7 +249,8 @@ def test_deeper_plans_need_the_future_of_everything_that_is_seen(missing):
 
 def test_a_planner_that_sees_otherwise_is_an_error():
     policy = tiny.objective()
-    assert policy.with_planner(tiny.objective(uses=uses("value_v"))).uses[2].name == "value_v"
+    other = tiny.objective(uses=uses("value_v"), network=tiny.network(remat="full", unroll=2))
+    assert policy.with_planner(other).uses[2].name == "value_v"
     for changes, what in (
         (dict(visibility="prefix"), "differ in visibility$"),
         (dict(compat=("bf16_times",)), "differ in objective.compat 'bf16_times'$"),

@@ -18,7 +18,6 @@ KEYS = ("proprio", "actions")  # what is normalised
 CONSTANT = 1e-4  # a dimension with a smaller range carries no information
 CLIP = 5.0
 MODES = ("min_max", "mean_std", "quantile")
-ROWS = ("min", "max", "mean", "std", "q01", "q99")
 
 Statistics = Mapping[str, Mapping[str, Any]]
 

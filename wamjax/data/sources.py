@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from wamjax.data import latents, normalize
+from wamjax.data import latents, normalize, published_statistics
 from wamjax.data.latents import Latents
 from wamjax.data.records import Reader
 from wamjax.data.spec import DataSpec
@@ -95,7 +95,7 @@ def open_sources(
         numbers = entry.weight, entry.action_free, offset, made
         sources.append(Source(name, reader, *numbers, entry.rollout, entry.ended))
         offset += len(reader)
-    return _spec(sources, data, words), _statistics(sources), sources
+    return _spec(sources, data, words), _statistics(sources, data.normalization), sources
 
 
 def missing(data) -> dict[str, pathlib.Path]:
@@ -196,12 +196,12 @@ def _check_latents(source: Source, data, cameras: tuple[str, ...]) -> None:
             )
 
 
-def _statistics(sources: list[Source]) -> dict[str, Any]:
+def _statistics(sources: list[Source], mode: str) -> dict[str, Any]:
     """Stored ones where they are of exactly the episodes in use, else over all of those."""
     acting = labelled(sources)
     acting = [s for s in acting if not s.rollout] or acting
     if len(acting) == 1 and len(acting[0].reader) == len(acting[0].reader.index["lengths"]):
-        return checked(acting[0].reader.stored_statistics(), acting[0].reader)
+        return checked(acting[0].reader.stored_statistics(), acting[0].reader, mode)
     return compute_statistics(s.reader for s in acting)
 
 
@@ -217,30 +217,25 @@ def compute_statistics(readers) -> dict[str, Any]:
     return normalize.statistics(arrays)
 
 
-def checked(statistics: dict[str, Any], reader: Reader) -> dict[str, Any]:
-    """`statistics`, if they are of what `reader` reads.
+def checked(statistics: dict[str, Any], reader: Reader, mode: str) -> dict[str, Any]:
+    """`statistics`, if they are of what `reader` reads, and enough for a mode of normalisation.
 
     Raises:
-      ValueError: they are of another robot, of other episodes, or not numbers.
+      ValueError: they are of another robot or of other episodes, lack rows, or are no numbers.
     """
     info, steps = reader.info, int(np.sum(reader.lengths))
-    sizes = {"proprio": info.proprio_dim, "actions": info.action_dim}
-    counts = {"proprio": steps + len(reader), "actions": steps}
-    for key, size in sizes.items():
-        wrong, rows = "", statistics.get(key, {})
-        have = {k: np.shape(v)[0] if np.ndim(v) else 0 for k, v in rows.items() if k != "count"}
-        lacks = [k for k in normalize.ROWS if k not in rows]
-        if any(n != size for n in have.values()) or not have:
-            wrong = f"its {key} have {size} dimensions, the statistics are of {have.get('min', 0)}"
-        elif lacks:
-            wrong = f"the statistics of {key} lack {lacks}"
-        elif not all(np.isfinite(rows[k]).all() for k in have):
-            wrong = f"the statistics of {key} are not finite"
-        elif rows.get("count", counts[key]) != counts[key]:
-            wrong = f"it has {counts[key]} {key}, the statistics are of {rows['count']}"
-        if wrong:
-            raise ValueError(
-                f"{reader.path}: {wrong}: statistics of another data set? Recompute them by "
-                f"`python -m wamjax.stats --data={reader.path} --out={reader.path}/statistics.json`"
-            )
+    try:
+        sizes = {"proprio": info.proprio_dim, "actions": info.action_dim}
+        published_statistics.check(statistics, sizes, mode)
+        for key, count in {"proprio": steps + len(reader), "actions": steps}.items():
+            rows = statistics[key]
+            if (said := rows.get("count", count)) != count:
+                raise ValueError(f"statistics of {said} {key}, and there are {count}")
+            if not all(np.isfinite(values).all() for values in rows.values()):
+                raise ValueError(f"statistics of {key} are not finite")
+    except ValueError as error:
+        raise ValueError(
+            f"{reader.path}: {error}. Are they of another data set? Recompute them by `python -m "
+            f"wamjax.stats --data={reader.path} --out={reader.path}/statistics.json`"
+        ) from error
     return statistics

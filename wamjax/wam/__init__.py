@@ -19,3 +19,14 @@ def build(config, spec):
             f"objective.name {config.objective.name!r} is not one of {sorted(builders.OBJECTIVES)}"
         ) from None
     return builder(config, spec)
+
+
+def check_training(config) -> None:
+    """What a config must have right to train, and need not have to act; builds nothing.
+
+    Raises:
+      ValueError: names the key and the fix.
+    """
+    from wamjax.wam import builders
+
+    builders.CHECKS.get(config.objective.name, lambda config: None)(config)

@@ -23,7 +23,7 @@ from wamjax.models.vae.vae_codec import VAECodec
 from wamjax.sharding import constrain
 from wamjax.wam import presets
 from wamjax.wam.autoregressive import Autoregressive
-from wamjax.wam.cosmos_builder import cosmos_policy
+from wamjax.wam.cosmos_builder import check_sources, cosmos_policy
 from wamjax.wam.denoising import Denoising
 from wamjax.wam.fast_wam import FastWAM
 from wamjax.wam.inputs import frozen, inputs_of, pictures_of, tokenizer
@@ -35,7 +35,6 @@ def fast_wam(config, spec) -> FastWAM:
     """Fast-WAM and its variants from ``config.model`` and ``config.objective``."""
     model, objective = config.model, config.objective
     tables(objective.variant)  # an unknown variant is an error before anything is built
-    presets.check(objective)
     for key, value, allowed, wanted in (
         ("objective.solver", objective.solver, objective.solver in SOLVERS,
          f"one of {sorted(SOLVERS)}{did_you_mean(objective.solver, SOLVERS)}"),
@@ -262,3 +261,5 @@ OBJECTIVES = {
     "fast_wam": fast_wam,
     "wan": wan,
 }
+# Of training alone, see `wamjax.wam.check_training`.
+CHECKS = {"fast_wam": presets.check, "cosmos_policy": check_sources}

@@ -104,7 +104,7 @@ def _network(model, layout: Layout, codec, spec: DataSpec) -> DiT:
 
 def _check_data(config, layout: Layout) -> None:
     """That the pipeline makes what the objective reads."""
-    data, mix = config.data, tuple(config.objective.mix)
+    data = config.data
     want = {"frames": 2, "frame_stride": layout.chunk, "outcome": True}
     for key, value in want.items():
         if data[key] != value:
@@ -112,11 +112,18 @@ def _check_data(config, layout: Layout) -> None:
                 f"Cosmos Policy looks at the start and at the end of a chunk: config.data.{key} is "
                 f"{value}, not {data[key]}"
             )
-    sources = data.sources.values()
-    if any(s.action_free for s in sources):
+    if any(s.action_free for s in data.sources.values()):
         raise ValueError("Cosmos Policy has no use for sources that are action_free")
-    if not 0 <= config.objective.uniform <= 1:
-        raise ValueError(f"objective.uniform {config.objective.uniform} is a share, in [0, 1]")
+
+
+def check_sources(config) -> None:
+    """That the sources can be shared among policy, world model and value as ``objective.mix`` says.
+
+    Raises:
+      ValueError: somewhere in a batch there are too few demonstrations.
+    """
+    data, mix = config.data, tuple(config.objective.mix)
+    sources = data.sources.values()
     if not any(s.rollout for s in sources) or "tossed_mix" in config.objective.compat:
         return
     counts = mixture.counts({n: s.weight for n, s in data.sources.items()}, data.batch_size)

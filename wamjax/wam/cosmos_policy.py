@@ -157,7 +157,7 @@ class CosmosPolicy:
     @property
     def row(self) -> int:
         """Neighbours in a batch that share the uses exactly."""
-        return sum(self.mix)
+        return 1 if "tossed_mix" in self.compat else sum(self.mix)
 
     def pictures(self) -> list[tuple[str, Visibility]]:
         """The visibility tables, one for all uses or one for each."""
@@ -351,7 +351,12 @@ class CosmosPolicy:
         Raises:
           ValueError: the planner was trained on something else, or sees it otherwise; says what.
         """
-        words = [what for what, key in SHARED.items() if getattr(self, key) != getattr(other, key)]
+        # How it is computed may differ.
+        one, two = (
+            dataclasses.replace(x, network=x.network.clone(remat="none", unroll=1))
+            for x in (self, other)
+        )
+        words = [what for what, key in SHARED.items() if getattr(one, key) != getattr(two, key)]
         if ("bf16_times" in self.compat) != ("bf16_times" in other.compat):
             words.append("objective.compat 'bf16_times'")
         if words:

@@ -34,12 +34,13 @@ def fast_wam(config, variant: str, preset: str) -> None:
     objective.idm_prob = 0.5
 
 
-def check(objective) -> None:
+def check(config) -> None:
     """That ``config.objective`` follows the preset whose name it has.
 
     Raises:
       ValueError: no such preset, or another shift of the actions' noise than it has.
     """
+    objective = config.objective
     name, known = objective.preset, (*ACTION_SHIFT, "none")
     if name not in known:
         raise ValueError(f"config.objective.preset = {name!r} must be one of {known}"
