@@ -8,8 +8,8 @@
     python -m wamjax.evaluate --workdir=runs/quickstart --latency
 
 Writes eval.json (success_rate, episodes, per_task, latency_ms, ...), a plot, and a video in which
-the predicted frames stand next to the real ones. All options go into
-the names of the files, so what was measured after training is not overwritten.
+the predicted frames stand next to the real ones. All options go into the names of the files, so
+what was measured after training is not overwritten.
 """
 
 from __future__ import annotations
@@ -284,63 +284,16 @@ def observe_example(policy: Policy, size: int) -> dict[str, jax.Array]:
 
 
 def save_video(policy: Policy, config: ConfigDict, shift, path: pathlib.Path) -> None:
-    """A few episodes: what happened, and beside it what was predicted at each new plan.
-
-    Variants that do not predict video get the real frames only.
-    """
+    """A few episodes of the policy, see `wamjax.viz.foreseen`."""
     from wamjax.envs import tabletop
-    from wamjax.viz import video
+    from wamjax.viz import foreseen
 
     tasks = task_names(config)
-    ids = jnp.asarray([tabletop.task_id(tasks[i % len(tasks)]) for i in range(VIDEO_EPISODES)])
+    names = [tasks[i % len(tasks)] for i in range(VIDEO_EPISODES)]
+    ids = jnp.asarray([tabletop.task_id(name) for name in names])
     keys = episode_keys(config, "picture", np.arange(VIDEO_EPISODES))
     done = _roll_out(policy, config, keys, ids, shift, record=True)
-    real = np.asarray(done.frames)  # (e, steps, H, W, 3)
-    predicted = _predictions(policy, config, done, ids)
-    clips = []
-    for episode in range(VIDEO_EPISODES):
-        end = min(int(done.steps[episode]) + 5, real.shape[1])
-        clip = real[episode, :end]
-        if predicted is not None:
-            clip = video.side_by_side(predicted[episode, :end], clip)
-        clips.append(clip)
-    success = [bool(s) for s in np.asarray(done.success)]
-    names = [tasks[i % len(tasks)] for i in range(VIDEO_EPISODES)]
-    video.save_mp4(video.grid(clips, success=success, titles=names), path, fps=8)
-
-
-def _predictions(policy: Policy, config: ConfigDict, done, ids) -> np.ndarray | None:
-    """For each step the frame that was predicted for it, at least ``frame_stride`` steps earlier.
-
-    (e, steps, H, W, 3), from the newest plan that is old enough, held until the next one is.
-    """
-    from wamjax.envs import tabletop
-    from wamjax.envs.tabletop.world import proprio
-
-    objective = policy.objective
-    if not objective.imagines:
-        return None
-    frames = np.asarray(done.frames)
-    episodes, steps = frames.shape[:2]
-    tokens = jnp.asarray(tabletop.instruction_tokens(config.data.instruction_length))[ids]
-    imagine = jax.jit(
-        lambda params, observation, key: objective.imagine(
-            params, policy.normalizers, observation, key
-        )
-    )
-    stride = config.data.frame_stride
-    shown = np.full_like(frames, 127)  # grey until the first prediction is due
-    for start in range(0, steps, config.eval.execute):
-        observation = {
-            "video": jnp.asarray(frames[:, start : start + 1]),
-            "proprio": jax.vmap(proprio)(jax.tree.map(lambda x, t=start: x[:, t], done.states)),
-            "instruction": tokens,
-        }
-        future = np.asarray(imagine(policy.params, observation, jax.random.key(start)))
-        for offset in range(min(config.eval.execute, steps - stride - start)):
-            index = min(1 + offset // stride, future.shape[1] - 1)
-            shown[:, start + stride + offset] = future[:, index]
-    return shown
+    foreseen.save(policy, config, done, names, path)
 
 
 def _roll_out(policy: Policy, config: ConfigDict, keys, ids, shift, record: bool = False):
