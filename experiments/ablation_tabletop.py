@@ -18,7 +18,9 @@ import json
 import pathlib
 
 import study
-from absl import app, flags
+from absl import flags
+
+from wamjax import cli
 
 VARIANTS = ("fast", "joint", "idm", "no_cotrain", "optional_idm")
 CONFIG = pathlib.Path(__file__).parent / "configs" / "fast_wam_tabletop.py"
@@ -88,7 +90,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
+    """Runs the command; flags are parsed."""
 
     def each(variant: str, seed: str, run: pathlib.Path) -> None:
         start = study.pretrain_video(CONFIG, run.with_name("video"), flags.FLAGS.pretraining)
@@ -99,5 +101,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags)

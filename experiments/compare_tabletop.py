@@ -25,7 +25,9 @@ import runpy
 
 import jax
 import study
-from absl import app, flags
+from absl import flags
+
+from wamjax import cli
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 VARIANTS = "fast", "joint", "idm", "no_cotrain", "optional_idm"
@@ -137,7 +139,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
+    """Runs the command; flags are parsed."""
 
     def each(kind: str, seed: str, run: pathlib.Path) -> None:
         path, arg = source(kind)
@@ -157,5 +159,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags)

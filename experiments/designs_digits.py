@@ -20,9 +20,9 @@ import pathlib
 import jax
 import numpy as np
 import study
-from absl import app, flags
+from absl import flags
 
-from wamjax.metrics import quiet
+from wamjax import cli
 
 DESIGNS = ("adaln_zero", "adaln", "cross_attention", "in_context")
 CONFIG = pathlib.Path(__file__).parent / "configs" / "dit_digits.py"
@@ -172,8 +172,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
-    quiet()
+    """Runs the command; flags are parsed."""
     asked = flags.FLAGS
 
     def each(design: str, seed: str, run: pathlib.Path) -> None:
@@ -184,5 +183,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags)

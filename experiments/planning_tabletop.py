@@ -29,7 +29,9 @@ import sys
 import jax
 import numpy as np
 import study
-from absl import app, flags
+from absl import flags
+
+from wamjax import cli
 
 CONFIG = pathlib.Path(__file__).parent / "configs" / "cosmos_policy_tabletop.py"
 KINDS = {  # what is changed -> config argument
@@ -247,7 +249,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
+    """Runs the command; flags are parsed."""
 
     def each(kind: str, seed: str, run: pathlib.Path) -> None:
         from wamjax import foresight
@@ -268,5 +270,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags)

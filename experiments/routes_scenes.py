@@ -18,9 +18,9 @@ import pathlib
 
 import numpy as np
 import study
-from absl import app, flags
+from absl import flags
 
-from wamjax.metrics import quiet
+from wamjax import cli
 
 ROUTES = ("pooled", "cross", "both", "joint")
 PARTS = ("combination", "object")
@@ -186,8 +186,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
-    quiet()
+    """Runs the command; flags are parsed."""
     asked = flags.FLAGS
 
     def each(route: str, seed: str, run: pathlib.Path) -> None:
@@ -198,5 +197,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags)

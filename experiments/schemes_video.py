@@ -29,10 +29,10 @@ import jax
 import numpy as np
 import schemes_table
 import study
-from absl import app, flags
+from absl import flags
 
+from wamjax import cli
 from wamjax import config as configs
-from wamjax.metrics import quiet
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 # First frames that a scheme can be given: a chunk of "blocks" is two.
@@ -249,8 +249,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
-    quiet()
+    """Runs the command; flags are parsed."""
     asked = flags.FLAGS
 
     def each(scheme: str, seed: str, run: pathlib.Path) -> None:
@@ -265,5 +264,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 
-from absl import app, flags
+from absl import flags
 
 
 def define_flags(workdir: str, kinds: Iterable[str], name: str, seeds: str = "0") -> None:
@@ -89,8 +89,6 @@ def run(
       each: trains and measures ``(kind, seed, folder of the run)``.
       table: what has been measured so far, as text.
     """
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
     asked = flags.FLAGS
     workdir = pathlib.Path(asked.workdir)
     workdir.mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import tqdm
-from absl import app, flags
+from absl import flags
 
+from wamjax import cli
 from wamjax.data import images
 from wamjax.data.records import Episode, Reader, Writer
 from wamjax.data.spec import FORMAT_VERSION, Info
@@ -256,10 +257,8 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
+    """Runs the command; flags are parsed."""
     values = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
     settings = Settings(
         tasks=tuple(values.tasks) or tabletop.TASKS,
         episodes=values.episodes,
@@ -278,5 +277,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags)

@@ -28,8 +28,7 @@ import jax.numpy as jnp
 import tqdm
 from absl import app, flags
 
-from wamjax import adapters
-from wamjax.metrics import quiet
+from wamjax import adapters, cli
 from wamjax.weights import api, families, files, store
 from wamjax.weights.plan import Mismatch
 from wamjax.weights.tensor import Tensor, Tensors
@@ -149,16 +148,13 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
+    """Runs the command; flags are parsed."""
     values: Any = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
     if values.family == "list":
         print(listing())
         return
     if not values.source or not values.output:
         raise app.UsageError("give --source and --output")
-    quiet()
     jax.config.update("jax_platforms", "cpu")  # nothing is computed
     run = send_out
     if values.direction == "import":
@@ -173,5 +169,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags)

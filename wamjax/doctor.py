@@ -25,13 +25,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from wamjax import cli, flops, optim, partition, sharding, tree, wam
 from wamjax import config as configs
-from wamjax import flops, optim, partition, sharding, tree, wam
 from wamjax import state as states
-from wamjax.metrics import quiet
 from wamjax.models import dit
 from wamjax.models.layers import unconstrained
 from wamjax.step import make_train_step, model_flops
@@ -235,10 +234,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
-    quiet()
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+    """Runs the command; flags are parsed."""
     asked = flags.FLAGS
     config = asked.config
     if asked.keys:
@@ -275,5 +271,4 @@ def _draw(config: ConfigDict, folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags)

@@ -28,11 +28,11 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from wamjax import hardware
+from wamjax import cli
 from wamjax import state as states
 from wamjax.checkpoint import find, restore_params
 from wamjax.config import did_you_mean
-from wamjax.metrics import quiet, say
+from wamjax.metrics import say
 from wamjax.step import compute_cast
 
 LATENCY_CALLS = 50
@@ -372,10 +372,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
-    quiet()
+    """Runs the command; flags are parsed."""
     asked = flags.FLAGS
     if asked.latency:
         policy, config, _ = load(asked.workdir, asked.step, asked.mode, asked.planner)
@@ -407,6 +404,4 @@ def _choose(config: ConfigDict, asked) -> str:
 
 
 if __name__ == "__main__":
-    hardware.restart_with_huge_pages()
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags, huge_pages=True)

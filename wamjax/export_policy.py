@@ -34,7 +34,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from wamjax import checkpoint, init_from, tree, wam
+from wamjax import checkpoint, cli, init_from, tree, wam
 from wamjax import config as configs
 from wamjax import state as states
 from wamjax.bundle import files
@@ -46,7 +46,6 @@ from wamjax.data.embeddings import EmbeddingCache
 from wamjax.data.normalize import check_same, normalizers
 from wamjax.data.sources import data_root
 from wamjax.data.spec import DataSpec, Info
-from wamjax.metrics import quiet
 from wamjax.models.codec import Codec
 from wamjax.weights import store
 from wamjax.weights.codecs import codec_of
@@ -335,10 +334,8 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
+    """Runs the command; flags are parsed."""
     asked = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
     if bool(asked.workdir) == bool(asked.weights) or bool(asked.weights) != bool(asked.config):
         raise app.UsageError("give --workdir, or --config and --weights")
     for name in ("statistics", "planner_config") if asked.workdir else ("step",):
@@ -346,7 +343,6 @@ def main(argv: list[str]) -> None:
             raise app.UsageError(f"--{name} does not go with what is exported")
     if asked.weights and bool(asked.planner) != bool(asked.planner_config):
         raise app.UsageError("with --weights a planner is --planner=DIR and --planner_config=FILE")
-    quiet()
     jax.config.update("jax_platforms", "cpu")  # nothing is computed
     chosen = Choices(**{f.name: asked[f.name].value for f in dataclasses.fields(Choices)})
     try:
@@ -363,5 +359,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags)

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
 
-from wamjax import evaluate, hardware
-from wamjax.metrics import quiet, say
+from wamjax import cli, evaluate
+from wamjax.metrics import say
 from wamjax.viz import figures, intervals
 from wamjax.wam.cosmos_sampling import frozen_error
 
@@ -261,15 +261,10 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
-    quiet()
+    """Runs the command; flags are parsed."""
     asked = flags.FLAGS
     run(asked.workdir, asked.step, asked.mode, asked.planner, asked.episodes)
 
 
 if __name__ == "__main__":
-    hardware.restart_with_huge_pages()
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags, huge_pages=True)

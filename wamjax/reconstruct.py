@@ -19,12 +19,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
+from wamjax import cli
 from wamjax import config as configs
 from wamjax.checkpoint import restore_params
-from wamjax.metrics import quiet, say
+from wamjax.metrics import say
 from wamjax.models.vae.vae_codec import VAECodec
 
 COUNT = 256
@@ -131,13 +132,9 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
-    quiet()
+    """Runs the command; flags are parsed."""
     run(flags.FLAGS.workdir, flags.FLAGS.count, flags.FLAGS.step)
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags)

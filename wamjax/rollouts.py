@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
-from wamjax import evaluate, hardware
+from wamjax import cli, evaluate
 from wamjax import state as states
 from wamjax.collect import ACTION_NAMES, PROPRIO_NAMES
 from wamjax.data import images
@@ -31,7 +31,6 @@ from wamjax.data.transforms import Composite
 from wamjax.envs import tabletop
 from wamjax.envs.tabletop.rollout import SETTLE
 from wamjax.envs.tabletop.world import proprio
-from wamjax.metrics import quiet
 
 
 def record(
@@ -145,11 +144,8 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
+    """Runs the command; flags are parsed."""
     asked = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
-    quiet()
     policy, config, step = evaluate.load(asked.workdir, asked.step, asked.mode)
     tasks = tuple(config.eval.tasks) or tabletop.TASKS
     about = {"run": pathlib.Path(asked.workdir).name, "step": int(step), "mode": asked.mode}
@@ -159,6 +155,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    hardware.restart_with_huge_pages()
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags, huge_pages=True)

@@ -21,13 +21,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
-from wamjax import hardware
+from wamjax import cli
 from wamjax import state as states
 from wamjax.checkpoint import restore_params
-from wamjax.metrics import quiet, say
+from wamjax.metrics import say
 from wamjax.step import compute_cast
 
 COUNT = 64
@@ -295,10 +295,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
-    quiet()
+    """Runs the command; flags are parsed."""
     names = ("workdir", "count", "output", "seed", "step", "label", "caption", "given",
              "frames", "guidance", "steps", "solver")  # fmt: skip
     asked = {name: getattr(flags.FLAGS, name) for name in names}
@@ -306,6 +303,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    hardware.restart_with_huge_pages()
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags, huge_pages=True)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from wamjax import cli
 from wamjax.data import published_statistics
 from wamjax.data.checks import checks
 from wamjax.data.records import Reader
@@ -91,10 +92,8 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
+    """Runs the command; flags are parsed."""
     values = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
     if bool(values.data) == bool(values.source) or (values.source and not values.out):
         raise app.UsageError("give --data, or --source and --out")
     if values.source:
@@ -123,5 +122,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags)

@@ -25,15 +25,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
+from wamjax import cli, guards, hardware, optim, sharding, tree, wam
 from wamjax import config as configs
-from wamjax import guards, hardware, optim, sharding, tree, wam
 from wamjax import state as states
 from wamjax.checkpoint import Checkpoints
-from wamjax.metrics import Profile, Recorder, quiet, say
+from wamjax.metrics import Profile, Recorder, say
 from wamjax.state import TrainState
 from wamjax.step import Plan, model_flops, plan
 
@@ -340,11 +340,8 @@ def _finish(config, workdir: pathlib.Path, objective) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
+    """Runs the command; flags are parsed."""
     values = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
-    quiet()
     if values.distributed:
         jax.distributed.initialize(values.coordinator, values.processes, values.process)
     else:
@@ -367,5 +364,4 @@ def define_flags() -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags)

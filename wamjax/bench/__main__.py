@@ -13,9 +13,8 @@ from typing import Any
 
 from absl import app, flags
 
-from wamjax import hardware
+from wamjax import cli
 from wamjax.bench import conversion, dit, fast_wam, weights
-from wamjax.metrics import quiet
 from wamjax.wam.programs import MODES
 
 BENCHMARKS = {"fast_wam": fast_wam, "dit": dit, "weights": weights}
@@ -36,8 +35,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
-    quiet()
+    """Runs the command; flags are parsed."""
     asked, names = flags.FLAGS, argv[1:]
     if len(names) != 1 or names[0] not in BENCHMARKS:
         raise app.UsageError(f"name one benchmark of {sorted(BENCHMARKS)}, got {names}")
@@ -69,6 +67,4 @@ def _run(name: str, asked: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    hardware.restart_with_huge_pages()
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags, positional=True, huge_pages=True)

@@ -35,6 +35,7 @@ import tqdm
 from absl import app, flags
 from jaxtyping import Bool, Float
 
+from wamjax import cli
 from wamjax.data import tensors
 from wamjax.data.named import resolve
 from wamjax.data.records import Reader
@@ -313,10 +314,8 @@ def _take_pickle(values: Any) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
+    """Runs the command; flags are parsed."""
     values = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
     if bool(values.pickle) == bool(values.encode):
         raise app.UsageError("give --encode, or --pickle")
     if values.pickle:
@@ -335,5 +334,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags)

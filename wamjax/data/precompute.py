@@ -25,11 +25,12 @@ from typing import Any
 
 import numpy as np
 import tqdm
-from absl import app, flags
+from absl import flags
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float, UInt8
 from ml_collections import config_flags
 
+from wamjax import cli
 from wamjax.data import latents, layout, normalize, records
 from wamjax.data.latents import LatentInfo
 from wamjax.data.named import resolve
@@ -274,10 +275,8 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
+    """Runs the command; flags are parsed."""
     asked = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
     codec = asked.codec or f"{asked.encode} {pathlib.Path(asked.weights).name}"
     info = latent_info(asked.config, asked.layout, codec, asked.stride)
     encode = resolve(asked.encode, "--encode")(asked.weights)
@@ -287,5 +286,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from absl import app, flags
 
+from wamjax import cli
 from wamjax.viz import paths
 
 
@@ -21,7 +22,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
+    """Runs the command; flags are parsed."""
     if argv[1:] != ["paths"]:
         raise app.UsageError(f"which picture? There is 'paths', not {' '.join(argv[1:])!r}")
     values = flags.FLAGS
@@ -30,5 +31,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    cli.run(main, define_flags, positional=True)

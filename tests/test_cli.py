@@ -1,0 +1,107 @@
+"""Commands: what is asked wrongly is one line and status 2, a bug keeps its trace."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from absl import app
+
+from wamjax import cli
+from wamjax import config as configs
+
+QUICKSTART = "--config=experiments/configs/quickstart.py"
+
+
+def command(*arguments, module="wamjax.train", folder=None):
+    """(status, lines of output, standard error) of a command."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        capture_output=True, text=True, cwd=folder or root,
+        env={**os.environ, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def raised(function):
+    try:
+        function()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        ([QUICKSTART, "--config.optim.learnig_rate=3", "--workdir=x"],
+         "error: --config.optim.learnig_rate: there is no such key, did you mean "
+         "'optim.learning_rate'?"),
+        ([QUICKSTART + ":debg", "--workdir=x"], "error: config argument 'debg' does not exist, did "
+         "you mean 'debug'?; there are ['debug', 'preset', 'variant']"),
+        ([QUICKSTART, "--config.optim.learning_rate=fast", "--workdir=x"],
+         "error: flag --config.optim.learning_rate=fast: could not convert string to float: "
+         "'fast'"),
+        (["--config=experiments/configs/quickstar.py", "--workdir=x"],
+         "error: --config: [Errno 2] No such file or directory: "
+         "'experiments/configs/quickstar.py'"),
+        ([QUICKSTART, "--workdir=x", "debug"],
+         "error: unknown arguments ['debug']; did you forget a '--'?"),
+        ([QUICKSTART, "--wrkdir=x"], "error: Unknown command line flag 'wrkdir'. Did you mean: "
+         "workdir ?"),
+    ],
+)  # fmt: skip
+def test_what_is_asked_wrongly_is_one_line_and_status_2(arguments, line):
+    status, _, errors = command(*arguments)
+    assert (status, errors) == (2, line + "\n")
+
+
+def test_a_fault_in_the_file_of_a_config_is_placed(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from wamjax import config\n\n\ndef get_config(arg=None):\n"
+                    "    made = config.base_config()\n    made.optim.lr = 3\n    return made\n")
+    status, _, errors = command(f"--config={path}", "--workdir=x")
+    assert status == 2
+    assert errors == (f'error: {path}:6: Key "lr" does not exist and cannot be added since the '
+                      "config is locked\n")  # fmt: skip
+
+
+def test_help_is_a_success_and_says_what_there_is():
+    for argument in ("--help", "-h"):
+        status, text, _ = command(argument)
+        assert status == 0 and "--workdir" in text and "python -m wamjax.train" in text
+
+
+def test_a_traceback_is_there_for_the_asking():
+    status, _, errors = command(QUICKSTART, "--config.optim.lr=3", "--workdir=x", "--traceback")
+    assert status == 1 and "Traceback" in errors
+
+
+def test_sentences_are_told_and_bugs_keep_their_trace():
+    name = raised(lambda: configs.parse_arg("debg", debug=False))
+    assert cli.told(name).startswith("config argument 'debg' does not exist")
+    assert cli.told(app.UsageError("give --source")) == "give --source"
+    assert cli.told(raised(lambda: open("/does/not/exist"))) == (
+        "No such file or directory: /does/not/exist"
+    )
+    # A missing key by mistake, in the package as elsewhere, and what other libraries raise.
+    assert cli.told(raised(lambda: configs.load({"optim": 3, "data": 7}))) == ""
+    assert cli.told(raised(lambda: {}["shapes"])) == ""
+    assert cli.told(raised(lambda: int("x"))) == ""
+
+
+def test_every_command_starts_here():
+    """None has a main of its own kind."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    sources = {}
+    for folder in ("wamjax", "experiments"):
+        for path, _, names in os.walk(os.path.join(root, folder)):
+            for name in names:
+                if name.endswith(".py"):
+                    with open(os.path.join(path, name)) as file:
+                        sources[os.path.join(path, name)] = file.read()
+    mains = {path for path, text in sources.items() if '__name__ == "__main__"' in text}
+    assert len(mains) > 15
+    for path in mains:
+        assert "cli.run(main, define_flags" in sources[path], path

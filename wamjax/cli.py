@@ -1,0 +1,158 @@
+"""How every command starts and how it fails: flags, `--help`, one line for what was asked wrongly.
+
+Exit status: 0 done (or help was asked for), 2 something was asked that cannot be, 1 it went wrong
+on the way. An error that wamjax raises is written for people, so it is told in one line;
+``--traceback`` shows where it came from, and what other libraries raise always does.
+"""
+
+from __future__ import annotations
+
+import dis
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from absl import app, flags
+
+USAGE, FAILURE = 2, 1
+_HELP = ("help", "helpshort", "helpfull", "helpxml")
+_FOR_PEOPLE = (ValueError, LookupError, AttributeError, OSError, ImportError, NotImplementedError)
+_FILES = (
+    FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError
+)  # fmt: skip
+
+
+def run(
+    main: Callable[[list[str]], Any],
+    define_flags: Callable[[], None],
+    positional: bool = False,
+    huge_pages: bool = False,
+) -> None:
+    """Runs a command with the arguments of this process and ends the process.
+
+    Args:
+      main: takes the program's name and the arguments that are no flags.
+      define_flags: of the command; called here, since importing a command must define none.
+      positional: whether there are arguments without a flag.
+      huge_pages: see `hardware.restart_with_huge_pages`.
+    """
+    define_flags()
+    flags.DEFINE_bool("traceback", False, "show where an error came from")
+
+    def start(argv: list[str]) -> None:
+        from wamjax import hardware, metrics
+
+        metrics.quiet()
+        if huge_pages:
+            hardware.restart_with_huge_pages()
+        try:
+            if len(argv) > 1 and not positional:
+                raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
+            main(argv)
+        except Exception as error:
+            if flags.FLAGS.traceback or not (text := told(error)):
+                raise
+            fail(text)
+
+    app.run(start, flags_parser=_parse)
+
+
+def fail(text: str, status: int = USAGE) -> NoReturn:
+    """Ends the process with one line on standard error."""
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def told(error: BaseException) -> str:
+    """What a person is told of an error instead of its traceback; '' if that is of no help."""
+    if isinstance(error, app.UsageError | flags.Error):
+        return str(error)
+    if not isinstance(error, _FOR_PEOPLE):
+        return ""
+    if isinstance(error, _FILES) and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return _text(error) if _is_ours(error) else ""
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Flags from arguments, as absl does it, but for what it prints and the status it ends with."""
+    app.define_help_flags()
+    argv = ["--help" if argument == "-h" else argument for argument in argv]
+    try:
+        rest = flags.FLAGS(argv)
+    except SystemExit:  # help was printed
+        raise SystemExit(0 if any(a.strip("-") in _HELP for a in argv) else USAGE) from None
+    except Exception as error:
+        if "--traceback" in argv:
+            raise
+        fail(_misspelt(argv, error) or _of_flags(error))
+    _check_file()
+    return rest
+
+
+def _of_flags(error: Exception) -> str:
+    """What went wrong in the file of a config, deep inside of what absl raises, and where."""
+    for cause in _causes(error):
+        if not isinstance(cause, flags.Error) and _is_ours(cause):
+            return _text(cause)
+    # absl keeps the traceback of a config's file as text only.
+    found = re.search(r"Traceback.*^\s*(\w*(?:Error|Exception): [^\n]*)", str(error), re.M | re.S)
+    text = found[1] if found else _text(error).lstrip("'\"").partition(". Other fields present")[0]
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if (name := frame.f_code.co_filename) and any(f"={name}" in a for a in sys.argv):
+            return f"{name}:{line}: {text}"
+    return text
+
+
+def _misspelt(argv: list[str], error: Exception) -> str:
+    """Which ``--config.a.b=`` the config does not have, with a suggestion; '' if it is not that."""
+    from wamjax import config as configs
+
+    if not isinstance(error, AttributeError | KeyError):
+        return ""
+    # ml_collections quotes the part that is missing, within quotes.
+    name = re.match(r"\W*(\w+)", str(error))[1]
+    for argument in argv:
+        key = argument.lstrip("-").removeprefix("config.").partition("=")[0]
+        if "config." in argument and name in key.split("."):
+            hint = configs.did_you_mean(key, configs.docs())
+            return f"--config.{key}: there is no such key{hint}"
+    return ""
+
+
+def _check_file() -> None:
+    """absl tells only on first use that the file of a config cannot be read."""
+    value = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+    if type(value).__name__ != "_ErrorConfig":
+        return
+    try:
+        value.anything  # noqa: B018
+    except OSError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        fail("--config: " + next((x for x in lines if x.startswith("[Errno")), str(error)))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether it comes of a `raise` in wamjax, or in a file that is run: of a sentence that was
+    written for people. A key that is missing by mistake is a bug, and its traceback is wanted."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return False
+    name = last.tb_frame.f_globals.get("__name__", "")
+    raised = last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return raised and bool(re.match(r"wamjax(\.|$)|__main__$", name))
+
+
+def _text(error: BaseException) -> str:
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return str(text) or type(error).__name__
