@@ -13,7 +13,7 @@ from PIL import Image
 from test_configs import get
 
 from wamjax import config as configs
-from wamjax import evaluate, metrics, train
+from wamjax import evaluate, metrics, sample, train
 from wamjax.envs import tabletop
 
 
@@ -117,3 +117,5 @@ def test_a_policy_is_what_was_trained(job):
         evaluate.latency(typo, config)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint 4; it has \[3, 6\]"):
         evaluate.load(job[1], step=4)
+    with pytest.raises(ValueError, match="trained a policy .'fast_wam'.; use .*wamjax.evaluate"):
+        sample.load(job[1])

@@ -75,10 +75,11 @@ def load(workdir, step: int | None = None, mode: str | None = None, planner: str
     """
     from wamjax import wam
     from wamjax.data.normalize import check_same, normalizers
-    from wamjax.data.spec import DataSpec
 
-    params, config, statistics, step = restore_params(workdir, step)
-    spec = DataSpec.from_json(statistics["spec"])
+    found = find(workdir, step)
+    spec = wam.spec_of(found.statistics["spec"])
+    wam.check_kind(found.config, spec, workdir, wanted="policy")
+    params, config, statistics, step = restore_params(workdir, found.step)
     config.data.cameras = tuple(spec.cameras)  # those of the data, if the config names none
     objective = wam.build(config, spec)
     params = _for_acting(objective, params, config)

@@ -98,12 +98,11 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> tuple[VAECodec,
       ValueError: the run trained something else.
     """
     from wamjax import wam
-    from wamjax.data.arrays import ArraySpec
 
     params, config, statistics, _ = restore_params(workdir, step)
     if config.objective.name != "codec":
         raise ValueError(f"{workdir} trained {config.objective.name!r}, and no codec")
-    objective = wam.build(config, ArraySpec.from_json(statistics["spec"]))
+    objective = wam.build(config, wam.spec_of(statistics["spec"]))
     return objective.codec.bind(params), config
 
 

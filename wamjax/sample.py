@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from wamjax import cli
 from wamjax import state as states
-from wamjax.checkpoint import restore_params
+from wamjax.checkpoint import find, restore_params
 from wamjax.metrics import say
 from wamjax.step import compute_cast
 
@@ -62,12 +62,12 @@ def load(workdir: str | os.PathLike, step: int | None = None, **changes):
       (`Sampler`, the config it was trained with).
     """
     from wamjax import wam
-    from wamjax.data.arrays import ArraySpec
 
-    params, config, statistics, _ = restore_params(workdir, step)
-    objective = wam.build(config, ArraySpec.from_json(statistics["spec"]))
-    if not hasattr(objective, "sample"):
-        raise ValueError(f"{workdir} has nothing to sample: objective {config.objective.name!r}")
+    found = find(workdir, step)
+    spec = wam.spec_of(found.statistics["spec"])
+    wam.check_kind(found.config, spec, workdir, wanted="pictures")
+    params, config, _, _ = restore_params(workdir, found.step)
+    objective = wam.build(config, spec)
     fields = {field.name for field in dataclasses.fields(objective)}
     if unknown := set(changes) - fields:
         raise ValueError(f"objective {config.objective.name!r} has no {sorted(unknown)}")
