@@ -97,15 +97,16 @@ def choice(run: pathlib.Path) -> dict[str, dict[str, float]]:
         policy, config, _ = evaluate.load(run)
         objective = acting(policy.objective, ENDS[name] | {"plan": {"proposals": 8}})
         policy = dataclasses.replace(policy, objective=objective)
-        ids = [tabletop.task_id(t) for t in evaluate.task_names(config)]
+        policy = dataclasses.replace(policy, cameras=tuple(config.data.cameras))
+        names = list(np.resize(evaluate.task_names(config), 48))
         done = tabletop.rollout(
-            jax.tree_util.Partial(_offer, policy),
+            jax.tree_util.Partial(evaluate.seeing(_offer), policy),
             evaluate.episode_keys(config, "evaluate", np.arange(48)),
-            np.resize(ids, 48),
+            np.array([tabletop.task_id(name) for name in names], np.int32),
             tabletop.Shift.none(),
+            evaluate.told(config, objective, [tabletop.instruction(name) for name in names]),
             max_steps=16,
             execute=flags.FLAGS.execute,
-            **evaluate.senses(config),
         )
         motion, score = (np.asarray(x) for x in done.extras)  # (plans, e, n, 3), (plans, e, n)
         at = jax.tree.map(lambda x: x[:, : 16 : flags.FLAGS.execute].swapaxes(0, 1), done.states)

@@ -131,7 +131,7 @@ def measure(run: pathlib.Path, ways: dict[str, dict], ready: Callable, shift: st
       shift: of the world, by name.
     """
     from wamjax import evaluate, tree
-    from wamjax.envs import tabletop
+    from wamjax.envs.world import open_world, shift_of
 
     saved = (run / "checkpoints").glob("[0-9]*")
     newest = max((int(p.name) for p in saved if p.name.isdigit()), default=None)
@@ -141,7 +141,8 @@ def measure(run: pathlib.Path, ways: dict[str, dict], ready: Callable, shift: st
     for name in [n for n in ways if n not in done]:
         policy, config, step = ready(dict(ways[name]))
         config.eval.episodes, config.eval.execute = flags.FLAGS.episodes, flags.FLAGS.execute
-        found = evaluate.roll_out(policy, config, tabletop.SHIFTS[shift])
+        world = open_world(config.eval.env)
+        found = evaluate.roll_out(policy, config, shift_of(world, shift), world)
         found |= {"parameters": tree.count(policy.params), "steps": step}
         if shift == "none":
             found["latency_ms"] = evaluate.latency(policy, config, calls=20)

@@ -42,14 +42,16 @@ def check_report(report, episodes):
     assert all(0 <= t["success_rate"] <= 1 for t in rates)
     mean = sum(t["success_rate"] * t["episodes"] for t in rates) / episodes
     assert math.isclose(report["success_rate"], mean, abs_tol=1e-6)
-    assert 0 <= report["untrained_success_rate"] <= 1
+    assert 0 <= report["untrained_success_rate"] <= 1 and 0 <= report["blind_success_rate"] <= 1
+    assert report["env"] == "tabletop" and {"jax", "wamjax"} <= report["versions"].keys()
     assert 0 < report["latency_ms"]["p50"] <= report["latency_ms"]["p99"] < 60_000
 
 
 def test_a_run_leaves_everything_that_is_promised(job):
     config, run = job
     assert {p.name for p in run.iterdir()} == {
-        "config.json", "metrics.jsonl", "checkpoints", "media", "eval.json", "DONE", ".lock"
+        "config.json", "metrics.jsonl", "checkpoints", "media", "eval.json", "DONE", ".lock",
+        "episodes.jsonl",
     }  # fmt: skip
     assert configs.load(run / "config.json").to_dict() == config.to_dict()
     rows = metrics.read(run)
@@ -94,7 +96,8 @@ def test_a_checkpoint_alone_can_be_evaluated_under_a_shift(job):
     after = contents(run)
     assert before.items() <= after.items()
     assert {p.name for p in after.keys() - before.keys()} == {
-        "eval_lighting.json", "success_lighting.png", "rollout_lighting.mp4"
+        "eval_lighting.json", "success_lighting.png", "rollout_lighting.mp4",
+        "episodes_lighting.jsonl",
     }  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """Rolling out, counted against a policy whose success is known; errors of `wamjax.evaluate`."""
 
+import dataclasses
 import functools
+import json
 import types
 
 import jax.numpy as jnp
@@ -12,8 +14,10 @@ from data import synthetic
 from wamjax import config as configs
 from wamjax import evaluate, wam
 from wamjax.data.spec import DataSpec
-from wamjax.envs import tabletop
+from wamjax.envs import outcomes, tabletop, world
+from wamjax.wam import draws
 
+TABLETOP = world.open_world("tabletop")
 MIDDLE = (-0.5, 0.575, 0.08)  # of where the left zone may be, low
 
 
@@ -37,7 +41,7 @@ def config(**values):
 def rolled(episodes, batch_size, gain=4.0, seed=0, shift="none"):
     asked = config(episodes=episodes, batch_size=batch_size, seed=seed)
     policy = evaluate.Policy(Homing(), jnp.float32(gain), {})
-    return evaluate.roll_out(policy, asked, tabletop.SHIFTS[shift])
+    return evaluate.roll_out(policy, asked, world.shift_of(TABLETOP, shift))
 
 
 def test_success_is_counted_by_task():
@@ -63,6 +67,53 @@ def test_the_policy_the_seed_and_the_shift_matter():
     assert delayed["steps"] > rolled(12, 4)["per_task"]["reach_left_zone"]["steps"]
 
 
+class Shaky(Homing):
+    """The same with noise of its own."""
+
+    def policy(self, params, normalizers, observation, rng, mode=None):
+        actions = super().policy(params, normalizers, observation, rng)
+        return actions + 0.5 * draws.normal(rng, actions.shape)
+
+
+def test_episodes_of_a_policy_that_draws_do_not_depend_on_how_they_are_batched():
+    policy = evaluate.Policy(Shaky(), jnp.float32(4.0), {})
+    found = [
+        evaluate.roll_out(policy, config(episodes=12, batch_size=size), {}) for size in (4, 12)
+    ]
+    assert found[0] == found[1]
+    calm = evaluate.roll_out(evaluate.Policy(Homing(), jnp.float32(4.0), {}),
+                             config(episodes=12, batch_size=12), {})  # fmt: skip
+    assert calm != found[1]
+
+
+def test_the_floor_is_what_the_same_actions_reach_without_looking():
+    """In another scene of its task: replaying beats the policy nowhere, and a constant policy is
+    as good with its eyes shut."""
+    looking = rolled(12, 12)
+    assert 0 <= looking["blind_success_rate"] <= looking["success_rate"]
+    still = rolled(12, 12, gain=0.0)
+    assert still["blind_success_rate"] == still["success_rate"]
+    low, high = looking["interval"]
+    assert low < looking["success_rate"] < high
+
+
+def test_a_killed_evaluation_goes_on_without_repeating(tmp_path, monkeypatch):
+    asked, policy = config(episodes=12, batch_size=4), evaluate.Policy(Homing(), jnp.float32(4), {})
+    path, about = tmp_path / "episodes.jsonl", {"step": 3}
+    whole = evaluate.roll_out(policy, asked, {}, record=outcomes.Outcomes(path, about))
+    lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + 2 * 12 and json.loads(lines[0]) == {"asked": about}
+    path.write_text("".join(lines[:10]) + lines[10][:20])  # killed while it wrote the second batch
+    calls, play = [], evaluate.play
+    monkeypatch.setattr(evaluate, "play", lambda *a, **k: calls.append(0) or play(*a, **k))
+    again = evaluate.roll_out(policy, asked, {}, record=outcomes.Outcomes(path, about))
+    assert again == whole and len(calls) == 2
+    assert sorted(path.read_text().splitlines()) == sorted("".join(lines).splitlines())
+    # Of another checkpoint nothing is taken, nor where a finished evaluation is asked for again.
+    for other in (outcomes.Outcomes(path, {"step": 4}), outcomes.Outcomes(path, about, anew=True)):
+        assert not other.has("policy", [0])
+
+
 def test_tasks_are_those_of_the_data_unless_asked():
     asked = config(tasks=())
     assert evaluate.task_names(asked) == list(tabletop.TASKS)
@@ -72,24 +123,27 @@ def test_tasks_are_those_of_the_data_unless_asked():
     asked.eval.tasks = ("pick_red",)
     assert evaluate.task_names(asked) == ["pick_red"]
     asked.eval.tasks = ("pick_rod",)
-    with pytest.raises(KeyError, match="pick_rod.*pick_red"):
-        evaluate.roll_out(evaluate.Policy(Homing(), jnp.float32(1), {}), asked, tabletop.Shift())
+    asked.eval.episodes = 2
+    with pytest.raises(KeyError, match="pick_rod"):
+        evaluate.roll_out(evaluate.Policy(Homing(), jnp.float32(1), {}), asked, {})
 
 
 def test_dials_override_a_shift():
-    asked = config()
-    assert evaluate._shift(asked, "lighting") == tabletop.SHIFTS["lighting"]
-    asked.eval.shift.colours = 0.1
-    shift = evaluate._shift(asked, "lighting")
-    assert (shift.lighting, shift.colours, shift.distractors) == (0.5, 0.1, 0)
+    assert world.shift_of(TABLETOP, "lighting") == {"lighting": 0.5}
+    both = world.shift_of(TABLETOP, "lighting", {"colours": 0.1})
+    assert both == {"lighting": 0.5, "colours": 0.1}
+    assert world.shift_of(TABLETOP, "lighting", {"lighting": 0.0}) == {}
 
 
 @pytest.mark.parametrize(
     "key, value, shift, message",
     [
-        ("shift", {}, "lightning", "shift 'lightning' does not exist, did you mean 'lighting'"),
-        ("shift", {"colour": 1.0}, "none", "eval.shift.colour is no dial, did you mean 'colours'"),
-        ("env", "table_top", "none", "eval.env 'table_top' is not 'tabletop'"),
+        ("shift", {}, "lightning", "shift 'lightning' does not exist in tabletop, did you mean "
+         "'lighting'"),
+        ("shift", {"colour": 1.0}, "none", "eval.shift.colour is no dial of tabletop, did you mean "
+         "'colours'"),
+        ("env", "table_top", "none", "eval.env = 'table_top': there is no such world, did you mean "
+         "'tabletop'"),
     ],
 )
 def test_errors_name_the_offender_before_anything_is_loaded(key, value, shift, message, tmp_path):
@@ -105,9 +159,10 @@ def test_errors_name_the_offender_before_anything_is_loaded(key, value, shift, m
         ({"eval.execute": 0}, "eval.execute = 0 must be at least 1"),
         ({"eval.batch_size": 0}, "eval.batch_size = 0 must be at least 1"),
         ({"eval.episodes": -5}, "eval.episodes = -5 must be at least 1"),
-        ({"eval.env": "libero"}, "eval.env 'libero' is not 'tabletop'"),
-        ({"data.cameras": ("overhead", "side")}, r"the tabletop has no \['side'\]"),
-        ({"data.cameras": ("overhead",)}, r"video of the policy are \(64, 128, 3\), of the"),
+        ({"eval.env": "libero"}, "eval.env = 'libero': there is no such world; there are"),
+        ({"eval.env": "no.such:world"}, "eval.env = 'no.such:world' cannot be opened: No module"),
+        ({"data.cameras": ("overhead", "side")}, r"tabletop has no \['side'\]"),
+        ({"data.cameras": ("overhead",)}, r"video of the policy are \(64, 128, 3\), of tab"),
         ({"model.text.kind": "context", "model.context_width": 8}, "no 'instruction': set it to 0"),
     ],
 )
@@ -130,7 +185,7 @@ def built(asked, action_dim=4, cameras=("overhead", "gripper")):
 def test_policies_of_other_robots_are_not_rolled_out():
     asked = config(episodes=4)
     asked.update_from_flattened_dict({"data.frames": 2, "data.chunk": 8, "model.codec.patch": 8})
-    with pytest.raises(ValueError, match=r"actions of the policy are \(7,\), of the tabletop \(4,"):
+    with pytest.raises(ValueError, match=r"actions of the policy are \(7,\), of tabletop \(4,"):
         evaluate.check(asked, built(asked, action_dim=7))
 
 
@@ -143,14 +198,16 @@ def test_a_policy_looks_through_its_own_cameras_in_their_order():
             return jnp.broadcast_to(half[:, None, None], (len(half), 2, 4))
 
     asked = config(episodes=4, max_steps=2)
-    policy, ids = evaluate.Policy(Looking(), None, {}), jnp.zeros(3, int)
+    policy, names = evaluate.Policy(Looking(), None, {}), ["reach_red"] * 3
     keys = evaluate.episode_keys(asked, "evaluate", np.arange(3))
     moved = {}
     for cameras in (("overhead", "gripper"), ("gripper", "overhead"), ("gripper",)):
         asked.data.cameras = cameras
-        done = evaluate._roll_out(policy, asked, keys, ids, tabletop.Shift(), record=True)
-        assert done.frames.shape[3] == 64 * len(cameras)
-        moved[cameras] = np.asarray(done.actions[:, 0, 0]), np.asarray(done.frames[:, 0])
+        policy = dataclasses.replace(policy, cameras=cameras)
+        done = evaluate.play(policy, asked, TABLETOP, names, keys, {}, record=True)
+        frames = world.composite(done.frames, cameras)
+        assert frames.shape[3] == 64 * len(cameras)
+        moved[cameras] = done.actions[:, 0, 0], frames[:, 0]
     both, turned, one = moved.values()
     np.testing.assert_array_equal(turned[0], one[0])
     assert np.abs(turned[0] - both[0]).min() > 1e-3

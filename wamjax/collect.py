@@ -1,4 +1,4 @@
-"""Collects demonstrations of the tabletop world's scripted expert as a data set.
+"""Collects demonstrations of a world's scripted expert as a data set.
 
     python -m wamjax.collect --out=DIR --episodes=600 --tasks=pick_red,reach_red --noise=0.1
 
@@ -8,11 +8,12 @@ The same settings give the identical data set. An interrupted collection leaves 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import pathlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -22,24 +23,22 @@ import tqdm
 from absl import flags
 
 from wamjax import cli
+from wamjax.config import did_you_mean
 from wamjax.data import images
 from wamjax.data.records import Episode, Reader, Writer
 from wamjax.data.spec import FORMAT_VERSION, Info
-from wamjax.envs import tabletop
+from wamjax.envs.world import Demonstrations, World, open_world
 from wamjax.metrics import say
 
-CANDIDATES = 128  # episodes simulated by one call; part of what makes a data set reproducible
-FRAMES = 512  # frames drawn by one call
 MIN_SUCCESS = 0.02  # the collection gives up below this success rate
-ACTION_NAMES = ("dx", "dy", "dz", "grip")
-PROPRIO_NAMES = ("x", "y", "z", "opening", "holding")
 
 
 class Settings(NamedTuple):
     """What decides the content of a data set.
 
     Attributes:
-      tasks: names; equally many episodes of each (to within one).
+      env: the world, see `wamjax.envs.world.open_world`.
+      tasks: names; equally many episodes of each (to within one). () = all of the world.
       episodes: in total.
       noise: standard deviation of the noise on the expert's actions, in action units.
       seed: of everything.
@@ -49,7 +48,8 @@ class Settings(NamedTuple):
         noise then shows how to recover (as in DART, arXiv 1703.09327) and is not itself imitated.
     """
 
-    tasks: tuple[str, ...] = tabletop.TASKS
+    env: str = "tabletop"
+    tasks: tuple[str, ...] = ()
     episodes: int = 600
     noise: float = 0.0
     seed: int = 0
@@ -59,7 +59,7 @@ class Settings(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """As stored in ``spec.json``."""
-        return {"env": "tabletop", **self._asdict(), "tasks": list(self.tasks)}
+        return {**self._asdict(), "tasks": list(self.tasks)}
 
 
 def collect(out, settings: Settings, progress: bool = True) -> dict[str, Any]:
@@ -74,27 +74,27 @@ def collect(out, settings: Settings, progress: bool = True) -> dict[str, Any]:
       A summary: episodes, steps, simulated episodes, success rate, bytes, seconds.
 
     Raises:
-      KeyError: an unknown task.
+      ValueError: an unknown task, or a world without an expert.
       RuntimeError: hardly any episode succeeds.
     """
-    _check(settings)
+    world, settings = _checked(settings)
     begin = time.perf_counter()
     tried: Counter = Counter()
     info = Info(
-        cameras=tabletop.CAMERAS,
-        proprio_dim=tabletop.PROPRIO_DIM,
-        action_dim=tabletop.ACTION_DIM,
-        control_hz=tabletop.CONTROL_HZ,
-        robot="tabletop",
-        action_names=ACTION_NAMES,
-        proprio_names=PROPRIO_NAMES,
+        cameras=world.cameras,
+        proprio_dim=len(world.proprio_names),
+        action_dim=len(world.action_names),
+        control_hz=world.control_hz,
+        robot=world.name,
+        action_names=world.action_names,
+        proprio_names=world.proprio_names,
         action_free=settings.action_free,
         collection=settings.to_json(),
     )
     steps = 0
     bar = tqdm.tqdm(total=settings.episodes, unit="episode", desc="collect", disable=not progress)
     with Writer(out, info) as writer, ThreadPoolExecutor() as pool, bar:
-        for batch in _rounds(settings, tried):
+        for batch in _rounds(world, settings, tried):
             for episode in _episodes(batch, settings, pool):
                 writer.write(episode)
                 steps += episode.length
@@ -110,29 +110,33 @@ def collect(out, settings: Settings, progress: bool = True) -> dict[str, Any]:
     }
 
 
-def ensure_collected(source, root) -> pathlib.Path:
+def ensure_collected(source, root, env: str = "tabletop") -> pathlib.Path:
     """The folder of a source's data set, collected now unless it was before.
 
     Args:
       source: entry of ``config.data.sources``. Without a path, the folder is named by a hash of the
         settings, the format and the code of the world, so that a change of any makes a new one.
       root: what the folder is below.
+      env: the world.
 
     Raises:
       ValueError: at the source's path is a data set that was collected with other settings.
     """
     ask = source.collect
-    settings = Settings(
-        tasks=tuple(ask.tasks) or tabletop.TASKS,
-        episodes=ask.episodes,
-        noise=ask.noise,
-        seed=ask.seed,
-        action_free=source.action_free,
-        keep_failures=ask.keep_failures,
-        intended=ask.intended,
+    world, settings = _checked(
+        Settings(
+            env=env,
+            tasks=tuple(ask.tasks),
+            episodes=ask.episodes,
+            noise=ask.noise,
+            seed=ask.seed,
+            action_free=source.action_free,
+            keep_failures=ask.keep_failures,
+            intended=ask.intended,
+        )
     )
-    _check(settings)
-    path = pathlib.Path(root) / (source.path or f"tabletop-{_fingerprint(settings)}")
+    name = f"{world.name}-{_fingerprint(world, settings)}"
+    path = pathlib.Path(root) / (source.path or name)
     if not path.exists():
         try:
             say(f"collecting {settings.episodes} episodes into {path}")
@@ -150,17 +154,25 @@ def ensure_collected(source, root) -> pathlib.Path:
     return path
 
 
-def _check(settings: Settings) -> None:
+def _checked(settings: Settings) -> tuple[World, Settings]:
+    """The world, and the settings with all tasks named."""
+    world = open_world(settings.env)
+    settings = settings._replace(tasks=tuple(settings.tasks) or tuple(world.tasks))
     for name in settings.tasks:
-        tabletop.task_id(name)  # an unknown task raises, with a suggestion
+        if name not in world.tasks:
+            raise ValueError(f"{world.name} has no task {name!r}{did_you_mean(name, world.tasks)}; "
+                             f"there are {', '.join(world.tasks)}")  # fmt: skip
+    if not world.expert:
+        raise ValueError(f"{world.name} has no scripted expert to collect from")
     if settings.episodes < 1 or settings.noise < 0:
         raise ValueError(f"episodes must be positive and noise not negative: {settings}")
+    return world, settings
 
 
-def _fingerprint(settings: Settings) -> str:
+def _fingerprint(world: World, settings: Settings) -> str:
     digest = hashlib.sha256(json.dumps([FORMAT_VERSION, settings.to_json()]).encode())
-    here = pathlib.Path(__file__)
-    for file in (here, *sorted(pathlib.Path(tabletop.__file__).parent.glob("*.py"))):
+    code = pathlib.Path(inspect.getfile(type(world))).parent.glob("*.py")
+    for file in (pathlib.Path(__file__), *sorted(code)):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -169,84 +181,72 @@ class _Batch(NamedTuple):
     """Episodes of one call of the simulator that are to be kept."""
 
     numbers: list[int]  # of the candidates, over the whole collection
-    rows: list[int]  # within `record`
-    record: tabletop.Episodes  # numpy
+    rows: list[int]  # within `done`
+    done: Demonstrations
 
 
-def _rounds(settings: Settings, tried: Counter) -> Iterator[_Batch]:
+def _rounds(world: World, settings: Settings, tried: Counter) -> Iterator[_Batch]:
     """Simulates candidates until every task has its share; counts them in `tried`."""
-    names = settings.tasks
+    names, count = settings.tasks, world.batch
     share = [len(range(i, settings.episodes, len(names))) for i in range(len(names))]
     missing = dict(zip(names, share, strict=True))
     key = jax.random.key(settings.seed)
-    while any(missing.values()):
-        wanted = [name for name, n in missing.items() if n > 0]
-        tasks = [wanted[i % len(wanted)] for i in range(CANDIDATES)]
-        numbers = range(tried["all"], tried["all"] + CANDIDATES)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.array(numbers, np.uint32))
-        ids = np.array([tabletop.task_id(name) for name in tasks], np.int32)
-        record = jax.tree.map(np.asarray, tabletop.expert_episodes(keys, ids, settings.noise))
+
+    def keep(done: Demonstrations) -> list[int]:
         rows = []
-        for row, name in enumerate(tasks):
-            if missing[name] > 0 and (record.success[row] or settings.keep_failures):
+        for row, name in enumerate(done.recording.tasks):
+            if missing[name] > 0 and (done.recording.success[row] or settings.keep_failures):
                 missing[name] -= 1
                 rows.append(row)
-        tried["all"] += CANDIDATES
-        tried["success"] += int(record.success.sum())
+        return rows
+
+    while any(missing.values()):
+        wanted = [name for name, n in missing.items() if n > 0]
+        tasks = [wanted[i % len(wanted)] for i in range(count)]
+        numbers = range(tried["all"], tried["all"] + count)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.array(numbers, np.uint32))
+        rows: list[int] = []
+
+        def draw(done: Demonstrations, rows=rows) -> list[int]:
+            rows.extend(keep(done))
+            return rows
+
+        done = world.demonstrate(tasks, keys, noise=settings.noise, draw=draw)
+        tried["all"] += count
+        tried["success"] += int(done.recording.success.sum())
         if tried["success"] < MIN_SUCCESS * tried["all"] and not settings.keep_failures:
             raise RuntimeError(
                 f"{tried['success']} of {tried['all']} episodes of {wanted} succeed with noise "
                 f"{settings.noise}; lower the noise or keep failures"
             )
-        yield _Batch([numbers[row] for row in rows], rows, record)
+        yield _Batch([numbers[row] for row in rows], rows, done)
 
 
 def _episodes(batch: _Batch, settings: Settings, pool: ThreadPoolExecutor) -> Iterator[Episode]:
-    """Draws, encodes and packs what is kept of a batch."""
-    record = batch.record
-    lengths = record.length[batch.rows]
-    where = [(row, t) for row, n in zip(batch.rows, lengths, strict=True) for t in range(n + 1)]
-    pictures = _pictures(record.states, where, pool)
-    start = 0
-    for number, row, length in zip(batch.numbers, batch.rows, lengths, strict=True):
-        task = tabletop.TASKS[record.states.task[row, 0]]
-        actions = (record.intended if settings.intended else record.actions)[row, :length]
+    """Encodes and packs what is kept of a batch."""
+    record = batch.done.recording
+    for number, row in zip(batch.numbers, batch.rows, strict=True):
+        length = int(batch.done.length[row])
+        actions = (batch.done.intended if settings.intended else record.actions)[row, :length]
         yield Episode(
-            images={name: all_[start : start + length + 1] for name, all_ in pictures.items()},
+            images={name: list(pool.map(images.encode, frames[row, : length + 1]))
+                    for name, frames in record.frames.items()},
             proprio=record.proprio[row, : length + 1],
             actions=actions[:, :0] if settings.action_free else actions,
-            instruction=tabletop.instruction(task),
+            instruction=record.instructions[row],
             success=bool(record.success[row]),
             returns=record.returns[row, :length],
-            task=task,
+            task=record.tasks[row],
             seed=number,
-        )
-        start += length + 1
-
-
-def _pictures(
-    states: tabletop.State, where: Sequence[tuple[int, int]], pool: ThreadPoolExecutor
-) -> Mapping[str, list[bytes]]:
-    """Encoded pictures of the states at (row, time): only these are drawn, FRAMES at a time."""
-    rows, times = np.array(where).T
-    encoded: dict[str, list] = {name: [] for name in tabletop.CAMERAS}
-    for start in range(0, len(rows), FRAMES):
-        # The last call is filled up, so that there is one shape and one compilation.
-        at = np.minimum(np.arange(start, start + FRAMES), len(rows) - 1)
-        some = jax.tree.map(lambda x: x[rows[at], times[at]], states)  # noqa: B023
-        drawn = tabletop.render_episode(some, tabletop.Shift.none())
-        for name, out in encoded.items():
-            frames = np.asarray(drawn[name])[: len(rows) - start]
-            # Submitting leaves the pool encoding while the next frames are drawn.
-            out.extend(pool.submit(images.encode, frame) for frame in frames)
-    return {name: [future.result() for future in out] for name, out in encoded.items()}
+        )  # fmt: skip
 
 
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
     flags.DEFINE_string("out", None, "folder of the data set; must not exist")
     flags.DEFINE_alias("workdir", "out")
-    flags.DEFINE_list("tasks", [], f"tasks, all by default: {', '.join(tabletop.TASKS)}")
+    flags.DEFINE_string("env", "tabletop", "the world, by its name or as module:attribute")
+    flags.DEFINE_list("tasks", [], "tasks of the world, all by default")
     flags.DEFINE_integer("episodes", 600, "episodes in total, equally many of each task")
     flags.DEFINE_float("noise", 0.0, "standard deviation of the noise on the expert's actions")
     flags.DEFINE_integer("seed", 0, "the same seed gives the identical data set")
@@ -260,7 +260,8 @@ def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
     values = flags.FLAGS
     settings = Settings(
-        tasks=tuple(values.tasks) or tabletop.TASKS,
+        env=values.env,
+        tasks=tuple(values.tasks),
         episodes=values.episodes,
         noise=values.noise,
         seed=values.seed,

@@ -165,6 +165,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("eval.max_steps", 40, "control steps after which an episode has failed"),
     ("eval.batch_size", 64, "episodes in one program"),
     ("eval.seed", 0, "seed of the episodes"),
+    ("eval.blind", True, "also replay the actions in another scene of their task, unseen"),
     ("eval.untrained", False, "also roll out the policy as it was before training"),
 )
 

@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,12 +29,16 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
+import wamjax
 from wamjax import cli
 from wamjax import state as states
 from wamjax.checkpoint import find, restore_params
 from wamjax.config import did_you_mean
+from wamjax.envs.outcomes import Outcomes
+from wamjax.envs.world import Dials, Recording, World, composite, open_world, shift_of
 from wamjax.metrics import say
 from wamjax.step import compute_cast
+from wamjax.viz import intervals
 
 LATENCY_CALLS = 50
 VIDEO_EPISODES = 4
@@ -42,23 +47,32 @@ VIDEO_EPISODES = 4
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("params", "normalizers"),
-    meta_fields=("objective", "mode"),
+    meta_fields=("objective", "mode", "cameras"),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Policy:
     """A policy that is ready to act: objective, parameters in compute precision, normalisers.
 
     A pytree, so that one compiled program rolls out every checkpoint of a variant.
+
+    Attributes:
+      mode: how it acts; None: its own way.
+      cameras: that it looks through in a world, in the order of its pictures.
     """
 
     objective: Any
     params: Any
     normalizers: dict[str, Any]
     mode: str | None = None
+    cameras: tuple[str, ...] = ()
 
     def actions(self, params, observation, key):
         """(b, j, a) in robot units; traceable."""
         return self.objective.policy(params, self.normalizers, observation, key, self.mode)
+
+    def act(self, observation, key):
+        """The same with its own parameters."""
+        return self.actions(self.params, observation, key)
 
 
 def load(workdir, step: int | None = None, mode: str | None = None, planner: str | None = None):
@@ -132,132 +146,217 @@ def run(
     from wamjax.viz import plots
 
     workdir = pathlib.Path(workdir)
-    shifts = _shift(config, shift)
+    world = open_world(config.eval.env)
+    dials = shift_of(world, shift, config.eval.shift)
     parts = [mode, shift if shift != "none" else None, step]
     parts += [pathlib.Path(planner).name if planner else None, label or None]
     suffix = "".join(f"_{p}" for p in parts if p is not None)
     policy, trained, step = load(workdir, step, mode, planner)
     config = config.copy_and_resolve_references()
     config.data.cameras = trained.data.cameras
-    check(config, policy.objective)
+    check(config, policy.objective, world)
     result = {"step": step, "variant": trained.objective.variant, "mode": mode, "shift": shift}
-    result |= roll_out(policy, config, shifts)
+    about = {"env": world.name, "seed": config.eval.seed, "versions": versions(world)}
+    asked = result | about | {"planner": planner, "eval": json.loads(config.eval.to_json())}
+    path = workdir / f"eval{suffix}.json"
+    record = Outcomes(workdir / f"episodes{suffix}.jsonl", asked, anew=path.exists())
+    result |= roll_out(policy, config, dials, world, record)
     if config.eval.untrained:
-        fresh = roll_out(untrained(policy, trained), config, shifts)
-        result["untrained_success_rate"] = fresh["success_rate"]
-        say(f"untrained: success {fresh['success_rate']:.1%}")
+        fresh = untrained(policy, trained)
+        rate = roll_out(fresh, config, dials, world, record, "untrained")["success_rate"]
+        result["untrained_success_rate"] = rate
+        say(f"untrained: success {rate:.1%}")
+    if "blind_success_rate" in result:
+        say(f"without looking: success {result['blind_success_rate']:.1%}")
     result["latency_ms"] = latency(policy, config)
+    result |= about
     if jax.process_index() == 0:
         (workdir / "media").mkdir(exist_ok=True)
-        path = workdir / f"eval{suffix}.json"
         draft = path.with_suffix(".tmp")
         draft.write_text(json.dumps(result, indent=2) + "\n")
         draft.replace(path)
         plots.success(result, workdir / "media" / f"success{suffix}.png")
-        save_video(policy, config, shifts, workdir / "media" / f"rollout{suffix}.mp4")
+        video = workdir / "media" / f"rollout{suffix}.mp4"
+        save_video(policy, config, world, dials, result["outcomes"], video)
     p50, p99 = result["latency_ms"]["p50"], result["latency_ms"]["p99"]
     say(f"success {result['success_rate']:.1%} of {result['episodes']} episodes, "
         f"latency p50 {p50:.1f} ms, p99 {p99:.1f} ms")  # fmt: skip
     return result
 
 
-def check(config: ConfigDict, objective) -> None:
+def check(config: ConfigDict, objective, world: World | None = None) -> None:
     """That a policy can be rolled out as ``config.eval`` says.
 
     Raises:
       ValueError: it cannot; names the key, and what would go.
     """
-    from wamjax.envs import tabletop
-
-    _shift(config, "none")
-    asked = config.eval
+    world, asked = world or open_world(config.eval.env), config.eval
+    shift_of(world, "none", asked.shift)
     for key in ("episodes", "execute", "max_steps", "batch_size"):
         if asked[key] < 1:
             raise ValueError(f"config.eval.{key} = {asked[key]} must be at least 1")
-    for task in (tasks := task_names(config)):
-        if task not in tabletop.TASKS:
+    for task in (tasks := task_names(config, world)):
+        if task not in world.tasks:
             raise ValueError(f"config.eval.tasks = {tuple(tasks)}: there is no task {task!r}"
-                             f"{did_you_mean(task, tabletop.TASKS)}; there are "
-                             f"{tuple(tabletop.TASKS)}")  # fmt: skip
+                             f"{did_you_mean(task, world.tasks)}; there are "
+                             f"{tuple(world.tasks)}")  # fmt: skip
     if not hasattr(objective, "policy"):
         raise ValueError(f"config.eval.episodes = {asked.episodes}: {config.objective.name!r} is "
                          "no policy, set it to 0")  # fmt: skip
-    spec, cameras = objective.batch_spec(1), senses(config)["cameras"]
-    if unknown := [c for c in cameras if c not in tabletop.CAMERAS]:
-        raise ValueError(f"config.data.cameras = {cameras}: the tabletop has no {unknown}, it has "
-                         f"{tuple(tabletop.CAMERAS)}; set eval.episodes to 0")  # fmt: skip
+    spec, cameras = objective.batch_spec(1), tuple(config.data.cameras)
+    if unknown := [c for c in cameras if c not in world.cameras]:
+        raise ValueError(f"config.data.cameras = {cameras}: {world.name} has no {unknown}, it has "
+                         f"{tuple(world.cameras)}; set eval.episodes to 0")  # fmt: skip
     for key in ("video", "instruction"):
-        if key not in spec:
+        if key not in spec and not (key == "instruction" and config.data.embeddings):
             raise ValueError(
-                f"config.eval.episodes = {asked.episodes}: the tabletop shows pictures and says "
+                f"config.eval.episodes = {asked.episodes}: {world.name} shows pictures and says "
                 f"words, and the policy takes {sorted(spec)}, no {key!r}: set it to 0"
             )
-    width = sum(tabletop.CAMERAS[c][1] for c in cameras)
-    world = {
-        "video": (tabletop.CAMERAS[cameras[0]][0], width, 3),
-        "actions": (tabletop.ACTION_DIM,),
-        "proprio": (tabletop.PROPRIO_DIM,),
+    width = sum(world.cameras[c][1] for c in cameras)
+    sizes = {
+        "video": (world.cameras[cameras[0]][0], width, 3),
+        "actions": (len(world.action_names),),
+        "proprio": (len(world.proprio_names),),
     }
-    for key, want in world.items():
+    for key, want in sizes.items():
         if key in spec and (have := spec[key].shape[-len(want) :]) != want:
             raise ValueError(f"config.eval.episodes = {asked.episodes}: {key} of the policy are "
-                             f"{have}, of the tabletop {want}; set it to 0")  # fmt: skip
+                             f"{have}, of {world.name} {want}; set it to 0")  # fmt: skip
     if asked.execute > (chunk := spec["actions"].shape[1]):
         raise ValueError(f"config.eval.execute = {asked.execute}, and a plan has {chunk} actions "
                          "(data.chunk)")  # fmt: skip
 
 
-def senses(config: ConfigDict) -> dict[str, Any]:
-    """What a policy is shown and told in the world: arguments of `tabletop.rollout`.
-
-    ``config.data.cameras`` are named, as in a config from `load`.
-    """
-    return {
-        "cameras": tuple(config.data.cameras),
-        "instruction_length": config.data.instruction_length,
-    }
-
-
-def roll_out(policy: Policy, config: ConfigDict, shift) -> dict[str, Any]:
+def roll_out(
+    policy: Policy,
+    config: ConfigDict,
+    shift: Dials,
+    world: World | None = None,
+    record: Outcomes | None = None,
+    kind: str = "policy",
+) -> dict[str, Any]:
     """Success rate over ``config.eval.episodes``, the tasks in equal shares.
 
-    Returns:
-      {"success_rate", "episodes", "per_task": {task: {"success_rate", "episodes", "steps"}},
-      "outcomes"}, the last with 0 or 1 for each episode. Equal settings give equal episodes,
-      whatever acts in them, so that outcomes can be compared one by one.
-    """
-    from wamjax.envs import tabletop
+    Args:
+      shift: dials of the world that are not zero.
+      record: of a run that may be killed; what it holds is not rolled out again.
+      kind: of the policy, in the record.
 
-    tasks = task_names(config)
-    ids = np.array([tabletop.task_id(t) for t in tasks])
+    Returns:
+      {"success_rate", "interval" (95 %, Wilson's), "episodes", "per_task": {task: {"success_rate",
+      "interval", "episodes", "steps"}}, "outcomes", "crashes"}; and "blind_success_rate" if
+      ``config.eval.blind``: that of the same actions in another scene of their task, without
+      looking. Outcomes are 0 or 1 for each episode: equal settings give equal episodes, whatever
+      acts in them, so that outcomes can be compared one by one.
+    """
+    world, record = world or open_world(config.eval.env), record or Outcomes()
+    tasks = task_names(config, world)
     total = -(-config.eval.episodes // len(tasks)) * len(tasks)
     size = min(config.eval.batch_size, total)
-    order = ids[np.arange(-(-total // size) * size) % len(tasks)]
-    success, steps = [], []
-    for start in range(0, len(order), size):
-        keys = episode_keys(config, "evaluate", np.arange(start, start + size))
-        done = _roll_out(policy, config, keys, jnp.asarray(order[start : start + size]), shift)
-        success.append(np.asarray(done.success))
-        steps.append(np.asarray(done.steps))
-        say(f"  {min(start + size, total)}/{total} episodes: success "
-            f"{np.concatenate(success)[:total].mean():.1%}")  # fmt: skip
-    success, steps = np.concatenate(success)[:total], np.concatenate(steps)[:total]
-    order = order[:total]
-    per_task = {}
-    for task, index in zip(tasks, ids, strict=True):
-        mine = order == index
-        reached = steps[mine][success[mine]]
-        per_task[task] = {
-            "success_rate": float(success[mine].mean()),
-            "episodes": int(mine.sum()),
-            "steps": float(reached.mean()) if reached.size else None,
-        }
-    return {
-        "success_rate": float(success.mean()),
+    policy = dataclasses.replace(policy, cameras=tuple(config.data.cameras))
+    blind = config.eval.blind and kind == "policy"
+    for start in range(0, total, size):
+        numbers = np.arange(start, start + size)
+        counted = numbers[numbers < total]  # the others fill the last batch up
+        if all(record.has(k, counted) for k in ([kind, "blind"] if blind else [kind])):
+            continue
+        names = [tasks[i % len(tasks)] for i in numbers]
+        keys = episode_keys(config, "evaluate", numbers)
+        done = play(policy, config, world, names, keys, shift)
+        record.add(kind, counted, done)
+        if blind:
+            record.add("blind", counted, _blind(done, config, world, keys, shift))
+        reached = min(start + size, total)
+        rate = np.mean([row["success"] for row in record.rows(kind, total)])
+        say(f"  {reached}/{total} episodes: success {rate:.1%}")
+    rows = record.rows(kind, total)
+    result = _rates(rows) | {
         "episodes": total,
-        "per_task": per_task,
-        "outcomes": "".join(map(str, success.astype(int))),
+        "per_task": {task: _rates([r for r in rows if r["task"] == task]) for task in tasks},
+        "outcomes": "".join(str(row["success"]) for row in rows),
+        "crashes": sum(row["crashes"] for row in rows),
     }
+    if blind:
+        result["blind_success_rate"] = _rates(record.rows("blind", total))["success_rate"]
+    return result
+
+
+def play(
+    policy: Policy,
+    config: ConfigDict,
+    world: World,
+    tasks,
+    keys,
+    shift: Dials,
+    record: bool = False,
+    function: Callable = Policy.act,
+) -> Recording:
+    """Episodes of a policy as ``config.eval`` says: one for each task of `tasks` and key.
+
+    Args:
+      function: ``function(policy, observation, keys)`` of an observation as the policy takes it
+        gives its actions, or those and more.
+    """
+    return world.roll_out(
+        jax.tree_util.Partial(seeing(function), policy),
+        tasks,
+        keys,
+        shift=shift,
+        told=told(config, policy.objective, [world.tasks[task] for task in tasks]),
+        cameras=tuple(config.data.cameras),
+        max_steps=config.eval.max_steps,
+        execute=config.eval.execute,
+        record=record,
+    )
+
+
+def told(config: ConfigDict, objective, instructions) -> dict[str, np.ndarray]:
+    """Instructions as a policy takes them, leading axis e: ids of words, or text embeddings.
+
+    Raises:
+      ValueError: an instruction that is too long, or that has no embedding.
+    """
+    from wamjax.data.embeddings import EmbeddingCache
+    from wamjax.data.tokens import tokenize
+
+    if hasattr(objective, "batch_spec") and "context" in objective.batch_spec(1):
+        cache = EmbeddingCache(pathlib.Path(config.data.root) / config.data.embeddings)
+        return {"context": np.stack([cache.lookup(text) for text in instructions])}
+    length = config.data.instruction_length
+    return {"instruction": np.stack([tokenize(text, length) for text in instructions])}
+
+
+def _rates(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of episodes: rate, its interval, and the mean number of steps of those that succeeded."""
+    success = [row["success"] for row in rows]
+    reached = [row["steps"] for row in rows if row["success"]]
+    rate = intervals.wilson(sum(success), len(success))
+    return {
+        "success_rate": float(rate.mean),
+        "interval": [float(rate.low), float(rate.high)],
+        "episodes": len(rows),
+        "steps": float(np.mean(reached)) if reached else None,
+    }
+
+
+def _blind(done: Recording, config: ConfigDict, world: World, keys, shift: Dials) -> Recording:
+    """The actions of an episode carried out in the next one of its task, without looking."""
+    source = np.arange(len(done.tasks))
+    for task in set(done.tasks):
+        mine = np.flatnonzero(np.array(done.tasks) == task)
+        source[mine] = np.roll(mine, 1)
+    steps = done.actions.shape[1]
+    return world.roll_out(
+        jax.tree_util.Partial(_replay), done.tasks, keys, shift=shift,
+        told={"actions": done.actions[source]}, cameras=tuple(config.data.cameras),
+        max_steps=steps, execute=steps,
+    )  # fmt: skip
+
+
+def _replay(observation, keys):
+    del keys
+    return observation["actions"]
 
 
 def latency(policy: Policy, config: ConfigDict, calls: int = LATENCY_CALLS) -> dict[str, float]:
@@ -284,37 +383,35 @@ def observe_example(policy: Policy, size: int) -> dict[str, jax.Array]:
     return observation
 
 
-def save_video(policy: Policy, config: ConfigDict, shift, path: pathlib.Path) -> None:
-    """A few episodes of the policy, see `wamjax.viz.foreseen`."""
-    from wamjax.envs import tabletop
+def save_video(
+    policy: Policy, config: ConfigDict, world: World, shift: Dials, outcomes: str, path
+) -> None:
+    """Successes and failures of those that were counted, see `wamjax.viz.foreseen`."""
     from wamjax.viz import foreseen
 
-    tasks = task_names(config)
-    names = [tasks[i % len(tasks)] for i in range(VIDEO_EPISODES)]
-    ids = jnp.asarray([tabletop.task_id(name) for name in names])
-    keys = episode_keys(config, "picture", np.arange(VIDEO_EPISODES))
-    done = _roll_out(policy, config, keys, ids, shift, record=True)
-    foreseen.save(policy, config, done, names, path)
+    marks = np.array([mark == "1" for mark in outcomes])
+    some = [np.flatnonzero(marks == good)[: VIDEO_EPISODES // 2] for good in (True, False)]
+    rest = np.setdiff1d(np.arange(len(marks)), np.concatenate(some))
+    numbers = np.concatenate([*some, rest])[:VIDEO_EPISODES]
+    tasks = task_names(config, world)
+    names = [tasks[i % len(tasks)] for i in numbers]
+    policy = dataclasses.replace(policy, cameras=tuple(config.data.cameras))
+    keys = episode_keys(config, "evaluate", numbers)
+    done = play(policy, config, world, names, keys, shift, record=True)
+    foreseen.save(policy, config, done, path)
 
 
-def _roll_out(policy: Policy, config: ConfigDict, keys, ids, shift, record: bool = False):
-    """The closed loop with the policy inside, one jitted program."""
-    from wamjax.envs import tabletop
+@functools.cache
+def seeing(function: Callable) -> Callable:
+    """`function` of what a world shows and tells. One for each: a new one would compile anew."""
 
-    return tabletop.rollout(
-        jax.tree_util.Partial(_act, policy),
-        keys,
-        ids,
-        shift,
-        max_steps=config.eval.max_steps,
-        execute=config.eval.execute,
-        record=record,
-        **senses(config),
-    )
+    def call(policy: Policy, observation, keys):
+        images = observation["images"]
+        seen = {k: v for k, v in observation.items() if k != "images"}
+        seen["video"] = composite(images, policy.cameras)[:, None]
+        return function(policy, seen, keys)
 
-
-def _act(policy: Policy, observation, key):
-    return policy.actions(policy.params, observation, key)
+    return call
 
 
 def episode_keys(config: ConfigDict, purpose: str, indices: np.ndarray) -> jax.Array:
@@ -323,32 +420,17 @@ def episode_keys(config: ConfigDict, purpose: str, indices: np.ndarray) -> jax.A
     return jax.vmap(key)(jnp.asarray(indices))
 
 
-def task_names(config: ConfigDict) -> list[str]:
+def task_names(config: ConfigDict, world: World | None = None) -> list[str]:
     """``eval.tasks``, else those that the data sources collect, else all."""
-    from wamjax.envs import tabletop
-
     tasks = config.eval.tasks or tuple(
         dict.fromkeys(t for s in config.data.sources.values() for t in s.collect.tasks)
     )
-    return list(tasks or tabletop.TASKS)
+    return list(tasks or (world or open_world(config.eval.env)).tasks)
 
 
-def _shift(config: ConfigDict, name: str):
-    """A named shift, with single dials overridden by ``config.eval.shift``."""
-    from wamjax.envs import tabletop
-
-    if config.eval.env != "tabletop":
-        raise ValueError(f"eval.env {config.eval.env!r} is not 'tabletop', the one world so far")
-    if name not in tabletop.SHIFTS:
-        raise ValueError(f"shift {name!r} does not exist{did_you_mean(name, tabletop.SHIFTS)}; "
-                         f"there are {sorted(tabletop.SHIFTS)}")  # fmt: skip
-    shift, dials = tabletop.SHIFTS[name], dict(config.eval.shift)
-    known = [f.name for f in dataclasses.fields(shift)]
-    for dial in dials:
-        if dial not in known:
-            raise ValueError(f"eval.shift.{dial} is no dial{did_you_mean(dial, known)}; "
-                             f"there are {known}")  # fmt: skip
-    return dataclasses.replace(shift, **dials)
+def versions(world: World) -> dict[str, str]:
+    """Of what was measured: this package, JAX, and what simulates."""
+    return {"wamjax": wamjax.__version__, "jax": jax.__version__} | dict(world.versions)
 
 
 def _for_acting(objective, params, config: ConfigDict):

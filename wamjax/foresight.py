@@ -12,6 +12,7 @@ says what mode "frozen" does to the actions.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
 
 from wamjax import cli, evaluate
+from wamjax.envs.world import composite, open_world
 from wamjax.metrics import say
 from wamjax.viz import figures, intervals
 from wamjax.wam.cosmos_sampling import frozen_error
@@ -64,26 +66,23 @@ def watch(policy: evaluate.Policy, config: ConfigDict, episodes: int) -> Plans:
       config: of the run; its ``eval`` part says which tasks and how long, ``data.chunk`` how many
         actions of a plan are executed: all.
     """
-    from wamjax.envs import tabletop
-
-    chunk = config.data.chunk
-    ids = jnp.asarray([tabletop.task_id(t) for t in evaluate.task_names(config)])
-    done = tabletop.rollout(
-        jax.tree_util.Partial(_foresee, policy),
-        evaluate.episode_keys(config, "evaluate", np.arange(episodes)),
-        ids[np.arange(episodes) % len(ids)],
-        tabletop.Shift.none(),
-        max_steps=config.eval.max_steps // chunk * chunk,  # the end of every chunk is seen
-        execute=chunk,
-        record=True,
-        **evaluate.senses(config),
+    world, chunk = open_world(config.eval.env), config.data.chunk
+    config = config.copy_and_resolve_references()
+    # The end of every chunk is seen.
+    config.eval.max_steps, config.eval.execute = config.eval.max_steps // chunk * chunk, chunk
+    tasks, numbers = evaluate.task_names(config, world), np.arange(episodes)
+    policy = dataclasses.replace(policy, cameras=tuple(config.data.cameras))
+    names = [tasks[i % len(tasks)] for i in numbers]
+    keys = evaluate.episode_keys(config, "evaluate", numbers)
+    done = evaluate.play(
+        policy, config, world, names, keys, {}, record=True, function=_foresee
     )
-    steps, frames = np.asarray(done.steps)[:, None], np.asarray(done.frames)
+    steps, frames = done.steps[:, None], composite(done.frames, policy.cameras)
     start = np.arange(0, frames.shape[1] - 1, chunk)
     discount = getattr(policy.objective, "discount", 1.0)
     to_go = np.maximum(steps - (start + chunk), 0)  # as `wamjax.data.windows.outcome` counts
-    success = np.asarray(done.success)[:, None]
-    foreseen = {k: np.asarray(jnp.swapaxes(x, 0, 1)) for k, x in done.extras.items()}
+    success = done.success[:, None]
+    foreseen = {k: np.swapaxes(x, 0, 1) for k, x in done.extras.items()}
     return Plans(
         value=foreseen.get("value"),
         achieved=np.where(success, discount**to_go, 0.0),

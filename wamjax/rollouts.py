@@ -9,9 +9,10 @@ the run is evaluated on. The same arguments give the same data set.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,14 +24,10 @@ from ml_collections import ConfigDict
 
 from wamjax import cli, evaluate
 from wamjax import state as states
-from wamjax.collect import ACTION_NAMES, PROPRIO_NAMES
 from wamjax.data import images
 from wamjax.data.records import Episode, Writer
 from wamjax.data.spec import Info
-from wamjax.data.transforms import Composite
-from wamjax.envs import tabletop
-from wamjax.envs.tabletop.rollout import SETTLE
-from wamjax.envs.tabletop.world import proprio
+from wamjax.envs.world import SETTLE, Recording, World, open_world
 
 
 def record(
@@ -63,74 +60,59 @@ def record(
         raise ValueError(
             f"seed {seed} makes the episodes that config.eval.seed evaluates on: train on others"
         )
+    world = open_world(config.eval.env)
     info = Info(
-        cameras=_views(config).cameras,
-        proprio_dim=tabletop.PROPRIO_DIM,
-        action_dim=tabletop.ACTION_DIM,
-        control_hz=tabletop.CONTROL_HZ,
-        robot="tabletop",
-        action_names=ACTION_NAMES,
-        proprio_names=PROPRIO_NAMES,
+        cameras={name: world.cameras[name] for name in config.data.cameras or world.cameras},
+        proprio_dim=len(world.proprio_names),
+        action_dim=len(world.action_names),
+        control_hz=world.control_hz,
+        robot=world.name,
+        action_names=world.action_names,
+        proprio_names=world.proprio_names,
         collection={"tasks": list(tasks), "episodes": episodes, "seed": seed, **(about or {})},
     )
     steps = success = 0
     bar = tqdm.tqdm(total=episodes, unit="episode", desc="rollouts", disable=not progress)
     with Writer(out, info) as writer, bar:
-        for episode in _episodes(policy, config, tasks, episodes, seed):
+        for episode in _episodes(policy, config, world, tasks, episodes, seed):
             writer.write(episode)
             steps, success = steps + episode.length, success + episode.success
             bar.update()
     return {"episodes": episodes, "steps": steps, "success_rate": success / episodes}
 
 
-def _episodes(policy, config: ConfigDict, tasks, episodes: int, seed: int) -> Iterator[Episode]:
+def _episodes(
+    policy, config: ConfigDict, world: World, tasks, episodes: int, seed: int
+) -> Iterator[Episode]:
+    policy = dataclasses.replace(policy, cameras=tuple(config.data.cameras))
     size = min(config.eval.batch_size, episodes)  # of one program; the last one is filled up
-    ids = np.array([tabletop.task_id(name) for name in tasks], np.int32)
     key = jax.vmap(lambda i: states.key(seed, "evaluate", i))
     for start in range(0, episodes, size):
         numbers = np.arange(start, start + size)
-        done = tabletop.rollout(
-            jax.tree_util.Partial(_act, policy),
-            key(jnp.asarray(numbers)),
-            jnp.asarray(ids[numbers % len(ids)]),
-            tabletop.Shift.none(),
-            max_steps=config.eval.max_steps,
-            execute=config.eval.execute,
-            record=True,
-            **evaluate.senses(config),
-        )
-        state = np.asarray(jax.vmap(jax.vmap(proprio))(done.states))
-        done = jax.tree.map(np.asarray, done._replace(states=None))
+        names = [tasks[i % len(tasks)] for i in numbers]
+        keys = key(jnp.asarray(numbers))
+        done = evaluate.play(policy, config, world, names, keys, {}, record=True)
         for row, number in enumerate(numbers[: episodes - start]):
-            task = tasks[number % len(tasks)]
-            yield _episode(done, state, row, int(number), task, _views(config))
+            yield episode_of(done, row, seed=int(number), cameras=policy.cameras)
 
 
-def _views(config: ConfigDict) -> Composite:
-    return Composite({name: tabletop.CAMERAS[name] for name in evaluate.senses(config)["cameras"]})
-
-
-def _episode(
-    done: tabletop.Rollout, state: np.ndarray, row: int, number: int, task: str, views: Composite
+def episode_of(
+    done: Recording, row: int, seed: int, cameras: Sequence[str], settle: int = SETTLE
 ) -> Episode:
-    """One of them, up to a few steps after success, as demonstrations are cut."""
+    """One episode of a recording, up to a few steps after success, as demonstrations are cut."""
     success, end = bool(done.success[row]), done.returns.shape[1]
-    length = min(int(done.steps[row]) + SETTLE, end) if success else end
-    seen = views.inverse({"video": done.frames[row, : length + 1]})["images"]
+    length = min(int(done.steps[row]) + settle, end) if success else end
     return Episode(
-        images={name: [images.encode(p) for p in frames] for name, frames in seen.items()},
-        proprio=state[row, : length + 1],
+        images={name: [images.encode(p) for p in done.frames[name][row, : length + 1]]
+                for name in cameras or done.frames},
+        proprio=done.proprio[row, : length + 1],
         actions=done.actions[row, :length],
-        instruction=tabletop.instruction(task),
+        instruction=done.instructions[row],
         success=success,
         returns=done.returns[row, :length],
-        task=task,
-        seed=number,
-    )
-
-
-def _act(policy: evaluate.Policy, observation, key):
-    return policy.actions(policy.params, observation, key)
+        task=done.tasks[row],
+        seed=seed,
+    )  # fmt: skip
 
 
 def define_flags() -> None:
@@ -147,7 +129,7 @@ def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
     asked = flags.FLAGS
     policy, config, step = evaluate.load(asked.workdir, asked.step, asked.mode)
-    tasks = tuple(config.eval.tasks) or tabletop.TASKS
+    tasks = tuple(config.eval.tasks or open_world(config.eval.env).tasks)
     about = {"run": pathlib.Path(asked.workdir).name, "step": int(step), "mode": asked.mode}
     summary = record(policy, config, asked.out, tasks, asked.episodes, asked.seed, about)
     print(", ".join(f"{k} {v:g}" for k, v in summary.items()))

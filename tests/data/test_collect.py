@@ -10,6 +10,7 @@ from wamjax.config import base_config, source
 from wamjax.data import pipeline
 from wamjax.data.records import Reader, pack
 from wamjax.envs import tabletop
+from wamjax.envs.tabletop import embedded
 
 TASKS = ("reach_red", "push_blue_right", "pick_red")
 SMALL = Settings(tasks=TASKS, episodes=8, noise=0.1, seed=3)
@@ -19,8 +20,8 @@ SMALL = Settings(tasks=TASKS, episodes=8, noise=0.1, seed=3)
 def small_calls():
     """Smaller calls of the simulator and the renderer, for speed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collect, "CANDIDATES", 24)
-        patch.setattr(collect, "FRAMES", 64)
+        patch.setattr(embedded.Tabletop, "batch", 24)
+        patch.setattr(embedded, "FRAMES", 64)
         yield
 
 
@@ -99,7 +100,7 @@ def test_an_interrupted_collection_leaves_nothing(tmp_path, monkeypatch, error):
 
 
 def test_bad_settings_are_named(tmp_path):
-    with pytest.raises(KeyError, match="did you mean 'pick_red'"):
+    with pytest.raises(ValueError, match="tabletop has no task 'pick_rd', did you mean 'pick_red'"):
         collect.collect(tmp_path / "a", SMALL._replace(tasks=("pick_rd",)))
     with pytest.raises(ValueError, match="episodes must be positive"):
         collect.collect(tmp_path / "a", SMALL._replace(episodes=0))

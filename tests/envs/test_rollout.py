@@ -28,17 +28,19 @@ def follow(gain, observation, key):
     """A feedback policy that needs pictures, proprioception and instruction alike."""
     proprio, words = observation["proprio"], observation["instruction"]
     sign = jnp.where(words.sum(1) % 2 == 0, 1.0, -1.0)
-    light = observation["video"].astype(jnp.float32).mean((1, 2, 3, 4)) / 255
+    video = composite(observation["images"])
+    light = video.astype(jnp.float32).mean((1, 2, 3)) / 255
     first = jnp.stack([-gain * proprio[:, 0], sign * light, -proprio[:, 2], sign], axis=-1)
     chunk = first[:, None] * jnp.linspace(1.0, 0.5, 6)[:, None]
-    return chunk, {"video": observation["video"], "draw": jax.random.uniform(key, (EPISODES,))}
+    return chunk, {"video": video, "draw": jax.vmap(jax.random.uniform)(key)}
 
 
+TOLD = {"instruction": instruction_tokens(12)[np.asarray(IDS)]}
 POLICY = jax.tree_util.Partial(follow, jnp.asarray(0.7))
 
 
 def play(**options):
-    return rollout(POLICY, KEYS, IDS, NONE, max_steps=10, execute=4, **options)
+    return rollout(POLICY, KEYS, IDS, NONE, TOLD, max_steps=10, execute=4, **options)
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +63,25 @@ def test_closed_loop_is_a_plain_loop(recorded):
     """The oracle: reset, look every fourth step, step; one at a time, in Python."""
     look = jax.jit(jax.vmap(observe, (0, None)))
     act = jax.jit(jax.vmap(step, (0, 0, None)))
-    tokens = instruction_tokens(12)[np.asarray(IDS)]
     state = jax.jit(jax.vmap(reset, (0, 0, None)))(KEYS, IDS, NONE)
     plan = jax.jit(POLICY)
     for time in range(10):
         if time % 4 == 0:
             seen = look(state, NONE)
-            video = composite(seen["images"])[:, None]
-            batch = {"video": video, "proprio": seen["proprio"], "instruction": tokens}
-            chunk, _ = plan(batch, jax.random.key(0))
+            chunk, _ = plan({**seen, **TOLD}, KEYS)
         np.testing.assert_allclose(recorded.actions[:, time], chunk[:, time % 4], atol=1e-4)
         state = act(state, chunk[:, time % 4], NONE)
         np.testing.assert_allclose(recorded.states.gripper[:, time + 1], state.gripper, atol=1e-4)
+        np.testing.assert_allclose(recorded.proprio[:, time + 1, :3], state.gripper, atol=1e-4)
 
 
 def test_frames_are_the_states_and_what_the_policy_saw(recorded):
-    assert recorded.frames.shape == (EPISODES, 11, 64, 128, 3)
+    shown = composite(recorded.frames)
+    assert shown.shape == (EPISODES, 11, 64, 128, 3)
     frames = composite(render_episodes(recorded.states, NONE)).astype(int)
-    assert np.abs(frames - recorded.frames).max() <= 1
-    seen = jnp.swapaxes(recorded.extras["video"][:, :, 0], 0, 1)  # (e, plans, 64, 128, 3)
-    assert np.abs(seen.astype(int) - recorded.frames[:, ::4]).max() <= 1
+    assert np.abs(frames - shown).max() <= 1
+    seen = jnp.swapaxes(recorded.extras["video"], 0, 1)  # (e, plans, 64, 128, 3)
+    assert np.abs(seen.astype(int) - shown[:, ::4]).max() <= 1
 
 
 def test_recording_changes_nothing_and_keys_are_fresh(recorded):
@@ -96,7 +97,7 @@ def test_new_parameters_do_not_recompile(recorded):
     play()
     size = _rollout._cache_size()
     other = jax.tree_util.Partial(follow, jnp.asarray(-0.2))
-    result = rollout(other, KEYS, IDS, NONE, max_steps=10, execute=4)
+    result = rollout(other, KEYS, IDS, NONE, TOLD, max_steps=10, execute=4)
     assert _rollout._cache_size() == size
     assert np.abs(result.actions - recorded.actions).max() > 0.01
 

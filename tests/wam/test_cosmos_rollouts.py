@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from wamjax.data.records import Reader
 from wamjax.data.spec import DataSpec
 from wamjax.data.windows import Windows
 from wamjax.envs import tabletop
+from wamjax.wam import draws
 
 TASKS = ("reach_left_zone", "pick_red")
 STEPS = 24
@@ -26,7 +26,7 @@ class Left:
         there = jnp.array([-0.5, 0.57, 0.0])
         move = jnp.clip(5 * (there - observation["proprio"][:, :3]), -1, 1)
         action = jnp.concatenate([move, jnp.ones((len(move), 1))], axis=1)
-        noise = 0.1 * jax.random.normal(key, (len(move), 8, 4))
+        noise = 0.1 * draws.normal(key, (len(move), 8, 4))
         return action[:, None] + noise
 
 

@@ -24,7 +24,7 @@ from wamjax.models.dit import DiT
 from wamjax.models.layers import unconstrained
 from wamjax.models.transformer import Cache, unstack
 from wamjax.models.visibility import Visibility
-from wamjax.wam import clips, cosmos_loss, injection
+from wamjax.wam import clips, cosmos_loss, draws, injection
 from wamjax.wam import cosmos_programs as programs
 from wamjax.wam.augment import STRENGTHS, centre_crop
 from wamjax.wam.cosmos_programs import Use
@@ -285,7 +285,7 @@ class CosmosPolicy:
             return jnp.max(plan(self, params, normalizers, observation, rng).scores, axis=1)
         seen = self.observe(params, normalizers, observation)
         latents = self.act(params, seen, rng, frozen=mode == "frozen")
-        return self.value(params, seen._replace(latents=latents), jax.random.fold_in(rng, 1))
+        return self.value(params, seen._replace(latents=latents), draws.fold_in(rng, 1))
 
     def imagine(self, params: Params, normalizers, observation: Batch, rng: Array) -> Array:
         """The observed picture and that at the end of the chunk: uint8 (b, 2, H, W, 3)."""
@@ -389,7 +389,7 @@ class CosmosPolicy:
     def _sample(
         self, params, use: Use, seen: Seen, rng, steps: int, frozen: bool = False, noise=None
     ):
-        noise = jax.random.normal(rng, seen.latents.shape) if noise is None else noise
+        noise = draws.normal(rng, seen.latents.shape) if noise is None else noise
         return self.sampler(params)(use, seen.latents, seen.text, noise, steps, frozen)
 
     def told(self, levels: Array) -> Array:

@@ -22,7 +22,7 @@ from wamjax.models.layers import unconstrained
 from wamjax.models.mot import MixtureOfTransformers
 from wamjax.models.transformer import unstack
 from wamjax.models.visibility import Visibility, bidirectional
-from wamjax.wam import expert_init, segments
+from wamjax.wam import draws, expert_init, segments
 from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params
 from wamjax.wam.programs import MODES, TRAINING, tables
 from wamjax.wam.sampling import Denoiser
@@ -311,8 +311,8 @@ class FastWAM:
         """Where a group starts; it does not depend on which others are sampled."""
         b, _, *latent = first.shape
         if group == "action":
-            return jax.random.normal(jax.random.fold_in(rng, 0), (b, self.chunk, self.action_dim))
-        return jax.random.normal(jax.random.fold_in(rng, 1), (b, self.slots["future"], *latent))
+            return draws.normal(draws.fold_in(rng, 0), (b, self.chunk, self.action_dim))
+        return draws.normal(draws.fold_in(rng, 1), (b, self.slots["future"], *latent))
 
     def _denoiser(self, params, program: Program) -> Denoiser:
         net = bind(self.network, params)

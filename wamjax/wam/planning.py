@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from wamjax.config import did_you_mean
 from wamjax.models.transformer import Cache
-from wamjax.wam import injection
+from wamjax.wam import draws, injection
 from wamjax.wam.cosmos_programs import model_free
 from wamjax.wam.layouts import Layout
 
@@ -99,10 +99,10 @@ def plan(policy, params, normalizers, observation, rng: Array) -> Plan:
     planner = params.get("planner", params)
     seen = policy.observe(params, normalizers, observation)
     text = policy.read(planner, observation) if "planner" in params else seen.text
-    keys = iter(jax.random.split(rng, 3 * how.depth))
+    keys = iter(draws.split(rng, 3 * how.depth))
 
     def run(params, use, latents, text, steps):
-        noise = jax.random.normal(next(keys), latents.shape)
+        noise = draws.normal(next(keys), latents.shape, axis=1)
         sampler = policy.sampler(params)
         return _batched(lambda *x: sampler(use, *x, steps), latents, text, noise, how.limit)
 

@@ -7,7 +7,7 @@ at the first step that achieves the task and what comes after is not counted.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +16,12 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from wamjax.envs.tabletop import tasks
 from wamjax.envs.tabletop.expert import intention, with_noise
-from wamjax.envs.tabletop.render import CAMERAS, composite, observe, render
+from wamjax.envs.tabletop.render import observe, render
 from wamjax.envs.tabletop.shifts import Shift
 from wamjax.envs.tabletop.world import ACTION_DIM, State, proprio, step
+from wamjax.envs.world import SETTLE
 
 MAX_STEPS = 40  # control steps in which the expert all but always succeeds
-SETTLE = 3  # steps that a recorded episode goes on after success
 DISCOUNT = 0.98
 NO_SHIFT = Shift.none()
 
@@ -43,15 +43,17 @@ class Rollout(NamedTuple):
     rewards: Float[Array, "e t"]
     returns: Float[Array, "e t"]
     actions: Float[Array, "e t 4"]  # as the policy sent them
+    proprio: Float[Array, "e t+1 5"]
     states: State  # leading axes (e, t + 1)
-    frames: UInt8[Array, "e t+1 64 128 3"] | None  # if recorded; the policy saw every execute-th
-    extras: Any  # whatever else the policy returned, leading axes (plans, ...), or None
+    frames: dict[str, UInt8[Array, "e t+1 64 64 3"]] | None  # if recorded
+    extras: Any  # whatever else the policy returned, leading axes (plans, e), or None
 
 
 class Episodes(NamedTuple):
     """Expert episodes, padded to one length; beyond `length` they are simulated but not data."""
 
     success: Bool[Array, " e"]
+    steps: Int[Array, " e"]
     length: Int[Array, " e"]  # actions in the episode: until a few steps after success
     rewards: Float[Array, "e t"]
     returns: Float[Array, "e t"]
@@ -66,72 +68,63 @@ def rollout(
     keys: Array,
     task_ids: Int[Array, " e"],
     shift: Shift,
+    told: Mapping[str, Array] | None = None,
     max_steps: int = MAX_STEPS,
     execute: int = 8,
     record: bool = False,
-    instruction_length: int = 12,
-    cameras: tuple[str, ...] = tuple(CAMERAS),
 ) -> Rollout:
     """Runs a policy in closed loop, all episodes at once, as one jitted program.
 
     Args:
-      policy: ``policy(observation, key) -> actions (e, j, 4)`` in robot units, jittable, or
-        ``-> (actions, extras)``. The observation is a batch {"video": uint8 (e, 1, 64, 128, 3),
-        "proprio": f32 (e, 5) raw, "instruction": int32 (e, n)}. Pass parameters as
-        ``jax.tree_util.Partial(function, params)``: they are then arguments of the compiled program
-        (new values do not recompile), where a closure would bake them in.
-      keys: (e,) one per episode; they determine the scene. The policy's own keys derive from them.
+      policy: ``policy(observation, keys) -> actions (e, j, 4)``, see `World.roll_out`; images are
+        uint8 (e, 64, 64, 3) each.
+      keys: (e,) one per episode; they determine the scene, and the policy's keys at each plan.
       task_ids: the task of each episode.
       shift: the dials, shared by all episodes.
+      told: further keys of the observation.
       max_steps: steps after which an episode has failed.
       execute: actions executed of each planned chunk before the policy looks again.
       record: whether to render and return every frame (24 kB each).
-      instruction_length: n, the padded length of the instructions.
-      cameras: that the policy looks through, side by side in this order; frames are of them, too.
 
     Raises:
       ValueError: the policy returns fewer actions than `execute`, or of another width.
     """
     if not isinstance(policy, jax.tree_util.Partial):
         policy = jax.tree_util.Partial(policy)
-    tokens = jnp.asarray(tasks.instruction_tokens(instruction_length))[task_ids]
-    return _rollout(policy, keys, task_ids, shift, tokens, max_steps, execute, record, cameras)
+    task_ids, told = jnp.asarray(task_ids), dict(told or {})
+    return _rollout(policy, keys, task_ids, shift, told, max_steps, execute, record)
 
 
-@functools.partial(jax.jit, static_argnames=("max_steps", "execute", "record", "cameras"))
-def _rollout(policy, keys, task_ids, shift, tokens, max_steps, execute, record, cameras) -> Rollout:
+@functools.partial(jax.jit, static_argnames=("max_steps", "execute", "record"))
+def _rollout(policy, keys, task_ids, shift, told, max_steps, execute, record) -> Rollout:
     def act(states, actions):
         states = jax.vmap(step, (0, 0, None))(states, actions, shift)
         return states, (states, jax.vmap(tasks.success)(states))
 
-    def plan_and_act(states, key):
+    def plan_and_act(states, number):
         observation = jax.vmap(observe, (0, None))(states, shift)
-        batch = {
-            "video": composite(observation["images"], cameras)[:, None],
-            "proprio": observation["proprio"],
-            "instruction": tokens,
-        }
-        chunk, extras = _checked(policy(batch, key), len(task_ids), execute)
+        # From the episode's own key: what it draws does not depend on its neighbours.
+        own = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, 1), number))(keys)
+        chunk, extras = _checked(policy({**observation, **told}, own), len(task_ids), execute)
         actions = jnp.swapaxes(chunk[:, :execute], 0, 1)
         states, (visited, achieved) = jax.lax.scan(act, states, actions)
         return states, (visited, achieved, actions, extras)
 
     first = jax.vmap(tasks.reset, (0, 0, None))(keys, task_ids, shift)
-    plans = -(-max_steps // execute)
-    policy_keys = jax.random.split(jax.random.fold_in(keys[0], 1), plans)
-    _, (visited, achieved, actions, extras) = jax.lax.scan(plan_and_act, first, policy_keys)
+    plans = jnp.arange(-(-max_steps // execute))
+    _, (visited, achieved, actions, extras) = jax.lax.scan(plan_and_act, first, plans)
     # (plans, execute, e, ...) -> (e, t, ...)
     visited, achieved, actions = jax.tree.map(
         lambda x: jnp.moveaxis(x.reshape(-1, *x.shape[2:])[:max_steps], 0, 1),
         (visited, achieved, actions),
     )
     states = _prepend(first, visited)
-    frames = jax.vmap(jax.vmap(render, (0, None)), (0, None))(states, shift) if record else None
     return Rollout(
         *_outcome(achieved),
         actions=actions,
+        proprio=jax.vmap(jax.vmap(proprio))(states),
         states=states,
-        frames=composite(frames, cameras) if record else None,
+        frames=jax.vmap(jax.vmap(render, (0, None)), (0, None))(states, shift) if record else None,
         extras=extras,
     )
 
@@ -172,6 +165,7 @@ def expert_episodes(
     outcome = _outcome(achieved)
     return Episodes(
         success=outcome.success,
+        steps=outcome.steps,
         length=jnp.minimum(outcome.steps + SETTLE, max_steps),
         rewards=outcome.rewards,
         returns=outcome.returns,

@@ -1,0 +1,70 @@
+"""A made-up simulator of one point on a line, for worlds of host environments; numpy alone."""
+
+import os
+import pathlib
+
+import numpy as np
+
+SIZE = 16
+
+
+class Line:
+    """The point moves by the action; the task is to be near one end. The picture shows the point,
+    and the end that the episode is about, which only the instruction names.
+
+    Args:
+      crash: folder; the process ends at the second step of seed-divisible-by-3 episodes, as often
+        as there are files ``crash-0`` ... in it, which it takes away.
+    """
+
+    def __init__(self, crash: str = "", always: bool = False):
+        self.crash, self.always = crash, always
+
+    def reset(self, task, seed, shift):
+        self.rng = np.random.default_rng(seed)
+        self.goal = {"left": -1.0, "right": 1.0}[task]
+        self.x, self.time = self.rng.uniform(-0.3, 0.3), 0
+        self.slip = shift.get("slip", 0.0)
+        return self._seen()
+
+    def step(self, action):
+        self.time += 1
+        if self.crash and self.time == 2:
+            files = sorted(pathlib.Path(self.crash).glob("crash-*"))
+            if files and not self.always:
+                files[0].unlink()
+            if files:
+                os._exit(7)
+        self.x += float(np.clip(action[0], -1, 1)) * (0.2 - self.slip)
+        self.x += self.rng.normal(0, 0.01)
+        return self._seen(), abs(self.x - self.goal) < 0.15
+
+    def close(self):
+        pass
+
+    def _seen(self):
+        picture = np.zeros((SIZE, SIZE, 3), np.uint8)
+        picture[:, int(np.clip((self.x + 1.2) / 2.4 * SIZE, 0, SIZE - 1))] = 255
+        return {"images": {"side": picture}, "proprio": np.array([self.x, self.time])}
+
+
+def world(**changes):
+    """The line as a world."""
+    from wamjax.envs.host import HostWorld  # here: the simulator's process does without JAX
+
+    settings = dict(
+        name="line",
+        tasks={"left": "go left", "right": "go right"},
+        cameras={"side": (SIZE, SIZE)},
+        proprio_names=("x", "time"),
+        action_names=("dx",),
+        control_hz=10.0,
+        max_steps=12,
+        environment="envs.fake:Line",
+        shifts={"none": {}, "slippery": {"slip": 0.18}},
+        dials=("slip",),
+        versions={"line": "1"},
+        workers=3,
+        timeout=60.0,
+    )
+    return HostWorld(**settings | changes)

@@ -1,0 +1,161 @@
+"""Host environments in processes of their own, against a plain loop; crashes; the commands."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from envs import fake
+
+from wamjax import config as configs
+from wamjax import evaluate, rollouts
+from wamjax.data.records import Reader
+from wamjax.envs.world import World, open_world
+from wamjax.wam import draws
+
+TASKS = ["left", "right", "right", "left", "right"]
+KEYS = jax.random.split(jax.random.key(0), len(TASKS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """Goes where the second word says, a little at random; sees the picture as well."""
+
+    def policy(self, params, normalizers, observation, rng, mode=None):
+        left = observation["instruction"][:, 1] == observation["left"][:, 0]
+        way = jnp.where(left, -1.0, 1.0) * params
+        bright = observation["video"].astype(jnp.float32).mean((1, 2, 3, 4)) / 255
+        noise = 0.1 * draws.normal(rng, (len(way), 4, 1))
+        return (way + 0.0 * bright)[:, None, None] + noise
+
+
+def act(observation, keys):
+    way = jnp.where(observation["left"][:, 0] == 1, -1.0, 1.0)
+    actions = way[:, None, None] + 0.1 * draws.normal(keys, (len(way), 4, 1))
+    return actions, {"seen": observation["images"]["side"], "x": observation["proprio"][:, 0]}
+
+
+POLICY = jax.tree_util.Partial(act)
+
+
+def play(world, tasks=TASKS, keys=KEYS, **options):
+    told = {"left": np.array([[t == "left"] for t in tasks], np.int32)}
+    options = {"shift": {}, "execute": 4, **options}
+    return world.roll_out(POLICY, tasks, keys, told=told, **options)
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return play(fake.world(), record=True)
+
+
+def test_it_is_a_world(recorded):
+    assert isinstance(fake.world(), World)
+    assert isinstance(open_world("envs.fake:world"), World)
+
+
+def test_lockstep_in_rounds_is_a_plain_loop(recorded):
+    """The oracle: one environment after another, in this process."""
+    for row, task in enumerate(TASKS):
+        environment = fake.Line()
+        seen = environment.reset(task, int(jax.random.key_data(KEYS[row])[-1]), {})
+        achieved = []
+        for time in range(12):
+            shown = recorded.frames["side"][row, time]
+            np.testing.assert_array_equal(shown, seen["images"]["side"])
+            np.testing.assert_allclose(recorded.proprio[row, time], seen["proprio"], rtol=1e-6)
+            if time % 4 == 0:
+                own = jax.random.fold_in(jax.random.fold_in(KEYS[row], 1), time // 4)
+                noise = 0.1 * jax.random.normal(own, (4, 1))
+                chunk = (-1.0 if task == "left" else 1.0) + np.asarray(noise)
+            np.testing.assert_allclose(recorded.actions[row, time], chunk[time % 4], rtol=1e-6)
+            seen, done = environment.step(chunk[time % 4])
+            achieved.append(done)
+        assert recorded.success[row] == any(achieved)
+        first = achieved.index(True) + 1 if any(achieved) else 12
+        assert recorded.steps[row] == first
+    assert recorded.success.all() and recorded.crashes.sum() == 0
+    np.testing.assert_array_equal(
+        recorded.extras["seen"], np.swapaxes(recorded.frames["side"][:, :12:4], 0, 1)
+    )
+    assert recorded.rewards.sum() == len(TASKS)
+
+
+def test_finished_episodes_are_latched_and_rounds_do_not_matter(recorded):
+    for workers in (2, 5):
+        plain = play(fake.world(workers=workers))
+        assert plain.frames is None
+        np.testing.assert_array_equal(plain.success, recorded.success)
+        np.testing.assert_array_equal(plain.steps, recorded.steps)
+        np.testing.assert_array_equal(plain.returns, recorded.returns)
+        # What came before success is the same; after it nothing was simulated.
+        for row, steps in enumerate(plain.steps):
+            np.testing.assert_array_equal(plain.actions[row, :steps], recorded.actions[row, :steps])
+            assert (plain.proprio[row, steps:] == plain.proprio[row, steps]).all()
+
+
+def test_a_shift_is_told_to_the_environment():
+    assert not play(fake.world(), shift={"slip": 0.18}).success.any()
+
+
+def test_a_crashed_environment_goes_on_where_it_was(recorded, tmp_path):
+    for i in range(2):
+        (tmp_path / f"crash-{i}").touch()
+    done = play(fake.world(options={"crash": str(tmp_path)}))
+    assert done.crashes.sum() == 2 and not list(tmp_path.iterdir())
+    np.testing.assert_array_equal(done.success, recorded.success)
+    np.testing.assert_array_equal(done.steps, recorded.steps)
+
+
+def test_one_that_always_crashes_has_failed_and_stops_nothing(tmp_path, caplog):
+    (tmp_path / "crash-0").touch()
+    done = play(fake.world(options={"crash": str(tmp_path), "always": True}), TASKS[:2], KEYS[:2])
+    assert not done.success.any() and (done.crashes == 3).all()
+    assert "task 'left'" in caplog.text and "died and is started again (3 of 3)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"cameras": {"front": (16, 16)}}, r"line shows \['side'\], not camera 'front'"),
+        ({"cameras": {"side": (8, 8)}}, r"camera 'side' shows \(16, 16, 3\), its description says"),
+        ({"proprio_names": ("x",)}, r"line feels \(2,\), its proprio_names say \(1,\)"),
+        ({"action_names": ("dx", "dy")}, r"actions of shape \(2, 4, 1\); line needs \(2, chunk, 2"),
+    ],
+)
+def test_a_world_that_is_not_as_described_is_told_so(changes, message):
+    with pytest.raises(ValueError, match=message):
+        play(fake.world(**changes), TASKS[:2], KEYS[:2])
+
+
+def test_an_environment_that_cannot_be_made_says_why():
+    with pytest.raises(RuntimeError, match="task 'left' cannot be reset .*no_such_argument"):
+        play(fake.world(options={"no_such_argument": 1}), TASKS[:1], KEYS[:1])
+
+
+def test_evaluation_and_recording_know_any_world(tmp_path, monkeypatch):
+    config = configs.base_config()
+    config.data.cameras = ("side",)
+    config.eval.update({"env": "envs.fake:world", "episodes": 4, "execute": 4, "max_steps": 12,
+                        "batch_size": 4})  # fmt: skip
+    told = evaluate.told
+
+    def with_side(config, objective, instructions):
+        left = np.array([[text == "go left"] for text in instructions])
+        words = told(config, objective, instructions)
+        return words | {"left": np.where(left, words["instruction"][:, 1:2], -1)}
+
+    monkeypatch.setattr(evaluate, "told", with_side)
+    policy = evaluate.Policy(Told(), jnp.float32(1.0), {})
+    found = evaluate.roll_out(policy, config, {})
+    assert found["success_rate"] == 1 and list(found["per_task"]) == ["left", "right"]
+    # A task here has one direction, so its actions do without looking.
+    assert found["blind_success_rate"] == 1 and found["crashes"] == 0
+    summary = rollouts.record(policy, config, tmp_path / "made", ("left", "right"), 3, 7,
+                              progress=False)  # fmt: skip
+    reader = Reader(tmp_path / "made")
+    assert summary["episodes"] == 3 == len(reader)
+    assert reader.info.robot == "line" and reader.info.action_names == ("dx",)
+    assert {e.instruction for e in reader} == {"go left", "go right"}
+    assert reader[0].frames("side", [0]).shape == (1, 16, 16, 3)

@@ -1,0 +1,280 @@
+"""Worlds of host environments: simulators in lockstep, one batched policy call for each plan.
+
+An environment is a small class (`wamjax.envs.worker.Environment`); a world is its description and
+where to find it. E environments run in E processes. Each plan is one call of the policy for all of
+them, then one message to each with its actions. An episode that succeeded is not stepped on. An
+environment that dies is started anew and brought to where it was by its own actions; an episode in
+which that happens `RESTARTS` times has failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from wamjax.envs import worker as workers
+from wamjax.envs.world import Demonstrations, Dials, Recording, outcome
+
+RESTARTS = 3
+DISCOUNT = 0.98
+
+
+@dataclasses.dataclass(frozen=True)
+class HostWorld:
+    """See `wamjax.envs.world.World`.
+
+    Attributes:
+      environment: "module:attribute" of what makes an `Environment`, in its own process.
+      options: its arguments.
+      workers: processes at once; 0: as many as there are processors.
+      timeout: seconds that a plan, or a reset, may take before its process is ended.
+      discount: of the returns.
+    """
+
+    name: str
+    tasks: Mapping[str, str]
+    cameras: Mapping[str, tuple[int, int]]
+    proprio_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    control_hz: float
+    max_steps: int
+    environment: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    shifts: Mapping[str, Dials] = dataclasses.field(default_factory=lambda: {"none": {}})
+    dials: tuple[str, ...] = ()
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    workers: int = 0
+    timeout: float = 300.0
+    discount: float = DISCOUNT
+    expert: bool = False
+    batch: int = 16
+
+    def roll_out(
+        self,
+        policy: Callable,
+        tasks: Sequence[str],
+        keys: Array,
+        *,
+        shift: Dials,
+        told: Mapping[str, Array],
+        cameras: tuple[str, ...] = (),
+        max_steps: int = 0,
+        execute: int = 8,
+        record: bool = False,
+    ) -> Recording:
+        """See `World.roll_out`; more episodes than workers run in rounds."""
+        most, cameras = max_steps or self.max_steps, cameras or tuple(self.cameras)
+        if not isinstance(policy, jax.tree_util.Partial):
+            policy = jax.tree_util.Partial(policy)
+        size = min(self.workers or os.cpu_count() or 1, len(tasks))
+        parts = []
+        with self._pool(size) as pool:
+            for start in range(0, len(tasks), size):
+                rows = np.arange(start, min(start + size, len(tasks)))
+                # The last round is filled up with its own first episodes, so that the policy is
+                # compiled for one batch; they are not simulated.
+                filled = rows[np.arange(size) % len(rows)]
+                some = {k: np.asarray(v)[filled] for k, v in told.items()}
+                round_ = _Round(
+                    self, pool[: len(rows)], [tasks[r] for r in rows], keys[filled], shift,
+                    cameras, most, record,
+                )  # fmt: skip
+                parts.append(round_.run(policy, some, execute))
+        return _joined(parts)
+
+    def demonstrate(
+        self, tasks: Sequence[str], keys: Array, *, noise: float, draw: Callable | None = None
+    ) -> Demonstrations:
+        """See `World.demonstrate`."""
+        raise NotImplementedError(f"{self.name} has no scripted expert")
+
+    @contextlib.contextmanager
+    def _pool(self, size: int) -> Iterator[list[workers.Worker]]:
+        pool: list[workers.Worker] = []
+        try:
+            for _ in range(size):
+                pool.append(workers.Worker(self.environment, self.options, self.timeout))
+            yield pool
+        finally:
+            for worker in pool:
+                worker.close()
+
+
+class _Round:
+    """Episodes that run at the same time, one in each worker."""
+
+    def __init__(self, world, pool, tasks, keys, shift, cameras, most, record):
+        self.world, self.pool, self.tasks, self.shift = world, pool, tasks, dict(shift)
+        self.cameras, self.most, self.record, self.keys = cameras, most, record, keys
+        count, p, a = len(tasks), len(world.proprio_names), len(world.action_names)
+        self.seeds = [int(x) for x in jax.random.key_data(keys)[:count, -1]]
+        self.achieved = np.zeros((count, most), bool)
+        self.actions = np.zeros((count, most, a), np.float32)
+        self.proprio = np.zeros((count, most + 1, p), np.float32)
+        self.crashes = np.zeros(count, int)
+        self.open = np.ones(count, bool)  # neither achieved nor given up
+        self.at = np.zeros(count, int)  # actions carried out
+        self.now: dict[str, np.ndarray] = {}
+        self.frames: dict[str, np.ndarray] = {}
+
+    def run(self, policy: Callable, told: Mapping[str, Any], execute: int) -> Recording:
+        self._reset()
+        size, extras = len(self.keys), []
+        fill = np.arange(size) % len(self.tasks)
+        for number in range(-(-self.most // execute)):
+            now = {name: picture[fill] for name, picture in self.now.items()}
+            at = self.proprio[np.arange(len(self.tasks)), self.at][fill]
+            observation = {"images": now, "proprio": at, **told}
+            chunk, extra = _call(policy, observation, self.keys, number)
+            chunk = self._checked(np.asarray(chunk), execute)[: len(self.tasks)]
+            if extra is not None:
+                extras.append(jax.tree.map(lambda x: np.asarray(x)[: len(self.tasks)], extra))
+            self._play(chunk[:, : min(execute, self.most - number * execute)])
+            if not self.open.any() and not extras:
+                break
+        success, steps, rewards, returns = outcome(self.achieved, self.world.discount)
+        words = tuple(self.world.tasks[task] for task in self.tasks)
+        return Recording(
+            tuple(self.tasks), words, success, steps, rewards, returns, self.actions, self.proprio,
+            self.frames if self.record else None,
+            jax.tree.map(lambda *x: np.stack(x), *extras) if extras else None, self.crashes,
+        )  # fmt: skip
+
+    def _reset(self) -> None:
+        arguments = list(zip(self.tasks, self.seeds, [self.shift] * len(self.tasks), strict=True))
+        answers = workers.each(self.pool, "reset", arguments)
+        for i, answer in enumerate(answers):
+            while isinstance(answer, workers.Died):
+                self._crashed(i, answer)
+                if self.crashes[i] >= RESTARTS:
+                    raise RuntimeError(
+                        f"{self.world.name}: task {self.tasks[i]!r} cannot be reset with seed "
+                        f"{self.seeds[i]}: {answer}"
+                    ) from answer
+                answer = workers.each([self.pool[i]], "reset", [arguments[i]])[0]
+            self._seen(i, 0, answer["proprio"], answer["images"])
+
+    def _play(self, chunk: np.ndarray) -> None:
+        rows = [i for i in range(len(self.tasks)) if self.open[i]]
+        stop = not self.record
+        arguments = [(chunk[i], self.record, stop) for i in rows]
+        answers = workers.each([self.pool[i] for i in rows], "play", arguments)
+        for i, argument, answer in zip(rows, arguments, answers, strict=True):
+            start, length = self.at[i], len(chunk[i])
+            self.actions[i, start : start + length] = chunk[i]
+            while isinstance(answer, workers.Died):
+                self._crashed(i, answer)
+                if self.crashes[i] >= RESTARTS:
+                    self.open[i] = False
+                    break
+                answer = self._again(i, start, argument)
+            else:
+                self._took(i, start, answer)
+
+    def _again(self, i: int, start: int, argument: tuple) -> Any:
+        """Brings a new process to where the old one was, and carries out the plan there."""
+        begin = (self.tasks[i], self.seeds[i], self.shift)
+        answer = workers.each([self.pool[i]], "reset", [begin])[0]
+        if start and not isinstance(answer, workers.Died):
+            past = self.actions[i, :start], False, False
+            answer = workers.each([self.pool[i]], "play", [past])[0]
+        if isinstance(answer, workers.Died):
+            return answer
+        return workers.each([self.pool[i]], "play", [argument])[0]
+
+    def _took(self, i: int, start: int, stretch: workers.Stretch) -> None:
+        count = len(stretch.achieved)
+        self.achieved[i, start : start + count] = stretch.achieved
+        self.proprio[i, start + 1 : start + 1 + count] = stretch.proprio
+        self.proprio[i, start + 1 + count :] = stretch.proprio[-1]
+        for name in self.cameras:
+            pictures = stretch.frames[name]
+            self.now[name][i] = pictures[-1]
+            if self.record:
+                self.frames[name][i, start + 1 : start + 1 + count] = pictures
+        self.at[i] = start + count
+        if stretch.achieved.any() and not self.record:
+            self.open[i] = False
+            self.actions[i, self.at[i] :] = self.actions[i, self.at[i] - 1]
+
+    def _seen(self, i: int, time: int, proprio: np.ndarray, images) -> None:
+        """The first observation, which also tells the sizes of the pictures."""
+        if missing := [name for name in self.cameras if name not in images]:
+            raise ValueError(f"{self.world.name} shows {sorted(images)}, not camera {missing[0]!r}")
+        if proprio.shape != self.proprio.shape[2:]:
+            raise ValueError(f"{self.world.name} feels {proprio.shape}, its proprio_names say "
+                             f"{self.proprio.shape[2:]}")  # fmt: skip
+        self.proprio[i, time:] = proprio
+        for name in self.cameras:
+            picture, want = images[name], (*self.world.cameras[name], 3)
+            if picture.shape != want:
+                raise ValueError(f"{self.world.name}: camera {name!r} shows {picture.shape}, its "
+                                 f"description says {want}")  # fmt: skip
+            self.now.setdefault(name, np.zeros((len(self.tasks), *want), np.uint8))[i] = picture
+            if self.record:
+                shape = len(self.tasks), self.most + 1, *want
+                self.frames.setdefault(name, np.zeros(shape, np.uint8))[i, time] = picture
+
+    def _crashed(self, i: int, error: workers.Died) -> None:
+        self.crashes[i] += 1
+        logging.getLogger(__name__).warning(
+            "%s: the environment of task %r, seed %d, died and is started again (%d of %d): %s",
+            self.world.name, self.tasks[i], self.seeds[i], self.crashes[i], RESTARTS, error,
+        )  # fmt: skip
+        self.pool[i].restart()
+
+    def _checked(self, actions: np.ndarray, execute: int) -> np.ndarray:
+        shape, width = actions.shape, self.actions.shape[2]
+        if len(shape) != 3 or shape[0] != len(self.keys) or shape[2] != width:
+            raise ValueError(f"the policy returned actions of shape {shape}; {self.world.name} "
+                             f"needs ({len(self.keys)}, chunk, {width})")  # fmt: skip
+        if shape[1] < execute:
+            raise ValueError(
+                f"execute={execute} actions of each plan, but the policy plans only {shape[1]}; "
+                "lower execute (eval.execute) or plan longer chunks (data.chunk)"
+            )
+        return actions
+
+
+@jax.jit
+def _call(policy: Callable, observation, keys: Array, number) -> tuple[Array, Any]:
+    """One plan for all episodes; keys as in the jitted world."""
+    own = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, 1), number))(keys)
+    result = policy(observation, own)
+    return result if isinstance(result, tuple) else (result, None)
+
+
+def _joined(parts: Sequence[Recording]) -> Recording:
+    """Rounds one after another."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+
+    def join(*x):
+        return np.concatenate(x)
+
+    extras = None
+    if first.extras is not None:
+        extras = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *(p.extras for p in parts))
+    frames = None
+    if first.frames is not None:
+        frames = {name: join(*(p.frames[name] for p in parts)) for name in first.frames}
+    arrays = {
+        name: join(*(getattr(p, name) for p in parts))
+        for name in ("success", "steps", "rewards", "returns", "actions", "proprio", "crashes")
+    }
+    return Recording(
+        tasks=sum((p.tasks for p in parts), ()),
+        instructions=sum((p.instructions for p in parts), ()),
+        frames=frames,
+        extras=extras,
+        **arrays,
+    )

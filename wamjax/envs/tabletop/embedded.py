@@ -1,0 +1,119 @@
+"""The tabletop as a `World`: the policy runs inside its program."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from wamjax.envs.tabletop.render import CAMERAS, render_episode
+from wamjax.envs.tabletop.rollout import MAX_STEPS, Rollout, expert_episodes, rollout
+from wamjax.envs.tabletop.shifts import SHIFTS, Shift
+from wamjax.envs.tabletop.tasks import TASKS, instruction, task_id
+from wamjax.envs.tabletop.world import CONTROL_HZ, State
+from wamjax.envs.world import Demonstrations, Dials, Recording
+
+FRAMES = 512  # drawn by one call
+
+
+class Tabletop:
+    """See `wamjax.envs.world.World`, and `wamjax.envs.tabletop` for what is in it."""
+
+    name = "tabletop"
+    tasks = {task: instruction(task) for task in TASKS}
+    cameras = CAMERAS
+    proprio_names = ("x", "y", "z", "opening", "holding")
+    action_names = ("dx", "dy", "dz", "grip")
+    control_hz = CONTROL_HZ
+    max_steps = MAX_STEPS
+    dials = tuple(field.name for field in dataclasses.fields(Shift))
+    shifts = {name: {d: v for d, v in vars(shift).items() if v} for name, shift in SHIFTS.items()}
+    expert = True
+    batch = 128
+    versions: Mapping[str, str] = {"jax": jax.__version__}
+
+    def roll_out(
+        self,
+        policy: Callable,
+        tasks: Sequence[str],
+        keys: Array,
+        *,
+        shift: Dials,
+        told: Mapping[str, Array],
+        cameras: tuple[str, ...] = tuple(CAMERAS),
+        max_steps: int = MAX_STEPS,
+        execute: int = 8,
+        record: bool = False,
+    ) -> Recording:
+        """See `World.roll_out`; one jitted program."""
+        del cameras  # what the policy does not look at is not drawn
+        done = rollout(
+            policy, keys, _ids(tasks), Shift(**shift), told, max_steps, execute, record
+        )
+        return _recording(tasks, jax.tree.map(np.asarray, done._replace(states=None)))
+
+    def demonstrate(
+        self, tasks: Sequence[str], keys: Array, *, noise: float, draw: Callable | None = None
+    ) -> Demonstrations:
+        """See `World.demonstrate`; draws no frame after the end of an episode."""
+        episodes = expert_episodes(keys, _ids(tasks), noise)
+        episodes = jax.tree.map(np.asarray, episodes)
+        record = _recording(
+            tasks,
+            Rollout(
+                success=episodes.success,
+                steps=episodes.steps,
+                rewards=episodes.rewards,
+                returns=episodes.returns,
+                actions=episodes.actions,
+                proprio=episodes.proprio,
+                states=None,
+                frames=None,
+                extras=None,
+            ),
+        )
+        done = Demonstrations(record, episodes.intended, episodes.length)
+        rows = np.arange(len(tasks)) if draw is None else np.asarray(draw(done), int)
+        where = [(row, t) for row in rows for t in range(episodes.length[row] + 1)]
+        return done._replace(recording=record._replace(frames=_draw(episodes.states, where)))
+
+
+def _ids(tasks: Sequence[str]) -> np.ndarray:
+    return np.array([task_id(name) for name in tasks], np.int32)
+
+
+def _recording(tasks: Sequence[str], done: Rollout) -> Recording:
+    return Recording(
+        tasks=tuple(tasks),
+        instructions=tuple(instruction(task) for task in tasks),
+        success=done.success,
+        steps=done.steps,
+        rewards=done.rewards,
+        returns=done.returns,
+        actions=done.actions,
+        proprio=done.proprio,
+        frames=done.frames,
+        extras=done.extras,
+        crashes=np.zeros(len(tasks), int),
+    )
+
+
+def _draw(states: State, where: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
+    """Frames (e, t, h, w, 3) of the states at (row, time), FRAMES at a time; black elsewhere."""
+    shape = states.task.shape
+    frames = {name: np.zeros((*shape, *size, 3), np.uint8) for name, size in CAMERAS.items()}
+    if not where:
+        return frames
+    rows, times = np.array(where).T
+    for start in range(0, len(rows), FRAMES):
+        # The last call is filled up, so that there is one shape and one compilation.
+        at = np.minimum(np.arange(start, start + FRAMES), len(rows) - 1)
+        some: Any = jax.tree.map(lambda x: jnp.asarray(x[rows[at], times[at]]), states)  # noqa: B023
+        for name, drawn in render_episode(some, Shift.none()).items():
+            frames[name][rows[at], times[at]] = np.asarray(drawn)
+    return frames
