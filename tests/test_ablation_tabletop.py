@@ -60,11 +60,11 @@ def test_every_way_to_act_is_measured_under_every_shift(ablation, tmp_path, monk
 
     def load(run, mode):
         policy = evaluate.Policy(None, {}, {}, mode)
-        return policy, SimpleNamespace(eval=SimpleNamespace()), 7
+        return policy, SimpleNamespace(eval=SimpleNamespace(env="tabletop")), 7
 
-    def roll_out(policy, config, shift):
+    def roll_out(policy, config, shift, world):
         assert (config.eval.episodes, config.eval.execute) == (192, 4)
-        asked.append((policy.mode, next(n for n, s in tabletop.SHIFTS.items() if s is shift)))
+        asked.append((policy.mode, next(n for n, s in world.shifts.items() if s == shift)))
         return {"success_rate": 0.5, "episodes": 192}
 
     monkeypatch.setattr(evaluate, "load", load)

@@ -44,7 +44,7 @@ def test_measured_ways_stay_and_planners_are_loaded(planning, tmp_path, monkeypa
         loaded.append((mode, planner))
         return evaluate.Policy(tiny.objective(), {}, {}, mode), configs.base_config(), 7
 
-    def roll_out(policy, config, shift):
+    def roll_out(policy, config, shift, world):
         assert (config.eval.episodes, config.eval.execute) == (10, 4)
         return {"success_rate": policy.objective.steps / 10, "episodes": 10}
 

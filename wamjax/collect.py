@@ -110,14 +110,13 @@ def collect(out, settings: Settings, progress: bool = True) -> dict[str, Any]:
     }
 
 
-def ensure_collected(source, root, env: str = "tabletop") -> pathlib.Path:
+def ensure_collected(source, root) -> pathlib.Path:
     """The folder of a source's data set, collected now unless it was before.
 
     Args:
       source: entry of ``config.data.sources``. Without a path, the folder is named by a hash of the
         settings, the format and the code of the world, so that a change of any makes a new one.
       root: what the folder is below.
-      env: the world.
 
     Raises:
       ValueError: at the source's path is a data set that was collected with other settings.
@@ -125,7 +124,7 @@ def ensure_collected(source, root, env: str = "tabletop") -> pathlib.Path:
     ask = source.collect
     world, settings = _checked(
         Settings(
-            env=env,
+            env=ask.env,
             tasks=tuple(ask.tasks),
             episodes=ask.episodes,
             noise=ask.noise,

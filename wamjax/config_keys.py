@@ -177,6 +177,7 @@ SOURCE: tuple[tuple[str, Any, str], ...] = (
     ("rollout", False, "of a policy: teaches what comes of actions and is not to be imitated"),
     ("ended", "", "success or failure: only episodes that ended so; '' = all"),
     ("stand_in", 0, "random episodes to make if the folder does not exist: tries a config"),
+    ("collect.env", "tabletop", "world whose expert is recorded"),
     ("collect.tasks", (), "tasks to collect if the folder does not exist; () = all"),
     ("collect.episodes", 0, "episodes to collect; 0 = the data set must exist"),
     ("collect.noise", 0.0, "standard deviation of the noise on the expert's actions"),

@@ -296,13 +296,14 @@ class _Job:
 
 def _said(data) -> dict[str, list[tuple[str, ...]]]:
     """Names of the dimensions by the data sets of a config, those that are there."""
-    from wamjax import collect
+    from wamjax.envs.world import open_world
 
     out: dict[str, list[tuple[str, ...]]] = {"action_names": [], "proprio_names": []}
     for entry in data.sources.values():
         file = data_root(data.root) / pathlib.Path(entry.path).expanduser() / "spec.json"
         if entry.collect.episodes:
-            names = collect.ACTION_NAMES, collect.PROPRIO_NAMES
+            world = open_world(entry.collect.env)
+            names = world.action_names, world.proprio_names
         elif file.is_file():
             info = Info.from_json(json.loads(file.read_text()), str(file))
             names = info.action_names, info.proprio_names
