@@ -7,6 +7,7 @@ import sys
 import pytest
 from absl import app
 
+from wamjax import __main__ as wamjax_main
 from wamjax import cli
 from wamjax import config as configs
 
@@ -103,5 +104,19 @@ def test_every_command_starts_here():
                         sources[os.path.join(path, name)] = file.read()
     mains = {path for path, text in sources.items() if '__name__ == "__main__"' in text}
     assert len(mains) > 15
+    mains -= {path for path in mains if path.endswith("wamjax/__main__.py")}  # it runs the others
     for path in mains:
         assert "cli.run(main, define_flags" in sources[path], path
+
+
+def test_one_word_runs_them_all():
+    status, text, _ = command(module="wamjax")
+    assert status == 0
+    for name in wamjax_main.COMMANDS:
+        assert f"  {name} " in text and len(wamjax_main.summary(name)) > 15
+    status, _, errors = command("trian", module="wamjax")
+    assert status == 2 and errors.startswith("error: there is no command 'trian', did you mean")
+    status, text, _ = command("doctor", "--help", module="wamjax")
+    assert status == 0 and "python -m wamjax.doctor" in text
+    missing = command("evaluate", "--workdir=/no/such/run", module="wamjax")
+    assert missing == command("--workdir=/no/such/run", module="wamjax.evaluate")
