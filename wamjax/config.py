@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from wamjax.config_keys import FROZEN, SOURCE, TABLE
 
 # Below a key of `FROZEN`, but they change how a step is computed, not what.
-_THAWED = {"model.remat", "model.unroll"}
+_THAWED = {"model.remat", "model.unroll", "model.attention"}
 
 # What `validate` knows of values.
 _POSITIVE = (

@@ -132,6 +132,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("model.position_table", (0, 0), "sincos: (side, base) of the table that it is cut from"),
     ("model.conditioning", "adaln_zero", "how time and class enter, one of dit.CONDITIONING"),
     ("model.label", False, "whether the class of an example conditions the model"),
+    ("model.attention", "auto", "kernel: auto, xla, cudnn, splash; or masked, the reference"),
     ("model.context_width", 64, "width of the instruction embeddings"),
     ("model.freq_dim", 256, "sinusoidal features of a noise level"),
     ("model.time_scale", 1.0, "what a noise level of 1 is to them (Cosmos Policy)"),

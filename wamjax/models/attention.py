@@ -7,13 +7,16 @@ for tables with many distinct rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from wamjax.config import did_you_mean
+from wamjax.models import kernels
 from wamjax.models.layers import at_least_float32
 from wamjax.models.visibility import Visibility
 
@@ -27,6 +30,7 @@ def attend(
     mask: Bool[Array, "*b l s"] | None = None,
     bias: Float[Array, "n l s"] | None = None,
     zeros: int = 0,
+    kernel: str = "xla",
 ) -> Float[Array, "b n l k"]:
     """Softmax attention with scale ``1 / sqrt(k)``; the softmax runs in float32.
 
@@ -38,9 +42,11 @@ def attend(
       bias: added to the logits.
       zeros: how many further keys there are whose keys and values are zero. Each adds exp(0) to the
         denominator of the softmax and nothing to its numerator.
+      kernel: see `wamjax.models.kernels`; of calls without a mask, a bias or zeros, which XLA
+        computes.
     """
     if mask is None and bias is None and not zeros:
-        return _dense(q, k, v)
+        return kernels.attend(kernel, q, k, v, xla=_dense)
     logits = _logits(q, k)
     if bias is not None:
         logits += bias
@@ -94,6 +100,36 @@ def _dense_backward(saved, dy):
 _dense.defvjp(_dense_forward, _dense_backward)
 
 
+@dataclasses.dataclass(frozen=True)
+class Grouped:
+    """`grouped` by a kernel; hashable and comparable, as a module's attribute must be."""
+
+    kernel: str = "xla"
+
+    def __call__(self, q, k, v, visibility, valid=None, bias=None) -> dict[str, Array]:
+        return grouped(q, k, v, visibility, valid, bias, self.kernel)
+
+
+def named(kind: str) -> Callable:
+    """The attention that ``config.model.attention`` names: a kernel, or "masked", the reference.
+
+    Raises:
+      ValueError: there is no such one.
+    """
+    if kind == "masked":
+        return masked
+    if kind not in kernels.KERNELS:
+        known = (*kernels.KERNELS, "masked")
+        raise ValueError(f"config.model.attention = {kind!r} is not one of {known}"
+                         f"{did_you_mean(kind, known)}")  # fmt: skip
+    return Grouped(kind)
+
+
+def kernel_of(attention: Callable) -> str:
+    """The kernel of an attention, for cross-attention beside it."""
+    return attention.kernel if isinstance(attention, Grouped) else "xla"
+
+
 def grouped(
     q: Groups,
     k: Groups,
@@ -101,6 +137,7 @@ def grouped(
     visibility: Visibility,
     valid: Groups | None = None,
     bias: Groups | None = None,
+    kernel: str = "xla",
 ) -> dict[str, Array]:
     """Attention output of every query group; one dense call per distinct set of visible keys.
 
@@ -110,6 +147,7 @@ def grouped(
       visibility: the table; key groups that are not in `k` are absent and skipped.
       valid: group -> which of its keys exist, (b | 1, s_g); all, if not mentioned.
       bias: group -> (n, l_g, l_g) added to the logits of a group with itself.
+      kernel: see `attend`.
 
     Returns:
       (b, n, l_g, k) for every group of `q`.
@@ -127,6 +165,7 @@ def grouped(
             _join(v, keys),
             _mask(queries, lengths, visibility, valid),
             _bias(queries, lengths, bias),
+            kernel=kernel,
         )
         start = 0
         for group in queries:

@@ -222,6 +222,7 @@ class ExpertBlock(nn.Module):
     Attributes:
       last: this expert's output is not used: it feeds the attention of the others and ends
         (the text of an MMDiT's last block).
+      kernel: of the cross-attention, see `wamjax.models.kernels`.
     """
 
     spec: ExpertSpec
@@ -229,6 +230,7 @@ class ExpertBlock(nn.Module):
     head_dim: int
     constrain: Callable = unconstrained
     last: bool = False
+    kernel: str = "xla"
 
     def setup(self):
         spec, width = self.spec, self.spec.width
@@ -306,7 +308,8 @@ class ExpertBlock(nn.Module):
         rows, given = self.spec.context_rows, keys.shape[2]
         if rows and given > rows:
             raise ValueError(f"a context of {given} rows, the model was made for {rows}")
-        return attention.attend(query, keys, values, zeros=rows - given if rows else 0)
+        missing = rows - given if rows else 0
+        return attention.attend(query, keys, values, zeros=missing, kernel=self.kernel)
 
     def _enter(self, name: str, x: Array, adaptation) -> Array:
         if name in adaptation:

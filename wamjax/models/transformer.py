@@ -74,7 +74,7 @@ class Block(nn.Module):
         layers = {
             spec.name: ExpertBlock(
                 spec, self.heads, self.head_dim, self.constrain, spec.name in self.ends,
-                name=spec.name,
+                kernel=attention.kernel_of(self.attention), name=spec.name,
             )
             for spec in self.experts
             if spec.name in streams or spec.name in contexts
@@ -114,7 +114,7 @@ class Transformer(nn.Module):
       remat: a key of `REMAT_POLICIES`; what the backward pass keeps of each block.
       unroll: layers unrolled in the scan over stacked parameters; 0 means no scan at all, for
         parameters that went through `unstack`.
-      attention: `attention.grouped`, or `attention.masked` for the reference path.
+      attention: from `attention.named`: a kernel, or `masked` for the reference path.
       constrain: says how activations are sharded, see `layers.unconstrained`.
       ends: experts that end in the last block, where only their keys and values are used (the text
         of MMDiT); that block is then apart from the stack, as ``final_block``.

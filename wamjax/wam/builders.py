@@ -13,7 +13,7 @@ from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.diffusion.noise import NoiseLaw
 from wamjax.diffusion.process import Process
 from wamjax.diffusion.solvers import SOLVERS
-from wamjax.models import blocks, dit
+from wamjax.models import attention, blocks, dit
 from wamjax.models import codec as codecs
 from wamjax.models.autoregressive import AutoregressiveTransformer
 from wamjax.models.blocks import ExpertSpec
@@ -67,6 +67,7 @@ def fast_wam(config, spec) -> FastWAM:
         vocabulary=VOCAB if model.text.kind == "tokens" else 0,
         remat=model.remat,
         unroll=model.unroll,
+        attention=attention.named(model.attention),
         constrain=constrain,
     )
     optional = objective.variant == "optional_idm"
@@ -134,6 +135,7 @@ def denoising(config, spec) -> Denoising:
         time_scale=1.0 if isinstance(process, DDPM) else 1000.0,
         remat=model.remat,
         unroll=model.unroll,
+        attention=attention.named(model.attention),
         constrain=constrain,
     )
     interval = {}
@@ -185,6 +187,7 @@ def autoregressive(config, spec) -> Autoregressive:
         instruction_length=spec.shapes["instruction"][0] if route == "prefix" else 0,
         remat=model.remat,
         unroll=model.unroll,
+        attention=attention.named(model.attention),
         constrain=constrain,
     )
     draw = objective.temperature, objective.top_k, objective.top_p

@@ -12,7 +12,7 @@ from wamjax.data.spec import DataSpec
 from wamjax.data.tokens import VOCAB
 from wamjax.diffusion import noise
 from wamjax.diffusion.flow import RectifiedFlow
-from wamjax.models import blocks
+from wamjax.models import attention, blocks
 from wamjax.models import codec as codecs
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.dit import DiT
@@ -98,6 +98,7 @@ def _network(model, layout: Layout, codec, spec: DataSpec) -> DiT:
         time_scale=model.time_scale,
         remat=model.remat,
         unroll=model.unroll,
+        attention=attention.named(model.attention),
         constrain=constrain,
     )
 

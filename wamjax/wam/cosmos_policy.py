@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from wamjax.config import did_you_mean
 from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.diffusion.solvers import SOLVERS
+from wamjax.models.attention import grouped
 from wamjax.models.codec import Codec
 from wamjax.models.dit import DiT
 from wamjax.models.layers import unconstrained
@@ -352,9 +353,9 @@ class CosmosPolicy:
           ValueError: the planner was trained on something else, or sees it otherwise; says what.
         """
         # How it is computed may differ.
+        plain = dict(remat="none", unroll=1, attention=grouped)
         one, two = (
-            dataclasses.replace(x, network=x.network.clone(remat="none", unroll=1))
-            for x in (self, other)
+            dataclasses.replace(x, network=x.network.clone(**plain)) for x in (self, other)
         )
         words = [what for what, key in SHARED.items() if getattr(one, key) != getattr(two, key)]
         if ("bf16_times" in self.compat) != ("bf16_times" in other.compat):

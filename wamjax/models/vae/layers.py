@@ -145,5 +145,5 @@ class FrameAttention(nn.Module):
         b, t, h, w, c = x.shape
         y = self.norm(name="norm")(x)
         q, k, v = (Linear(c, name=name)(y).reshape(b * t, 1, h * w, c) for name in ("q", "k", "v"))
-        y = attention.attend(q, k, v).reshape(x.shape)
+        y = attention.attend(q, k, v, kernel="auto").reshape(x.shape)
         return x + Linear(c, name="o")(y)

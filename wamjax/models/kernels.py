@@ -1,0 +1,143 @@
+"""Kernels of dense attention: which one computes ``softmax(q k) v``, by name or by where it runs.
+
+  xla      two matmuls and a softmax, the logits in memory; on every platform
+  cudnn    flash attention of cuDNN, on GPUs, in 16 bits
+  splash   flash attention of JAX's own Pallas kernel, on TPUs
+  auto     by platform and shape, see `choose`; xla wherever nothing faster is known
+
+The choice by platform is made when a program is lowered, not when it is traced, so a program for a
+chip that is not here gets the kernel of that chip.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+KERNELS = ("auto", "xla", "cudnn", "splash")
+LANES = 128  # of a TPU; blocks of splash are multiples of it
+# Keys from which splash pays: at 326 tokens it is worth one point of utilisation and costs compile
+# time, at 1,764 it is about seven times as fast as the logits in memory (compiled for v5p).
+SPLASH_KEYS = 1024
+# Blocks by length: the largest that fit the 16 MiB of VMEM beside fused backward passes at 128
+# wide heads on v5p, and divide what lengths are padded to.
+BLOCKS = (768, 512, 384, 256, 128)
+
+Dense = Callable[[Array, Array, Array], Array]
+
+
+def attend(
+    kernel: str,
+    q: Float[Array, "b n l k"],
+    k: Float[Array, "b n s k"],
+    v: Float[Array, "b n s k"],
+    xla: Dense,
+) -> Float[Array, "b n l k"]:
+    """Unmasked attention by a kernel.
+
+    Args:
+      kernel: one of `KERNELS`.
+      xla: what computes it without a special kernel.
+    """
+    if kernel == "xla":
+        return xla(q, k, v)
+    if kernel == "splash":
+        return splash(q, k, v)
+    if kernel == "cudnn":
+        return cudnn(q, k, v)
+    by_platform = choose(q, k)
+    if not by_platform:
+        return xla(q, k, v)
+    return jax.lax.platform_dependent(q, k, v, default=xla, **by_platform)
+
+
+def choose(q: Float[Array, "b n l k"], k: Float[Array, "b n s k"]) -> dict[str, Dense]:
+    """Platform -> the kernel that is faster there than XLA's at these shapes, if one is."""
+    short, wide = q.dtype.itemsize == 2, q.shape[-1]
+    out = {}
+    here = jax.default_backend() == "gpu"  # JAX asks for cuDNN when it traces
+    if here and short and wide % 8 == 0 and wide <= 128 and min(q.shape[2], k.shape[2]) > 1:
+        out["cuda"] = cudnn
+    if wide % 64 == 0 and k.shape[2] >= SPLASH_KEYS and q.shape[2] >= LANES:
+        out["tpu"] = splash
+    return out
+
+
+def cudnn(q: Array, k: Array, v: Array) -> Array:
+    """cuDNN's flash attention.
+
+    Raises:
+      ValueError: the arrays are not in 16 bits, which it asks for.
+    """
+    if q.dtype.itemsize != 2:
+        raise ValueError(f"model.attention='cudnn' computes in bfloat16 or float16, not {q.dtype}: "
+                         "set precision.compute=bfloat16, or model.attention=auto")  # fmt: skip
+    heads_last = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    y = jax.nn.dot_product_attention(*heads_last, implementation="cudnn")
+    return jnp.swapaxes(y, 1, 2)
+
+
+def splash(q: Array, k: Array, v: Array, interpret: bool | None = None) -> Array:
+    """The Pallas kernel of JAX for TPUs; elsewhere its reference interpreter, for tests.
+
+    Tokens are padded to whole blocks; padded keys are of another segment, so nothing sees them.
+    """
+    if interpret is None:
+        run = functools.partial(_splash, interpret=False)
+        slow = functools.partial(_splash, interpret=True)
+        return _over_mesh(lambda *x: jax.lax.platform_dependent(*x, default=slow, tpu=run))(q, k, v)
+    return _over_mesh(functools.partial(_splash, interpret=interpret))(q, k, v)
+
+
+def _splash(q: Array, k: Array, v: Array, interpret: bool) -> Array:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    rows, keys = q.shape[2], k.shape[2]
+    block_q, block_k = _block(rows), _block(keys)
+    q = _padded(q * q.shape[-1] ** -0.5, block_q)
+    k, v = _padded(k, block_k), _padded(v, block_k)
+    sizes = kernels.BlockSizes(
+        block_q=block_q, block_kv=block_k, block_kv_compute=block_k, block_q_dkv=block_q,
+        block_kv_dkv=block_k, block_kv_dkv_compute=block_k, use_fused_bwd_kernel=True,
+    )  # fmt: skip
+    mask = masks.MultiHeadMask([masks.FullMask((q.shape[2], k.shape[2]))] * q.shape[1])
+    kernel = kernels.make_splash_mha(
+        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+    )
+    segments = None
+    if k.shape[2] > keys:
+        segments = kernels.SegmentIds(
+            q=jnp.zeros(q.shape[2], jnp.int32),
+            kv=(jnp.arange(k.shape[2]) >= keys).astype(jnp.int32),
+        )
+    y = jax.vmap(kernel, in_axes=(0, 0, 0, None))(q, k, v, segments)
+    return y[:, :, :rows].astype(v.dtype)
+
+
+def _block(length: int) -> int:
+    """The block that pads least, the larger of equals."""
+    return min(BLOCKS, key=lambda size: (-(-length // size) * size, -size))
+
+
+def _padded(x: Array, block: int) -> Array:
+    missing = -x.shape[2] % block
+    return jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0))) if missing else x
+
+
+def _over_mesh(function: Dense) -> Dense:
+    """Each device computes its own examples and heads: a kernel is not partitioned by XLA."""
+    mesh = jax.sharding.get_abstract_mesh()
+    names = {name for name, size in mesh.shape.items() if size > 1} - set(mesh.manual_axes)
+    if not names:
+        return function
+    batch = tuple(name for name in ("data", "fsdp") if name in names)
+    spec = PartitionSpec(batch or None, "tensor" if "tensor" in names else None)
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
+    )
