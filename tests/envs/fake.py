@@ -39,6 +39,9 @@ class Line:
         self.x += self.rng.normal(0, 0.01)
         return self._seen(), abs(self.x - self.goal) < 0.15
 
+    def intend(self):
+        return np.array([self.goal - self.x])
+
     def close(self):
         pass
 

@@ -1,6 +1,7 @@
 """Host environments in processes of their own, against a plain loop; crashes; the commands."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,10 @@ import numpy as np
 import pytest
 from envs import fake
 
+from wamjax import collect, evaluate, rollouts
 from wamjax import config as configs
-from wamjax import evaluate, rollouts
 from wamjax.data.records import Reader
-from wamjax.envs.world import World, open_world
+from wamjax.envs.world import SETTLE, World, open_world
 from wamjax.wam import draws
 
 TASKS = ["left", "right", "right", "left", "right"]
@@ -132,6 +133,62 @@ def test_a_world_that_is_not_as_described_is_told_so(changes, message):
 def test_an_environment_that_cannot_be_made_says_why():
     with pytest.raises(RuntimeError, match="task 'left' cannot be reset .*no_such_argument"):
         play(fake.world(options={"no_such_argument": 1}), TASKS[:1], KEYS[:1])
+
+
+def test_the_expert_is_recorded_until_a_little_after_success(tmp_path):
+    world = fake.world(expert=True, noisy=(1.0,))
+    calm, drawn = world.demonstrate(TASKS, KEYS, noise=0.0), []
+    shaky = world.demonstrate(TASKS, KEYS, noise=0.1, draw=drawn.append)
+    assert len(drawn) == 1 and calm.recording.success.all()
+    np.testing.assert_array_equal(calm.recording.actions, calm.intended)
+    assert np.abs(shaky.recording.actions - shaky.intended).std() > 0.03
+    for done in (calm, shaky):
+        np.testing.assert_array_equal(
+            done.length, np.minimum(done.recording.steps + SETTLE, world.max_steps)
+        )
+    again = world.demonstrate(TASKS[3:], KEYS[3:], noise=0.1)  # by itself, and in another round
+    length = again.length[0]
+    np.testing.assert_array_equal(
+        again.recording.actions[0, :length], shaky.recording.actions[3, :length]
+    )
+    with pytest.raises(NotImplementedError, match="line has no scripted expert"):
+        fake.world().demonstrate(TASKS, KEYS, noise=0.0)
+
+
+def test_demonstrations_of_any_world_are_collected(tmp_path, monkeypatch):
+    monkeypatch.setattr(fake, "world", functools.partial(fake.world, expert=True))
+    settings = collect.Settings(env="envs.fake:world", episodes=4, noise=0.05)
+    summary = collect.collect(tmp_path / "a", settings, progress=False)
+    collect.collect(tmp_path / "b", settings, progress=False)
+    reader = Reader(tmp_path / "a")
+    assert summary["episodes"] == 4 == len(reader) and reader.info.robot == "line"
+    assert reader.info.collection["tasks"] == ["left", "right"]
+    assert [e.task for e in reader] == ["left", "right"] * 2
+    for name in sorted(p.name for p in (tmp_path / "a").iterdir()):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    with pytest.raises(ValueError, match="line has no scripted expert to collect from"):
+        monkeypatch.setattr(fake, "world", functools.partial(fake.world, expert=False))
+        collect.collect(tmp_path / "c", settings)
+
+
+def test_metaworld_is_one_and_the_same_seed_is_the_same_episode(tmp_path):
+    pytest.importorskip("metaworld")
+    world = open_world("metaworld", workers=1)
+    assert isinstance(world, World) and len(world.tasks) == 50
+    keys = jax.random.split(jax.random.key(1), 1)
+    one, two = (world.demonstrate(["handle-press-side"], keys, noise=0.0) for _ in range(2))
+    assert one.recording.success.all() and 20 < one.length[0] < 80
+    for name in ("corner2", "gripperPOV"):
+        frames = one.recording.frames[name]
+        assert frames.shape[2:] == (64, 64, 3) and frames.std() > 20
+        np.testing.assert_array_equal(frames, two.recording.frames[name])
+    # The same actions in closed loop are the same episode.
+    replay = jax.tree_util.Partial(lambda o, k: o["actions"])
+    played = world.roll_out(
+        replay, ["handle-press-side"], keys, shift={}, told={"actions": one.recording.actions},
+        max_steps=one.recording.actions.shape[1], execute=one.recording.actions.shape[1],
+    )  # fmt: skip
+    assert played.success.all() and played.steps[0] == one.recording.steps[0]
 
 
 def test_evaluation_and_recording_know_any_world(tmp_path, monkeypatch):

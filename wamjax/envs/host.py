@@ -9,8 +9,10 @@ which that happens `RESTARTS` times has failed.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +23,20 @@ import numpy as np
 from jaxtyping import Array
 
 from wamjax.envs import worker as workers
-from wamjax.envs.world import Demonstrations, Dials, Recording, outcome
+from wamjax.envs.world import SETTLE, Demonstrations, Dials, Recording, outcome
 
 RESTARTS = 3
+_IDLE: dict[str, list[workers.Worker]] = {}  # by what they run
+
+
+@atexit.register
+def close_idle() -> None:
+    """Ends the workers that wait for a call."""
+    for pool in _IDLE.values():
+        while pool:
+            pool.pop().close()
+
+
 DISCOUNT = 0.98
 
 
@@ -37,6 +50,8 @@ class HostWorld:
       workers: processes at once; 0: as many as there are processors.
       timeout: seconds that a plan, or a reset, may take before its process is ended.
       discount: of the returns.
+      expert: whether the environment has an `intend`.
+      noisy: how much of the noise on the expert's actions each dimension gets.
     """
 
     name: str
@@ -55,6 +70,7 @@ class HostWorld:
     timeout: float = 300.0
     discount: float = DISCOUNT
     expert: bool = False
+    noisy: tuple[float, ...] = ()
     batch: int = 16
 
     def roll_out(
@@ -93,19 +109,78 @@ class HostWorld:
     def demonstrate(
         self, tasks: Sequence[str], keys: Array, *, noise: float, draw: Callable | None = None
     ) -> Demonstrations:
-        """See `World.demonstrate`."""
-        raise NotImplementedError(f"{self.name} has no scripted expert")
+        """See `World.demonstrate`; frames are drawn on the way, of all episodes."""
+        if not self.expert:
+            raise NotImplementedError(f"{self.name} has no scripted expert")
+        size = min(self.workers or os.cpu_count() or 1, len(tasks))
+        scale = np.array(self.noisy or [1.0] * len(self.action_names)) * noise
+        asked = [(task, seed, self.max_steps, SETTLE, scale)
+                 for task, seed in zip(tasks, _seeds(keys), strict=True)]  # fmt: skip
+        found: list[workers.Demonstration] = []
+        with self._pool(size) as pool:
+            for start in range(0, len(asked), size):
+                some = asked[start : start + size]
+                for worker, arguments, answer in zip(
+                    pool, some, workers.each(pool[: len(some)], "demonstrate", some), strict=False
+                ):
+                    if isinstance(answer, workers.Died):
+                        worker.restart()
+                        answer = workers.each([worker], "demonstrate", [arguments])[0]
+                    if isinstance(answer, workers.Died):
+                        raise RuntimeError(
+                            f"{self.name}: the expert of task {arguments[0]!r}, seed "
+                            f"{arguments[1]}, died twice: {answer}"
+                        ) from answer
+                    found.append(answer)
+        done = self._demonstrations(tuple(tasks), found)
+        if draw is not None:
+            draw(done)
+        return done
+
+    def _demonstrations(self, tasks, found: Sequence[workers.Demonstration]) -> Demonstrations:
+        """Episodes of different lengths in arrays of one."""
+        most = max(len(d.actions) for d in found)
+
+        def padded(x: np.ndarray, length: int) -> np.ndarray:
+            return np.concatenate([x, np.repeat(x[-1:], length - len(x), axis=0)])
+
+        success, steps, rewards, returns = outcome(
+            np.stack([padded(d.achieved, most) for d in found]), self.discount
+        )
+        record = Recording(
+            tasks=tasks,
+            instructions=tuple(self.tasks[task] for task in tasks),
+            success=success,
+            steps=steps,
+            rewards=rewards,
+            returns=returns,
+            actions=np.stack([padded(d.actions, most) for d in found]),
+            proprio=np.stack([padded(d.proprio, most + 1) for d in found]),
+            frames={name: np.stack([padded(d.frames[name], most + 1) for d in found])
+                    for name in self.cameras},
+            extras=None,
+            crashes=np.zeros(len(tasks), int),
+        )  # fmt: skip
+        intended = np.stack([padded(d.intended, most) for d in found])
+        return Demonstrations(record, intended, np.array([len(d.actions) for d in found]))
 
     @contextlib.contextmanager
     def _pool(self, size: int) -> Iterator[list[workers.Worker]]:
-        pool: list[workers.Worker] = []
+        """Workers, which wait for the next call afterwards: simulators take seconds to start."""
+        key = json.dumps([self.environment, dict(self.options), self.timeout], sort_keys=True)
+        idle, pool = _IDLE.setdefault(key, []), []
         try:
             for _ in range(size):
-                pool.append(workers.Worker(self.environment, self.options, self.timeout))
+                waiting = idle.pop() if idle else None
+                pool.append(
+                    waiting or workers.Worker(self.environment, self.options, self.timeout)
+                )
             yield pool
-        finally:
+        except BaseException:  # who knows what they are doing
             for worker in pool:
                 worker.close()
+            raise
+        idle.extend(pool)
 
 
 class _Round:
@@ -115,7 +190,7 @@ class _Round:
         self.world, self.pool, self.tasks, self.shift = world, pool, tasks, dict(shift)
         self.cameras, self.most, self.record, self.keys = cameras, most, record, keys
         count, p, a = len(tasks), len(world.proprio_names), len(world.action_names)
-        self.seeds = [int(x) for x in jax.random.key_data(keys)[:count, -1]]
+        self.seeds = _seeds(keys)[:count]
         self.achieved = np.zeros((count, most), bool)
         self.actions = np.zeros((count, most, a), np.float32)
         self.proprio = np.zeros((count, most + 1, p), np.float32)
@@ -242,6 +317,11 @@ class _Round:
                 "lower execute (eval.execute) or plan longer chunks (data.chunk)"
             )
         return actions
+
+
+def _seeds(keys: Array) -> list[int]:
+    """What environments know of keys."""
+    return [int(x) for x in np.asarray(jax.random.key_data(keys))[:, -1]]
 
 
 @jax.jit

@@ -40,6 +40,23 @@ class Environment(Protocol):
         """Lets go of the simulator."""
 
 
+class Expert(Protocol):
+    """What an environment with a scripted expert has besides."""
+
+    def intend(self) -> np.ndarray:
+        """What the expert does now, (a,)."""
+
+
+class Demonstration(NamedTuple):
+    """An episode of the expert, of n actions; see `wamjax.envs.world.Demonstrations`."""
+
+    achieved: np.ndarray
+    actions: np.ndarray
+    intended: np.ndarray
+    proprio: np.ndarray
+    frames: Mapping[str, np.ndarray]
+
+
 class Stretch(NamedTuple):
     """What happened in an environment while a plan was carried out; of n <= j actions.
 
@@ -152,6 +169,31 @@ class _Loop:
                 break
         pictures = {name: np.stack([f[name] for f in frames]) for name in frames[0]}
         return Stretch(np.array(achieved), np.stack(proprio), pictures)
+
+
+    def demonstrate(
+        self, task: str, seed: int, most: int, settle: int, noise: np.ndarray
+    ) -> Demonstration:
+        """An episode of the expert, until `settle` actions after success.
+
+        Args:
+          most: actions.
+          noise: standard deviation of the noise on each dimension of its actions.
+        """
+        rng = np.random.default_rng(seed)
+        seen = [self.reset(task, seed, {})]
+        achieved, actions, intended = [], [], []
+        while len(actions) < most and sum(achieved) <= settle:
+            intended.append(np.asarray(self.environment.intend(), np.float32))
+            actions.append(intended[-1] + (rng.normal(size=noise.shape) * noise).astype("f4"))
+            observation, done = self.environment.step(actions[-1])
+            seen.append(_plain(observation))
+            achieved.append(bool(done) or any(achieved))
+        frames = {name: np.stack([s["images"][name] for s in seen]) for name in seen[0]["images"]}
+        proprio = np.stack([s["proprio"] for s in seen])
+        return Demonstration(
+            np.array(achieved), np.stack(actions), np.stack(intended), proprio, frames
+        )
 
 
 def _plain(observation: Observation) -> Observation:

@@ -19,7 +19,10 @@ from wamjax.config import did_you_mean
 Dials = Mapping[str, float]
 SETTLE = 3  # steps that a recorded episode goes on after success
 # "module:attribute" of the worlds that come with the package.
-WORLDS = {"tabletop": "wamjax.envs.tabletop.embedded:Tabletop"}
+WORLDS = {
+    "tabletop": "wamjax.envs.tabletop.embedded:Tabletop",
+    "metaworld": "wamjax.envs.metaworld:world",
+}
 
 
 class Recording(NamedTuple):
