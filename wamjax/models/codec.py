@@ -16,11 +16,11 @@ import dataclasses
 import functools
 from typing import Any, Protocol
 
-import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, UInt8
 
+from wamjax.models.layers import at_least_float32, widest
 from wamjax.models.vae import published
 from wamjax.models.vae.autoencoder import Sizes
 from wamjax.models.vae.bottleneck import CodeBook, FiniteScalar, Gaussian
@@ -110,12 +110,15 @@ class CosineCodec(Parameterless):
         return t, h, w, self.channels
 
     def encode(self, video: UInt8[Array, "b f H W 3"]) -> Float[Array, "b t h w c"]:
-        basis, scale = cosines(self.patch, self.channels)
+        basis, scale = self._cosines()
         return PixelCodec(self.patch).encode(video) @ (basis / scale)
 
     def decode(self, latents: Float[Array, "b t h w c"]) -> UInt8[Array, "b f H W 3"]:
-        basis, scale = cosines(self.patch, self.channels)
-        return PixelCodec(self.patch).decode(latents.astype(jnp.float32) @ (basis * scale).T)
+        basis, scale = self._cosines()
+        return PixelCodec(self.patch).decode(at_least_float32(latents) @ (basis * scale).T)
+
+    def _cosines(self) -> tuple[np.ndarray, np.ndarray]:
+        return tuple(part.astype(widest()) for part in cosines(self.patch, self.channels))
 
 
 @functools.cache
@@ -137,7 +140,7 @@ def cosines(patch: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
     falling = varying / np.maximum(frequency, 1) ** 1.2
     scale = patch * np.where(frequency == 0, constant, falling).ravel()
     best = np.argsort(-scale, kind="stable")[:channels]
-    return basis[best].T.astype(np.float32), scale[best].astype(np.float32)
+    return basis[best].T, scale[best]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +166,7 @@ class CachedLatents(Parameterless):
         return steps, height // self.spatial, width // self.spatial, self.channels
 
     def encode(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        return video.astype(jnp.float32)
+        return video.astype(widest())
 
     def decode(self, latents: Array) -> Array:
         raise NotImplementedError(

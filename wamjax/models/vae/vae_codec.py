@@ -11,6 +11,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, UInt8
 
+from wamjax.models.layers import widest
 from wamjax.models.vae import streaming
 from wamjax.models.vae.autoencoder import Autoencoder, Sizes
 from wamjax.models.vae.pixels import to_bytes, to_unit
@@ -126,4 +127,4 @@ class VAECodec:
         return (z - self._array(self.mean, 0)) / self._array(self.std, 1)
 
     def _array(self, values: tuple[float, ...], default: float) -> Array:
-        return jnp.asarray(values or (default,), jnp.float32)
+        return jnp.asarray(values or (default,), widest())
