@@ -2,7 +2,8 @@
 
 A codec maps uint8 video (b, f, H, W, 3) to latents (b, t, h, w, c) whose first frame depends on
 the first picture alone, so that conditioning on one image at test time is exactly what training
-saw. Encoding and decoding are deterministic.
+saw. Encoding and decoding are deterministic. Floats in [-1, 1] are taken where it can be seen that
+they are (`vae.pixels.to_unit`), and by an autoencoder's `encode_unit`.
 
 A codec with parameters is built without them: ``codec.init(rng)`` makes fresh ones, a checkpoint
 has trained ones, and ``codec.bind(params)`` is the codec that can encode and decode. Bind inside
