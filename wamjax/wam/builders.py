@@ -68,6 +68,7 @@ def fast_wam(config, spec) -> FastWAM:
         remat=model.remat,
         unroll=model.unroll,
         attention=attention.named(model.attention),
+        residual=model.residual,
         constrain=constrain,
     )
     optional = objective.variant == "optional_idm"
@@ -136,6 +137,7 @@ def denoising(config, spec) -> Denoising:
         remat=model.remat,
         unroll=model.unroll,
         attention=attention.named(model.attention),
+        residual=model.residual,
         constrain=constrain,
     )
     interval = {}
@@ -153,6 +155,7 @@ def denoising(config, spec) -> Denoising:
         steps=objective.infer_steps,
         solver=objective.solver,
         guidance=objective.guidance,
+        guidance_channels=objective.guidance_channels,
         **interval,
     )
 
@@ -188,6 +191,7 @@ def autoregressive(config, spec) -> Autoregressive:
         remat=model.remat,
         unroll=model.unroll,
         attention=attention.named(model.attention),
+        residual=model.residual,
         constrain=constrain,
     )
     draw = objective.temperature, objective.top_k, objective.top_p

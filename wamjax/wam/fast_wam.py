@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from wamjax.config import did_you_mean
 from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.models.codec import Codec
-from wamjax.models.layers import unconstrained
+from wamjax.models.layers import at_least_float32, unconstrained
 from wamjax.models.mot import MixtureOfTransformers
 from wamjax.models.transformer import unstack
 from wamjax.models.visibility import Visibility, bidirectional
@@ -194,7 +194,7 @@ class FastWAM:
             denoiser = self._denoiser(params, self.programs[-1])
         groups = ("future", "action") if mode == "joint" else ("action",)
         done, _ = self._denoise(denoiser, groups, given, contexts, rng, cache)
-        return normalizers["actions"].inverse(done["action"].astype(jnp.float32))
+        return normalizers["actions"].inverse(at_least_float32(done["action"]))
 
     @property
     def imagines(self) -> bool:
@@ -242,7 +242,7 @@ class FastWAM:
         outputs = self._velocities(params, program, batch, values, level, predicted)
         losses = {"future": jnp.zeros(size), "action": jnp.zeros(size)}
         for group in predicted:
-            error = jnp.square(outputs[group].astype(jnp.float32) - target[group])
+            error = jnp.square(at_least_float32(outputs[group]) - target[group])
             error = error.mean(axis=tuple(range(2, error.ndim)))
             mask = loss_mask(roles[group], valid[group])
             losses[group] = masked_mean(error, mask) * flows[group].weight(draw[group][:, 0])
