@@ -22,7 +22,7 @@ import tqdm
 from absl import app, flags
 
 from wamjax.data import images
-from wamjax.data.records import Episode, Reader, Writer
+from wamjax.data.records import Episode, Reader, Writer, turn
 from wamjax.data.spec import FORMAT_VERSION, Info
 from wamjax.envs import tabletop
 from wamjax.metrics import say
@@ -133,12 +133,9 @@ def ensure_collected(source, root) -> pathlib.Path:
     _check(settings)
     path = pathlib.Path(root) / (source.path or f"tabletop-{_fingerprint(settings)}")
     if not path.exists():
-        try:
-            say(f"collecting {settings.episodes} episodes into {path}")
-            collect(path, settings)
-        except OSError:  # another process may have been faster
-            if not (path / "spec.json").exists():
-                raise
+        with turn(path):
+            if not path.exists():  # another process may have been faster
+                _collect_into(path, settings)
     have, want = dict(Reader(path).info.collection), settings.to_json()
     if have != want:
         differ = {k: (have.get(k), v) for k, v in want.items() if have.get(k) != v}
@@ -147,6 +144,15 @@ def ensure_collected(source, root) -> pathlib.Path:
             f"{differ} (there, asked). Remove the folder, or use another path"
         )
     return path
+
+
+def _collect_into(path: pathlib.Path, settings: Settings) -> None:
+    say(f"collecting {settings.episodes} episodes into {path}")
+    try:
+        collect(path, settings)
+    except OSError:  # on a file system without locks two processes may collect the same
+        if not (path / "spec.json").exists():
+            raise
 
 
 def _check(settings: Settings) -> None:
