@@ -121,13 +121,25 @@ def test_a_damaged_checkpoint_is_named(saved, tmp_path, part):
     assert restore_params(tmp_path / "run", ema=False).step == 5
 
 
-def test_another_number_of_processes_is_named(saved, tmp_path):
+def test_another_number_of_processes_goes_on_from_the_position_of_all(saved, tmp_path):
     shutil.copytree(saved[0], tmp_path / "run")
     data = tmp_path / "run" / checkpoint.FOLDER / "8" / "data"
     (data / "process_0-of-1.json").rename(data / "process_0-of-2.json")
+    shutil.copy(data / "process_0-of-2.json", data / "process_1-of-2.json")
+    iterator = toy.iterator(8)
     with Checkpoints(tmp_path / "run", keep=2) as checkpoints:
-        with pytest.raises(ValueError, match="/8 was saved by 2 processes, and now there are 1"):
-            checkpoints.restore(abstract_state(saved[1]), toy.iterator(8))
+        checkpoints.restore(abstract_state(saved[1]), iterator)
+        assert iterator.get_state() == {"next_index": 2}
+        (data / "process_1-of-2.json").write_text('{"next_index": 3}')
+        with pytest.raises(ValueError, match=r"1-of-2.json is at {'next_index': 3}, .*': 2}, and"):
+            checkpoints.restore(abstract_state(saved[1]), iterator)
+        (data / "process_1-of-2.json").write_text('{"next_in')
+        with pytest.raises(ValueError, match="checkpoint 8 in .* cannot be read"):
+            checkpoints.restore(abstract_state(saved[1]), iterator)
+        for file in data.glob("process_*"):
+            file.unlink()
+        with pytest.raises(ValueError, match="holds no position"):
+            checkpoints.restore(abstract_state(saved[1]), iterator)
 
 
 def test_a_model_of_another_shape_is_an_error_naming_the_parameter(saved):

@@ -194,6 +194,20 @@ def test_constrain():
         jax.jit(lambda x: sharding.constrain(x, "batch", "tokens", "embed"))(x[:1])
 
 
+def test_rows_of_a_batch_are_those_that_the_devices_hold():
+    devices = jax.devices()
+    for sizes, mine, want in (
+        ((4, 2, 1), devices[:2], [0, 1]),
+        ((2, 2, 2), devices[:4], [0, 1, 2, 3]),
+        ((1, 2, 4), devices[:4], [0, 1, 2, 3]),
+        ((1, 1, 8), devices[:4], list(range(8))),  # tensor spans processes: the same rows for all
+        ((1, 1, 8), devices[4:], list(range(8))),
+        ((4, 1, 2), [devices[0], devices[5], devices[4]], [0, 1, 4, 5]),
+        ((8, 1, 1), None, list(range(8))),
+    ):
+        assert sharding.batch_rows(mesh(*sizes), 8, mine).tolist() == want
+
+
 def test_global_batch_keeps_values_and_splits_rows():
     batch = toy.batch(16)
     out = sharding.global_batch(batch, mesh(2, 2, 2))

@@ -148,17 +148,17 @@ STATISTICS = {"actions": {"min": [0.0, -1.5], "count": 3}}
 
 
 class Trap(grain.DatasetIterator):
-    """This process's part of the batches; does something when batch `at` (from 0) is asked for."""
+    """Some rows of the batches; does something when batch `at` (from 0) is asked for."""
 
-    def __init__(self, inner, at, action):
+    def __init__(self, inner, at, action, rows=None):
         super().__init__()
         self.inner, self.at, self.action = inner, at, action
+        self.rows = slice(None) if rows is None else rows
 
     def __next__(self):
         if self.inner.get_state()["next_index"] == self.at:
             self.action()
-        batch, n = next(self.inner), jax.process_count()
-        return {k: np.split(v, n)[jax.process_index()] for k, v in batch.items()}
+        return {k: v[self.rows] for k, v in next(self.inner).items()}
 
     def get_state(self):
         return self.inner.get_state()
@@ -178,9 +178,9 @@ def make_data(trap=None, bad=(), shuffle=True, statistics=None):
     """`trap` is (batch, action)."""
     from wamjax.train import Data
 
-    def make(config):
+    def make(config, rows=None):
         it = iterator(config.data.batch_size, config.seed, bad, shuffle)
-        it = Trap(it, *(trap or (-1, None)))
+        it = Trap(it, *(trap or (-1, None)), rows)
         return Data(None, it, statistics or STATISTICS)
 
     return make

@@ -8,6 +8,7 @@ acts on a policy needs no more than `restore_params`, which reads the first two 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -121,13 +122,14 @@ class Checkpoints:
         items = {
             "params": ocp.args.StandardRestore(abstract.params),
             "optimizer": ocp.args.StandardRestore(counters | {"opt_state": abstract.opt_state}),
-            "data": grain_checkpoint.CheckpointRestore(iterator),
         }
         if abstract.ema is not None:
             items["ema"] = ocp.args.StandardRestore(abstract.ema)
-        _check_processes(self.folder / str(step) / "data")
+        position = _position(self.folder / str(step) / "data", step)
         with _reading(self.folder, step):
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
+            iterator.set_state(position)
+            iterator.start_prefetch()
         return TrainState(params=found["params"], ema=found.get("ema"), **found["optimizer"])
 
     def wait(self) -> None:
@@ -232,15 +234,26 @@ def _shapes(manager: ocp.CheckpointManager, step: int, item: str) -> Tree:
         return tree.unflatten(tree.flatten(dict(manager.item_metadata(step)[item])))
 
 
-def _check_processes(folder: pathlib.Path) -> None:
-    """Each process left its own position in the data."""
-    kept = {int(p.stem.rsplit("-", 1)[1]) for p in folder.glob("process_*-of-*.json")}
-    if kept and jax.process_count() not in kept:
-        raise ValueError(
-            f"{folder.parent} was saved by {min(kept)} processes, and now there are "
-            f"{jax.process_count()}: continue with as many, or start from its parameters by "
-            "config.init_from.path in another --workdir"
-        )
+def _position(folder: pathlib.Path, step: int) -> dict[str, Any]:
+    """Where the data stood. Each process left its position; all are the number of the next batch,
+    of which each made some rows, so it goes for any number of processes.
+
+    Raises:
+      ValueError: there is no position, or processes that are no longer there had different ones.
+    """
+    own = folder / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+    with _reading(folder.parent.parent, step):
+        files = [own] if own.exists() else sorted(folder.glob("process_*-of-*.json"))
+        if not files:
+            raise FileNotFoundError(f"{folder} holds no position of the data")
+        positions = [json.loads(file.read_text()) for file in files]
+    for file, position in zip(files, positions, strict=True):
+        if position != positions[0]:
+            raise ValueError(
+                f"{file} is at {position}, {files[0].name} at {positions[0]}, and now there are "
+                f"{jax.process_count()} processes: continue with as many as before"
+            )
+    return positions[0]
 
 
 def _check_shapes(saved: Tree, wanted: Tree, step: int) -> None:

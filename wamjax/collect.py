@@ -25,7 +25,7 @@ from absl import flags
 from wamjax import cli
 from wamjax.config import did_you_mean
 from wamjax.data import images
-from wamjax.data.records import Episode, Reader, Writer
+from wamjax.data.records import Episode, Reader, Writer, turn
 from wamjax.data.spec import FORMAT_VERSION, Info
 from wamjax.envs.world import Demonstrations, World, open_world
 from wamjax.metrics import say
@@ -137,12 +137,9 @@ def ensure_collected(source, root) -> pathlib.Path:
     name = f"{world.name}-{_fingerprint(world, settings)}"
     path = pathlib.Path(root) / (source.path or name)
     if not path.exists():
-        try:
-            say(f"collecting {settings.episodes} episodes into {path}")
-            collect(path, settings)
-        except OSError:  # another process may have been faster
-            if not (path / "spec.json").exists():
-                raise
+        with turn(path):
+            if not path.exists():  # another process may have been faster
+                _collect_into(path, settings)
     have, want = dict(Reader(path).info.collection), settings.to_json()
     if have != want:
         differ = {k: (have.get(k), v) for k, v in want.items() if have.get(k) != v}
@@ -151,6 +148,15 @@ def ensure_collected(source, root) -> pathlib.Path:
             f"{differ} (there, asked). Remove the folder, or use another path"
         )
     return path
+
+
+def _collect_into(path: pathlib.Path, settings: Settings) -> None:
+    say(f"collecting {settings.episodes} episodes into {path}")
+    try:
+        collect(path, settings)
+    except OSError:  # on a file system without locks two processes may collect the same
+        if not (path / "spec.json").exists():
+            raise
 
 
 def _checked(settings: Settings) -> tuple[World, Settings]:

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 import wamjax
@@ -138,7 +139,7 @@ def run(
       label: what else is not as after training, for the files' names.
 
     Returns:
-      what was written to eval.json.
+      what was written to eval.json; in a process that is not the first, without the latency.
 
     Raises:
       ValueError: see `check`.
@@ -168,9 +169,9 @@ def run(
         say(f"untrained: success {rate:.1%}")
     if "blind_success_rate" in result:
         say(f"without looking: success {result['blind_success_rate']:.1%}")
-    result["latency_ms"] = latency(policy, config)
     result |= about
     if jax.process_index() == 0:
+        result["latency_ms"] = latency(policy, config)
         (workdir / "media").mkdir(exist_ok=True)
         draft = path.with_suffix(".tmp")
         draft.write_text(json.dumps(result, indent=2) + "\n")
@@ -178,9 +179,9 @@ def run(
         plots.success(result, workdir / "media" / f"success{suffix}.png")
         video = workdir / "media" / f"rollout{suffix}.mp4"
         save_video(policy, config, world, dials, result["outcomes"], video)
-    p50, p99 = result["latency_ms"]["p50"], result["latency_ms"]["p99"]
-    say(f"success {result['success_rate']:.1%} of {result['episodes']} episodes, "
-        f"latency p50 {p50:.1f} ms, p99 {p99:.1f} ms")  # fmt: skip
+        p50, p99 = result["latency_ms"]["p50"], result["latency_ms"]["p99"]
+        say(f"success {result['success_rate']:.1%} of {result['episodes']} episodes, "
+            f"latency p50 {p50:.1f} ms, p99 {p99:.1f} ms")  # fmt: skip
     return result
 
 
@@ -253,23 +254,24 @@ def roll_out(
     world, record = world or open_world(config.eval.env), record or Outcomes()
     tasks = task_names(config, world)
     total = -(-config.eval.episodes // len(tasks)) * len(tasks)
-    size = min(config.eval.batch_size, total)
+    processes, process = jax.process_count(), jax.process_index()  # each rolls out its share
+    size = min(config.eval.batch_size, -(-total // processes))
     policy = dataclasses.replace(policy, cameras=tuple(config.data.cameras))
     blind = config.eval.blind and kind == "policy"
-    for start in range(0, total, size):
-        numbers = np.arange(start, start + size)
-        counted = numbers[numbers < total]  # the others fill the last batch up
+    for start in range(0, total, size * processes):
+        counted = np.arange(start, min(start + size * processes, total))
+        numbers = start + process * size + np.arange(size)  # some may fill the last batch up
         if all(record.has(k, counted) for k in ([kind, "blind"] if blind else [kind])):
             continue
         names = [tasks[i % len(tasks)] for i in numbers]
         keys = episode_keys(config, "evaluate", numbers)
         done = play(policy, config, world, names, keys, shift)
-        record.add(kind, counted, done)
+        _keep(record, kind, counted, tasks, done)
         if blind:
-            record.add("blind", counted, _blind(done, config, world, keys, shift))
-        reached = min(start + size, total)
+            replayed = _blind(done, config, world, keys, shift)
+            _keep(record, "blind", counted, tasks, replayed)
         rate = np.mean([row["success"] for row in record.rows(kind, total)])
-        say(f"  {reached}/{total} episodes: success {rate:.1%}")
+        say(f"  {counted[-1] + 1}/{total} episodes: success {rate:.1%}")
     rows = record.rows(kind, total)
     result = _rates(rows) | {
         "episodes": total,
@@ -357,6 +359,15 @@ def _blind(done: Recording, config: ConfigDict, world: World, keys, shift: Dials
 def _replay(observation, keys):
     del keys
     return observation["actions"]
+
+
+def _keep(record: Outcomes, kind: str, numbers, tasks, done: Recording) -> None:
+    """Adds what came of the episodes of all processes, whose shares follow one another."""
+    parts = (done.success, done.steps, done.crashes)
+    if jax.process_count() > 1:
+        parts = (multihost_utils.process_allgather(x, tiled=True) for x in parts)
+    rows = zip(numbers, *parts, strict=False)
+    record.add(kind, [(int(n), tasks[n % len(tasks)], *map(int, rest)) for n, *rest in rows])
 
 
 def latency(policy: Policy, config: ConfigDict, calls: int = LATENCY_CALLS) -> dict[str, float]:

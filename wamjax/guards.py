@@ -1,19 +1,33 @@
-"""What keeps a run from ruining its own state: non-finite steps, divergence, signals, a twin."""
+"""What keeps a run from ruining its own state: non-finite steps, divergence, signals, a twin, and
+the death of one of its processes."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import fcntl
+import itertools
 import os
 import pathlib
+import re
 import signal
+import subprocess
+import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+LAG = 2  # steps from a signal in one process to the stop of all
+HEARTBEAT = 20  # seconds without a sign of life after which a process counts as dead
+PATIENCE = 7 * 24 * 3600  # seconds: one process may collect data, or evaluate, for long
+# What JAX says when another process is gone.
+_ALONE = re.compile(r"Gloo|by peer|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat|coordination service")
 
 
 class Diverged(RuntimeError):
@@ -82,16 +96,32 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
 
 
 class Interrupts:
-    """Turns SIGTERM and SIGINT into a question the loop asks between steps.
+    """Turns SIGTERM and SIGINT into a question the loop asks after every step.
+
+    A signal may reach one of several processes, and all must stop at the same step. So each puts
+    its own answer on its devices after every step, a small program joins them, and what it found
+    is read `LAG` steps later, when the devices are done with it: nobody waits, and all read the
+    same after the same step.
 
     A second signal acts as usual. As a context manager it restores the handlers on leaving.
+
+    Args:
+      mesh: of all processes; needed where there are several.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self):
+    def __init__(self, mesh: Mesh | None = None):
         self.received: str | None = None
         self._old: dict[int, Any] = {}
+        self._outcomes: collections.deque[jax.Array] = collections.deque()
+        if jax.process_count() > 1:
+            every = NamedSharding(mesh, P(mesh.axis_names))
+            self._join = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P()))
+            self._answers = [
+                jax.make_array_from_callback((mesh.size,), every, lambda _, x=x: np.array([x]))
+                for x in (False, True)
+            ]
 
     def __enter__(self) -> Interrupts:
         try:
@@ -103,17 +133,14 @@ class Interrupts:
     def __exit__(self, *_) -> None:
         self._restore()
 
-    def agreed(self, step: int, every: int) -> bool:
-        """Whether all processes stop after `step`; several agree only each `every` steps.
-
-        A signal may reach one process only, and all must stop at the same step.
-        """
+    def agreed(self) -> bool:
+        """Whether all processes stop here; to be asked after every step by each of them."""
         if jax.process_count() == 1:
             return self.received is not None
-        if step % every:
-            return False
-        flags = multihost_utils.process_allgather(np.asarray(self.received is not None))
-        return bool(np.any(flags))
+        outcome = self._join(self._answers[self.received is not None])
+        outcome.copy_to_host_async()
+        self._outcomes.append(outcome)
+        return len(self._outcomes) > LAG and bool(self._outcomes.popleft())
 
     def _handle(self, number: int, _frame) -> None:
         self.received = signal.Signals(number).name
@@ -123,3 +150,92 @@ class Interrupts:
         for number, handler in self._old.items():
             signal.signal(number, handler)
         self._old = {}
+
+
+# ---- the other processes of a run ----
+
+_barriers = itertools.count()
+
+
+def barrier() -> None:
+    """Waits until all processes are here, for as long as what the others do takes."""
+    if jax.process_count() > 1:
+        import orbax.checkpoint as ocp
+
+        # Not by a program of the devices, which would give up after minutes.
+        ocp.multihost.sync_global_processes(
+            f"wamjax_{next(_barriers)}",
+            timeout=PATIENCE,
+            processes=set(range(jax.process_count())),
+        )
+
+
+@contextlib.contextmanager
+def first() -> Iterator[None]:
+    """Lets process 0 go ahead, and the others when it is through: they find what it made."""
+    if jax.process_index() > 0:
+        barrier()
+    yield
+    if jax.process_index() == 0:
+        barrier()
+
+
+_AGAIN = "Start all of them again: the same commands continue from the newest checkpoint."
+# A witness waits until its process has ended, and speaks if that left no word.
+_WITNESS = "import sys; sys.stdin.buffer.read() or print(sys.argv[1], file=sys.stderr)"
+_witnesses: list[subprocess.Popen] = []
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Around what processes compute together: if another one is gone, this one ends at once, since
+    it can neither go on nor save, and leaving in order would wait for the other."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or not _ALONE.search(str(error)):
+            raise
+        gist = " ".join(str(error).split())[:300]
+        _end(f"another process of this run died or cannot be reached. {_AGAIN} ({gist})")
+
+
+@contextlib.contextmanager
+def company() -> Iterator[None]:
+    """Around all that one of several processes does: when one fails all end, and soon.
+
+    A process that fails does not wait at its exit for the others, which wait for it in the middle
+    of a step. Those notice: at once if what they compute together breaks off, else `HEARTBEAT`
+    seconds later, when JAX ends them from within; a witness then says what it was.
+    """
+    if jax.process_count() > 1:
+        text = (f"{_me()} ended without a word: it was killed, or JAX ended it (then it says so "
+                f"above) because another process of this run died. {_AGAIN}")  # fmt: skip
+        command = [sys.executable, "-S", "-E", "-c", _WITNESS, text]
+        witness = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        _witnesses.append(witness)
+    try:
+        with together():
+            yield
+    except BaseException as error:
+        if jax.process_count() == 1 or (isinstance(error, SystemExit) and not error.code):
+            raise
+        short = isinstance(error, SystemExit)
+        _end(str(error.code) if short else "".join(traceback.format_exception(error)))
+    finally:
+        _dismiss()
+
+
+def _end(text: str) -> None:
+    _dismiss()
+    sys.stdout.flush()
+    print(f"{_me()}: {text}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _me() -> str:
+    return f"process {jax.process_index()} of {jax.process_count()}"
+
+
+def _dismiss() -> None:
+    while _witnesses:
+        _witnesses.pop().communicate(b"it said what there is to say")

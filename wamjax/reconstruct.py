@@ -62,13 +62,15 @@ def run(workdir: str | os.PathLike, count: int = COUNT, step: int | None = None)
       step: which checkpoint; the newest by default, and the moving average if there is one.
 
     Returns:
-      What codec.json holds.
+      What codec.json holds; in a process that is not the first {}.
     """
     from wamjax import sample
     from wamjax.models.vae.bottleneck import health
     from wamjax.scores import video as scores
 
-    codec, config = load(workdir, step)
+    codec, config = load(workdir, step)  # by all processes together
+    if jax.process_index() > 0:
+        return {}
     truth = sample.test_data(config, count)[codec.key]
     parts = [np.arange(start, start + BATCH) % count for start in range(0, count, BATCH)]
     outputs = [through(codec, truth[rows]) for rows in parts]
@@ -83,10 +85,9 @@ def run(workdir: str | os.PathLike, count: int = COUNT, step: int | None = None)
     }
     if ids.size:
         report |= {k: float(v) for k, v in health(jnp.asarray(ids), codec.vocabulary).items()}
-    if jax.process_index() == 0:
-        media = pathlib.Path(workdir) / "media"
-        (media / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-        _draw(media / "reconstructions.png", truth, made, scores.psnr(errors))
+    media = pathlib.Path(workdir) / "media"
+    (media / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    _draw(media / "reconstructions.png", truth, made, scores.psnr(errors))
     say(f"{count} clips reconstructed: {report['psnr']:.1f} dB")
     return report
 

@@ -227,19 +227,20 @@ def run(
     from wamjax.viz import sheet, video
 
     output = pathlib.Path(output or pathlib.Path(workdir) / "media")
-    sampler, config = load(workdir, step, **changes)
+    sampler, config = load(workdir, step, **changes)  # by all processes together
+    path = output / "samples.png"
+    if jax.process_index() > 0:
+        return path
     condition, first = inputs(sampler, config, count, label, caption, given)
     made = draw(sampler, condition, count, seed, first, min(count, BATCH), frames)
-    path = output / "samples.png"
-    if jax.process_index() == 0:
-        names = titles(config, condition)
-        sheet.save(made, path, names, _columns(sampler.objective, condition, count))
-        if made.shape[1] > 1 and made.dtype == np.uint8:
-            clips = video.upscale(sheet.rgb(made), 2)
-            whole = video.grid(sheet.captioned(list(clips), names))
-            video.save_mp4(whole, path.with_suffix(".mp4"), fps=8)
-        name = "video" if made.dtype == np.uint8 else "latents"
-        np.savez_compressed(path.with_suffix(".npz"), **{name: made}, **condition)
+    names = titles(config, condition)
+    sheet.save(made, path, names, _columns(sampler.objective, condition, count))
+    if made.shape[1] > 1 and made.dtype == np.uint8:
+        clips = video.upscale(sheet.rgb(made), 2)
+        whole = video.grid(sheet.captioned(list(clips), names))
+        video.save_mp4(whole, path.with_suffix(".mp4"), fps=8)
+    name = "video" if made.dtype == np.uint8 else "latents"
+    np.savez_compressed(path.with_suffix(".npz"), **{name: made}, **condition)
     say(f"{count} samples: {path}")
     return path
 

@@ -10,6 +10,7 @@ second (o, ffn/out), so that a pair costs one all-reduce. A batch is split over 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -227,10 +228,48 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def batch_rows(
+    mesh: Mesh, size: int, devices: Sequence[jax.Device] | None = None
+) -> np.ndarray:
+    """The rows of a batch of `size` that some devices hold, ascending; this process's by default.
+
+    Processes that hold the same shard (a ``tensor`` axis that spans them) have the same rows, and
+    those of a process need not be neighbours: a mesh follows the network of the devices.
+    """
+    return _rows(mesh, size, None if devices is None else tuple(devices))
+
+
+@functools.lru_cache(maxsize=16)  # asked for every batch, and a pod has thousands of devices
+def _rows(mesh: Mesh, size: int, devices: tuple[jax.Device, ...] | None) -> np.ndarray:
+    mine = set(mesh.local_devices if devices is None else devices)
+    places = batch_sharding(mesh).devices_indices_map((size,))
+    slices = {index[0].indices(size) for device, index in places.items() if device in mine}
+    out = np.concatenate([np.arange(*ends) for ends in sorted(slices)])
+    out.flags.writeable = False
+    return out
+
+
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's share of a batch, on its devices, as part of global arrays."""
-    sharding = batch_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    """Global arrays of which this process makes a share.
+
+    Args:
+      batch: the rows of `batch_rows`, in their order.
+    """
+    sharding, shards = batch_sharding(mesh), mesh.shape["data"] * mesh.shape["fsdp"]
+    local = len(batch_rows(mesh, shards))  # of the shards
+
+    def assemble(share: np.ndarray) -> jax.Array:
+        size = len(share) // local * shards
+        rows = batch_rows(mesh, size)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(size)
+            first = int(np.searchsorted(rows, start))
+            return share[first : first + stop - start]
+
+        return jax.make_array_from_callback((size, *share.shape[1:]), sharding, part)
+
+    return {key: assemble(share) for key, share in batch.items()}
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:

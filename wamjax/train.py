@@ -44,7 +44,7 @@ class Data:
 
     Attributes:
       spec: `wamjax.data.spec.DataSpec` of episodes, `wamjax.data.arrays.ArraySpec` of arrays.
-      iterator: endless grain iterator of this process's share of each batch, dicts of numpy.
+      iterator: endless grain iterator of this process's rows of each batch, dicts of numpy.
       statistics: json of the normalisation statistics, and of the spec.
     """
 
@@ -53,12 +53,12 @@ class Data:
     statistics: dict[str, Any]
 
 
-def build_data(config: ConfigDict) -> Data:
-    """Collects what is missing, then opens the pipeline."""
+def build_data(config: ConfigDict, rows: np.ndarray | None = None) -> Data:
+    """Collects what is missing, then opens the pipeline; `rows` of each batch, or all."""
     from wamjax.data import pipeline
 
-    part = jax.process_index(), jax.process_count()
-    spec, statistics, iterator = pipeline.open_data(config, *part)
+    with guards.first():  # one collects
+        spec, statistics, iterator = pipeline.open_data(config, rows)
     # A checkpoint must be usable without the data, so it carries the sizes as well.
     return Data(spec, iterator, statistics | {"spec": spec.to_json()})
 
@@ -71,7 +71,7 @@ def build_objective(config: ConfigDict, spec):
 def run(
     config: ConfigDict,
     workdir: str | os.PathLike,
-    make_data: Callable[[ConfigDict], Data] = build_data,
+    make_data: Callable[[ConfigDict, np.ndarray], Data] = build_data,
     make_objective: Callable[[ConfigDict, Any], Any] = build_objective,
     devices: list[jax.Device] | None = None,
 ) -> bool:
@@ -106,14 +106,14 @@ def run(
         with Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
             _check_config(config, checkpoints)
             _start_folder(config, workdir)
-            data = make_data(config)
+            data = make_data(config, sharding.batch_rows(mesh, config.data.batch_size))
             _check_statistics(data.statistics, checkpoints)
             objective = make_objective(config, data.spec)
             if config.eval.episodes > 0:
                 _check_evaluation(config, data.spec, objective)
             _draw_masks(objective, workdir)
             job = Job(config, workdir, mesh, peak, data, objective, checkpoints)
-            with jax.set_mesh(mesh):
+            with jax.set_mesh(mesh), guards.together():
                 if not _loop(job, *prepare(job)):
                     return False
         _finish(config, workdir, objective)
@@ -175,7 +175,7 @@ def _loop(job: Job, state: TrainState, step_fn, flops: float) -> bool:
     """Steps until done or interrupted; both end with a checkpoint. Returns whether done."""
     config, workdir, start = job.config, job.workdir, int(state.step)
     with (
-        guards.Interrupts() as interrupts,
+        guards.Interrupts(job.mesh) as interrupts,
         Recorder(workdir, config, start, flops, job.peak) as recorder,
         Profile(config, workdir / "media" / "profile") as profile,
     ):
@@ -188,7 +188,7 @@ def _loop(job: Job, state: TrainState, step_fn, flops: float) -> bool:
             batch = {k: batch[k] for k in job.objective.batch_spec(1)}
             state, metrics = step_fn(state, sharding.global_batch(batch, job.mesh))
             _guard(job, recorder.add(step + 1, metrics))
-            stop = interrupts.agreed(step + 1, config.log_every)
+            stop = interrupts.agreed()
             if stop or (step + 1) % config.checkpoint.every == 0:
                 _save(job, state, recorder)
             if stop:
@@ -300,11 +300,12 @@ def _draw_masks(objective, workdir: pathlib.Path) -> None:
 
 def _first_batch(job: Job, batch: dict[str, np.ndarray]) -> None:
     """Checks the first batch against what was compiled, and draws it if it holds pictures."""
+    rows = len(sharding.batch_rows(job.mesh, job.config.data.batch_size))
     for key, want in job.objective.batch_spec(job.config.data.batch_size).items():
         if key not in batch:
             raise ValueError(f"the data has no {key!r}, the objective wants it; it has "
                              f"{sorted(batch)}")  # fmt: skip
-        shape = (want.shape[0] // jax.process_count(), *want.shape[1:])
+        shape = (rows, *want.shape[1:])
         if batch[key].shape != shape or batch[key].dtype != want.dtype:
             raise ValueError(
                 f"batch[{key!r}] is {batch[key].dtype}{batch[key].shape}, the objective wants "
@@ -336,6 +337,7 @@ def _finish(config, workdir: pathlib.Path, objective) -> None:
         evaluate.run(config, workdir)
     if jax.process_index() == 0:
         (workdir / "DONE").write_text(json.dumps({"step": config.total_steps}) + "\n")
+    guards.barrier()  # at its exit no process waits for long
     say(f"done: {workdir}")
 
 
@@ -343,13 +345,24 @@ def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
     values = flags.FLAGS
     if values.distributed:
-        jax.distributed.initialize(values.coordinator, values.processes, values.process)
+        join(values.coordinator, values.processes, values.process)
     else:
         hardware.restart_with_huge_pages()
-    try:
-        run(values.config, values.workdir)
-    except (guards.Diverged, guards.Occupied) as error:
-        raise SystemExit(f"stopped: {error}") from None
+    with guards.company():
+        try:
+            run(values.config, values.workdir)
+        except (guards.Diverged, guards.Occupied) as error:
+            raise SystemExit(f"stopped: {error}") from None
+
+
+def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Makes this process one of several; arguments as of `jax.distributed.initialize`."""
+    # It would take the first SIGTERM for itself, also where nobody asks it: before and after the
+    # loop, which has an agreement of its own, for SIGINT too.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        coordinator, processes, process, heartbeat_timeout_seconds=guards.HEARTBEAT
+    )
 
 
 def define_flags() -> None:

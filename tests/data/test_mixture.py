@@ -50,7 +50,7 @@ def test_every_shard_holds_its_share_of_every_source_where_divisible():
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_processes_share_every_batch_without_gap_or_overlap(processes):
     n, batches = (5, 2, 1), 6
-    parts = [Schedule(n, i, processes) for i in range(processes)]
+    parts = [Schedule(n, rows) for rows in np.split(np.arange(8), processes)]
     whole = Schedule(n)
     together = [
         parts[p][k * parts[p].size + i]
@@ -65,6 +65,10 @@ def test_processes_share_every_batch_without_gap_or_overlap(processes):
     assert len(set(itertools.chain(together))) == len(together)
 
 
-def test_a_batch_that_the_processes_cannot_share_is_an_error():
-    with pytest.raises(ValueError, match="batch_size = 8 must be a multiple of the 3 processes"):
-        Schedule((8,), 0, 3)
+def test_rows_need_not_be_neighbours_and_must_be_of_the_batch():
+    n = (5, 2, 1)
+    whole, some = Schedule(n), Schedule(n, [1, 2, 7])
+    assert [some[i] for i in range(6)] == [whole[i] for i in (1, 2, 7, 9, 10, 15)]
+    for rows in ([8], [-1], []):
+        with pytest.raises(ValueError, match=r"not of a batch of 8 \(config.data.batch_size\)"):
+            Schedule(n, rows)

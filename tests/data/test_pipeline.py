@@ -34,8 +34,8 @@ def mixed(root, **changes):
     )
 
 
-def iterate(config, *process):
-    return pipeline.train_iterator(config, *pipeline.open_sources(config.data), *process)
+def iterate(config, rows=None):
+    return pipeline.train_iterator(config, *pipeline.open_sources(config.data), rows)
 
 
 def starts(batch, lengths=synthetic.LENGTHS):
@@ -98,13 +98,14 @@ def test_the_seed_decides_the_order_and_neighbouring_seeds_share_no_epoch(root):
 def test_processes_make_disjoint_parts_of_the_same_batches(root, processes):
     config = mixed(root, batch_size=8)
     whole = iterate(config)
-    parts = [iterate(config, i, processes) for i in range(processes)]
+    rows = np.split(np.arange(8), processes)
+    parts = [iterate(config, some) for some in rows]
     for _ in range(12):
         pieces = [next(p) for p in parts]
         joined = {k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]}
         assert equal(joined, next(whole))
     config = one(root, batch_size=8)
-    parts = [iterate(config, i, processes) for i in range(processes)]
+    parts = [iterate(config, some) for some in rows]
     seen = [[s for _ in range(STEPS // 8) for s in starts(next(p))] for p in parts]
     assert len(set(sum(seen, []))) == sum(map(len, seen)) == STEPS
 

@@ -1,5 +1,6 @@
 """A made-up simulator of one point on a line, for worlds of host environments; numpy alone."""
 
+import contextlib
 import os
 import pathlib
 
@@ -13,8 +14,9 @@ class Line:
     and the end that the episode is about, which only the instruction names.
 
     Args:
-      crash: folder; the process ends at the second step of seed-divisible-by-3 episodes, as often
-        as there are files ``crash-0`` ... in it, which it takes away.
+      crash: folder; the process ends at the second step, as often as there are files ``crash-0``
+        ... in it, which it takes away.
+      always: leaves them there.
     """
 
     def __init__(self, crash: str = "", always: bool = False):
@@ -30,11 +32,11 @@ class Line:
     def step(self, action):
         self.time += 1
         if self.crash and self.time == 2:
-            files = sorted(pathlib.Path(self.crash).glob("crash-*"))
-            if files and not self.always:
-                files[0].unlink()
-            if files:
-                os._exit(7)
+            for file in sorted(pathlib.Path(self.crash).glob("crash-*")):
+                with contextlib.suppress(FileNotFoundError):  # another process took it
+                    if not self.always:
+                        file.unlink()
+                    os._exit(7)
         self.x += float(np.clip(action[0], -1, 1)) * (0.2 - self.slip)
         self.x += self.rng.normal(0, 0.01)
         return self._seen(), abs(self.x - self.goal) < 0.15

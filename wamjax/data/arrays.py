@@ -2,7 +2,7 @@
 
 ``config.data.kind = "arrays"`` and ``config.data.arrays = "digits:size=8"`` choose a maker of
 `wamjax.data.makers` and its options. Examples are served like windows of episodes are: in an order
-that only the seed decides, every process making its part of every batch, resumable to the bit.
+that only the seed decides, every process making its rows of every batch, resumable to the bit.
 Batches have the keys that are stored.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -134,11 +134,9 @@ def open_table(data, split: str = "train") -> Table:
     return MAKERS[name](data.root, split, **values)
 
 
-def batches(
-    config, table: Table, process_index: int = 0, process_count: int = 1
-) -> grain.MapDataset:
-    """This process's part of batch i at index i, without end; every epoch is shuffled anew."""
-    schedule = mixture.Schedule((config.data.batch_size,), process_index, process_count)
+def batches(config, table: Table, rows: Sequence[int] | None = None) -> grain.MapDataset:
+    """`rows` (all by default) of batch i at index i, without end; every epoch is shuffled anew."""
+    schedule = mixture.Schedule((config.data.batch_size,), rows)
     numbers = grain.MapDataset.range(table.spec.count)
     numbers = numbers.shuffle(seed=mixture.shuffle_seed(config.seed, config.data.arrays)).repeat()
     chosen = grain.MapDataset.select_from_datasets([numbers], schedule)

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 import tqdm
 
+from wamjax.data.records import turn
 from wamjax.data.sources import cache_root
 from wamjax.envs import tabletop
 from wamjax.envs.tabletop.render import SIZE
@@ -74,7 +75,9 @@ def ensure_clips(settings: Settings, root: str = "", progress: bool = True) -> d
     root = pathlib.Path(root).expanduser() if root else cache_root()
     path = root / f"clips-{_fingerprint(settings)}"
     if not path.exists():
-        _make(settings, path, progress)
+        with turn(path):
+            if not path.exists():  # another process may have been faster
+                _make(settings, path, progress)
     return {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in ("video", "task")}
 
 

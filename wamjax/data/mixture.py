@@ -1,6 +1,6 @@
 """Mixtures of sources with exact counts: how many examples of a batch, and at which positions.
 
-A batch is the same for any number of processes: process i of n makes its i-th n-th part. Source s
+A batch is the same for any number of processes: each makes some rows of it. Source s
 with `count` examples in a batch contributes its shuffled stream in order, `count` at a time, so
 that the processes together see each of its windows exactly once in each of its epochs.
 """
@@ -81,22 +81,23 @@ class Schedule(grain.transforms.DatasetSelectionMap):
 
     Args:
       counts: examples of each source in a whole batch.
-      process_index, process_count: which contiguous part of every batch is wanted.
+      rows: which of the rows of every batch are wanted; all by default.
+
+    Raises:
+      ValueError: a batch has no such rows.
     """
 
-    def __init__(self, counts: Sequence[int], process_index: int = 0, process_count: int = 1):
+    def __init__(self, counts: Sequence[int], rows: Sequence[int] | None = None):
         size = sum(counts)
-        if size % process_count:
-            raise ValueError(
-                f"config.data.batch_size = {size} must be a multiple of the {process_count} "
-                "processes"
-            )
+        rows = np.arange(size) if rows is None else np.asarray(rows)
+        if not rows.size or rows.min() < 0 or rows.max() >= size:
+            raise ValueError(f"rows {rows.tolist()} are not of a batch of {size} "
+                             "(config.data.batch_size)")  # fmt: skip
         sources = layout(counts)
         ranks = np.array([np.sum(sources[:i] == s) for i, s in enumerate(sources)])
-        self.size = size // process_count  # of this process's part
-        part = slice(process_index * self.size, (process_index + 1) * self.size)
+        self.size = len(rows)  # of this process's share
         self._counts = tuple(counts)
-        self._part = [(int(s), int(r)) for s, r in zip(sources[part], ranks[part], strict=True)]
+        self._part = [(int(s), int(r)) for s, r in zip(sources[rows], ranks[rows], strict=True)]
 
     def __len__(self) -> int:
         return sys.maxsize // max(self._counts) // self.size * self.size

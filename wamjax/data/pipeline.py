@@ -41,12 +41,13 @@ _KEYS = ("proprio", "actions", "frame_valid", "action_valid", "episode")
 _OUTCOME = ("future_proprio", "score", "to_go", "rollout")
 
 
-def open_data(config, process_index: int = 0, process_count: int = 1):
+def open_data(config, rows: Sequence[int] | None = None):
     """What a training run needs of its data, of either kind.
 
     Args:
       config: the whole config.
-      process_index, process_count: which contiguous part of each batch to make.
+      rows: those of each batch that are to be made, see `wamjax.sharding.batch_rows`; all of them
+        by default.
 
     Returns:
       (spec, statistics, iterator): `DataSpec` and statistics of episodes, or `ArraySpec` and {};
@@ -57,11 +58,10 @@ def open_data(config, process_index: int = 0, process_count: int = 1):
     """
     if kind_of(config) == "arrays":
         table = arrays.open_table(config.data)
-        data = arrays.batches(config, table, process_index, process_count)
+        data = arrays.batches(config, table, rows)
         return table.spec, {}, _iterate(config, data)
     spec, statistics, sources = open_episodes(config)
-    part = process_index, process_count
-    return spec, statistics, train_iterator(config, spec, statistics, sources, *part)
+    return spec, statistics, train_iterator(config, spec, statistics, sources, rows)
 
 
 def kind_of(config) -> str:
@@ -122,23 +122,20 @@ def train_iterator(
     spec: DataSpec,
     statistics: dict[str, Any],
     sources: Sequence[Source],
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ):
-    """This process's part of every batch, forever.
+    """This process's rows of every batch, forever.
 
     Args:
       config: the whole config; ``seed`` and ``data`` matter.
       spec, statistics, sources: from `open_sources`.
-      process_index, process_count: which contiguous part of each batch to make.
+      rows: see `open_data`.
 
     Returns:
       A grain iterator of dicts of numpy arrays (the batch of the objectives), with
       ``get_state`` and ``set_state``, which grain's checkpoint handlers save.
     """
-    return _iterate(
-        config, batches(config, spec, statistics, sources, process_index, process_count)
-    )
+    return _iterate(config, batches(config, spec, statistics, sources, rows))
 
 
 def _iterate(config, data: grain.MapDataset):
@@ -152,12 +149,11 @@ def batches(
     spec: DataSpec,
     statistics: dict[str, Any],
     sources: Sequence[Source],
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> grain.MapDataset:
     """The same by random access: batch i at index i."""
     counts = mixture.counts({s.name: s.weight for s in sources}, config.data.batch_size)
-    schedule = mixture.Schedule(counts, process_index, process_count)
+    schedule = mixture.Schedule(counts, rows)
     cache = embeddings_of(config, sources) if config.model.text.kind == "context" else None
     chain = sample_transforms(spec, normalizers(statistics, config.data.normalization), cache)
     seen = "latents" if config.model.codec.kind == "cached" else "video"

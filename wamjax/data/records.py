@@ -12,6 +12,7 @@ nothing is pickled.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -309,6 +310,38 @@ def lock(folder: pathlib.Path):
     file = (folder / "lock").open("w")
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return file
+
+
+@contextlib.contextmanager
+def turn(path: pathlib.Path) -> Iterator[None]:
+    """Waits while another process makes `path`, which is then there; others wait for this one.
+
+    By a file beside it, which the system lets go when a process ends, however it ends. Where the
+    file system knows no locks nobody waits: what is made twice is complete at one rename, too.
+    """
+    place = path.with_name(f".{path.name}.lock")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with place.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:
+                yield
+                return
+            if not _is_at(file, place):
+                continue  # who held it has removed it
+            try:
+                yield
+            finally:
+                place.unlink(missing_ok=True)
+            return
+
+
+def _is_at(file, place: pathlib.Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), place.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _remove_orphans(path: pathlib.Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from wamjax.data import embeddings, images, precompute
 from wamjax.data.embeddings import EmbeddingCache
-from wamjax.data.records import Episode, Reader, Writer
+from wamjax.data.records import Episode, Reader, Writer, turn
 from wamjax.data.sources import data_root
 from wamjax.data.spec import Info
 
@@ -40,8 +40,11 @@ def ensure(config) -> None:
                              "config.data.declared")  # fmt: skip
         path = root / pathlib.Path(entry.path).expanduser()
         if not path.exists():
-            print(f"making {entry.stand_in} random episodes in {path}: a stand-in", flush=True)
-            _make(config, path, entry.stand_in, entry.action_free)
+            with turn(path):
+                if not path.exists():  # another process may have been faster
+                    print(f"making {entry.stand_in} random episodes in {path}: a stand-in",
+                          flush=True)  # fmt: skip
+                    _make(config, path, entry.stand_in, entry.action_free)
         if config.model.text.kind == "context" and config.data.embeddings:
             _embed(config, root, Reader(path).index["instructions"])
 
@@ -108,10 +111,15 @@ def _embed(config, root: pathlib.Path, instructions: Sequence[str]) -> None:
     path = root / pathlib.Path(config.data.embeddings).expanduser()
     length, width = config.data.instruction_length, config.model.context_width
     settings = embeddings.Settings("stand-in", length, template=embeddings.FAST_WAM)
-    if (path / "cache.json").exists() and EmbeddingCache(path).settings != settings:
-        return  # a real one, or of another length: the pipeline says what does not fit
-    cache = EmbeddingCache.create(path, settings)
-    embeddings.fill(cache, instructions, text_encoder(str(width), length), progress=False)
+    if (path / "cache.json").exists():
+        cache = EmbeddingCache(path)
+        if cache.settings != settings:
+            return  # a real one, or of another length: the pipeline says what does not fit
+        if not cache.missing(instructions):
+            return
+    with turn(path):
+        cache = EmbeddingCache.create(path, settings)
+        embeddings.fill(cache, instructions, text_encoder(str(width), length), progress=False)
 
 
 def codec(sizes: str):

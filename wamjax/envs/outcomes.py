@@ -14,8 +14,6 @@ from typing import Any
 
 import jax
 
-from wamjax.envs.world import Recording
-
 Row = dict[str, Any]
 
 
@@ -39,7 +37,9 @@ class Outcomes:
         if path is None:
             return
         asked = json.loads(json.dumps({"asked": asked}))
-        lines = [] if anew or not path.exists() else list(_lines(path))
+        # Of several processes only the first one knows the file, and all must go the same way.
+        anew = anew or jax.process_count() > 1 or not path.exists()
+        lines = [] if anew else list(_lines(path))
         if lines and lines[0] == asked:
             self._rows = {(row["kind"], row["episode"]): row for row in lines[1:]}
         self._write([asked, *self._rows.values()], "w")  # a torn last line goes
@@ -48,14 +48,10 @@ class Outcomes:
         """Whether all these episodes are there."""
         return all((kind, int(n)) in self._rows for n in numbers)
 
-    def add(self, kind: str, numbers: Iterable[int], done: Recording) -> None:
-        """Keeps what came of episodes, the first of `done`; on disk before this returns."""
-        rows = [
-            {"kind": kind, "episode": int(n), "task": done.tasks[i],
-             "success": int(done.success[i]), "steps": int(done.steps[i]),
-             "crashes": int(done.crashes[i])}
-            for i, n in enumerate(numbers)
-        ]  # fmt: skip
+    def add(self, kind: str, outcomes: Iterable[tuple[int, str, int, int, int]]) -> None:
+        """Keeps (episode, task, success, steps, crashes); on disk before this returns."""
+        names = "episode", "task", "success", "steps", "crashes"
+        rows = [{"kind": kind, **dict(zip(names, row, strict=True))} for row in outcomes]
         new = [row for row in rows if (row["kind"], row["episode"]) not in self._rows]
         self._rows |= {(row["kind"], row["episode"]): row for row in new}
         self._write(new, "a")

@@ -1,0 +1,297 @@
+"""Several processes as one: what they make, when they stop, and what another number goes on with.
+
+Also a script, one of the two processes: ``python tests/test_processes.py WORKDIR PORT PROCESS
+[key=value ...]`` trains the small objective.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+import toy
+from data import synthetic
+
+from wamjax import collect, evaluate, guards, metrics, sharding, train
+from wamjax.checkpoint import Checkpoints
+from wamjax.data.records import Writer
+
+STEPS = 24
+ALONE = 4  # steps that the first of them takes alone
+SIGNAL = 6  # batch before which one of two processes gets a signal
+DEATH = 19  # batch before which one of two is killed
+EPISODES = 22
+
+
+def config(**changes):
+    """No line is due in the whole run."""
+    every = {"total_steps": STEPS, "log_every": 100_000, "checkpoint.every": 4}
+    return toy.config(**every | changes)
+
+
+# ---- the script ----
+
+
+def data_of(root):
+    return synthetic.config(root, demos={"collect": {"episodes": 3}}, batch_size=4)
+
+
+def slow_collect(out, settings):
+    """Synthetic episodes in the place of those of the world, and a line for each collection."""
+    with (out.parent / "collections.txt").open("a") as file:
+        file.write(f"{jax.process_index()}\n")
+    time.sleep(0.5)
+    of = synthetic.info(collection=settings.to_json())
+    with Writer(out, of) as writer:
+        for i in range(settings.episodes):
+            writer.write(synthetic.episode(i, 5 + i, of))
+
+
+def roll_out(rolled=None):
+    """An evaluation in which chance decides, by an episode's key; `rolled` counts episodes."""
+
+    def chance(policy, config, world, tasks, keys, shift):
+        luck = np.asarray(jax.vmap(jax.random.uniform)(keys))
+        if rolled is not None:
+            rolled.append(len(luck))
+        steps = (100 * luck).astype(int)
+        return types.SimpleNamespace(success=luck > 0.4, steps=steps, crashes=0 * steps)
+
+    asked = config()
+    asked.eval.update({"tasks": ("reach_red", "pick_red"), "episodes": EPISODES, "batch_size": 8,
+                       "blind": False})  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "play", chance)
+        return evaluate.roll_out(evaluate.Policy(None, {}, {}), asked, {})
+
+
+def prepare(workdir):
+    """What comes before and after training: data is collected, a policy evaluated."""
+    collect.collect = slow_collect
+    asked = data_of(workdir / "data")
+    mesh = sharding.make_mesh(asked.mesh)
+    rows = sharding.batch_rows(mesh, asked.data.batch_size)
+    batch = next(train.build_data(asked, rows).iterator)
+    rolled = []
+    report = {
+        "rows": rows.tolist(), "episode": batch["episode"].tolist(),
+        "evaluation": roll_out(rolled), "rolled": rolled, "crossed": crossed(),
+    }  # fmt: skip
+    (workdir / f"process{jax.process_index()}.json").write_text(json.dumps(report))
+
+
+def crossed():
+    """A mesh in which the devices of a process are no neighbours, as on a torus: the rows that this
+    process holds, and what the batch of all is."""
+    devices = np.array(jax.devices())[[0, 2, 1, 3]].reshape(4, 1, 1)
+    mesh = jax.sharding.Mesh(devices, sharding.AXES)
+    rows = sharding.batch_rows(mesh, 8)
+    batch = sharding.global_batch({"x": 10 * rows}, mesh)["x"]
+    whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(batch)
+    return [rows.tolist(), np.asarray(whole).tolist()]
+
+
+def end(number):
+    """What is being saved is written to its end, and what is computed waits."""
+    time.sleep(1.5)
+    os.kill(os.getpid(), number)
+
+
+def script(workdir, port, process, *options):
+    asked = dict(option.split("=") for option in options)
+    workdir, death = pathlib.Path(workdir), int(asked.pop("death", -1))
+    train.join(f"localhost:{port}", 2, process)
+    with guards.company():
+        trap = None
+        if asked.pop("prepare", ""):
+            prepare(workdir)
+        if process == 1:
+            at = death if death >= 0 else SIGNAL
+            number = signal.SIGKILL if death >= 0 else signal.SIGTERM
+            trap = (at, lambda: end(number))
+        toy.run(config(**{k: int(v) for k, v in asked.items()}), workdir / "run", trap=trap)
+
+
+# ---- the tests ----
+
+
+def launch(workdir, *options, devices=2):
+    """Both processes to their ends: what they said, their exit status, seconds between the ends."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+        "--xla_backend_optimization_level=0",
+    }
+    here = pathlib.Path(__file__)
+    env["PYTHONPATH"] = os.pathsep.join([str(here.parent.parent), env.get("PYTHONPATH", "")])
+    command = [sys.executable, str(here), str(workdir), str(port)]
+    both = [
+        subprocess.Popen([*command, str(i), *options], env=env, stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    said, ends = ["", ""], [0.0, 0.0]
+
+    def listen(i):
+        said[i] = both[i].communicate(timeout=120)[1]
+        ends[i] = time.monotonic()
+
+    listeners = [threading.Thread(target=listen, args=(i,)) for i in range(2)]
+    try:
+        for listener in listeners:
+            listener.start()
+        for listener in listeners:
+            listener.join()
+    finally:
+        for process in both:
+            process.kill()
+    return said, [process.returncode for process in both], abs(ends[0] - ends[1])
+
+
+def latest(run):
+    with Checkpoints(run, keep=2) as checkpoints:
+        return checkpoints.latest
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run of one process, uninterrupted."""
+    workdir = tmp_path_factory.mktemp("alone")
+    assert toy.run(config(), workdir, devices=jax.devices()[:1])
+    return metrics.read(workdir)
+
+
+@pytest.fixture(scope="module")
+def pod(tmp_path_factory):
+    """One process, then two that one signal stops, then two of which one dies, then one."""
+    workdir = tmp_path_factory.mktemp("pod")
+    run, out = workdir / "run", {"workdir": workdir}
+    trap = (ALONE - 1, lambda: signal.raise_signal(signal.SIGTERM))
+    assert toy.run(config(), run, devices=jax.devices()[:1], trap=trap) is False
+    out["signal"] = launch(workdir, "prepare=1", "mesh.data=1", "mesh.tensor=4")
+    out["stopped"] = latest(run), len(metrics.read(run))
+    out["positions"] = {p.name for p in (run / "checkpoints" / str(latest(run)) / "data").iterdir()}
+    out["death"] = launch(workdir, f"death={DEATH}", devices=1)
+    out["left"] = latest(run)
+    assert toy.run(config(), run, devices=jax.devices()[:1])
+    return out
+
+
+def test_a_signal_to_one_of_two_stops_both_after_the_same_step(pod):
+    said, status, _ = pod["signal"]
+    assert status == [0, 0], said
+    # The step that was being prepared, and those in flight until all know.
+    step = SIGNAL + 1 + guards.LAG
+    assert pod["stopped"] == (step, step)
+    assert f"another process was stopped: saved at step {step}" in said[0]
+    assert {"process_0-of-2.json", "process_1-of-2.json"} <= pod["positions"]
+
+
+def test_the_death_of_one_of_two_ends_the_other(pod):
+    said, status, seconds = pod["death"]
+    assert status[1] == -signal.SIGKILL, said
+    assert status[0] in (1, -signal.SIGABRT), said  # by itself, or by JAX
+    assert seconds < 30
+    last = said[0].strip().splitlines()[-1]
+    assert last.startswith("process 0 of 2") and "another process of this run died" in last
+    assert "continue from the newest checkpoint" in last
+    assert "process 1 of 2 ended without a word: it was killed" in said[1]
+    assert pod["left"] == 16
+
+
+def test_any_number_of_processes_continues_as_if_there_had_been_one(pod, alone):
+    """One process, two that share every example (tensor), two that share the batch, one."""
+    for event, step in (("signal", ALONE), ("death", pod["stopped"][0])):
+        assert f"continuing from checkpoint {step}" in pod[event][0][0]
+    got = metrics.read(pod["workdir"] / "run")
+    assert [row["step"] for row in got] == list(range(1, STEPS + 1))
+    for key in ("loss", "grad_norm"):
+        ours, theirs = ([row[key] for row in rows] for rows in (got, alone))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, err_msg=key)
+
+
+def reports(pod):
+    return [json.loads((pod["workdir"] / f"process{i}.json").read_text()) for i in range(2)]
+
+
+def test_two_that_find_data_missing_collect_it_once(pod):
+    assert (pod["workdir"] / "data/collections.txt").read_text() == "0\n"
+    whole = next(train.build_data(data_of(pod["workdir"] / "data")).iterator)["episode"]
+    rows = [report["rows"] for report in reports(pod)]
+    assert rows == [[0, 1], [2, 3]]
+    for report in reports(pod):
+        assert report["episode"] == whole[report["rows"]].tolist()
+
+
+def test_the_rows_of_a_process_are_those_that_its_devices_hold(pod):
+    rows, batches = zip(*(report["crossed"] for report in reports(pod)), strict=True)
+    assert rows == ([0, 1, 4, 5], [2, 3, 6, 7])
+    assert batches == 2 * (list(range(0, 80, 10)),)
+
+
+def test_episodes_of_an_evaluation_are_shared_and_are_those_of_one_process(pod):
+    for report in reports(pod):
+        assert report["evaluation"] == roll_out()
+        assert sum(report["rolled"]) == 16  # 22 in waves of 2 x 8
+
+
+@pytest.mark.parametrize(
+    "error, text",
+    [
+        (jax.errors.JaxRuntimeError("Gloo AllReduce failed: Connection closed by peer"), "died or"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), "Traceback"),
+        (ValueError("bad data"), "Traceback.*ValueError: bad data"),
+        (SystemExit("stopped: occupied"), "process 0 of 2: stopped: occupied\n"),
+        (KeyboardInterrupt(), "Traceback"),
+    ],
+)
+def test_a_process_that_fails_does_not_wait_for_the_others(error, text, monkeypatch, capfd):
+    def fail():
+        with guards.company():
+            raise error
+
+    with pytest.raises(type(error)):  # alone it ends as usual
+        fail()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(os, "_exit", lambda status: pytest.exit(f"status {status}"))
+    with pytest.raises(pytest.exit.Exception, match="status 1"):
+        fail()
+    assert re.search(text, capfd.readouterr().err, re.DOTALL)
+    with pytest.raises(SystemExit), guards.company():
+        sys.exit(0)
+
+
+def test_strangers_on_one_host_collect_once(tmp_path, monkeypatch):
+    """Two runs that know nothing of each other."""
+    monkeypatch.setattr(collect, "collect", slow_collect)
+    asked, opened = data_of(tmp_path), []
+
+    def open_it():
+        opened.append(next(train.build_data(asked).iterator)["episode"].tolist())
+
+    both = [threading.Thread(target=open_it) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert (tmp_path / "collections.txt").read_text() == "0\n"
+    assert len(opened) == 2 and opened[0] == opened[1]
+    assert not list(tmp_path.glob(".*"))
+
+
+if __name__ == "__main__":
+    script(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
