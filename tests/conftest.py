@@ -11,6 +11,8 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
     + os.environ.get("XLA_FLAGS", "")
 )
+# Nothing is kept in the user's cache, and nothing found there, unless one asks for it.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

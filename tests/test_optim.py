@@ -79,3 +79,25 @@ def test_an_unknown_optimiser_is_an_error_and_changing_it_on_resume_too():
         optim.make(make("lion"))
     with pytest.raises(ValueError, match="config.optim.name"):
         configs.check_resume(make("adamw"), make("muon"), "checkpoint 1")
+
+
+def published_rate(n, warm_up, lengths, start, high, low):
+    """Cosmos Policy's multiplier of the n-th update: a cycle holds the step that it ends at."""
+    ends = np.cumsum([0, *lengths])
+    cycle = next(i for i, end in enumerate(ends[1:]) if n <= end)
+    n = n - ends[cycle]
+    if n < warm_up[cycle]:
+        return start[cycle] + (high[cycle] - start[cycle]) * n / warm_up[cycle]
+    way = (n - warm_up[cycle]) / (lengths[cycle] - warm_up[cycle])
+    return high[cycle] - (high[cycle] - low[cycle]) * way
+
+
+@pytest.mark.parametrize("warm_up, length", [(1000, 30_000), (2000, 20_000), (1500, 15_000)])
+def test_a_cycle_of_the_rate_holds_the_step_that_it_ends_at(warm_up, length):
+    rate = optim.piecewise(1.0, (0, warm_up, length, length), (1e-6, 1.0, 0.3, 0.06))
+    steps = [0, 1, length + 10**5]
+    steps += [at + d for at in (warm_up, length) for d in (-2, -1, 0, 1, 2)]
+    cycles = (warm_up, 0), (length, 10**14), (1e-6, 0.06), (1.0, 0.06), (0.3, 0.06)
+    want = [published_rate(n, *cycles) for n in steps]
+    got = [float(jax.jit(rate)(jnp.int32(n))) for n in steps]
+    np.testing.assert_allclose(got, want, rtol=1e-5)

@@ -22,19 +22,18 @@ import json
 import os
 import pathlib
 import sys
-import time
 from typing import Any
 
 import collectives
 import jax
-import xla_flags
 from absl import app, flags
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from wamjax import config as configs
-from wamjax import flops, hardware, optim, sharding, tree, wam
+from wamjax import flops, optim, sharding, tree, wam
+from wamjax.compile import compile_step
 from wamjax.data import pipeline
 from wamjax.step import model_flops, plan
 
@@ -54,21 +53,22 @@ ENVIRONMENT = {
 def devices_of(topology: str) -> list[jax.Device]:
     """The devices of a slice that does not exist here; the runtime becomes the CPU."""
     jax.config.update("jax_platforms", "cpu")
+    # Programs for devices that are not here are written to the cache, but cannot be read back.
+    jax.config.update("jax_enable_compilation_cache", False)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
 
 
-def compile_for(config: ConfigDict, devices: list[jax.Device], options: dict[str, str]) -> Report:
+def compile_for(config: ConfigDict, devices: list[jax.Device]) -> Report:
     """Compiles ``config``'s training step for a slice and describes the result.
 
     Args:
       config: resolved; ``config.mesh`` must fit the slice, ``data.batch_size`` the mesh.
       devices: of the slice, see `devices_of`.
-      options: compiler flags, see `xla_flags`.
 
     Raises:
-      ValueError: a mesh that does not fit.
+      ValueError: a mesh that does not fit, or a flag that the compiler rejects.
       jax.errors.JaxRuntimeError: ``RESOURCE_EXHAUSTED`` when a device's memory does not suffice.
     """
     configs.validate(config)
@@ -77,11 +77,7 @@ def compile_for(config: ConfigDict, devices: list[jax.Device], options: dict[str
     objective = wam.build(config, pipeline.spec_of(config))
     with jax.set_mesh(mesh):
         work = plan(objective, optim.make(config), config, mesh)
-        begin = time.perf_counter()
-        lowered = work.step.trace(work.state, work.batch).lower(lowering_platforms=("tpu",))
-        lowered_at = time.perf_counter()
-        compiled = lowered.compile(compiler_options=options)
-        compiled_at = time.perf_counter()
+        program = compile_step(work, devices[0], config.compile.flags)
         model = model_flops(objective, config, work.state.params, work.batch)
         executed = flops.count(work.step, work.state, work.batch)
     return {
@@ -90,7 +86,7 @@ def compile_for(config: ConfigDict, devices: list[jax.Device], options: dict[str
         "mesh": dict(mesh.shape),
         "batch_size": config.data.batch_size,
         "versions": {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "libtpu")},
-        "compiler_options": options,
+        "compiler_options": program.options,
         "parameters": tree.count_by_expert(work.state.params),
         "flops": {
             "step": executed,
@@ -98,14 +94,14 @@ def compile_for(config: ConfigDict, devices: list[jax.Device], options: dict[str
             "model": model,
             "model_per_sample": model // config.data.batch_size,
         },
-        "memory": _memory(compiled, devices[0]),
+        "memory": program.memory,
         "collectives": {
             kind: dataclasses.asdict(traffic)
-            for kind, traffic in collectives.count(compiled.as_text()).items()
+            for kind, traffic in collectives.count(program.step.as_text()).items()
         },
         "seconds": {
-            "trace_and_lower": round(lowered_at - begin, 1),
-            "compile": round(compiled_at - lowered_at, 1),
+            "trace_and_lower": round(program.lower_seconds, 1),
+            "compile": round(program.compile_seconds, 1),
         },
     }
 
@@ -120,22 +116,6 @@ def _mesh(config: ConfigDict, devices: list[jax.Device]) -> Mesh:
         ) from error
     sharding.check_config(config, mesh)
     return mesh
-
-
-def _memory(compiled, device) -> dict[str, Any]:
-    """Bytes on one device. The peak is the compiler's own, not a sum of the other figures."""
-    stats, chip = compiled.memory_analysis(), hardware.chip(device)
-    memory = {
-        "peak_bytes": stats.peak_memory_in_bytes,
-        "argument_bytes": stats.argument_size_in_bytes,
-        "temp_bytes": stats.temp_size_in_bytes,
-        "output_bytes": stats.output_size_in_bytes,
-        "alias_bytes": stats.alias_size_in_bytes,
-    }
-    if chip:
-        memory["hbm_bytes"] = chip.hbm_bytes
-        memory["fits"] = stats.peak_memory_in_bytes <= chip.hbm_bytes
-    return memory
 
 
 def text(report: Report) -> str:
@@ -188,9 +168,9 @@ def main(argv: list[str]) -> None:
     devices = devices_of(values.topology)
     if values.batch_per_device:
         config.data.batch_size = values.batch_per_device * len(devices) // config.mesh.tensor
-    options = xla_flags.options(values.topology.split(":")[0]) if values.flags else {}
+    config.compile.flags = values.flags and config.compile.flags
     try:
-        report = {"topology": values.topology} | compile_for(config, devices, options)
+        report = {"topology": values.topology} | compile_for(config, devices)
     except (ValueError, jax.errors.JaxRuntimeError) as error:
         sys.exit(f"does not compile: {str(error).splitlines()[0]}")
     print(text(report))
@@ -206,7 +186,7 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "experiment file, as FILE[:ARG]")
     flags.DEFINE_string("topology", "v5p:4x4x4", "slice to compile for, as libtpu names it")
     flags.DEFINE_string("mesh", "", "axes, e.g. data=4,fsdp=16; config.mesh by default")
-    flags.DEFINE_bool("flags", True, "compile with the flags of tpu/xla_flags.py")
+    flags.DEFINE_bool("flags", True, "compile with the flags of wamjax.compile")
     flags.DEFINE_integer("batch_per_device", 0, "examples; config.data.batch_size over all if 0")
     flags.DEFINE_string("out", "", "also write the report as json")
     flags.mark_flag_as_required("config")

@@ -34,6 +34,12 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("init_from.unused", (), "regexes of parameters that it may have and the model has not"),
     ("init_from.fresh", (), "regexes of parameters that start fresh even if it has them"),
     ("guard.max_consecutive_skips", 10, "stop after this many non-finite steps in a row"),
+    (
+        "compile.cache",
+        "",
+        "folder of compiled programs; '' = JAX_COMPILATION_CACHE_DIR or the user's cache, or none",
+    ),
+    ("compile.flags", True, "compile with the flags of the chip, wamjax.compile.FLAGS"),
     ("checkpoint.every", 1000, "steps between checkpoints; one is saved at the end in any case"),
     ("checkpoint.keep", 2, "checkpoints kept"),
     ("profile.start", 0, "step at which a profiler trace starts"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from wamjax import tree
@@ -34,21 +35,25 @@ def schedule(config) -> optax.Schedule:
 def piecewise(peak: float, steps: Sequence[int], factors: Sequence[float]) -> optax.Schedule:
     """`peak` times factors at steps, linear in between and constant after the last one.
 
-    Of two factors at one step the rate comes to the first and goes on from the second, as in
-    Cosmos Policy's ``lr_scheduler.py``.
+    Of two factors at one step the first is the rate of that step and the second that of the next:
+    the step at which a cycle of Cosmos Policy's ``lr_scheduler.py`` ends still belongs to it.
     """
     if len(steps) != len(factors) or list(steps) != sorted(steps) or steps[0] != 0:
         raise ValueError(
             f"optim.anchor_steps {tuple(steps)} must ascend from 0, with a factor for each in "
             f"optim.anchor_factors, which are {tuple(factors)}"
         )
-    at, values = jnp.asarray(steps, jnp.float32), jnp.asarray(factors, jnp.float32)
+    # In numpy: an array on a device would be captured by the step, and it cannot be made at all
+    # where the step is compiled for devices that are not here.
+    last = len(steps) - 1
+    at, values = np.asarray(steps, np.float32), np.asarray(factors, np.float32)
 
     def rate(count):
-        left = jnp.searchsorted(at, count, side="right") - 1
-        right = jnp.minimum(left + 1, len(at) - 1)
-        way = (count - at[left]) / jnp.maximum(at[right] - at[left], 1)
-        return peak * (values[left] + (values[right] - values[left]) * way)
+        begin, factor = jnp.asarray(at), jnp.asarray(values)
+        left = jnp.maximum(jnp.searchsorted(begin, count, side="left") - 1, 0)
+        right = jnp.minimum(left + 1, last)
+        way = (count - begin[left]) / jnp.maximum(begin[right] - begin[left], 1)
+        return peak * (factor[left] + (factor[right] - factor[left]) * way)
 
     return rate
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from wamjax import tree
@@ -116,6 +116,12 @@ def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
     # make_mesh defaults to Explicit axes, which Linen cannot trace under.
     kinds = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+
+
+def abstract_mesh(sizes: Any, devices: int) -> AbstractMesh:
+    """The mesh of ``config.mesh`` on devices that need not exist: enough to trace and to lower."""
+    shape = axis_sizes(sizes, devices)
+    return AbstractMesh(tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def axis_sizes(sizes: Any, devices: int) -> dict[str, int]:

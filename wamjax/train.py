@@ -18,7 +18,6 @@ import functools
 import json
 import os
 import pathlib
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,6 +32,7 @@ from wamjax import cli, guards, hardware, optim, sharding, tree, wam
 from wamjax import config as configs
 from wamjax import state as states
 from wamjax.checkpoint import Checkpoints
+from wamjax.compile import compile_step, keep_programs
 from wamjax.metrics import Profile, Recorder, say
 from wamjax.state import TrainState
 from wamjax.step import Plan, model_flops, plan
@@ -99,6 +99,7 @@ def run(
     workdir = pathlib.Path(workdir)
     if _is_done(config, workdir):
         return True
+    keep_programs(config.compile.cache)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_config(config, mesh)
     peak = _peak(config, mesh)
@@ -143,7 +144,7 @@ def prepare(job: Job):
     tx = optim.make(config)
     work = plan(objective, tx, config, job.mesh)
     say(f"parameters\n{tree.describe(work.state.params)}")
-    step, flops = compile_step(objective, config, job.mesh, work)
+    step, flops = _program(job, work)
     if checkpoints.latest is not None:
         say(f"continuing from checkpoint {checkpoints.latest}")
         return checkpoints.restore(work.state, job.data.iterator), step, flops
@@ -159,16 +160,17 @@ def prepare(job: Job):
     return jax.jit(start, out_shardings=places, donate_argnums=0)(params), step, flops
 
 
-def compile_step(objective, config, mesh: Mesh, work: Plan):
-    """The step, compiled ahead of time, and its model FLOPs; logs memory and time."""
-    begin = time.perf_counter()
-    compiled = work.step.lower(work.state, work.batch).compile()
-    seconds = time.perf_counter() - begin
-    flops = model_flops(objective, config, work.state.params, work.batch)
-    memory = compiled.memory_analysis()
-    peak = f"{memory.peak_memory_in_bytes / 1e6:,.1f} MB a device" if memory else "unknown memory"
-    say(f"step compiled in {seconds:.1f} s for {dict(mesh.shape)}: peak {peak}, {flops:.3e} FLOPs")
-    return compiled, float(flops)
+def _program(job: Job, work: Plan):
+    """The compiled step and its model FLOPs; logs memory and time."""
+    program = compile_step(work, job.mesh.devices.flat[0], job.config.compile.flags)
+    flops = model_flops(job.objective, job.config, work.state.params, work.batch)
+    size = program.memory and program.memory["peak_bytes"]
+    peak = f"{size / 1e6:,.1f} MB a device" if size else "unknown memory"
+    seconds = program.lower_seconds + program.compile_seconds
+    chosen = f" with {len(program.options)} flags" if program.options else ""
+    say(f"step compiled in {seconds:.1f} s for {dict(job.mesh.shape)}{chosen}: peak {peak}, "
+        f"{flops:.3e} FLOPs")  # fmt: skip
+    return program.step, float(flops)
 
 
 def _loop(job: Job, state: TrainState, step_fn, flops: float) -> bool:

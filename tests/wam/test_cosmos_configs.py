@@ -111,10 +111,10 @@ def test_forward_passes_of_planning_are_batched_and_text_is_read_once():
 
 
 ANCHORS = {  # section 5.7, after so many updates
-    "libero": {0: 1e-10, 500: 5e-5, 1000: 1e-4, 15_500: 6.5e-5, 29_999: 3e-5, 30_000: 6e-6,
+    "libero": {0: 1e-10, 500: 5e-5, 1000: 1e-4, 15_500: 6.5e-5, 30_000: 3e-5, 30_001: 6e-6,
                40_000: 6e-6},
-    "aloha": {2000: 1e-4, 11_000: 6.5e-5, 19_999: 3e-5, 20_001: 6e-6},
-    "aloha:planner": {1500: 1e-4, 14_999: 3e-5, 15_000: 6e-6},
+    "aloha": {2000: 1e-4, 11_000: 6.5e-5, 20_000: 3e-5, 20_001: 6e-6},
+    "aloha:planner": {1500: 1e-4, 15_000: 3e-5, 15_001: 6e-6},
 }  # fmt: skip
 
 

@@ -1,0 +1,121 @@
+"""The training step of every experiment, lowered at full size; flags; the cache of programs."""
+
+import math
+from unittest import mock
+
+import jax
+import pytest
+import toy
+from test_configs import FILES, get, spec_of
+from test_video_configs import clips
+
+from wamjax import compile as compiling
+from wamjax import hardware, optim, sharding, train, wam
+from wamjax.compile import keep_programs
+from wamjax.models.palette import Palette
+from wamjax.step import plan
+from wamjax.wam import builders
+
+# Clips take long to make, and so do the patches that are their tokens; only sizes matter here.
+CLIPS = {"codec_tabletop", "video_latents", "video_tabletop", "video_tokens"}
+MORE = ["cosmos_policy_aloha:planner", "fast_wam_libero:variant=idm", "wan_t2v:size=5b"]
+POD = 64
+
+
+def planned(name):
+    """The step of a config at its size, on the most devices up to a pod that its batch allows."""
+    config = get(*name.split(":"))
+    config.data.arrays = config.data.arrays.replace("scenes:", "scenes:count=64,")
+    devices = math.gcd(config.data.batch_size, POD)
+    mesh = sharding.abstract_mesh(config.mesh, devices)
+    sharding.check_config(config, mesh)
+    patches = mock.patch.object(builders, "tokenizer", lambda _: Palette(4, codes=bytes(512 * 48)))
+    with jax.sharding.use_abstract_mesh(mesh), patches:
+        objective = wam.build(config, clips() if name in CLIPS else spec_of(config))
+        work = plan(objective, optim.make(config), config, mesh)
+        return work, work.step.trace(work.state, work.batch)
+
+
+@pytest.mark.parametrize("name", FILES + MORE)
+def test_every_training_step_lowers_at_its_published_size(name):
+    work, traced = planned(name)
+    # What is an array on a device here was made outside the function that is compiled: it is a
+    # device's of this machine, and not of the one that is compiled for.
+    strays = [c.shape for c in traced.jaxpr.consts if isinstance(c, jax.Array) and c.size > 0]
+    assert not strays
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "func.func public @main" in text
+    assert jax.tree.structure(traced.out_info[0]) == jax.tree.structure(work.state)
+
+
+def test_every_flag_has_a_reason_and_every_tpu_a_list():
+    for flags in compiling.FLAGS.values():
+        assert all(flag.reason for flag in flags)
+        assert len({flag.name for flag in flags}) == len(flags)
+    tpus = {chip.name for chip in hardware.CHIPS.values() if chip.name.startswith("TPU")}
+    assert set(compiling.FLAGS) == tpus
+
+
+def device(platform, kind):
+    return mock.Mock(platform=platform, device_kind=kind)
+
+
+def test_flags_are_those_of_the_chip(monkeypatch):
+    said = []
+    monkeypatch.setattr(compiling, "say", said.append)
+    v5p = {flag.name: flag.value for flag in compiling.FLAGS["TPU v5p"]}
+    assert compiling.options(device("tpu", "TPU v5")) == v5p and len(v5p) == 9
+    assert compiling.options(device("gpu", "NVIDIA H100 80GB HBM3")) == {}
+    assert compiling.options(jax.devices()[0]) == {} and not said
+    assert compiling.options(device("tpu", "TPU v9")) == {}
+    assert "no compiler flags are known for TPU v9" in said[0]
+
+
+def test_training_compiles_with_the_flags_of_its_chip(monkeypatch, tmp_path):
+    monkeypatch.setattr(compiling, "options", lambda device: {"xla_no_such_flag": "true"})
+    with pytest.raises(ValueError, match="rejects a flag.*xla_no_such_flag.*compile.flags = False"):
+        toy.run(toy.config(total_steps=1), tmp_path / "with")
+    said = []
+    monkeypatch.setattr(train, "say", said.append)
+    assert toy.run(toy.config(total_steps=1, **{"compile.flags": False}), tmp_path / "without")
+    assert any("step compiled in" in line and "MB a device" in line for line in said)
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What is said; the cache is afterwards as it was before."""
+    folder, seconds = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    old = {key: getattr(jax.config, key) for key in (folder, seconds)}
+    for key, value in {folder: None, seconds: 0.0}.items():
+        jax.config.update(key, value)
+    lines = []
+    monkeypatch.setattr(compiling, "say", lines.append)
+    yield lines
+    for key, value in old.items():
+        jax.config.update(key, value)
+    compiling.compilation_cache.reset_cache()
+
+
+def test_programs_are_kept_in_the_folder_that_was_asked_for(said, monkeypatch, tmp_path):
+    monkeypatch.delenv(compiling.VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    home = tmp_path / "wamjax" / "compiled"
+    assert keep_programs("") == str(home) and home.is_dir()
+    monkeypatch.setenv(compiling.VARIABLE, str(tmp_path / "jax"))
+    assert keep_programs("") == str(tmp_path / "jax")
+    assert keep_programs("none") is None and jax.config.jax_compilation_cache_dir is None
+    assert keep_programs("gs://bucket/programs") == "gs://bucket/programs"
+    monkeypatch.setenv(compiling.VARIABLE, "")
+    assert keep_programs("") is None
+    mine = tmp_path / "mine"
+    assert keep_programs(str(mine)) == str(mine) and not said
+    jax.jit(lambda x: x * 3 + 1)(2.0).block_until_ready()
+    assert any(mine.iterdir())
+
+
+def test_a_home_that_cannot_be_written_to_stops_nothing(said, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.delenv(compiling.VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert keep_programs("") is None and jax.config.jax_compilation_cache_dir is None
+    assert "compiled programs are not kept" in said[0] and "config.compile.cache" in said[0]
