@@ -127,6 +127,23 @@ def test_resume_refuses_another_set_of_sources_but_not_a_key_the_old_code_lacked
     assert changes["model.layers"][0] is configs.ABSENT
 
 
+def test_a_run_of_before_a_key_goes_on_as_it_was_trained():
+    """Behind the end of an episode it was taught zeros in normalised units, and it stays so."""
+    saved = configs.to_json(configs.base_config())
+    del saved["data"]["padding"]
+    assert configs.load(saved).data.padding == "normalized"
+    new = configs.base_config()
+    with pytest.raises(ValueError, match="data.padding was 'normalized' when .* now 'hold:grip'"):
+        configs.check_resume(saved, new, "checkpoint 1")
+    new.data.padding = "normalized"
+    assert set(configs.check_resume(saved, new, "checkpoint 1")) == {"data.padding"}
+    # A key that came later must be as its default, which is what the code did.
+    del saved["objective"]["video_shift"]
+    new.objective.video_shift = 3.0
+    with pytest.raises(ValueError, match="objective.video_shift was 5.0 .* now 3.0"):
+        configs.check_resume(saved, new, "checkpoint 1")
+
+
 @pytest.mark.parametrize(
     "key, value",
     [("total_steps", 0), ("data.batch_size", -1), ("precision.compute", "float8"),

@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from wamjax.config_keys import FROZEN, SOURCE, TABLE
+from wamjax.config_keys import BEFORE, FROZEN, SOURCE, TABLE
 
 # Below a key of `FROZEN`, but they change how a step is computed, not what.
 _THAWED = {"model.remat", "model.unroll", "model.attention"}
@@ -139,7 +139,7 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def load(path_or_json: str | os.PathLike | dict) -> ConfigDict:
-    """Reads what `save` wrote (or takes its dict), with today's defaults for keys it lacks.
+    """Reads what `save` wrote (or takes its dict); keys it lacks are as the code was then.
 
     Raises:
       ValueError: it has a key that does not exist.
@@ -149,6 +149,7 @@ def load(path_or_json: str | os.PathLike | dict) -> ConfigDict:
         given = json.loads(pathlib.Path(given).read_text())
     config = base_config()
     known = flatten(config)
+    config.update_from_flattened_dict(BEFORE)
     for name in given.get("data", {}).get("sources", {}):
         config.data.sources[name] = source()
         known |= flatten(config.data.sources[name], f"data.sources.{name}")
@@ -189,8 +190,8 @@ def frozen(key: str) -> bool:
 def check_resume(old: Any, new: Any, where: str) -> dict[str, tuple[Any, Any]]:
     """Refuses to resume `where` under a config that gives its state another meaning.
 
-    A key that did not exist when the checkpoint was written is not refused: its default says what
-    the code did then.
+    A key that did not exist when the checkpoint was written is refused if it is not what the code
+    did then: its default, or what `BEFORE` says.
 
     Returns:
       The harmless changes, for printing.
@@ -202,13 +203,22 @@ def check_resume(old: Any, new: Any, where: str) -> dict[str, tuple[Any, Any]]:
     sources = {k.split(".")[2] for k in flatten(old) if k.startswith("data.sources.")}
     for key, (a, b) in changes.items():
         new_source = key.startswith("data.sources.") and key.split(".")[2] not in sources
-        if frozen(key) and (a is not ABSENT or new_source):
+        if a is ABSENT and not new_source and frozen(key):
+            a = BEFORE.get(key, _default(key))
+        if frozen(key) and (a != b or new_source):
             raise ValueError(
                 f"config.{key} was {a!r} when {where} was saved and is now {b!r} "
                 f"({doc(key) or 'no documentation'}). A run cannot change it: set it back to "
                 f"{a!r}, or train in another --workdir"
             )
     return changes
+
+
+def _default(key: str) -> Any:
+    """Of a key as `flatten` gives it."""
+    plain = re.sub(r"^data\.sources\.[^.]+\.", "", key)
+    rows = TABLE if plain == key else SOURCE
+    return {k: d for k, d, _ in rows}.get(plain, ABSENT)
 
 
 def did_you_mean(name: str, known) -> str:

@@ -56,6 +56,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("data.chunk", 16, "action steps in a window (j)"),
     ("data.cameras", ("overhead", "gripper"), "cameras, side by side in this order"),
     ("data.normalization", "min_max", "min_max, mean_std or quantile, of actions and proprio"),
+    ("data.padding", "hold:grip", "behind the end: hold:NAME,... of actions, others 0; normalized"),
     ("data.instruction_length", 12, "instruction tokens (n); shorter ones are padded"),
     (
         "data.declared.camera_size",
@@ -199,6 +200,9 @@ SOURCE: tuple[tuple[str, Any, str], ...] = (
     ("collect.keep_failures", False, "keep episodes that fail, too"),
 )
 
+# What the code did before a key existed, where that is not the default of the key.
+BEFORE = {"data.padding": "normalized"}
+
 # Keys that a checkpoint's meaning rests on: they refuse to change on resume.
 FROZEN = (
     "seed",
@@ -220,6 +224,7 @@ FROZEN = (
     "data.kind",
     "data.arrays",
     "data.normalization",
+    "data.padding",
     "data.chunk",
     "data.frames",
     "data.frame_stride",

@@ -188,6 +188,7 @@ def _data_warnings(config: ConfigDict) -> list[str]:
     """Of episodes that are there; arrays are checked when they are opened."""
     from wamjax.data import pipeline
     from wamjax.data.sources import missing
+    from wamjax.data.windows import padding
 
     if config.data.kind == "arrays":
         return []
@@ -196,7 +197,7 @@ def _data_warnings(config: ConfigDict) -> list[str]:
         return [f"config.data.sources.{name}: no data in {path}, so nothing of the data was checked"
                 for name, path in absent.items()]  # fmt: skip
     spec, statistics, sources = pipeline.open_episodes(config)
-    return pipeline.checks(sources, statistics, spec)
+    return pipeline.checks(sources, statistics, spec, padding(config.data.padding))
 
 
 def _print(report: dict[str, Any]) -> None:

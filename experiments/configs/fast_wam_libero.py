@@ -69,6 +69,7 @@ def get_config(arg=None):
     presets.wan22_windows(config)
     config.total_steps, config.data.batch_size = 21_700, 128
     config.data.cameras, config.data.normalization = ("image", "wrist_image"), "min_max"
+    config.data.padding = "hold:6"  # behind the end motions are 0, and the gripper stays
     config.data.declared.camera_size = (224, 224)
     config.data.declared.action_dim, config.data.declared.proprio_dim = 7, 8
     config.data.sources.demos = configs.source(path="libero-latents")

@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 from data import synthetic
 
-from wamjax.data import images
+from wamjax.data import images, pipeline
+from wamjax.data.checks import checks
+from wamjax.data.normalize import normalizers
 from wamjax.data.records import Reader, RecordError
 from wamjax.data.spec import DataSpec
-from wamjax.data.windows import Windows
+from wamjax.data.windows import Windows, held, padding
 
 
 def spec(frames=3, stride=2, chunk=4, cameras=synthetic.CAMERAS) -> DataSpec:
@@ -87,3 +89,64 @@ def test_a_missing_camera_names_it_and_those_present(tmp_path):
     )
     with pytest.raises(RecordError, match=r"episode 0: .*'side'.*\['top', 'wrist'\].*data.cameras"):
         windows[0]
+
+
+def padded_windows(tmp_path, said):
+    """Batches of the pipeline whose actions are (number, step), and their normaliser."""
+    lengths = (5, 3)
+    synthetic.write(tmp_path / "a", lengths, action_names=("dx", "gripper"))
+    config = synthetic.config(tmp_path, 8, mine={"path": "a"})
+    config.data.padding, config.data.cameras = said, ("top",)
+    shape, statistics, sources = pipeline.open_sources(config.data)
+    batch = pipeline.batches(config, shape, statistics, sources)[0]
+    return batch, normalizers(statistics, "min_max")["actions"], (sources, statistics)
+
+
+def test_behind_the_end_motions_are_zero_for_the_robot_and_the_gripper_stays(tmp_path):
+    batch, scale, _ = padded_windows(tmp_path, "hold:grip")
+    actions, valid = batch["actions"], batch["action_valid"]
+    assert 0 < (~valid).sum() and valid.any(axis=1).all()
+    for row, good in zip(actions, valid, strict=True):
+        number = good.sum()
+        # Published: 0 in robot units before normalisation, and the last command once more.
+        want = scale.forward(np.zeros((len(row) - number, 2), np.float32))
+        np.testing.assert_array_equal(row[number:, 0], want[:, 0])
+        np.testing.assert_array_equal(row[number:, 1], np.repeat(row[number - 1, 1], len(want)))
+    everything = padded_windows(tmp_path / "b", "hold:.*")[0]["actions"]
+    for row, good in zip(everything, valid, strict=True):
+        assert (row[good.sum() :] == row[good.sum() - 1]).all()
+    by_number = padded_windows(tmp_path / "c", "hold:1")[0]["actions"]
+    np.testing.assert_array_equal(by_number, actions)
+
+
+def test_runs_of_before_keep_zeros_in_normalised_units(tmp_path):
+    new, old = (padded_windows(tmp_path / w, w)[0] for w in ("hold:", "normalized"))
+    valid = new["action_valid"]
+    np.testing.assert_array_equal(new["actions"][valid], old["actions"][valid])
+    assert not old["actions"][~valid].any() and (new["actions"][~valid] == -1).all()
+
+
+def test_what_is_held_is_named_or_numbered():
+    names = ("dx", "gripper", "grip_left")
+    assert held(("grip",), names, 3).tolist() == [False, True, True]
+    assert held(("0", "left$"), names, 3).tolist() == [True, False, True]
+    assert not held(("grip",), (), 3).any() and held((".*",), (), 3).all()
+    for words, known, message in (
+        (("jaw",), names, r"'jaw' names none of the 3 actions, which are \['dx'"),
+        (("3",), names, "'3' names none of the 3 actions"),
+        (("jaw",), (), "nameless: give their numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            held(words, known, 3)
+    assert padding("normalized") is None and padding("hold:") == ()
+    assert padding("hold:6,13") == ("6", "13")
+    with pytest.raises(ValueError, match="data.padding = 'zero' is neither 'normalized' nor"):
+        padding("zero")
+
+
+def test_an_absolute_command_that_is_not_held_is_warned_of(tmp_path):
+    *_, (sources, statistics) = padded_windows(tmp_path, "hold:grip")
+    statistics["actions"]["min"] = [0.5, 0.5]
+    said = [w for w in checks(sources, statistics, None, ("grip",)) if "absolute command" in w]
+    assert len(said) == 1 and "actions[0] (dx) spans 0.5 to 1" in said[0] and "add 0" in said[0]
+    assert not any("absolute command" in w for w in checks(sources, statistics, None, None))

@@ -1,5 +1,7 @@
 """What a training window says of its outcome, against brute force and the published anchors."""
 
+import json
+
 import numpy as np
 import pytest
 from data import synthetic
@@ -65,6 +67,45 @@ def test_windows_hold_the_end_of_the_chunk_and_what_comes_of_it(tmp_path):
         assert window["score"] == np.float32(ENDINGS[number]) and window["rollout"]
         if ENDINGS[number]:
             assert window["to_go"] == 2 * CHUNK - end
+
+
+@pytest.mark.parametrize("reader", ["last action dropped", "last frame repeated"])
+def test_a_source_of_as_many_observations_as_actions_has_the_published_labels(tmp_path, reader):
+    """Section 5.4: T observations and T actions, the label of future frame i is discount^(T-1-i).
+
+    And frame min(t + K, T - 1) is the future one, by either way of reading it.
+    """
+    steps, discount = 2 * CHUNK + 1, 0.9
+    final = reader == "last action dropped"
+    kept = steps - final
+    of = synthetic.info(cameras={"top": (8, 6)}, final_observation=final)
+    whole = synthetic.episode(3, steps, of)  # whose proprio and pictures number the observations
+    frames = [*range(steps), *([] if final else [steps - 1])]
+    values = vars(whole) | {
+        "images": {"top": [whole.images["top"][i] for i in frames]},
+        "proprio": whole.proprio[frames],
+        "actions": whole.actions[:kept],
+        "returns": rewards_to_returns([0.0] * (kept - 1) + [1.0], discount),
+    }
+    with Writer(tmp_path / "a", of) as writer:
+        writer.write(Episode(**values))
+    windows = Windows(Reader(tmp_path / "a"), spec())
+    for start in range(kept):
+        window, future = windows[start], min(start + CHUNK, steps - 1)
+        assert window["future_proprio"][1] == future
+        assert window["images"]["top"][1, 0, 0, 1] == future
+        assert window["score"] * discount ** window["to_go"] == pytest.approx(
+            discount ** (steps - 1 - future)
+        )
+        assert window["frame_valid"].tolist() == [True, start + CHUNK < steps]
+
+
+def test_data_sets_of_before_have_what_was_seen_after_the_last_action(tmp_path):
+    path = write(tmp_path / "a", ENDINGS)
+    said = json.loads((path / "spec.json").read_text())
+    assert said.pop("final_observation") is True
+    (path / "spec.json").write_text(json.dumps(said))
+    assert Reader(path).info.final_observation
 
 
 def test_episodes_are_chosen_by_how_they_ended(tmp_path):

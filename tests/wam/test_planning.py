@@ -28,7 +28,7 @@ def by_hand(values, how, zero=False):
     if how == "mean":
         score = np.mean(values)
     elif how == "lcb":
-        score = np.mean(values) - np.std(values)
+        score = np.mean(values) - np.std(values, ddof=1)
     elif how == "success_vote":
         score = len(high) / len(values)
     elif 2 * len(high) >= len(values):
@@ -50,6 +50,15 @@ def test_aggregates(how):
         np.testing.assert_allclose(got, want, atol=1e-6)
     even = jnp.asarray([0.8, 0.02])  # exactly half foresee success
     np.testing.assert_allclose(aggregate(even, "majority_mean"), 0.8)
+
+
+def test_the_lower_bound_is_less_the_deviation_of_a_sample():
+    """sqrt(sum of squares / (n - 1)): what torch.std and statistics.stdev are."""
+    values = jnp.asarray([0.2, 0.4, 0.9])
+    want = 0.5 - (((0.3**2) + (0.1**2) + (0.4**2)) / 2) ** 0.5
+    np.testing.assert_allclose(aggregate(values, "lcb"), want, atol=1e-6)
+    alone = jnp.asarray([[0.3], [0.7]])  # published: not a number
+    np.testing.assert_array_equal(aggregate(alone, "lcb"), alone[:, 0])
 
 
 class Recorded(tiny.CosmosPolicy):

@@ -12,12 +12,16 @@ from wamjax.data.normalize import CONSTANT, KEYS
 from wamjax.data.sources import Source
 from wamjax.data.spec import DataSpec
 from wamjax.data.tokens import token, words
+from wamjax.data.windows import held
 
 SAMPLED = 64  # episodes of a source that are read
 
 
 def checks(
-    sources: Sequence[Source], statistics: Mapping[str, Any], spec: DataSpec | None = None
+    sources: Sequence[Source],
+    statistics: Mapping[str, Any],
+    spec: DataSpec | None = None,
+    hold: Sequence[str] | None = None,
 ) -> list[str]:
     """Warnings about sources under the statistics that they are to be normalised with.
 
@@ -25,9 +29,10 @@ def checks(
       sources: from `wamjax.data.sources.open_sources`.
       statistics: theirs, or those of a checkpoint.
       spec: the shape of a window, to compare with the length of episodes.
+      hold: see `wamjax.data.windows.padding`.
     """
     names = _names(sources)
-    out = _constant(statistics, names)
+    out = _constant(statistics, names) + _padding(statistics, names["actions"], hold)
     for source in sources:
         out += _ranges(source, statistics, names)
         out += _episodes(source, spec)
@@ -67,6 +72,21 @@ def _constant(statistics, names) -> list[str]:
             zip(statistics[key]["min"], statistics[key]["max"], strict=True)
         )
         if high - low < CONSTANT
+    ]
+
+
+def _padding(statistics, names, hold: Sequence[str] | None) -> list[str]:
+    """Actions that are 0 behind the end of an episode, and never elsewhere."""
+    if hold is None or "actions" not in statistics:
+        return []
+    low, high = statistics["actions"]["min"], statistics["actions"]["max"]
+    free = ~held(hold, names, len(low))
+    return [
+        f"{_dim('actions', i, {'actions': names})} spans {low[i]:.4g} to {high[i]:.4g}, and is 0 "
+        f"behind the end of an episode: if it is an absolute command, add {i} to those that "
+        "config.data.padding='hold:...' keeps"
+        for i in np.flatnonzero(free)
+        if not low[i] <= 0 <= high[i]
     ]
 
 

@@ -24,7 +24,7 @@ from wamjax.data.normalize import normalizers
 from wamjax.data.sources import Source, data_root, open_sources
 from wamjax.data.spec import DataSpec
 from wamjax.data.transforms import sample_transforms
-from wamjax.data.windows import Windows
+from wamjax.data.windows import Windows, padding
 
 __all__ = [
     "batches",
@@ -155,7 +155,9 @@ def batches(
     counts = mixture.counts({s.name: s.weight for s in sources}, config.data.batch_size)
     schedule = mixture.Schedule(counts, rows)
     cache = embeddings_of(config, sources) if config.model.text.kind == "context" else None
-    chain = sample_transforms(spec, normalizers(statistics, config.data.normalization), cache)
+    hold = padding(config.data.padding)
+    scales = normalizers(statistics, config.data.normalization)
+    chain = sample_transforms(spec, scales, cache, padded=hold is not None)
     seen = "latents" if config.model.codec.kind == "cached" else "video"
     keys = (seen, "instruction" if cache is None else "context", *_KEYS)
     keys += _OUTCOME if config.data.outcome else ()
@@ -166,7 +168,9 @@ def batches(
 
     streams = [
         grain.MapDataset.source(
-            Windows(s.reader, spec, s.action_free, s.offset, s.latents, s.rollout, s.ended)
+            Windows(
+                s.reader, spec, s.action_free, s.offset, s.latents, s.rollout, s.ended, hold or ()
+            )
         )
         .map(example)
         .shuffle(seed=mixture.shuffle_seed(config.seed, s.name))

@@ -74,6 +74,8 @@ class Info:
       action_names, proprio_names: of the dimensions, for messages and plots.
       action_free: the episodes hold video and proprio, no actions.
       collection: the settings that it was collected with, to recognise it by.
+      final_observation: whether what was seen after the last action is there; else an episode has
+        as many observations as actions, and its last one is stored twice.
     """
 
     cameras: Mapping[str, tuple[int, int]]
@@ -85,6 +87,7 @@ class Info:
     proprio_names: tuple[str, ...] = ()
     action_free: bool = False
     collection: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    final_observation: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Plain json, with the format version."""
@@ -93,7 +96,7 @@ class Info:
     @staticmethod
     def from_json(values: Mapping[str, Any], where: str) -> Info:
         """The reverse of `to_json`; `where` names the file in errors."""
-        values = dict(values)
+        values = {"final_observation": True} | dict(values)  # data sets before it had the key
         version = values.pop("format", None)
         if version != FORMAT_VERSION:
             raise ValueError(

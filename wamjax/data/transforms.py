@@ -88,15 +88,23 @@ class Composite:
 
 @dataclasses.dataclass(frozen=True)
 class Normalize:
-    """Actions and proprio in robot units <-> normalised; invalid actions stay zero forwards."""
+    """Actions and proprio in robot units <-> normalised.
+
+    Attributes:
+      padded: what stands in the place of invalid actions is normalised like the others; otherwise
+        it becomes 0. Where no action of a window is valid, all are 0.
+    """
 
     normalizers: Mapping[str, Normalizer]
+    padded: bool = False
 
     def forward(self, sample: Sample) -> Sample:
         """To normalised units."""
         out = {k: n.forward(sample[k]) for k, n in self.normalizers.items() if k in sample}
         if "actions" in out and "action_valid" in sample:
-            out["actions"] = out["actions"] * sample["action_valid"][..., None]
+            keep = sample["action_valid"]
+            keep = keep.any(axis=-1, keepdims=True) if self.padded else keep
+            out["actions"] = out["actions"] * keep[..., None]
         return sample | out
 
     def inverse(self, sample: Sample) -> Sample:
@@ -142,7 +150,10 @@ class Embed:
 
 
 def sample_transforms(
-    spec: DataSpec, normalizers: Mapping[str, Normalizer], cache: EmbeddingCache | None = None
+    spec: DataSpec,
+    normalizers: Mapping[str, Normalizer],
+    cache: EmbeddingCache | None = None,
+    padded: bool = False,
 ) -> Chain:
     """The chain from a window or an observation in robot units to what the model reads.
 
@@ -150,7 +161,8 @@ def sample_transforms(
       spec: of the data.
       normalizers: of actions and proprio.
       cache: of text embeddings, for models that read those; else instructions become word ids.
+      padded: see `Normalize`.
     """
     text = Tokenize(spec.instruction_length) if cache is None else Embed(cache)
     proprio = {"future_proprio": normalizers["proprio"]} if "proprio" in normalizers else {}
-    return Chain((Composite(spec.cameras), Normalize(dict(normalizers) | proprio), text))
+    return Chain((Composite(spec.cameras), Normalize(dict(normalizers) | proprio, padded), text))

@@ -3,12 +3,19 @@
 Where pictures were encoded ahead of time, the window starts are those whose latents are stored.
 
 A window is f frames at offsets 0, stride, 2 stride, ... and the j actions from its start on. What
-lies past the end of the episode is masked padding: the last frame repeated, actions of zero. A
-window never reaches into the next episode.
+lies past the end of the episode is masked padding: the last frame repeated, actions as
+`padding` says. A window never reaches into the next episode.
+
+An episode of T actions has T + 1 observations, and success is seen in the last one. Where a source
+has but T, the last action is dropped, or the last observation is stored twice and the data set says
+so (`Info.final_observation`); both ways the frames, and the steps to go, are those that public
+readers of T observations label them with.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +23,8 @@ import numpy as np
 from wamjax.data.latents import Latents, frames_of, starts
 from wamjax.data.records import Episode, Reader, RecordError
 from wamjax.data.spec import DataSpec
+
+GRIPPER = "grip"  # held by default; it need not be there
 
 
 class Windows:
@@ -35,6 +44,7 @@ class Windows:
       latents: read instead of pictures.
       rollout: of a policy, not to be imitated.
       ended: "success" or "failure": only windows of episodes that ended so; "": of all.
+      hold: see `held`; () where all actions behind the end are 0.
     """
 
     def __init__(
@@ -46,10 +56,12 @@ class Windows:
         latents: Latents | None = None,
         rollout: bool = False,
         ended: str = "",
+        hold: Sequence[str] = (),
     ):
         self.reader, self.spec, self.latents = reader, spec, latents
         self.action_free, self.offset = action_free, offset
         self.rollout, self.ended = rollout, ended
+        self._held = held(hold, reader.info.action_names, spec.action_dim)
         self._stride = latents.info.stride if latents else 1
         self._counts = np.array([len(starts(n, self._stride)) for n in reader.lengths], np.int64)
         self._counts[~chosen(reader, ended)] = 0
@@ -79,14 +91,16 @@ class Windows:
             known = episode.actions[start : start + spec.chunk]
             actions[: len(known)] = known
             valid[: len(known)] = True
-        end = min(start + spec.chunk, episode.length)
-        score, to_go = outcome(episode.returns, end)
+            actions[len(known) :, self._held] = known[-1, self._held]
+        end, final = min(start + spec.chunk, episode.length), self.reader.info.final_observation
+        last = episode.length - (not final)
+        score, to_go = outcome(episode.returns, end, final)
         return {
             **self._seen(number, start, episode),
             "proprio": episode.proprio[start].astype(np.float32),
             "actions": actions,
             "instruction": episode.instruction,
-            "frame_valid": start + spec.frame_stride * np.arange(spec.frames) <= episode.length,
+            "frame_valid": start + spec.frame_stride * np.arange(spec.frames) <= last,
             "action_valid": valid,
             "episode": np.int32(self.offset + number),
             "future_proprio": episode.proprio[end].astype(np.float32),
@@ -109,7 +123,56 @@ class Windows:
             ) from error
 
 
-def outcome(returns: np.ndarray, at: int) -> tuple[float, int]:
+def padding(text: str) -> tuple[str, ...] | None:
+    """What ``config.data.padding`` says of the actions behind the end of an episode.
+
+    Returns:
+      The words of `held`, where the others are 0 in robot units; or None for "normalized", where
+      all are 0 in normalised units, as in runs that were trained before there was a choice.
+
+    Raises:
+      ValueError: it says neither.
+    """
+    kind, _, words = text.partition(":")
+    if text == "normalized":
+        return None
+    if kind != "hold":
+        raise ValueError(
+            f"config.data.padding = {text!r} is neither 'normalized' nor 'hold:' and the names or "
+            "numbers of the actions that keep their last command"
+        )
+    return tuple(word for word in words.split(",") if word)
+
+
+def held(words: Sequence[str], names: Sequence[str], dim: int) -> np.ndarray:
+    """Which dimensions of the actions keep their last command behind the end: bool (dim,).
+
+    Published of Fast-WAM: motions are 0 there, in robot units, and a gripper keeps its command.
+
+    Args:
+      words: their numbers, or regexes that are searched in `names`.
+      names: of the dimensions, if somebody said; of none, the gripper is nowhere.
+
+    Raises:
+      ValueError: a word names no dimension; only a missing gripper is no error.
+    """
+    out = np.zeros(dim, bool)
+    for word in words:
+        if word.isdigit():
+            found = [int(word)] if int(word) < dim else []
+        else:
+            found = [i for i, name in enumerate(names[:dim]) if re.search(word, name)]
+            found = list(range(dim)) if word == ".*" else found
+        if not found and word != GRIPPER:
+            raise ValueError(
+                f"config.data.padding: {word!r} names none of the {dim} actions, which are "
+                f"{list(names) or 'nameless: give their numbers'}"
+            )
+        out[found] = True
+    return out
+
+
+def outcome(returns: np.ndarray, at: int, final: bool = True) -> tuple[float, int]:
     """What the task is going to be worth at observation `at`, and how many steps later.
 
     Args:
@@ -117,13 +180,15 @@ def outcome(returns: np.ndarray, at: int) -> tuple[float, int]:
         reward may be partial, and 0 for failure. What it was discounted by does not matter:
         nothing too, as long as returns are 0 once the reward has been given.
       at: an observation, 0 to T.
+      final: whether there is one after the last action; if not, observation T is T - 1 once more,
+        and success counts as seen in the observation that its action was chosen at.
 
     Returns:
       (the reward; control steps from `at` until it has been given, 0 from then on).
     """
     reward = np.max(returns)
     given = int(np.flatnonzero(returns == reward)[-1])  # undiscounted, all returns before equal it
-    return float(reward), max(given + 1 - at, 0)
+    return float(reward), max(given + final - at, 0)
 
 
 def chosen(reader: Reader, ended: str) -> np.ndarray:

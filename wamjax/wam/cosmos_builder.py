@@ -154,7 +154,7 @@ def objective(config, layout: str | Sequence[str]) -> None:
     config.objective.infer_steps, config.objective.solver = 5, "exponential"
     data.cameras, data.chunk = made.cameras, made.chunk
     data.frames, data.frame_stride, data.outcome = 2, made.chunk, True
-    data.normalization = "min_max"
+    data.normalization, data.padding = "min_max", "hold:.*"
 
 
 def predict2_2b(config) -> None:

@@ -132,16 +132,18 @@ def aggregate(
     """One score of several values in [0, 1].
 
     Args:
-      how: "mean"; "lcb", the mean less one standard deviation; "success_vote", the share that
-        foresees success; "majority_mean", the mean of those that do, if they are half or more, else
-        of those that do not.
+      how: "mean"; "lcb", the mean less one standard deviation of a sample, as published (of one
+        value it is 0 here, and not a number there); "success_vote", the share that foresees
+        success; "majority_mean", the mean of those that do, if they are half or more, else of those
+        that do not.
       zero_minority: as in the public code, 0 instead of the latter.
     """
     foresees = values > SUCCESS
     if how == "mean":
         score = jnp.mean(values, axis=-1)
     elif how == "lcb":
-        score = jnp.mean(values, axis=-1) - jnp.std(values, axis=-1)
+        spread = jnp.std(values, axis=-1, ddof=1) if values.shape[-1] > 1 else 0.0
+        score = jnp.mean(values, axis=-1) - spread
     elif how == "success_vote":
         score = jnp.mean(foresees, axis=-1)
     else:
