@@ -7,8 +7,15 @@ from the newest checkpoint, with the losses and parameters of a run that was nev
 DIR then holds config.json, metrics.jsonl, checkpoints/, media/ and, at the end, DONE; of a policy
 also eval.json, of a model of pictures media/samples.png, of a codec media/reconstructions.png.
 
+    python -m wamjax.train ... --distributed --coordinator=HOST:PORT --processes=2 --process=0
+
+Of several processes each runs the same command; DIR is one folder for all of them. A signal to any
+stops all after the same step; if one dies the others end within half a minute. As many as before or
+any other number go on from the same checkpoint with the same batches.
+
 Exit status: 0 when the run is done, was done before, or saved and stopped on SIGTERM or SIGINT
-(then without DONE); 1 on an error, which includes too many non-finite steps in a row.
+(then without DONE); 1 on an error, which includes too many non-finite steps in a row. One of
+several processes may also end by SIGABRT, from JAX, when another one has died.
 """
 
 from __future__ import annotations
