@@ -155,6 +155,75 @@ def test_breakdown_by_primitive():
     assert got == {"conv_general_dilated": 2 * 5 * 4 * 6, "dot_general": 2 * 5 * 4 * 3}
 
 
+def codec(kernel, x):
+    """Pictures (b, 6, 6, 3) to 4 latents of 5 numbers."""
+    dims = ("NHWC", "HWIO", "NHWC")
+    z = lax.conv_general_dilated(x, kernel, (3, 3), "VALID", dimension_numbers=dims)
+    return z.reshape(-1, 5)
+
+
+def test_training_counts_a_frozen_codec_once_and_frozen_layers_twice():
+    b, kernel, layers = 2, spec(3, 3, 3, 5), [spec(5, 7), spec(7, 11), spec(11, 4)]
+    x = spec(b, 6, 6, 3)
+    conv, cost = 2 * b * 4 * 5 * 27, [2 * 4 * b * w.shape[0] * w.shape[1] for w in layers]
+
+    def loss(trained, frozen, x):
+        params = trained | frozen
+        z = codec(params["codec"], x)
+        return mlp([params[k] for k in "abc"], z)
+
+    params = {"codec": kernel, **dict(zip("abc", layers, strict=True))}
+
+    def training(*names):
+        """With these trained; also as counted in the gradient itself."""
+        parts = {k: params[k] for k in names}, {k: v for k, v in params.items() if k not in names}
+        total = flops.count_training(loss, *parts, x)
+        assert total == flops.count(jax.value_and_grad(loss), *parts, x)
+        return total
+
+    assert training("codec", "a", "b", "c") == 2 * conv + 3 * sum(cost)
+    # The codec once; of the first layer nobody asks for the gradient of what comes in.
+    assert training("a", "b", "c") == conv + 2 * cost[0] + 3 * (cost[1] + cost[2])
+    assert training("a", "c") == conv + 2 * cost[0] + 2 * cost[1] + 3 * cost[2]
+    assert training("c") == conv + cost[0] + cost[1] + 2 * cost[2]
+    assert training("b") == conv + cost[0] + 2 * cost[1] + 2 * cost[2]
+
+
+def test_training_under_stopped_gradients_loops_branches_and_remat():
+    def loss(params, x, choice):
+        w, stack, up = params
+
+        @jax.checkpoint
+        def body(x, w):
+            return jnp.tanh(lax.stop_gradient(x @ x.T) @ x @ w), None
+
+        x, _ = lax.scan(body, x, stack)
+        x = lax.cond(choice, lambda x: jnp.tanh(x @ w), lambda x: x, x)
+        return jnp.sum((x @ up) ** 2) + jnp.sum(lax.stop_gradient(x @ w))
+
+    b, d, n = 3, 8, 5
+    params = spec(d, d), spec(n, d, d), spec(d, 2)
+    square, table = 2 * b * d * d, 2 * b * b * d  # table: x @ x.T, and that times x
+    want = n * (table + 2 * table + 3 * square)  # nothing is trained in the first of the three
+    want += 3 * square + 3 * 2 * b * d * 2 + square
+    choice = jax.ShapeDtypeStruct((), jnp.bool_)
+    assert flops.count_training(loss, params, spec(b, d), choice) == want
+
+
+def test_training_of_what_is_not_looked_into():
+    @jax.custom_vjp
+    def double(x):
+        return x @ x
+
+    double.defvjp(lambda x: (x @ x, x), lambda x, g: (g @ x.T + x.T @ g,))
+    assert flops.count_training(lambda x: double(x).sum(), spec(8, 8)) == 3 * 2 * 8**3
+    whole = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    specs = {"in_specs": (P("data"), P()), "out_specs": P("data")}
+    f = jax.shard_map(lambda x, w: x @ w, mesh=whole, **specs)
+    x, w = spec(8, 6), spec(6, 4)
+    assert flops.count_training(lambda w, x: f(x, w).sum(), w, x) == 2 * 2 * 8 * 6 * 4
+
+
 @pytest.mark.parametrize(
     "kind,name",
     [

@@ -13,7 +13,7 @@ from test_step import arrays, assert_close, assert_same, build
 from wamjax import adapters, optim, partition, sharding, tree, weights
 from wamjax import state as states
 from wamjax.data.normalize import normalizers
-from wamjax.step import plan
+from wamjax.step import forward_flops, model_flops, plan
 from wamjax.weights import families
 
 FROZEN = ("action/encoder/.*", "proprio/bias")  # of the toy
@@ -191,7 +191,7 @@ def test_training_adapters_leaves_a_frozen_backbone():
 
 
 def test_the_gradient_of_a_frozen_backbone_is_not_computed():
-    objective, flops = toy.fast_wam(), {}
+    objective, flops, model = toy.fast_wam(), {}, {}
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     for rules in ((), (".*",)):
         values = {"optim.freeze": rules, "lora.rank": 2, "lora.targets": TARGETS}
@@ -199,4 +199,8 @@ def test_the_gradient_of_a_frozen_backbone_is_not_computed():
         with jax.set_mesh(mesh):
             work = plan(objective, optim.make(config), config, mesh)
             flops[rules] = work.step.lower(work.state, work.batch).cost_analysis()["flops"]
+            model[rules] = model_flops(objective, config, work.state.params, work.batch)
+            once = forward_flops(objective, config, work.state.params, work.batch)
     assert flops[(".*",)] < 0.8 * flops[()]
+    # Nor is it counted: with the backbone frozen a step is two forward passes, not three.
+    assert 2.8 * once < model[()] <= 3 * once and 1.8 * once < model[(".*",)] < 2.2 * once

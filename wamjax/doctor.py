@@ -33,7 +33,7 @@ from wamjax import config as configs
 from wamjax import state as states
 from wamjax.models import dit
 from wamjax.models.layers import unconstrained
-from wamjax.step import make_train_step, model_flops
+from wamjax.step import forward_flops, make_train_step, model_flops
 from wamjax.wam.programs import MODES
 
 
@@ -78,8 +78,9 @@ def work(objective, config: ConfigDict, params: Any) -> dict[str, float]:
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     with jax.set_mesh(sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])):
+        forward = forward_flops(objective, config, params, batch) / config.data.batch_size
         train = model_flops(objective, config, params, batch) / config.data.batch_size
-    out = {"forward": train / 3, "train": train}
+    out = {"forward": forward, "train": train}
     one = objective.batch_spec(1)
     if hasattr(objective, "sample"):
         condition = {k: v for k, v in one.items() if k != objective.codec.key}

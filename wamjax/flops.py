@@ -9,6 +9,10 @@ One multiply-add is two operations. A convolution counts the taps that meet an i
 those in the padding or between dilated inputs; so the three convolutions of a forward and backward
 pass cost exactly the same. Trace under the same mesh (`jax.set_mesh`) as the real step if the
 function needs one.
+
+`count` is of what is executed. `count_training` is of what training needs: the forward pass, and of
+the backward pass what `jax.grad` by the trained parameters computes where nothing is
+rematerialised.
 """
 
 from __future__ import annotations
@@ -16,12 +20,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 from jax.interpreters.partial_eval import dce_jaxpr
+
+# Their results do not change with their operands, or are said not to.
+_FLAT = {"stop_gradient", "floor", "ceil", "round", "sign"}
 
 
 class UnknownTripCount(UserWarning):
@@ -47,6 +56,28 @@ def count_by(fn: Callable, *args, while_trip_count: int | None = None) -> dict[s
     closed = jax.make_jaxpr(fn)(*args)
     live, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     return dict(_jaxpr(live, while_trip_count))
+
+
+def count_training(fn: Callable, params: Any, *args) -> int:
+    """FLOPs of ``fn(params, *args)`` and its gradient by `params`, with nothing computed twice.
+
+    The same as `count` of ``jax.value_and_grad(fn)`` if `fn` does not rematerialise: a contraction
+    counts once, and once more for each operand that depends on `params`, if the result depends on
+    it. So three times the forward pass where parameters and what goes through them are trained;
+    twice where parameters are frozen, or take what comes from the data; once in an encoder that is
+    frozen or whose gradient is stopped. Of a `jax.custom_vjp` the function is looked at, not what
+    its derivative does; what cannot be looked into costs three times its forward pass.
+
+    Args:
+      fn: gives one number; otherwise as for `count`.
+      params: any pytree, of arrays or `jax.ShapeDtypeStruct`s as `args`.
+    """
+    closed = jax.make_jaxpr(fn)(params, *args)
+    live, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    trained = len(jax.tree.leaves(params))
+    active = [i < trained for i, is_used in enumerate(used) if is_used]
+    backward, _ = _gradient(live, active, [True] * len(live.outvars))
+    return _jaxpr(live, None).total() + backward.total()
 
 
 def _jaxpr(jaxpr: Jaxpr, trips: int | None) -> Counter:
@@ -133,3 +164,112 @@ def _taps(size, kernel, out, stride, low, lhs_dilation, rhs_dilation) -> int:
     """(output, kernel) positions along one dimension that meet an element of the input."""
     at = np.arange(out)[:, None] * stride + np.arange(kernel) * rhs_dilation - low
     return int(np.sum((at >= 0) & (at <= (size - 1) * lhs_dilation) & (at % lhs_dilation == 0)))
+
+
+def _gradient(
+    jaxpr: Jaxpr, active: Sequence[bool], wanted: Sequence[bool]
+) -> tuple[Counter, list[bool]]:
+    """FLOPs of the backward pass alone.
+
+    Args:
+      active: which inputs depend on what is trained.
+      wanted: which outputs the result depends on.
+
+    Returns:
+      the FLOPs, and which inputs get a gradient.
+    """
+    depends = _depending(jaxpr, active)
+    ends = zip(jaxpr.outvars, wanted, strict=True)
+    need = {v for v, is_wanted in ends if is_wanted and isinstance(v, Var) and v in depends}
+    total = Counter()
+    for eqn in reversed(jaxpr.eqns):
+        out = [v in need for v in eqn.outvars]
+        if any(out):
+            cost, asks = _equation_gradient(eqn, _flags(eqn.invars, depends), out)
+            total.update(cost)
+            need.update(v for v, is_asked in zip(eqn.invars, asks, strict=True) if is_asked)
+    return total, _flags(jaxpr.invars, need)
+
+
+def _equation_gradient(
+    eqn, active: list[bool], wanted: list[bool]
+) -> tuple[Counter, list[bool]]:
+    """`_gradient` of one equation."""
+    name = eqn.primitive.name
+    if name in ("dot_general", "conv_general_dilated"):
+        return _times(_equation(eqn, None), sum(active)), active
+    if name == "scan":
+        return _scan_gradient(eqn, active, wanted)
+    if bodies := _bodies(eqn):
+        first = len(active) - len(bodies[0].invars)  # after the index of a branch
+        costs, asks = zip(*(_gradient(j, active[first:], wanted) for j in bodies), strict=True)
+        cost = _times(max(costs, key=lambda c: c.total()), _repeats(name, eqn.params, None))
+        return cost, [False] * first + [any(flags) for flags in zip(*asks, strict=True)]
+    return _times(_equation(eqn, None), 2), active
+
+
+def _scan_gradient(
+    eqn, active: list[bool], wanted: list[bool]
+) -> tuple[Counter, list[bool]]:
+    body, (consts, carry) = eqn.params["jaxpr"].jaxpr, _scan_sizes(eqn)
+    inside, _ = _scan_activity(eqn, active)
+    while True:  # what one step wants of the carry, the step before it has to deliver
+        cost, asks = _gradient(body, inside, wanted)
+        asked = asks[consts : consts + carry]
+        more = [a or w for a, w in zip(asked, wanted[:carry], strict=True)] + wanted[carry:]
+        if more == wanted:
+            return _times(cost, eqn.params["length"]), asks
+        wanted = more
+
+
+def _depending(jaxpr: Jaxpr, active: Sequence[bool]) -> set[Var]:
+    """The variables that depend on the active inputs, in a way that has a derivative."""
+    found = {v for v, is_active in zip(jaxpr.invars, active, strict=True) if is_active}
+    for eqn in jaxpr.eqns:
+        out = _activity(eqn, _flags(eqn.invars, found))
+        found.update(v for v, is_active in zip(eqn.outvars, out, strict=True) if is_active)
+    return found
+
+
+def _activity(eqn, active: list[bool]) -> list[bool]:
+    """Which results of an equation depend on its active operands; see `_depending`."""
+    name = eqn.primitive.name
+    # A `while` loop has no backward pass: where it is differentiated, nothing goes through it.
+    if not any(active) or name in _FLAT or name == "while":
+        return [False] * len(eqn.outvars)
+    out = [True] * len(eqn.outvars)
+    if name == "scan":
+        _, out = _scan_activity(eqn, active)
+    elif bodies := _bodies(eqn):
+        first = len(active) - len(bodies[0].invars)
+        outs = (_flags(j.outvars, _depending(j, active[first:])) for j in bodies)
+        out = [any(flags) for flags in zip(*outs, strict=True)]
+    continuous = (jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars)
+    return [a and c for a, c in zip(out, continuous, strict=True)]
+
+
+def _scan_activity(eqn, active: list[bool]) -> tuple[list[bool], list[bool]]:
+    """Which inputs of a loop's body are active in some step, and which of its outputs."""
+    body, (consts, carry) = eqn.params["jaxpr"].jaxpr, _scan_sizes(eqn)
+    while True:
+        out = _flags(body.outvars, _depending(body, active))
+        before = active[consts : consts + carry]
+        after = [a or b for a, b in zip(before, out[:carry], strict=True)]
+        if after == before:
+            return active, out
+        active = [*active[:consts], *after, *active[consts + carry :]]
+
+
+def _scan_sizes(eqn) -> tuple[int, int]:
+    return eqn.params["num_consts"], eqn.params["num_carry"]
+
+
+def _bodies(eqn) -> list[Jaxpr]:
+    """The functions that an equation calls on its operands; of a `cond` all branches."""
+    operands = len(eqn.invars) - (eqn.primitive.name == "cond")
+    size = operands, len(eqn.outvars)
+    return [j for j in _jaxprs_in(eqn.params) if (len(j.invars), len(j.outvars)) == size]
+
+
+def _flags(variables: Sequence[Any], which: set[Var]) -> list[bool]:
+    return [isinstance(v, Var) and v in which for v in variables]

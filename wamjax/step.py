@@ -99,16 +99,34 @@ def plan(objective, tx: optax.GradientTransformation, config, mesh: Mesh) -> Pla
 
 
 def model_flops(objective, config, params: Any, batch: Any) -> int:
-    """FLOPs of a step that are the model's own: three forward passes.
+    """FLOPs of a step that are the model's own: the loss and its gradient, see
+    `flops.count_training`.
 
-    A backward pass costs two, and what rematerialisation repeats is not useful work. `params` and
+    What rematerialisation repeats is not useful work. What is not trained costs no gradient: a
+    frozen codec counts once, frozen layers that a gradient passes through twice. `params` and
     `batch` may be abstract; a constrained objective needs the mesh to be set.
     """
+    parts = partition.split(params, partition.trained(config.optim.freeze))
+    return flops.count_training(_loss(objective, config), *parts, batch, _abstract_key())
 
-    def loss(params, batch, rng):
-        return objective.loss(compute_cast(params, config.precision.compute), batch, rng)[0]
 
-    return 3 * flops.count(loss, params, batch, jax.eval_shape(lambda: states.key(0, "train")))
+def forward_flops(objective, config, params: Any, batch: Any) -> int:
+    """FLOPs of the loss alone; arguments as of `model_flops`."""
+    return flops.count(_loss(objective, config), params, {}, batch, _abstract_key())
+
+
+def _abstract_key() -> Any:
+    return jax.eval_shape(lambda: states.key(0, "train"))
+
+
+def _loss(objective, config) -> Callable:
+    """The loss given the trained and the other parameters, which become one tree."""
+
+    def loss(trained, frozen, batch, rng):
+        params = compute_cast(partition.merge(trained, frozen), config.precision.compute)
+        return objective.loss(params, batch, rng)[0]
+
+    return loss
 
 
 def update_ema(ema: Any, params: Any, decay: float) -> Any:

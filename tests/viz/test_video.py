@@ -1,5 +1,8 @@
+import os
 import sys
+import warnings
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,6 +36,20 @@ def test_mp4_round_trip_keeps_frames_order_and_colour(tmp_path):
 def test_small_pictures_are_enlarged_by_default(tmp_path):
     got, _ = read(video.save_mp4(noise(2, 64, 128), tmp_path / "a.mp4", fps=4))
     assert got.shape[1:3] == (192, 384)
+
+
+def test_a_video_is_written_without_a_fork_of_the_threads_of_jax(tmp_path, monkeypatch):
+    """JAX warns of every fork that runs Python in the child: it may deadlock."""
+    forks = []
+    os.register_at_fork(before=lambda: forks.append(1))
+    jax.block_until_ready(jax.numpy.ones(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        path = video.save_mp4(noise(3, 8, 8), tmp_path / "a.mp4", fps=5)
+    assert not forks and read(path)[1]["fps"] == 5
+    with pytest.raises(OSError, match="missing.*ffmpeg ended with"):
+        monkeypatch.setattr(video.Path, "mkdir", lambda *args, **options: None)
+        video.save_mp4(noise(3, 8, 8), tmp_path / "missing" / "a.mp4", fps=5)
 
 
 def test_without_ffmpeg_a_gif(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from wamjax.data import pipeline
 from wamjax.data.spec import DataSpec
 from wamjax.doctor import Shape, diagnose
 from wamjax.envs import tabletop
+from wamjax.step import forward_flops, model_flops
 from wamjax.wam import cosmos_builder as presets
 from wamjax.wam.cosmos_programs import USES
 from wamjax.wam.layouts import LAYOUTS
@@ -83,6 +84,21 @@ def test_the_doctor_knows_a_published_config():
     assert work["act/frozen"] < work["act/direct"] < work["act/plan"]
     assert report["parameters"]["codec"] == 126_892_531
     assert json.dumps(report)
+
+
+def test_the_work_of_a_published_step_counts_the_frozen_codec_once():
+    """6.56 TFLOP a sample are the network's, three times; 7.94 the codec's, which is frozen."""
+    config = get("libero")
+    config.data.batch_size = 4
+    objective = build(config)
+    params = jax.eval_shape(objective.init, jax.random.key(0))
+    batch = objective.batch_spec(4)
+    mesh = sharding.abstract_mesh({"data": 1, "fsdp": 1, "tensor": 1}, 1)
+    with jax.sharding.use_abstract_mesh(mesh):
+        forward = forward_flops(objective, config, params, batch) / 4
+        model = model_flops(objective, config, params, batch) / 4
+    assert forward == pytest.approx((6.56 + 7.94) * 1e12, rel=1e-3)
+    assert model == pytest.approx((3 * 6.56 + 7.94) * 1e12, rel=1e-3)
 
 
 def test_forward_passes_of_planning_are_batched_and_text_is_read_once():

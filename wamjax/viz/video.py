@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,9 @@ def save_mp4(frames: np.ndarray, path: str | Path, fps: float, scale: int = 0) -
 
     Returns:
       The path written: `path`, or the same name with ``.gif`` if there is no ffmpeg.
+
+    Raises:
+      OSError: ffmpeg could not write it.
     """
     frames = upscale(_checked(frames), scale or _factor(frames))
     _, h, w, _ = frames.shape
@@ -36,18 +40,30 @@ def save_mp4(frames: np.ndarray, path: str | Path, fps: float, scale: int = 0) -
     try:
         import imageio_ffmpeg
 
-        imageio_ffmpeg.get_ffmpeg_exe()
+        program = imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError):
         return save_gif(frames, path.with_suffix(".gif"), fps)
-    writer = imageio_ffmpeg.write_frames(
-        str(path), frames.shape[2:0:-1], fps=fps, quality=8, macro_block_size=2,
-        ffmpeg_log_level="error",
-    )  # fmt: skip
-    writer.send(None)
-    for frame in frames:
-        writer.send(np.ascontiguousarray(frame))
-    writer.close()
+    _encode(program, frames, path, fps)
     return path
+
+
+def _encode(program: str, frames: np.ndarray, path: Path, fps: float) -> None:
+    """Has ffmpeg write `frames`.
+
+    Not by `imageio_ffmpeg.write_frames`: it runs Python between fork and exec, which may deadlock a
+    process with the threads of JAX. A process group of its own, which needs no such code, keeps an
+    interrupt of the terminal from ending ffmpeg in the middle of a file.
+    """
+    _, h, w, _ = frames.shape
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{w}x{h}", "-r", f"{fps:.6g}", "-i", "-"]
+    pixels = np.ascontiguousarray(frames).data.cast("B")
+    for codec in (["-vcodec", "libx264", "-crf", "10"], ["-q:v", "2"]):  # not every ffmpeg has x264
+        command = [program, "-y", "-v", "error", *raw, *codec, "-pix_fmt", "yuv420p", str(path)]
+        done = subprocess.run(command, input=pixels, capture_output=True, process_group=0)
+        if not done.returncode:
+            return
+    why = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+    raise OSError(f"{path}: ffmpeg ended with {done.returncode}: {why}")
 
 
 def save_gif(frames: np.ndarray, path: str | Path, fps: float) -> Path:
