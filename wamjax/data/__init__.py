@@ -1,7 +1,7 @@
 """From episodes on disk to batches of windows.
 
 * `spec`: what a data set and a window of it hold
-* `images`, `records`, `shards`: pictures, and episodes in ArrayRecord files
+* `images`, `episodes`, `frames`, `records`, `shards`: pictures, and episodes in ArrayRecord files
 * `latents`, `precompute`, `layout`: windows that a frozen codec encoded ahead of time
 * `embeddings`, `tensors`: text embeddings computed ahead of time, in safetensors files
 * `arrays`, `makers`: data that is arrays of examples, not episodes

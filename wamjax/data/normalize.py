@@ -1,13 +1,15 @@
 """Statistics of actions and proprio, and the normalisers made of them.
 
-Statistics are plain json: {"actions": {"min": [...], "max", "mean", "std", "q01", "q99", "count"},
-"proprio": {...}}, one number per dimension. They are stored with the data set and in checkpoints.
+Statistics are plain json: {"actions": {"min": [...], "max", "mean", "std", "q01", "q99", "count",
+"digest"}, "proprio": {...}}, one number per dimension; the count of steps and the digest of the
+episodes tell what they are of. They are stored with the data set and in checkpoints.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 KEYS = ("proprio", "actions")  # what is normalised
 CONSTANT = 1e-4  # a dimension with a smaller range carries no information
 CLIP = 5.0
+ABOUT = ("count", "digest")  # of a key's statistics: what they are of
 MODES = ("min_max", "mean_std", "quantile")
 
 Statistics = Mapping[str, Mapping[str, Any]]
@@ -41,7 +44,20 @@ def _summary(key: str, episodes: list[np.ndarray]) -> dict[str, Any]:
     q01, q99 = np.quantile(x, (0.01, 0.99), axis=0)
     rows = {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0)}
     rows |= {"q01": q01, "q99": q99}
-    return {name: row.tolist() for name, row in rows.items()} | {"count": len(x)}
+    known = {"count": len(x), "digest": digest_of(digest(part) for part in episodes)}
+    return {name: row.tolist() for name, row in rows.items()} | known
+
+
+def digest(x: np.ndarray) -> str:
+    """16 hexadecimal digits of the shape and the numbers (as float32) of one episode's array."""
+    out = hashlib.blake2b(str(np.shape(x)).encode(), digest_size=8)
+    out.update(np.ascontiguousarray(x, "<f4").tobytes())
+    return out.hexdigest()
+
+
+def digest_of(digests: Iterable[str]) -> str:
+    """The digest of several episodes, in order, from theirs."""
+    return hashlib.blake2b(" ".join(digests).encode(), digest_size=8).hexdigest()
 
 
 @functools.partial(
@@ -108,7 +124,7 @@ def check_same(ours: Mapping[str, Normalizer], theirs: Mapping[str, Normalizer],
 
 
 def _arrays(rows: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {k: np.asarray(v, np.float64) for k, v in rows.items() if k != "count"}
+    return {k: np.asarray(v, np.float64) for k, v in rows.items() if k not in ABOUT}
 
 
 def _normalizer(rows: dict[str, np.ndarray], mode: str) -> Normalizer:

@@ -15,6 +15,7 @@ from wamjax.data.latents import Latents
 from wamjax.data.records import Reader
 from wamjax.data.spec import DataSpec
 from wamjax.data.tokens import tokenize
+from wamjax.metrics import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,11 +232,19 @@ def checked(statistics: dict[str, Any], reader: Reader, mode: str) -> dict[str, 
             rows = statistics[key]
             if (said := rows.get("count", count)) != count:
                 raise ValueError(f"statistics of {said} {key}, and there are {count}")
-            if not all(np.isfinite(values).all() for values in rows.values()):
+            said, known = rows.get("digest"), reader.digest(key)
+            if said and known and said != known:
+                raise ValueError(f"statistics of {key} of other episodes: digest {said}, "
+                                 f"not {known}")  # fmt: skip
+            numbers = [values for name, values in rows.items() if name != "digest"]
+            if not all(np.isfinite(values).all() for values in numbers):
                 raise ValueError(f"statistics of {key} are not finite")
     except ValueError as error:
         raise ValueError(
             f"{reader.path}: {error}. Are they of another data set? Recompute them by `python -m "
             f"wamjax.stats --data={reader.path} --out={reader.path}/statistics.json`"
         ) from error
+    if not all(statistics[key].get("digest") and reader.digest(key) for key in normalize.KEYS):
+        say(f"{reader.path}: nothing says which episodes its statistics are of (no digest): taken "
+            "as they are")  # fmt: skip
     return statistics
