@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
@@ -169,26 +168,10 @@ def test_an_existing_data_set_is_not_overwritten(tmp_path):
     assert len(Reader(tmp_path / "a")) == len(synthetic.LENGTHS)
 
 
-def rewrite(path, episodes):
-    """The records of a data set in one file of format 1, which holds pictures and all."""
-    for file in path.glob("*.arrayrecord"):
-        file.unlink()
-    writer = ArrayRecordWriter(str(path / shard_name(0, 1)), OPTIONS)
-    for episode in episodes:
-        writer.write(pack(episode))
-    writer.close()
-    for name, gone in {"index.json": ("frames", "digests"), "spec.json": ()}.items():
-        values = json.loads((path / name).read_text())
-        values = {k: v for k, v in values.items() if k not in gone}
-        values |= {"shards": [len(episodes)]} if gone else {"format": 1}
-        (path / name).write_text(json.dumps(values))
-    return path
-
-
 def test_data_sets_of_format_1_are_read(tmp_path):
     path = synthetic.write(tmp_path / "a")
     new = [synthetic.episode(i, n, synthetic.info()) for i, n in enumerate(synthetic.LENGTHS)]
-    rewrite(path, new)
+    synthetic.rewrite(path, new)
     reader = Reader(path)
     assert reader.digest("actions") == ""
     assert all(equal(old, episode) for old, episode in zip(reader, new, strict=True))

@@ -8,6 +8,7 @@
 * `stand_in`: random data in the formats of the real
 * `normalize`: statistics of actions and proprio, and the normalisers made of them
 * `tokens`: words to ids
+* `skips`: bad records that are passed over
 * `windows`: every step of every episode is the start of one; padding is masked
 * `transforms`: pairs (forward, inverse), the same ones in training, evaluation and serving
 * `sources`: opens the data sets that a config names and checks that they agree

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from wamjax.data.normalize import CONSTANT, KEYS
+from wamjax.data.records import Episode, RecordError
 from wamjax.data.sources import Source
 from wamjax.data.spec import DataSpec
 from wamjax.data.tokens import token, words
@@ -73,10 +74,8 @@ def _constant(statistics, names) -> list[str]:
 def _ranges(source: Source, statistics, names) -> list[str]:
     """A source against the statistics: far outside, or a small corner of them."""
     keys = ["proprio"] if source.action_free else ["proprio", "actions"]
-    step = max(1, len(source.reader) // SAMPLED)
-    episodes = [source.reader[i] for i in range(0, len(source.reader), step)]
-    out = []
-    for key in keys:
+    episodes, out = _sample(source), []
+    for key in keys if episodes else ():
         x = np.concatenate([getattr(episode, key) for episode in episodes])
         rows = statistics[key]
         if x.shape[1] != len(rows["min"]):
@@ -94,6 +93,17 @@ def _ranges(source: Source, statistics, names) -> list[str]:
                 out.append(f"{seen}far outside of {span}: statistics of another data set?")
             elif has[1] - has[0] < 0.05 * width and high - low >= CONSTANT:
                 out.append(f"{seen}a corner of {span}: other units, or another robot?")
+    return out
+
+
+def _sample(source: Source) -> list[Episode]:
+    """Some of the episodes; of bad ones, as many are passed over as training would."""
+    step, out = max(1, len(source.reader) // SAMPLED), []
+    for i in range(0, len(source.reader), step):
+        try:
+            out.append(source.reader[i])
+        except RecordError as error:
+            source.skips.add(source.reader.path, i, error)
     return out
 
 

@@ -19,7 +19,8 @@ import numpy as np
 KEYS = ("proprio", "actions")  # what is normalised
 CONSTANT = 1e-4  # a dimension with a smaller range carries no information
 CLIP = 5.0
-ABOUT = ("count", "digest")  # of a key's statistics: what they are of
+ABOUT = ("count", "digest", "skipped")  # of a key's statistics: what they are of
+FAR = 1000.0  # ranges beside the range of the demonstrations, where no robot can be
 MODES = ("min_max", "mean_std", "quantile")
 
 Statistics = Mapping[str, Mapping[str, Any]]
@@ -46,6 +47,18 @@ def _summary(key: str, episodes: list[np.ndarray]) -> dict[str, Any]:
     rows |= {"q01": q01, "q99": q99}
     known = {"count": len(x), "digest": digest_of(digest(part) for part in episodes)}
     return {name: row.tolist() for name, row in rows.items()} | known
+
+
+def bounds(statistics: Statistics) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of each key, (lowest, highest) numbers that can be true beside demonstrations of these
+    statistics; without end where they are constant."""
+    out = {}
+    for key in KEYS:
+        if key in statistics:
+            low, high = (np.asarray(statistics[key][row], np.float64) for row in ("min", "max"))
+            room = np.where(high - low < CONSTANT, np.inf, FAR * (high - low))
+            out[key] = low - room, high + room
+    return out
 
 
 def digest(x: np.ndarray) -> str:

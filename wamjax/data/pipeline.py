@@ -20,7 +20,7 @@ from wamjax.data import arrays, mixture, stand_in
 from wamjax.data.arrays import ArraySpec
 from wamjax.data.checks import checks, describe
 from wamjax.data.embeddings import EmbeddingCache
-from wamjax.data.normalize import normalizers
+from wamjax.data.normalize import bounds, normalizers
 from wamjax.data.sources import Source, data_root, open_sources
 from wamjax.data.spec import DataSpec
 from wamjax.data.transforms import sample_transforms
@@ -164,13 +164,16 @@ def batches(
     keys = (seen, "instruction" if cache is None else "context", *_KEYS)
     keys += _OUTCOME if config.data.outcome else ()
 
+    limits = bounds(statistics)
+
     def example(window: dict[str, Any]) -> dict[str, np.ndarray]:
         sample = chain.forward(window)
         return {key: sample[key] for key in keys}
 
     streams = [
         grain.MapDataset.source(
-            Windows(s.reader, spec, s.action_free, s.offset, s.latents, s.rollout, s.ended)
+            Windows(s.reader, spec, s.action_free, s.offset, s.latents, s.rollout, s.ended,
+                    limits, s.skips)
         )
         .map(example)
         .shuffle(seed=mixture.shuffle_seed(config.seed, s.name))

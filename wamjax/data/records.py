@@ -188,7 +188,7 @@ class Reader:
         self.index = read_json(self.path / "index.json")
         if lacks := [k for k in ("lengths", "shards") if k not in self.index]:
             raise ValueError(f"{self.path}/index.json lacks {lacks}: copy it again from where it "
-                             f"came, or remove {self.path} and collect it again")  # fmt: skip
+                             "came, or write the data set again")  # fmt: skip
         available = len(self.index["lengths"])
         if not 0 <= limit <= available:
             raise ValueError(f"{limit} episodes are asked of {self.path}, which has {available}")
@@ -196,6 +196,7 @@ class Reader:
         self.lengths = np.asarray(self.index["lengths"][: self.limit], np.int64)
         self._shards = Shards(self.path, self.index["shards"])
         self._frames = Shards(self.path, self.index.get("frames", ()), frames.STEM)
+        self._instructions = frozenset(self.index.get("instructions", ()))
         self._good = np.zeros(self.limit, bool)  # checked once
 
     def __len__(self) -> int:
@@ -240,10 +241,16 @@ class Reader:
                  else "write the data set again from its recordings")  # fmt: skip
         return f"Copy the file again from where it came, {again}, or pass over it by data.skip_bad"
 
-    def digest(self, key: str) -> str:
-        """Of the states or actions of the episodes; '' where they were written without."""
-        known = self._digests(key)
-        return normalize.digest_of(known[: self.limit]) if known else ""
+    def digest(self, key: str, good: Sequence[bool] | None = None) -> str:
+        """Of the states or actions of the episodes; '' where they were written without.
+
+        Args:
+          good: which episodes; None = all.
+        """
+        known = self._digests(key)[: self.limit]
+        if good is not None:
+            known = [x for x, take in zip(known, good, strict=False) if take]
+        return normalize.digest_of(known) if known else ""
 
     def _digests(self, key: str) -> Sequence[str]:
         return self.index.get("digests", {}).get(key, ())
@@ -257,6 +264,8 @@ class Reader:
 
     def _check(self, i: int, episode: Episode) -> None:
         check(episode, self.info)
+        if self._instructions and episode.instruction not in self._instructions:
+            raise ValueError(f"instruction {episode.instruction!r} is not one of index.json")
         for key in normalize.KEYS:
             known = self._digests(key)
             if known and normalize.digest(getattr(episode, key)) != known[i]:
@@ -305,4 +314,5 @@ def read_json(path: pathlib.Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); collect the data set again") from error
+        raise ValueError(f"{path} cannot be read ({error}); copy it again from where it came, or "
+                         "write the data set again") from error  # fmt: skip
