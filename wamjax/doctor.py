@@ -197,7 +197,8 @@ def _data_warnings(config: ConfigDict) -> list[str]:
         return [f"config.data.sources.{name}: no data in {path}, so nothing of the data was checked"
                 for name, path in absent.items()]  # fmt: skip
     spec, statistics, sources = pipeline.open_episodes(config)
-    return pipeline.checks(sources, statistics, spec)
+    doubts = pipeline.doubts(config, statistics, sources)
+    return pipeline.checks(sources, statistics, spec) + doubts
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 from absl import app, flags
 
 from wamjax.data import published_statistics
-from wamjax.data.checks import checks
+from wamjax.data.checks import checks, lost
+from wamjax.data.normalize import MODES
 from wamjax.data.records import Episode, Reader, RecordError
 from wamjax.data.skips import Skips
 from wamjax.data.sources import Source, compute_statistics
@@ -128,7 +129,8 @@ def main(argv: list[str]) -> None:
     )
     print(table(found, {"actions": info.action_names, "proprio": info.proprio_names}))
     source = Source("data", reader, action_free=info.action_free, skips=skips)
-    for warning in compare(reader.stored_statistics(), found) + checks([source], found):
+    warnings = compare(reader.stored_statistics(), found) + checks([source], found)
+    for warning in warnings + [w for mode in MODES for w in lost([source], found, mode)]:
         print(f"warning: {warning}")
     if values.out:
         if values.format == published_statistics.COSMOS_POLICY:

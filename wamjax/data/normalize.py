@@ -20,6 +20,7 @@ KEYS = ("proprio", "actions")  # what is normalised
 CONSTANT = 1e-4  # a dimension with a smaller range carries no information
 CLIP = 5.0
 ABOUT = ("count", "digest", "skipped")  # of a key's statistics: what they are of
+LOSS = 0.05  # of the range of a dimension: clipping that is worth a warning
 FAR = 1000.0  # ranges beside the range of the demonstrations, where no robot can be
 MODES = ("min_max", "mean_std", "quantile")
 
@@ -47,6 +48,25 @@ def _summary(key: str, episodes: list[np.ndarray]) -> dict[str, Any]:
     rows |= {"q01": q01, "q99": q99}
     known = {"count": len(x), "digest": digest_of(digest(part) for part in episodes)}
     return {name: row.tolist() for name, row in rows.items()} | known
+
+
+def lost(statistics: Statistics, mode: str) -> list[tuple[str, int, float, float]]:
+    """Dimensions whose demonstrations hold numbers that the clip makes others of.
+
+    Returns:
+      (key, dimension, number, what it comes back as) of each that differs by more than `LOSS` of
+      the range: rare large numbers beside a narrow spread. Under "min_max" there is none.
+    """
+    out = []
+    for key, n in normalizers(statistics, mode).items():
+        ends = {row: np.asarray(statistics[key][row], np.float64) for row in ("min", "max")}
+        backs = {row: n.inverse(n.forward(x)) for row, x in ends.items()}
+        for i in range(len(ends["min"])):
+            worst = max(ends, key=lambda row: abs(ends[row][i] - backs[row][i]))  # noqa: B023
+            gone = abs(ends[worst][i] - backs[worst][i])
+            if n.active[i] and gone > LOSS * (ends["max"][i] - ends["min"][i]):
+                out.append((key, i, float(ends[worst][i]), float(backs[worst][i])))
+    return out
 
 
 def bounds(statistics: Statistics) -> dict[str, tuple[np.ndarray, np.ndarray]]:

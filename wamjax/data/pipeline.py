@@ -17,6 +17,7 @@ import grain
 import numpy as np
 
 from wamjax.data import arrays, mixture, stand_in
+from wamjax.data import checks as checks_of
 from wamjax.data.arrays import ArraySpec
 from wamjax.data.checks import checks, describe
 from wamjax.data.embeddings import EmbeddingCache
@@ -25,6 +26,7 @@ from wamjax.data.sources import Source, data_root, open_sources
 from wamjax.data.spec import DataSpec
 from wamjax.data.transforms import sample_transforms
 from wamjax.data.windows import Windows
+from wamjax.metrics import say
 
 __all__ = [
     "batches",
@@ -60,8 +62,19 @@ def open_data(config, process_index: int = 0, process_count: int = 1):
         data = arrays.batches(config, table, process_index, process_count)
         return table.spec, {}, _iterate(config, data)
     spec, statistics, sources = open_episodes(config)
+    for line in doubts(config, statistics, sources):
+        say(f"warning: {line}")
     part = process_index, process_count
     return spec, statistics, train_iterator(config, spec, statistics, sources, *part)
+
+
+def doubts(config, statistics: dict[str, Any], sources: Sequence[Source]) -> list[str]:
+    """Warnings of what a run of `config` would lose or confuse of its data; reads few records."""
+    out = checks_of.lost(sources, statistics, config.data.normalization) + checks_of.rates(sources)
+    if config.model.text.kind == "context":
+        cache = embeddings_of(config, sources)
+        return out + cache.doubts(t for s in sources for t in s.reader.index["instructions"])
+    return out + checks_of.alike(sources, config.data.instruction_length)
 
 
 def kind_of(config) -> str:
