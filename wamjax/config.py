@@ -34,7 +34,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "optim.learning_rate", "optim.weight_decay", "optim.clip_norm", "objective.lambda_video",
     "objective.lambda_action", "objective.video_shift", "objective.action_shift", "lora.rank",
-    "eval.episodes", "profile.start", "profile.steps",
+    "eval.episodes", "profile.start", "profile.steps", "data.skip_bad",
 )  # fmt: skip
 _SHARES = (
     "optim.b1", "optim.b2", "optim.ema_decay", "optim.warmup_fraction", "optim.final_fraction",

@@ -68,6 +68,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("data.declared.arrays", "", "KEY=SHAPE[:VALUES],... of an example; '' = as in the data"),
     ("data.declared.control_hz", 20.0, "control steps per second, where the sizes are declared"),
     ("data.prefetch", 2, "batches made ahead of their use"),
+    ("data.skip_bad", 0, "bad episodes that are passed over, by each process; 0 = an error"),
     ("data.outcome", False, "batches also say what comes of a window: state, score, steps to go"),
     ("objective.name", "fast_wam", "which objective is built"),
     ("objective.variant", "fast", "fast, joint, idm, no_cotrain or optional_idm"),

@@ -1,6 +1,6 @@
 """Recomputes the statistics of a data set, prints them, and warns of what looks wrong.
 
-    python -m wamjax.stats --data=DIR [--out=FILE.json] [--plots=FOLDER]
+    python -m wamjax.stats --data=DIR [--out=FILE.json] [--plots=FOLDER] [--skip_bad=N]
     python -m wamjax.stats --data=DIR --out=dataset_stats.json --format=fast_wam
     python -m wamjax.stats --source=dataset_statistics.json --out=statistics.json
 
@@ -19,8 +19,10 @@ from absl import app, flags
 
 from wamjax import cli
 from wamjax.data import published_statistics
-from wamjax.data.checks import checks
-from wamjax.data.records import Reader
+from wamjax.data.checks import checks, lost
+from wamjax.data.normalize import MODES
+from wamjax.data.records import Episode, Reader, RecordError
+from wamjax.data.skips import Skips
 from wamjax.data.sources import Source, compute_statistics
 
 
@@ -30,7 +32,12 @@ def compare(stored: dict[str, Any], found: dict[str, Any]) -> list[str]:
     for key, rows in found.items():
         for name, value in rows.items():
             old = stored.get(key, {}).get(name)
-            if old is None or np.shape(old) != np.shape(value) or not np.allclose(old, value):
+            if name == "digest":
+                same = old in (None, value)  # old statistics have none
+            else:
+                same = old is not None and np.shape(old) == np.shape(value)
+                same = same and np.allclose(old, value)
+            if not same:
                 out.append(f"statistics.json says {key}.{name} = {old}, the data say {value}")
     return out
 
@@ -48,7 +55,7 @@ def table(statistics: dict[str, Any], names: dict[str, tuple[str, ...]]) -> str:
     return "\n".join(lines)
 
 
-def plot(reader: Reader, folder: pathlib.Path) -> list[pathlib.Path]:
+def plot(reader: Reader, folder: pathlib.Path, skips: Skips | None = None) -> list[pathlib.Path]:
     """A histogram of every dimension, one picture for each key."""
     import matplotlib
 
@@ -56,7 +63,7 @@ def plot(reader: Reader, folder: pathlib.Path) -> list[pathlib.Path]:
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
-    episodes, out = list(reader), []
+    episodes, out = _good(reader, skips), []
     for key in ("proprio",) if reader.info.action_free else ("proprio", "actions"):
         x = np.concatenate([getattr(episode, key) for episode in episodes])
         names = getattr(reader.info, {"actions": "action_names"}.get(key, "proprio_names"))
@@ -72,13 +79,23 @@ def plot(reader: Reader, folder: pathlib.Path) -> list[pathlib.Path]:
     return out
 
 
-def medians(reader: Reader) -> dict[str, list[float]]:
+def medians(reader: Reader, skips: Skips | None = None) -> dict[str, list[float]]:
     """Of every dimension; Cosmos Policy's files have them."""
-    episodes = list(reader)
+    episodes = _good(reader, skips)
     return {
         key: np.median(np.concatenate([getattr(e, key) for e in episodes]), axis=0).tolist()
         for key in (("proprio",) if reader.info.action_free else ("proprio", "actions"))
     }
+
+
+def _good(reader: Reader, skips: Skips | None) -> list[Episode]:
+    out = []
+    for i in range(len(reader)):
+        try:
+            out.append(reader[i])
+        except RecordError as error:
+            (skips or Skips()).add(reader.path, i, error)
+    return out
 
 
 def define_flags() -> None:
@@ -89,6 +106,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "file to write the statistics to, as json")
     flags.DEFINE_enum("format", forms[0], forms, "of that file")
     flags.DEFINE_string("plots", None, "folder to write histograms to")
+    flags.DEFINE_integer("skip_bad", 0, "bad episodes to leave out, as config.data.skip_bad")
 
 
 def main(argv: list[str]) -> None:
@@ -103,21 +121,23 @@ def main(argv: list[str]) -> None:
         return
     reader = Reader(values.data)
     info = reader.info
-    found = compute_statistics([reader])
+    skips = Skips(values.skip_bad)
+    found = compute_statistics([reader], skips)
     print(
         f"{reader}: {reader.lengths.sum()} steps, {np.mean(reader.index['success']):.1%} successful"
     )
     print(table(found, {"actions": info.action_names, "proprio": info.proprio_names}))
-    source = Source("data", reader, action_free=info.action_free)
-    for warning in compare(reader.stored_statistics(), found) + checks([source], found):
+    source = Source("data", reader, action_free=info.action_free, skips=skips)
+    warnings = compare(reader.stored_statistics(), found) + checks([source], found)
+    for warning in warnings + [w for mode in MODES for w in lost([source], found, mode)]:
         print(f"warning: {warning}")
     if values.out:
         if values.format == published_statistics.COSMOS_POLICY:
-            found = {k: found[k] | {"median": row} for k, row in medians(reader).items()}
+            found = {k: found[k] | {"median": row} for k, row in medians(reader, skips).items()}
         published_statistics.write(found, values.out, values.format)
         print(f"wrote {values.out}")
     if values.plots:
-        for file in plot(reader, pathlib.Path(values.plots)):
+        for file in plot(reader, pathlib.Path(values.plots), skips):
             print(f"wrote {file}")
 
 

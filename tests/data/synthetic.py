@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 
 import numpy as np
 from absl import flags
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from wamjax.config import base_config, source
 from wamjax.data import images
-from wamjax.data.records import Episode, Writer
+from wamjax.data.records import Episode, Writer, pack, shard_name
+from wamjax.data.shards import OPTIONS
 from wamjax.data.spec import Info
 
 CAMERAS = {"top": (8, 6), "wrist": (8, 10)}
@@ -55,6 +58,22 @@ def write(path, lengths=LENGTHS, shard_bytes: int = 2**28, first: int = 0, **cha
     with Writer(path, of, shard_bytes) as writer:
         for i, length in enumerate(lengths):
             writer.write(episode(first + i, length, of))
+    return path
+
+
+def rewrite(path, episodes):
+    """The records of a data set in one file of format 1, which holds pictures and all."""
+    for file in path.glob("*.arrayrecord"):
+        file.unlink()
+    writer = ArrayRecordWriter(str(path / shard_name(0, 1)), OPTIONS)
+    for episode in episodes:
+        writer.write(pack(episode))
+    writer.close()
+    for name, gone in {"index.json": ("frames", "digests"), "spec.json": ()}.items():
+        values = json.loads((path / name).read_text())
+        values = {k: v for k, v in values.items() if k not in gone}
+        values |= {"shards": [len(episodes)]} if gone else {"format": 1}
+        (path / name).write_text(json.dumps(values))
     return path
 
 

@@ -73,6 +73,7 @@ def test_statistics_are_those_of_numpy_over_everything(tmp_path):
         wanted = {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0)}
         wanted |= {"q01": np.quantile(x, 0.01, axis=0), "q99": np.quantile(x, 0.99, axis=0)}
         assert stored[key].pop("count") == len(x)
+        assert stored[key].pop("digest") == reader.digest(key) != ""
         assert set(stored[key]) == set(wanted)
         for name, value in wanted.items():
             np.testing.assert_allclose(stored[key][name], value, rtol=1e-12, err_msg=name)

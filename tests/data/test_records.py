@@ -8,11 +8,14 @@ import sys
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 from data import synthetic
 
-from wamjax.data import images
+from wamjax.data import frames, images
 from wamjax.data.records import Reader, RecordError, Writer, pack, shard_name, unpack
-from wamjax.data.spec import Info
+from wamjax.data.shards import OPTIONS, Shards
+from wamjax.data.spec import DataSpec, Info
+from wamjax.data.windows import Windows
 
 
 def equal(a, b):
@@ -35,8 +38,8 @@ def test_an_episode_survives_packing():
 def test_a_data_set_reads_back_in_any_order_from_any_number_of_shards(tmp_path, shard_bytes):
     path = synthetic.write(tmp_path / "a", shard_bytes=shard_bytes)
     reader = Reader(path)
-    shards = sorted(path.glob("*.arrayrecord"))
-    assert len(shards) == len(reader.index["shards"])
+    shards = sorted(path.glob("episodes-*.arrayrecord"))
+    assert len(shards) == len(reader.index["shards"]) == len(list(path.glob("frames-*")))
     assert (len(shards) == len(synthetic.LENGTHS)) == (shard_bytes == 1)
     assert shards[0].name == shard_name(0, len(shards))
     for i in np.random.default_rng(0).permutation(len(reader)):
@@ -93,7 +96,7 @@ def test_a_corrupt_record_is_an_error_that_names_file_and_record(tmp_path, damag
         other = synthetic.write(tmp_path / "b", (5, 7, 4))
         file.write_bytes((other / file.name).read_bytes())
     reader = Reader(path)
-    with pytest.raises(RecordError, match=r"arrayrecord: record 1 \(episode 1\).*collect it again"):
+    with pytest.raises(RecordError, match=r"arrayrecord: record 1 \(episode 1\).*Copy the file"):
         reader[1]
     if damage == "truncate":  # ArrayRecord itself sees an empty file
         with pytest.raises(RecordError, match="0 records found in the file, 3 were written"):
@@ -163,3 +166,82 @@ def test_an_existing_data_set_is_not_overwritten(tmp_path):
     with pytest.raises(FileExistsError, match="remove it"):
         synthetic.write(tmp_path / "a", (3,))
     assert len(Reader(tmp_path / "a")) == len(synthetic.LENGTHS)
+
+
+def test_data_sets_of_format_1_are_read(tmp_path):
+    path = synthetic.write(tmp_path / "a")
+    new = [synthetic.episode(i, n, synthetic.info()) for i, n in enumerate(synthetic.LENGTHS)]
+    synthetic.rewrite(path, new)
+    reader = Reader(path)
+    assert reader.digest("actions") == ""
+    assert all(equal(old, episode) for old, episode in zip(reader, new, strict=True))
+    assert isinstance(reader[0].images["top"], list)
+
+
+def test_a_window_reads_what_it_shows_however_long_its_episode(tmp_path, monkeypatch):
+    """Only the states and actions of the whole episode are read, and few frames beside those."""
+    rng, cameras = np.random.default_rng(0), {"top": (8, 8)}
+    pictures = [b"%d" % i + rng.bytes(7000) for i in range(1001)]
+    spec = DataSpec(cameras, 3, 2, 4, 3, 2, 8, 10.0)
+    monkeypatch.setattr(images, "size", lambda data: (8, 8))
+    monkeypatch.setattr(images, "decode", lambda data: np.zeros((8, 8, 3), np.uint8))
+    read, amounts = Shards.read, {}
+    for length in (30, 1000):
+        of = synthetic.info(cameras=cameras)
+        episode = synthetic.episode(0, length, dataclasses.replace(of, cameras={}))
+        with Writer(tmp_path / str(length), of) as writer:
+            writer.write(dataclasses.replace(episode, images={"top": pictures[: length + 1]}))
+        windows, sizes = Windows(Reader(tmp_path / str(length)), spec), []
+        monkeypatch.setattr(Shards, "read", lambda self, i: _count(read(self, i), sizes))  # noqa: B023
+        for i in (0, 7, length // 2, length - 1):
+            windows[i]
+        amounts[length] = sum(sizes)
+    assert amounts[30] > 4 * 7000
+    assert amounts[1000] < 2 * amounts[30] + 4 * 4 * 7 * 1000  # four times states and actions
+    assert amounts[1000] < 0.1 * sum(map(len, pictures))
+
+
+def _count(data, sizes):
+    sizes.append(len(data))
+    return data
+
+
+def test_frames_are_a_sequence_that_holds_one_record(tmp_path, monkeypatch):
+    assert frames.split([b"x" * 2000] * 3, 3000) == [0, 1, 2]
+    assert frames.split([b"x" * 1000] * 7, 3000) == [0, 3, 6]
+    assert frames.split([b"x" * 9000, b"", b"x"], 3000) == [0, 1]
+    of, pictures = synthetic.info(cameras={"top": (8, 8)}), [b"%03d" % i * 300 for i in range(8)]
+    monkeypatch.setattr(frames.split, "__defaults__", (3000,))
+    with Writer(tmp_path / "a", of) as writer:
+        for number in range(2):
+            some = synthetic.episode(number, 7, dataclasses.replace(of, cameras={}))
+            writer.write(dataclasses.replace(some, images={"top": pictures}))
+    for episode in Reader(tmp_path / "a"):
+        stored = episode.images["top"]
+        assert stored == pictures and stored[-1] == pictures[-1] and stored[2:5] == pictures[2:5]
+        with pytest.raises(IndexError):
+            stored[8]
+        assert len(stored._last[1]) == 3  # the whole of what is held
+
+
+@pytest.mark.parametrize("damage", ["remove", "swap", "other place"])
+def test_a_damaged_file_of_frames_is_named_with_episode_and_camera(tmp_path, damage):
+    path = synthetic.write(tmp_path / "a", (5, 6, 4))
+    file = path / shard_name(0, 1, "frames")
+    if damage == "remove":
+        file.unlink()
+    elif damage == "swap":
+        other = synthetic.write(tmp_path / "b", (5, 7, 4))
+        file.write_bytes((other / file.name).read_bytes())
+    else:  # records of frames in another order
+        records = Shards(path, Reader(path).index["frames"], "frames")
+        data = [records.read(i) for i in range(len(records))]
+        writer = ArrayRecordWriter(str(file), OPTIONS)
+        for x in data[1:] + data[:1]:
+            writer.write(x)
+        writer.close()
+    windows = Windows(Reader(path), DataSpec(synthetic.CAMERAS, 3, 2, 4, 3, 2, 8, 10.0))
+    place = r"frames-0.*record \d \(episode 1, camera 'top', frame 0\).*Copy the file"
+    with pytest.raises(RecordError, match=place):
+        windows[5]
+    assert Reader(path)[1].length == 6

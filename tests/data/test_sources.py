@@ -93,6 +93,7 @@ def test_statistics_of_other_episodes_of_the_same_robot_are_an_error(tmp_path):
         (lambda s: s["actions"].update(count=8), "statistics of 8 actions, and there are 7"),
         (lambda s: s["proprio"].update(count=7), "statistics of 7 proprio, and there are 9"),
         (lambda s: s["actions"].update(std=[float("nan"), 1.0]), "of actions are not finite"),
+        (lambda s: s["actions"].update(digest="0" * 16), "of actions of other episodes: digest 00"),
         (lambda s: s["actions"].pop("max"), "actions.max is missing"),
         (lambda s: s.pop("actions"), "actions.min is missing"),
     ):
@@ -106,6 +107,24 @@ def test_statistics_of_other_episodes_of_the_same_robot_are_an_error(tmp_path):
     (tmp_path / "a" / "index.json").write_text("{}")
     with pytest.raises(ValueError, match=r"index.json lacks \['lengths', 'shards'\]"):
         opened(tmp_path, a={"path": "a"})
+
+
+def test_statistics_of_another_data_set_with_equal_counts_are_an_error(tmp_path, capsys):
+    for name, first in {"a": 0, "b": 10}.items():
+        synthetic.write(tmp_path / name, (3, 4), first=first)
+    own, other = (tmp_path / name / "statistics.json" for name in "ab")
+    assert opened(tmp_path, a={"path": "a"})[1] == json.loads(own.read_text())
+    assert "digest" not in capsys.readouterr().err
+    good = own.read_text()
+    own.write_text(other.read_text())
+    with pytest.raises(ValueError, match="statistics of proprio of other episodes.*wamjax.stats"):
+        opened(tmp_path, a={"path": "a"})
+    old = json.loads(good)
+    for rows in old.values():
+        del rows["digest"]
+    own.write_text(json.dumps(old))
+    assert opened(tmp_path, a={"path": "a"})[1] == old
+    assert capsys.readouterr().err.count("no digest") == 1
 
 
 def test_checks_find_what_is_wrong_and_nothing_else(tmp_path):

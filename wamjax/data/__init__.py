@@ -1,13 +1,14 @@
 """From episodes on disk to batches of windows.
 
 * `spec`: what a data set and a window of it hold
-* `images`, `records`, `shards`: pictures, and episodes in ArrayRecord files
+* `images`, `episodes`, `frames`, `records`, `shards`: pictures, and episodes in ArrayRecord files
 * `latents`, `precompute`, `layout`: windows that a frozen codec encoded ahead of time
 * `embeddings`, `tensors`: text embeddings computed ahead of time, in safetensors files
 * `arrays`, `makers`: data that is arrays of examples, not episodes
 * `stand_in`: random data in the formats of the real
 * `normalize`: statistics of actions and proprio, and the normalisers made of them
 * `tokens`: words to ids
+* `skips`: bad records that are passed over
 * `windows`: every step of every episode is the start of one; padding is masked
 * `transforms`: pairs (forward, inverse), the same ones in training, evaluation and serving
 * `sources`: opens the data sets that a config names and checks that they agree

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from wamjax.data import normalize
 from wamjax.data.normalize import CONSTANT, KEYS
+from wamjax.data.records import Episode, RecordError
 from wamjax.data.sources import Source
 from wamjax.data.spec import DataSpec
-from wamjax.data.tokens import token, words
+from wamjax.data.tokens import token, tokenize, words
 from wamjax.data.windows import held
 
 SAMPLED = 64  # episodes of a source that are read
+PACE = 1.6  # between speeds of sources of one rate; noise doubles its steps to 1.4 at half the rate
 
 
 def checks(
@@ -37,6 +40,61 @@ def checks(
         out += _ranges(source, statistics, names)
         out += _episodes(source, spec)
     return out + _collisions(sources)
+
+
+def lost(sources: Sequence[Source], statistics: Mapping[str, Any], mode: str) -> list[str]:
+    """Warnings of dimensions whose rare, large values do not survive normalisation."""
+    names = _names(sources)
+    return [
+        f"{_dim(key, i, names)} reaches {value:.4g}, and comes back as {back:.4g}: values that are "
+        f"rare are clipped by config.data.normalization = {mode!r}; 'min_max' keeps them"
+        for key, i, value, back in normalize.lost(statistics, mode)
+    ]
+
+
+def rates(sources: Sequence[Source], count: int = 8) -> list[str]:
+    """Warnings of sources that move at another speed than the first one, as if at another rate.
+
+    Args:
+      count: episodes of each that are read.
+    """
+    speeds = [_speed(source, count) for source in sources] if len(sources) > 1 else []
+    out = []
+    for source, speed in zip(sources[1:], speeds[1:], strict=False):
+        moving = (speed > CONSTANT) & (speeds[0] > CONSTANT)
+        if not moving.any():
+            continue
+        ratio = float(np.median(speed[moving] / speeds[0][moving]))
+        if not 1 / PACE < ratio < PACE:
+            out.append(
+                f"{source.where} moves {ratio:.2g} times as far in a step as {sources[0].where}, "
+                f"and both say {source.reader.info.control_hz:g} Hz: is the rate of one wrong?"
+            )
+    return out
+
+
+def _speed(source: Source, count: int) -> np.ndarray:
+    """Mean change of each state dimension in a step."""
+    moves = [np.abs(np.diff(e.proprio, axis=0)) for e in _sample(source, count)]
+    dims = source.reader.info.proprio_dim
+    return np.concatenate(moves).mean(axis=0) if moves else np.zeros(dims)
+
+
+def alike(sources: Sequence[Source], length: int) -> list[str]:
+    """Warnings of instructions that have the same words for the tokeniser, or none."""
+    same = defaultdict(set)
+    for source in sources:
+        for text in source.reader.index.get("instructions", ()):
+            same[tuple(tokenize(text, length).tolist())].add(text)
+    out = [
+        f"the instructions {sorted(group)} are the same to the tokeniser (it knows a-z and 0-9, "
+        "and no case): the policy cannot tell them apart"
+        for group in same.values()
+        if len(group) > 1
+    ]
+    blank = sorted(same.get((0,) * length, ()))
+    return out + ([f"the instructions {blank} have no word that the tokeniser knows (a-z, 0-9): "
+                   "the policy reads nothing"] if blank else [])  # fmt: skip
 
 
 def describe(batch: Mapping[str, np.ndarray]) -> dict[str, str]:
@@ -93,10 +151,8 @@ def _padding(statistics, names, hold: Sequence[str] | None) -> list[str]:
 def _ranges(source: Source, statistics, names) -> list[str]:
     """A source against the statistics: far outside, or a small corner of them."""
     keys = ["proprio"] if source.action_free else ["proprio", "actions"]
-    step = max(1, len(source.reader) // SAMPLED)
-    episodes = [source.reader[i] for i in range(0, len(source.reader), step)]
-    out = []
-    for key in keys:
+    episodes, out = _sample(source), []
+    for key in keys if episodes else ():
         x = np.concatenate([getattr(episode, key) for episode in episodes])
         rows = statistics[key]
         if x.shape[1] != len(rows["min"]):
@@ -114,6 +170,17 @@ def _ranges(source: Source, statistics, names) -> list[str]:
                 out.append(f"{seen}far outside of {span}: statistics of another data set?")
             elif has[1] - has[0] < 0.05 * width and high - low >= CONSTANT:
                 out.append(f"{seen}a corner of {span}: other units, or another robot?")
+    return out
+
+
+def _sample(source: Source, count: int = SAMPLED) -> list[Episode]:
+    """Some of the episodes; of bad ones, as many are passed over as training would."""
+    step, out = max(1, len(source.reader) // count), []
+    for i in range(0, len(source.reader), step):
+        try:
+            out.append(source.reader[i])
+        except RecordError as error:
+            source.skips.add(source.reader.path, i, error)
     return out
 
 

@@ -163,6 +163,30 @@ class EmbeddingCache:
         if missing:
             raise ValueError(self._lacks(missing, f"--data={data}"))
 
+    def doubts(self, instructions: Iterable[str]) -> list[str]:
+        """Warnings of instructions that were cut, as far as can be told, or are all the same.
+
+        Where padding is kept, only the latter can be told.
+        """
+        same: dict[str, list[str]] = {}
+        full = []
+        for text in dict.fromkeys(instructions):
+            rows = self._rows.get(self._key(text))
+            if rows is None:
+                continue
+            digest = hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
+            same.setdefault(digest, []).append(text)
+            if self.settings.padding == "zero" and len(rows) == self.settings.length:
+                full.append(text)
+        length = self.settings.length
+        out = []
+        if full:
+            out.append(f"{self.path}: {len(full)} instructions fill all {length} rows and were "
+                       f"probably cut: {_some(full)}; raise --length")  # fmt: skip
+        return out + [f"{self.path}: the instructions {_some(group)} have the same embedding: the "
+                      "policy cannot tell them apart"
+                      for group in same.values() if len(group) > 1]  # fmt: skip
+
     def add(self, embeddings: Mapping[str, np.ndarray]) -> None:
         """Stores embeddings (rows, width) by instruction, all in one new file."""
         rows = {self._key(text): np.asarray(x).astype(BFLOAT16) for text, x in embeddings.items()}
@@ -188,6 +212,12 @@ class EmbeddingCache:
             f"the text embeddings in {self.path} lack {len(missing)} instructions:{shown}{more}\n"
             f"fill them in by\n  {command(self.path, source)}"
         )
+
+
+def _some(texts: Sequence[str]) -> str:
+    """A list in a message."""
+    more = f" and {len(texts) - 4} more" if len(texts) > 4 else ""
+    return ", ".join(map(repr, texts[:4])) + more
 
 
 def fill(
@@ -310,6 +340,8 @@ def _take_pickle(values: Any) -> None:
                          f"{cache.width}: use another folder")  # fmt: skip
     if new:
         cache.add(new)
+    for line in cache.doubts(rows):
+        print(f"warning: {line}")
     print(f"{cache.path}: {len(new)} taken, {len(cache)} in all, {cache.width} wide")
 
 
@@ -330,6 +362,8 @@ def main(argv: list[str]) -> None:
     factory = resolve(values.encode, "--encode")
     cache = open_from_flags(values)
     count = fill(cache, texts, factory(values.weights, cache.settings.length), values.batch_size)
+    for line in cache.doubts(texts):
+        print(f"warning: {line}")
     print(f"{cache.path}: {count} encoded, {len(cache)} in all, {cache.width} wide")
 
 

@@ -23,13 +23,28 @@ def encode(picture: UInt8[np.ndarray, "h w 3"], kind: str = "png", quality: int 
 
 
 def decode(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes what `encode` wrote (any format PIL knows).
+    """Decodes what `encode` wrote (any format PIL knows, 8 bits a colour).
+
+    Raises:
+      ValueError: the bytes are no picture, or one that PIL takes for a bomb.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode[0] in "IF":
+                raise ValueError(f"its mode is {image.mode}, 8 bits a colour are wanted")
+            return np.asarray(image.convert("RGB") if image.mode != "RGB" else image)
+    except Exception as error:  # of damaged bytes PIL raises whatever its decoders happen to
+        raise ValueError(f"cannot decode a picture of {len(data)} bytes: {error}") from error
+
+
+def size(data: bytes) -> tuple[int, int]:
+    """(h, w) as the header says it: nothing is unpacked.
 
     Raises:
       ValueError: the bytes are no picture.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB") if image.mode != "RGB" else image)
-    except (OSError, SyntaxError, ValueError) as error:
+            return image.height, image.width
+    except Exception as error:
         raise ValueError(f"cannot decode a picture of {len(data)} bytes: {error}") from error

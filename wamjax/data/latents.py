@@ -143,7 +143,10 @@ class Latents:
             at = record["episode"], record["start"]
             if at != (episode, start):
                 raise ValueError(f"it is of episode {at[0]}, step {at[1]}")
-            return np.frombuffer(record["latents"], BFLOAT16).reshape(self.info.shape)
+            out = np.frombuffer(record["latents"], BFLOAT16).reshape(self.info.shape)
+            if (out.view(np.uint16) & 0x7F80 == 0x7F80).any():  # the exponent of inf and NaN
+                raise ValueError("latents holds non-finite numbers")
+            return out
         except (RuntimeError, ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
             file, position = self._shards.locate(i)
             raise RecordError(

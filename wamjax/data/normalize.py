@@ -1,13 +1,15 @@
 """Statistics of actions and proprio, and the normalisers made of them.
 
-Statistics are plain json: {"actions": {"min": [...], "max", "mean", "std", "q01", "q99", "count"},
-"proprio": {...}}, one number per dimension. They are stored with the data set and in checkpoints.
+Statistics are plain json: {"actions": {"min": [...], "max", "mean", "std", "q01", "q99", "count",
+"digest"}, "proprio": {...}}, one number per dimension; the count of steps and the digest of the
+episodes tell what they are of. They are stored with the data set and in checkpoints.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,6 +19,9 @@ import numpy as np
 KEYS = ("proprio", "actions")  # what is normalised
 CONSTANT = 1e-4  # a dimension with a smaller range carries no information
 CLIP = 5.0
+ABOUT = ("count", "digest", "skipped")  # of a key's statistics: what they are of
+LOSS = 0.05  # of the range of a dimension: clipping that is worth a warning
+FAR = 1000.0  # ranges beside the range of the demonstrations, where no robot can be
 MODES = ("min_max", "mean_std", "quantile")
 
 Statistics = Mapping[str, Mapping[str, Any]]
@@ -41,7 +46,51 @@ def _summary(key: str, episodes: list[np.ndarray]) -> dict[str, Any]:
     q01, q99 = np.quantile(x, (0.01, 0.99), axis=0)
     rows = {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0)}
     rows |= {"q01": q01, "q99": q99}
-    return {name: row.tolist() for name, row in rows.items()} | {"count": len(x)}
+    known = {"count": len(x), "digest": digest_of(digest(part) for part in episodes)}
+    return {name: row.tolist() for name, row in rows.items()} | known
+
+
+def lost(statistics: Statistics, mode: str) -> list[tuple[str, int, float, float]]:
+    """Dimensions whose demonstrations hold numbers that the clip makes others of.
+
+    Returns:
+      (key, dimension, number, what it comes back as) of each that differs by more than `LOSS` of
+      the range: rare large numbers beside a narrow spread. Under "min_max" there is none.
+    """
+    out = []
+    for key, n in normalizers(statistics, mode).items():
+        ends = {row: np.asarray(statistics[key][row], np.float64) for row in ("min", "max")}
+        backs = {row: n.inverse(n.forward(x)) for row, x in ends.items()}
+        for i in range(len(ends["min"])):
+            worst = max(ends, key=lambda row: abs(ends[row][i] - backs[row][i]))  # noqa: B023
+            gone = abs(ends[worst][i] - backs[worst][i])
+            if n.active[i] and gone > LOSS * (ends["max"][i] - ends["min"][i]):
+                out.append((key, i, float(ends[worst][i]), float(backs[worst][i])))
+    return out
+
+
+def bounds(statistics: Statistics) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of each key, (lowest, highest) numbers that can be true beside demonstrations of these
+    statistics; without end where they are constant."""
+    out = {}
+    for key in KEYS:
+        if key in statistics:
+            low, high = (np.asarray(statistics[key][row], np.float64) for row in ("min", "max"))
+            room = np.where(high - low < CONSTANT, np.inf, FAR * (high - low))
+            out[key] = low - room, high + room
+    return out
+
+
+def digest(x: np.ndarray) -> str:
+    """16 hexadecimal digits of the shape and the numbers (as float32) of one episode's array."""
+    out = hashlib.blake2b(str(np.shape(x)).encode(), digest_size=8)
+    out.update(np.ascontiguousarray(x, "<f4").tobytes())
+    return out.hexdigest()
+
+
+def digest_of(digests: Iterable[str]) -> str:
+    """The digest of several episodes, in order, from theirs."""
+    return hashlib.blake2b(" ".join(digests).encode(), digest_size=8).hexdigest()
 
 
 @functools.partial(
@@ -108,7 +157,7 @@ def check_same(ours: Mapping[str, Normalizer], theirs: Mapping[str, Normalizer],
 
 
 def _arrays(rows: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {k: np.asarray(v, np.float64) for k, v in rows.items() if k != "count"}
+    return {k: np.asarray(v, np.float64) for k, v in rows.items() if k not in ABOUT}
 
 
 def _normalizer(rows: dict[str, np.ndarray], mode: str) -> Normalizer:

@@ -17,14 +17,16 @@ import grain
 import numpy as np
 
 from wamjax.data import arrays, mixture, stand_in
+from wamjax.data import checks as checks_of
 from wamjax.data.arrays import ArraySpec
 from wamjax.data.checks import checks, describe
 from wamjax.data.embeddings import EmbeddingCache
-from wamjax.data.normalize import normalizers
+from wamjax.data.normalize import bounds, normalizers
 from wamjax.data.sources import Source, data_root, open_sources
 from wamjax.data.spec import DataSpec
 from wamjax.data.transforms import sample_transforms
 from wamjax.data.windows import Windows, padding
+from wamjax.metrics import say
 
 __all__ = [
     "batches",
@@ -61,7 +63,18 @@ def open_data(config, rows: Sequence[int] | None = None):
         data = arrays.batches(config, table, rows)
         return table.spec, {}, _iterate(config, data)
     spec, statistics, sources = open_episodes(config)
+    for line in doubts(config, statistics, sources):
+        say(f"warning: {line}")
     return spec, statistics, train_iterator(config, spec, statistics, sources, rows)
+
+
+def doubts(config, statistics: dict[str, Any], sources: Sequence[Source]) -> list[str]:
+    """Warnings of what a run of `config` would lose or confuse of its data; reads few records."""
+    out = checks_of.lost(sources, statistics, config.data.normalization) + checks_of.rates(sources)
+    if config.model.text.kind == "context":
+        cache = embeddings_of(config, sources)
+        return out + cache.doubts(t for s in sources for t in s.reader.index["instructions"])
+    return out + checks_of.alike(sources, config.data.instruction_length)
 
 
 def kind_of(config) -> str:
@@ -162,6 +175,8 @@ def batches(
     keys = (seen, "instruction" if cache is None else "context", *_KEYS)
     keys += _OUTCOME if config.data.outcome else ()
 
+    limits = bounds(statistics)
+
     def example(window: dict[str, Any]) -> dict[str, np.ndarray]:
         sample = chain.forward(window)
         return {key: sample[key] for key in keys}
@@ -169,8 +184,9 @@ def batches(
     streams = [
         grain.MapDataset.source(
             Windows(
-                s.reader, spec, s.action_free, s.offset, s.latents, s.rollout, s.ended, hold or ()
-            )
+                s.reader, spec, s.action_free, s.offset, s.latents, s.rollout, s.ended, hold or (),
+                bounds=limits, skips=s.skips,
+            )  # fmt: skip
         )
         .map(example)
         .shuffle(seed=mixture.shuffle_seed(config.seed, s.name))

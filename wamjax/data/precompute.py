@@ -250,12 +250,15 @@ def _complete(folder: pathlib.Path, reader: Reader, info: LatentInfo, parts, win
     records.write_json(folder / "spec.json", without.to_json())
     keys = normalize.KEYS[:1] if without.action_free else normalize.KEYS
     arrays: dict[str, list[np.ndarray]] = {key: [] for key in keys}
+    digests: dict[str, list[str]] = {key: [] for key in keys}
     instructions = set()
     for episode in Reader(folder):
         instructions.add(episode.instruction)
         for key, kept in arrays.items():
             kept.append(getattr(episode, key))
-    records.write_json(folder / "index.json", index | {"instructions": sorted(instructions)})
+            digests[key].append(normalize.digest(kept[-1]))
+    index |= {"instructions": sorted(instructions), "digests": digests}
+    records.write_json(folder / "index.json", index)
     records.write_json(folder / "statistics.json", normalize.statistics(arrays))
     records.write_json(folder / latents.FILE, info.to_json() | {"windows": windows})
 

@@ -1,13 +1,14 @@
 """Episodes on disk: a folder of ArrayRecord shards, one msgpack record for each episode.
 
     spec.json         what the episodes hold (`wamjax.data.spec.Info`)
-    index.json        lengths and tasks of the episodes, records in each shard: windows are planned
-                      from it without reading a record
-    statistics.json   of actions and proprio
-    episodes-00000-of-0000N.arrayrecord
+    index.json        lengths, tasks and digests of the episodes, records in each shard: windows are
+                      planned from it without reading a record
+    statistics.json   of actions and proprio, with the digest of the episodes that they are of
+    episodes-00000-of-0000N.arrayrecord   all but the pictures
+    frames-00000-of-0000N.arrayrecord     the pictures, see `wamjax.data.frames`
 
-Pictures stay encoded until a frame of them is wanted. Arrays are stored as (dtype, shape, bytes);
-nothing is pickled.
+Pictures stay where they are until a frame of them is wanted. Arrays are stored as (dtype, shape,
+bytes); nothing is pickled. Format 1 had the pictures in the records of the episodes; it is read.
 """
 
 from __future__ import annotations
@@ -23,91 +24,26 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from wamjax.data import images, normalize
-from wamjax.data.shards import OPTIONS, Shards, shard_name
+from wamjax.data import frames, normalize
+from wamjax.data.episodes import Episode, check, pack, unpack
+from wamjax.data.shards import OPTIONS, RecordError, Shards, shard_name
 from wamjax.data.spec import Info
 
-
-class RecordError(ValueError):
-    """A record that cannot be read; says which file and record, and what to do."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Episode:
-    """One episode of T actions and T + 1 observations.
-
-    Attributes:
-      images: camera -> T + 1 encoded pictures.
-      proprio: f32 (T + 1, p), robot units.
-      actions: f32 (T, a), robot units; (T, 0) where they are not recorded.
-      instruction: in words.
-      success: whether the task was achieved.
-      returns: f32 (T,), discounted sum of the rewards to come.
-      task: its name.
-      seed: what the episode was made from.
-    """
-
-    images: Mapping[str, Sequence[bytes]]
-    proprio: np.ndarray
-    actions: np.ndarray
-    instruction: str
-    success: bool
-    returns: np.ndarray
-    task: str = ""
-    seed: int = 0
-
-    @property
-    def length(self) -> int:
-        """T."""
-        return len(self.actions)
-
-    def frames(self, camera: str, indices: Sequence[int]) -> np.ndarray:
-        """Decodes some frames of a camera, each one once: uint8 (len(indices), h, w, 3).
-
-        Raises:
-          ValueError: no such camera, or a picture that cannot be decoded.
-        """
-        if camera not in self.images:
-            raise ValueError(f"there is no camera {camera!r}; the cameras are {list(self.images)}")
-        unique, back = np.unique(indices, return_inverse=True)
-        try:
-            return np.stack([images.decode(self.images[camera][i]) for i in unique])[back]
-        except ValueError as error:
-            raise ValueError(f"camera {camera!r}, frames {unique.tolist()}: {error}") from error
-
-
-_ARRAYS = ("proprio", "actions", "returns")
-
-
-def pack(episode: Episode) -> bytes:
-    """An episode as a msgpack record."""
-    record = {f.name: getattr(episode, f.name) for f in dataclasses.fields(episode)}
-    record["images"] = {k: list(v) for k, v in episode.images.items()}
-    for key in _ARRAYS:
-        x = np.ascontiguousarray(record[key], "<f4")
-        record[key] = {"dtype": x.dtype.str, "shape": x.shape, "data": x.tobytes()}
-    return msgpack.packb(record)
-
-
-def unpack(data: bytes) -> Episode:
-    """The reverse of `pack`.
-
-    Raises:
-      ValueError: the bytes are not such a record.
-    """
-    try:
-        record = msgpack.unpackb(data)
-        for key in _ARRAYS:
-            stored = record[key]
-            x = np.frombuffer(stored["data"], np.dtype(stored["dtype"]))
-            record[key] = x.reshape(stored["shape"])
-        return Episode(**record)
-    except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
-        raise ValueError(f"not an episode: {error!r}") from error
+__all__ = [
+    "Episode",
+    "Reader",
+    "RecordError",
+    "Writer",
+    "lock",
+    "pack",
+    "read_json",
+    "shard_name",
+    "unpack",
+    "write_json",
+]
 
 
 class Writer:
@@ -128,12 +64,16 @@ class Writer:
         name = f"{_partial(self.path)}{socket.gethostname()}-{os.getpid()}"
         self._folder = self.path.with_name(name)
         self._index: dict[str, list] = {"lengths": [], "tasks": [], "success": [], "shards": []}
+        if info.cameras:
+            self._index["frames"] = []
         self._instructions: set[str] = set()
         self._arrays: dict[str, list[np.ndarray]] = {"proprio": []}
         if not info.action_free:
             self._arrays["actions"] = []
+        self._digests: dict[str, list[str]] = {key: [] for key in self._arrays}
         self._shard: ArrayRecordWriter | None = None
-        self._size = 0
+        self._frames: ArrayRecordWriter | None = None
+        self._size = self._records = 0  # bytes of this shard, records of frames of all
 
     def __enter__(self) -> Writer:
         if self.path.exists():
@@ -160,14 +100,15 @@ class Writer:
         Raises:
           ValueError: it does not fit `info`, or holds non-finite numbers.
         """
-        _check(episode, self.info, len(self._index["lengths"]))
+        number = len(self._index["lengths"])
+        try:
+            check(episode, self.info)
+        except ValueError as error:
+            raise ValueError(f"episode {number} (task {episode.task!r}): {error}") from error
         if self._shard is None or self._size > self._shard_bytes:
             self._close_shard()
-            name = self._folder / f"{len(self._index['shards']):05d}"
-            self._shard = ArrayRecordWriter(str(name), OPTIONS)
-            self._index["shards"].append(0)
-            self._size = 0
-        data = pack(episode)
+            self._open_shard()
+        data = pack(episode, self._write_frames(number, episode))
         self._shard.write(data)
         self._size += len(data)
         self._index["shards"][-1] += 1
@@ -177,27 +118,52 @@ class Writer:
         self._instructions.add(episode.instruction)
         for key, kept in self._arrays.items():
             kept.append(np.asarray(getattr(episode, key), np.float32))
+            self._digests[key].append(normalize.digest(kept[-1]))
+
+    def _write_frames(self, number: int, episode: Episode) -> dict[str, Any]:
+        """Appends the pictures of an episode; says where they are."""
+        places = {}
+        for camera, pictures in episode.images.items():
+            starts = frames.split(pictures)
+            places[camera] = {"first": self._records, "starts": starts, "count": len(pictures)}
+            for start, end in zip(starts, [*starts[1:], len(pictures)], strict=True):
+                data = frames.pack(number, camera, start, pictures[start:end])
+                self._frames.write(data)
+                self._size += len(data)
+            self._records += len(starts)
+            self._index["frames"][-1] += len(starts)
+        return places
 
     def _complete(self) -> None:
         self._close_shard()
         if not self._index["lengths"]:
             raise ValueError(f"no episode was written to {self.path}")
-        for i in range(len(self._index["shards"])):
-            (self._folder / f"{i:05d}").rename(self._folder / self._name(i))
+        count = len(self._index["shards"])
+        for draft in sorted(self._folder.glob("*.draft")):
+            stem, i = draft.stem.split("-")
+            draft.rename(self._folder / shard_name(int(i), count, stem))
         index = self._index | {"instructions": sorted(self._instructions)}
-        write_json(self._folder / "index.json", index)
+        write_json(self._folder / "index.json", index | {"digests": self._digests})
         write_json(self._folder / "statistics.json", normalize.statistics(self._arrays))
         write_json(self._folder / "spec.json", self.info.to_json())
         (self._folder / "lock").unlink()
         self._folder.rename(self.path)
 
-    def _close_shard(self) -> None:
-        if self._shard is not None:
-            self._shard.close()
-            self._shard = None
+    def _open_shard(self) -> None:
+        i = len(self._index["shards"])
+        self._shard = ArrayRecordWriter(str(self._folder / f"episodes-{i:05d}.draft"), OPTIONS)
+        self._index["shards"].append(0)
+        if self.info.cameras:
+            name = self._folder / f"{frames.STEM}-{i:05d}.draft"
+            self._frames = ArrayRecordWriter(str(name), OPTIONS)
+            self._index["frames"].append(0)
+        self._size = 0
 
-    def _name(self, i: int) -> str:
-        return shard_name(i, len(self._index["shards"]))
+    def _close_shard(self) -> None:
+        for shard in (self._shard, self._frames):
+            if shard is not None:
+                shard.close()
+        self._shard = self._frames = None
 
 
 class Reader:
@@ -223,13 +189,16 @@ class Reader:
         self.index = read_json(self.path / "index.json")
         if lacks := [k for k in ("lengths", "shards") if k not in self.index]:
             raise ValueError(f"{self.path}/index.json lacks {lacks}: copy it again from where it "
-                             f"came, or remove {self.path} and collect it again")  # fmt: skip
+                             "came, or write the data set again")  # fmt: skip
         available = len(self.index["lengths"])
         if not 0 <= limit <= available:
             raise ValueError(f"{limit} episodes are asked of {self.path}, which has {available}")
         self.limit = limit or available
         self.lengths = np.asarray(self.index["lengths"][: self.limit], np.int64)
         self._shards = Shards(self.path, self.index["shards"])
+        self._frames = Shards(self.path, self.index.get("frames", ()), frames.STEM)
+        self._instructions = frozenset(self.index.get("instructions", ()))
+        self._good = np.zeros(self.limit, bool)  # checked once
 
     def __len__(self) -> int:
         return self.limit
@@ -253,47 +222,59 @@ class Reader:
             episode = unpack(self._shards.read(i))
             if episode.length != self.lengths[i]:
                 raise ValueError(f"{episode.length} steps, index.json says {self.lengths[i]}")
+            episode = dataclasses.replace(episode, images=self._images(i, episode.images))
+            if not self._good[i]:
+                self._check(i, episode)
+                self._good[i] = True
             return episode
-        except (RuntimeError, IndexError, ValueError) as error:
-            file, position = self._shards.locate(i)
-            raise RecordError(
-                f"{file}: record {position} (episode {i}) cannot be read: {error}. Copy the file "
-                f"again from where it came, or remove {self.path} and collect it again"
-            ) from error
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            raise RecordError(f"{self.where(i)} cannot be read: {error}. {self.advice}") from error
+
+    def where(self, i: int) -> str:
+        """File and record of an episode, for messages."""
+        file, position = self._shards.locate(i)
+        return f"{file}: record {position} (episode {i})"
+
+    @property
+    def advice(self) -> str:
+        """What to do about a bad record."""
+        again = (f"remove {self.path} and collect it again" if self.info.collection
+                 else "write the data set again from its recordings")  # fmt: skip
+        return f"Copy the file again from where it came, {again}, or pass over it by data.skip_bad"
+
+    def digest(self, key: str, good: Sequence[bool] | None = None) -> str:
+        """Of the states or actions of the episodes; '' where they were written without.
+
+        Args:
+          good: which episodes; None = all.
+        """
+        known = self._digests(key)[: self.limit]
+        if good is not None:
+            known = [x for x, take in zip(known, good, strict=False) if take]
+        return normalize.digest_of(known) if known else ""
+
+    def _digests(self, key: str) -> Sequence[str]:
+        return self.index.get("digests", {}).get(key, ())
+
+    def _images(self, i: int, stored: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The pictures of an episode, or where they can be read."""
+        return {
+            camera: frames.Frames(self._frames, i, camera, x) if isinstance(x, Mapping) else x
+            for camera, x in stored.items()
+        }
+
+    def _check(self, i: int, episode: Episode) -> None:
+        check(episode, self.info)
+        if self._instructions and episode.instruction not in self._instructions:
+            raise ValueError(f"instruction {episode.instruction!r} is not one of index.json")
+        for key in normalize.KEYS:
+            known = self._digests(key)
+            if known and normalize.digest(getattr(episode, key)) != known[i]:
+                raise ValueError(f"{key} is not what was written there")
 
     def stored_statistics(self) -> dict[str, Any]:
         """What the writer computed over all episodes."""
         return read_json(self.path / "statistics.json")
-
-
-def _check(episode: Episode, info: Info, number: int) -> None:
-    """An episode against what its data set holds; the error says what differs."""
-    steps = len(episode.actions)
-    action_dim = 0 if info.action_free else info.action_dim
-    wanted = {
-        "actions": (steps, action_dim),
-        "proprio": (steps + 1, info.proprio_dim),
-        "returns": (steps,),
-    }
-    where = f"episode {number} (task {episode.task!r})"
-    if not steps:
-        raise ValueError(f"{where} has no steps")
-    for key, shape in wanted.items():
-        value = np.asarray(getattr(episode, key))
-        if value.shape != shape:
-            raise ValueError(f"{where}: {key} is {value.shape}, the data set wants {shape}")
-        if not np.isfinite(value).all():
-            raise ValueError(f"{where}: {key} holds non-finite numbers")
-    if set(episode.images) != set(info.cameras):
-        raise ValueError(
-            f"{where} has cameras {sorted(episode.images)}, the data set {sorted(info.cameras)}"
-        )
-    for camera, pictures in episode.images.items():
-        if len(pictures) != steps + 1:
-            raise ValueError(
-                f"{where}: {len(pictures)} pictures of camera {camera!r}, {steps} actions need "
-                f"{steps + 1}"
-            )
 
 
 def _partial(path: pathlib.Path) -> str:
@@ -366,4 +347,5 @@ def read_json(path: pathlib.Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); collect the data set again") from error
+        raise ValueError(f"{path} cannot be read ({error}); copy it again from where it came, or "
+                         "write the data set again") from error  # fmt: skip

@@ -15,6 +15,10 @@ from array_record.python.array_record_module import ArrayRecordReader
 OPTIONS = "group_size:1,uncompressed"
 
 
+class RecordError(ValueError):
+    """A record that cannot be read; says which file, record, episode and key, and what to do."""
+
+
 class Shards:
     """Records in several ArrayRecord files, by random access; safe to read from several threads.
 
@@ -31,6 +35,9 @@ class Shards:
         self._readers: list[ArrayRecordReader | None] = [None] * len(counts)
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
     def locate(self, i: int) -> tuple[pathlib.Path, int]:
         """The file of record `i`, and its position there."""
         shard, position = self._find(i)
@@ -40,7 +47,7 @@ class Shards:
         """Record `i`.
 
         Raises:
-          RuntimeError, ValueError: the file is missing, cut off or damaged.
+          RuntimeError, ValueError, IndexError: the file is missing, cut off or damaged.
         """
         shard, position = self._find(i)
         return self._reader(shard).read([position])[0]

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 
 from wamjax.data import latents, normalize, published_statistics
+from wamjax.data.episodes import LARGEST
 from wamjax.data.latents import Latents
-from wamjax.data.records import Reader
+from wamjax.data.records import Reader, RecordError
+from wamjax.data.skips import Skips
 from wamjax.data.spec import DataSpec
 from wamjax.data.tokens import tokenize
+from wamjax.metrics import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Source:
       action_free: its actions count as unknown.
       offset: what its episodes are numbered from.
       latents: of its windows; None where pictures are wanted.
-      rollout, ended: see `Windows`.
+      rollout, ended, skips: see `Windows`.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Source:
     latents: Latents | None = None
     rollout: bool = False
     ended: str = ""
+    skips: Skips = dataclasses.field(default_factory=Skips, compare=False)
 
     @property
     def cameras(self) -> Mapping[str, tuple[int, int]]:
@@ -81,7 +85,7 @@ def open_sources(
     """
     if not data.sources:
         raise ValueError("config.data.sources is empty; add an entry by wamjax.config.source(...)")
-    sources, offset = [], 0
+    sources, offset, skips = [], 0, Skips(data.skip_bad)
     for name, entry in data.sources.items():
         path = _path(name, entry, data.root)
         if cached:
@@ -93,7 +97,7 @@ def open_sources(
                              "that they were made of")  # fmt: skip
         made = Latents(path, reader.index["lengths"]) if cached else None
         numbers = entry.weight, entry.action_free, offset, made
-        sources.append(Source(name, reader, *numbers, entry.rollout, entry.ended))
+        sources.append(Source(name, reader, *numbers, entry.rollout, entry.ended, skips))
         offset += len(reader)
     return _spec(sources, data, words), _statistics(sources, data.normalization), sources
 
@@ -202,19 +206,49 @@ def _statistics(sources: list[Source], mode: str) -> dict[str, Any]:
     acting = [s for s in acting if not s.rollout] or acting
     if len(acting) == 1 and len(acting[0].reader) == len(acting[0].reader.index["lengths"]):
         return checked(acting[0].reader.stored_statistics(), acting[0].reader, mode)
-    return compute_statistics(s.reader for s in acting)
+    return compute_statistics((s.reader for s in acting), acting[0].skips)
 
 
-def compute_statistics(readers) -> dict[str, Any]:
-    """Statistics over all episodes of all readers; pictures are not decoded."""
+def compute_statistics(readers, skips: Skips | None = None) -> dict[str, Any]:
+    """Statistics over all episodes of all readers; pictures are not decoded.
+
+    Args:
+      skips: bad episodes that may be passed over; none by default. Statistics of a single reader
+        say which were.
+
+    Raises:
+      RecordError: an episode is bad.
+    """
     arrays: dict[str, list] = {"proprio": [], "actions": []}
+    readers, bad, skips = list(readers), [], skips or Skips()
     for reader in readers:
         if reader.info.action_free:
             arrays.pop("actions", None)
-        for episode in reader:
+        for i in range(len(reader)):
+            try:
+                episode = reader[i]
+            except RecordError as error:
+                skips.add(reader.path, i, error)
+                bad.append(i)
+                continue
             for key, kept in arrays.items():
                 kept.append(getattr(episode, key))
-    return normalize.statistics(arrays)
+    out = normalize.statistics(arrays)
+    if bad and len(readers) == 1:
+        out = {key: rows | {"skipped": bad} for key, rows in out.items()}
+    return out
+
+
+def _check_origin(key: str, rows: Mapping[str, Any], reader: Reader, more: int) -> None:
+    """Count and digest of a key's statistics against the episodes; `more` rows than actions."""
+    good = np.ones(len(reader), bool)
+    good[rows.get("skipped", [])] = False
+    count = int(np.sum(reader.lengths[good] + more))
+    if (said := rows.get("count", count)) != count:
+        raise ValueError(f"statistics of {said} {key}, and there are {count}")
+    said, known = rows.get("digest"), reader.digest(key, good)
+    if said and known and said != known:
+        raise ValueError(f"statistics of {key} of other episodes: digest {said}, not {known}")
 
 
 def checked(statistics: dict[str, Any], reader: Reader, mode: str) -> dict[str, Any]:
@@ -223,19 +257,24 @@ def checked(statistics: dict[str, Any], reader: Reader, mode: str) -> dict[str, 
     Raises:
       ValueError: they are of another robot or of other episodes, lack rows, or are no numbers.
     """
-    info, steps = reader.info, int(np.sum(reader.lengths))
+    info = reader.info
     try:
         sizes = {"proprio": info.proprio_dim, "actions": info.action_dim}
         published_statistics.check(statistics, sizes, mode)
-        for key, count in {"proprio": steps + len(reader), "actions": steps}.items():
-            rows = statistics[key]
-            if (said := rows.get("count", count)) != count:
-                raise ValueError(f"statistics of {said} {key}, and there are {count}")
-            if not all(np.isfinite(values).all() for values in rows.values()):
+        for key, size in {"proprio": 1, "actions": 0}.items():
+            _check_origin(key, statistics[key], reader, size)
+            numbers = [x for name, x in statistics[key].items() if name not in normalize.ABOUT]
+            if not all(np.isfinite(x).all() for x in numbers):
                 raise ValueError(f"statistics of {key} are not finite")
+            if any(np.abs(x).max() > LARGEST for x in numbers):
+                raise ValueError(f"statistics of {key} hold numbers above {LARGEST:g}: of a bad "
+                                 "episode?")  # fmt: skip
     except ValueError as error:
         raise ValueError(
             f"{reader.path}: {error}. Are they of another data set? Recompute them by `python -m "
             f"wamjax.stats --data={reader.path} --out={reader.path}/statistics.json`"
         ) from error
+    if not all(statistics[key].get("digest") and reader.digest(key) for key in normalize.KEYS):
+        say(f"{reader.path}: nothing says which episodes its statistics are of (no digest): taken "
+            "as they are")  # fmt: skip
     return statistics

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of what is written; 1 had the pictures in the records of the episodes
+READABLE = (1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +99,10 @@ class Info:
         """The reverse of `to_json`; `where` names the file in errors."""
         values = {"final_observation": True} | dict(values)  # data sets before it had the key
         version = values.pop("format", None)
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
             raise ValueError(
-                f"{where} has format {version!r}, this wamjax reads format {FORMAT_VERSION}; "
-                "collect or convert the data set again"
+                f"{where} has format {version!r}, this wamjax reads formats {READABLE}; update "
+                "wamjax, or collect or convert the data set again"
             )
         fields = {f.name for f in dataclasses.fields(Info)}
         if set(values) != fields:

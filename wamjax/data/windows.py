@@ -15,13 +15,14 @@ readers of T observations label them with.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from wamjax.data.latents import Latents, frames_of, starts
 from wamjax.data.records import Episode, Reader, RecordError
+from wamjax.data.skips import TRIES, Skips, instead
 from wamjax.data.spec import DataSpec
 
 GRIPPER = "grip"  # held by default; it need not be there
@@ -45,6 +46,10 @@ class Windows:
       rollout: of a policy, not to be imitated.
       ended: "success" or "failure": only windows of episodes that ended so; "": of all.
       hold: see `held`; () where all actions behind the end are 0.
+      bounds: of states and actions, see `wamjax.data.normalize.bounds`; an episode that leaves them
+        is a bad record.
+      skips: bad records that may be passed over; the window is then another one of the source,
+        chosen by its number alone. None by default.
     """
 
     def __init__(
@@ -57,7 +62,10 @@ class Windows:
         rollout: bool = False,
         ended: str = "",
         hold: Sequence[str] = (),
+        bounds: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+        skips: Skips | None = None,
     ):
+        self._bounds, self._skips = bounds or {}, skips or Skips()
         self.reader, self.spec, self.latents = reader, spec, latents
         self.action_free, self.offset = action_free, offset
         self.rollout, self.ended = rollout, ended
@@ -83,8 +91,18 @@ class Windows:
         return episode, int(i - self._ends[episode] + self._counts[episode]) * self._stride
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        number, start = self.locate(int(i))
-        spec, episode = self.spec, self.reader[number]
+        i = int(i)
+        for tries in range(TRIES):
+            number, start = self.locate(instead(i, tries, len(self)))
+            try:
+                return self._read(number, start)
+            except RecordError as error:
+                self._skips.add(self.reader.path, number, error)
+        raise RecordError(f"{self.reader.path}: none of {TRIES} windows can be read")
+
+    def _read(self, number: int, start: int) -> dict[str, Any]:
+        """The window of an episode that starts at a step."""
+        spec, episode = self.spec, self._episode(number)
         actions = np.zeros((spec.chunk, spec.action_dim), np.float32)
         valid = np.zeros(spec.chunk, bool)
         if not self.action_free:
@@ -109,18 +127,38 @@ class Windows:
             "rollout": np.bool_(self.rollout),
         }
 
+    def _episode(self, number: int) -> Episode:
+        """An episode within the bounds."""
+        episode = self.reader[number]
+        for key, (low, high) in self._bounds.items():
+            if key == "actions" and self.action_free:
+                continue
+            x = getattr(episode, key)
+            far = (x < low) | (x > high)
+            if far.any():
+                step, dim = np.argwhere(far)[0]
+                raise RecordError(
+                    f"{self.reader.where(number)}: {key}[{dim}] is {x[step, dim]:g} at step "
+                    f"{step}, far from all that the statistics hold. {self.reader.advice}"
+                )
+        return episode
+
     def _seen(self, number: int, start: int, episode: Episode) -> dict[str, Any]:
         """The latents of a window, or its pictures."""
         if self.latents:
             return {"latents": self.latents.read(number, start)}
+        reader, sizes = self.reader, self.reader.info.cameras
         shown = frames_of(start, episode.length, self.spec.frames, self.spec.frame_stride)
         try:
-            return {"images": {c: episode.frames(c, shown) for c in self.spec.cameras}}
+            return {"images": {c: episode.frames(c, shown, sizes.get(c))
+                               for c in self.spec.cameras}}  # fmt: skip
+        except RecordError:
+            raise
         except ValueError as error:
-            raise RecordError(
-                f"{self.reader.path}, episode {number}: {error}. Correct config.data.cameras, or "
-                "collect the data set again"
-            ) from error
+            where, advice = reader.where(number), reader.advice
+            if set(self.spec.cameras) - set(episode.images):
+                where, advice = f"{reader.path}, episode {number}", "Correct config.data.cameras"
+            raise RecordError(f"{where}: {error}. {advice}") from error
 
 
 def padding(text: str) -> tuple[str, ...] | None:

@@ -1,0 +1,155 @@
+"""One episode: what it holds, how it becomes a record, and what is checked when it is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from wamjax.data import images
+from wamjax.data.shards import RecordError
+from wamjax.data.spec import Info
+
+ARRAYS = ("proprio", "actions", "returns")
+STORED = np.dtype("<f4")
+LARGEST = 1e6  # no robot's unit makes a larger number; float32 resolves it to a sixteenth
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """One episode of T actions and T + 1 observations.
+
+    Attributes:
+      images: camera -> T + 1 encoded pictures.
+      proprio: f32 (T + 1, p), robot units.
+      actions: f32 (T, a), robot units; (T, 0) where they are not recorded.
+      instruction: in words.
+      success: whether the task was achieved.
+      returns: f32 (T,), discounted sum of the rewards to come.
+      task: its name.
+      seed: what the episode was made from.
+    """
+
+    images: Mapping[str, Sequence[bytes]]
+    proprio: np.ndarray
+    actions: np.ndarray
+    instruction: str
+    success: bool
+    returns: np.ndarray
+    task: str = ""
+    seed: int = 0
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return len(self.actions)
+
+    def frames(
+        self, camera: str, indices: Sequence[int], size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """Decodes some frames of a camera, each one once: uint8 (len(indices), h, w, 3).
+
+        Args:
+          size: (h, w) that they must have, compared before they are unpacked; None = any.
+
+        Raises:
+          ValueError: no such camera, a picture that cannot be decoded, or of another size.
+        """
+        if camera not in self.images:
+            raise ValueError(f"there is no camera {camera!r}; the cameras are {list(self.images)}")
+        unique, back = np.unique(indices, return_inverse=True)
+        pictures = []
+        for i in unique:
+            try:
+                data = self.images[camera][i]
+                if size is not None and (has := images.size(data)) != tuple(size):
+                    raise ValueError(f"it is {has[0]} x {has[1]}, wanted is {size[0]} x {size[1]}")
+                pictures.append(images.decode(data))
+            except RecordError:
+                raise
+            except (ValueError, IndexError) as error:
+                raise ValueError(f"camera {camera!r}, frame {i}: {error}") from error
+        if len({x.shape for x in pictures}) > 1:
+            raise ValueError(f"camera {camera!r}: frames {unique.tolist()} differ in size")
+        return np.stack(pictures)[back]
+
+
+def pack(episode: Episode, pictures: Mapping[str, Any] | None = None) -> bytes:
+    """An episode as a msgpack record.
+
+    Args:
+      pictures: where they are, if they have records of their own; see `wamjax.data.frames`.
+    """
+    record = {f.name: getattr(episode, f.name) for f in dataclasses.fields(episode)}
+    record["images"] = pictures or {k: list(v) for k, v in episode.images.items()}
+    for key in ARRAYS:
+        x = np.ascontiguousarray(record[key], STORED)
+        record[key] = {"dtype": x.dtype.str, "shape": x.shape, "data": x.tobytes()}
+    return msgpack.packb(record)
+
+
+def unpack(data: bytes) -> Episode:
+    """The reverse of `pack`; of pictures with records of their own, it gives where they are.
+
+    Raises:
+      ValueError: the bytes are not such a record.
+    """
+    try:
+        record = msgpack.unpackb(data)
+        for key in ARRAYS:
+            stored = record[key]
+            if stored["dtype"] != STORED.str:
+                raise ValueError(f"{key} is {stored['dtype']!r}, records hold {STORED.str!r}")
+            record[key] = np.frombuffer(stored["data"], STORED).reshape(stored["shape"])
+        return Episode(**record)
+    except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+        raise ValueError(f"not an episode: {error!r}") from error
+
+
+def check(episode: Episode, info: Info) -> None:
+    """Compares an episode with what its data set holds; pictures are counted, not decoded.
+
+    Raises:
+      ValueError: the key, what it is and what is wanted.
+    """
+    steps = len(episode.actions) if np.ndim(episode.actions) else 0
+    if not steps:
+        raise ValueError(f"it has no steps: actions is {np.shape(episode.actions)}")
+    wanted = {
+        "actions": (steps, 0 if info.action_free else info.action_dim),
+        "proprio": (steps + 1, info.proprio_dim),
+        "returns": (steps,),
+    }
+    for key, shape in wanted.items():
+        value = np.asarray(getattr(episode, key))
+        if value.shape != shape:
+            raise ValueError(f"{key} is {value.shape}, the data set wants {shape}")
+        if value.dtype.kind not in "fiub":
+            raise ValueError(f"{key} is {value.dtype}, the data set wants numbers")
+        _check_numbers(key, value)
+    for key, kind in {"instruction": str, "task": str}.items():
+        if not isinstance(getattr(episode, key), kind):
+            raise ValueError(f"{key} is {getattr(episode, key)!r}, the data set wants text")
+    if not isinstance(episode.images, Mapping) or set(episode.images) != set(info.cameras):
+        raise ValueError(
+            f"it has cameras {sorted(episode.images)}, the data set {sorted(info.cameras)}"
+        )
+    for camera, pictures in episode.images.items():
+        if len(pictures) != steps + 1:
+            raise ValueError(
+                f"{len(pictures)} pictures of camera {camera!r}, {steps} actions need {steps + 1}"
+            )
+
+
+def _check_numbers(key: str, value: np.ndarray) -> None:
+    fine = np.abs(value) <= LARGEST  # not so for NaN
+    if not fine.all():
+        at = np.argwhere(~fine)[0]
+        step, dim = at[0], f"[{at[1]}]" if len(at) > 1 else ""
+        number = value[tuple(at)]
+        what = "non-finite numbers" if not np.isfinite(value).all() else "impossible numbers"
+        raise ValueError(f"{key} holds {what}: {key}{dim} is {number:g} at step {step}, the "
+                         f"largest that is taken for a robot's is {LARGEST:g}")  # fmt: skip

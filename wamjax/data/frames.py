@@ -1,0 +1,112 @@
+"""Pictures of episodes in records of their own, so that a window reads those that it shows.
+
+A record holds neighbouring frames of one camera in one episode: as many as fit into `RECORD_BYTES`,
+at least one. What a window reads therefore does not grow with the length of its episode. The record
+of the episode says, for each camera, which record is the first, and at which frame each begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from wamjax.data.shards import RecordError, Shards
+
+STEM = "frames"  # of the files
+RECORD_BYTES = 2**16
+
+
+def split(pictures: Sequence[bytes], limit: int = RECORD_BYTES) -> list[int]:
+    """The frames that records begin with."""
+    starts, size = [], 0
+    for i, picture in enumerate(pictures):
+        if not starts or size + len(picture) > limit:
+            starts.append(i)
+            size = 0
+        size += len(picture)
+    return starts
+
+
+def pack(episode: int, camera: str, start: int, pictures: Sequence[bytes]) -> bytes:
+    """A record."""
+    values = {"episode": episode, "camera": camera, "start": start, "frames": list(pictures)}
+    return msgpack.packb(values)
+
+
+class Frames(Sequence):
+    """The encoded pictures of a camera in an episode, read when one is taken.
+
+    Only the record read last is held. Safe to use from several threads.
+
+    Args:
+      shards: of the records.
+      episode, camera: whose pictures they are.
+      place: {"first": number of the first record, "starts": its frame and those of the following,
+        "count": of frames}.
+
+    Raises:
+      ValueError: `place` is no such thing.
+    """
+
+    def __init__(self, shards: Shards, episode: int, camera: str, place: Mapping[str, Any]):
+        try:
+            self._first, self._count = int(place["first"]), int(place["count"])
+            self._starts = np.asarray(place["starts"], np.int64)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"camera {camera!r} has no place of pictures: {error!r}") from error
+        edges = np.array([*self._starts, self._count])
+        last = self._first + len(self._starts)
+        if self._starts.ndim != 1 or edges[0] or (np.diff(edges) < 1).any():
+            raise ValueError(f"camera {camera!r}: records begin at frames {edges[:-1].tolist()} of "
+                             f"{self._count}")  # fmt: skip
+        if self._first < 0 or last > len(shards):
+            raise ValueError(f"camera {camera!r}: records {self._first} to {last - 1} of "
+                             f"{len(shards)}")  # fmt: skip
+        self._shards, self._episode, self._camera = shards, episode, camera
+        self._last: tuple[int, list[bytes]] = (-1, [])
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __repr__(self) -> str:
+        return f"Frames({self._count} of {self._camera!r}, episode {self._episode})"
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[j] for j in range(len(self))[i]]
+        i = range(len(self))[i]  # counts from the end, too; IndexError beyond it
+        record = int(np.searchsorted(self._starts, i, side="right")) - 1
+        number, pictures = self._last
+        if number != record:
+            pictures = self._read(record)
+            self._last = record, pictures
+        return pictures[i - self._starts[record]]
+
+    def _read(self, record: int) -> list[bytes]:
+        start = int(self._starts[record])
+        end = [*self._starts[1:], self._count][record]
+        number = self._first + record
+        try:
+            values = msgpack.unpackb(self._shards.read(number))
+            at = values["episode"], values["camera"], values["start"]
+            if at != (self._episode, self._camera, start):
+                raise ValueError(f"it is of episode {at[0]}, camera {at[1]!r}, frame {at[2]}")
+            pictures = values["frames"]
+            if len(pictures) != end - start or not all(isinstance(x, bytes) for x in pictures):
+                raise ValueError(f"it holds {len(pictures)} frames, {end - start} were written")
+            return pictures
+        except (RuntimeError, ValueError, KeyError, TypeError, IndexError,
+                msgpack.UnpackException) as error:  # fmt: skip
+            file, position = self._shards.locate(number)
+            raise RecordError(
+                f"{file}: record {position} (episode {self._episode}, camera {self._camera!r}, "
+                f"frame {start}) cannot be read: {error}. Copy the file again from where it came"
+            ) from error

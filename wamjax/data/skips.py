@@ -1,0 +1,62 @@
+"""Bad records that are passed over: how many are allowed, and what is read instead."""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+import sys
+import threading
+
+from tqdm import tqdm
+
+from wamjax.data.shards import RecordError
+
+TRIES = 64  # windows that are tried in the place of a bad one
+
+
+class Skips:
+    """The bad episodes that this process came upon; safe to use from several threads.
+
+    Args:
+      limit: episodes that may be bad, ``config.data.skip_bad``; 0 = none.
+    """
+
+    def __init__(self, limit: int = 0):
+        self.limit = limit
+        self._bad: dict[tuple[pathlib.Path, int], str] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def count(self) -> int:
+        """Episodes so far."""
+        return len(self._bad)
+
+    def add(self, path: pathlib.Path, episode: int, error: RecordError) -> None:
+        """Counts a bad episode of the data set in `path`, and says so the first time.
+
+        Raises:
+          RecordError: `error` itself, where none or no more may be passed over.
+        """
+        with self._lock:
+            if (path, episode) in self._bad:
+                return
+            if len(self._bad) >= self.limit:
+                if not self.limit:
+                    raise error
+                raise RecordError(f"{error} ({self.limit} bad episodes were passed over before, "
+                                  "config.data.skip_bad allows no more)") from error  # fmt: skip
+            self._bad[path, episode] = str(error)
+            count = len(self._bad)
+        tqdm.write(f"passed over a bad episode, {count} of config.data.skip_bad = {self.limit}: "
+                   f"{error}", file=sys.stderr)  # fmt: skip
+
+
+def instead(window: int, tries: int, windows: int) -> int:
+    """The window to read in the place of a bad one after so many tries.
+
+    It depends on nothing else, so that every run and every process reads the same one.
+    """
+    if not tries:
+        return window
+    digest = hashlib.blake2b(f"{window}/{tries}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % windows
