@@ -17,7 +17,8 @@ import pathlib
 
 import numpy as np
 
-from wamjax.weights import torch_files
+from wamjax.weights import bounds, torch_files
+from wamjax.weights.bounds import BadFile
 from wamjax.weights.tensor import Tensor
 
 
@@ -26,24 +27,25 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no such pickle; names what it holds instead.
+      BadFile: it is no such pickle; names what it holds instead.
     """
     path = pathlib.Path(path)
     values = torch_files.read(path)
     if not isinstance(values, dict) or not values:
-        raise ValueError(f"{path} holds {_kind(values)}, not a dict of embeddings by instruction")
+        raise BadFile(f"{path} holds {_kind(values)}, not a dict of embeddings by instruction")
     wrong = [
-        f"{text!r}: {_kind(x)}"
+        f"{bounds.short(text)}: {_kind(x)}"
         for text, x in values.items()
         if not (isinstance(text, str) and isinstance(x, Tensor) and _fits(x.shape))
     ]
     if wrong:
-        raise ValueError(f"{path} holds other things than tensors (1, rows, width) by instruction:"
-                         "\n  " + "\n  ".join(wrong[:20]))  # fmt: skip
+        raise BadFile(f"{path} holds other things than tensors (1, rows, width) by instruction: "
+                      f"{bounds.few(wrong)}")  # fmt: skip
     widths = {x.shape[-1] for x in values.values()}
     if len(widths) > 1:
-        raise ValueError(f"{path} mixes embeddings of widths {sorted(widths)}")
-    return {text: _rows(path, text, x) for text, x in values.items()}
+        raise BadFile(f"{path} mixes embeddings of widths {sorted(widths)}")
+    with bounds.reading(path):
+        return {text: _rows(path, text, x) for text, x in values.items()}
 
 
 def cut(rows: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
@@ -63,9 +65,10 @@ def _fits(shape: tuple[int, ...]) -> bool:
 
 def _rows(path: pathlib.Path, text: str, x: Tensor) -> np.ndarray:
     values = x.read().reshape(x.shape[-2:])
-    used = np.flatnonzero(values.astype(np.float32).any(axis=1))
-    if not used.size or not np.isfinite(values.astype(np.float32)).all():
-        raise ValueError(f"{path}: the embedding of {text!r} is zero, or not finite")
+    precise = values.astype(np.float32)
+    used = np.flatnonzero(precise.any(axis=1)) if np.isfinite(precise).all() else np.zeros(0)
+    if not used.size:
+        raise BadFile(f"{path}: the embedding of {bounds.short(text)} is zero, or not finite")
     return values[: used[-1] + 1]
 
 

@@ -1,7 +1,8 @@
 """Published weights in, trained weights out: see `api`, and `wamjax.convert` for the command."""
 
 from wamjax.weights.api import export, load
+from wamjax.weights.bounds import BadFile
 from wamjax.weights.families import FAMILIES, functions
 from wamjax.weights.plan import Mismatch
 
-__all__ = ["FAMILIES", "Mismatch", "export", "functions", "load"]
+__all__ = ["FAMILIES", "BadFile", "Mismatch", "export", "functions", "load"]

@@ -6,14 +6,14 @@ Keys of nested dicts are joined by "/", which no state dict uses: ``mot/mixtures
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from wamjax.weights import safetensors, torch_files
+from wamjax.weights import bounds, safetensors, torch_files
+from wamjax.weights.bounds import BadFile
 from wamjax.weights.tensor import Tensor, Tensors
 
 SAFETENSORS, TORCH = (".safetensors",), (".pt", ".pth", ".bin", ".pkl", ".ckpt")
@@ -37,17 +37,24 @@ def read(path: str | os.PathLike) -> Contents:
     """Opens a file, an index of shards, or a folder that holds one of either.
 
     Raises:
-      FileNotFoundError, ValueError: it is not there, not clear which, or not readable.
+      FileNotFoundError, ValueError: it is not there, or not clear which.
+      BadFile: it cannot be read; names the file and what is wrong with it.
     """
     path = pathlib.Path(path)
     if path.is_dir():
         path = _only(path)
     if path.name.endswith(".index.json"):
         return Contents(_sharded(path), {})
+    return _one(path)
+
+
+def _one(path: pathlib.Path) -> Contents:
     if path.suffix in SAFETENSORS:
         return Contents(safetensors.read(path), {})
     if path.suffix in TORCH:
-        return _flatten(torch_files.read(path))
+        value = torch_files.read(path)
+        with bounds.reading(path, "is no torch file that can be read"):
+            return _flatten(value)
     raise ValueError(f"{path} is none of {', '.join((*SAFETENSORS, *TORCH))}")
 
 
@@ -65,40 +72,51 @@ def _only(folder: pathlib.Path) -> pathlib.Path:
 
 def _sharded(index: pathlib.Path) -> dict[str, Tensor]:
     """The tensors of all shards; the index and they must agree."""
-    try:
-        where = json.loads(index.read_text())["weight_map"]
+    with bounds.reading(index, "is no index of shards"):
+        size = bounds.size_of(index)
+        if size > bounds.HEADER:
+            raise ValueError(f"it has {size} bytes, no model needs more than {bounds.HEADER}")
+        where = bounds.read_json(index.read_bytes())["weight_map"]
+        if not isinstance(where, dict) or not all(isinstance(n, str) for n in where.values()):
+            raise ValueError("its weight_map is not names of files by key")
+        for key in where:
+            bounds.check_name(key)
         names = sorted(set(where.values()))
-        if any(pathlib.PurePath(n).name != n for n in names):
-            raise ValueError("it names files of other folders")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of shards: {error!r}") from error
-    gone = [n for n in names if not (index.parent / n).exists()]
-    if gone:
-        raise FileNotFoundError(f"{index} names {gone}, which are not beside it")
-    shards = {n: read(index.parent / n).tensors for n in names}
-    lacks = [f"{n} lacks {k}" for k, n in where.items() if k not in shards[n]]
-    extra = [f"{n} has {k}" for n, shard in shards.items() for k in shard if where.get(k) != n]
+        for n in names:
+            if pathlib.PurePath(n).name != n or "\\" in n or not n.isprintable():
+                raise ValueError(f"it names files of other folders: {bounds.short(n)}")
+            if not n.endswith((*SAFETENSORS, *TORCH)):
+                raise ValueError(f"it names {bounds.short(n)}, which is no file of weights")
+        gone = [n for n in names if not (index.parent / n).exists()]
+        if gone:
+            raise FileNotFoundError(f"{index} names {bounds.few(gone)}, which are not beside it")
+    shards = {n: _one(index.parent / n).tensors for n in names}
+    short = bounds.short
+    lacks = [f"{n} lacks {short(k)}" for k, n in where.items() if k not in shards[n]]
+    held = [(n, k) for n, shard in shards.items() for k in shard]
+    extra = [f"{n} has {short(k)}" for n, k in held if where.get(k) != n]
     if lacks or extra:
-        raise ValueError(f"{index} and its shards disagree: " + "; ".join(lacks + extra))
+        problems = [bounds.few(some) for some in (lacks, extra) if some]
+        raise BadFile(f"{index} and its shards disagree: " + "; ".join(problems))
     return {k: shards[n][k] for k, n in where.items()}
 
 
 def _flatten(value: Any) -> Contents:
     out = Contents({}, {})
 
-    def walk(node: Any, key: str, above: tuple[int, ...]) -> None:
-        if isinstance(node, Tensor):
-            out.tensors[key] = node
-            return
-        if id(node) in above:
-            raise ValueError(f"{key!r} holds itself")
-        children = _children(node)
+    def walk(node: Any, key: str) -> None:
+        kind = out.tensors if isinstance(node, Tensor) else out.plain
+        children = [] if isinstance(node, Tensor) else _children(node)
         if not children:
-            out.plain[key] = node
+            if key in out.tensors or key in out.plain:
+                raise ValueError(f"two entries are called {key!r}")
+            kind[key] = node
         for name, child in children:
-            walk(child, f"{key}/{name}" if key else str(name), (*above, id(node)))
+            if len(key) + len(str(name)) > bounds.NAME:
+                raise ValueError(f"a key has more than {bounds.NAME} characters")
+            walk(child, f"{key}/{name}" if key else str(name))
 
-    walk(value, "", ())
+    walk(value, "")
     return out
 
 

@@ -3,14 +3,18 @@
 A pickle is a program for a small stack machine, and Python's own machine calls whatever the program
 names. This one knows the opcodes that make plain data. Where a program names something of a module,
 it is looked up in a table of what the caller understands; everything else is refused by its name.
+What a program may do is bounded by the size of its file, see `Budget`; so is what its value holds,
+where a list of ten lists of ten and so on, each the same, is a few bytes and never ends.
 """
 
 from __future__ import annotations
 
 import pickletools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
+
+from wamjax.weights import bounds
 
 Known = Mapping[str, Callable[..., Any] | None]
 
@@ -26,7 +30,7 @@ class Name:
         self.name = name
 
     def __repr__(self) -> str:
-        return self.name
+        return self.name[:200]
 
 
 class _Mark:
@@ -41,52 +45,135 @@ _LITERALS = {
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
     "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
 }  # fmt: skip
+_SIZED = (str, bytes, list, tuple, dict, set)
 # What pickles of plain data name.
 PLAIN: Known = {
-    "collections.OrderedDict": lambda items=(): dict(items),
-    "builtins.set": set,
+    "collections.OrderedDict": lambda items=(): _dict(items),
+    "builtins.set": lambda items=(): {_key(x) for x in items},
     "builtins.bytes": lambda: b"",  # the empty one, up to protocol 2
     "_codecs.encode": lambda text, coding: _latin(text, coding),  # bytes, up to protocol 2
 }
 
 
-def load(file: IO[bytes], known: Known, persistent: Callable[[Any], Any] | None = None) -> Any:
+class Budget:
+    """What reading a file may take, all pickles in it together.
+
+    Attributes:
+      opcodes: that may still be run.
+      items, characters: that calls may still be given; a short program can call often.
+      nbytes: of tensors that a file may still claim; views may show a part more than once.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+        self.opcodes, self.items = bounds.OPCODES, 2 * bounds.OPCODES
+        self.characters, self.nbytes = 4 * size + 2**20, 16 * size + 2**20
+
+    def take(self, what: str, count: int) -> None:
+        """Takes from one of them; ValueError where there is not enough left."""
+        left = getattr(self, what) - count
+        setattr(self, what, left)
+        if left < 0:
+            raise ValueError(f"it takes more {what} than a file of {self.size} bytes may")
+
+
+class _File:
+    """What `pickletools` needs of a file; asks for no more bytes than there are."""
+
+    def __init__(self, file: IO[bytes]):
+        begin = file.tell()
+        self.file, self.end, self.tell = file, file.seek(0, 2), file.tell
+        file.seek(begin)
+        self.readline = file.readline
+
+    def read(self, count: int) -> bytes:
+        if count > 4096 and count > self.end - self.file.tell():
+            raise ValueError(f"it is cut off: {count} bytes are not there")
+        return self.file.read(count)
+
+
+def load(
+    file: IO[bytes],
+    known: Known,
+    persistent: Callable[[Any], Any] | None = None,
+    budget: Budget | None = None,
+) -> Any:
     """The value of the next pickle in a file.
 
     Args:
       known: dotted name -> what a call of it with positional arguments gives; None for a name
         that may stand for itself but cannot be called. `PLAIN` is understood in any case.
       persistent: what the id of an object that is stored elsewhere stands for.
+      budget: of the file; that of its size by default.
 
     Returns:
       dict, list, tuple, set, str, bytes, int, float, bool, None, `Name` and what `known` gives.
 
     Raises:
       Refused: it names something else.
-      ValueError: it is broken.
+      ValueError: it is broken, or out of bounds.
     """
-    machine = _Machine({**PLAIN, **known}, persistent)
+    source = _File(file)
+    budget = budget or Budget(source.end)
+    machine = _Machine({**PLAIN, **known}, persistent, budget)
     try:
-        for opcode, argument, _ in pickletools.genops(file):
+        for opcode, argument, _ in pickletools.genops(source):
+            budget.take("opcodes", 1)
             machine.run(opcode.name, argument)
-        return machine.stack.pop()
+        value = machine.stack.pop()
     except Refused:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a pickle of plain data: {error!r}") from error
+    except Exception as error:  # whatever it makes the machine stumble over
+        raise ValueError(f"not a pickle of plain data: {bounds.line(error)}") from error
+    check(value)
+    return value
+
+
+def check(value: Any) -> None:
+    """Whether a value can be walked, printed and compared: of bounded depth and size as a tree.
+
+    Raises:
+      ValueError: it is not.
+    """
+    count, nodes = 0, [(value, 0)]
+    while nodes:
+        node, depth = nodes.pop()
+        if isinstance(node, dict):
+            node = node.values()
+        elif not isinstance(node, list | tuple):
+            continue
+        count += 1 + len(node)
+        if depth > bounds.DEPTH:
+            raise ValueError(f"it is nested deeper than {bounds.DEPTH} levels, or holds itself")
+        if count > bounds.OPCODES:
+            raise ValueError(f"it holds more than {bounds.OPCODES} values, most of them again")
+        nodes += [(x, depth + 1) for x in node if isinstance(x, dict | list | tuple)]
+
+
+def _key(key: Any) -> Any:
+    """What may be a key: nothing whose hash takes long, or that could be made to equal others'."""
+    if type(key) is int and abs(key) >= 2**60:
+        raise ValueError("a dict has a key of more than 60 bits")
+    if key is not None and not isinstance(key, str | bytes | int | float | Name):
+        raise Refused(f"a {type(key).__name__} as the key of a dict")
+    return key
+
+
+def _dict(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    return {_key(key): value for key, value in pairs}
 
 
 def _latin(text: str, coding: str) -> bytes:
     if coding != "latin1":
-        raise Refused(f"_codecs.encode to {coding!r}")
+        raise Refused(f"_codecs.encode to {bounds.short(coding)}")
     return text.encode("latin1")
 
 
 class _Machine:
     """The stack, the memo, and one method for each kind of opcode."""
 
-    def __init__(self, known: Known, persistent):
-        self.known, self.persistent = known, persistent
+    def __init__(self, known: Known, persistent, budget: Budget):
+        self.known, self.persistent, self.budget = known, persistent, budget
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -125,6 +212,8 @@ class _Machine:
         self.stack.append(self.stack[-1])
 
     def _put(self, index):
+        if index >= 2**32:
+            raise ValueError("a memo of more than 32 bits")
         self.memo[index] = self.stack[-1]
 
     _binput = _long_binput = _put
@@ -154,7 +243,7 @@ class _Machine:
 
     def _dict(self, _):
         items = self._pop_mark()
-        self.stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+        self.stack.append(_dict(zip(items[::2], items[1::2], strict=True)))
 
     def _append(self, _):
         item = self.stack.pop()
@@ -166,15 +255,15 @@ class _Machine:
 
     def _additems(self, _):
         items = self._pop_mark()
-        set.update(self.stack[-1], items)
+        set.update(self.stack[-1], map(_key, items))
 
     def _setitem(self, _):
         value, key = self.stack.pop(), self.stack.pop()
-        dict.__setitem__(self.stack[-1], key, value)
+        dict.__setitem__(self.stack[-1], _key(key), value)
 
     def _setitems(self, _):
         items = self._pop_mark()
-        dict.update(self.stack[-1], zip(items[::2], items[1::2], strict=True))
+        dict.update(self.stack[-1], _dict(zip(items[::2], items[1::2], strict=True)))
 
     def _global(self, argument):
         module, name = argument.split(" ")
@@ -182,19 +271,24 @@ class _Machine:
 
     def _stack_global(self, _):
         name, module = self.stack.pop(), self.stack.pop()
-        self._named(str(module), str(name))
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError("a name that is no text")
+        self._named(module, name)
 
     def _named(self, module: str, name: str):
         full = re.sub(r"^__builtin__(?=\.)", "builtins", f"{module}.{name}")
         if full not in self.known:
-            raise Refused(full)
+            raise Refused(full[:200])
         self.stack.append(Name(full))
 
     def _reduce(self, _):
         arguments, function = self.stack.pop(), self.stack.pop()
         call = self.known[function.name] if isinstance(function, Name) else None
         if call is None:
-            raise Refused(f"a call of {function!r}")
+            raise Refused(f"a call of {bounds.short(function)}")
+        for x in arguments:
+            if isinstance(x, _SIZED):
+                self.budget.take("characters" if isinstance(x, str | bytes) else "items", len(x))
         self.stack.append(call(*arguments))
 
     def _build(self, _):

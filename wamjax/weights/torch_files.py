@@ -10,7 +10,9 @@ Sources: torch ``serialization.py``, ``_utils.py`` (``_rebuild_tensor_v2``), ``s
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
+import math
 import os
 import pathlib
 import struct
@@ -20,7 +22,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from wamjax.weights import pickles, tensor
+from wamjax.weights import bounds, pickles, tensor
+from wamjax.weights.bounds import BadFile
 from wamjax.weights.tensor import Tensor
 
 STORAGES = {
@@ -49,90 +52,137 @@ class _Storage:
     at: Callable[..., Tensor]
 
 
-def read(path: str | os.PathLike) -> dict[str, Any]:
+def read(path: str | os.PathLike) -> Any:
     """What a file holds: nested dicts whose leaves are `Tensor` or plain data.
 
     Raises:
-      ValueError: it is no such file, or holds something else; names it.
+      BadFile: it is no such file, or holds something else; names it.
     """
     path = pathlib.Path(path)
-    try:
-        if zipfile.is_zipfile(path):
-            return _read_zip(path)
-        with path.open("rb") as file:
-            return _read_pickles(file, lambda offset: (tensor.in_file, path, offset))
-    except pickles.Refused as error:
-        raise ValueError(
-            f"{path} holds {error}, which is neither a tensor nor plain data. {_RESAVE}"
-        ) from error
-    except (ValueError, zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{path} is no torch file that can be read: {error}") from error
+    with bounds.reading(path, "is no torch file that can be read"):
+        budget = pickles.Budget(bounds.size_of(path))
+        try:
+            if zipfile.is_zipfile(path):
+                return _read_zip(path, budget)
+            with path.open("rb") as file:
+                return _read_pickles(file, lambda at: (tensor.in_file, path, at), budget)
+        except pickles.Refused as error:
+            raise BadFile(f"{path} holds {bounds.line(error)}, which is neither a tensor nor plain "
+                          f"data. {_RESAVE}") from error  # fmt: skip
 
 
 # ---- reading ----
 
 
-def _read_zip(path: pathlib.Path) -> Any:
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+class _Parts:
+    """A file of which a reader asks for no more than `bounds.HEADER` bytes at once."""
+
+    def __init__(self, file: IO[bytes], size: int):
+        self.file, self.size = file, size
+        self.seek, self.tell = file.seek, file.tell
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, count: int = -1) -> bytes:
+        count = self.size - self.tell() if count is None or count < 0 else count
+        if count > bounds.HEADER:
+            raise ValueError(f"a part that says what it holds has {count} bytes")
+        return self.file.read(count)
+
+
+def _read_zip(path: pathlib.Path, budget: pickles.Budget) -> Any:
+    with path.open("rb") as file, zipfile.ZipFile(_Parts(file, budget.size)) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
+        if len(entries) < len(archive.infolist()):
+            raise ValueError("the archive has an entry twice")
         (pickle,) = [n for n in entries if n.endswith("/data.pkl") and n.count("/") == 1] or [None]
         if pickle is None:
             raise ValueError("the archive has no data.pkl")
         root = pickle.removesuffix("data.pkl")
-        if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
-            raise ValueError("it is big-endian; save it again on a little-endian machine")
+        if f"{root}byteorder" in entries:
+            if _text(archive, entries[f"{root}byteorder"]) != b"little":
+                raise ValueError("it is big-endian; save it again on a little-endian machine")
 
         def storage(identity) -> _Storage:
             _, kind, key, _, elements = identity
-            dtype, entry = _storage_dtype(kind), entries[f"{root}data/{key}"]
+            dtype, entry = _storage_dtype(kind), entries[f"{root}data/{_storage_key(key)}"]
+            size = _elements(elements) * dtype.itemsize
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"storage {key} is compressed, which torch never does")
-            if entry.file_size < elements * dtype.itemsize:
+            if entry.file_size < size:
                 raise ValueError(f"storage {key} should hold {elements} {dtype}, it has "
                                  f"{entry.file_size} bytes")  # fmt: skip
             begin = _data_offset(file, entry)
+            if begin + size > budget.size:
+                raise ValueError(f"storage {key} is cut off")
             return _placed(dtype, elements, lambda: (tensor.in_file, path, begin))
 
-        return pickles.load(io.BytesIO(archive.read(pickle)), _KNOWN, storage)
+        program = io.BytesIO(_text(archive, entries[pickle]))
+        return pickles.load(program, _known(budget), storage, budget)
+
+
+def _text(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """The bytes of an entry that torch never compresses; others may unfold to any size."""
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > bounds.HEADER:
+        raise ValueError(f"{bounds.short(entry.filename)} is compressed, which torch never does, "
+                         f"or too large: {entry.file_size} bytes")  # fmt: skip
+    return archive.read(entry)
 
 
 def _data_offset(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
     """Where the bytes of an entry begin; its local header may differ from the central one."""
     file.seek(entry.header_offset)
     header = file.read(30)
+    if header[:4] != b"PK\x03\x04" or len(header) < 30:
+        raise ValueError(f"{bounds.short(entry.filename)} is not where the archive says")
     name, extra = struct.unpack("<HH", header[26:])
     return entry.header_offset + 30 + name + extra
 
 
-def _read_pickles(file: IO[bytes], place) -> Any:
+def _read_pickles(file: IO[bytes], place, budget: pickles.Budget, inside: bool = False) -> Any:
     """A legacy torch file, or an ordinary pickle.
 
     Args:
       place: maps the byte that the storages start at to how tensors there are made.
+      inside: of a pickle already.
     """
-    first = pickles.load(file, _KNOWN)
-    if first != _LEGACY_MAGIC:
+    known = _known(budget, inside)
+
+    def load(persistent=None) -> Any:
+        return pickles.load(file, known, persistent, budget)
+
+    first = load()
+    if type(first) is not int or first != _LEGACY_MAGIC:
         return first
-    pickles.load(file, _KNOWN)  # version
-    if not pickles.load(file, _KNOWN).get("little_endian", True):
+    load()  # version
+    system = load()
+    if not isinstance(system, dict) or not system.get("little_endian", True):
         raise ValueError("it is big-endian; save it again on a little-endian machine")
     begins: dict[str, int] = {}  # known after the tensors: they look when they are read
-    sizes: dict[str, int] = {}
+    storages: dict[str, tuple[int, int]] = {}  # elements and bytes of each
 
     def storage(identity) -> _Storage:
         _, kind, key, _, elements, view = identity
         if view is not None:
             raise ValueError("views of storages are from before torch 0.4")
-        dtype = _storage_dtype(kind)
-        sizes[key] = elements * dtype.itemsize
+        dtype, key, elements = _storage_dtype(kind), _storage_key(key), _elements(elements)
+        shape = elements, elements * dtype.itemsize
+        if storages.setdefault(key, shape) != shape:
+            raise ValueError(f"storage {key} has two sizes")
         return _placed(dtype, elements, lambda: place(begins[key]))
 
-    value = pickles.load(file, _KNOWN, storage)
-    for key in pickles.load(file, _KNOWN):
-        begins[key] = file.tell() + 8  # the number of elements comes first
-        file.seek(begins[key] + sizes[key])
-    end = file.seek(0, os.SEEK_END)
-    if begins and end < max(b + sizes[k] for k, b in begins.items()):
+    value, keys = load(storage), load()
+    if not isinstance(keys, list) or len(keys) != len(storages) or set(keys) != storages.keys():
+        raise ValueError("it lists other storages than its tensors are in")
+    end = file.tell()
+    for key in keys:
+        elements, size = storages[key]
+        begins[key] = end + 8  # the number of elements comes first
+        if file.read(8) != elements.to_bytes(8, "little"):
+            raise ValueError("it is cut off, or a storage has another size than its tensors say")
+        end = file.seek(begins[key] + size)
+    if end > file.seek(0, os.SEEK_END):
         raise ValueError("it is cut off")
     return value
 
@@ -150,42 +200,78 @@ def _placed(dtype: np.dtype, elements: int, place) -> _Storage:
 
 
 def _storage_dtype(kind: Any) -> np.dtype:
+    if not isinstance(kind, str | pickles.Name):
+        raise pickles.Refused(f"a storage {bounds.short(kind)}")
     name = str(kind).removeprefix("torch.").removeprefix("storage.")
     if name not in STORAGES:
         raise pickles.Refused(f"a storage {kind!r}")
     return STORAGES[name]
 
 
-def _rebuild_tensor(storage, offset, shape, strides, *_) -> Tensor:
+def _storage_key(key: Any) -> str:
+    if not isinstance(key, str) or len(key) > 64:
+        raise ValueError(f"the key of a storage is {bounds.short(key)}")
+    return key
+
+
+def _elements(count: Any) -> int:
+    if type(count) is not int or not 0 <= count < 2**48:
+        raise ValueError(f"a storage has {bounds.short(count)} elements")
+    return count
+
+
+def _rebuild_tensor(budget: pickles.Budget, storage, offset, shape, strides, *_) -> Tensor:
     """A view of a storage. What a file says of it is not to be trusted."""
     if not isinstance(storage, _Storage):
         raise pickles.Refused("a tensor without a storage")
+    said = f"offset {bounds.short(offset)}, shape {bounds.short(shape)}, strides "
+    said = f"a tensor has {said}{bounds.short(strides)}"
+    if not isinstance(shape, tuple) or not isinstance(strides, tuple):
+        raise ValueError(said)
     numbers = (offset, *shape, *strides)
     if len(shape) != len(strides) or any(type(n) is not int or n < 0 for n in numbers):
-        raise ValueError(f"a tensor has offset {offset}, shape {shape}, strides {strides}")
+        raise ValueError(said)
+    bounds.check_shape(shape)
     if offset + tensor.extent(shape, strides) > storage.elements:
-        raise ValueError(f"a tensor {shape} with strides {strides} at {offset} leaves its storage "
-                         f"of {storage.elements}")  # fmt: skip
-    return storage.at(offset, tuple(shape), tuple(strides))
+        raise ValueError(f"a tensor {shape} with strides {bounds.short(strides)} at {offset} "
+                         f"leaves its storage of {storage.elements}")  # fmt: skip
+    nbytes = math.prod(shape) * storage.dtype.itemsize
+    if nbytes > max(budget.size, 2**20):
+        raise ValueError(f"a tensor {shape} by strides {strides} is larger than the file")
+    budget.take("nbytes", nbytes)
+    return storage.at(offset, shape, strides)
 
 
-def _storage_from_bytes(data: bytes) -> _Storage:
+def _storage_from_bytes(budget: pickles.Budget, data: bytes) -> _Storage:
     """A storage inside of an ordinary pickle: a legacy file of its own."""
-    value = _read_pickles(io.BytesIO(data), lambda offset: (tensor.in_buffer, data, offset))
+    if not isinstance(data, bytes):
+        raise ValueError("a storage in a pickle is no bytes")
+    value = _read_pickles(io.BytesIO(data), lambda at: (tensor.in_buffer, data, at), budget, True)
     if not isinstance(value, _Storage):
         raise ValueError("a storage in a pickle is not a storage")
     return value
 
 
-_KNOWN: pickles.Known = {
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-    "torch._utils._rebuild_tensor": _rebuild_tensor,
-    "torch._utils._rebuild_parameter": lambda data, *_: data,
-    "torch.storage._load_from_bytes": _storage_from_bytes,
-    "torch.Size": tuple,
-    "torch.device": lambda *name: ":".join(map(str, name)),
-    **{f"torch.{name}": None for name in (*STORAGES, *_DTYPES)},
-}
+def _device(*name: Any) -> str:
+    if not all(isinstance(part, str | int) for part in name):
+        raise ValueError("a device has no name")
+    return ":".join(map(str, name))
+
+
+def _known(budget: pickles.Budget, inside: bool = False) -> pickles.Known:
+    """What pickles of torch name; those inside of one hold a storage and nothing else."""
+    known: dict[str, Any] = {
+        "torch._utils._rebuild_tensor_v2": functools.partial(_rebuild_tensor, budget),
+        "torch._utils._rebuild_tensor": functools.partial(_rebuild_tensor, budget),
+        "torch._utils._rebuild_parameter": lambda data, *_: data,
+        "torch.storage._load_from_bytes": functools.partial(_storage_from_bytes, budget),
+        "torch.Size": tuple,
+        "torch.device": _device,
+        **{f"torch.{name}": None for name in (*STORAGES, *_DTYPES)},
+    }
+    if inside:
+        del known["torch.storage._load_from_bytes"]
+    return known
 
 
 # ---- writing ----
