@@ -1,30 +1,42 @@
 """Checkpoints by Orbax: asynchronous, atomic, all of a run's state in one step.
 
-A step holds the items ``params``, ``ema`` (if any), ``optimizer`` (its state and the counters),
-``data`` (the position of the data iterator, of each process), ``config`` and ``statistics``. What
-acts on a policy needs no more than `restore_params`, which reads the first two and the last two.
+A step holds the items ``params``, ``ema`` (if any: the average of what is trained), ``optimizer``
+(its state and the counters), ``data`` (the position of the data iterator, of each process),
+``config`` and ``statistics``, and ``digests`` of all of these, by which whatever is read is told
+from what a disk has made of it. What acts on a policy needs no more than `restore_params`, which
+reads the first two and the two with the config.
+
+A step that is damaged is named, and the one before it is used. Training then renames it to
+``damaged-STEP``; nothing is deleted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import grain.checkpoint as grain_checkpoint
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from wamjax import config as configs
-from wamjax import tree
+from wamjax import disk, guards, integrity, partition, tree
+from wamjax.integrity import Damaged
+from wamjax.metrics import say
 from wamjax.state import TrainState
 
 Tree = Any
 FOLDER = "checkpoints"
+TEMPORARY = "*.orbax-checkpoint-tmp*"
 
 
 class Restored(NamedTuple):
@@ -55,6 +67,7 @@ def _manager(folder: pathlib.Path, **options) -> ocp.CheckpointManager:
             "data": grain_checkpoint.CheckpointHandler(),
             "config": ocp.JsonCheckpointHandler(),
             "statistics": ocp.JsonCheckpointHandler(),
+            "digests": ocp.JsonCheckpointHandler(),
         },
     )
 
@@ -65,17 +78,35 @@ class Checkpoints:
     def __init__(self, workdir: str | os.PathLike, keep: int):
         self.folder = pathlib.Path(workdir).absolute() / FOLDER
         self._manager = _manager(self.folder, max_to_keep=keep, enable_async_checkpointing=True)
+        self._damaged: list[int] = []
+        self._keep, self._size = keep, 0
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_) -> None:
-        self._manager.close()
+    def __exit__(self, kind, *_) -> None:
+        try:
+            with self._room():
+                self._manager.close()
+        except disk.NoRoom:
+            if kind is None:  # else it is said already
+                raise
 
     @property
     def latest(self) -> int | None:
-        """The newest complete step, or None."""
-        return self._manager.latest_step()
+        """The newest complete step that is not known to be damaged, or None."""
+        return max((s for s in self._steps() if s not in self._damaged), default=None)
+
+    def check_room(self, state: TrainState) -> None:
+        """Says what the disk lacks for the checkpoints of a state, which may be abstract.
+
+        Raises:
+          disk.NoRoom: there is none for a single one.
+        """
+        # A new one is complete before an old one goes.
+        count = max(self._keep + 1 - len(self._steps()), 1)
+        if warning := disk.check_room(self.folder, tree.nbytes(state), count):
+            say(f"warning: {warning}")
 
     def save(self, state: TrainState, iterator, config: ConfigDict, statistics: dict) -> int:
         """Starts saving `state` under its step; a step that is already there stays.
@@ -86,55 +117,118 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest:
             return step
-        counters = {"step": state.step, "skips": state.skips, "streak": state.streak}
-        items = {
-            "params": ocp.args.StandardSave(state.params),
-            "optimizer": ocp.args.StandardSave(counters | {"opt_state": state.opt_state}),
-            "data": grain_checkpoint.CheckpointSave(iterator),
-            "config": ocp.args.JsonSave(configs.to_json(config)),
-            "statistics": ocp.args.JsonSave(statistics),
-        }
-        if state.ema is not None:
-            items["ema"] = ocp.args.StandardSave(state.ema)
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        arrays, self._size = _arrays(state), tree.nbytes(state)
+        plain = {"config": configs.to_json(config), "statistics": statistics}
+        with self._room():
+            items = {name: ocp.args.StandardSave(value) for name, value in arrays.items()}
+            items |= {name: ocp.args.JsonSave(value) for name, value in plain.items()}
+            items["data"] = grain_checkpoint.CheckpointSave(iterator)
+            items["digests"] = ocp.args.JsonSave(_digests(arrays, plain, iterator))
+            self._manager.save(step, args=ocp.args.Composite(**items))
         return step
 
     def config(self) -> dict[str, Any]:
         """The config of the newest checkpoint, as json."""
-        return _json(self._manager, self.latest, "config")
+        return self._newest(lambda step: _json(self._manager, step, "config"))
 
     def statistics(self) -> dict[str, Any]:
         """The normalisation statistics of the newest checkpoint, as json."""
-        return _json(self._manager, self.latest, "statistics")
+        return self._newest(lambda step: _json(self._manager, step, "statistics"))
 
     def restore(self, abstract: TrainState, iterator) -> TrainState:
         """The newest state, placed as `abstract` says; moves `iterator` to where it was.
+
+        Newer ones that are damaged are set aside, and `latest` is then the one that was restored.
 
         Args:
           abstract: `ShapeDtypeStruct` with shardings, on any mesh.
 
         Raises:
           ValueError: a parameter's shape is not that of the checkpoint.
+          Damaged: no checkpoint is whole.
         """
-        step = self.latest
-        _check_shapes(_shapes(self._manager, step, "params"), abstract.params, step)
-        counters = {"step": abstract.step, "skips": abstract.skips, "streak": abstract.streak}
-        items = {
-            "params": ocp.args.StandardRestore(abstract.params),
-            "optimizer": ocp.args.StandardRestore(counters | {"opt_state": abstract.opt_state}),
-        }
+        state = self._newest(lambda step: self._restore(step, abstract, iterator))
+        self._set_aside()
+        return state
+
+    def wait(self) -> None:
+        """Returns when what was saved is committed; an error of the saving thread is raised."""
+        with self._room():
+            self._manager.wait_until_finished()
+
+    def _steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def _restore(self, step: int, abstract: TrainState, iterator) -> TrainState:
+        written = _written(self._manager, step)
+        saved = _shapes(self._manager, step, "params")
+        _check_written(saved, written, self.folder / str(step))
+        _check_shapes(saved, abstract.params, step)
+        wanted = _arrays(abstract)
         if abstract.ema is not None:
-            items["ema"] = ocp.args.StandardRestore(abstract.ema)
-        position = _position(self.folder / str(step) / "data", step)
+            # An earlier version averaged what is frozen, too.
+            whole = tree.flatten(_shapes(self._manager, step, "ema")).keys()
+            trained = tree.flatten(abstract.ema).keys()
+            wanted["ema"] = abstract.ema if whole == trained else abstract.params
+        items = {name: ocp.args.StandardRestore(value) for name, value in wanted.items()}
+        position = _position(self.folder / str(step) / "data", step, written)
         with _reading(self.folder, step):
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
             iterator.set_state(position)
             iterator.start_prefetch()
+        found = {name: found[name] for name in wanted}
+        if written is not None:
+            read = integrity.digests(found)
+            integrity.check(read, written["arrays"], f"checkpoint {step} in {self.folder}")
+        if abstract.ema is not None:
+            found["ema"] = partition.split(found["ema"], trained.__contains__)[0]
         return TrainState(params=found["params"], ema=found.get("ema"), **found["optimizer"])
 
-    def wait(self) -> None:
-        """Returns when what was saved is committed; an error of the saving thread is raised."""
-        self._manager.wait_until_finished()
+    def _newest(self, read: Callable[[int], Any]) -> Any:
+        """What `read` gives of the newest step that is whole, the same one for all processes."""
+        while True:
+            step, value, error = self.latest, None, ""
+            try:
+                value = read(step)
+            except Damaged as damage:
+                error = str(damage)  # alone: its traceback holds what was read
+            if not _any_process(bool(error)):
+                return value
+            value = None
+            error = error or f"checkpoint {step} in {self.folder} is damaged for another process"
+            if step == min(self._steps()):
+                more = f"; so are the newer ones {self._damaged}" if self._damaged else ""
+                raise Damaged(f"{error}. There is no older one to go on from{more}: restore the "
+                              "folder from a copy, or start in another --workdir")  # fmt: skip
+            self._damaged.append(step)
+            say(f"{error}. Going on from the one before, checkpoint {self.latest}")
+
+    def _set_aside(self) -> None:
+        """Renames the steps that are damaged; to be called when an older one was restored, since
+        until then it may be this code that cannot read them."""
+        if not self._damaged:
+            return
+        if jax.process_index() == 0:
+            for step in self._damaged:
+                names = (f"damaged-{step}{n}" for n in ("", *(f"-{i}" for i in range(2, 1000))))
+                place = next(p for p in (self.folder / n for n in names) if not p.exists())
+                (self.folder / str(step)).rename(place)
+                say(f"checkpoint {step} is set aside as {place}, which can be deleted")
+        guards.barrier()
+        self._manager.reload()
+        self._damaged = []
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """Around what writes: if the disk is full that is said, and what is partial removed."""
+        try:
+            with disk.sentence(self.folder, "a checkpoint", self._size):
+                yield
+        except disk.NoRoom:
+            if jax.process_index() == 0:
+                for partial in self.folder.glob(TEMPORARY):
+                    shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 class Found(NamedTuple):
@@ -209,10 +303,71 @@ def restore_params(
         return Restored(params, config, statistics, step)
 
 
-def _json(manager: ocp.CheckpointManager, step: int | None, item: str) -> dict[str, Any]:
+def _arrays(state: TrainState) -> dict[str, Tree]:
+    """The items of arrays in a step."""
+    counters = {"step": state.step, "skips": state.skips, "streak": state.streak}
+    out = {"params": state.params, "optimizer": counters | {"opt_state": state.opt_state}}
+    return out if state.ema is None else out | {"ema": state.ema}
+
+
+def _digests(arrays: dict[str, Tree], plain: dict[str, Any], iterator) -> dict[str, Any]:
+    """What the item of digests holds: of arrays by item and path, of json by item, of positions by
+    file; and the shapes of the parameters, so that a damaged shape is none of another model."""
+    shapes = {path: list(x.shape) for path, x in tree.flatten(arrays["params"]).items()}
+    own = integrity.of_json(iterator.get_state())
+    every = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(own), np.uint8))
+    every, n = every.reshape(-1, len(own) // 2), jax.process_count()
+    return {
+        "arrays": integrity.digests(arrays),
+        "json": {name: integrity.of_json(value) for name, value in plain.items()},
+        "data": {f"process_{i}-of-{n}.json": bytes(row).hex() for i, row in enumerate(every)},
+        "shapes": shapes,
+    }
+
+
+def _written(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None:
+    """The digests of a step; None, and a line that says so, if it is of a version without them."""
+    if not (pathlib.Path(manager.directory) / str(step) / "digests").exists():
+        _say_unchecked(manager.directory, step)
+        return None
+    args = ocp.args.Composite(digests=ocp.args.JsonRestore())
+    with _reading(manager.directory, step):
+        found = dict(manager.restore(step, args=args)["digests"])
+        if {name: type(value) for name, value in found.items()} != dict.fromkeys(_PARTS, dict):
+            raise ValueError(f"digests of {sorted(found)}")
+        return found
+
+
+_PARTS = ("arrays", "json", "data", "shapes")
+
+
+@functools.cache
+def _say_unchecked(folder, step: int) -> None:
+    say(f"checkpoint {step} in {folder} has no digests, as an earlier version wrote it: whether it "
+        "is damaged cannot be told")  # fmt: skip
+
+
+def _json(manager: ocp.CheckpointManager, step: int, item: str) -> dict[str, Any]:
     args = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
     with _reading(manager.directory, step):
-        return manager.restore(step, args=args)[item]
+        found = manager.restore(step, args=args)[item]
+    written = _written(manager, step)
+    if written is not None and integrity.of_json(found) != written["json"].get(item):
+        raise Damaged(f"checkpoint {step} in {manager.directory} is damaged: {item!r} is not "
+                      "what was written")  # fmt: skip
+    return found
+
+
+def _check_written(saved: Tree, written: dict[str, Any] | None, folder: pathlib.Path) -> None:
+    """That the shapes that an item says are those that it had."""
+    shapes = {path: list(x.shape) for path, x in tree.flatten(saved).items()}
+    if written is not None and shapes != written["shapes"]:
+        raise Damaged(f"checkpoint {folder.name} in {folder.parent} is damaged: its parameters "
+                      "have not the shapes that they had")  # fmt: skip
+
+
+def _any_process(value: bool) -> bool:
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
 
 
 @contextlib.contextmanager
@@ -221,11 +376,19 @@ def _reading(folder, step: int | None) -> Iterator[None]:
     up, copies break off, and libraries change."""
     try:
         yield
-    except (KeyError, ValueError, OSError) as error:
-        raise ValueError(
+    except (MemoryError, jax.errors.JaxRuntimeError):  # a machine that is too small
+        raise
+    except Exception as error:  # a flipped bit in the files of Orbax comes out as anything
+        raise Damaged(
             f"checkpoint {step} in {folder} cannot be read: it is damaged, or of another version "
-            f"of this code: {error!r}"
+            f"of this code: {_line(error)}"
         ) from error
+
+
+def _line(error: Exception) -> str:
+    """An error in a line; TensorStore tells all of its state."""
+    text = " ".join(repr(error).split())
+    return text if len(text) < 300 else f"{text[:300]}..."
 
 
 def _shapes(manager: ocp.CheckpointManager, step: int, item: str) -> Tree:
@@ -234,7 +397,9 @@ def _shapes(manager: ocp.CheckpointManager, step: int, item: str) -> Tree:
         return tree.unflatten(tree.flatten(dict(manager.item_metadata(step)[item])))
 
 
-def _position(folder: pathlib.Path, step: int) -> dict[str, Any]:
+def _position(
+    folder: pathlib.Path, step: int, written: dict[str, Any] | None
+) -> dict[str, Any]:
     """Where the data stood. Each process left its position; all are the number of the next batch,
     of which each made some rows, so it goes for any number of processes.
 
@@ -247,6 +412,9 @@ def _position(folder: pathlib.Path, step: int) -> dict[str, Any]:
         if not files:
             raise FileNotFoundError(f"{folder} holds no position of the data")
         positions = [json.loads(file.read_text()) for file in files]
+    for file, position in zip(files, positions, strict=True):
+        if written is not None and integrity.of_json(position) != written["data"].get(file.name):
+            raise Damaged(f"{file} is damaged: it is not what was written")
     for file, position in zip(files, positions, strict=True):
         if position != positions[0]:
             raise ValueError(

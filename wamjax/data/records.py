@@ -27,6 +27,7 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from wamjax import disk
 from wamjax.data import images, normalize
 from wamjax.data.shards import OPTIONS, Shards, shard_name
 from wamjax.data.spec import Info
@@ -320,7 +321,8 @@ def turn(path: pathlib.Path) -> Iterator[None]:
     file system knows no locks nobody waits: what is made twice is complete at one rename, too.
     """
     place = path.with_name(f".{path.name}.lock")
-    place.parent.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(place.parent, "set config.data.root to a folder that can be written to, or "
+                     "XDG_CACHE_HOME, below which data is kept if data.root is empty")  # fmt: skip
     while True:
         with place.open("a") as file:
             try:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from wamjax import disk
 from wamjax.data import latents, normalize, published_statistics
 from wamjax.data.latents import Latents
 from wamjax.data.records import Reader
@@ -59,7 +60,7 @@ def cache_root() -> pathlib.Path:
 
 def data_root(root: str) -> pathlib.Path:
     """What relative paths of a config start at."""
-    return pathlib.Path(root).expanduser() if root else cache_root()
+    return disk.local(root, "config.data.root") if root else cache_root()
 
 
 def open_sources(
