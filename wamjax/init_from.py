@@ -35,11 +35,12 @@ def params(objective, config, abstract: Params) -> Params:
 
     Raises:
       ValueError: source and model do not agree.
+      Damaged: what is read is not what was written.
     """
     source = sources(config.init_from.path)
     want = tree.flatten(abstract)
     missing = check(source.shapes, want, config.init_from)
-    loaded = {p: load(source.arrays[p], x) for p, x in want.items() if p not in missing}
+    loaded = source.load({p: x for p, x in want.items() if p not in missing})
     if not missing:
         return tree.unflatten(loaded)
     places = {p: want[p].sharding for p in missing}
@@ -61,16 +62,18 @@ def sources(text: str) -> store.Stored:
       FileNotFoundError: one of them is no source.
       ValueError: two of them have a parameter; names all of these.
     """
-    arrays, twice = {}, []
+    arrays, digests, twice = {}, {}, []
     for part in text.split(","):
         prefix, _, folder = part.strip().rpartition("=")
-        found = store.read(store.locate(folder)[0]).arrays
-        named = {f"{prefix}/{p}" if prefix else p: array for p, array in found.items()}
+        found = store.read(store.locate(folder)[0])
+        below = f"{prefix}/" if prefix else ""
+        named = {below + p: array for p, array in found.arrays.items()}
         twice += sorted(named.keys() & arrays.keys())
         arrays |= named
+        digests |= {below + p: digest for p, digest in found.digests.items()}
     if twice:
         raise ValueError(f"config.init_from.path {text!r}: more than one source has {twice}")
-    return store.Stored(arrays)
+    return store.Stored(arrays, digests, text)
 
 
 def check(

@@ -44,30 +44,41 @@ def load(
 
     Raises:
       Mismatch: keys or shapes are not those of the family; names all of them.
+      Damaged: a folder of `convert` is not what was written.
     """
     path = pathlib.Path(path)
     if (path / store.ABOUT).exists():
-        plan, slices = _converted(family, path, config)
-    else:
-        tensors = files.read(path).tensors
-        plan = fit(family, tensors, config, layout)[1]
-        slices = plan.to_ours(tensors).__getitem__
+        plan, params = _converted(family, path, config)
+        return tree.unflatten(params.load(_wanted(plan, shardings, dtype, params.arrays)))
+    tensors = files.read(path).tensors
+    plan = fit(family, tensors, config, layout)[1]
+    slices = plan.to_ours(tensors).__getitem__
+    layers = {p.ours for p in plan.pieces if p.layer is not None}
+    sources = {p: slices((p, 0 if p in layers else None)) for p in plan.params}
+    want = _wanted(plan, shardings, dtype, sources)
+    return tree.unflatten({p: _place(p, x, p in layers, slices) for p, x in want.items()})
+
+
+def _wanted(
+    plan: Plan, shardings: Any, dtype: Any, sources: Mapping[str, Any]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape, dtype and place of each parameter; the dtype of its source by default."""
     if shardings is None:
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        flat = dict.fromkeys(plan.params, place)
+        places = dict.fromkeys(plan.params, place)
     else:
-        flat = tree.flatten(shardings)
-    layers = {p.ours for p in plan.pieces if p.layer is not None}
-    built = {}
-    for name, shape in plan.params.items():
-        built[name] = _place(name, shape, name in layers, slices, flat[name], dtype)
-    return tree.unflatten(built)
+        places = tree.flatten(shardings)
+    out = {}
+    for path, shape in plan.params.items():
+        own = sources[path].dtype
+        own = dtype or getattr(own, "numpy_dtype", own)
+        own = jax.dtypes.canonicalize_dtype(own)
+        out[path] = jax.ShapeDtypeStruct(shape, own, sharding=places[path])
+    return out
 
 
-def _converted(
-    family: str, folder: pathlib.Path, config: Config
-) -> tuple[Plan, Callable[[Slice], Tensor]]:
-    """The key map of a folder of `convert`, and the slices of its parameters."""
+def _converted(family: str, folder: pathlib.Path, config: Config) -> tuple[Plan, store.Stored]:
+    """The key map of a folder of `convert`, and its parameters."""
     about = store.about(folder)
     if about["family"] != family:
         raise ValueError(f"{folder} holds {about['family']!r}, not {family!r}")
@@ -75,7 +86,7 @@ def _converted(
     plan = families.plans(family, config or about["sizes"], layout)[layout]
     params = store.read(folder / store.PARAMS)
     plan.check_ours(params.shapes)
-    return plan, params.slice
+    return plan, params
 
 
 def fit(
@@ -98,15 +109,10 @@ def fit(
 
 
 def _place(
-    path: str,
-    shape: tuple[int, ...],
-    stacked: bool,
-    slices: Callable[[Slice], Tensor],
-    sharding: Any,
-    dtype: Any,
+    path: str, want: jax.ShapeDtypeStruct, stacked: bool, slices: Callable[[Slice], Tensor]
 ) -> jax.Array:
-    """One parameter on its devices, a device after the other; equal shares are read once."""
-    dtype = jax.dtypes.canonicalize_dtype(dtype or slices((path, 0 if stacked else None)).dtype)
+    """One parameter of a published file on its devices."""
+    shape, dtype = want.shape, want.dtype
 
     def share(index: tuple[slice, ...]) -> np.ndarray:
         if not stacked:
@@ -119,16 +125,7 @@ def _place(
             row[...] = slices((path, i)).read()[tuple(rest)]
         return out
 
-    # By the text of an index: slices are no keys before Python 3.12.
-    devices: dict[str, list[tuple[jax.Device, tuple[slice, ...]]]] = {}
-    for device, index in sharding.addressable_devices_indices_map(shape).items():
-        devices.setdefault(str(index), []).append((device, index))
-    parts = []
-    for (device, index), *others in devices.values():
-        first = jax.device_put(share(index), device)
-        first.block_until_ready()  # so that the host's copy can go
-        parts += [first, *(jax.device_put(first, other) for other, _ in others)]
-    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+    return store.place(want, share)
 
 
 def export(

@@ -1,37 +1,43 @@
 """Parameters as an Orbax checkpoint that is written and read layer by layer.
 
     DIR/params/       an Orbax checkpoint of the parameter tree, as any other
-    DIR/weights.json  the family, its sizes, and where they came from
+    DIR/weights.json  the family, its sizes, where they came from, and digests of everything
     DIR/tokenizer/    of a text encoder: the published file of its tokenizer
 
 Orbax saves whole arrays, and thirty stacked layers of a large model are gigabytes. So it is asked
 to save a tree of numbers, and the arrays that these stand for are then written in pieces: an Orbax
 checkpoint without OCDBT holds a zarr array for each leaf, in a folder named by its path. A chunk of
-such an array is a layer, or some rows of one.
+such an array is a layer, or some rows of one. A chunk that is gone reads as zeros, and a flipped
+bit as another number: what is read is compared with the digests, see `Stored`.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
+import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from absl import logging
 
-from wamjax import tree
+from wamjax import integrity, tree
+from wamjax.integrity import Damaged
 from wamjax.models import tokenizer as tokenizers
 from wamjax.weights import files
 from wamjax.weights.plan import Slice
 from wamjax.weights.tensor import Tensor
 
-FORMAT = 1
+FORMAT = 2
+UNCHECKED = 1  # the format without digests
 PARAMS, ABOUT, TOKENIZER = "params", "weights.json", "tokenizer"
 CHUNK = 64 * 2**20  # bytes at most
 
@@ -65,15 +71,32 @@ def write(
         leaves = {path: np.zeros((), slices[path, 0 if n else None].dtype)
                   for path, n in layers.items()}  # fmt: skip
         _save_numbers(place, leaves)
+        digests = {}
         for path, count in layers.items():
             array = _create(place, path, slices[path, 0 if count else None], count)
+            total = np.zeros(2, np.uint32)
             for layer in range(count) if count else (None,):
-                _fill(array if layer is None else array[layer], slices[path, layer], progress)
-        text = json.dumps({"format": FORMAT, **about}, indent=2)
-        (draft / ABOUT).write_text(text + "\n")
+                part = array if layer is None else array[layer]
+                start = (layer or 0) * math.prod(part.shape)
+                total += _fill(part, slices[path, layer], progress, start)
+            digests[path] = integrity.text(total)
         for file in beside:
             (draft / TOKENIZER).mkdir(exist_ok=True)
             shutil.copyfile(file, draft / TOKENIZER / file.name)
+        text = {**about, "format": FORMAT, "digests": digests,
+                "files": {file.name: _of_file(file) for file in beside}}  # fmt: skip
+        text = json.loads(json.dumps(text))  # what will be read: lists and text keys
+        text["digest"] = _of_about(text)
+        (draft / ABOUT).write_text(json.dumps(text, indent=2) + "\n")
+
+
+def _of_about(text: Mapping[str, Any]) -> str:
+    """The digest of what a ``weights.json`` says beside it."""
+    return integrity.of_json({k: v for k, v in text.items() if k != "digest"})
+
+
+def _of_file(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _tokenizer_files(path: str | os.PathLike) -> list[pathlib.Path]:
@@ -122,25 +145,46 @@ def _rows(one: Tensor) -> int:
     return max(1, min(one.shape[0], CHUNK // (one.nbytes // one.shape[0])))
 
 
-def _fill(array: ts.TensorStore, one: Tensor, progress: Callable[[int], Any]) -> None:
+def _fill(
+    array: ts.TensorStore, one: Tensor, progress: Callable[[int], Any], offset: int = 0
+) -> np.ndarray:
+    """Writes a slice that begins at element `offset` of its array; gives its `integrity.sums`."""
     values, rows = one.read(), _rows(one)
     if not one.shape:
         array.write(values).result()
         progress(one.nbytes)
-        return
+        return integrity.sums(np.asarray(values, one.dtype), offset)
+    total, row = np.zeros(2, np.uint32), math.prod(one.shape[1:])
     for start in range(0, one.shape[0], rows):
-        part = np.ascontiguousarray(values[start : start + rows])
+        part = np.ascontiguousarray(values[start : start + rows], one.dtype)
         array[start : start + len(part)].write(part).result()
+        total += integrity.sums(part, offset + start * row)
         progress(part.nbytes)
+    return total
 
 
 class Stored:
-    """Parameters of a checkpoint, by path, not read yet."""
+    """Parameters of a checkpoint, by path, not read yet.
 
-    def __init__(self, arrays: Mapping[str, ts.TensorStore]):
-        self.arrays = arrays
+    What is read by `slice`, `load` or `verify` is compared with the digests: `Damaged` is raised
+    by whatever read the last of an array that is not what was written.
+
+    Attributes:
+      arrays: by path; what is read of them directly is not checked.
+      digests: of arrays by path; one that has none is not checked.
+      where: what it is, for messages.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, ts.TensorStore],
+        digests: Mapping[str, str] | None = None,
+        where: str = "the checkpoint",
+    ):
+        self.arrays, self.digests, self.where = arrays, dict(digests or {}), where
+        self._sums: dict[str, dict[int | None, np.ndarray]] = {}
         # Where all layers of a parameter lie in one chunk they are read at once.
-        self._whole = functools.lru_cache(maxsize=1)(lambda path: arrays[path].read().result())
+        self._whole = functools.lru_cache(maxsize=1)(lambda path: self._read(path, None))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -151,22 +195,153 @@ class Stored:
         path, layer = key
         array = self.arrays[path]
         shape, dtype = tuple(array.shape), array.dtype.numpy_dtype
-        if layer is None:
-            return Tensor(shape, dtype, lambda: array.read().result())
-        if array.chunk_layout.read_chunk.shape[0] == 1:
-            return Tensor(shape[1:], dtype, lambda: array[layer].read().result())
-        return Tensor(shape[1:], dtype, lambda: self._whole(path)[layer])
+
+        def read() -> np.ndarray:
+            if layer is None or array.chunk_layout.read_chunk.shape[0] == 1:
+                values = self._read(path, layer)
+            else:
+                values = self._whole(path)[layer]
+            self._note(path, layer, values)
+            return values
+
+        return Tensor(shape if layer is None else shape[1:], dtype, read)
+
+    def load(self, want: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """Parameters on their devices, checked; every process reads its own shares of them.
+
+        Args:
+          want: shape, dtype and sharding by path. Checked in the dtype of the checkpoint, in which
+            all of them are on the devices before they get the one that is wanted.
+        """
+        narrow = [p for p in want if not _is_of_jax(self.arrays[p].dtype.numpy_dtype)]
+        self.verify(narrow)  # devices cannot hold them as they are
+        out = {}
+        for path, x in want.items():
+            dtype = x.dtype if path in narrow else self.arrays[path].dtype.numpy_dtype
+            stored = jax.ShapeDtypeStruct(tuple(x.shape), dtype, sharding=x.sharding)
+            out[path] = place(stored, functools.partial(self._share, path, dtype))
+        known = {path: self.digests[path] for path in out
+                 if path in self.digests and path not in narrow}  # fmt: skip
+        if known:
+            read = integrity.digests({path: out[path] for path in known})
+            integrity.check(read, known, self.where)
+        for path, x in want.items():
+            if out[path].dtype != x.dtype:
+                out[path] = _cast(x.dtype, x.sharding)(out[path])
+        return out
+
+    def verify(self, paths: Iterable[str] | None = None) -> None:
+        """Reads arrays, all by default, and checks them; no more than a chunk is in memory.
+
+        Raises:
+          Damaged: one of them is not what was written.
+        """
+        for path in self.arrays if paths is None else paths:
+            if path not in self.digests:
+                continue
+            array, total = self.arrays[path], np.zeros(2, np.uint32)
+            row = math.prod(array.shape[1:])
+            step = CHUNK // max(row * array.dtype.numpy_dtype.itemsize, 1)
+            step = max(step, *(array.chunk_layout.read_chunk.shape or ())[:1], 1)
+            for start in range(0, array.shape[0], step) if array.shape else (None,):
+                index = None if start is None else slice(start, min(start + step, array.shape[0]))
+                total += integrity.sums(self._read(path, index), (start or 0) * row)
+            self._check(path, total)
+
+    def _read(self, path: str, index: Any) -> np.ndarray:
+        array = self.arrays[path]
+        try:
+            return (array if index is None else array[index]).read().result()
+        except (ValueError, OSError) as error:
+            raise Damaged(f"{self.where} is damaged: {path!r} cannot be read: "
+                          f"{_line(error)}") from error  # fmt: skip
+
+    def _share(self, path: str, dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
+        return self._read(path, index).astype(dtype)
+
+    def _note(self, path: str, layer: int | None, values: np.ndarray) -> None:
+        """Adds what was read of an array; checks it when that is all of it."""
+        seen = self._sums.setdefault(path, {})
+        if path not in self.digests or layer in seen:
+            return
+        seen[layer] = integrity.sums(values, (layer or 0) * values.size)
+        parts = [v for k, v in seen.items() if (k is None) == (layer is None)]
+        if layer is None or len(parts) == self.arrays[path].shape[0]:
+            self._check(path, sum(parts, np.zeros(2, np.uint32)))
+
+    def _check(self, path: str, total: np.ndarray) -> None:
+        integrity.check({path: integrity.text(total)}, {path: self.digests[path]}, self.where)
 
 
-def read(folder: str | os.PathLike) -> Stored:
+def place(
+    want: jax.ShapeDtypeStruct, share: Callable[[tuple[slice, ...]], np.ndarray]
+) -> jax.Array:
+    """An array on its devices, a device after the other; equal shares are made once."""
+    # By the text of an index: slices are no keys before Python 3.12.
+    devices: dict[str, list[tuple[jax.Device, tuple[slice, ...]]]] = {}
+    for device, index in want.sharding.addressable_devices_indices_map(want.shape).items():
+        devices.setdefault(str(index), []).append((device, index))
+    parts = []
+    for (device, index), *others in devices.values():
+        first = jax.device_put(share(index), device)
+        first.block_until_ready()  # so that the host's copy can go
+        parts += [first, *(jax.device_put(first, other) for other, _ in others)]
+    return jax.make_array_from_single_device_arrays(want.shape, want.sharding, parts)
+
+
+def _is_of_jax(dtype: np.dtype) -> bool:
+    return jax.dtypes.canonicalize_dtype(dtype) == dtype
+
+
+@functools.lru_cache(maxsize=64)
+def _cast(dtype: Any, place: Any) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: x.astype(dtype), out_shardings=place)
+
+
+def _line(error: BaseException) -> str:
+    """An error in a line: TensorStore says all of its state."""
+    return str(error).split("\n")[0].split(" [")[0][:200]
+
+
+def read(folder: str | os.PathLike, digests: Mapping[str, str] | None = None) -> Stored:
     """Opens an Orbax checkpoint of a tree of dicts, whoever wrote it.
+
+    Args:
+      digests: of its arrays by path, see `integrity`; of a folder of `write` its own, if it has
+        them.
 
     Raises:
       FileNotFoundError: it is none.
+      Damaged: it is broken, or has not the arrays of the digests.
     """
     folder = pathlib.Path(folder).absolute()
     if not (folder / "_METADATA").exists():
         raise FileNotFoundError(f"{folder} is no Orbax checkpoint of parameters")
+    try:
+        arrays = _open(folder)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise Damaged(f"{folder} cannot be opened: {_line(error)}") from error
+    if digests is None and folder.name == PARAMS and (folder.parent / ABOUT).exists():
+        digests = about(folder.parent).get("digests")
+        if digests is None:
+            _say_unchecked(folder.parent)
+            _check_chunks(folder, arrays)
+    if digests is not None and arrays.keys() != digests.keys():
+        differ = sorted(arrays.keys() ^ digests.keys())
+        raise Damaged(f"{folder} is damaged: it should hold {len(digests)} arrays and holds "
+                      f"{len(arrays)}; {differ[0]!r} is in one of both")  # fmt: skip
+    return Stored(arrays, digests, str(folder))
+
+
+@functools.cache
+def _say_unchecked(folder: pathlib.Path) -> None:
+    logging.warning(
+        "%s is of an earlier version and has no digests: flipped bits in it go unnoticed; convert "
+        "or export it again", folder,
+    )  # fmt: skip
+
+
+def _open(folder: pathlib.Path) -> dict[str, ts.TensorStore]:
     about = json.loads((folder / "_METADATA").read_text())
     arrays = {}
     for entry in about["tree_metadata"].values():
@@ -177,7 +352,19 @@ def read(folder: str | os.PathLike) -> Stored:
             kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
         driver = "zarr3" if about["use_zarr3"] else "zarr"
         arrays["/".join(names)] = ts.open({"driver": driver, "kvstore": kvstore}, read=True)
-    return Stored({path: future.result() for path, future in arrays.items()})
+    return {path: future.result() for path, future in arrays.items()}
+
+
+def _check_chunks(folder: pathlib.Path, arrays: Mapping[str, ts.TensorStore]) -> None:
+    """Raises `Damaged` if a file of an array is gone; `write` leaves none out."""
+    for path, array in arrays.items():
+        place = folder / path.replace("/", ".")
+        have = sum(not p.name.startswith(".") for p in place.iterdir())
+        chunk = array.chunk_layout.read_chunk.shape or ()  # of a scalar: None
+        want = math.prod(-(-n // c) for n, c in zip(array.shape, chunk, strict=True))
+        if have < want:
+            raise Damaged(f"{folder} is damaged: {want - have} of {want} chunks of {path!r} are "
+                          "gone, and would read as zeros")  # fmt: skip
 
 
 def locate(source: str | os.PathLike) -> tuple[pathlib.Path, int]:
@@ -192,7 +379,7 @@ def locate(source: str | os.PathLike) -> tuple[pathlib.Path, int]:
 
     source = pathlib.Path(source)
     if (source / ABOUT).exists():
-        return source / PARAMS, about(source)["plain"].get("step", 0)
+        return source / PARAMS, about(source).get("plain", {}).get("step", 0)
     runs = source / FOLDER
     steps = [int(p.name) for p in runs.iterdir() if p.name.isdigit()] if runs.is_dir() else []
     if not steps:
@@ -207,12 +394,25 @@ def about(folder: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError, ValueError: it is none, or of another format.
+      Damaged: it, or a file of a tokenizer beside it, is not what was written.
     """
-    path = pathlib.Path(folder) / ABOUT
+    folder = pathlib.Path(folder)
+    path = folder / ABOUT
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no {ABOUT}: it was not made by wamjax.convert")
-    found = json.loads(path.read_text())
-    if found["format"] != FORMAT:
-        raise ValueError(f"{path} has format {found['format']}, this wamjax reads {FORMAT}; "
-                         "convert again")  # fmt: skip
-    return found
+    try:
+        text = json.loads(path.read_text())
+        version = text["format"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"{path} is damaged: {_line(error)}") from error
+    if version not in (FORMAT, UNCHECKED):
+        raise ValueError(f"{path} has format {version}, this wamjax reads {FORMAT}; convert again")
+    if version == UNCHECKED:
+        return text
+    if text.get("digest") != _of_about(text):
+        raise Damaged(f"{path} is damaged: it is not what was written")
+    for name, digest in text["files"].items():
+        file = folder / TOKENIZER / name
+        if not file.exists() or _of_file(file) != digest:
+            raise Damaged(f"{file} is damaged or gone: it is not what was written")
+    return text
