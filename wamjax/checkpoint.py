@@ -2,9 +2,9 @@
 
 A step holds the items ``params``, ``ema`` (if any: the average of what is trained), ``optimizer``
 (its state and the counters), ``data`` (the position of the data iterator, of each process),
-``config`` and ``statistics``, and ``digests`` of all of these, by which whatever is read is told
-from what a disk has made of it. What acts on a policy needs no more than `restore_params`, which
-reads the first two and the two with the config.
+``config``, ``statistics``, and the ``digests`` of all of these, with which all that is read is
+compared. What acts on a policy needs no more than `restore_params`, which reads the parameters and
+what says what they mean.
 
 A step that is damaged is named, and the one before it is used. Training then renames it to
 ``damaged-STEP``; nothing is deleted.
@@ -13,8 +13,6 @@ A step that is damaged is named, and the one before it is used. Training then re
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
 import os
 import pathlib
 import shutil
@@ -23,16 +21,16 @@ from typing import Any, NamedTuple
 
 import grain.checkpoint as grain_checkpoint
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
+from absl import flags
 from ml_collections import ConfigDict
 
 from wamjax import config as configs
-from wamjax import disk, guards, integrity, partition, tree
+from wamjax import disk, guards, integrity, partition, step_items, tree
 from wamjax.integrity import Damaged
 from wamjax.metrics import say
 from wamjax.state import TrainState
+from wamjax.weights import store
 
 Tree = Any
 FOLDER = "checkpoints"
@@ -55,29 +53,14 @@ class Restored(NamedTuple):
     step: int
 
 
-def _manager(folder: pathlib.Path, **options) -> ocp.CheckpointManager:
-    """A manager that knows every item by name, so that it can also tell what is in a step."""
-    return ocp.CheckpointManager(
-        folder,
-        options=ocp.CheckpointManagerOptions(**options),
-        item_handlers={
-            "params": ocp.StandardCheckpointHandler(),
-            "ema": ocp.StandardCheckpointHandler(),
-            "optimizer": ocp.StandardCheckpointHandler(),
-            "data": grain_checkpoint.CheckpointHandler(),
-            "config": ocp.JsonCheckpointHandler(),
-            "statistics": ocp.JsonCheckpointHandler(),
-            "digests": ocp.JsonCheckpointHandler(),
-        },
-    )
-
-
 class Checkpoints:
     """The checkpoints of a run directory; a context manager that waits for the last save."""
 
     def __init__(self, workdir: str | os.PathLike, keep: int):
         self.folder = pathlib.Path(workdir).absolute() / FOLDER
-        self._manager = _manager(self.folder, max_to_keep=keep, enable_async_checkpointing=True)
+        self._manager = step_items.manager(
+            self.folder, max_to_keep=keep, enable_async_checkpointing=True
+        )
         self._damaged: list[int] = []
         self._keep, self._size = keep, 0
 
@@ -117,23 +100,23 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest:
             return step
-        arrays, self._size = _arrays(state), tree.nbytes(state)
+        arrays, self._size = step_items.arrays_of(state), tree.nbytes(state)
         plain = {"config": configs.to_json(config), "statistics": statistics}
         with self._room():
             items = {name: ocp.args.StandardSave(value) for name, value in arrays.items()}
             items |= {name: ocp.args.JsonSave(value) for name, value in plain.items()}
             items["data"] = grain_checkpoint.CheckpointSave(iterator)
-            items["digests"] = ocp.args.JsonSave(_digests(arrays, plain, iterator))
+            items["digests"] = ocp.args.JsonSave(step_items.digests_of(arrays, plain, iterator))
             self._manager.save(step, args=ocp.args.Composite(**items))
         return step
 
     def config(self) -> dict[str, Any]:
         """The config of the newest checkpoint, as json."""
-        return self._newest(lambda step: _json(self._manager, step, "config"))
+        return self._newest(lambda step: step_items.read_json(self._manager, step, "config"))
 
     def statistics(self) -> dict[str, Any]:
         """The normalisation statistics of the newest checkpoint, as json."""
-        return self._newest(lambda step: _json(self._manager, step, "statistics"))
+        return self._newest(lambda step: step_items.read_json(self._manager, step, "statistics"))
 
     def restore(self, abstract: TrainState, iterator) -> TrainState:
         """The newest state, placed as `abstract` says; moves `iterator` to where it was.
@@ -160,19 +143,19 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def _restore(self, step: int, abstract: TrainState, iterator) -> TrainState:
-        written = _written(self._manager, step)
-        saved = _shapes(self._manager, step, "params")
-        _check_written(saved, written, self.folder / str(step))
-        _check_shapes(saved, abstract.params, step)
-        wanted = _arrays(abstract)
+        written = step_items.read_digests(self._manager, step)
+        saved = step_items.shapes_of(self._manager, step, "params")
+        step_items.check_unchanged(saved, written, self.folder / str(step))
+        step_items.check_shapes(saved, abstract.params, step)
+        wanted = step_items.arrays_of(abstract)
         if abstract.ema is not None:
             # An earlier version averaged what is frozen, too.
-            whole = tree.flatten(_shapes(self._manager, step, "ema")).keys()
+            whole = tree.flatten(step_items.shapes_of(self._manager, step, "ema")).keys()
             trained = tree.flatten(abstract.ema).keys()
             wanted["ema"] = abstract.ema if whole == trained else abstract.params
         items = {name: ocp.args.StandardRestore(value) for name, value in wanted.items()}
-        position = _position(self.folder / str(step) / "data", step, written)
-        with _reading(self.folder, step):
+        position = step_items.read_position(self.folder / str(step) / "data", step, written)
+        with step_items.reading(self.folder, step):
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
             iterator.set_state(position)
             iterator.start_prefetch()
@@ -192,7 +175,7 @@ class Checkpoints:
                 value = read(step)
             except Damaged as damage:
                 error = str(damage)  # alone: its traceback holds what was read
-            if not _any_process(bool(error)):
+            if not guards.any_process(bool(error)):
                 return value
             value = None
             error = error or f"checkpoint {step} in {self.folder} is damaged for another process"
@@ -232,41 +215,37 @@ class Checkpoints:
 
 
 class Found(NamedTuple):
-    """A checkpoint whose parameters are not read yet.
+    """A checkpoint whose parameters are not read yet; for its attributes see `Restored`."""
 
-    Attributes:
-      step: of the checkpoint.
-      config, statistics: see `Restored`.
-      folder: of its parameters, or of their moving average; `wamjax.weights.store.read` opens it.
-    """
-
-    step: int
     config: ConfigDict
     statistics: dict[str, Any]
-    folder: pathlib.Path
+    step: int
 
 
-def find(workdir: str | os.PathLike, step: int | None = None, ema: bool | None = None) -> Found:
-    """The checkpoint of a run that `restore_params` restores; arguments and errors as there."""
-    folder = pathlib.Path(workdir).absolute() / FOLDER
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{workdir} holds no {FOLDER}/ folder: not a run's --workdir")
-    with _manager(folder, create=False) as m:
-        steps = sorted(m.all_steps())
-        if not steps:
-            raise FileNotFoundError(
-                f"{workdir} has no checkpoint yet: the same `python -m wamjax.train` command "
-                "starts the run, or continues it"
-            )
-        step = step if step is not None else steps[-1]
-        if step not in steps:
-            raise FileNotFoundError(f"{workdir} has no checkpoint {step}; it has {steps}")
-        config = configs.load(_json(m, step, "config"))
-        has_ema = config.optim.ema_decay > 0
-        if ema and not has_ema:
-            raise ValueError(f"{workdir} has no moving average: optim.ema_decay was 0")
-        item = "ema" if (has_ema if ema is None else ema) else "params"
-        return Found(step, config, _json(m, step, "statistics"), folder / str(step) / item)
+def find(workdir: str | os.PathLike, step: int | None = None) -> Found:
+    """What a checkpoint says of its parameters; arguments and errors as of `restore_params`."""
+    with _opened(workdir) as manager:
+        return _newest_whole(manager, step, lambda step: _found(manager, step))
+
+
+def parameters(
+    workdir: str | os.PathLike, step: int | None = None, ema: bool | None = None
+) -> tuple[store.Stored, int]:
+    """Parameters of a run, to be read one by one, and their step; as `restore_params` otherwise.
+
+    Where there is an older checkpoint to use instead, all of them are read once and compared with
+    the digests, before anything is made of them. Else they are compared while they are read.
+    """
+
+    def read(number: int) -> tuple[store.Stored, int]:
+        stored = _stored(manager, number, ema)
+        if step is None and number > min(manager.all_steps()):
+            stored.verify()
+            stored = store.Stored(stored.arrays, {}, stored.where)
+        return stored, number
+
+    with _opened(workdir) as manager:
+        return _newest_whole(manager, step, read)
 
 
 def restore_params(
@@ -279,158 +258,110 @@ def restore_params(
 
     Args:
       workdir: of the run.
-      step: which checkpoint; the newest by default.
+      step: which checkpoint; by default the newest one that is not damaged.
       ema: the moving average, or not; by default if the run has one.
       shardings: where each parameter goes; the first local device by default.
 
     Raises:
       FileNotFoundError: no such checkpoint; names those that there are.
       ValueError: the average of a run that has none.
+      Damaged: the one that is asked for is damaged, or all of them.
     """
-    step, config, statistics, folder = find(workdir, step, ema)
-    item = folder.name
-    with _manager(folder.parent.parent, create=False) as m:
-        saved = _shapes(m, step, item)
-        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        if shardings is None:
-            shardings = jax.tree.map(lambda _: place, saved)
-        abstract = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), saved, shardings
-        )
-        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
-        with _reading(m.directory, step):
-            params = m.restore(step, args=args)[item]
-        return Restored(params, config, statistics, step)
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def read(step: int) -> Restored:
+        found, stored = _found(manager, step), _stored(manager, step, ema)
+        places = tree.flatten(shardings) if shardings is not None else {}
+        want = {}
+        for path, array in stored.arrays.items():
+            dtype = jax.dtypes.canonicalize_dtype(array.dtype.numpy_dtype)
+            place = places[path] if places else one
+            want[path] = jax.ShapeDtypeStruct(tuple(array.shape), dtype, sharding=place)
+        params = tree.unflatten(stored.load(want))
+        return Restored(params, found.config, found.statistics, step)
+
+    with _opened(workdir) as manager:
+        return _newest_whole(manager, step, read)
 
 
-def _arrays(state: TrainState) -> dict[str, Tree]:
-    """The items of arrays in a step."""
-    counters = {"step": state.step, "skips": state.skips, "streak": state.streak}
-    out = {"params": state.params, "optimizer": counters | {"opt_state": state.opt_state}}
-    return out if state.ema is None else out | {"ema": state.ema}
+def define_ema_flag() -> None:
+    """``--ema``, of everything that reads the parameters of a run; see `asked_ema`."""
+    flags.DEFINE_enum("ema", "auto", tuple(_EMA), "parameters of the run: their moving average, or "
+                      "as the last step left them; auto is the average if it has one")  # fmt: skip
 
 
-def _digests(arrays: dict[str, Tree], plain: dict[str, Any], iterator) -> dict[str, Any]:
-    """What the item of digests holds: of arrays by item and path, of json by item, of positions by
-    file; and the shapes of the parameters, so that a damaged shape is none of another model."""
-    shapes = {path: list(x.shape) for path, x in tree.flatten(arrays["params"]).items()}
-    own = integrity.of_json(iterator.get_state())
-    every = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(own), np.uint8))
-    every, n = every.reshape(-1, len(own) // 2), jax.process_count()
-    return {
-        "arrays": integrity.digests(arrays),
-        "json": {name: integrity.of_json(value) for name, value in plain.items()},
-        "data": {f"process_{i}-of-{n}.json": bytes(row).hex() for i, row in enumerate(every)},
-        "shapes": shapes,
-    }
+def asked_ema() -> bool | None:
+    """What ``--ema`` says, as the argument `ema` of `restore_params`."""
+    return _EMA[flags.FLAGS.ema]
 
 
-def _written(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None:
-    """The digests of a step; None, and a line that says so, if it is of a version without them."""
-    if not (pathlib.Path(manager.directory) / str(step) / "digests").exists():
-        _say_unchecked(manager.directory, step)
-        return None
-    args = ocp.args.Composite(digests=ocp.args.JsonRestore())
-    with _reading(manager.directory, step):
-        found = dict(manager.restore(step, args=args)["digests"])
-        if {name: type(value) for name, value in found.items()} != dict.fromkeys(_PARTS, dict):
-            raise ValueError(f"digests of {sorted(found)}")
-        return found
+def name_of(ema: bool) -> str:
+    """The value of ``--ema`` that stands for it, for the names of files."""
+    return next(name for name, value in _EMA.items() if value is ema)
 
 
-_PARTS = ("arrays", "json", "data", "shapes")
-
-
-@functools.cache
-def _say_unchecked(folder, step: int) -> None:
-    say(f"checkpoint {step} in {folder} has no digests, as an earlier version wrote it: whether it "
-        "is damaged cannot be told")  # fmt: skip
-
-
-def _json(manager: ocp.CheckpointManager, step: int, item: str) -> dict[str, Any]:
-    args = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
-    with _reading(manager.directory, step):
-        found = manager.restore(step, args=args)[item]
-    written = _written(manager, step)
-    if written is not None and integrity.of_json(found) != written["json"].get(item):
-        raise Damaged(f"checkpoint {step} in {manager.directory} is damaged: {item!r} is not "
-                      "what was written")  # fmt: skip
-    return found
-
-
-def _check_written(saved: Tree, written: dict[str, Any] | None, folder: pathlib.Path) -> None:
-    """That the shapes that an item says are those that it had."""
-    shapes = {path: list(x.shape) for path, x in tree.flatten(saved).items()}
-    if written is not None and shapes != written["shapes"]:
-        raise Damaged(f"checkpoint {folder.name} in {folder.parent} is damaged: its parameters "
-                      "have not the shapes that they had")  # fmt: skip
-
-
-def _any_process(value: bool) -> bool:
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
+_EMA = {"auto": None, "average": True, "params": False}
 
 
 @contextlib.contextmanager
-def _reading(folder, step: int | None) -> Iterator[None]:
-    """Says which checkpoint it is that cannot be read. None is half-written by us, but disks fill
-    up, copies break off, and libraries change."""
-    try:
-        yield
-    except (MemoryError, jax.errors.JaxRuntimeError):  # a machine that is too small
-        raise
-    except Exception as error:  # a flipped bit in the files of Orbax comes out as anything
-        raise Damaged(
-            f"checkpoint {step} in {folder} cannot be read: it is damaged, or of another version "
-            f"of this code: {_line(error)}"
-        ) from error
-
-
-def _line(error: Exception) -> str:
-    """An error in a line; TensorStore tells all of its state."""
-    text = " ".join(repr(error).split())
-    return text if len(text) < 300 else f"{text[:300]}..."
-
-
-def _shapes(manager: ocp.CheckpointManager, step: int, item: str) -> Tree:
-    """Nested dicts of the shapes and dtypes that an item holds."""
-    with _reading(manager.directory, step):
-        return tree.unflatten(tree.flatten(dict(manager.item_metadata(step)[item])))
-
-
-def _position(
-    folder: pathlib.Path, step: int, written: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Where the data stood. Each process left its position; all are the number of the next batch,
-    of which each made some rows, so it goes for any number of processes.
-
-    Raises:
-      ValueError: there is no position, or processes that are no longer there had different ones.
-    """
-    own = folder / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-    with _reading(folder.parent.parent, step):
-        files = [own] if own.exists() else sorted(folder.glob("process_*-of-*.json"))
-        if not files:
-            raise FileNotFoundError(f"{folder} holds no position of the data")
-        positions = [json.loads(file.read_text()) for file in files]
-    for file, position in zip(files, positions, strict=True):
-        if written is not None and integrity.of_json(position) != written["data"].get(file.name):
-            raise Damaged(f"{file} is damaged: it is not what was written")
-    for file, position in zip(files, positions, strict=True):
-        if position != positions[0]:
-            raise ValueError(
-                f"{file} is at {position}, {files[0].name} at {positions[0]}, and now there are "
-                f"{jax.process_count()} processes: continue with as many as before"
+def _opened(workdir: str | os.PathLike) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints of a run, to be read; at least one."""
+    folder = disk.local(workdir, "--workdir").absolute() / FOLDER
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{workdir} holds no {FOLDER}/ folder: not a run's --workdir")
+    with step_items.manager(folder, create=False) as manager:
+        if not manager.all_steps():
+            raise FileNotFoundError(
+                f"{workdir} has no checkpoint yet: the same `python -m wamjax.train` command "
+                "starts the run, or continues it"
             )
-    return positions[0]
+        yield manager
 
 
-def _check_shapes(saved: Tree, wanted: Tree, step: int) -> None:
-    saved, wanted = tree.flatten(saved), tree.flatten(wanted)
-    for path in [*wanted, *saved]:
-        a = saved[path].shape if path in saved else "absent"
-        b = wanted[path].shape if path in wanted else "absent"
-        if a != b:
-            raise ValueError(
-                f"parameter {path!r} is {a} in checkpoint {step} and {b} in the model that this "
-                "config builds; the data or the code changed. Train in another --workdir"
-            )
+def _newest_whole(
+    manager: ocp.CheckpointManager, asked: int | None, read: Callable[[int], Any]
+) -> Any:
+    """What `read` gives of the step that is asked for, or else of the newest that is whole."""
+    steps = sorted(manager.all_steps())
+    if asked is not None:
+        if asked not in steps:
+            workdir = pathlib.Path(manager.directory).parent
+            raise FileNotFoundError(f"{workdir} has no checkpoint {asked}; it has {steps}")
+        return read(asked)
+    for older in reversed([None, *steps[:-1]]):
+        try:
+            return read(steps.pop())
+        except Damaged as error:
+            if older is None:
+                raise
+            say(f"{error}. Using the one before, checkpoint {older}")
+
+
+def _found(manager: ocp.CheckpointManager, step: int) -> Found:
+    config = configs.load(step_items.read_json(manager, step, "config"))
+    return Found(config, step_items.read_json(manager, step, "statistics"), step)
+
+
+def _stored(manager: ocp.CheckpointManager, step: int, ema: bool | None) -> store.Stored:
+    """The parameters of a checkpoint, or their average, with their digests."""
+    written = step_items.read_digests(manager, step)
+    folder = pathlib.Path(manager.directory) / str(step)
+    has_ema = (folder / "ema").is_dir()
+    if written is not None:
+        has_ema = bool(_of_item(written["arrays"], "ema"))
+    if ema and not has_ema:
+        raise ValueError(f"{folder.parent.parent} has no moving average: optim.ema_decay was 0")
+    # The average is of what is trained; the rest lies with the parameters.
+    items = ("params", "ema") if (has_ema if ema is None else ema) else ("params",)
+    arrays, digests = {}, {}
+    for item in items:
+        known = None if written is None else _of_item(written["arrays"], item)
+        with step_items.reading(manager.directory, step):
+            arrays |= store.read(folder / item, known).arrays
+        digests |= known or {}
+    return store.Stored(arrays, digests, f"checkpoint {step} in {manager.directory}")
+
+
+def _of_item(digests: dict[str, str], item: str) -> dict[str, str]:
+    start = f"{item}/"
+    return {k.removeprefix(start): v for k, v in digests.items() if k.startswith(start)}

@@ -29,7 +29,7 @@ from absl import app, flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from wamjax import hardware
+from wamjax import checkpoint, hardware
 from wamjax import state as states
 from wamjax.checkpoint import find, restore_params
 from wamjax.config import did_you_mean
@@ -62,10 +62,17 @@ class Policy:
         return self.objective.policy(params, self.normalizers, observation, key, self.mode)
 
 
-def load(workdir, step: int | None = None, mode: str | None = None, planner: str | None = None):
+def load(
+    workdir,
+    step: int | None = None,
+    mode: str | None = None,
+    planner: str | None = None,
+    ema: bool | None = None,
+):
     """Restores a run.
 
     Args:
+      ema: the moving average, or not; by default if the run has one.
       planner: another run, of the same sizes, whose world model and value function plan for it.
 
     Returns:
@@ -78,7 +85,7 @@ def load(workdir, step: int | None = None, mode: str | None = None, planner: str
     from wamjax.data.normalize import check_same, normalizers
     from wamjax.data.spec import DataSpec
 
-    params, config, statistics, step = restore_params(workdir, step)
+    params, config, statistics, step = restore_params(workdir, step, ema)
     spec = DataSpec.from_json(statistics["spec"])
     config.data.cameras = tuple(spec.cameras)  # those of the data, if the config names none
     objective = wam.build(config, spec)
@@ -109,10 +116,11 @@ def run(
     shift: str = "none",
     planner: str | None = None,
     label: str = "",
+    ema: bool | None = None,
 ) -> dict[str, Any]:
     """Evaluates the checkpoint of a run and writes eval.json, plot and video.
 
-    What is not as after training (mode, shift, step, planner) goes into the files' names.
+    What is not as after training (mode, shift, step, planner, ema) goes into the files' names.
 
     Args:
       config: its ``eval`` part says what to do; the model is built as the checkpoint says.
@@ -120,7 +128,7 @@ def run(
       step: which checkpoint, the newest by default.
       mode: how to act, see `wamjax.wam.programs.MODES`; the variant's default.
       shift: name of a shift of the world.
-      planner: see `load`.
+      planner, ema: see `load`.
       label: what else is not as after training, for the files' names.
 
     Returns:
@@ -135,8 +143,9 @@ def run(
     shifts = _shift(config, shift)
     parts = [mode, shift if shift != "none" else None, step]
     parts += [pathlib.Path(planner).name if planner else None, label or None]
+    parts += [None if ema is None else checkpoint.name_of(ema)]
     suffix = "".join(f"_{p}" for p in parts if p is not None)
-    policy, trained, step = load(workdir, step, mode, planner)
+    policy, trained, step = load(workdir, step, mode, planner, ema)
     config = config.copy_and_resolve_references()
     config.data.cameras = trained.data.cameras
     check(config, policy.objective)
@@ -377,6 +386,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("episodes", None, "episodes; config.eval.episodes by default")
     flags.DEFINE_integer("execute", None, "actions of each plan that are executed")
     flags.DEFINE_bool("latency", False, "only measure the latency of one plan")
+    checkpoint.define_ema_flag()
 
 
 def main(argv: list[str]) -> None:
@@ -384,16 +394,16 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")
     quiet()
-    asked = flags.FLAGS
+    asked, ema = flags.FLAGS, checkpoint.asked_ema()
     if asked.latency:
-        policy, config, _ = load(asked.workdir, asked.step, asked.mode, asked.planner)
+        policy, config, _ = load(asked.workdir, asked.step, asked.mode, asked.planner, ema)
         print(json.dumps({"latency_ms": latency(policy, config)}))
         return
     config = find(asked.workdir, asked.step).config
     label = _choose(config, asked)
     if config.eval.episodes < 1:
         raise app.UsageError(f"{config.eval.episodes} episodes: give --episodes")
-    run(config, asked.workdir, asked.step, asked.mode, asked.shift, asked.planner, label)
+    run(config, asked.workdir, asked.step, asked.mode, asked.shift, asked.planner, label, ema)
 
 
 def _choose(config: ConfigDict, asked) -> str:

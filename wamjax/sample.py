@@ -24,7 +24,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from wamjax import hardware
+from wamjax import checkpoint, hardware
 from wamjax import state as states
 from wamjax.checkpoint import restore_params
 from wamjax.metrics import quiet, say
@@ -50,12 +50,15 @@ class Sampler:
     params: Any
 
 
-def load(workdir: str | os.PathLike, step: int | None = None, **changes):
+def load(
+    workdir: str | os.PathLike, step: int | None = None, ema: bool | None = None, **changes
+):
     """Restores a run.
 
     Args:
       workdir: of the run.
       step: which checkpoint; the newest by default.
+      ema: the moving average, or not; by default if the run has one.
       **changes: of the objective, such as guidance, steps, solver.
 
     Returns:
@@ -64,7 +67,7 @@ def load(workdir: str | os.PathLike, step: int | None = None, **changes):
     from wamjax import wam
     from wamjax.data.arrays import ArraySpec
 
-    params, config, statistics, _ = restore_params(workdir, step)
+    params, config, statistics, _ = restore_params(workdir, step, ema)
     objective = wam.build(config, ArraySpec.from_json(statistics["spec"]))
     if not hasattr(objective, "sample"):
         raise ValueError(f"{workdir} has nothing to sample: objective {config.objective.name!r}")
@@ -293,6 +296,7 @@ def define_flags() -> None:
     flags.DEFINE_float("guidance", None, "classifier-free guidance scale; the run's by default")
     flags.DEFINE_integer("steps", None, "solver steps; the run's by default")
     flags.DEFINE_string("solver", None, "solver; the run's by default")
+    checkpoint.define_ema_flag()
 
 
 def main(argv: list[str]) -> None:
@@ -303,6 +307,7 @@ def main(argv: list[str]) -> None:
     names = ("workdir", "count", "output", "seed", "step", "label", "caption", "given",
              "frames", "guidance", "steps", "solver")  # fmt: skip
     asked = {name: getattr(flags.FLAGS, name) for name in names}
+    asked["ema"] = checkpoint.asked_ema()
     run(**{name: value for name, value in asked.items() if value is not None})
 
 
