@@ -17,6 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from wamjax import disk
 from wamjax.config_keys import BEFORE, FROZEN, SOURCE, TABLE
 
 # Below a key of `FROZEN`, but they change how a step is computed, not what.
@@ -127,10 +128,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def save(config: ConfigDict, path: str | os.PathLike) -> None:
     """Writes ``config`` as json, in one atomic step."""
-    path = pathlib.Path(path)
-    draft = path.with_suffix(path.suffix + ".tmp")
-    draft.write_text(json.dumps(to_json(config), indent=2) + "\n")
-    draft.replace(path)
+    disk.write_text(pathlib.Path(path), json.dumps(to_json(config), indent=2) + "\n")
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:

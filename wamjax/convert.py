@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import tqdm
 from absl import app, flags
 
-from wamjax import adapters, cli
+from wamjax import adapters, checkpoint, cli
 from wamjax.weights import api, families, files, store
 from wamjax.weights.plan import Mismatch
 from wamjax.weights.tensor import Tensor, Tensors
@@ -68,9 +68,13 @@ def send_out(
     layout: str | None = None,
     dtype: str | None = None,
     progress: bool = True,
+    ema: bool | None = None,
 ) -> None:
-    """A folder of ours, or a training run, to a published file; see the module and `api.export`."""
-    shapes, get, sizes, layout_then, step = _ours(family, pathlib.Path(source), config)
+    """A folder of ours, or a training run, to a published file; see the module and `api.export`.
+
+    `ema` is of `store.source`.
+    """
+    shapes, get, sizes, layout_then, step = _ours(family, pathlib.Path(source), config, ema)
     layout = layout or layout_then or next(iter(families.family(family).layouts))
     tensors = api.published(family, shapes, get, sizes, layout, dtype)
     known = {"step": step, "torch_dtype": f"torch.{next(iter(tensors.values())).dtype}"}
@@ -81,10 +85,9 @@ def send_out(
         files.write(output, _watched(tensors, bar), plain)
 
 
-def _ours(family: str, source: pathlib.Path, config: api.Config):
+def _ours(family: str, source: pathlib.Path, config: api.Config, ema: bool | None):
     """(shapes, slices, sizes, layout or None, step) of a folder of ours, or of a run."""
-    folder, step = store.locate(source)
-    params = store.read(folder)
+    params, step = store.source(source, ema)
     shapes, get = merged(params)
     if not (source / store.ABOUT).exists():
         return shapes, get, config, None, step
@@ -144,6 +147,7 @@ def define_flags() -> None:
     flags.DEFINE_string("layout", None, "of the published file; found out when importing")
     flags.DEFINE_string("dtype", None, "of the result, as bfloat16; as in the source by default")
     flags.DEFINE_string("tokenizer", None, "of a text encoder: file or folder that goes along")
+    checkpoint.define_ema_flag()
     flags.mark_flag_as_required("family")
 
 
@@ -156,9 +160,11 @@ def main(argv: list[str]) -> None:
     if not values.source or not values.output:
         raise app.UsageError("give --source and --output")
     jax.config.update("jax_platforms", "cpu")  # nothing is computed
-    run = send_out
+    run = functools.partial(send_out, ema=checkpoint.asked_ema())
     if values.direction == "import":
         run = functools.partial(bring_in, tokenizer=values.tokenizer)
+        if values["ema"].present:
+            raise app.UsageError("--ema is for exports: published weights are what they are")
     elif values.tokenizer:
         raise app.UsageError("--tokenizer is for imports: exports are weights alone")
     try:

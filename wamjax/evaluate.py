@@ -31,7 +31,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 import wamjax
-from wamjax import cli
+from wamjax import checkpoint, cli
 from wamjax import state as states
 from wamjax.checkpoint import find, restore_params
 from wamjax.config import did_you_mean
@@ -76,10 +76,17 @@ class Policy:
         return self.actions(self.params, observation, key)
 
 
-def load(workdir, step: int | None = None, mode: str | None = None, planner: str | None = None):
+def load(
+    workdir,
+    step: int | None = None,
+    mode: str | None = None,
+    planner: str | None = None,
+    ema: bool | None = None,
+):
     """Restores a run.
 
     Args:
+      ema: the moving average, or not; by default if the run has one.
       planner: another run, of the same sizes, whose world model and value function plan for it.
 
     Returns:
@@ -94,7 +101,7 @@ def load(workdir, step: int | None = None, mode: str | None = None, planner: str
     found = find(workdir, step)
     spec = wam.spec_of(found.statistics["spec"])
     wam.check_kind(found.config, spec, workdir, wanted="policy")
-    params, config, statistics, step = restore_params(workdir, found.step)
+    params, config, statistics, step = restore_params(workdir, step, ema)
     config.data.cameras = tuple(spec.cameras)  # those of the data, if the config names none
     objective = wam.build(config, spec)
     params = _for_acting(objective, params, config)
@@ -124,10 +131,11 @@ def run(
     shift: str = "none",
     planner: str | None = None,
     label: str = "",
+    ema: bool | None = None,
 ) -> dict[str, Any]:
     """Evaluates the checkpoint of a run and writes eval.json, plot and video.
 
-    What is not as after training (mode, shift, step, planner) goes into the files' names.
+    What is not as after training (mode, shift, step, planner, ema) goes into the files' names.
 
     Args:
       config: its ``eval`` part says what to do; the model is built as the checkpoint says.
@@ -135,7 +143,7 @@ def run(
       step: which checkpoint, the newest by default.
       mode: how to act, see `wamjax.wam.programs.MODES`; the variant's default.
       shift: name of a shift of the world.
-      planner: see `load`.
+      planner, ema: see `load`.
       label: what else is not as after training, for the files' names.
 
     Returns:
@@ -151,8 +159,9 @@ def run(
     dials = shift_of(world, shift, config.eval.shift)
     parts = [mode, shift if shift != "none" else None, step]
     parts += [pathlib.Path(planner).name if planner else None, label or None]
+    parts += [None if ema is None else checkpoint.name_of(ema)]
     suffix = "".join(f"_{p}" for p in parts if p is not None)
-    policy, trained, step = load(workdir, step, mode, planner)
+    policy, trained, step = load(workdir, step, mode, planner, ema)
     config = config.copy_and_resolve_references()
     config.data.cameras = trained.data.cameras
     check(config, policy.objective, world)
@@ -463,20 +472,21 @@ def define_flags() -> None:
     flags.DEFINE_integer("episodes", None, "episodes; config.eval.episodes by default")
     flags.DEFINE_integer("execute", None, "actions of each plan that are executed")
     flags.DEFINE_bool("latency", False, "only measure the latency of one plan")
+    checkpoint.define_ema_flag()
 
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
-    asked = flags.FLAGS
+    asked, ema = flags.FLAGS, checkpoint.asked_ema()
     if asked.latency:
-        policy, config, _ = load(asked.workdir, asked.step, asked.mode, asked.planner)
+        policy, config, _ = load(asked.workdir, asked.step, asked.mode, asked.planner, ema)
         print(json.dumps({"latency_ms": latency(policy, config)}))
         return
     config = find(asked.workdir, asked.step).config
     label = _choose(config, asked)
     if config.eval.episodes < 1:
         raise app.UsageError(f"{config.eval.episodes} episodes: give --episodes")
-    run(config, asked.workdir, asked.step, asked.mode, asked.shift, asked.planner, label)
+    run(config, asked.workdir, asked.step, asked.mode, asked.shift, asked.planner, label, ema)
 
 
 def _choose(config: ConfigDict, asked) -> str:

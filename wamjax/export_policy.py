@@ -81,11 +81,13 @@ def from_run(
     planner: str | os.PathLike | None = None,
     choices: Choices | None = None,
     progress: bool = True,
+    ema: bool | None = None,
 ) -> None:
     """Exports the policy of a training run; see the module.
 
     Args:
       step: of the checkpoint; the newest by default.
+      ema: the moving average, or not; by default if the run has one.
       planner: another run, whose world model and value function plan for it.
 
     Raises:
@@ -94,6 +96,7 @@ def from_run(
         names all of it.
     """
     choices = choices or Choices()
+    stored, step = checkpoint.parameters(workdir, step, ema)
     run = checkpoint.find(workdir, step)
     if pipeline.kind_of(run.config) != "episodes":
         raise ValueError(f"{workdir} was trained on {run.config.data.kind}: it is no policy")
@@ -102,7 +105,6 @@ def from_run(
     if choices.codec and config.model.codec.kind != "cached":
         job.problems.append("--codec: the run itself holds what its pictures are encoded by")
     # Adapters stay beside their kernels, so that the policy is that of the run to the last bit.
-    stored = store.read(run.folder)
     job.parameters(files.WEIGHTS, stored.shapes, stored.slice)
     if planner is not None:
         job.attempt(lambda: _plan_by_run(job, run, planner))
@@ -111,10 +113,10 @@ def from_run(
 
 def _plan_by_run(job: _Job, run: Found, planner: str | os.PathLike) -> None:
     """Adds the newest checkpoint of a run as the planner for that of another."""
-    found = checkpoint.find(planner)
+    stored, step = checkpoint.parameters(planner)
+    found = checkpoint.find(planner, step)
     ours, theirs = (normalizers(x.statistics, x.config.data.normalization) for x in (run, found))
     check_same(ours, theirs, f"the planner {planner}")
-    stored = store.read(found.folder)
     job.add_planner(found.config, stored.shapes, stored.slice, str(planner))
 
 
@@ -332,6 +334,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("dtype", None, DTYPES, "that it computes in; the config's by default")
     flags.DEFINE_list("action_names", [], "of the dimensions; the data set's by default")
     flags.DEFINE_list("proprio_names", [], "likewise")
+    checkpoint.define_ema_flag()
 
 
 def main(argv: list[str]) -> None:
@@ -339,7 +342,7 @@ def main(argv: list[str]) -> None:
     asked = flags.FLAGS
     if bool(asked.workdir) == bool(asked.weights) or bool(asked.weights) != bool(asked.config):
         raise app.UsageError("give --workdir, or --config and --weights")
-    for name in ("statistics", "planner_config") if asked.workdir else ("step",):
+    for name in ("statistics", "planner_config") if asked.workdir else ("step", "ema"):
         if asked[name].present:
             raise app.UsageError(f"--{name} does not go with what is exported")
     if asked.weights and bool(asked.planner) != bool(asked.planner_config):
@@ -348,7 +351,8 @@ def main(argv: list[str]) -> None:
     chosen = Choices(**{f.name: asked[f.name].value for f in dataclasses.fields(Choices)})
     try:
         if asked.workdir:
-            from_run(asked.workdir, asked.output, asked.step, asked.planner, chosen)
+            ema = checkpoint.asked_ema()
+            from_run(asked.workdir, asked.output, asked.step, asked.planner, chosen, ema=ema)
         else:
             planner = (asked.planner_config, asked.planner) if asked.planner else None
             from_weights(

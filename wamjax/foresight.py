@@ -24,7 +24,7 @@ from absl import flags
 from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
 
-from wamjax import cli, evaluate
+from wamjax import checkpoint, cli, evaluate
 from wamjax.envs.world import composite, open_world
 from wamjax.metrics import say
 from wamjax.viz import figures, intervals
@@ -163,8 +163,10 @@ def by_level(policy: evaluate.Policy, config: ConfigDict) -> dict[str, list[floa
     return {"sigma": SIGMAS.tolist()} | {k: np.asarray(v).tolist() for k, v in losses.items()}
 
 
-def run(workdir, step=None, mode=None, planner=None, episodes: int = 96) -> dict[str, Any]:
-    """Everything that the policy of a run can be asked; see the module.
+def run(
+    workdir, step=None, mode=None, planner=None, episodes: int = 96, ema: bool | None = None
+) -> dict[str, Any]:
+    """Everything that the policy of a run can be asked; see the module and `evaluate.load`.
 
     Returns:
       what was written to foresight.json.
@@ -173,9 +175,10 @@ def run(workdir, step=None, mode=None, planner=None, episodes: int = 96) -> dict
       ValueError: it predicts neither frames nor values.
     """
     workdir = pathlib.Path(workdir)
-    parts = mode, step, planner and pathlib.Path(planner).name
+    average = None if ema is None else checkpoint.name_of(ema)
+    parts = mode, step, planner and pathlib.Path(planner).name, average
     suffix = "".join(f"_{x}" for x in parts if x is not None)
-    policy, config, step = evaluate.load(workdir, step, mode, planner)
+    policy, config, step = evaluate.load(workdir, step, mode, planner, ema)
     objective = policy.objective
     if not (objective.imagines or hasattr(objective, "expect")):
         raise ValueError(f"{workdir}: {config.objective.variant!r} predicts neither frames nor "
@@ -257,12 +260,14 @@ def define_flags() -> None:
     flags.DEFINE_string("mode", None, "how to act; the policy's own way by default")
     flags.DEFINE_string("planner", None, "a run whose world model and value function plan for it")
     flags.DEFINE_integer("episodes", 96, "episodes, the tasks of the evaluation in turn")
+    checkpoint.define_ema_flag()
 
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
     asked = flags.FLAGS
-    run(asked.workdir, asked.step, asked.mode, asked.planner, asked.episodes)
+    ema = checkpoint.asked_ema()
+    run(asked.workdir, asked.step, asked.mode, asked.planner, asked.episodes, ema)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -168,6 +169,11 @@ def barrier() -> None:
             timeout=PATIENCE,
             processes=set(range(jax.process_count())),
         )
+
+
+def any_process(value: bool) -> bool:
+    """Whether it is so for any of the processes; to be asked by all of them."""
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def sources(text: str) -> store.Stored:
     arrays, digests, twice = {}, {}, []
     for part in text.split(","):
         prefix, _, folder = part.strip().rpartition("=")
-        found = store.read(store.locate(folder)[0])
+        found, _ = store.source(folder)
         below = f"{prefix}/" if prefix else ""
         named = {below + p: array for p, array in found.arrays.items()}
         twice += sorted(named.keys() & arrays.keys())

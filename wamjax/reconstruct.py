@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from wamjax import cli
+from wamjax import checkpoint, cli
 from wamjax import config as configs
 from wamjax.checkpoint import restore_params
 from wamjax.metrics import say
@@ -55,11 +55,17 @@ def use(config: ConfigDict, folder: str | os.PathLike) -> None:
     config.optim.freeze = ("codec/.*",)
 
 
-def run(workdir: str | os.PathLike, count: int = COUNT, step: int | None = None) -> dict[str, Any]:
+def run(
+    workdir: str | os.PathLike,
+    count: int = COUNT,
+    step: int | None = None,
+    ema: bool | None = None,
+) -> dict[str, Any]:
     """Reconstructs and measures; see the top of this file.
 
     Args:
-      step: which checkpoint; the newest by default, and the moving average if there is one.
+      step: which checkpoint; the newest by default.
+      ema: the moving average, or not; by default if the run has one.
 
     Returns:
       What codec.json holds; in a process that is not the first {}.
@@ -68,7 +74,7 @@ def run(workdir: str | os.PathLike, count: int = COUNT, step: int | None = None)
     from wamjax.models.vae.bottleneck import health
     from wamjax.scores import video as scores
 
-    codec, config = load(workdir, step)  # by all processes together
+    codec, config = load(workdir, step, ema)  # by all processes together
     if jax.process_index() > 0:
         return {}
     truth = sample.test_data(config, count)[codec.key]
@@ -92,15 +98,17 @@ def run(workdir: str | os.PathLike, count: int = COUNT, step: int | None = None)
     return report
 
 
-def load(workdir: str | os.PathLike, step: int | None = None) -> tuple[VAECodec, ConfigDict]:
-    """The bound codec of a run, and its config.
+def load(
+    workdir: str | os.PathLike, step: int | None = None, ema: bool | None = None
+) -> tuple[VAECodec, ConfigDict]:
+    """The bound codec of a run, and its config; arguments as of `run`.
 
     Raises:
       ValueError: the run trained something else.
     """
     from wamjax import wam
 
-    params, config, statistics, _ = restore_params(workdir, step)
+    params, config, statistics, _ = restore_params(workdir, step, ema)
     if config.objective.name != "codec":
         raise ValueError(f"{workdir} trained {config.objective.name!r}, and no codec")
     objective = wam.build(config, wam.spec_of(statistics["spec"]))
@@ -129,11 +137,12 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "the run of the codec", required=True)
     flags.DEFINE_integer("count", COUNT, "clips that are reconstructed")
     flags.DEFINE_integer("step", None, "checkpoint; the newest by default")
+    checkpoint.define_ema_flag()
 
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
-    run(flags.FLAGS.workdir, flags.FLAGS.count, flags.FLAGS.step)
+    run(flags.FLAGS.workdir, flags.FLAGS.count, flags.FLAGS.step, checkpoint.asked_ema())
 
 
 if __name__ == "__main__":

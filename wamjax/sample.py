@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from wamjax import cli
+from wamjax import checkpoint, cli
 from wamjax import state as states
 from wamjax.checkpoint import find, restore_params
 from wamjax.metrics import say
@@ -50,12 +50,15 @@ class Sampler:
     params: Any
 
 
-def load(workdir: str | os.PathLike, step: int | None = None, **changes):
+def load(
+    workdir: str | os.PathLike, step: int | None = None, ema: bool | None = None, **changes
+):
     """Restores a run.
 
     Args:
       workdir: of the run.
       step: which checkpoint; the newest by default.
+      ema: the moving average, or not; by default if the run has one.
       **changes: of the objective, such as guidance, steps, solver.
 
     Returns:
@@ -66,7 +69,7 @@ def load(workdir: str | os.PathLike, step: int | None = None, **changes):
     found = find(workdir, step)
     spec = wam.spec_of(found.statistics["spec"])
     wam.check_kind(found.config, spec, workdir, wanted="pictures")
-    params, config, _, _ = restore_params(workdir, found.step)
+    params, config, _, _ = restore_params(workdir, step, ema)
     objective = wam.build(config, spec)
     fields = {field.name for field in dataclasses.fields(objective)}
     if unknown := set(changes) - fields:
@@ -293,6 +296,7 @@ def define_flags() -> None:
     flags.DEFINE_float("guidance", None, "classifier-free guidance scale; the run's by default")
     flags.DEFINE_integer("steps", None, "solver steps; the run's by default")
     flags.DEFINE_string("solver", None, "solver; the run's by default")
+    checkpoint.define_ema_flag()
 
 
 def main(argv: list[str]) -> None:
@@ -300,6 +304,7 @@ def main(argv: list[str]) -> None:
     names = ("workdir", "count", "output", "seed", "step", "label", "caption", "given",
              "frames", "guidance", "steps", "solver")  # fmt: skip
     asked = {name: getattr(flags.FLAGS, name) for name in names}
+    asked["ema"] = checkpoint.asked_ema()
     run(**{name: value for name, value in asked.items() if value is not None})
 
 

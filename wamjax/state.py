@@ -25,7 +25,8 @@ class TrainState:
         scalar.
       params: master parameters.
       opt_state: of the optimiser.
-      ema: moving average of `params`, or None.
+      ema: moving average of the parameters that are trained, or None; `partition.merge` puts it
+        over `params`, whose frozen ones are their own average.
       skips: int32, steps skipped since the start because loss or gradient was not finite.
       streak: int32, steps skipped in a row up to now.
     """
@@ -59,11 +60,11 @@ def init_params(objective, config) -> Tree:
 
 
 def start(params: Tree, tx: optax.GradientTransformation, config) -> TrainState:
-    """The state of step 0 with given parameters; only those that are trained have moments."""
+    """The state of step 0; only parameters that are trained have moments and an average."""
     partition.check(config.optim.freeze, params, "optim.freeze")
+    trained, _ = partition.split(params, partition.trained(config.optim.freeze))
     # The average starts at the parameters. Added zeros keep it a buffer of its own: an aliased
     # output cannot be donated.
-    ema = jax.tree.map(lambda x: x + 0, params) if config.optim.ema_decay > 0 else None
+    ema = jax.tree.map(lambda x: x + 0, trained) if config.optim.ema_decay > 0 else None
     zero = jnp.zeros((), jnp.int32)
-    trained, _ = partition.split(params, partition.trained(config.optim.freeze))
     return TrainState(zero, params, tx.init(trained), ema, zero, zero)

@@ -45,12 +45,11 @@ def make_train_step(objective, tx: optax.GradientTransformation, config) -> Step
         ok = guards.finite(loss, norm)
         updates, opt_state = tx.update(grads, state.opt_state, old)
         params = optax.apply_updates(old, updates)
-        old_ema, kept = (None, {}) if state.ema is None else partition.split(state.ema, is_trained)
-        ema = update_ema(old_ema, params, config.optim.ema_decay)
+        ema = update_ema(state.ema, params, *ema_weights(config, state.step - state.skips))
         params, opt_state, ema = guards.select(
-            ok, (params, opt_state, ema), (old, state.opt_state, old_ema)
+            ok, (params, opt_state, ema), (old, state.opt_state, state.ema)
         )
-        params, ema = partition.merge(params, frozen), partition.merge(ema, kept)
+        params = partition.merge(params, frozen)
         skipped = 1 - ok.astype(jnp.int32)
         skips, streak = state.skips + skipped, (state.streak + 1) * skipped
         metrics = {
@@ -129,11 +128,29 @@ def _loss(objective, config) -> Callable:
     return loss
 
 
-def update_ema(ema: Any, params: Any, decay: float) -> Any:
-    """``decay * ema + (1 - decay) * params``, or None where there is no average."""
+def update_ema(ema: Any, params: Any, old: Any, new: Any) -> Any:
+    """``old * ema + new * params``, or None where there is no average."""
     if ema is None:
         return None
-    return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
+    return jax.tree.map(
+        lambda e, p: jnp.asarray(old, e.dtype) * e + jnp.asarray(new, e.dtype) * p, ema, params
+    )
+
+
+def ema_weights(config, updates: Any) -> tuple[Any, Any]:
+    """The weights of the old average and of the new parameters after so many earlier updates.
+
+    They are ``optim.ema_decay`` and the rest; with ``optim.ema_warmup`` the decay is at most
+    ``(1 + n) / (10 + n)``, so that the average is always about the last tenth of what was trained,
+    until that is the longer part. Without it a run that is short against ``1 / (1 - decay)``
+    averages to little but its own start.
+    """
+    decay = config.optim.ema_decay
+    if not config.optim.ema_warmup:
+        return decay, 1 - decay
+    n = jnp.asarray(updates, jnp.result_type(float))
+    # Both from their own formulas: one minus the other would lose digits.
+    return jnp.minimum(decay, (1 + n) / (10 + n)), jnp.maximum(1 - decay, 9 / (10 + n))
 
 
 def compute_cast(params: Any, dtype: str) -> Any:

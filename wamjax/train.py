@@ -35,7 +35,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from wamjax import cli, guards, hardware, optim, sharding, tree, wam
+from wamjax import cli, disk, guards, hardware, optim, sharding, tree, wam
 from wamjax import config as configs
 from wamjax import state as states
 from wamjax.checkpoint import Checkpoints
@@ -103,14 +103,16 @@ def run(
     if "float64" in config.precision.values() and not jax.config.jax_enable_x64:
         raise ValueError(f"config.precision {dict(config.precision)} needs JAX_ENABLE_X64=1 in the "
                          "environment: without it JAX computes in float32")  # fmt: skip
-    workdir = pathlib.Path(workdir)
+    workdir = disk.local(workdir, "--workdir")
     if _is_done(config, workdir):
         return True
     keep_programs(config.compile.cache)
+    _check_average(config)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_config(config, mesh)
     peak = _peak(config, mesh)
-    with guards.alone(workdir):
+    disk.make_folder(workdir, "give another --workdir")
+    with guards.alone(workdir), disk.sentence(workdir):
         with Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
             _check_config(config, checkpoints)
             _start_folder(config, workdir)
@@ -151,10 +153,15 @@ def prepare(job: Job):
     tx = optim.make(config)
     work = plan(objective, tx, config, job.mesh)
     say(f"parameters\n{tree.describe(work.state.params)}")
+    checkpoints.check_room(work.state)
     step, flops = _program(job, work)
-    if checkpoints.latest is not None:
+    if (newest := checkpoints.latest) is not None:
+        state = checkpoints.restore(work.state, job.data.iterator)
+        if checkpoints.latest != newest:  # it was damaged, and this one was not compared yet
+            _check_config(config, checkpoints)
+            _check_statistics(job.data.statistics, checkpoints)
         say(f"continuing from checkpoint {checkpoints.latest}")
-        return checkpoints.restore(work.state, job.data.iterator), step, flops
+        return state, step, flops
     places = jax.tree.map(lambda x: x.sharding, work.state)
     if not config.init_from.path:
         create = functools.partial(states.create, objective, tx, config)
@@ -238,18 +245,45 @@ def _peak(config, mesh: Mesh) -> tuple[float, str]:
 
 
 def _is_done(config, workdir: pathlib.Path) -> bool:
-    path = workdir / "DONE"
-    if not path.exists():
+    done = _read(workdir / "DONE")
+    step = done.get("step") if isinstance(done, dict) else None
+    if not isinstance(step, int) or step < config.total_steps:
         return False
-    step = json.loads(path.read_text())["step"]
-    if step < config.total_steps:
-        return False
-    if (saved := workdir / "config.json").exists():
+    saved = _read(workdir / "config.json")
+    if isinstance(saved, dict):
         _say_changes(configs.load(saved), config, f"{workdir} (done at step {step})")
     say(
         f"{workdir} is done at step {step}; raise total_steps to train on, or use another --workdir"
     )
     return True
+
+
+def _read(path: pathlib.Path) -> Any:
+    """The json of a file of a run, or None if there is none, or none that can be read. What these
+    files say the checkpoints say, too."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        say(f"{path} is ignored, it is damaged: {error}")
+        return None
+
+
+def _check_average(config) -> None:
+    """Says what a run is too short for."""
+    decay, total = config.optim.ema_decay, config.total_steps
+    if not decay:
+        return
+    start = decay**total  # what is left of it at the end
+    reached = (1 + total) / (10 + total)
+    if not config.optim.ema_warmup and start > 0.01:
+        say(f"warning: {total} steps are few for optim.ema_decay = {decay}: {start:.0%} of the "
+            "average will be the parameters of the start, and the average is what acts. Set "
+            "optim.ema_warmup, or a lower decay")  # fmt: skip
+    elif config.optim.ema_warmup and reached < decay:
+        say(f"the average warms up: of {total} steps its decay ends at {reached:.4g}, not at "
+            f"optim.ema_decay = {decay}")  # fmt: skip
 
 
 def _check_config(config, checkpoints: Checkpoints) -> None:
@@ -349,7 +383,7 @@ def _finish(config, workdir: pathlib.Path, objective) -> None:
 
         evaluate.run(config, workdir)
     if jax.process_index() == 0:
-        (workdir / "DONE").write_text(json.dumps({"step": config.total_steps}) + "\n")
+        disk.write_text(workdir / "DONE", json.dumps({"step": config.total_steps}) + "\n")
     guards.barrier()  # at its exit no process waits for long
     say(f"done: {workdir}")
 
@@ -364,7 +398,7 @@ def main(argv: list[str]) -> None:
     with guards.company():
         try:
             run(values.config, values.workdir)
-        except (guards.Diverged, guards.Occupied) as error:
+        except (guards.Diverged, guards.Occupied, disk.NoRoom, disk.NotWritable) as error:
             raise SystemExit(f"stopped: {error}") from None
 
 

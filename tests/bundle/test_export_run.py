@@ -99,7 +99,8 @@ def test_the_bundle_says_what_it_is(exported):
     assert set(dtypes.values()) == {"bfloat16", "float32"}
     assert all(d == "bfloat16" for p, d in dtypes.items() if p.endswith("kernel"))
     # It is also a folder that a run can start from.
-    assert store.locate(folder / "weights") == (folder / "weights" / "params", 5)
+    stored, step = store.source(folder / "weights")
+    assert step == 5 and stored.arrays.keys() == dtypes.keys()
 
 
 def test_step_mode_dtype_and_names_are_chosen(tmp_path):

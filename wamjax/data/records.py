@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from wamjax import disk
 from wamjax.data import frames, normalize
 from wamjax.data.episodes import Episode, check, pack, unpack
 from wamjax.data.shards import OPTIONS, RecordError, Shards, shard_name
@@ -301,7 +302,8 @@ def turn(path: pathlib.Path) -> Iterator[None]:
     file system knows no locks nobody waits: what is made twice is complete at one rename, too.
     """
     place = path.with_name(f".{path.name}.lock")
-    place.parent.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(place.parent, "set config.data.root to a folder that can be written to, or "
+                     "XDG_CACHE_HOME, below which data is kept if data.root is empty")  # fmt: skip
     while True:
         with place.open("a") as file:
             try:

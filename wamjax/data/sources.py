@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from wamjax import disk
 from wamjax.data import latents, normalize, published_statistics
 from wamjax.data.episodes import LARGEST
 from wamjax.data.latents import Latents
@@ -63,7 +64,7 @@ def cache_root() -> pathlib.Path:
 
 def data_root(root: str) -> pathlib.Path:
     """What relative paths of a config start at."""
-    return pathlib.Path(root).expanduser() if root else cache_root()
+    return disk.local(root, "config.data.root") if root else cache_root()
 
 
 def open_sources(

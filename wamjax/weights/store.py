@@ -367,26 +367,30 @@ def _check_chunks(folder: pathlib.Path, arrays: Mapping[str, ts.TensorStore]) ->
                           "gone, and would read as zeros")  # fmt: skip
 
 
-def locate(source: str | os.PathLike) -> tuple[pathlib.Path, int]:
-    """Where the parameters of a converted folder or of a run lie, and their step.
+def source(path: str | os.PathLike, ema: bool | None = None) -> tuple[Stored, int]:
+    """The parameters of a converted folder or of a run, and their step.
 
-    Of a run these are the newest checkpoint's; the moving average, if there is one.
+    Of a run these are the newest checkpoint's that is not damaged.
+
+    Args:
+      ema: of a run: the moving average, or not; by default if it has one.
 
     Raises:
       FileNotFoundError: it is neither.
+      ValueError: the average of what has none.
     """
-    from wamjax.checkpoint import FOLDER
+    from wamjax import checkpoint
 
-    source = pathlib.Path(source)
-    if (source / ABOUT).exists():
-        return source / PARAMS, about(source).get("plain", {}).get("step", 0)
-    runs = source / FOLDER
-    steps = [int(p.name) for p in runs.iterdir() if p.name.isdigit()] if runs.is_dir() else []
-    if not steps:
-        raise FileNotFoundError(f"{source} is neither a folder of wamjax.convert ({ABOUT}) nor a "
-                                f"run with a checkpoint ({FOLDER}/)")  # fmt: skip
-    folder = runs / str(max(steps))
-    return folder / ("ema" if (folder / "ema").is_dir() else "params"), max(steps)
+    path = pathlib.Path(path)
+    if (path / ABOUT).exists():
+        if ema:
+            raise ValueError(f"{path} holds converted weights: they have no moving average")
+        return read(path / PARAMS), about(path).get("plain", {}).get("step", 0)
+    runs = path / checkpoint.FOLDER
+    if not (runs.is_dir() and any(p.name.isdigit() for p in runs.iterdir())):
+        raise FileNotFoundError(f"{path} is neither a folder of wamjax.convert ({ABOUT}) nor a "
+                                f"run with a checkpoint ({checkpoint.FOLDER}/)")  # fmt: skip
+    return checkpoint.parameters(path, ema=ema)
 
 
 def about(folder: str | os.PathLike) -> dict[str, Any]:
