@@ -57,3 +57,20 @@ def check_batch(
             raise KeyError(f"the batch has no {key!r}; it has {sorted(batch)}")
         if batch[key].shape != want.shape:
             raise ValueError(f"batch[{key!r}] is {batch[key].shape}, the model wants {want.shape}")
+
+
+def start_noise(
+    noise: Array | None, key: Array | None, shape: tuple[int, ...], what: str = "noise"
+) -> Array:
+    """Standard normals to start from: those given, or drawn.
+
+    Raises:
+      ValueError: there are neither, or they are of another shape; it is named.
+    """
+    if noise is None:
+        if key is None:
+            raise ValueError(f"sampling starts from noise: give a key, or {what} of shape {shape}")
+        return jax.random.normal(key, shape)
+    if noise.shape != shape:
+        raise ValueError(f"{what} is {noise.shape}, the model starts from {shape}")
+    return noise
