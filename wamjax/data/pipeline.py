@@ -173,8 +173,9 @@ def batches(
     streams = [
         grain.MapDataset.source(
             Windows(
-                s.reader, spec, s.action_free, s.offset, s.latents, s.rollout, s.ended, hold or ()
-            )
+                s.reader, spec, s.action_free, s.offset, s.latents, s.rollout, s.ended,
+                hold=hold or (),
+            )  # fmt: skip
         )
         .map(example)
         .shuffle(seed=mixture.shuffle_seed(config.seed, s.name))

@@ -184,6 +184,7 @@ class Denoising:
         count: int | None = None,
         noise: Float[Array, "b m h w c"] | None = None,
         states: bool = False,
+        fresh: Float[Array, "n b m h w c"] | None = None,
     ) -> Float[Array, "*n b t h w c"]:
         """Latents of clips, all frames that are not given from noise, in one jittable program.
 
@@ -195,22 +196,23 @@ class Denoising:
             "pooled"); {} for a model without, which then needs `count`.
           given: the first latent frames, whole groups of them; any number of them where every
             frame has a level of its own and all see all.
-          noise: standard normals of the frames that are not given, instead of draws of `rng`, which
-            the solver "ancestral" still needs.
+          noise: standard normals of the frames that are not given, instead of draws of `rng`.
+          fresh: those that the solver "ancestral" adds at each of its steps, likewise.
           states: return the whole way, (steps + 1, ...), from the start at the first level; of
             groups that are made one after the other, each at the same step of its own.
         """
         forced = self.scheme.independent and not self.scheme.causal
         if given is not None and forced and not self.scheme.first:
             begun = self._begun(given.shape[1])
-            return begun.sample(params, condition, rng, given, count, noise, states)
+            return begun.sample(params, condition, rng, given, count, noise, states, fresh)
         b = count if count is not None else next(iter({**condition}.values())).shape[0]
         done = {} if given is None else self.split_given(given)
         rest = [g for g in self.slots if g not in done]
         one_by_one = self.scheme.causal and self.scheme.independent
         run = self._sampler(params, self.condition(condition), b, states)
         cache, way = None, {}
-        starts = self._starts(noise, rest, b)
+        starts = self._starts(noise, rest, (b,))
+        added = self._starts(fresh, rest, (self.steps, b), "fresh")
         for i, part in enumerate([[g] for g in rest] if one_by_one else [rest]):
             key, stream = streams(rng, i)
             start = {}
@@ -218,7 +220,8 @@ class Denoising:
                 own = None if stream is None else jax.random.fold_in(stream, j)
                 shape = b, self.slots[g], *self.network.latent
                 start[g] = start_noise(starts.get(g), own, shape)
-            made, cache = run(done, start, cache, key)
+            own = {g: added[g] for g in part} if added else None
+            made, cache = run(done, start, cache, key, own)
             way |= made
             done |= {g: x[-1] for g, x in made.items()} if states else made
         if states:
@@ -229,7 +232,9 @@ class Denoising:
 
     # ---- parts ----
 
-    def _starts(self, noise: Array | None, groups: list[str], b: int) -> Groups:
+    def _starts(
+        self, noise: Array | None, groups: list[str], lead: tuple[int, ...], what: str = "noise"
+    ) -> Groups:
         """Given noise cut into the groups that it is of; {} where none is given.
 
         Raises:
@@ -238,10 +243,11 @@ class Denoising:
         if noise is None:
             return {}
         sizes = [self.slots[g] for g in groups]
-        shape = b, sum(sizes), *self.network.latent
+        shape = *lead, sum(sizes), *self.network.latent
         if noise.shape != shape:
-            raise ValueError(f"noise is {noise.shape}, what is not given is {shape}")
-        return dict(zip(groups, jnp.split(noise, np.cumsum(sizes)[:-1], axis=1), strict=True))
+            raise ValueError(f"{what} is {noise.shape}, what is not given is {shape}")
+        parts = jnp.split(noise, np.cumsum(sizes)[:-1], axis=len(lead))
+        return dict(zip(groups, parts, strict=True))
 
     def _begun(self, frames: int) -> Denoising:
         """The same model with its first frames as a group of their own, so that they can be given.
@@ -322,9 +328,9 @@ class Denoising:
     def _sampler(
         self, params: Params, condition: Groups, b: int, states: bool = False
     ) -> Callable:
-        """``run(given, noise, cache, key) -> (groups, cache)``: one denoising under a condition.
+        """``run(given, noise, cache, key, fresh) -> (groups, cache)``: one denoising.
 
-        Guided where the scale asks for it, as a batch of twice the size.
+        Under a condition, guided where the scale asks for it, as a batch of twice the size.
         """
         guided = bool(condition) and self.guidance != 1.0
         if guided:
@@ -358,11 +364,11 @@ class Denoising:
         extras = {"scale": jnp.asarray(scales, jnp.float32)} if guided else None
         first = jnp.float32(schedule[0])
 
-        def run(given, noise, cache, key):
+        def run(given, noise, cache, key, fresh=None):
             start = {g: self.process.corrupt(jnp.zeros_like(n), n, first) for g, n in noise.items()}
             schedules = dict.fromkeys(noise, schedule)
             options = contexts, cache, self.solver, key, extras
-            return denoiser.sample(given, start, schedules, *options, states)
+            return denoiser.sample(given, start, schedules, *options, states, fresh)
 
         return run
 

@@ -134,12 +134,13 @@ def plan(
     planner = params.get("planner", params)
     seen = policy.observe(params, normalizers, observation)
     text = policy.read(planner, observation) if "planner" in params else seen.text
+    if noise is not None:
+        _check_noise(noise, noise_shapes(policy, seen.latents.shape[0]))
     keys = iter([None] * 3 * how.depth if rng is None else jax.random.split(rng, 3 * how.depth))
 
     def run(params, use, latents, text, steps, depth):
         given = None if noise is None else noise[depth][use.name]
-        what = f"noise[{depth}][{use.name!r}]"
-        begin = start_noise(given, next(keys), latents.shape, what)
+        begin = start_noise(given, next(keys), latents.shape)
         sampler = policy.sampler(params)
         return _batched(lambda *x: sampler(use, *x, steps), latents, text, begin, how.limit)
 
@@ -205,6 +206,22 @@ def sample_bytes(network, slots: int) -> int:
     attention = 2 * network.heads * tokens**2
     stream = tokens * (2 * spec.width + 4 * inner)
     return 4 * (stream + max(attention, 2 * tokens * spec.ffn) + 9 * slots * spec.width)
+
+
+def _check_noise(noise: Noise, shapes: list[dict[str, tuple[int, ...]]]) -> None:
+    """That noise is of these shapes; ValueError names what is not."""
+    if len(noise) != len(shapes):
+        raise ValueError(f"noise is of depth {len(noise)}, the plan of depth {len(shapes)}")
+    for depth, (given, wanted) in enumerate(zip(noise, shapes, strict=True)):
+        if set(given) != set(wanted):
+            raise ValueError(
+                f"noise[{depth}] is of {sorted(given)}, the plan of {sorted(wanted)}"
+            )
+        for name, shape in wanted.items():
+            if given[name].shape != shape:
+                raise ValueError(
+                    f"noise[{depth}][{name!r}] is {given[name].shape}, the plan starts from {shape}"
+                )
 
 
 def _carry(layout: Layout):

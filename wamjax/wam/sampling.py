@@ -134,9 +134,13 @@ class Denoiser:
             return self.network(values, still | now, contexts, table, predict=predicted, **extra)[0]
 
         points = points, scale
+        if fresh is not None and solver != "ancestral":
+            raise ValueError(f"solver {solver!r} adds no noise at its steps, and some is given")
         if solver == "ancestral":
             if rng is None and fresh is None:
-                raise ValueError("solver 'ancestral' adds noise at every step: it needs a key")
+                raise ValueError(
+                    "solver 'ancestral' adds noise at every step: give a key or the noise"
+                )
             options = {"states": states, "noise": fresh}
             return ancestral(output, noise, schedules, points, self.process, rng, **options), cache
         return SOLVERS[solver](output, noise, schedules, points, self.process, states), cache
