@@ -43,6 +43,7 @@ _SHARES = (
 _ONE_OF = {
     "precision.params": ("float32", "float64"),
     "precision.compute": ("float32", "bfloat16", "float64"),
+    "model.residual": ("compute", "float32"),
     "model.text.kind": ("tokens", "context"),
 }
 

@@ -45,9 +45,11 @@ def get_config(arg=None):
     objective.name, objective.process = "denoising", "ddpm:variance=learned"
     objective.weighting, objective.drop = "uniform", 0.1
     objective.infer_steps, objective.solver, objective.guidance = 250, "ancestral", 1.5
+    objective.guidance_channels = 3  # of 4, as in the public sampler
     optim.learning_rate, optim.b2, optim.weight_decay = 1e-4, 0.999, 0.0
     optim.warmup_fraction, optim.final_fraction, optim.clip_norm = 0.0, 1.0, 0.0
     optim.ema_decay, config.precision.compute = 0.9999, "bfloat16"
+    model.residual = "float32"  # published: float32 throughout
     config.total_steps, config.checkpoint.every = 400_000, 10_000
     config.mesh.fsdp, config.mesh.data = 8, -1
     if args.debug:
@@ -57,4 +59,5 @@ def get_config(arg=None):
         model.layers, model.heads, model.head_dim, model.patch = 2, 2, 16, 2
         model.video.width, model.video.ffn, model.freq_dim = 32, 64, 32
         objective.infer_steps, config.precision.compute, config.mesh.fsdp = 3, "float32", 1
+        objective.guidance_channels = 0
     return config

@@ -47,7 +47,7 @@ def get_config(arg=None):
     objective.video_shift, objective.weighting = 5.0, "wan"
     objective.infer_steps, objective.guidance = 50, 5.0
     optim.learning_rate, optim.b2, optim.weight_decay = 1e-5, 0.999, 0.01
-    config.precision.compute = "bfloat16"
+    config.precision.compute, model.residual = "bfloat16", "float32"
     config.total_steps, config.checkpoint.every = 100_000, 5_000
     config.mesh.fsdp, config.mesh.data = 64, -1
     if args.debug:

@@ -141,6 +141,29 @@ def test_chunks_change_nothing():
     assert np.abs(decode(chunked, z).astype(int) - y).max() <= 1
 
 
+def test_floats_are_pictures_in_minus_one_to_one():
+    codec, x = bound(), video(1, 3, 4, 8)
+    want, unit = encode(codec, x), x / np.float32(127.5) - 1
+    by_unit = jax.jit(lambda codec, x: codec.encode_unit(x))
+    np.testing.assert_allclose(by_unit(codec, unit), want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(codec.encode(unit), want, rtol=1e-4, atol=1e-5)
+    assert jax.eval_shape(by_unit, codec.replace(chunk=1), unit).shape == want.shape
+    assert np.any(by_unit(codec, np.nextafter(unit, 2, dtype=np.float32)) != want)  # not rounded
+    np.testing.assert_array_equal(codecs.PixelCodec(2).encode(unit), codecs.PixelCodec(2).encode(x))
+    for wrong, said in (
+        (unit + 2, r"float32 from 1 to 3$"),
+        (unit * np.nan, "from nan to nan"),
+        (x / np.float32(255), r"might mean \[0, 1\]: if so, give 2 x - 1"),
+        (x.astype(np.int32), "these are int32"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            codec.encode(wrong)
+    with pytest.raises(TypeError, match="inside of jit .*`encode_unit`"):
+        encode(codec, unit)
+    with pytest.raises(TypeError, match="takes floats in .*these are uint8"):
+        codec.encode_unit(x)
+
+
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS[1:], ids=lambda b: type(b).__name__)
 def test_tokens_are_the_latents(bottleneck):
     codec = bound(bottleneck, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))

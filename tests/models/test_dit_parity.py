@@ -3,6 +3,7 @@
 All parameters are drawn at random: gates and final layers start at zero and would hide everything.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -12,11 +13,15 @@ from models import dit_names
 from models.helpers import precision
 
 from wamjax import tree
+from wamjax.diffusion.ddpm import DDPM
 from wamjax.diffusion.guidance import guide
 from wamjax.models import blocks, dit
 from wamjax.models.blocks import ExpertSpec
+from wamjax.models.codec import CachedLatents
 from wamjax.models.mot import GroupSpec
 from wamjax.models.visibility import bidirectional
+from wamjax.wam.denoising import Denoising
+from wamjax.wam.schemes import SCHEMES, groups_of
 
 torch = pytest.importorskip("torch")
 from models import dit_oracle  # noqa: E402
@@ -109,6 +114,39 @@ def test_original_dit_forward_gradients_and_guidance(double):
     np.testing.assert_array_equal(first[:, :3], both[:, :3])
     np.testing.assert_array_equal(first[:, CHANNELS:], both[:, CHANNELS:])
     assert relative(first[:, 3], both[:, 3]) > 0.1
+
+
+def test_sampling_guides_the_channels_that_the_public_sampler_does():
+    """Three steps of DDIM under guidance, around the public `forward_with_cfg`."""
+    model = draw(dit_oracle.DiT(SIDE, 2, CHANNELS, WIDTH, LAYERS, HEADS, CLASSES), True)
+    params = dit_names.official(dict(model.named_parameters()), LAYERS)
+    process, scheme = DDPM(variance="learned"), SCHEMES["diffusion"]
+    objective = Denoising(
+        network(groups=groups_of(scheme, 1)), CachedLatents(CHANNELS, 1, 1), process, scheme, 1,
+        (SIDE, SIDE, 3), steps=3, solver="ddim", guidance=4.0, guidance_channels=3,
+    )  # fmt: skip
+    labels, rng = np.array([3, 7]), jax.random.key(5)
+    with precision(True):
+        got = objective.sample(params, {"label": labels}, rng)
+        everywhere = dataclasses.replace(objective, guidance_channels=0)
+        other = everywhere.sample(params, {"label": labels}, rng)
+        stream = jax.random.split(jax.random.fold_in(rng, 0))[1]
+        noise = jax.random.normal(jax.random.fold_in(stream, 0), got.shape)
+    grid = process.schedule(3)
+    alphas, sigmas = process.alpha_sigma(grid)
+    x = torch.from_numpy(sigmas[0] * np.array(noise)[:, 0].transpose(0, 3, 1, 2))
+    classes = torch.tensor([*labels, CLASSES, CLASSES])
+    for i in range(3):
+        times = torch.full((4,), grid[i], dtype=torch.float64)
+        with torch.no_grad():
+            out = model.forward_with_cfg(torch.cat([x, x]), times, classes, 4.0)
+        eps = out[:2, :CHANNELS]
+        x0 = (x - sigmas[i] * eps) / alphas[i]
+        x = alphas[i + 1] * x0 + sigmas[i + 1] * eps
+    assert relative(np.asarray(got)[:, 0].transpose(0, 3, 1, 2), x) < 1e-10
+    assert relative(other, got) > 1e-2
+    with pytest.raises(ValueError, match="guidance_channels 5 of latents of 4 channels"):
+        dataclasses.replace(objective, guidance_channels=5)
 
 
 def test_our_initialisation_has_the_parameters_of_the_original():

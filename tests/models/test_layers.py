@@ -67,15 +67,33 @@ def test_rotation_in_half_precision_rounds_only_the_result():
         rope([np.arange(2)], [3])
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 1.5e-4)])
-def test_sinusoid(dtype, tolerance):
-    level = np.array([[0.0, 0.001, 0.37], [0.5, 0.999, 1.0]], dtype)
+@pytest.mark.parametrize("scale, top", [(1000.0, 1.0), (1.0, 1000.0), (1.0, 1.0)])
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 1.5e-7)])
+def test_sinusoid(dtype, tolerance, scale, top):
+    """In float32 as good as one of float64 that is rounded, which is up to 3e-8 off itself."""
+    level = top * np.concatenate([[0.0, 0.001, 1.0], np.random.default_rng(0).random(997)])
+    level = level.astype(dtype).reshape(2, 500)
     with jax.enable_x64(dtype == np.float64):
-        got = np.asarray(layers.sinusoid(jnp.asarray(level), 256))
-    angle = 1000 * level[..., None].astype(np.float64) * 10000.0 ** (-np.arange(128) / 128)
+        got = np.asarray(jax.jit(lambda x: layers.sinusoid(x, 256, scale))(level))
+    angle = scale * level[..., None].astype(np.float64) * 10000.0 ** (-np.arange(128) / 128)
     want = np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)
-    assert got.shape == (2, 3, 256) and got.dtype == dtype
-    np.testing.assert_allclose(got, want, atol=tolerance)
+    assert got.shape == (2, 500, 256) and got.dtype == dtype
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance)
+    rounded = np.sqrt(np.mean(np.square(want.astype(dtype) - want)))
+    assert np.sqrt(np.mean(np.square(got - want))) <= 1.5 * rounded + 1e-13
+
+
+def test_sinusoid_of_integers_negative_levels_and_its_derivative():
+    rates = 10000.0 ** (-np.arange(8) / 8)
+    for level in (np.array([-1, 0, 7, 999]), np.array([-0.25, 1e-30], np.float32)):
+        angle = level[:, None] * rates
+        want = np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)
+        np.testing.assert_allclose(layers.sinusoid(level, 16, 1.0), want, rtol=0, atol=1.5e-7)
+    level = np.float32(0.37)
+    slope = jax.jacfwd(lambda x: layers.sinusoid(x, 16))(level)
+    angle, rates = 1000 * float(level) * rates, 1000 * rates
+    want = np.concatenate([-np.sin(angle) * rates, np.cos(angle) * rates])
+    np.testing.assert_allclose(slope, want, rtol=1e-6)
 
 
 def test_modulation_by_slot_is_modulation_repeated_for_each_token():

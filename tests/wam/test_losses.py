@@ -70,13 +70,13 @@ def test_fast_wam_equals_torch_slot_by_slot(name, variant):
                        objective.example_losses(params, (d,)), objective.loss_of(params, (d,)))
         )(draw)  # fmt: skip
     for g, error in want.items():
-        np.testing.assert_allclose(slots[g].error, error, rtol=1e-6)
+        np.testing.assert_allclose(slots[g].error, error, rtol=1e-10)
         np.testing.assert_array_equal(slots[g].mask, valid[g])
-    np.testing.assert_allclose(parts["video"], examples["future"], rtol=1e-6)
-    np.testing.assert_allclose(parts["action"], examples["action"], rtol=1e-6)
+    np.testing.assert_allclose(parts["video"], examples["future"], rtol=1e-8)
+    np.testing.assert_allclose(parts["action"], examples["action"], rtol=1e-8)
     total = examples["future"].mean() + examples["action"].mean()
-    np.testing.assert_allclose(loss, total, rtol=1e-6)
-    np.testing.assert_allclose(metrics["loss_action"], examples["action"].mean(), rtol=1e-6)
+    np.testing.assert_allclose(loss, total, rtol=1e-8)
+    np.testing.assert_allclose(metrics["loss_action"], examples["action"].mean(), rtol=1e-8)
 
 
 def tiny_draw(objective, present, x, noise, level, valid):

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from wamjax import tree, weights
-from wamjax.weights import files, tensor
+from wamjax.weights import api, files, tensor
 
 pytest.importorskip("diffusers")
 torch = pytest.importorskip("torch")
 from models import test_t5, vae_diffusers  # noqa: E402
+from models.dit_oracle import positions  # noqa: E402
 from weights import oracles  # noqa: E402
 
 BATCH = 2
@@ -64,7 +65,7 @@ def state(family, layout):
             "net.blocks.0.self_attn.q_norm._extra_state": torch.zeros(3, dtype=torch.uint8),
         }  # fmt: skip
     if family == "dit" and layout == "official":
-        return oracles.dit_official(own) | {"pos_embed": torch.zeros(1, 16, 48)}
+        return oracles.dit_official(own) | {"pos_embed": positions(4, 48)[None].float()}
     if layout == "official" and family.startswith("wan2"):
         if family.endswith("vae"):
             return getattr(oracles, f"{family}_official")(own, sizes.blocks)
@@ -260,6 +261,65 @@ def test_tensors_that_a_family_ignores_are_only_those_listed(tmp_path):
     files.write(tmp_path / "x.pt", own)
     with pytest.raises(weights.Mismatch, match=r"not used \(1\):\s+net.accumulated \(1,\)$"):
         weights.load("cosmos_predict2", tmp_path / "x.pt", CONFIGS["cosmos_predict2"])
+
+
+# What is wrong with tensors that are not used: family, layout, what the file has instead.
+ALTERED = {
+    "a position": ("dit", "official", {"pos_embed": lambda x: x + 1e-3 * (x == x.max())},
+                   "pos_embed differs by up to 0.001 from the table that the network computes"),
+    "another scale": ("dit", "official", {"pos_embed": lambda x: positions(4, 48, 0.5)[None]},
+                      "pos_embed differs by up to"),
+    "nan": ("dit", "official", {"pos_embed": lambda x: x * np.nan}, "differs by up to nan"),
+    "no square": ("dit", "official", {"pos_embed": lambda x: x[:, :15]},
+                  r"pos_embed is \(1, 15, 48\): a table of square pictures"),
+    "sd3": ("sd3", "diffusers", {"pos_embed.pos_embed": lambda x: x.flip(1)}, "pos_embed differs"),
+    "seq": ("cosmos_policy", "official", {"net.pos_embedder.seq": lambda x: 2 * x},
+            "seq differs by up to 1 from"),
+    "exponents": ("cosmos_policy", "official",
+                  {"net.pos_embedder.dim_spatial_range": lambda _: torch.arange(4) / 9},
+                  "dim_spatial_range differs"),
+    "counter": ("cosmos_policy", "official",
+                {"net.accum_image_sample_counter": lambda _: torch.zeros(3)}, "not a counter"),
+    "state": ("cosmos_policy", "official",
+              {"net.blocks.0.self_attn.q_norm._extra_state": lambda x: x.float()},
+              "_extra_state is float32"),
+    "average": ("cosmos_policy", "official", {"net_ema.more": lambda _: torch.zeros(3)},
+                "net_ema.more is .*no average of a weight below 'net.'"),
+    "old average": ("sd_vae", "official", {"state_dict/model_ema.more": lambda _: torch.zeros(3)},
+                    "model_ema.more is .*no average"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ALTERED)
+def test_tensors_that_are_not_used_are_what_they_should_be(case):
+    family, layout, changes, said = ALTERED[case]
+    own = state(family, layout)
+    own = own | {k: change(own.get(k)) for k, change in changes.items()}
+    with pytest.raises(weights.Mismatch, match=said):
+        api.fit(family, {k: tensor.of(v.numpy()) for k, v in own.items()}, CONFIGS[family])
+
+
+def test_tensors_that_are_not_used_may_be_there():
+    """In half precision a table is as good as its dtype; averages mirror what they are of."""
+    own = state("dit", "official")
+    own = own | {"pos_embed": own["pos_embed"].half()}
+    checked("dit", own)
+    own = state("cosmos_policy", "official")
+    more = {f"net_ema.{k.removeprefix('net.')}": v for k, v in own.items() if "accum" not in k}
+    more["net.pos_embedder.dim_spatial_range"] = torch.arange(0, 8, 2) / 8
+    more["net.pos_embedder.dim_temporal_range"] = torch.arange(0, 8, 2) / 8
+    checked("cosmos_policy", own | more)
+    own = state("sd_vae", "official")
+    key = "state_dict/encoder.conv_in.weight"
+    more = {"state_dict/model_ema.encoderconv_inweight": own[key],
+            "state_dict/model_ema.decay": own_zero()}  # fmt: skip
+    checked("sd_vae", own | more)
+
+
+def checked(family, tensors):
+    layout, _ = api.fit(family, {k: tensor.of(v.numpy()) for k, v in tensors.items()},
+                        CONFIGS[family])  # fmt: skip
+    assert layout == "official"
 
 
 def test_a_whole_t5_loads_as_its_encoder(tmp_path):

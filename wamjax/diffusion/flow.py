@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from wamjax.diffusion.noise import NoiseLaw
 from wamjax.diffusion.process import Process, namespace
 
+WEIGHT_EPS = 1e-10  # beside the mean that the public scheduler divides its weights by
 TRAIN_TIMESTEPS = 1000  # of the public schedulers, whose grids end at 1 / 1000 and then jump to 0
 
 
@@ -67,9 +68,9 @@ class RectifiedFlow(Process):
         return self.level_of(self.shift * self.law.sample(key, shape))
 
     def weight(self, level: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Loss weight of a level; the mean of "wan" over the shifted schedule is 1."""
+        """Loss weight of a level; the mean of "wan" over the shifted schedule is 1 - 5e-10."""
         if self.weighting == "wan":
-            return _bump(level) / _bump_mean(self.shift)
+            return _bump(level) / (_bump_mean(self.shift) + WEIGHT_EPS)
         if self.weighting in ("uniform", "min_snr"):
             return super().weight(level)
         raise ValueError(f"weighting {self.weighting!r} is not 'wan' or 'uniform' or 'min_snr'")

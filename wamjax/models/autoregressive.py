@@ -42,7 +42,7 @@ class AutoregressiveTransformer(nn.Module):
         table of all positions, which ends where the clip of training ends.
       classes: of a class label; 0 without.
       vocabulary, instruction_length: of a text prefix; 0 without.
-      remat, unroll, attention, constrain: see `Transformer`.
+      remat, unroll, residual, attention, constrain: see `Transformer`.
     """
 
     spec: ExpertSpec
@@ -57,6 +57,7 @@ class AutoregressiveTransformer(nn.Module):
     instruction_length: int = 0
     remat: str = "none"
     unroll: int = 1
+    residual: str = "compute"
     attention: Callable = attention.grouped
     constrain: Callable = unconstrained
 
@@ -96,6 +97,7 @@ class AutoregressiveTransformer(nn.Module):
             self.unroll,
             self.attention,
             self.constrain,
+            residual=self.residual,
         )
         nn.share_scope(self, self.transformer)
 

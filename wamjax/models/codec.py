@@ -2,7 +2,8 @@
 
 A codec maps uint8 video (b, f, H, W, 3) to latents (b, t, h, w, c) whose first frame depends on
 the first picture alone, so that conditioning on one image at test time is exactly what training
-saw. Encoding and decoding are deterministic.
+saw. Encoding and decoding are deterministic. Floats in [-1, 1] are taken where it can be seen that
+they are (`vae.pixels.to_unit`), and by an autoencoder's `encode_unit`.
 
 A codec with parameters is built without them: ``codec.init(rng)`` makes fresh ones, a checkpoint
 has trained ones, and ``codec.bind(params)`` is the codec that can encode and decode. Bind inside
@@ -16,11 +17,11 @@ import dataclasses
 import functools
 from typing import Any, Protocol
 
-import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, UInt8
 
+from wamjax.models.layers import at_least_float32, widest
 from wamjax.models.vae import published
 from wamjax.models.vae.autoencoder import Sizes
 from wamjax.models.vae.bottleneck import CodeBook, FiniteScalar, Gaussian
@@ -110,12 +111,15 @@ class CosineCodec(Parameterless):
         return t, h, w, self.channels
 
     def encode(self, video: UInt8[Array, "b f H W 3"]) -> Float[Array, "b t h w c"]:
-        basis, scale = cosines(self.patch, self.channels)
+        basis, scale = self._cosines()
         return PixelCodec(self.patch).encode(video) @ (basis / scale)
 
     def decode(self, latents: Float[Array, "b t h w c"]) -> UInt8[Array, "b f H W 3"]:
-        basis, scale = cosines(self.patch, self.channels)
-        return PixelCodec(self.patch).decode(latents.astype(jnp.float32) @ (basis * scale).T)
+        basis, scale = self._cosines()
+        return PixelCodec(self.patch).decode(at_least_float32(latents) @ (basis * scale).T)
+
+    def _cosines(self) -> tuple[np.ndarray, np.ndarray]:
+        return tuple(part.astype(widest()) for part in cosines(self.patch, self.channels))
 
 
 @functools.cache
@@ -137,7 +141,7 @@ def cosines(patch: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
     falling = varying / np.maximum(frequency, 1) ** 1.2
     scale = patch * np.where(frequency == 0, constant, falling).ravel()
     best = np.argsort(-scale, kind="stable")[:channels]
-    return basis[best].T.astype(np.float32), scale[best].astype(np.float32)
+    return basis[best].T, scale[best]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +167,7 @@ class CachedLatents(Parameterless):
         return steps, height // self.spatial, width // self.spatial, self.channels
 
     def encode(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        return video.astype(jnp.float32)
+        return video.astype(widest())
 
     def decode(self, latents: Array) -> Array:
         raise NotImplementedError(

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from wamjax.models import attention
 from wamjax.models.blocks import ExpertSpec, Stream
 from wamjax.models.experts import Time, VideoExpert
-from wamjax.models.layers import Linear, Mlp, small_normal, unconstrained
+from wamjax.models.layers import Linear, Mlp, at_least_float32, small_normal, unconstrained
 from wamjax.models.mot import GroupSpec
 from wamjax.models.rope import Rope, video_rope
 from wamjax.models.text import ContextEncoder, TokenEncoder
@@ -128,6 +128,7 @@ class DiT(nn.Module):
       position_table: of `sincos`, see there.
       rope_scale: of "rope", along (time, height, width); see `rope.ntk_bases`.
       time_scale: see `experts.Conditioned`.
+      remat, unroll, residual, attention, constrain: see `Transformer`.
     """
 
     video_spec: ExpertSpec
@@ -155,6 +156,7 @@ class DiT(nn.Module):
     time_scale: float = 1000.0
     remat: str = "none"
     unroll: int = 1
+    residual: str = "compute"
     attention: Callable = attention.grouped
     constrain: Callable = unconstrained
 
@@ -206,6 +208,7 @@ class DiT(nn.Module):
             self.attention,
             self.constrain,
             ends=() if self.text_spec is None else (self.text_spec.name,),
+            residual=self.residual,
         )
         nn.share_scope(self, self.transformer)
 
@@ -344,6 +347,8 @@ class DiT(nn.Module):
 
     def _embed(self, latents: Array) -> Array:
         x = self.video.embed(latents)
+        if self.residual == "float32":
+            x = at_least_float32(x)
         if self.positions == "rope":
             return x
         table = sincos(*self._grid(), self.video_spec.width, self.position_table)

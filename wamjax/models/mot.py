@@ -52,6 +52,7 @@ class MixtureOfTransformers(nn.Module):
       action_dim, context_width: sizes of the other inputs.
       constrain: says how activations are sharded, see `layers.unconstrained`.
       vocabulary: 0 when the batch carries text embeddings, else of the trainable token encoder.
+      remat, unroll, residual, attention: see `Transformer`.
     """
 
     video_spec: ExpertSpec
@@ -69,6 +70,7 @@ class MixtureOfTransformers(nn.Module):
     vocabulary: int = 0
     remat: str = "none"
     unroll: int = 1
+    residual: str = "compute"
     attention: Callable = attention.grouped
     constrain: Callable = unconstrained
 
@@ -91,6 +93,7 @@ class MixtureOfTransformers(nn.Module):
             self.unroll,
             self.attention,
             self.constrain,
+            residual=self.residual,
         )
         nn.share_scope(self, self.transformer)
 

@@ -19,9 +19,10 @@ from jaxtyping import Array, Bool, Float
 
 from wamjax.models import attention
 from wamjax.models.blocks import ExpertBlock, ExpertSpec, KeyValue, Stream
-from wamjax.models.layers import unconstrained
+from wamjax.models.layers import at_least_float32, unconstrained
 from wamjax.models.visibility import Visibility
 
+RESIDUALS = ("compute", "float32")
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -116,6 +117,9 @@ class Transformer(nn.Module):
         parameters that went through `unstack`.
       attention: `attention.grouped`, or `attention.masked` for the reference path.
       constrain: says how activations are sharded, see `layers.unconstrained`.
+      residual: the dtype of the residual stream: that of the computation ("compute": Fast-WAM,
+        Cosmos-Predict2), or at least "float32" (Wan), in which the sums of many blocks do not
+        round what each of them adds.
       ends: experts that end in the last block, where only their keys and values are used (the text
         of MMDiT); that block is then apart from the stack, as ``final_block``.
     """
@@ -129,6 +133,7 @@ class Transformer(nn.Module):
     attention: Callable = attention.grouped
     constrain: Callable = unconstrained
     ends: tuple[str, ...] = ()
+    residual: str = "compute"
 
     @nn.compact
     def __call__(
@@ -156,7 +161,11 @@ class Transformer(nn.Module):
         Returns:
           (expert -> (b, l, d) tokens after the last block, the emitted cache).
         """
+        if self.residual not in RESIDUALS:
+            raise ValueError(f"residual {self.residual!r} is not one of {RESIDUALS}")
         tokens = {e: s.x for e, s in streams.items()}
+        if self.residual == "float32":
+            tokens = {e: at_least_float32(x) for e, x in tokens.items()}
         cache = cache or Cache({}, {})
         shared = streams, contexts, valid or {}, visibility, emit
         stacked = self.layers - bool(self.ends)

@@ -67,6 +67,7 @@ def fast_wam(config, spec) -> FastWAM:
         vocabulary=VOCAB if model.text.kind == "tokens" else 0,
         remat=model.remat,
         unroll=model.unroll,
+        residual=model.residual,
         constrain=constrain,
     )
     optional = objective.variant == "optional_idm"
@@ -134,6 +135,7 @@ def denoising(config, spec) -> Denoising:
         time_scale=1.0 if isinstance(process, DDPM) else 1000.0,
         remat=model.remat,
         unroll=model.unroll,
+        residual=model.residual,
         constrain=constrain,
     )
     interval = {}
@@ -151,6 +153,7 @@ def denoising(config, spec) -> Denoising:
         steps=objective.infer_steps,
         solver=objective.solver,
         guidance=objective.guidance,
+        guidance_channels=objective.guidance_channels,
         **interval,
     )
 
@@ -185,6 +188,7 @@ def autoregressive(config, spec) -> Autoregressive:
         instruction_length=spec.shapes["instruction"][0] if route == "prefix" else 0,
         remat=model.remat,
         unroll=model.unroll,
+        residual=model.residual,
         constrain=constrain,
     )
     draw = objective.temperature, objective.top_k, objective.top_p

@@ -98,6 +98,7 @@ def _network(model, layout: Layout, codec, spec: DataSpec) -> DiT:
         time_scale=model.time_scale,
         remat=model.remat,
         unroll=model.unroll,
+        residual=model.residual,
         constrain=constrain,
     )
 
@@ -162,6 +163,7 @@ def predict2_2b(config) -> None:
     model.video.width, model.video.ffn, model.lora_rank = 2048, 8192, 256
     model.patch, model.time_scale, model.rope_scale = 2, 1.0, (1.0, 3.0, 3.0)
     model.codec.kind, model.remat = "wan2.1", "full"
+    model.residual = "compute"  # the public code runs all of it in bfloat16
     model.text.kind, model.context_width, model.context_rows = "context", 1024, TEXT_ROWS
     config.data.instruction_length = 64
     config.objective.augment = "strong"

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from wamjax.models.layers import at_least_float32
 from wamjax.wam import clips, injection
 from wamjax.wam import cosmos_programs as programs
 from wamjax.wam.augment import STRENGTHS, augment
@@ -176,7 +177,7 @@ def _errors(o, params, table, part: Batch) -> Errors:
     net = o.bind(params, o.network.constrain)
     told = split(o.layout, o.told(level))
     outputs = net("evaluate", split(o.layout, values), told, o.text(part), table)
-    error = join(o.layout, outputs).astype(jnp.float32) - o.process.target(clean, noise, level)
+    error = at_least_float32(join(o.layout, outputs)) - o.process.target(clean, noise, level)
     # Rollouts are not imitated: one that there was no better use for has no loss.
     teaches = ~(part["rollout"] & (use == 0))[:, None]
     has_loss = jnp.asarray(programs.trained(o.layout, o.uses, o.auxiliary))[use] & teaches

@@ -20,7 +20,7 @@ from wamjax.config import did_you_mean
 from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.models.codec import Codec
 from wamjax.models.dit import DiT
-from wamjax.models.layers import unconstrained
+from wamjax.models.layers import unconstrained, widest
 from wamjax.models.transformer import Cache, unstack
 from wamjax.models.visibility import Visibility
 from wamjax.wam import clips, cosmos_checks, cosmos_loss, injection
@@ -204,7 +204,7 @@ class CosmosPolicy:
             found = cosmos_loss.errors(alone, params, batch, keys, level)
             return cosmos_loss.metrics(self, found, LOSS_SCALE)
 
-        return jax.lax.map(one, jnp.asarray(sigmas, jnp.float32))
+        return jax.lax.map(one, jnp.asarray(sigmas, widest()))
 
     # ---- acting, predicting, judging ----
 

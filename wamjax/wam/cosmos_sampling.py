@@ -110,7 +110,7 @@ class Sampler:
 
     def _denoiser(self, use: Use, table: Visibility) -> Denoiser:
         def network(values, times, contexts, table, **options):
-            values = {g: masked(x, jnp.float32(g in use.given)) for g, x in values.items()}
+            values = {g: masked(x, jnp.asarray(g in use.given, x.dtype)) for g, x in values.items()}
             return self.net("__call__", values, times, contexts, table, **options)
 
         def times(levels):

@@ -19,7 +19,7 @@ from wamjax.diffusion.guidance import guide, interval
 from wamjax.diffusion.process import Process, align
 from wamjax.models.codec import Codec
 from wamjax.models.dit import DiT
-from wamjax.models.layers import unconstrained
+from wamjax.models.layers import at_least_float32, unconstrained, widest
 from wamjax.models.transformer import unstack
 from wamjax.models.visibility import Visibility
 from wamjax.wam.losses import Draw, SlotLosses
@@ -46,6 +46,8 @@ class Denoising:
       instruction_length: tokens of a text condition.
       steps, solver: of sampling; the solver is a key of `SOLVERS`, or "ancestral".
       guidance, guidance_interval: scale, and the levels (low, high] that it is applied in.
+      guidance_channels: of a latent that guidance reaches, the first ones; 0 for all. DiT's public
+        sampler guides 3 of 4.
       use_cache: False recomputes everything at every step (the reference path).
     """
 
@@ -61,7 +63,16 @@ class Denoising:
     solver: str = "euler"
     guidance: float = 1.0
     guidance_interval: tuple[float, float] = (-np.inf, np.inf)
+    guidance_channels: int = 0
     use_cache: bool = True
+
+    def __post_init__(self):
+        channels = self.network.latent[-1]
+        if not 0 <= self.guidance_channels <= channels:
+            raise ValueError(
+                f"objective.guidance_channels {self.guidance_channels} of latents of {channels} "
+                f"channels: between 1 and {channels}, or 0 for all"
+            )
 
     # ---- what the training framework sees ----
 
@@ -142,7 +153,7 @@ class Denoising:
         losses = {}
         for i, (g, output) in enumerate(outputs.items()):
             of = draw.clean[g], draw.noise[g], draw.level[g]
-            error = self.process.loss(output.astype(jnp.float32), *of).mean(axis=(2, 3, 4))
+            error = self.process.loss(at_least_float32(output), *of).mean(axis=(2, 3, 4))
             predicted = jnp.logical_not(draw.use[:, i, None])
             weight = jnp.ones(error.shape[0], error.dtype)  # the process's is in the error
             losses[g] = SlotLosses(error, jnp.broadcast_to(predicted, error.shape), weight)
@@ -323,7 +334,7 @@ class Denoising:
         return given | (has & (index < count))
 
     def _clean_level(self) -> Array:
-        return self.process.c_noise(jnp.float32(self.process.schedule(1)[-1]))
+        return self.process.c_noise(jnp.asarray(self.process.schedule(1)[-1], widest()))
 
     def _sampler(
         self, params: Params, condition: Groups, b: int, states: bool = False
@@ -361,8 +372,8 @@ class Denoising:
         denoiser = Denoiser(network, times, table, slots, cached, self.process)
         schedule = self.process.schedule(self.steps)
         scales = interval(schedule, self.guidance, *self.guidance_interval)
-        extras = {"scale": jnp.asarray(scales, jnp.float32)} if guided else None
-        first = jnp.float32(schedule[0])
+        extras = {"scale": jnp.asarray(scales, widest())} if guided else None
+        first = jnp.asarray(schedule[0], widest())
 
         def run(given, noise, cache, key, fresh=None):
             start = {g: self.process.corrupt(jnp.zeros_like(n), n, first) for g, n in noise.items()}
@@ -375,6 +386,8 @@ class Denoising:
     def _guided(self) -> int | None:
         """Channels that guidance reaches: not those of a learned variance."""
         channels = self.network.latent[-1]
+        if self.guidance_channels:
+            return self.guidance_channels
         return channels if self.network.outputs not in (0, channels) else None
 
 

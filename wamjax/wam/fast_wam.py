@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from wamjax.config import did_you_mean
 from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.models.codec import Codec
-from wamjax.models.layers import unconstrained
+from wamjax.models.layers import at_least_float32, unconstrained
 from wamjax.models.mot import MixtureOfTransformers
 from wamjax.models.transformer import unstack
 from wamjax.models.visibility import Visibility, bidirectional
@@ -199,7 +199,7 @@ class FastWAM:
             "future" (b, t - 1, h, w, c) where video is denoised too.
         """
         done = self.sample(params, normalizers, observation, rng, mode, noise)
-        return normalizers["actions"].inverse(done["action"].astype(jnp.float32))
+        return normalizers["actions"].inverse(at_least_float32(done["action"]))
 
     def sample(
         self,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from wamjax.models.layers import at_least_float32
 from wamjax.wam import segments
 from wamjax.wam.losses import Draw, SlotLosses, in_order
 from wamjax.wam.objectives import bind
@@ -70,7 +71,7 @@ def denoising_loss(objective, params, program: Program, draw: Draw) -> dict[str,
     outputs = _velocities(o, params, program, draw.condition, values, level, predicted)
     losses = {}
     for group in predicted:
-        error = jnp.square(outputs[group].astype(jnp.float32) - target[group])
+        error = jnp.square(at_least_float32(outputs[group]) - target[group])
         error = error.mean(axis=tuple(range(2, error.ndim)))
         weight = flow_of(o, group).weight(draw.level[group][:, 0])
         losses[group] = SlotLosses(error, loss_mask(role[group], draw.use[group]), weight)

@@ -65,6 +65,7 @@ def wan22_5b(config) -> None:
     model.codec.channels, model.codec.spatial, model.codec.temporal = 48, 16, 4
     model.text.kind = "context"
     model.remat = "full"
+    model.residual = "compute"  # the public code is bfloat16 throughout, and not as Wan is itself
 
 
 def wan22_training(config) -> None:

@@ -19,6 +19,7 @@ from wamjax.diffusion.flow import STRAIGHT
 from wamjax.diffusion.process import Process
 from wamjax.diffusion.solvers import SOLVERS
 from wamjax.diffusion.stochastic import ancestral
+from wamjax.models.layers import widest
 from wamjax.models.transformer import Cache
 from wamjax.models.visibility import Visibility, cacheable
 
@@ -120,7 +121,7 @@ class Denoiser:
         else:
             rest = given
         still = self._clean_times(rest)
-        grids = {g: jnp.asarray(s, jnp.float32) for g, s in schedules.items()}
+        grids = {g: jnp.asarray(s, widest()) for g, s in schedules.items()}
         points = jax.vmap(self._times_at)(grids), extras or {}
         scale = {g: self.process.c_in(s) for g, s in grids.items()}
 
@@ -153,4 +154,4 @@ class Denoiser:
     def _clean_times(self, groups: Groups):
         """Time conditioning of groups at the level of data."""
         clean = float(self.process.schedule(1)[-1])
-        return self._times_at({g: jnp.float32(clean) for g in groups})
+        return self._times_at({g: jnp.asarray(clean, widest()) for g in groups})

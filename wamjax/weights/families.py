@@ -13,7 +13,8 @@ from typing import Any
 from wamjax.config import did_you_mean
 from wamjax.models import t5
 from wamjax.models.vae import published
-from wamjax.weights import networks, plan, tables, vae_tables
+from wamjax.weights import beside, networks, plan, tables, vae_tables
+from wamjax.weights.beside import Check
 from wamjax.weights.plan import Plan
 from wamjax.weights.table import Table
 
@@ -26,13 +27,14 @@ class Layout:
 
     Attributes:
       rows: makes the key map for sizes.
-      ignore: regexes of keys that a file may have beside, and that are not used.
+      ignore: makes for sizes the regexes of keys that a file may have beside and that are not
+        used, each with its check, see `beside`.
       tied: key -> the key whose values it repeats; a file may have it, and none is written.
       plain: what a torch file says beside: "step", "torch_dtype".
     """
 
     rows: Callable[[Any], Table]
-    ignore: tuple[str, ...] = ()
+    ignore: Callable[[Any], Mapping[str, Check]] = lambda sizes: {}
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
     plain: tuple[str, ...] = ()
 
@@ -68,7 +70,7 @@ def _text(sizes: Sizes, **more: Layout) -> Family:
     # Files of the whole T5 hold its decoder, too.
     transformers = Layout(
         tables.t5_transformers,
-        (r"decoder\..*", r"lm_head\..*"),
+        lambda sizes: dict.fromkeys((r"decoder\..*", r"lm_head\..*"), beside.other_network),
         {"encoder.embed_tokens.weight": "shared.weight"},
     )
     sizes = dict(mlp="relu", shared_bias=True, buckets=32, max_distance=128) | sizes
@@ -118,7 +120,12 @@ _COSMOS = {
         tables.cosmos_official,
         # Tables that are computed, counters, transformer-engine's state, and the average that
         # some releases have beside the weights.
-        (r"net\.pos_embedder\..*", r"net\.accum_.*", r".*_extra_state", r"net_ema\..*"),
+        lambda sizes: {
+            **beside.cosmos_positions(sizes),
+            r"net\.accum_.*": beside.counter,
+            r".*_extra_state": beside.opaque,
+            r"net_ema\..*": beside.twin("net_ema.", "net."),
+        },
     ),
     "diffusers": Layout(tables.cosmos_diffusers),
 }
@@ -131,7 +138,7 @@ FAMILIES: dict[str, Family] = {
         networks.picture,
         DIT,
         {
-            "official": Layout(tables.dit_official, ("pos_embed",)),
+            "official": Layout(tables.dit_official, lambda s: {"pos_embed": beside.sincos(s)}),
             "diffusers": Layout(tables.dit_diffusers),
         },
     ),
@@ -140,7 +147,13 @@ FAMILIES: dict[str, Family] = {
     "cosmos_predict2": _cosmos(),
     "cosmos_policy": _cosmos(dtype="bfloat16"),
     "sd3": _denoiser(
-        networks.mmdit, SD3, {"diffusers": Layout(tables.sd3_diffusers, (r"pos_embed\.pos_embed",))}
+        networks.mmdit,
+        SD3,
+        {
+            "diffusers": Layout(
+                tables.sd3_diffusers, lambda s: {r"pos_embed\.pos_embed": beside.sincos(s)}
+            )
+        },
     ),
     "fast_wam": Family(
         FAST_WAM,
@@ -156,7 +169,15 @@ FAMILIES: dict[str, Family] = {
         published.SD,
         diffusers=Layout(vae_tables.sd_diffusers),
         diffusers_old=Layout(vae_tables.sd_diffusers_old),
-        official=Layout(vae_tables.sd_official, (r"state_dict/(loss|model_ema)\..*",)),
+        official=Layout(
+            vae_tables.sd_official,
+            lambda sizes: {
+                r"state_dict/loss\..*": beside.other_network,
+                r"state_dict/model_ema\..*": beside.twin(
+                    "state_dict/model_ema.", "state_dict/", False, ("decay", "num_updates")
+                ),
+            },
+        ),
     ),
     "wan21_vae": _vae(published.WAN_21, **_WAN_VAE),
     "wan22_vae": _vae(published.WAN_22, **_WAN_VAE),
@@ -203,7 +224,7 @@ def plans(
             f"{name} in the {key} layout",
             how.rows(kind.rows_of(values)),
             params,
-            how.ignore,
+            how.ignore(kind.rows_of(values)),
             how.tied,
         )
         for key, how in kind.layouts.items()

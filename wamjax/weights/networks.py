@@ -29,6 +29,7 @@ def picture(s: Mapping[str, Any], grid: Grid) -> DiT:
         video_spec=dit.expert(s["width"], s["ffn"]),
         classes=s["classes"],
         time_scale=1.0,
+        residual="float32",
         **_common(s, grid, s["channels"], s["outputs"]),
     )
 
@@ -54,6 +55,7 @@ def wan(s: Mapping[str, Any], grid: Grid) -> DiT:
         text_net="mlp",
         context_width=s["context_width"],
         positions="rope",
+        residual="float32",
         **_common(s, grid, s["channels"], s["channels"]),
     )
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wamjax.weights import table
+from wamjax.weights.beside import Check
 from wamjax.weights.table import Piece, Table
 from wamjax.weights.tensor import Tensor, Tensors
 
@@ -30,13 +31,14 @@ class Plan:
     Attributes:
       name: of family and layout, for messages.
       pieces: what corresponds to what.
-      ignore: regexes of keys that the file may have beside; they are not used.
+      ignore: regexes of keys that the file may have beside and that are not used, each with its
+        check, see `beside`.
       tied: key -> the key whose values it repeats; files may leave it out.
     """
 
     name: str
     pieces: tuple[Piece, ...]
-    ignore: tuple[str, ...] = ()
+    ignore: Mapping[str, Check] = dataclasses.field(default_factory=dict)
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
@@ -67,7 +69,10 @@ class Plan:
             ],
         }
         if not any(problems.values()):
-            problems = {"unequal copies": list(self._unequal(tensors))}
+            problems = {
+                "unequal copies": list(self._unequal(tensors)),
+                "not what may be left out": list(self._wrong_beside(tensors)),
+            }
         if any(problems.values()):
             raise Mismatch(f"the source is not a {self.name}:" + _listed(problems))
 
@@ -96,6 +101,14 @@ class Plan:
 
     def _may_be(self, key: str) -> bool:
         return key in self.tied or any(re.fullmatch(p, key) for p in self.ignore)
+
+    def _wrong_beside(self, tensors: Tensors) -> Iterable[str]:
+        for key in tensors:
+            if key in self.published or key in self.tied:
+                continue
+            checks = (check for p, check in self.ignore.items() if re.fullmatch(p, key))
+            if wrong := next(checks)(key, tensors):
+                yield f"{key} {wrong}"
 
     def _unused(self, tensors: Tensors) -> list[str]:
         unused = [k for k in tensors if k not in self.published and not self._may_be(k)]
@@ -162,7 +175,7 @@ def make(
     name: str,
     rows: Table,
     abstract: Any,
-    ignore: tuple[str, ...] = (),
+    ignore: Mapping[str, Check] | None = None,
     tied: Mapping[str, str] | None = None,
 ) -> Plan:
     """The plan of a table for parameters of these shapes.
@@ -183,7 +196,7 @@ def make(
     if wrong:
         raise ValueError(f"the key map of {name} does not use these tensors once and wholly:\n  "
                          + "\n  ".join(wrong))  # fmt: skip
-    return Plan(name, pieces, ignore, tied or {})
+    return Plan(name, pieces, ignore or {}, tied or {})
 
 
 def _made(shape: tuple[int, ...], dtype: np.dtype, read: Callable[[], np.ndarray]) -> Tensor:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from wamjax.models.layers import at_least_float32
+from wamjax.models.layers import at_least_float32, widest
 
 Metrics = dict[str, Array]
 
@@ -112,7 +112,7 @@ class FiniteScalar:
     def train(self, params, h: Array, rng: Array) -> tuple[Array, Array, Metrics]:
         del rng
         metrics = health(self.ids(params, h), self.vocabulary)
-        return self.latents(params, h), jnp.zeros((), jnp.float32), metrics
+        return self.latents(params, h), jnp.zeros(()), metrics
 
     def ids(self, params, h: Float[Array, "... c"]) -> Int[Array, "..."]:
         del params
@@ -122,7 +122,7 @@ class FiniteScalar:
     def lookup(self, params, ids: Int[Array, "..."]) -> Float[Array, "... c"]:
         del params
         digits = ids[..., None] // self._basis % np.asarray(self.levels)
-        return (digits - self._half) / self._half.astype(np.float32)
+        return (digits - self._half) / self._half.astype(widest())
 
     def _bound(self, h: Array) -> Array:
         """Squashes to the open interval that rounds to the levels -L // 2 .. (L - 1) // 2.
@@ -233,4 +233,4 @@ def health(ids: Int[Array, "..."], vocabulary: int) -> Metrics:
     counts = jnp.bincount(ids.ravel(), length=vocabulary)
     p = counts / ids.size
     entropy = -jnp.sum(p * jnp.log(jnp.maximum(p, 1e-12)))
-    return {"usage": jnp.mean(counts > 0), "perplexity": jnp.exp(entropy)}
+    return {"usage": jnp.mean(counts > 0, dtype=p.dtype), "perplexity": jnp.exp(entropy)}

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from wamjax.models.layers import at_least_float32
 from wamjax.models.vae.pixels import to_unit
 from wamjax.models.vae.vae_codec import VAECodec
 
@@ -57,7 +58,7 @@ class CodecObjective:
         x = to_unit(batch[codec.key])
         h = codec.network.apply({"params": params}, x, method="encode")
         z, extra, metrics = codec.bottleneck.train(params.get("codebook", {}), h, rng)
-        y = codec.network.apply({"params": params}, z, method="decode").astype(jnp.float32)
+        y = at_least_float32(codec.network.apply({"params": params}, z, method="decode"))
         error = jnp.mean(jnp.square(y - x))
         return error + extra, metrics | {"reconstruction": error, "psnr": psnr(error)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, UInt8
 
+from wamjax.models.layers import at_least_float32, widest
 from wamjax.models.vae import streaming
 from wamjax.models.vae.autoencoder import Autoencoder, Sizes
 from wamjax.models.vae.pixels import to_bytes, to_unit
@@ -58,11 +60,24 @@ class VAECodec:
         return self.replace(params=params)
 
     def encode(self, video: UInt8[Array, "b f H W 3"]) -> Float[Array, "b t h w c"]:
+        """Latents of bytes, or of floats in [-1, 1] outside of jit, see `pixels.to_unit`."""
+        if video.dtype != jnp.uint8:
+            return self.encode_unit(to_unit(video))
+        return self._encode(video, to_unit)
+
+    def encode_unit(self, x: Float[Array, "b f H W 3"]) -> Float[Array, "b t h w c"]:
+        """Latents of numbers in [-1, 1], as the published pipelines give them; not checked."""
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"encode_unit takes floats in [-1, 1], these are {x.dtype}; see encode")
+        return self._encode(x, at_least_float32)
+
+    def _encode(self, video: Array, numbers: Callable[[Array], Array]) -> Float[Array, "b t h w c"]:
         if not self.chunk:
-            return self._latents(self._features(video))
+            h = self.network.apply({"params": self._bound()}, numbers(video), method="encode")
+            return self._latents(h)
 
         def step(video, past):
-            x = to_unit(video)
+            x = numbers(video)
             h, past = streaming.encode_step(self.network, self._bound(), x, past)
             return self._latents(h), past
 
@@ -126,4 +141,4 @@ class VAECodec:
         return (z - self._array(self.mean, 0)) / self._array(self.std, 1)
 
     def _array(self, values: tuple[float, ...], default: float) -> Array:
-        return jnp.asarray(values or (default,), jnp.float32)
+        return jnp.asarray(values or (default,), widest())
