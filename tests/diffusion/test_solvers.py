@@ -249,3 +249,19 @@ def test_a_grid_that_goes_back_is_refused():
     levels = np.array([1.0, 0.5, 0.5, 0.0])
     with pytest.raises(ValueError, match="levels .*0.5, 0.5.* of a RectifiedFlow do not go"):
         SOLVERS["unipc"](lambda x, level: x, jnp.ones(2), levels, levels)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_way_starts_at_the_noise_and_ends_at_the_result(name):
+    """And its states are those that a grid which stops there ends at, where no later call corrects
+    them."""
+    levels = np.linspace(1.0, 0.2, 5)
+    x = jnp.asarray([1.5, -0.5])
+    end = SOLVERS[name](gaussian_velocity, x, levels, levels)
+    way = SOLVERS[name](gaussian_velocity, x, levels, levels, states=True)
+    assert way.shape == (5, 2)
+    np.testing.assert_array_equal(way[0], x)
+    np.testing.assert_allclose(way[-1], end, rtol=1e-6)
+    for n in (1, 3):
+        short = SOLVERS[name](gaussian_velocity, x, levels[: n + 1], levels[: n + 1])
+        np.testing.assert_allclose(way[n], short, rtol=1e-5)

@@ -167,6 +167,37 @@ def test_calls_are_batched_and_proposals_differ():
     assert spread.std(axis=3).mean() < spread.mean(axis=3).std(axis=2).mean()
 
 
+def test_a_plan_starts_from_given_noise():
+    policy, log = recorded(depth=2, proposals=3, futures=2), []
+    params, seen = {"log": log, "name": "policy"}, (tiny.normalizers(), tiny.observation(2))
+    noise = planning.draw_noise(policy, 2, KEY)
+    shapes = planning.noise_shapes(policy, 2)
+    assert [{k: x.shape for k, x in d.items()} for d in noise] == shapes
+    assert [d["policy"][0] for d in shapes] == [3, 6] and shapes[1]["value"][0] == 12
+    want, got = plan(policy, params, *seen, KEY), plan(policy, params, *seen, None, noise)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    blind = planning.noise_shapes(recorded("value_q"), 2)
+    assert [list(d) for d in blind] == [["policy", "value_q"]] and blind[0]["value_q"][0] == 8
+    for wrong, message in (
+        (noise[:1], "noise is of depth 1, the plan of depth 2"),
+        (noise[::-1], r"noise\[0\]\['policy'\] is \(6, 2, .* the plan starts from \(3, 2"),
+        ([noise[0], {}], r"noise\[1\] is of \[\], the plan of \['policy', 'value', 'wor"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plan(policy, params, *seen, None, wrong)
+    with pytest.raises(ValueError, match="give a key, or noise"):
+        plan(policy, params, *seen, None)
+
+
+def test_what_is_expected_may_start_from_given_noise():
+    policy, params = recorded(), {"log": [], "name": "policy"}
+    seen = params, tiny.normalizers(), tiny.observation(2)
+    shape = policy.observe(*seen).latents.shape
+    noise = [jax.random.normal(k, shape) for k in (KEY, jax.random.fold_in(KEY, 1))]
+    got = policy.expect(*seen, None, noise=noise)
+    np.testing.assert_array_equal(got, policy.expect(*seen, KEY))
+
+
 def test_of_equals_the_first_is_chosen():
     policy = recorded(aggregate="success_vote")
     done, _ = run(policy)

@@ -184,8 +184,8 @@ def batches(
     streams = [
         grain.MapDataset.source(
             Windows(
-                s.reader, spec, s.action_free, s.offset, s.latents, s.rollout, s.ended, hold or (),
-                bounds=limits, skips=s.skips,
+                s.reader, spec, s.action_free, s.offset, s.latents, s.rollout, s.ended,
+                hold=hold or (), bounds=limits, skips=s.skips,
             )  # fmt: skip
         )
         .map(example)

@@ -27,35 +27,59 @@ Tree = Any
 Model = Callable[[Tree, Tree], Tree]
 
 
-def ddim(model: Model, x: Tree, levels: Tree, points: Tree, process: Process = STRAIGHT) -> Tree:
+def ddim(
+    model: Model,
+    x: Tree,
+    levels: Tree,
+    points: Tree,
+    process: Process = STRAIGHT,
+    states: bool = False,
+) -> Tree:
     """DDIM without noise (arXiv 2010.02502): first order. On a flow it is Euler."""
-    return _solve(model, x, levels, points, process, lambda s: 0 * s.keep)
+    return _solve(model, x, levels, points, process, states, lambda s: 0 * s.keep)
 
 
 def exponential(
-    model: Model, x: Tree, levels: Tree, points: Tree, process: Process = STRAIGHT
+    model: Model,
+    x: Tree,
+    levels: Tree,
+    points: Tree,
+    process: Process = STRAIGHT,
+    states: bool = False,
 ) -> Tree:
     """Second-order exponential Adams-Bashforth: "2ab" of Cosmos Policy, RES and DEIS.
 
     The line through the last two x0, integrated exactly.
     """
-    return _solve(model, x, levels, points, process, _line)
+    return _solve(model, x, levels, points, process, states, _line)
 
 
 def dpmpp_2m(
-    model: Model, x: Tree, levels: Tree, points: Tree, process: Process = STRAIGHT
+    model: Model,
+    x: Tree,
+    levels: Tree,
+    points: Tree,
+    process: Process = STRAIGHT,
+    states: bool = False,
 ) -> Tree:
     """DPM-Solver++(2M) (arXiv 2211.01095): second order; that line at the middle of the step."""
-    return _solve(model, x, levels, points, process, _middle)
+    return _solve(model, x, levels, points, process, states, _middle)
 
 
-def unipc(model: Model, x: Tree, levels: Tree, points: Tree, process: Process = STRAIGHT) -> Tree:
+def unipc(
+    model: Model,
+    x: Tree,
+    levels: Tree,
+    points: Tree,
+    process: Process = STRAIGHT,
+    states: bool = False,
+) -> Tree:
     """UniPC-2 with B(h) = e^h - 1, "bh2" (arXiv 2302.04867): DPM-Solver++(2M) and a corrector.
 
     When the model has been called at the end of a step, the step is done again with what it said:
     third order without a further call. The last step stays uncorrected.
     """
-    return _solve(model, x, levels, points, process, _middle, corrected=True)
+    return _solve(model, x, levels, points, process, states, _middle, corrected=True)
 
 
 class Steps(NamedTuple):
@@ -77,7 +101,23 @@ class Steps(NamedTuple):
     single: Array
 
 
-def _solve(model, x, levels, points, process, weight, corrected=False):
+def walk(step: Callable, x: Tree, inputs: Tree, states: bool, of: Callable = lambda x: x) -> Tree:
+    """Scans ``step(carry, inputs) -> carry`` and returns the last ``of(carry)``, or all of them.
+
+    With `states` the first one is that of `x` itself, so they lead with n + 1.
+    """
+
+    def scanned(carry, inputs):
+        carry = step(carry, inputs)
+        return carry, of(carry) if states else None
+
+    last, way = jax.lax.scan(scanned, x, inputs)
+    if not states:
+        return of(last)
+    return jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), of(x), way)
+
+
+def _solve(model, x, levels, points, process, states, weight, corrected=False):
     def step(carry, inputs):
         x, base, data, before = carry  # base and data belong to the start of the step that led to x
         point, level, predict, correct = inputs
@@ -85,14 +125,15 @@ def _solve(model, x, levels, points, process, weight, corrected=False):
         now = jax.tree.map(lambda now, x: now.astype(x.dtype), now, x)
         if corrected:
             x = _combine(correct, base, data, before, now)
-        return (_combine(predict, x, now, data), x, now, data), None
+        return _combine(predict, x, now, data), x, now, data
 
     grids = jax.tree.map(lambda grid: concrete(process, grid), levels)
     predict = jax.tree.map(lambda grid: _predictor(_steps(process, grid), weight), grids)
     correct = jax.tree.map(lambda grid: _corrector(_steps(process, grid)), grids)
     starts = jax.tree.map(lambda g: jnp.asarray(g)[:-1], (points, grids))
     zeros = jax.tree.map(jnp.zeros_like, x)
-    return jax.lax.scan(step, (x, x, zeros, zeros), (*starts, predict, correct))[0][0]
+    start, inputs = (x, x, zeros, zeros), (*starts, predict, correct)
+    return walk(step, start, inputs, states, of=lambda carry: carry[0])
 
 
 @np.errstate(divide="ignore", invalid="ignore")

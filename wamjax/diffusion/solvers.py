@@ -10,7 +10,9 @@ where an output is what the process regresses (for `RectifiedFlow`, the default,
 ...): all that depends on the schedule alone is computed once, outside the loop. A model sees x
 itself; if its process has a `c_in`, the model multiplies by it.
 
-`SOLVERS` are deterministic and take the same arguments; those with a key are in `stochastic`.
+`SOLVERS` are deterministic and take the same arguments; those with a key are in `stochastic`. All
+of them return the last state, or with ``states=True`` all states, (n + 1, ...), the first and the
+last one included.
 """
 
 from __future__ import annotations
@@ -22,14 +24,21 @@ import jax
 import jax.numpy as jnp
 
 from wamjax.diffusion.flow import STRAIGHT
-from wamjax.diffusion.multistep import ddim, dpmpp_2m, exponential, unipc
+from wamjax.diffusion.multistep import ddim, dpmpp_2m, exponential, unipc, walk
 from wamjax.diffusion.process import Process
 
 Tree = Any
 Model = Callable[[Tree, Tree], Tree]
 
 
-def euler(model: Model, x: Tree, levels: Tree, points: Tree, process: Process = STRAIGHT) -> Tree:
+def euler(
+    model: Model,
+    x: Tree,
+    levels: Tree,
+    points: Tree,
+    process: Process = STRAIGHT,
+    states: bool = False,
+) -> Tree:
     """Explicit Euler on the velocity along `levels`.
 
     Args:
@@ -38,27 +47,34 @@ def euler(model: Model, x: Tree, levels: Tree, points: Tree, process: Process = 
       levels: pytree like `x` of (n + 1,) grids.
       points: pytree whose leaves lead with n + 1 grid points (the last is not used).
       process: of all leaves of `x`.
+      states: return the whole way.
 
     Returns:
-      The state at ``levels[-1]``.
+      The state at ``levels[-1]``, or those at all levels.
     """
 
     def step(x, inputs):
         start, end = inputs
         first = slope(process, model, x, start)
-        return advance(x, first, delta(start, end)), None
+        return advance(x, first, delta(start, end))
 
-    return jax.lax.scan(step, x, ends(points, levels))[0]
+    return walk(step, x, ends(points, levels), states)
 
 
-def heun(model: Model, x: Tree, levels: Tree, points: Tree, process: Process = STRAIGHT) -> Tree:
+def heun(
+    model: Model,
+    x: Tree,
+    levels: Tree,
+    points: Tree,
+    process: Process = STRAIGHT,
+    states: bool = False,
+) -> Tree:
     """Second-order Heun (two evaluations a step); arguments as in `euler`.
 
     Where the velocity is a division by sigma, a step that ends at data is one of Euler.
     """
-    return jax.lax.scan(
-        lambda x, inputs: (heun_step(process, model, x, *inputs), None), x, ends(points, levels)
-    )[0]
+    steps = ends(points, levels)
+    return walk(lambda x, inputs: heun_step(process, model, x, *inputs), x, steps, states)
 
 
 SOLVERS = {

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from wamjax.diffusion.multistep import walk
 from wamjax.diffusion.process import Process, concrete, namespace
 from wamjax.diffusion.solvers import heun_step
 
@@ -25,22 +26,27 @@ def ancestral(
     process: Process,
     key: Array,
     eta: float = 1.0,
+    states: bool = False,
+    noise: Tree | None = None,
 ) -> Tree:
     """DDPM's sampler, and DDIM with noise: each step draws from the posterior at the predicted x0.
 
     Args:
       eta: 1 is DDPM, with the variance of the process; 0 is DDIM; between them the noise is eta
         times that of the posterior (arXiv 2010.02502, equation 16).
+      states: return the whole way, see `solvers`.
+      noise: standard normals of every step, (n, ...) like `x`, instead of draws of `key`.
 
     Steps may skip timesteps: the variances are those of the respaced chain. A step that ends at
     data adds no noise.
     """
 
     def step(x, inputs):
-        point, level, factors, key = inputs
+        point, level, factors, draw = inputs
         output = model(x, point)
         data = jax.tree.map(process.data, x, output, level)
-        return jax.tree.map(move, x, output, data, factors, _normals(key, x)), None
+        normals = _normals(draw, x) if noise is None else draw
+        return jax.tree.map(move, x, output, data, factors, normals)
 
     def move(x, output, data, factors, noise):
         on_x, on_x0, small, large, share = factors
@@ -51,8 +57,9 @@ def ancestral(
     grids = jax.tree.map(lambda grid: concrete(process, grid), levels)
     starts = jax.tree.map(lambda g: jnp.asarray(g)[:-1], (points, grids))
     factors = jax.tree.map(lambda grid: _factors(process, grid, eta), grids)
-    keys = jax.random.split(key, jax.tree.leaves(starts)[0].shape[0])
-    return jax.lax.scan(step, x, (*starts, factors, keys))[0]
+    steps = jax.tree.leaves(starts)[0].shape[0]
+    draws = jax.random.split(key, steps) if noise is None else noise
+    return walk(step, x, (*starts, factors, draws), states)
 
 
 def churned_heun(
@@ -63,6 +70,7 @@ def churned_heun(
     process: Process,
     key: Array,
     noise_scale: float = 1.0,
+    states: bool = False,
 ) -> Tree:
     """EDM's stochastic sampler (arXiv 2206.00364, Algorithm 2): up by added noise, down by Heun.
 
@@ -75,7 +83,7 @@ def churned_heun(
     def step(x, inputs):
         factors, high, low, key = inputs
         x = jax.tree.map(up, x, factors, _normals(key, x))
-        return heun_step(process, model, x, high, low), None
+        return heun_step(process, model, x, high, low)
 
     def up(x, factors, noise):
         on_x, on_noise = factors
@@ -85,7 +93,7 @@ def churned_heun(
     both = jax.tree.map(jnp.asarray, (points, levels))
     high, low = (jax.tree.map(lambda g, i=i: g[i::2], both) for i in (1, 2))
     keys = jax.random.split(key, jax.tree.leaves(high)[0].shape[0])
-    return jax.lax.scan(step, x, (factors, high, low, keys))[0]
+    return walk(step, x, (factors, high, low, keys), states)
 
 
 @np.errstate(divide="ignore")

@@ -34,18 +34,22 @@ Params = dict[str, Any]
 
 def pick(
     logits: Float[Array, "b v"],
-    key: Array,
+    key: Array | None,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    uniform: Float[Array, " b"] | None = None,
 ) -> Int[Array, " b"]:
     """Draws a token.
 
     Args:
+      key: of the draw.
       temperature: divides the logits; 0 takes the most likely token.
       top_k: only the so many most likely tokens (and those that tie with the last); 0 = all.
       top_p: only the most likely tokens that together have this probability, at least one (Holtzman
         et al., arXiv 1904.09751); of those that `top_k` leaves, after the temperature.
+      uniform: in [0, 1), instead of the key: the first token, in order of the ids, up to which the
+        probabilities sum to more than it.
     """
     if temperature == 0:
         return jnp.argmax(logits, axis=-1)
@@ -60,7 +64,12 @@ def pick(
         kept = (jnp.cumsum(p, axis=-1) - p < top_p).at[:, 0].set(True)
         least = jnp.min(jnp.where(kept, order, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits >= least, logits, -jnp.inf)
-    return jax.random.categorical(key, logits)
+    if uniform is None:
+        return jax.random.categorical(key, logits)
+    total = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
+    below = jnp.sum(total <= uniform[:, None] * total[:, -1:], axis=-1)
+    possible = jnp.where(logits > -jnp.inf, jnp.arange(logits.shape[-1]), 0)
+    return jnp.minimum(below, jnp.max(possible, axis=-1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,10 +160,11 @@ class Autoregressive:
         self,
         params: Params,
         condition: Batch,
-        rng: Array,
+        rng: Array | None,
         given: Int[Array, "b t h w"] | None = None,
         count: int | None = None,
         frames: int = 0,
+        uniforms: Float[Array, "b m h w"] | None = None,
     ) -> Int[Array, "b t h w"]:
         """Tokens of clips, in one jittable program: a prefill and a scan over tokens.
 
@@ -167,6 +177,10 @@ class Autoregressive:
             `count` or `given`.
           given: tokens of the first frames.
           frames: t of the result; 0 is that of training.
+          uniforms: in [0, 1) for each token that is made, instead of draws of `rng`, see `pick`.
+
+        Raises:
+          ValueError: more frames than can be made, none, or neither a key nor uniforms of them.
         """
         t, h, w = self.network.grid
         frames = frames or t
@@ -184,9 +198,12 @@ class Autoregressive:
         buffers, logits = self._prefill(net, condition, ids)
         before, room = self.network.prefix_length, self.network.length
 
-        def step(carry, key):
+        keys, chance = self._chance(rng, uniforms, (b, frames - known, h, w))
+
+        def step(carry, draw):
             buffers, at, logits = carry
-            token = pick(logits, key, self.temperature, self.top_k, self.top_p)
+            key, uniform = draw
+            token = pick(logits, key, self.temperature, self.top_k, self.top_p, uniform)
             if frames > t:
                 full = at == room
                 buffers = jax.lax.cond(full, self._drop_frame, lambda x: x, buffers)
@@ -203,11 +220,20 @@ class Autoregressive:
             return (buffers, at + 1, net("logits", x)[:, 0]), token
 
         start = buffers, jnp.int32(ids.shape[1]), logits
-        keys = jax.random.split(rng, (frames - known) * h * w)
-        made = jax.lax.scan(step, start, keys)[1]
+        made = jax.lax.scan(step, start, (keys, chance))[1]
         return jnp.concatenate([ids, made.T.astype(ids.dtype)], axis=1).reshape(b, frames, h, w)
 
     # ---- parts ----
+
+    def _chance(self, rng: Array | None, uniforms: Array | None, shape: tuple[int, ...]):
+        """Keys of all tokens, or their uniforms (l, b)."""
+        if uniforms is None:
+            if rng is None:
+                raise ValueError(f"tokens are drawn: give a key, or uniforms of shape {shape}")
+            return jax.random.split(rng, shape[1] * shape[2] * shape[3]), None
+        if uniforms.shape != shape:
+            raise ValueError(f"uniforms are {uniforms.shape}, the tokens to make are {shape}")
+        return None, uniforms.reshape(shape[0], -1).T
 
     def _prefill(self, net, condition: Batch, ids: Array):
         """Keys and values of the prefix and of given tokens, with room for the rest of the clip,

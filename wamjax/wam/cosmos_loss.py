@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from wamjax.models.layers import at_least_float32
 from wamjax.wam import clips, injection
 from wamjax.wam import cosmos_programs as programs
 from wamjax.wam.augment import STRENGTHS, augment
 from wamjax.wam.cosmos_sampling import join, masked, split
+from wamjax.wam.losses import in_order
 from wamjax.wam.objectives import bound_codec
 from wamjax.wam.slots import Role, levels
 
@@ -31,16 +32,42 @@ class Errors(NamedTuple):
       l1: mean absolute error of x0.
       weight: of the slot in the loss; 0 where it has none.
       use: index of the use that the example trains.
+      at: which example of the batch it is.
     """
 
     velocity: Float[Array, "b t"]
     l1: Float[Array, "b t"]
     weight: Float[Array, "b t"]
     use: Int[Array, " b"]
+    at: Int[Array, " b"]
 
 
-def errors(objective, params, batch: Batch, keys: dict[str, Array], level: Array) -> Errors:
-    """Errors of a batch at one noise level (b, 1) for each example.
+class Draw(NamedTuple):
+    """All that the loss of a batch depends on, beside the parameters; see `wamjax.wam.losses`.
+
+    Attributes:
+      clean: latents of all slots.
+      noise: standard normal.
+      level: of the process, one for each example.
+      use: index of the use that each example trains.
+      rollout: examples that are not to be imitated.
+      text: what the instruction is told by, see `CosmosPolicy.text`.
+      order: the columns of each row of the batch by their use (`cosmos_programs.ordered`), read
+        under a visibility that differs between uses; each use is in every row as often as
+        `CosmosPolicy.mix` says. None where uses were drawn by coins.
+    """
+
+    clean: Float[Array, "b t h w c"]
+    noise: Float[Array, "b t h w c"]
+    level: Float[Array, "b 1"]
+    use: Int[Array, " b"]
+    rollout: Bool[Array, " b"]
+    text: Batch
+    order: Int[Array, "r p"] | None
+
+
+def draw(objective, params, batch: Batch, keys: dict[str, Array], level: Array) -> Draw:
+    """Of a batch, at one noise level (b, 1) for each example.
 
     Args:
       objective: a `CosmosPolicy`.
@@ -49,17 +76,36 @@ def errors(objective, params, batch: Batch, keys: dict[str, Array], level: Array
     o = objective
     clean = targets(o, params, batch, keys["augment"])
     noise = jax.random.normal(keys["noise"], clean.shape)
-    part = dict(clean=clean, noise=noise, level=level, rollout=batch["rollout"], **o.text(batch))
     if "tossed_mix" in o.compat:
-        use = programs.toss(keys["assign"], o.mix, batch["rollout"])
+        use, order = programs.toss(keys["assign"], o.mix, batch["rollout"]), None
     else:
         use, order = programs.assign(keys["assign"], o.mix, batch["rollout"])
-    part["use"] = use
+    return Draw(clean, noise, level, use, batch["rollout"], o.text(batch), order)
+
+
+def denoising_loss(objective, params, draw: Draw) -> Errors:
+    """Errors of every slot, without chance."""
+    o, names = objective, ("clean", "noise", "level", "use", "rollout")
+    part = {k: getattr(draw, k) for k in names} | draw.text
+    part["at"] = jnp.arange(draw.use.shape[0])
     if o.visibility == "bidirectional":  # one table, so all uses go through the network together
         return _errors(o, params, o.tables[0], part)
-    parts = zip(o.tables, _regroup(part, order, o.mix), strict=True)
+    parts = zip(o.tables, _regroup(part, draw.order, o.mix), strict=True)
     found = [_errors(o, params, table, part) for table, part in parts]
     return jax.tree.map(lambda *x: jnp.concatenate(x), *found)
+
+
+def errors(objective, params, batch: Batch, keys: dict[str, Array], level: Array) -> Errors:
+    """The errors of a `draw`."""
+    return denoising_loss(objective, params, draw(objective, params, batch, keys, level))
+
+
+def example_losses(objective, found: Errors, scale: float) -> dict[str, Array]:
+    """Of every example of the batch: "loss" (b,), whose mean is the loss, "use" (b,), and the parts
+    of it that each slot has, "slots" (b, t), which sum to it."""
+    slots = scale * found.weight * found.velocity / found.weight.shape[1]
+    rows = {"loss": jnp.sum(slots, axis=1), "slots": slots, "use": found.use}
+    return {name: in_order(x, found.at) for name, x in rows.items()}
 
 
 def metrics(objective, found: Errors, scale: float) -> dict[str, Array]:
@@ -138,7 +184,8 @@ def _errors(o, params, table, part: Batch) -> Errors:
     weight = jnp.where(jnp.arange(len(o.layout)) == o.layout.index("action"), o.action_weight, 1.0)
     # x0 = x - level velocity, so an error of the velocity is one of x0 times the level.
     l1 = level * jnp.mean(jnp.abs(error), axis=(2, 3, 4))
-    return Errors(jnp.mean(jnp.square(error), axis=(2, 3, 4)), l1, has_loss * weight, use)
+    velocity = jnp.mean(jnp.square(error), axis=(2, 3, 4))
+    return Errors(velocity, l1, has_loss * weight, use, part["at"])
 
 
 def _regroup(part: Batch, order: Array, mix: tuple[int, ...]) -> list[Batch]:

@@ -18,20 +18,20 @@ from jaxtyping import Array, Float
 
 from wamjax.config import did_you_mean
 from wamjax.diffusion.flow import RectifiedFlow
-from wamjax.diffusion.solvers import SOLVERS
-from wamjax.models.attention import grouped
 from wamjax.models.codec import Codec
 from wamjax.models.dit import DiT
 from wamjax.models.layers import unconstrained, widest
 from wamjax.models.transformer import Cache, unstack
 from wamjax.models.visibility import Visibility
-from wamjax.wam import clips, cosmos_loss, draws, injection
+from wamjax.wam import clips, cosmos_checks, cosmos_loss, draws, injection
 from wamjax.wam import cosmos_programs as programs
 from wamjax.wam.augment import STRENGTHS, centre_crop
+from wamjax.wam.cosmos_checks import COMPAT as COMPAT
+from wamjax.wam.cosmos_loss import Draw
 from wamjax.wam.cosmos_programs import Use
 from wamjax.wam.cosmos_sampling import Sampler
 from wamjax.wam.layouts import Layout
-from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params
+from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params, start_noise
 from wamjax.wam.planning import Planning, plan
 
 Batch = dict[str, Array]
@@ -40,25 +40,6 @@ Params = dict[str, Any]
 
 LOSS_SCALE = 10.0  # of the public code
 MODES = ("direct", "frozen", "plan")
-# Published behaviour that is not the default, because it is a defect or costs accuracy.
-COMPAT = {
-    "bf16_times": "noise levels are rounded to bfloat16 before the network is told of them",
-    "bf16_targets": "actions, states and values are rounded to bfloat16 in training",
-    "erased_scores": "a partial score counts as full success in the value",
-    "tossed_mix": "uses are drawn for each example: shares hold in expectation only, and where "
-    "there are rollouts, all demonstrations train the policy",
-    "zero_minority": "majority_mean is 0, not the mean of the others, where success is a minority",
-}
-
-
-# What a policy and a separate planner have in common, as an error says it -> attribute.
-SHARED = {
-    "slots": "layout",
-    "sizes of the network": "network",
-    "codec": "codec",
-    "cameras": "views",
-    "visibility": "visibility",
-}
 
 
 class Seen(NamedTuple):
@@ -115,40 +96,7 @@ class CosmosPolicy:
     planning: Planning = Planning()
 
     def __post_init__(self):
-        for name, given, known in (
-            ("compat", self.compat, COMPAT),
-            ("augment", (self.augment,), ("", *STRENGTHS)),
-            ("visibility", (self.visibility,), programs.VISIBILITIES),
-            ("solver", (self.solver,), SOLVERS),
-        ):
-            for word in given:
-                if word not in known:
-                    hint = f"{did_you_mean(word, known)}; there are {sorted(known)}"
-                    raise ValueError(f"objective.{name} {word!r} does not exist{hint}")
-        for name, value, allowed, wanted in (
-            ("infer_steps", self.steps, self.steps >= 1, "at least 1"),
-            ("sigma_min", self.sigma_min, 0 < self.sigma_min < self.sigma_max,
-             f"positive and below objective.sigma_max {self.sigma_max}"),
-            ("discount", self.discount, 0 < self.discount <= 1, "in (0, 1]"),
-            ("action_weight", self.action_weight, self.action_weight >= 0, "at least 0"),
-        ):  # fmt: skip
-            if not allowed:
-                raise ValueError(f"objective.{name} {value} must be {wanted}")
-        if self.planning.depth > 1:
-            self._check_depth()
-        if len(self.mix) != len(self.uses) or min(self.mix) < 1:
-            names = [u.name for u in self.uses]
-            raise ValueError(f"objective.mix {self.mix} wants a positive count of each of {names}")
-        if self.visibility != "bidirectional" and "tossed_mix" in self.compat:
-            raise ValueError(
-                f"visibility {self.visibility!r} has a table for each use, so their counts are "
-                "fixed: compat 'tossed_mix' does not go with it"
-            )
-        if self.codec.key != "video":
-            raise ValueError(
-                f"{type(self.codec).__name__} has latents of other clips; Cosmos Policy makes its "
-                "own of pictures: choose another model.codec.kind, such as 'pixel' or 'wan2.1'"
-            )
+        cosmos_checks.check(self)
 
     # ---- what the training framework sees ----
 
@@ -219,14 +167,31 @@ class CosmosPolicy:
         Returns:
           (loss, metrics), float32.
         """
+        return self.loss_of(params, self.draw(params, batch, rng))
+
+    def draw(self, params: Params, batch: Batch, rng: Array) -> Draw:
+        """All that `loss` leaves to chance: uses, noise, levels, augmentation."""
         check_batch(batch, self.batch_spec)
         purposes = "assign", "noise", "augment", "level"
         keys = dict(zip(purposes, jax.random.split(rng, 4), strict=True))
         size = batch["rollout"].shape[0]
         level = self.process.sample_level(keys["level"], (size, 1))
-        found = cosmos_loss.errors(self, params, batch, keys, level)
+        return cosmos_loss.draw(self, params, batch, keys, level)
+
+    def denoising_loss(self, params: Params, draw: Draw) -> cosmos_loss.Errors:
+        """Errors of every slot of every example, and their weights in the loss, without chance."""
+        return cosmos_loss.denoising_loss(self, params, draw)
+
+    def loss_of(self, params: Params, draw: Draw) -> tuple[Array, dict[str, Array]]:
+        """The loss of a draw, and metrics: `loss` is that of `draw`."""
+        found = self.denoising_loss(params, draw)
         loss = LOSS_SCALE * jnp.mean(found.weight * found.velocity)
         return loss, cosmos_loss.metrics(self, found, LOSS_SCALE)
+
+    def example_losses(self, params: Params, draw: Draw) -> dict[str, Array]:
+        """"loss" of every example, whose mean is the loss; its "slots", its "use"."""
+        found = self.denoising_loss(params, draw)
+        return cosmos_loss.example_losses(self, found, LOSS_SCALE)
 
     def by_level(self, params: Params, batch: Batch, rng: Array, sigmas: Array) -> Groups:
         """The metrics of `loss` at noise-to-signal ratios, each (len(sigmas),); without a mesh."""
@@ -249,7 +214,13 @@ class CosmosPolicy:
         return out | ({"planner": self.prepare(out["planner"])} if "planner" in out else {})
 
     def policy(
-        self, params: Params, normalizers, observation: Batch, rng: Array, mode: str | None = None
+        self,
+        params: Params,
+        normalizers,
+        observation: Batch,
+        rng: Array | None,
+        mode: str | None = None,
+        noise=None,
     ) -> Float[Array, "b j a"]:
         """A chunk of actions in robot units, in one program.
 
@@ -261,37 +232,55 @@ class CosmosPolicy:
             "instruction" (b, s) ids or "context" embeddings.
           mode: "direct"; "frozen", where keys and values of what is given are those of the first
             step (an approximation, see `cosmos_sampling.frozen_error`); or "plan".
+          noise: to start from instead of draws of `rng`: as in `act`, or of "plan" as in
+            `planning.plan`.
         """
         mode = mode or MODES[0]
         if mode not in MODES:
             raise ValueError(f"acting has modes {MODES}, not {mode!r}{did_you_mean(mode, MODES)}")
         if mode == "plan":
-            actions = plan(self, params, normalizers, observation, rng).actions
+            actions = plan(self, params, normalizers, observation, rng, noise).actions
         else:
             seen = self.observe(params, normalizers, observation)
-            latents = self.act(params, seen, rng, frozen=mode == "frozen")
+            latents = self.act(params, seen, rng, frozen=mode == "frozen", noise=noise)
             actions = injection.extract(self.layout, latents, "action")
         return normalizers["actions"].inverse(actions)
 
     def expect(
-        self, params: Params, normalizers, observation: Batch, rng: Array, mode: str | None = None
+        self,
+        params: Params,
+        normalizers,
+        observation: Batch,
+        rng: Array | None,
+        mode: str | None = None,
+        noise=None,
     ) -> Float[Array, " b"]:
         """The return in [0, 1] expected of what `policy` does, from the end of the chunk on.
 
         Of "plan" it is the score of the chosen actions, else what the value function sees in the
         future that is sampled with them. (The value that is sampled with them is no judgement: it
         was trained on demonstrations, which succeed.)
+
+        Args:
+          noise: as in `policy`, where it does not plan a pair: of acting, and of the value.
         """
         if mode == "plan":
-            return jnp.max(plan(self, params, normalizers, observation, rng).scores, axis=1)
+            return jnp.max(plan(self, params, normalizers, observation, rng, noise).scores, axis=1)
+        first, second = (None, None) if noise is None else noise
         seen = self.observe(params, normalizers, observation)
-        latents = self.act(params, seen, rng, frozen=mode == "frozen")
-        return self.value(params, seen._replace(latents=latents), draws.fold_in(rng, 1))
+        latents = self.act(params, seen, rng, frozen=mode == "frozen", noise=first)
+        key = None if rng is None else draws.fold_in(rng, 1)
+        return self.value(params, seen._replace(latents=latents), key, noise=second)
 
-    def imagine(self, params: Params, normalizers, observation: Batch, rng: Array) -> Array:
-        """The observed picture and that at the end of the chunk: uint8 (b, 2, H, W, 3)."""
+    def imagine(
+        self, params: Params, normalizers, observation: Batch, rng: Array | None, noise=None
+    ) -> Array:
+        """The observed picture and that at the end of the chunk: uint8 (b, 2, H, W, 3).
+
+        Its latents, and the way there, are what `act` returns of what `observe` sees.
+        """
         seen = self.observe(params, normalizers, observation)
-        return self.show(params, self.act(params, seen, rng), observation)
+        return self.show(params, self.act(params, seen, rng, noise=noise), observation)
 
     def show(self, params: Params, latents: Array, observation: Batch) -> Array:
         """Decodes the future of `latents` and puts it behind what was observed."""
@@ -320,23 +309,35 @@ class CosmosPolicy:
         return self.sampler(params).read(self.text(observation))
 
     def act(
-        self, params, seen: Seen, rng: Array, steps: int = 0, frozen: bool = False, noise=None
+        self,
+        params,
+        seen: Seen,
+        rng: Array | None = None,
+        steps: int = 0,
+        frozen: bool = False,
+        noise=None,
+        states: bool = False,
     ) -> Array:
         """All of p(a, s', V | s): latents of all slots, of which the present is as given.
 
         Args:
           noise: to start from instead of a draw of `rng`, of the shape of ``seen.latents``; such as
             `cosmos_sampling.published_noise`.
+          states: return the whole way, see `Sampler`.
         """
-        return self._sample(params, self.uses[0], seen, rng, steps or self.steps, frozen, noise)
+        return self._sample(params, self.uses[0], seen, rng, steps, noise, states, frozen)
 
-    def predict(self, params, seen: Seen, rng: Array, steps: int = 0) -> Array:
+    def predict(
+        self, params, seen: Seen, rng: Array | None = None, steps: int = 0, noise=None, states=False
+    ) -> Array:
         """p(s', V | s, a): the same, with the action as in ``seen.latents``."""
-        return self._sample(params, self.uses[1], seen, rng, steps or self.steps)
+        return self._sample(params, self.uses[1], seen, rng, steps, noise, states)
 
-    def value(self, params, seen: Seen, rng: Array, steps: int = 0) -> Float[Array, " b"]:
+    def value(
+        self, params, seen: Seen, rng: Array | None = None, steps: int = 0, noise=None
+    ) -> Float[Array, " b"]:
         """The return in [0, 1] that the model's value function sees in ``seen.latents``."""
-        latents = self._sample(params, self.uses[2], seen, rng, steps or self.steps)
+        latents = self._sample(params, self.uses[2], seen, rng, steps, noise)
         return injection.read_value(self.layout, latents)
 
     def sampler(self, params: Params) -> Sampler:
@@ -352,34 +353,10 @@ class CosmosPolicy:
         Raises:
           ValueError: the planner was trained on something else, or sees it otherwise; says what.
         """
-        # How it is computed may differ.
-        plain = dict(remat="none", unroll=1, attention=grouped)
-        one, two = (
-            dataclasses.replace(x, network=x.network.clone(**plain)) for x in (self, other)
-        )
-        words = [what for what, key in SHARED.items() if getattr(one, key) != getattr(two, key)]
-        if ("bf16_times" in self.compat) != ("bf16_times" in other.compat):
-            words.append("objective.compat 'bf16_times'")
-        if words:
-            raise ValueError(
-                f"a planner goes with a policy of the same {', '.join(SHARED)}; these differ in "
-                f"{', '.join(words)}"
-            )
+        cosmos_checks.check_planner(self, other)
         return dataclasses.replace(self, uses=(self.uses[0], *other.uses[1:]))
 
     # ---- parts ----
-
-    def _check_depth(self) -> None:
-        """That what is imagined can be planned on from: each slot of now has its future."""
-        depth = f"objective.plan.depth {self.planning.depth}"
-        if programs.model_free(self.uses[2]):
-            raise ValueError(f"{depth}: Q(s, a) imagines no future to plan on from, depth=1 does")
-        now = (s for s in self.layout.slots if s.group == "current")
-        missing = [f"future_{s}" for s in now if f"future_{s.name}" not in self.layout.names]
-        if missing:
-            raise ValueError(
-                f"{depth} plans on from imagined futures, and objective.slots imagine no {missing}"
-            )
 
     @property
     def latent(self) -> tuple[int, int, int]:
@@ -387,11 +364,11 @@ class CosmosPolicy:
         h, w, c = self.network.latent
         return h, w, c - 2
 
-    def _sample(
-        self, params, use: Use, seen: Seen, rng, steps: int, frozen: bool = False, noise=None
-    ):
-        noise = draws.normal(rng, seen.latents.shape) if noise is None else noise
-        return self.sampler(params)(use, seen.latents, seen.text, noise, steps, frozen)
+    def _sample(self, params, use: Use, seen: Seen, rng, steps, noise, states=False, frozen=False):
+        noise = start_noise(noise, rng, seen.latents.shape)
+        options = {"states": True} if states else {}
+        sampler, steps = self.sampler(params), steps or self.steps
+        return sampler(use, seen.latents, seen.text, noise, steps, frozen, **options)
 
     def told(self, levels: Array) -> Array:
         """What the network is told of noise levels."""

@@ -163,6 +163,15 @@ def assign(
     return jnp.take(by_rank, jnp.argsort(order, axis=1)).reshape(size), order
 
 
+def ordered(use: Int[Array, " b"], period: int) -> Int[Array, "r p"]:
+    """The columns of each row of a batch, ordered by the use that they train.
+
+    Args:
+      period: examples of a row.
+    """
+    return jnp.argsort(use.reshape(-1, period), axis=1)
+
+
 def toss(key: Array, counts: tuple[int, ...], rollout: Bool[Array, " b"]) -> Int[Array, " b"]:
     """The same as published: by a coin for each example, so that shares hold in expectation only.
 

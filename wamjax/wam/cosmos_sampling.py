@@ -57,7 +57,8 @@ class Sampler:
         noise: Float[Array, "b t h w c"],
         steps: int,
         frozen: bool = False,
-    ) -> Float[Array, "b t h w c"]:
+        states: bool = False,
+    ) -> Float[Array, "*n b t h w c"]:
         """All slots: those that the use is given as they are, the others denoised.
 
         Args:
@@ -68,6 +69,8 @@ class Sampler:
           steps: network calls.
           frozen: reuse the keys and values that the given slots have at the first level. Without
             effect under a prefix visibility, where they never change.
+          states: return the whole way, (steps + 1, ...), at the levels of `schedule`; in the public
+            code's coordinates they are larger by 1 + sigma, that is by 1 / (1 - level).
         """
         grid = self.schedule(steps)
         given = {g: x for g, x in split(self.layout, latents).items() if g in use.given}
@@ -78,7 +81,10 @@ class Sampler:
             kind = "prefix"  # of what is computed from here on; the cache has seen everything
         denoiser = self._denoiser(use, programs.visibility(kind, use))
         schedules = dict.fromkeys(start, grid)
-        done, _ = denoiser.sample(given, start, schedules, {}, cache, self.solver)
+        done, _ = denoiser.sample(given, start, schedules, {}, cache, self.solver, states=states)
+        if states:
+            still = {g: jnp.broadcast_to(x, (len(grid), *x.shape)) for g, x in given.items()}
+            return jnp.concatenate([(still | done)[g] for g in self.layout.groups], axis=2)
         return join(self.layout, given | done)
 
     def schedule(self, steps: int) -> Float[np.ndarray, " n"]:

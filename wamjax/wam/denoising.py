@@ -22,9 +22,11 @@ from wamjax.models.dit import DiT
 from wamjax.models.layers import at_least_float32, unconstrained, widest
 from wamjax.models.transformer import unstack
 from wamjax.models.visibility import Visibility
-from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params
+from wamjax.wam.losses import Draw, SlotLosses
+from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params, start_noise
 from wamjax.wam.sampling import Denoiser
 from wamjax.wam.schemes import Scheme, groups_of, table_of
+from wamjax.wam.slots import masked_mean
 
 Batch = dict[str, Array]
 Groups = dict[str, Array]
@@ -117,6 +119,14 @@ class Denoising:
         Returns:
           (loss, metrics), float32.
         """
+        return self.loss_of(params, self.draw(params, batch, rng))
+
+    def draw(self, params: Params, batch: Batch, rng: Array) -> Draw:
+        """All that `loss` leaves to chance.
+
+        Its `use` is bool (b, groups): which groups are given; its `condition` is what examples are
+        left with that are trained without theirs.
+        """
         check_batch(batch, self.batch_spec)
         purposes = "noise", "level", "role", "drop"
         keys = dict(zip(purposes, jax.random.split(rng, 4), strict=True))
@@ -126,25 +136,48 @@ class Denoising:
         given, level = self._given(keys["role"], b), self._levels(keys["level"], b)
         noise = {g: jax.random.normal(jax.random.fold_in(keys["noise"], i), v.shape)
                  for i, (g, v) in enumerate(clean.items())}  # fmt: skip
-        values, told = {}, {}
-        for i, (g, x) in enumerate(clean.items()):
-            noised = self.process.corrupt(x, noise[g], level[g])
-            noised = align(self.process.c_in(level[g]), noised) * noised
-            known = given[:, i, None]
-            values[g] = jnp.where(align(known, x), x, noised)
-            told[g] = jnp.where(known, self._clean_level(), self.process.c_noise(level[g]))
         keep = jax.random.bernoulli(keys["drop"], 1 - self.drop, (b,))
+        return Draw(clean, noise, level, given, self.condition(batch, keep), jnp.arange(b))
+
+    def denoising_loss(self, params: Params, draw: Draw) -> dict[str, SlotLosses]:
+        """Losses of the frames of each group, the process's own, without chance."""
+        values, told = {}, {}
+        for i, (g, x) in enumerate(draw.clean.items()):
+            noised = self.process.corrupt(x, draw.noise[g], draw.level[g])
+            noised = align(self.process.c_in(draw.level[g]), noised) * noised
+            known = draw.use[:, i, None]
+            values[g] = jnp.where(align(known, x), x, noised)
+            told[g] = jnp.where(known, self._clean_level(), self.process.c_noise(draw.level[g]))
         network = bind(self.network, params, self.network.constrain)
-        condition = self.condition(batch, keep)
-        outputs = network("evaluate", values, told, condition, self.visibility)
-        total = count = 0.0
+        outputs = network("evaluate", values, told, draw.condition, self.visibility)
+        losses = {}
         for i, (g, output) in enumerate(outputs.items()):
-            error = self.process.loss(at_least_float32(output), clean[g], noise[g], level[g])
-            predicted = jnp.logical_not(given[:, i])
-            total += jnp.sum(error.mean(axis=(2, 3, 4)).sum(axis=1) * predicted)
-            count += jnp.sum(predicted) * error.shape[1]
+            of = draw.clean[g], draw.noise[g], draw.level[g]
+            error = self.process.loss(at_least_float32(output), *of).mean(axis=(2, 3, 4))
+            predicted = jnp.logical_not(draw.use[:, i, None])
+            weight = jnp.ones(error.shape[0], error.dtype)  # the process's is in the error
+            losses[g] = SlotLosses(error, jnp.broadcast_to(predicted, error.shape), weight)
+        return losses
+
+    def loss_of(self, params: Params, draw: Draw) -> tuple[Array, dict[str, Array]]:
+        """The loss of a draw, and metrics: `loss` is that of `draw`."""
+        total = count = 0.0
+        for losses in self.denoising_loss(params, draw).values():
+            predicted = losses.mask[:, 0]
+            total += jnp.sum(losses.error.sum(axis=1) * predicted)
+            count += jnp.sum(predicted) * losses.error.shape[1]
         loss = total / jnp.maximum(count, 1)
         return loss, {"loss_video": loss}
+
+    def example_losses(self, params: Params, draw: Draw) -> dict[str, Array]:
+        """"loss" of every example, (b,), whose mean is the loss; and "video", the mean over the
+        frames that it predicts."""
+        parts = self.denoising_loss(params, draw).values()
+        error, mask = (
+            jnp.concatenate([getattr(x, k) for x in parts], axis=1) for k in ("error", "mask")
+        )
+        share = mask.shape[0] / jnp.maximum(jnp.sum(mask), 1)
+        return {"loss": jnp.sum(error * mask, axis=1) * share, "video": masked_mean(error, mask)}
 
     # ---- making pictures ----
 
@@ -157,10 +190,13 @@ class Denoising:
         self,
         params: Params,
         condition: Batch,
-        rng: Array,
+        rng: Array | None,
         given: Float[Array, "b t h w c"] | None = None,
         count: int | None = None,
-    ) -> Float[Array, "b t h w c"]:
+        noise: Float[Array, "b m h w c"] | None = None,
+        states: bool = False,
+        fresh: Float[Array, "n b m h w c"] | None = None,
+    ) -> Float[Array, "*n b t h w c"]:
         """Latents of clips, all frames that are not given from noise, in one jittable program.
 
         With shared levels all frames are denoised together; a causal scheme with levels of their
@@ -171,29 +207,58 @@ class Denoising:
             "pooled"); {} for a model without, which then needs `count`.
           given: the first latent frames, whole groups of them; any number of them where every
             frame has a level of its own and all see all.
+          noise: standard normals of the frames that are not given, instead of draws of `rng`.
+          fresh: those that the solver "ancestral" adds at each of its steps, likewise.
+          states: return the whole way, (steps + 1, ...), from the start at the first level; of
+            groups that are made one after the other, each at the same step of its own.
         """
         forced = self.scheme.independent and not self.scheme.causal
         if given is not None and forced and not self.scheme.first:
             begun = self._begun(given.shape[1])
-            return begun.sample(params, condition, rng, given, count)
+            return begun.sample(params, condition, rng, given, count, noise, states, fresh)
         b = count if count is not None else next(iter({**condition}.values())).shape[0]
         done = {} if given is None else self.split_given(given)
         rest = [g for g in self.slots if g not in done]
         one_by_one = self.scheme.causal and self.scheme.independent
-        run = self._sampler(params, self.condition(condition), b)
-        cache = None
+        run = self._sampler(params, self.condition(condition), b, states)
+        cache, way = None, {}
+        starts = self._starts(noise, rest, (b,))
+        added = self._starts(fresh, rest, (self.steps, b), "fresh")
         for i, part in enumerate([[g] for g in rest] if one_by_one else [rest]):
-            key, stream = jax.random.split(jax.random.fold_in(rng, i))
-            shapes = {g: (b, self.slots[g], *self.network.latent) for g in part}
-            noise = {
-                g: jax.random.normal(jax.random.fold_in(stream, j), shape)
-                for j, (g, shape) in enumerate(shapes.items())
-            }
-            made, cache = run(done, noise, cache, key)
-            done |= made
+            key, stream = streams(rng, i)
+            start = {}
+            for j, g in enumerate(part):
+                own = None if stream is None else jax.random.fold_in(stream, j)
+                shape = b, self.slots[g], *self.network.latent
+                start[g] = start_noise(starts.get(g), own, shape)
+            own = {g: added[g] for g in part} if added else None
+            made, cache = run(done, start, cache, key, own)
+            way |= made
+            done |= {g: x[-1] for g, x in made.items()} if states else made
+        if states:
+            n = self.process.schedule(self.steps).shape[0]
+            way = {g: way.get(g, jnp.broadcast_to(x, (n, *x.shape))) for g, x in done.items()}
+            return jnp.concatenate([way[g] for g in self.slots], axis=2)
         return jnp.concatenate([done[g] for g in self.slots], axis=1)
 
     # ---- parts ----
+
+    def _starts(
+        self, noise: Array | None, groups: list[str], lead: tuple[int, ...], what: str = "noise"
+    ) -> Groups:
+        """Given noise cut into the groups that it is of; {} where none is given.
+
+        Raises:
+          ValueError: it is of other frames.
+        """
+        if noise is None:
+            return {}
+        sizes = [self.slots[g] for g in groups]
+        shape = *lead, sum(sizes), *self.network.latent
+        if noise.shape != shape:
+            raise ValueError(f"{what} is {noise.shape}, what is not given is {shape}")
+        parts = jnp.split(noise, np.cumsum(sizes)[:-1], axis=len(lead))
+        return dict(zip(groups, parts, strict=True))
 
     def _begun(self, frames: int) -> Denoising:
         """The same model with its first frames as a group of their own, so that they can be given.
@@ -271,10 +336,12 @@ class Denoising:
     def _clean_level(self) -> Array:
         return self.process.c_noise(jnp.asarray(self.process.schedule(1)[-1], widest()))
 
-    def _sampler(self, params: Params, condition: Groups, b: int) -> Callable:
-        """``run(given, noise, cache, key) -> (groups, cache)``: one denoising under a condition.
+    def _sampler(
+        self, params: Params, condition: Groups, b: int, states: bool = False
+    ) -> Callable:
+        """``run(given, noise, cache, key, fresh) -> (groups, cache)``: one denoising.
 
-        Guided where the scale asks for it, as a batch of twice the size.
+        Under a condition, guided where the scale asks for it, as a batch of twice the size.
         """
         guided = bool(condition) and self.guidance != 1.0
         if guided:
@@ -308,11 +375,11 @@ class Denoising:
         extras = {"scale": jnp.asarray(scales, widest())} if guided else None
         first = jnp.asarray(schedule[0], widest())
 
-        def run(given, noise, cache, key):
+        def run(given, noise, cache, key, fresh=None):
             start = {g: self.process.corrupt(jnp.zeros_like(n), n, first) for g, n in noise.items()}
             schedules = dict.fromkeys(noise, schedule)
             options = contexts, cache, self.solver, key, extras
-            return denoiser.sample(given, start, schedules, *options)
+            return denoiser.sample(given, start, schedules, *options, states, fresh)
 
         return run
 
@@ -322,3 +389,11 @@ class Denoising:
         if self.guidance_channels:
             return self.guidance_channels
         return channels if self.network.outputs not in (0, channels) else None
+
+
+def streams(rng: Array | None, i: int | Array) -> tuple[Array | None, Array | None]:
+    """Keys of the solver and of the noise of part `i` of a clip; none of none."""
+    if rng is None:
+        return None, None
+    key, stream = jax.random.split(jax.random.fold_in(rng, i))
+    return key, stream

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from wamjax.config import did_you_mean
@@ -22,11 +21,12 @@ from wamjax.models.layers import at_least_float32, unconstrained
 from wamjax.models.mot import MixtureOfTransformers
 from wamjax.models.transformer import unstack
 from wamjax.models.visibility import Visibility, bidirectional
-from wamjax.wam import draws, expert_init, segments
-from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params
+from wamjax.wam import draws, expert_init, fast_wam_loss, segments
+from wamjax.wam.losses import Draw, SlotLosses
+from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params, start_noise
 from wamjax.wam.programs import MODES, TRAINING, tables
 from wamjax.wam.sampling import Denoiser
-from wamjax.wam.slots import Program, Role, levels, loss_mask, masked_mean
+from wamjax.wam.slots import Program, Role
 
 Batch = dict[str, Array]
 Params = dict[str, Any]
@@ -141,21 +141,33 @@ class FastWAM:
         check_batch(batch, self.batch_spec)
         counts = segments.columns(self.shares)
         parts = segments.split(batch, counts, jax.random.fold_in(rng, 0))
-        video, action, labelled, metrics = [], [], [], {}
+        losses = []
         for i, (program, part) in enumerate(zip(self.programs, parts, strict=True)):
             v, a = self._program_losses(params, program, part, jax.random.fold_in(rng, i + 1))
-            has_action = jnp.any(part["action_valid"], axis=1)
-            video.append(v)
-            action.append(a)
-            labelled.append(has_action)
-            if len(parts) > 1:
-                name = program.factorization.name
-                metrics[f"loss_action/{name}"] = jnp.sum(a) / jnp.maximum(jnp.sum(has_action), 1)
-        labelled = jnp.concatenate(labelled)
-        video_loss = jnp.mean(jnp.concatenate(video))
-        action_loss = jnp.sum(jnp.concatenate(action)) / jnp.maximum(jnp.sum(labelled), 1)
-        metrics |= {"loss_video": video_loss, "loss_action": action_loss}
-        return self.lambda_video * video_loss + self.lambda_action * action_loss, metrics
+            losses.append((v, a, jnp.any(part["action_valid"], axis=1)))
+        return fast_wam_loss.total(self, losses)
+
+    def draw(self, params: Params, batch: Batch, rng: Array) -> tuple[Draw, ...]:
+        """All that `loss` leaves to chance, for each program; see `fast_wam_loss`."""
+        check_batch(batch, self.batch_spec)
+        return fast_wam_loss.draws(self, params, batch, rng)
+
+    def denoising_loss(
+        self, params: Params, program: Program, draw: Draw
+    ) -> dict[str, SlotLosses]:
+        """Losses of the slots of each predicted group ("future", "action"), without chance."""
+        return fast_wam_loss.denoising_loss(self, params, program, draw)
+
+    def loss_of(
+        self, params: Params, draws: tuple[Draw, ...]
+    ) -> tuple[Array, dict[str, Array]]:
+        """The loss of draws, one for each program: `loss` is that of `draw`."""
+        return fast_wam_loss.total(self, self._parts(params, draws))
+
+    def example_losses(self, params: Params, draws: tuple[Draw, ...]) -> dict[str, Array]:
+        """"video", "action" and "loss" of every example, (b,); the mean of the last is the loss."""
+        at = jnp.concatenate([d.at for d in draws])
+        return fast_wam_loss.example_losses(self, self._parts(params, draws), at)
 
     # ---- acting and imagining ----
 
@@ -167,7 +179,13 @@ class FastWAM:
         return unstack(params, self.network.layers)
 
     def policy(
-        self, params: Params, normalizers, observation: Batch, rng: Array, mode: str | None = None
+        self,
+        params: Params,
+        normalizers,
+        observation: Batch,
+        rng: Array | None,
+        mode: str | None = None,
+        noise: Batch | None = None,
     ) -> Float[Array, "b j a"]:
         """A chunk of actions in robot units: encode, prefill, solve, un-normalise, in one program.
 
@@ -177,7 +195,34 @@ class FastWAM:
           observation: "video" (b, 1, H, W, 3) uint8 (or "latents"), "proprio" (b, p) in robot
             units, "instruction" (b, s) ids (or "context" embeddings).
           mode: one of `MODES` of the variant; its first by default.
+          noise: standard normals to start from, instead of draws of `rng`: "action" (b, j, a), and
+            "future" (b, t - 1, h, w, c) where video is denoised too.
         """
+        done = self.sample(params, normalizers, observation, rng, mode, noise)
+        return normalizers["actions"].inverse(at_least_float32(done["action"]))
+
+    def sample(
+        self,
+        params: Params,
+        normalizers,
+        observation: Batch,
+        rng: Array | None = None,
+        mode: str | None = None,
+        noise: Batch | None = None,
+        states: bool = False,
+    ) -> Batch:
+        """What `policy` denoises, as the networks hold it; arguments as there.
+
+        Args:
+          mode: also "video", where the variant imagines: the future alone, as in `imagine`.
+          states: return the whole way of each group, from its noise at the first level.
+
+        Returns:
+          "action", normalised, and the latents "future" where video is denoised; with `states`,
+          (steps + 1, ...) of each.
+        """
+        if mode == "video":
+            return self._imagined(params, normalizers, observation, rng, noise, states)[1]
         mode = mode or MODES[self.variant][0]
         if mode not in MODES[self.variant]:
             known = MODES[self.variant]
@@ -185,31 +230,47 @@ class FastWAM:
                 f"{self.variant} acts in modes {known}, not {mode!r}{did_you_mean(mode, known)}"
             )
         first, contexts = self._observe(params, normalizers, observation)
-        given, cache = {"first": first}, None
+        given, cache, video = {"first": first}, None, {}
+        start = rng, noise, states
         if mode == "imagine":
             denoiser = self._denoiser(params, self.programs[0])
-            video, cache = self._denoise(denoiser, ("future",), given, contexts, rng)
-            given["cond"] = video["future"]
+            video, cache = self._denoise(denoiser, ("future",), given, contexts, start)
+            given["cond"] = video["future"][-1] if states else video["future"]
         else:
             denoiser = self._denoiser(params, self.programs[-1])
         groups = ("future", "action") if mode == "joint" else ("action",)
-        done, _ = self._denoise(denoiser, groups, given, contexts, rng, cache)
-        return normalizers["actions"].inverse(at_least_float32(done["action"]))
+        done, _ = self._denoise(denoiser, groups, given, contexts, start, cache)
+        return video | done
 
     @property
     def imagines(self) -> bool:
         """Whether the variant was trained to predict video."""
         return any("future" in p.factorization.groups(Role.PREDICTED) for p in self.programs)
 
-    def imagine(self, params: Params, normalizers, observation: Batch, rng: Array) -> Array:
-        """The future that the video expert predicts, the observed frame first; decoded pictures."""
+    def imagine(
+        self,
+        params: Params,
+        normalizers,
+        observation: Batch,
+        rng: Array | None,
+        noise: Batch | None = None,
+    ) -> Array:
+        """The future that the video expert predicts, the observed frame first; decoded pictures.
+
+        Its latents, and the way there, are in `sample` with mode "video".
+        """
+        first, video = self._imagined(params, normalizers, observation, rng, noise)
+        latents = jnp.concatenate([first, video["future"]], axis=1)
+        return bound_codec(self.codec, params).decode(latents)
+
+    def _imagined(self, params, normalizers, observation, rng, noise, states: bool = False):
+        """The latent of the observed frame, and {"future": those after it}."""
         if not self.imagines:
             raise ValueError(f"variant {self.variant!r} was not trained to predict video")
         first, contexts = self._observe(params, normalizers, observation)
         denoiser = self._denoiser(params, self.programs[0])
-        video, _ = self._denoise(denoiser, ("future",), {"first": first}, contexts, rng)
-        latents = jnp.concatenate([first, video["future"]], axis=1)
-        return bound_codec(self.codec, params).decode(latents)
+        start = rng, noise, states
+        return first, self._denoise(denoiser, ("future",), {"first": first}, contexts, start)[0]
 
     # ---- parts ----
 
@@ -221,61 +282,31 @@ class FastWAM:
 
     def _program_losses(self, params, program: Program, batch: Batch, rng):
         """Weighted losses (b,) of video and actions for the examples of one program."""
-        purposes = "future", "action", "cond", "level"
-        keys = dict(zip(purposes, jax.random.split(rng, 4), strict=True))
-        clean, valid = self._clean(params, batch), self._valid(batch)
-        roles = self._roles(program, batch)
-        flows = {"future": self.video_flow, "action": self.action_flow}
-        size = batch["action_valid"].shape[0]
-        values = {g: clean[g] for g in roles}
-        level = {g: jnp.zeros(r.shape) for g, r in roles.items()}
-        draw, target = {}, {}
-        predicted = program.factorization.groups(Role.PREDICTED)
-        for i, group in enumerate(predicted):
-            flow, noise = flows[group], jax.random.normal(keys[group], clean[group].shape)
-            draw[group] = flow.sample_level(jax.random.fold_in(keys["level"], i), (size, 1))
-            level[group] = levels(roles[group], draw[group])
-            values[group] = flow.corrupt(clean[group], noise, level[group])
-            target[group] = flow.target(clean[group], noise, level[group])
-        if "cond" in roles:
-            values["cond"], level["cond"] = self._conditioning(clean["cond"], keys["cond"])
-        outputs = self._velocities(params, program, batch, values, level, predicted)
-        losses = {"future": jnp.zeros(size), "action": jnp.zeros(size)}
-        for group in predicted:
-            error = jnp.square(at_least_float32(outputs[group]) - target[group])
-            error = error.mean(axis=tuple(range(2, error.ndim)))
-            mask = loss_mask(roles[group], valid[group])
-            losses[group] = masked_mean(error, mask) * flows[group].weight(draw[group][:, 0])
-        return losses["future"], losses["action"]
+        draw = fast_wam_loss.draw(self, params, program, batch, rng)
+        losses = self.denoising_loss(params, program, draw)
+        return fast_wam_loss.examples(losses, batch["action_valid"].shape[0])
 
-    def _roles(self, program: Program, batch: Batch) -> dict[str, Array]:
-        """The role of every slot of every example, (b, slots) for each group that is present."""
-        factorization = program.factorization
-        slots = {g: self.slots[g] for g in factorization.present}
-        row = factorization.array(slots)
-        size = batch["action_valid"].shape[0]
-        edges = np.cumsum(list(slots.values()))[:-1]
-        roles = {
-            group: jnp.broadcast_to(part, (size, part.size))
-            for group, part in zip(slots, np.split(row, edges), strict=True)
-        }
-        labelled = jnp.any(batch["action_valid"], axis=1, keepdims=True)
-        return roles | {"action": jnp.where(labelled, roles["action"], Role.ABSENT)}
-
-    def _velocities(self, params, program, batch, values, level, predicted):
-        net = bind(self.network, params, self.network.constrain)
-        contexts = net("contexts", self._text(batch), batch["proprio"])
-        times = net("times", level)
-        return net("__call__", values, times, contexts, program.table, predict=predicted)[0]
+    def _parts(self, params: Params, draws: tuple[Draw, ...]) -> list[tuple[Array, Array, Array]]:
+        parts = []
+        for program, draw in zip(self.programs, draws, strict=True):
+            losses = self.denoising_loss(params, program, draw)
+            has_action = jnp.any(draw.use["action"], axis=1)
+            parts.append((*fast_wam_loss.examples(losses, has_action.shape[0]), has_action))
+        return parts
 
     def _conditioning(self, video: Array, key: Array) -> tuple[Array, Array]:
         """The conditioning video of teacher forcing: clean, or noised with its level told."""
+        noise, level = self._cond_draw(video, key)
+        video = self.video_flow.corrupt(video, noise, level)
+        return video, jnp.broadcast_to(level[:, None], (video.shape[0], self.slots["cond"]))
+
+    def _cond_draw(self, video: Array, key: Array) -> tuple[Array, Array]:
+        """Its noise, and its level (b,), which is 0 where it stays clean."""
         coin, level, noise = jax.random.split(key, 3)
         b = video.shape[0]
         noised = jax.random.bernoulli(coin, self.cond_noise_prob, (b,))
         level = jnp.where(noised, self.video_flow.sample_level(level, (b,)), 0.0)
-        video = self.video_flow.corrupt(video, jax.random.normal(noise, video.shape), level)
-        return video, jnp.broadcast_to(level[:, None], (b, self.slots["cond"]))
+        return jax.random.normal(noise, video.shape), level
 
     def _clean(self, params: Params, batch: Batch) -> dict[str, Array]:
         latents = bound_codec(self.codec, params).encode(batch[self.codec.key])
@@ -300,19 +331,27 @@ class FastWAM:
         proprio = normalizers["proprio"].forward(observation["proprio"])
         return first, bind(self.network, params)("contexts", self._text(observation), proprio)
 
-    def _denoise(self, denoiser: Denoiser, groups, given: Batch, contexts, rng, cache=None):
-        """Samples `groups` from noise along their schedules."""
+    def _denoise(self, denoiser: Denoiser, groups, given: Batch, contexts, start, cache=None):
+        """Samples `groups` along their schedules; `start` is (key, noise instead, whole way?)."""
+        rng, noise, states = start
         flows = {"action": self.action_flow, "future": self.video_flow}
-        noise = {g: self._noise(g, given["first"], rng) for g in groups}
+        noise = {g: self._noise(g, given["first"], rng, **_given(noise, g)) for g in groups}
         schedules = {g: flows[g].schedule(self.steps) for g in groups}
-        return denoiser.sample(given, noise, schedules, contexts, cache, self.solver)
+        return denoiser.sample(
+            given, noise, schedules, contexts, cache, self.solver, states=states
+        )
 
-    def _noise(self, group: str, first: Array, rng: Array) -> Array:
+    def _noise(
+        self, group: str, first: Array, rng: Array | None, noise: Array | None = None
+    ) -> Array:
         """Where a group starts; it does not depend on which others are sampled."""
         b, _, *latent = first.shape
-        if group == "action":
-            return draws.normal(draws.fold_in(rng, 0), (b, self.chunk, self.action_dim))
-        return draws.normal(draws.fold_in(rng, 1), (b, self.slots["future"], *latent))
+        stream, shape = {
+            "action": (0, (b, self.chunk, self.action_dim)),
+            "future": (1, (b, self.slots["future"], *latent)),
+        }[group]
+        key = None if rng is None else draws.fold_in(rng, stream)
+        return start_noise(noise, key, shape, f"noise[{group!r}]")
 
     def _denoiser(self, params, program: Program) -> Denoiser:
         net = bind(self.network, params)
@@ -323,3 +362,16 @@ class FastWAM:
             self.slots,
             self.use_cache,
         )
+
+
+def _given(noise: Batch | None, group: str) -> Batch:
+    """The noise of a group as an argument, where noise is given.
+
+    Raises:
+      KeyError: it is given, and not for this group.
+    """
+    if noise is None:
+        return {}
+    if group not in noise:
+        raise KeyError(f"noise is given for {sorted(noise)}, and {group!r} is denoised as well")
+    return {"noise": noise[group]}

@@ -15,6 +15,7 @@ Source: section 6.4 of the specification; the public ``deploy.py`` and ``cosmos_
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from wamjax.models.transformer import Cache
 from wamjax.wam import draws, injection
 from wamjax.wam.cosmos_programs import model_free
 from wamjax.wam.layouts import Layout
+from wamjax.wam.objectives import start_noise
 
 AGGREGATES = ("mean", "majority_mean", "lcb", "success_vote")
 OVER_DEPTH = ("last", "mean")
@@ -84,13 +86,46 @@ class Plan(NamedTuple):
     proposals: Float[Array, "b n j a"]
 
 
-def plan(policy, params, normalizers, observation, rng: Array) -> Plan:
+Noise = Sequence[Mapping[str, Array]]
+
+
+def noise_shapes(policy, count: int) -> list[dict[str, tuple[int, ...]]]:
+    """What a plan for `count` observations starts from: use -> (n, b, t, h, w, c), by depth.
+
+    The n are N proposals (deeper, of every branch one), N M futures and N M K values; branches of
+    the same proposal are neighbours, and values of the same branch.
+    """
+    how, (act, predict, judge) = policy.planning, policy.uses
+    blind = model_free(judge)
+    branches = how.proposals * (1 if blind else how.futures)
+    shape = count, len(policy.layout), *policy.latent
+    return [
+        {act.name: (branches if depth else how.proposals, *shape)}
+        | ({} if blind else {predict.name: (branches, *shape)})
+        | {judge.name: (branches * how.values, *shape)}
+        for depth in range(how.depth)
+    ]
+
+
+def draw_noise(policy, count: int, rng: Array) -> list[dict[str, Array]]:
+    """Standard normals of these shapes: those that `plan` draws of the same key."""
+    keys = iter(jax.random.split(rng, 3 * policy.planning.depth))
+    return [
+        {name: jax.random.normal(next(keys), shape) for name, shape in shapes.items()}
+        for shapes in noise_shapes(policy, count)
+    ]
+
+
+def plan(
+    policy, params, normalizers, observation, rng: Array | None, noise: Noise | None = None
+) -> Plan:
     """Acts by imagining, in one jittable program.
 
     Args:
       policy: a `CosmosPolicy`; its `planning` says how.
       params: of the policy; those of a separate planner are in ``params["planner"]``.
       normalizers, observation: see `CosmosPolicy.policy`.
+      noise: to start from instead of draws of `rng`, see `noise_shapes`.
     """
     how, layout = policy.planning, policy.layout
     act, predict, judge = policy.uses
@@ -99,23 +134,27 @@ def plan(policy, params, normalizers, observation, rng: Array) -> Plan:
     planner = params.get("planner", params)
     seen = policy.observe(params, normalizers, observation)
     text = policy.read(planner, observation) if "planner" in params else seen.text
-    keys = iter(draws.split(rng, 3 * how.depth))
+    if noise is not None:
+        _check_noise(noise, noise_shapes(policy, seen.latents.shape[0]))
+    keys = iter([None] * 3 * how.depth if rng is None else draws.split(rng, 3 * how.depth))
 
-    def run(params, use, latents, text, steps):
-        noise = draws.normal(next(keys), latents.shape, axis=1)
+    def run(params, use, latents, text, steps, depth):
+        given = None if noise is None else noise[depth][use.name]
+        begin = start_noise(given, next(keys), latents.shape, axis=1)
         sampler = policy.sampler(params)
-        return _batched(lambda *x: sampler(use, *x, steps), latents, text, noise, how.limit)
+        return _batched(lambda *x: sampler(use, *x, steps), latents, text, begin, how.limit)
 
     start = _copies(seen.latents[None], how.proposals)
-    acted = run(params, act, start, seen.text, policy.steps)
+    acted = run(params, act, start, seen.text, policy.steps, 0)
     proposals = _each(lambda x: injection.extract(layout, x, "action"), acted)
     branches, scores = _copies(acted, futures), []
     for depth in range(how.depth):
         if depth:
-            branches = run(planner, act, _each(_carry(layout), branches), text, policy.steps)
+            present = _each(_carry(layout), branches)
+            branches = run(planner, act, present, text, policy.steps, depth)
         if not blind:
-            branches = run(planner, predict, branches, text, how.future_steps)
-        judged = run(planner, judge, _copies(branches, how.values), text, how.value_steps)
+            branches = run(planner, predict, branches, text, how.future_steps, depth)
+        judged = run(planner, judge, _copies(branches, how.values), text, how.value_steps, depth)
         values = _each(lambda x: injection.read_value(layout, x), judged)
         values = jnp.moveaxis(values.reshape(how.proposals, -1, values.shape[-1]), 2, 0)
         scores.append(aggregate(values, how.aggregate, "zero_minority" in policy.compat))
@@ -167,6 +206,22 @@ def sample_bytes(network, slots: int) -> int:
     attention = 2 * network.heads * tokens**2
     stream = tokens * (2 * spec.width + 4 * inner)
     return 4 * (stream + max(attention, 2 * tokens * spec.ffn) + 9 * slots * spec.width)
+
+
+def _check_noise(noise: Noise, shapes: list[dict[str, tuple[int, ...]]]) -> None:
+    """That noise is of these shapes; ValueError names what is not."""
+    if len(noise) != len(shapes):
+        raise ValueError(f"noise is of depth {len(noise)}, the plan of depth {len(shapes)}")
+    for depth, (given, wanted) in enumerate(zip(noise, shapes, strict=True)):
+        if set(given) != set(wanted):
+            raise ValueError(
+                f"noise[{depth}] is of {sorted(given)}, the plan of {sorted(wanted)}"
+            )
+        for name, shape in wanted.items():
+            if given[name].shape != shape:
+                raise ValueError(
+                    f"noise[{depth}][{name!r}] is {given[name].shape}, the plan starts from {shape}"
+                )
 
 
 def _carry(layout: Layout):

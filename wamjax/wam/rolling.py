@@ -29,7 +29,8 @@ from wamjax.models.blocks import KeyValue
 from wamjax.models.mot import GroupSpec
 from wamjax.models.rope import rotate, video_rope
 from wamjax.models.transformer import Cache
-from wamjax.wam.denoising import Batch, Denoising, Params
+from wamjax.wam.denoising import Batch, Denoising, Params, streams
+from wamjax.wam.objectives import start_noise
 
 
 def moved(keys: Float[Array, "... s k"], frames: int, style: str = "pairs") -> Array:
@@ -46,11 +47,12 @@ def roll(
     objective: Denoising,
     params: Params,
     condition: Batch,
-    rng: Array,
+    rng: Array | None,
     frames: int,
     given: Float[Array, "b t h w c"] | None = None,
     count: int | None = None,
     window: int = 0,
+    noise: Float[Array, "b m h w c"] | None = None,
 ) -> Float[Array, "b t h w c"]:
     """Latents of clips of any length, in one jittable program.
 
@@ -64,6 +66,7 @@ def roll(
       frames: latent frames of the result, whole chunks.
       given: the first latent frames, whole chunks; all but the last window of them only go by.
       window: chunks that a chunk sees before it; 0 as many as in training, which is also the most.
+      noise: as in `Denoising.sample`.
 
     Raises:
       ValueError: another scheme, or frames that are not whole chunks.
@@ -71,16 +74,19 @@ def roll(
     size, window, known = _check(objective, frames, given, window)
     b = count if count is not None else next(iter(condition.values())).shape[0]
     condition = objective.condition(condition)
+    chunks = _chunks_of(noise, (b, frames - known * size, *objective.network.latent), size)
 
     def run(number, cache=None, last=None, **changes):
         """Makes chunk `number` after `last` and the cached past."""
         model = _windowed(objective, window, number, **changes)
-        key, stream = jax.random.split(jax.random.fold_in(rng, jnp.maximum(number - known, 0)))
+        index = jnp.maximum(number - known, 0)
+        key, stream = streams(rng, index)
+        own = None if stream is None else jax.random.fold_in(stream, 0)
         shape = b, size, *objective.network.latent
-        noise = jax.random.normal(jax.random.fold_in(stream, 0), shape)
+        start = start_noise(None if chunks is None else chunks[index], own, shape)
         before = {} if last is None else {"last": last}
         sampler = model._sampler(params, condition, b)
-        made, cache = sampler(before, {"now": noise}, cache, key)
+        made, cache = sampler(before, {"now": start}, cache, key)
         return made["now"], cache.tokens
 
     def turn(past, last, number, **changes):
@@ -109,6 +115,15 @@ def roll(
     _, made = jax.lax.scan(make, (past, begun[-1]), numbers[len(begun) - 1 :])
     out = jnp.concatenate([begun, made])
     return jnp.moveaxis(out, 0, 1).reshape(b, frames, *out.shape[3:])
+
+
+def _chunks_of(noise: Array | None, shape: tuple[int, ...], size: int) -> Array | None:
+    """Given noise chunk by chunk, (chunks, b, size, h, w, c)."""
+    if noise is None:
+        return None
+    if noise.shape != shape:
+        raise ValueError(f"noise is {noise.shape}, what is not given is {shape}")
+    return jnp.moveaxis(noise.reshape(shape[0], -1, size, *shape[2:]), 1, 0)
 
 
 def _check(objective: Denoising, frames: int, given, window: int) -> tuple[int, int, int]:

@@ -95,6 +95,8 @@ class Denoiser:
         solver: str = "euler",
         rng: Array | None = None,
         extras: dict[str, Array] | None = None,
+        states: bool = False,
+        fresh: Groups | None = None,
     ) -> tuple[Groups, Cache]:
         """Denoises `noise` along `schedules` while `given` stays clean.
 
@@ -105,9 +107,12 @@ class Denoiser:
           contexts, cache: see `prefill`.
           solver: a key of `SOLVERS`, or "ancestral", which needs `rng`.
           extras: further arguments of the network that have a value for every level, (steps + 1,).
+          states: return the whole way.
+          fresh: group -> standard normals (steps, ...) of "ancestral", instead of draws of `rng`.
 
         Returns:
-          (denoised groups, the cache for a later stage).
+          (denoised groups, the cache for a later stage); with `states`, the groups at every level
+          of their schedules, (steps + 1, ...), from the start to what is denoised.
         """
         predicted = tuple(noise)
         if self.use_cache:
@@ -130,9 +135,16 @@ class Denoiser:
             return self.network(values, still | now, contexts, table, predict=predicted, **extra)[0]
 
         points = points, scale
+        if fresh is not None and solver != "ancestral":
+            raise ValueError(f"solver {solver!r} adds no noise at its steps, and some is given")
         if solver == "ancestral":
-            return ancestral(output, noise, schedules, points, self.process, rng), cache
-        return SOLVERS[solver](output, noise, schedules, points, self.process), cache
+            if rng is None and fresh is None:
+                raise ValueError(
+                    "solver 'ancestral' adds noise at every step: give a key or the noise"
+                )
+            options = {"states": states, "noise": fresh}
+            return ancestral(output, noise, schedules, points, self.process, rng, **options), cache
+        return SOLVERS[solver](output, noise, schedules, points, self.process, states), cache
 
     def _times_at(self, levels: Groups):
         """Time conditioning of one level for each group."""

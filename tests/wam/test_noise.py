@@ -1,0 +1,166 @@
+"""Sampling from noise that is given, and the way that it takes, of every sampler and policy."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from wam import cosmos_tiny, tiny
+from wam import test_autoregressive as tokens
+from wam import test_denoising as pictures
+from wam import test_rolling as rolls
+from wam.test_policy import normalizers, observation
+
+from wamjax.wam.autoregressive import pick
+from wamjax.wam.denoising import streams
+from wamjax.wam.injection import extract
+from wamjax.wam.rolling import roll
+
+KEY = jax.random.key(3)
+B = 2
+
+
+def test_fast_wam_starts_from_given_noise_and_shows_its_way():
+    objective, params = tiny.fast_wam("idm", steps=2), tiny.params("idm")
+    seen = params, normalizers(2.0), observation()
+    first = tiny.CODEC.encode(observation()["video"])
+    noise = {g: objective._noise(g, first, KEY) for g in ("future", "action")}
+
+    @jax.jit
+    def run(noise):
+        return (
+            objective.policy(*seen, None, "imagine", noise),
+            objective.sample(*seen, KEY, "imagine", states=True),
+            objective.sample(*seen, None, "video", noise),
+            objective.imagine(*seen, None, noise),
+        )
+
+    given, way, video, shown = run(noise)
+    for group, states in way.items():
+        assert states.shape == (3, *noise[group].shape)
+        np.testing.assert_array_equal(states[0], noise[group])
+    np.testing.assert_allclose(way["action"][-1] / 2, given, rtol=1e-5, atol=1e-6)  # robot units
+    np.testing.assert_allclose(way["future"][-1], video["future"], atol=1e-5)
+    latents = jnp.concatenate([first, video["future"]], axis=1)
+    np.testing.assert_array_equal(shown, tiny.CODEC.decode(latents))
+
+
+def test_what_is_wrong_with_the_noise_is_said():
+    objective, params = tiny.fast_wam("joint", steps=1), tiny.params("joint")
+    act = functools.partial(objective.policy, params, normalizers(), observation())
+    noise = {"future": jnp.zeros((B, 2, 4, 4, 12)), "action": jnp.zeros((B, 3, 2))}
+    with pytest.raises(KeyError, match="noise is given for .'action'., and 'future' is denoised"):
+        act(None, noise={"action": noise["action"]})
+    with pytest.raises(ValueError, match=r"noise\['action'\] is \(2, 3, 1\), .* \(2, 3, 2\)"):
+        act(None, noise=noise | {"action": noise["action"][..., :1]})
+    with pytest.raises(ValueError, match=r"give a key, or noise\['future'\] of shape"):
+        act(None)
+
+
+def test_cosmos_policy_acts_from_given_noise_and_shows_its_way():
+    objective, params = cosmos_tiny.objective(steps=2), cosmos_tiny.params()
+    asked = params, cosmos_tiny.normalizers(), cosmos_tiny.observation()
+    noise = jax.random.normal(KEY, (B, 9, *objective.latent))
+
+    @jax.jit
+    def run(noise):
+        now = objective.observe(*asked)
+        way = objective.act(params, now, noise=noise, states=True)
+        return objective.policy(*asked, KEY), way, now.latents
+
+    actions, way, latents = run(noise)
+    assert way.shape == (3, *noise.shape)
+    want = 2 * extract(objective.layout, way[-1], "action")  # the normaliser's scale
+    np.testing.assert_allclose(actions, want, atol=1e-5)
+    given = slice(0, objective.layout.conditional)
+    for states in way:
+        np.testing.assert_array_equal(states[:, given], latents[:, given])
+    # It starts at level sigma / (1 + sigma) of noise of this size.
+    np.testing.assert_allclose(way[0, :, 4:], 80 / 81 * noise[:, 4:], rtol=1e-6)
+    with pytest.raises(ValueError, match="give a key, or noise of shape"):
+        objective.act(params, objective.observe(*asked))
+
+
+@pytest.mark.parametrize("scheme, known", [("diffusion", 0), ("blocks", 2)])
+def test_clips_start_from_given_noise(scheme, known):
+    objective = rolls.make(scheme, steps=2, text="none")
+    params, condition = rolls.parameters(objective), rolls.condition_of(objective)
+    frames = objective.frames
+    given = rolls.clip(frames)[:, :known].astype(jnp.float32) if known else None
+    noise = rolls.clip(frames - known, 1).astype(jnp.float32)
+
+    @jax.jit
+    def run(noise):
+        sample = functools.partial(objective.sample, params, condition, None, given, B, noise)
+        return sample(), sample(states=True)
+
+    made, way = run(noise)
+    assert way.shape == (3, *made.shape)
+    np.testing.assert_allclose(way[-1], made, atol=1e-5)
+    np.testing.assert_array_equal(way[0, :, known:], noise)
+    if known:
+        np.testing.assert_array_equal(way[1, :, :known], given)
+        again = jax.jit(
+            lambda n: roll(objective, params, condition, None, frames, given, B, noise=n)
+        )(noise)
+        np.testing.assert_allclose(again, made, atol=5e-5)
+        with pytest.raises(ValueError, match="noise is .* what is not given is"):
+            roll(objective, params, condition, None, frames, given, B, noise=noise[:, :2])
+    with pytest.raises(ValueError, match="noise is .* what is not given is"):
+        objective.sample(params, condition, None, given, B, noise[..., :3])
+    with pytest.raises(ValueError, match="give a key, or noise of shape"):
+        objective.sample(params, condition, None, given, B)
+
+
+def test_noise_of_ancestral_steps_is_given_as_well():
+    objective = pictures.make(**pictures.CASES["ddpm"])
+    params, condition = pictures.parameters(objective), {"label": jnp.zeros(B, jnp.int32)}
+    noise = jax.random.normal(KEY, (B, 1, *objective.network.latent))
+    with pytest.raises(ValueError, match="'ancestral' adds noise at every step: give a key or"):
+        objective.sample(params, condition, None, None, B, noise)
+    # What it draws, drawn outside.
+    key, stream = streams(KEY, 0)
+    keys = jax.vmap(lambda k: jax.random.split(k, 1)[0])(jax.random.split(key, objective.steps))
+    fresh = jax.vmap(lambda k: jax.random.normal(k, noise.shape))(keys)
+    noise = jax.random.normal(jax.random.fold_in(stream, 0), noise.shape)
+    want = jax.jit(lambda k: objective.sample(params, condition, k, None, B))(KEY)
+    got = jax.jit(
+        lambda n, f: objective.sample(params, condition, None, None, B, n, False, f)
+    )(noise, fresh)  # fmt: skip
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    still = dataclasses.replace(objective, solver="ddim")
+    with pytest.raises(ValueError, match="'ddim' adds no noise at its steps, and some is given"):
+        still.sample(params, condition, None, None, B, noise, False, fresh)
+    with pytest.raises(ValueError, match="fresh is .* what is not given is"):
+        objective.sample(params, condition, None, None, B, noise, False, fresh[1:])
+
+
+def test_tokens_are_drawn_by_given_uniforms():
+    """By the inverse of the distribution, which any implementation can follow."""
+    logits = jnp.log(jnp.array([[0.1, 0.2, 0.3, 0.4], [0.7, 0.0, 0.2, 0.1]]))
+    for uniform, want in ((0.0, [0, 0]), (0.29, [1, 0]), (0.31, [2, 0]), (0.75, [3, 2]),
+                          (0.9999999, [3, 3])):  # fmt: skip
+        got = pick(logits, None, uniform=jnp.full(2, uniform))
+        assert got.tolist() == want, uniform
+    kept = [pick(logits, None, top_k=1, uniform=jnp.full(2, u)).tolist() for u in (0.0, 0.9999999)]
+    assert kept == [[3, 0], [3, 0]]
+
+    objective = tokens.make(temperature=0.8)
+    params = tokens.parameters(objective)
+    condition = tokens.condition_of(tokens.batch_of(objective))
+    b, (t, h, w) = len(condition["label"]), objective.network.grid
+    uniforms = jax.random.uniform(KEY, (b, t, h, w))
+    made = jax.jit(lambda u: objective.sample(params, condition, None, uniforms=u))(uniforms)
+    # Each token from those before it, recomputed in one pass.
+    flat = np.asarray(made).reshape(b, -1)
+    logits = jax.jit(objective.logits)(params, condition, jnp.asarray(flat))
+    p = np.asarray(jax.nn.softmax(logits / 0.8, axis=-1), np.float64).cumsum(axis=-1)
+    u = np.asarray(uniforms).reshape(b, -1)
+    want = (p <= u[..., None]).sum(axis=-1)
+    assert (flat == want).mean() > 0.98 and len(np.unique(flat)) > 4  # ties by rounding
+    with pytest.raises(ValueError, match="give a key, or uniforms of shape"):
+        objective.sample(params, condition, None)
+    with pytest.raises(ValueError, match="uniforms are .* the tokens to make are"):
+        objective.sample(params, condition, None, uniforms=uniforms[:, :1])
