@@ -5,6 +5,12 @@ Importing the package is cheap: it pulls neither JAX nor any optional dependency
 """
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "load_policy"]
+
+
+def __dir__() -> list[str]:
+    """What there is to use, also what is imported only when it is."""
+    return sorted(__all__)
 
 
 def __getattr__(name: str):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import fcntl
 import itertools
 import os
 import pathlib
@@ -23,6 +22,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from wamjax import locks
 
 LAG = 2  # steps from a signal in one process to the stop of all
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as dead
@@ -81,17 +82,15 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / ".lock", "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks.lock(file)
         except BlockingIOError:
             file.seek(0)
             raise Occupied(
                 f"{workdir} is in use: {file.read().strip() or 'another process'} trains there; "
                 "wait for it or stop it, or use another --workdir"
             ) from None
-        except OSError:  # not every network file system has them
-            pass
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        file.write(f"process {os.getpid()} on {locks.host()}")
         file.flush()
         yield
 

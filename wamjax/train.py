@@ -316,7 +316,11 @@ def _check_statistics(statistics: dict[str, Any], checkpoints: Checkpoints) -> N
     if checkpoints.latest is None:
         return
     statistics = json.loads(json.dumps(statistics))  # tuples become lists, as in the checkpoint
-    old, new = configs.flatten(checkpoints.statistics()), configs.flatten(statistics)
+    # Instructions are for people who are told something else, and were not always kept.
+    old, new = (
+        configs.flatten({k: v for k, v in x.items() if k != "instructions"})
+        for x in (checkpoints.statistics(), statistics)
+    )
     without = [k for k in new if k.endswith(".digest") and k not in old]
     if without:  # a checkpoint from before statistics said which episodes they are of
         say(f"checkpoint {checkpoints.latest} has no digest of the episodes that it was trained "

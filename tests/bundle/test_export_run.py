@@ -1,5 +1,6 @@
 """A run as a bundle: the same actions to the last bit, when nothing of the run is left."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -218,7 +219,8 @@ def test_what_is_no_bundle_is_named(exported, tmp_path):
     (folder / "policy.json").write_text(text.replace('"format": 1', '"format": 9', 1))
     with pytest.raises(ValueError, match="has format 9, this wamjax reads 1"):
         wamjax.load_policy(folder)
-    (folder / "policy.json").write_text(text.replace('"layers": 2', '"layers": 3', 1))
+    plain = re.sub(r',\s*"digest": "[0-9a-f]+"', "", text)  # as somebody wrote it by hand
+    (folder / "policy.json").write_text(plain.replace('"layers": 2', '"layers": 3', 1))
     with pytest.raises(ValueError, match="(?s)does not fit the model.*of another shape"):
         wamjax.load_policy(folder)
     shutil.rmtree(folder / "weights")

@@ -24,6 +24,8 @@ import tqdm
 from ml_collections import ConfigDict
 
 from wamjax import config as configs
+from wamjax import integrity
+from wamjax.data import published_statistics
 from wamjax.data.spec import DataSpec
 from wamjax.models.vae.vae_codec import VAECodec
 from wamjax.step import KEPT_PRECISE
@@ -37,6 +39,10 @@ MANIFEST, WEIGHTS, PLANNER, CODEC, TEXT = (
 )  # fmt: skip
 
 Slices = dict[Slice, Tensor]
+
+
+class BadBundle(ValueError):
+    """A bundle is damaged or says what cannot be; the message names file and key."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +124,8 @@ def write(
             source = pathlib.Path(embeddings)
             for file in [source / "cache.json", *source.glob("embeddings-*.safetensors")]:
                 shutil.copyfile(file, draft / TEXT / file.name)
-        text = json.dumps(manifest.to_json(), indent=2)
+        values = json.loads(json.dumps(manifest.to_json()))
+        text = json.dumps({**values, "digest": integrity.of_json(values)}, indent=2)
         (draft / MANIFEST).write_text(text + "\n")
 
 
@@ -127,7 +134,7 @@ def read(folder: str | os.PathLike) -> Manifest:
 
     Raises:
       FileNotFoundError: there is none, or a part of it is gone.
-      ValueError: it is of another format.
+      BadBundle: it is of another format, is damaged, or says what cannot be.
     """
     folder = pathlib.Path(folder)
     file = folder / MANIFEST
@@ -136,7 +143,7 @@ def read(folder: str | os.PathLike) -> Manifest:
             f"{folder} is no policy bundle (no {MANIFEST}); make one by\n  python -m "
             f"wamjax.export_policy --workdir=RUN --output={folder}"
         )
-    manifest = Manifest.from_json(json.loads(file.read_text()), str(file))
+    manifest = _manifest(file)
     wanted = [WEIGHTS]
     wanted += [PLANNER] if manifest.planner is not None else []
     wanted += [CODEC] if manifest.config.model.codec.kind == "cached" else []
@@ -144,6 +151,59 @@ def read(folder: str | os.PathLike) -> Manifest:
     if gone := [name for name in wanted if not (folder / name).is_dir()]:
         raise FileNotFoundError(f"{folder} lacks {', '.join(gone)}; export the policy again")
     return manifest
+
+
+def _manifest(file: pathlib.Path) -> Manifest:
+    """What ``policy.json`` says, if it can be true.
+
+    Raises:
+      BadBundle: it cannot, or is no such json.
+    """
+    try:
+        values = json.loads(file.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("it is no json object")
+        digest = values.pop("digest", None)
+        manifest = Manifest.from_json(values, str(file))
+        if digest is not None and digest != integrity.of_json(values):
+            raise ValueError("it is not what was written: its digest differs")
+        _check(manifest)
+    except Exception as error:  # whatever a file can make of a parser
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise BadBundle(f"{file}: {text}; export the policy again") from error
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Types, sizes and statistics; ValueError names the key."""
+    spec, config = manifest.spec, manifest.config
+    configs.validate(config)
+    for key in ("proprio_dim", "action_dim", "chunk", "frames", "frame_stride",
+                "instruction_length"):  # fmt: skip
+        value = getattr(spec, key)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**20:
+            raise ValueError(f"spec.{key} = {value!r} must be a positive number")
+    hz = spec.control_hz
+    if isinstance(hz, bool) or not isinstance(hz, int | float) or not 0 < hz < 1e6:
+        raise ValueError(f"spec.control_hz = {hz!r} must be a positive number")
+    for camera, size in spec.cameras.items():
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in size)
+        if not isinstance(camera, str) or not whole or not all(0 < n <= 2**14 for n in size):
+            raise ValueError(f"spec.cameras: {camera!r} is {size}, not positive (height, width)")
+    for key, size in (("action_names", spec.action_dim), ("proprio_names", spec.proprio_dim)):
+        names = getattr(manifest, key)
+        if names and (len(names) != size or not all(isinstance(n, str) for n in names)):
+            raise ValueError(f"{key} names {len(names)} dimensions, there are {size}")
+    texts = manifest.statistics.get("instructions", [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"statistics.instructions is no list of texts: {str(texts)[:60]}")
+    sizes = {"actions": spec.action_dim, "proprio": spec.proprio_dim}
+    published_statistics.check(manifest.statistics, sizes, config.data.normalization)
+    if not isinstance(manifest.step, int) or isinstance(manifest.step, bool) or manifest.step < 0:
+        raise ValueError(f"step = {manifest.step!r} must be a number of steps")
+    for key in ("mode", "source"):
+        if not isinstance(value := getattr(manifest, key), str | None):
+            raise ValueError(f"{key} = {value!r} must be a text")
 
 
 def slices_of(

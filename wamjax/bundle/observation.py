@@ -124,7 +124,7 @@ class Observer:
             known = instructions(self.cache)
             raise BadObservation(
                 f"instruction {text!r} is not among the {len(known)} that the policy has text "
-                f"embeddings of{_close(text, known)}; add it by\n  "
+                f"embeddings of{close(text, known)}; add it by\n  "
                 f"{embeddings.command(self.cache.path, '--instructions=FILE')}\nand load the "
                 "policy again"
             )
@@ -143,7 +143,8 @@ def instructions(cache: EmbeddingCache) -> list[str]:
     return sorted(text for text in texts if text in cache)
 
 
-def _close(text: str, known: Sequence[str]) -> str:
+def close(text: str, known: Sequence[str]) -> str:
+    """", such as ..." of what is known: what is close to a text, else the first of it."""
     close = difflib.get_close_matches(text, known, 3)
     return f", such as {', '.join(map(repr, close or known[:3]))}"
 

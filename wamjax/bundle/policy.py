@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 import os
 import pathlib
+import warnings
 from typing import Any
 
 import jax
@@ -17,7 +20,7 @@ from wamjax import evaluate, init_from, sharding, tree, wam
 from wamjax import state as states
 from wamjax.bundle import files
 from wamjax.bundle.files import CODEC, PLANNER, TEXT, WEIGHTS, Manifest
-from wamjax.bundle.observation import Observer
+from wamjax.bundle.observation import BadObservation, Observer, close
 from wamjax.config import did_you_mean
 from wamjax.data.embeddings import EmbeddingCache
 from wamjax.data.normalize import normalizers
@@ -26,6 +29,28 @@ from wamjax.step import compute_cast
 from wamjax.wam.programs import MODES
 from wamjax.weights import store
 from wamjax.weights.codecs import load_codec
+
+
+class NotFinite(RuntimeError):
+    """A policy came to actions that are no numbers; a robot must not get them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a policy refuses; by default it warns, once for each kind of thing.
+
+    Attributes:
+      far: ranges of the demonstrations beyond which a state is an error; WARN_FAR ones warn.
+      batch: robots at once; 0 is any number, of which WARN_BATCH warn.
+      unknown: whether an instruction that the demonstrations do not have is an error.
+    """
+
+    far: float = math.inf
+    batch: int = 0
+    unknown: bool = False
+
+
+WARN_FAR, WARN_BATCH = 10.0, 512
 
 
 class LoadedPolicy:
@@ -40,11 +65,20 @@ class LoadedPolicy:
       manifest: config, sizes, names and statistics, see `files.Manifest`.
       mode: how it acts.
       observer: checks and turns observations.
+      instructions: those of the demonstrations, if the run kept them.
+      limits: what it refuses.
     """
 
     def __init__(
-        self, manifest: Manifest, acting: evaluate.Policy, codec: Codec | None, observer: Observer
+        self,
+        manifest: Manifest,
+        acting: evaluate.Policy,
+        codec: Codec | None,
+        observer: Observer,
+        limits: Limits | None = None,
     ):
+        self.limits, self._warned = limits or Limits(), set()
+        self.instructions = tuple(manifest.statistics.get("instructions", ()))
         self.manifest, self.observer = manifest, observer
         self.mode = acting.mode or modes_of(acting.objective)[0]
         self._acting, self._codec = acting, codec
@@ -62,13 +96,55 @@ class LoadedPolicy:
           seed_or_key: of the noise; the same one gives the same actions.
 
         Raises:
-          BadObservation: the observation is not what this policy takes.
+          BadObservation: the observation is not what this policy takes, or beyond its limits.
+          NotFinite: the policy came to no numbers.
         """
         arrays, batched = self.observer(observation)
+        self._check(observation["instruction"], arrays["proprio"])
         is_seed = isinstance(seed_or_key, int | np.integer)
         key = jax.random.key(seed_or_key) if is_seed else seed_or_key
         actions = np.asarray(_act(self._acting, self._codec, arrays, key))
+        if not np.isfinite(actions).all():
+            row = int(np.argwhere(~np.isfinite(actions))[0][0])
+            raise NotFinite(
+                f"{self!r} came to actions that are not finite for observation {row}; nothing was "
+                "returned. Look at what it was shown, and at the checkpoint"
+            )
         return actions if batched else actions[0]
+
+    def _check(self, texts, proprio: np.ndarray) -> None:
+        """Says what is unlike the demonstrations, or refuses it; see `Limits`."""
+        count, limits = len(proprio), self.limits
+        if count > (limits.batch or WARN_BATCH):
+            self._doubt("batch", bool(limits.batch), f"a batch of {count} robots, at most "
+                        f"{limits.batch or WARN_BATCH} are expected")  # fmt: skip
+        known = set(self.instructions)
+        for text in [texts] if isinstance(texts, str) else texts:
+            if known and text not in known:
+                such = close(text, sorted(known))
+                self._doubt("unknown", limits.unknown, f"instruction {text!r} is none of the "
+                            f"{len(known)} of the demonstrations{such}")  # fmt: skip
+        rows = self.manifest.statistics["proprio"]
+        if "min" not in rows or "max" not in rows:
+            return
+        low, high = (np.asarray(rows[name], np.float64) for name in ("min", "max"))
+        range_ = np.maximum(high - low, 1e-6 + 1e-3 * np.maximum(np.abs(low), np.abs(high)))
+        away = np.maximum(np.maximum(low - proprio, proprio - high) / range_, 0)
+        row, at = np.unravel_index(int(np.argmax(away)), away.shape)
+        for far, error in ((limits.far, True), (WARN_FAR, False)):
+            if away[row, at] > far:
+                names = self.manifest.proprio_names
+                name = f" ({names[at]})" if names else ""
+                self._doubt("far", error, f"proprio[{at}]{name} is {proprio[row, at]:g}, the "
+                            f"demonstrations had {low[at]:g} to {high[at]:g}")  # fmt: skip
+
+    def _doubt(self, kind: str, error: bool, text: str) -> None:
+        if error:
+            raise BadObservation(f"{text}: beyond the limits of this policy, {self.limits}")
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(f"{text}; it acts all the same (said once; `limits` makes it an error)",
+                          stacklevel=4)  # fmt: skip
 
     def example(self, count: int = 0) -> dict[str, Any]:
         """A blank observation, of `count` robots if that is not 0."""
@@ -87,7 +163,10 @@ def _act(acting: evaluate.Policy, codec: Codec | None, observation, key: Array) 
 
 
 def load_policy(
-    path: str | os.PathLike, mode: str | None = None, mesh: Mesh | None = None
+    path: str | os.PathLike,
+    mode: str | None = None,
+    mesh: Mesh | None = None,
+    limits: Limits | None = None,
 ) -> LoadedPolicy:
     """Reads a bundle of `wamjax.export_policy`; also as ``wamjax.load_policy``.
 
@@ -96,10 +175,12 @@ def load_policy(
       mode: how to act; as it was exported by default.
       mesh: see `sharding.make_mesh`; parameters are spread over it by the rules of training. The
         first local device by default, of whatever kind it is.
+      limits: what it refuses to act on.
 
     Raises:
       FileNotFoundError: there is no bundle, or a part of it is gone.
-      ValueError: it does not fit this wamjax, or there is no such mode.
+      ValueError: it does not fit this wamjax, or there is no such mode; `files.BadBundle` or
+        `integrity.Damaged` where it is not what was written.
     """
     folder, manifest = pathlib.Path(path), files.read(path)
     config = manifest.config
@@ -119,7 +200,7 @@ def load_policy(
     normalise = normalizers(manifest.statistics, config.data.normalization)
     cache = EmbeddingCache(folder / TEXT) if config.model.text.kind == "context" else None
     acting = evaluate.Policy(objective, params, normalise, mode)
-    return LoadedPolicy(manifest, acting, codec, Observer(manifest.spec, cache))
+    return LoadedPolicy(manifest, acting, codec, Observer(manifest.spec, cache), limits)
 
 
 def modes_of(objective: Any) -> tuple[str, ...]:
@@ -148,16 +229,18 @@ def _params(objective: Any, config, folder: pathlib.Path, mesh: Mesh | None) -> 
     abstract = jax.eval_shape(functools.partial(states.init_params, objective, config))
     init_from.check(stored.shapes, tree.flatten(abstract), what=f"{folder} does not fit the model")
     place = _places(abstract, mesh)
-    want = tree.map_with_path(
-        lambda p, x, s: jax.ShapeDtypeStruct(
-            x.shape, stored.arrays[p].dtype.numpy_dtype, sharding=s
-        ),
-        abstract,
-        place,
+    kept = jax.eval_shape(
+        functools.partial(compute_cast, dtype=config.precision.compute), abstract
     )
-    params = tree.map_with_path(lambda p, x: init_from.load(stored.arrays[p], x), want)
-    cast = functools.partial(compute_cast, dtype=config.precision.compute)
-    return jax.jit(lambda p: objective.prepare(cast(p)))(params)
+    want = {
+        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+        for (path, x), s in zip(tree.flatten(kept).items(), jax.tree.leaves(place), strict=True)
+    }
+    # One after the other, in the dtype of computation: of the stored ones only one is in memory.
+    params = tree.unflatten({path: stored.load({path: x})[path] for path, x in want.items()})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
+        return jax.jit(objective.prepare, donate_argnums=0)(params)
 
 
 def _places(params: Any, mesh: Mesh | None) -> Any:

@@ -65,7 +65,13 @@ def open_data(config, rows: Sequence[int] | None = None):
     spec, statistics, sources = open_episodes(config)
     for line in doubts(config, statistics, sources):
         say(f"warning: {line}")
+    # What a policy was told in training, so that it can say when it is told something else.
+    told = sorted({text for s in sources for text in s.reader.index["instructions"]})
+    statistics = {**statistics, "instructions": told[:INSTRUCTIONS]}
     return spec, statistics, train_iterator(config, spec, statistics, sources, rows)
+
+
+INSTRUCTIONS = 10_000  # kept in a checkpoint, at most
 
 
 def doubts(config, statistics: dict[str, Any], sources: Sequence[Source]) -> list[str]:

@@ -133,7 +133,8 @@ def check(statistics: Mapping[str, Any], sizes: Mapping[str, int], mode: str) ->
       mode: see `normalize.normalizers`.
 
     Raises:
-      ValueError: rows are missing or have another number of dimensions; all of them are named.
+      ValueError: rows are missing, have another number of dimensions or hold what no data can
+        have; all of them are named.
     """
     wrong = []
     if mode not in MODES:
@@ -143,8 +144,11 @@ def check(statistics: Mapping[str, Any], sizes: Mapping[str, int], mode: str) ->
             values = statistics.get(key, {}).get(row)
             if values is None:
                 wrong.append(f"{key}.{row} is missing (config.data.normalization is {mode!r})")
-            elif len(values) != size:
-                wrong.append(f"{key}.{row} has {len(values)} dimensions, the policy {size}")
+            elif not hasattr(values, "__len__") or len(values) != size:
+                count = len(values) if hasattr(values, "__len__") else repr(values)
+                wrong.append(f"{key}.{row} has {count} dimensions, the policy {size}")
+            elif problem := _problem(statistics[key], row):
+                wrong.append(f"{key}.{row} {problem}")
     if wrong:
         raise ValueError("statistics: " + "; ".join(wrong))
 
@@ -196,4 +200,21 @@ def _problem(rows: Mapping[str, Any], row: str) -> str:
     if not numbers or not all(map(math.isfinite, values)):
         return f"is no list of finite numbers: {str(values)[:60]}"
     size = len(rows["min"]) if isinstance(rows.get("min"), list) else len(values)
-    return "" if len(values) == size else f"has {len(values)} numbers, its minimum {size}"
+    if len(values) != size:
+        return f"has {len(values)} numbers, its minimum {size}"
+    return _impossible(rows, row)
+
+
+def _impossible(rows: Mapping[str, Any], row: str) -> str:
+    """What no data can have: a negative deviation, a minimum above the maximum; or ''."""
+    values = rows[row]
+    if row == "std" and min(values, default=0) < 0:
+        return f"is negative: {min(values)}"
+    above = {"min": "max", "q01": "q99"}.get(row)
+    others = rows.get(above)
+    if not isinstance(others, list) or len(others) != len(values):
+        return ""
+    for i, (low, high) in enumerate(zip(values, others, strict=True)):
+        if isinstance(high, int | float) and low > high:
+            return f"is above {above} in dimension {i}: {low} > {high}"
+    return ""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from wamjax import disk
+from wamjax import disk, locks
 from wamjax.data import frames, normalize
 from wamjax.data.episodes import Episode, check, pack, unpack
 from wamjax.data.shards import OPTIONS, RecordError, Shards, shard_name
@@ -290,7 +289,7 @@ def lock(folder: pathlib.Path):
       OSError: another process writes it.
     """
     file = (folder / "lock").open("w")
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    locks.lock(file)
     return file
 
 
@@ -306,9 +305,7 @@ def turn(path: pathlib.Path) -> Iterator[None]:
                      "XDG_CACHE_HOME, below which data is kept if data.root is empty")  # fmt: skip
     while True:
         with place.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:
+            if not locks.lock(file, wait=True):
                 yield
                 return
             if not _is_at(file, place):
