@@ -1,15 +1,21 @@
+import dataclasses
+import errno
 import json
+import re
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 import toy
+from grain.checkpoint import CheckpointHandler
 
-from wamjax import checkpoint, optim, sharding
+from wamjax import checkpoint, disk, optim, sharding
 from wamjax import config as configs
 from wamjax import state as states
 from wamjax.checkpoint import Checkpoints, restore_params
+from wamjax.integrity import Damaged
 from wamjax.tree import flatten
 
 
@@ -106,19 +112,171 @@ def test_errors_of_restore_params(saved, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["config/metadata", "params/manifest.ocdbt", "params/_METADATA"])
-def test_a_damaged_checkpoint_is_named(saved, tmp_path, part):
-    shutil.copytree(saved[0], tmp_path / "run")
-    path = tmp_path / "run" / checkpoint.FOLDER / "8" / part
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(saved, tmp_path, part, capsys):
+    run, (_, config, given) = tmp_path / "run", saved
+    shutil.copytree(saved[0], run)
+    path = run / checkpoint.FOLDER / "8" / part
     path.write_bytes(path.read_bytes()[:5])
     named = "checkpoint 8 in .* cannot be read: it is damaged, or of another version"
-    with pytest.raises(ValueError, match=named):
-        restore_params(tmp_path / "run", ema=False)
-    with Checkpoints(tmp_path / "run", keep=2) as checkpoints:
-        with pytest.raises(ValueError, match=named):
-            checkpoints.config()
+    with pytest.raises(Damaged, match=named):  # asked for by its number
+        restore_params(run, step=8, ema=False)
+    assert restore_params(run, ema=False).step == 5
+    assert re.search(f"{named}.*Using the one before, checkpoint 5", capsys.readouterr().err)
+    assert (run / checkpoint.FOLDER / "8").is_dir()  # who only reads moves nothing
+    with Checkpoints(run, keep=2) as checkpoints:
+        assert configs.diff(checkpoints.config(), config) == {}
+        state, data = checkpoints.restore(abstract_state(config), toy.iterator(8)), toy.iterator(8)
+        assert checkpoints.latest == 5
+        assert_same(state, given[5])
+        said = capsys.readouterr().err
+        assert re.search(f"{named}.*Going on from the one before, checkpoint 5", said)
+        assert "checkpoint 8 is set aside as" in said and "Event loop" not in said
+        checkpoints.save(given[8], data, config, toy.STATISTICS)  # when the run is there again
+    names = sorted(p.name for p in (run / checkpoint.FOLDER).iterdir())
+    assert names == ["5", "8", "damaged-8"]
+    assert (run / checkpoint.FOLDER / "damaged-8" / part).stat().st_size == 5
+    assert_same(restore_params(run, ema=False).params, given[8].params)
+
+
+def test_a_damaged_checkpoint_without_an_older_one_is_an_error(saved, tmp_path):
+    """It may be the code that cannot read it: then nothing is moved."""
+    run = tmp_path / "run"
+    shutil.copytree(saved[0], run)
+    for step in (5, 8):
+        (run / checkpoint.FOLDER / str(step) / "optimizer" / "_METADATA").write_text("{")
+    with Checkpoints(run, keep=2) as checkpoints:
+        with pytest.raises(Damaged, match=r"checkpoint 5 .* no older one .* newer ones \[8\]"):
             checkpoints.restore(abstract_state(saved[1]), toy.iterator(8))
-    shutil.rmtree(tmp_path / "run" / checkpoint.FOLDER / "8")
-    assert restore_params(tmp_path / "run", ema=False).step == 5
+    assert sorted(p.name for p in (run / checkpoint.FOLDER).iterdir()) == ["5", "8"]
+
+
+def flipped(path, bit):
+    raw = bytearray(path.read_bytes())
+    raw[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("count", [8, pytest.param(100, marks=pytest.mark.slow)])
+def test_no_flipped_bit_is_trained_on(tmp_path, monkeypatch, count):
+    """Arrays large enough to lie outside of what Orbax itself keeps sums of."""
+    monkeypatch.setattr(toy, "WIDTH", 512)
+    config, step = toy.config(), tmp_path / checkpoint.FOLDER / "8"
+    state, data = random_state(config, (1, 1, 1), 8), toy.iterator(8)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(state, data, config, toy.STATISTICS)
+    want = {k: np.asarray(v).tobytes() for k, v in flatten(state).items()}
+    position, rng, noticed = data.get_state(), np.random.default_rng(0), {}
+    arrays = sorted(step.rglob("d/*"))
+    plain = [step / item / "metadata" for item in ("config", "statistics", "digests")]
+    sizes = np.array([p.stat().st_size for p in arrays])
+    paths = [*rng.choice(arrays, count, p=sizes / sizes.sum()), *plain, *step.glob("data/process*")]
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        abstract = abstract_state(config)
+        for path in paths:
+            whole = path.read_bytes()
+            flipped(path, int(rng.integers(8 * len(whole))))
+            data = toy.iterator(8)
+            try:
+                read = checkpoints.config(), checkpoints.statistics()
+                got = checkpoints.restore(abstract, data)
+            except Damaged as error:
+                assert str(tmp_path) in str(error)
+                noticed[path] = str(error)
+            else:
+                assert {k: np.asarray(v).tobytes() for k, v in flatten(got).items()} == want
+                assert read == (configs.to_json(config), toy.STATISTICS)
+                assert data.get_state() == position
+            path.write_bytes(whole)
+            checkpoints._damaged.clear()
+        assert_same(checkpoints.restore(abstract, data), state)
+    assert {*plain, *step.glob("data/process*")} <= set(noticed)
+    # By the digests alone. The others lie in what is copied elsewhere before a step is complete.
+    assert sum("is not what was written" in noticed.get(p, "") for p in arrays) >= 2
+    for item, ema in (("params", False), ("ema", True)):
+        largest = max(step.glob(f"{item}/**/d/*"), key=lambda p: p.stat().st_size)
+        whole = largest.read_bytes()
+        flipped(largest, 4 * len(whole))
+        for read in (restore_params, lambda *a: checkpoint.parameters(*a)[0].verify()):
+            with pytest.raises(Damaged, match="checkpoint 8 in .* is damaged: '"):
+                read(tmp_path, 8, ema)
+        largest.write_bytes(whole)
+
+
+def test_a_checkpoint_of_an_earlier_version_still_loads(saved, tmp_path, capsys):
+    """It has no digests, which is said, and its average holds what is frozen, too."""
+    config = toy.config(**{"optim.freeze": ("action/encoder/.*",)})
+    abstract = abstract_state(config)
+    state = random_state(config, (1, 1, 1), 4)
+    whole = random_state(toy.config(), (1, 1, 1), 4, seed=1).params
+    old = dataclasses.replace(state, ema=whole)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(old, toy.iterator(8), config, toy.STATISTICS)
+    shutil.rmtree(tmp_path / checkpoint.FOLDER / "4" / "digests")
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        got = checkpoints.restore(abstract, toy.iterator(8))
+    trained = {p: x for p, x in flatten(whole).items() if "encoder" not in p}
+    assert flatten(abstract.ema).keys() == trained.keys()
+    assert_same(got.ema, trained)
+    assert_same(got.params, state.params)
+    said = capsys.readouterr().err
+    assert said.count("checkpoint 4") == said.count("whether it is damaged cannot be told") == 1
+    assert_same(restore_params(tmp_path).params, whole)
+
+
+def test_an_average_is_of_what_is_trained_and_the_rest_is_as_it_is(tmp_path):
+    config = toy.config(**{"optim.freeze": ("action/encoder/.*",)})
+    state = random_state(config, (1, 1, 1), 4)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state, toy.iterator(8), config, toy.STATISTICS)
+    want = flatten(state.params) | flatten(state.ema)
+    assert "action/encoder/kernel" not in flatten(state.ema)
+    assert_same(restore_params(tmp_path).params, want)
+    assert_same(restore_params(tmp_path, ema=False).params, state.params)
+    for ema, values in ((None, want), (True, want), (False, flatten(state.params))):
+        stored, step = checkpoint.parameters(tmp_path, ema=ema)
+        assert step == 4
+        assert_same({p: stored.slice((p, None)).read() for p in stored.shapes}, values)
+
+
+# ---- a full disk ----
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_said_in_a_sentence_and_nothing_is_lost(saved, tmp_path, monkeypatch, capfd):
+    run, (_, config, given) = tmp_path / "run", saved
+    shutil.copytree(saved[0], run)
+    with pytest.raises(disk.NoRoom) as error:
+        with Checkpoints(run, keep=3) as checkpoints:
+            monkeypatch.setattr(CheckpointHandler, "save", full)  # in a thread of Orbax
+            state = dataclasses.replace(given[8], step=jax.numpy.int32(9))
+            checkpoints.save(state, toy.iterator(8), config, toy.STATISTICS)
+    said = str(error.value)
+    for part in (str(run / checkpoint.FOLDER), "1,732 bytes", " are free", "the same command"):
+        assert part in said
+    assert "\n" not in said and "Traceback" not in capfd.readouterr().err
+    monkeypatch.undo()
+    assert sorted(p.name for p in (run / checkpoint.FOLDER).iterdir()) == ["5", "8"]
+    assert_same(restore_params(run, ema=False).params, given[8].params)
+
+
+@pytest.mark.parametrize("free, text", [
+    (1731, r"no room for a checkpoint: it takes 1,732 bytes, and 1,731 bytes are free"),
+    (2 * 1732, r"room for 2 more .* 3 are going to be there at once"), (3 * 1732, ""),
+])  # fmt: skip
+def test_room_is_looked_for_before_the_first_step(tmp_path, monkeypatch, capsys, free, text):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=free))
+    abstract = abstract_state(toy.config())
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        if free < 1732:
+            with pytest.raises(disk.NoRoom, match=text):
+                checkpoints.check_room(abstract)
+        else:
+            checkpoints.check_room(abstract)
+            said = capsys.readouterr().err
+            assert re.search(text, said) if text else not said
 
 
 def test_another_number_of_processes_goes_on_from_the_position_of_all(saved, tmp_path):
@@ -126,11 +284,15 @@ def test_another_number_of_processes_goes_on_from_the_position_of_all(saved, tmp
     data = tmp_path / "run" / checkpoint.FOLDER / "8" / "data"
     (data / "process_0-of-1.json").rename(data / "process_0-of-2.json")
     shutil.copy(data / "process_0-of-2.json", data / "process_1-of-2.json")
+    shutil.rmtree(tmp_path / "run" / checkpoint.FOLDER / "5")  # nothing else to go on from
     iterator = toy.iterator(8)
     with Checkpoints(tmp_path / "run", keep=2) as checkpoints:
         checkpoints.restore(abstract_state(saved[1]), iterator)
         assert iterator.get_state() == {"next_index": 2}
         (data / "process_1-of-2.json").write_text('{"next_index": 3}')
+        with pytest.raises(ValueError, match="1-of-2.json is damaged"):
+            checkpoints.restore(abstract_state(saved[1]), iterator)
+        shutil.rmtree(data.parent / "digests")  # as by an earlier version
         with pytest.raises(ValueError, match=r"1-of-2.json is at {'next_index': 3}, .*': 2}, and"):
             checkpoints.restore(abstract_state(saved[1]), iterator)
         (data / "process_1-of-2.json").write_text('{"next_in')

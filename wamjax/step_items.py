@@ -52,13 +52,13 @@ def manager(folder: pathlib.Path, **options) -> ocp.CheckpointManager:
 def _say_errors_once() -> None:
     """Where one array cannot be read or written Orbax raises that, closes its loop, and every other
     array is then told of by a trace. Only what is raised says something."""
-    tell = sys.excepthook
+    tell = sys.unraisablehook
 
-    def hook(kind, error, trace):
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            tell(kind, error, trace)
+    def hook(what):
+        if str(what.exc_value) != "Event loop is closed":
+            tell(what)
 
-    sys.excepthook = hook
+    sys.unraisablehook = hook
     logging.getLogger("asyncio").addFilter(
         lambda record: "exception was never retrieved" not in record.getMessage()
     )
