@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import sys
 import types
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import toy
 
-from wamjax import guards, metrics, train
+from wamjax import config as configs
+from wamjax import disk, guards, metrics, train
 from wamjax.checkpoint import Checkpoints, restore_params
+from wamjax.data.sources import data_root
 from wamjax.tree import flatten
 
 
@@ -252,3 +255,91 @@ def test_the_loop_really_optimises(tmp_path):
     changed = flatten(restore_params(tmp_path, ema=False).params)
     fresh = flatten(toy.Toy().init(train.states.key(0, "init")))
     assert all((changed[k] != fresh[k]).any() for k in fresh)
+
+
+# ---- files of a run ----
+
+
+@pytest.mark.parametrize("text", ["", '{"st', "[3]", '{"step": null}'])
+def test_a_bad_done_is_said_and_ignored(finished, capsys, text):
+    (finished / "DONE").write_text(text)
+    assert run(toy.config(total_steps=6), finished)
+    said = capsys.readouterr().err
+    assert ("DONE is ignored, it is damaged" in said) and "is done at step" not in said
+    assert json.loads((finished / "DONE").read_text()) == {"step": 6}
+
+
+def test_a_bad_config_of_a_done_run_is_said_and_ignored(finished, capsys):
+    whole = (finished / "config.json").read_text()
+    (finished / "config.json").write_text(whole[:50])
+    assert run(toy.config(total_steps=6), finished)
+    said = capsys.readouterr().err
+    assert "config.json is ignored, it is damaged" in said and "is done at step 6" in said
+    (finished / "config.json").write_text(whole)
+
+
+def test_a_file_is_never_half_written(tmp_path, monkeypatch):
+    path = tmp_path / "DONE"
+    disk.write_text(path, "old")
+    monkeypatch.setattr(os, "fsync", lambda _: 1 / 0)  # the machine goes down
+    with pytest.raises(ZeroDivisionError):
+        disk.write_text(path, "a longer text")
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("workdir", ["gs://bucket/runs/first", pathlib.Path("s3://bucket/run")])
+def test_a_bucket_is_refused_before_anything_is_made(tmp_path, monkeypatch, workdir):
+    monkeypatch.chdir(tmp_path)
+    for use in (lambda: run(toy.config(), workdir), lambda: restore_params(workdir)):
+        with pytest.raises(disk.NotWritable, match=r"--workdir=\w\w:/.*mount the bucket"):
+            use()
+    with pytest.raises(disk.NotWritable, match="config.data.root=gs://x.*mount the bucket"):
+        data_root("gs://x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_home_that_cannot_be_written_to_is_an_error_that_names_what_to_set(tmp_path, monkeypatch):
+    (tmp_path / "home").write_text("no folder")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    config = toy.config(**{"data.frames": 1})
+    config.data.sources.demos = configs.source(collect={"episodes": 1})
+    with pytest.raises(disk.NotWritable, match=r"home/.cache/.*config.data.root .*XDG_CACHE_HOME"):
+        train.build_data(config)
+    with pytest.raises(disk.NotWritable, match="cannot make the folder .*another --workdir"):
+        run(toy.config(), tmp_path / "home" / "run")
+
+
+def test_flipped_bits_of_a_run_are_trained_again_from_the_checkpoint_before(tmp_path, capsys):
+    config = toy.config(total_steps=8)
+    assert run(config, tmp_path)
+    want, rows = flatten(restore_params(tmp_path, ema=False).params), metrics.read(tmp_path)
+    (tmp_path / "DONE").unlink()
+    newest = tmp_path / "checkpoints" / "8"
+    path = max(newest.glob("optimizer/d/*"), key=lambda p: p.stat().st_size)
+    path.write_bytes(b"".join(bytes([b ^ 1]) for b in path.read_bytes()))
+    capsys.readouterr()
+    assert run(config, tmp_path)
+    said = capsys.readouterr().err
+    assert "Going on from the one before, checkpoint 4" in said
+    assert "continuing from checkpoint 4" in said and "damaged-8, which can be deleted" in said
+    got = flatten(restore_params(tmp_path, ema=False).params)
+    assert all(np.array_equal(got[p], want[p]) for p in want)
+    assert [r["loss"] for r in metrics.read(tmp_path)] == [r["loss"] for r in rows]
+    assert (tmp_path / "checkpoints" / "damaged-8" / "params").is_dir()
+
+
+# ---- the average ----
+
+
+def test_an_average_that_is_too_long_for_a_run_is_said(capsys):
+    def said(**values):
+        train._check_average(toy.config(**{f"optim.{k}": v for k, v in values.items()},
+                                        total_steps=250))  # fmt: skip
+        return capsys.readouterr().err
+
+    text = said(ema_decay=0.9999, ema_warmup=False)
+    assert "warning: 250 steps are few for optim.ema_decay = 0.9999: 98% of the average" in text
+    assert "its decay ends at 0.9654, not at optim.ema_decay = 0.9999" in said(ema_decay=0.9999)
+    assert not said(ema_decay=0.9) and not said(ema_decay=0.0)
+    assert not said(ema_decay=0.9, ema_warmup=False)

@@ -245,12 +245,11 @@ def _peak(config, mesh: Mesh) -> tuple[float, str]:
 
 
 def _is_done(config, workdir: pathlib.Path) -> bool:
-    done = _read(workdir / "DONE")
-    step = done.get("step") if isinstance(done, dict) else None
-    if not isinstance(step, int) or step < config.total_steps:
+    done = _read(workdir / "DONE", step=int)
+    if done is None or done["step"] < config.total_steps:
         return False
-    saved = _read(workdir / "config.json")
-    if isinstance(saved, dict):
+    step, saved = done["step"], _read(workdir / "config.json")
+    if saved is not None:
         _say_changes(configs.load(saved), config, f"{workdir} (done at step {step})")
     say(
         f"{workdir} is done at step {step}; raise total_steps to train on, or use another --workdir"
@@ -258,11 +257,15 @@ def _is_done(config, workdir: pathlib.Path) -> bool:
     return True
 
 
-def _read(path: pathlib.Path) -> Any:
-    """The json of a file of a run, or None if there is none, or none that can be read. What these
-    files say the checkpoints say, too."""
+def _read(path: pathlib.Path, **types: type) -> dict[str, Any] | None:
+    """The json of a file of a run, which has keys of these types; or None if there is none, or none
+    that can be read. What these files say the checkpoints say, too."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
+        known = isinstance(found, dict) and all(type(found.get(k)) is t for k, t in types.items())
+        if not known:
+            raise ValueError(f"it holds {str(found)[:80]}")
+        return found
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:
