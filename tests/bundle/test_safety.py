@@ -19,7 +19,6 @@ from wamjax.bundle.observation import BadObservation
 from wamjax.bundle.policy import Limits, NotFinite
 from wamjax.integrity import Damaged
 
-
 NAN, INFINITE = ([x] * runs.SPEC.action_dim for x in (float("nan"), float("-inf")))
 
 
