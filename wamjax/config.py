@@ -44,6 +44,7 @@ _ONE_OF = {
     "precision.params": ("float32", "float64"),
     "precision.compute": ("float32", "bfloat16", "float64"),
     "model.text.kind": ("tokens", "context"),
+    "data.resize": ("pad", "stretch"),
 }
 
 

@@ -49,6 +49,8 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("data.frame_stride", 4, "control steps between frames of a window"),
     ("data.chunk", 16, "action steps in a window (j)"),
     ("data.cameras", ("overhead", "gripper"), "cameras, side by side in this order"),
+    ("data.image_size", (0, 0), "(height, width) of each camera for the model; (0, 0) = as stored"),
+    ("data.resize", "pad", "pictures get that size by pad (whole, black around) or stretch"),
     ("data.normalization", "min_max", "min_max, mean_std or quantile, of actions and proprio"),
     ("data.instruction_length", 12, "instruction tokens (n); shorter ones are padded"),
     (
@@ -214,6 +216,8 @@ FROZEN = (
     "data.frames",
     "data.frame_stride",
     "data.cameras",
+    "data.image_size",
+    "data.resize",
     "data.instruction_length",
     "data.batch_size",
     "data.declared",

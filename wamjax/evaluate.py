@@ -42,7 +42,7 @@ VIDEO_EPISODES = 4
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("params", "normalizers"),
-    meta_fields=("objective", "mode"),
+    meta_fields=("objective", "mode", "cameras", "resize"),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Policy:
@@ -55,9 +55,13 @@ class Policy:
     params: Any
     normalizers: dict[str, Any]
     mode: str | None = None
+    cameras: tuple[tuple[str, tuple[int, int]], ...] = ()
+    resize: str = ""  # see `transforms.Resize`, to the sizes of `cameras`
 
     def actions(self, params, observation, key):
         """(b, j, a) in robot units; traceable."""
+        if self.resize:
+            observation = resized(observation, dict(self.cameras), self.resize)
         return self.objective.policy(params, self.normalizers, observation, key, self.mode)
 
 
@@ -91,7 +95,22 @@ def load(workdir, step: int | None = None, mode: str | None = None, planner: str
         objective = objective.with_planner(other.objective)
         check_same(normalise, other.normalizers, f"the planner {planner}")
         params = params | {"planner": other.params}
-    return Policy(objective, params, normalise, mode), config, step
+    cameras = tuple(spec.cameras.items())
+    return Policy(objective, params, normalise, mode, cameras, spec.resize), config, step
+
+
+def resized(observation, cameras: dict[str, tuple[int, int]], how: str):
+    """An observation of the tabletop as a policy of other picture sizes was trained to see it."""
+    from wamjax.data.transforms import Composite, Resize
+    from wamjax.envs import tabletop
+
+    native = Composite({name: tabletop.CAMERAS[name] for name in cameras})
+    whole = Composite(cameras)
+    height, *_ = (h for h, _ in native.cameras.values())
+    if observation["video"].shape[-3:-1] != (height, sum(w for _, w in native.cameras.values())):
+        return observation  # an example, in the sizes of the policy
+    images = Resize(cameras, how).forward(native.inverse({"video": observation["video"]}))
+    return observation | whole.forward(images)
 
 
 def untrained(policy: Policy, config: ConfigDict) -> Policy:
@@ -138,6 +157,7 @@ def run(
     policy, trained, step = load(workdir, step, mode, planner)
     config = config.copy_and_resolve_references()
     config.data.cameras = trained.data.cameras
+    config.data.image_size = trained.data.image_size
     check(config, policy.objective)
     result = {"step": step, "variant": trained.objective.variant, "mode": mode, "shift": shift}
     result |= roll_out(policy, config, shifts)
@@ -191,9 +211,11 @@ def check(config: ConfigDict, objective) -> None:
                 f"config.eval.episodes = {asked.episodes}: the tabletop shows pictures and says "
                 f"words, and the policy takes {sorted(spec)}, no {key!r}: set it to 0"
             )
-    width = sum(tabletop.CAMERAS[c][1] for c in cameras)
+    sizes = [tabletop.CAMERAS[c] for c in cameras]
+    if any(config.data.image_size):  # the policy sees them resized
+        sizes = [tuple(config.data.image_size)] * len(cameras)
     world = {
-        "video": (tabletop.CAMERAS[cameras[0]][0], width, 3),
+        "video": (sizes[0][0], sum(width for _, width in sizes), 3),
         "actions": (tabletop.ACTION_DIM,),
         "proprio": (tabletop.PROPRIO_DIM,),
     }

@@ -178,6 +178,10 @@ def run(workdir, step=None, mode=None, planner=None, episodes: int = 96) -> dict
     suffix = "".join(f"_{x}" for x in parts if x is not None)
     policy, config, step = evaluate.load(workdir, step, mode, planner)
     objective = policy.objective
+    if policy.resize:
+        raise ValueError(f"{workdir} was trained on resized pictures (config.data.image_size = "
+                         f"{tuple(config.data.image_size)}): its futures are not compared with "
+                         "pictures of the tabletop")  # fmt: skip
     if not (objective.imagines or hasattr(objective, "expect")):
         raise ValueError(f"{workdir}: {config.objective.variant!r} predicts neither frames nor "
                          "values, so there is nothing to compare")  # fmt: skip
