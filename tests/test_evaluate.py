@@ -232,7 +232,7 @@ def test_options_of_the_command_are_in_the_name_of_the_file(tmp_path, monkeypatc
     assert asked.eval.tasks == ("pick_red", "reach_red")
     assert asked.eval.shift.to_dict() == {"colours": 0.1, "action_delay": 2}
     label = "episodes3_execute1_pick_red-reach_red_colours0.1_action_delay2"
-    assert seen["rest"] == ("RUN", None, None, "none", None, label)
+    assert seen["rest"] == ("RUN", None, None, "none", None, label, None)
     with pytest.raises(app.UsageError, match="--dials=lighting is not of the form DIAL=NUMBER"):
         command("--dials=lighting")
 

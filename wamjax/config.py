@@ -46,6 +46,7 @@ _ONE_OF = {
     "precision.compute": ("float32", "bfloat16", "float64"),
     "model.residual": ("compute", "float32"),
     "model.text.kind": ("tokens", "context"),
+    "data.resize": ("pad", "stretch"),
 }
 
 

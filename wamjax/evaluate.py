@@ -35,6 +35,7 @@ from wamjax import checkpoint, cli
 from wamjax import state as states
 from wamjax.checkpoint import find, restore_params
 from wamjax.config import did_you_mean
+from wamjax.data.transforms import Resize
 from wamjax.envs.outcomes import Outcomes
 from wamjax.envs.world import Dials, Recording, World, composite, open_world, shift_of
 from wamjax.metrics import say
@@ -48,7 +49,7 @@ VIDEO_EPISODES = 4
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("params", "normalizers"),
-    meta_fields=("objective", "mode", "cameras"),
+    meta_fields=("objective", "mode", "cameras", "sizes", "resize"),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Policy:
@@ -59,6 +60,8 @@ class Policy:
     Attributes:
       mode: how it acts; None: its own way.
       cameras: that it looks through in a world, in the order of its pictures.
+      sizes, resize: of each camera's pictures, and how others become such; see
+        `transforms.Resize`. '' = they are.
     """
 
     objective: Any
@@ -66,10 +69,18 @@ class Policy:
     normalizers: dict[str, Any]
     mode: str | None = None
     cameras: tuple[str, ...] = ()
+    sizes: tuple[tuple[str, tuple[int, int]], ...] = ()
+    resize: str = ""
 
     def actions(self, params, observation, key):
         """(b, j, a) in robot units; traceable."""
         return self.objective.policy(params, self.normalizers, observation, key, self.mode)
+
+    def see(self, images):
+        """Pictures of a world's cameras as one picture, in the sizes that the policy takes."""
+        if self.resize:
+            images = Resize(dict(self.sizes), self.resize).forward({"images": images})["images"]
+        return composite(images, self.cameras)
 
     def act(self, observation, key):
         """The same with its own parameters."""
@@ -114,7 +125,9 @@ def load(
         objective = objective.with_planner(other.objective)
         check_same(normalise, other.normalizers, f"the planner {planner}")
         params = params | {"planner": other.params}
-    return Policy(objective, params, normalise, mode), config, step
+    sizes = tuple(spec.cameras.items())
+    acting = Policy(objective, params, normalise, mode, sizes=sizes, resize=spec.resize)
+    return acting, config, step
 
 
 def untrained(policy: Policy, config: ConfigDict) -> Policy:
@@ -164,6 +177,7 @@ def run(
     policy, trained, step = load(workdir, step, mode, planner, ema)
     config = config.copy_and_resolve_references()
     config.data.cameras = trained.data.cameras
+    config.data.image_size = trained.data.image_size
     check(config, policy.objective, world)
     result = {"step": step, "variant": trained.objective.variant, "mode": mode, "shift": shift}
     about = {"env": world.name, "seed": config.eval.seed, "versions": versions(world)}
@@ -223,9 +237,11 @@ def check(config: ConfigDict, objective, world: World | None = None) -> None:
                 f"config.eval.episodes = {asked.episodes}: {world.name} shows pictures and says "
                 f"words, and the policy takes {sorted(spec)}, no {key!r}: set it to 0"
             )
-    width = sum(world.cameras[c][1] for c in cameras)
+    shown = [world.cameras[c] for c in cameras]
+    if any(config.data.image_size):  # the policy sees them resized
+        shown = [tuple(config.data.image_size)] * len(cameras)
     sizes = {
-        "video": (world.cameras[cameras[0]][0], width, 3),
+        "video": (shown[0][0], sum(width for _, width in shown), 3),
         "actions": (len(world.action_names),),
         "proprio": (len(world.proprio_names),),
     }
@@ -428,7 +444,7 @@ def seeing(function: Callable) -> Callable:
     def call(policy: Policy, observation, keys):
         images = observation["images"]
         seen = {k: v for k, v in observation.items() if k != "images"}
-        seen["video"] = composite(images, policy.cameras)[:, None]
+        seen["video"] = policy.see(images)[:, None]
         return function(policy, seen, keys)
 
     return call

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
 
 from wamjax import checkpoint, cli, evaluate
-from wamjax.envs.world import composite, open_world
+from wamjax.envs.world import open_world
 from wamjax.metrics import say
 from wamjax.viz import figures, intervals
 from wamjax.wam.cosmos_sampling import frozen_error
@@ -77,7 +77,7 @@ def watch(policy: evaluate.Policy, config: ConfigDict, episodes: int) -> Plans:
     done = evaluate.play(
         policy, config, world, names, keys, {}, record=True, function=_foresee
     )
-    steps, frames = done.steps[:, None], composite(done.frames, policy.cameras)
+    steps, frames = done.steps[:, None], np.asarray(policy.see(done.frames))
     start = np.arange(0, frames.shape[1] - 1, chunk)
     discount = getattr(policy.objective, "discount", 1.0)
     to_go = np.maximum(steps - (start + chunk), 0)  # as `wamjax.data.windows.outcome` counts

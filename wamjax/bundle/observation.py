@@ -13,7 +13,7 @@ from wamjax.config import did_you_mean
 from wamjax.data import embeddings, tensors, tokens
 from wamjax.data.embeddings import EmbeddingCache
 from wamjax.data.spec import DataSpec
-from wamjax.data.transforms import Composite, Embed, Tokenize
+from wamjax.data.transforms import Embed, Tokenize, views
 
 KEYS = ("images", "proprio", "instruction")
 
@@ -52,7 +52,7 @@ class Observer:
         images = self._images(observation["images"], batch)
         count = batch[0] if batch else 1
         texts = self._texts(observation["instruction"], batch, count)
-        video = Composite(self.spec.cameras).forward({"images": images})["video"]
+        video = views(self.spec).forward({"images": images})["video"]
         out = {
             "video": video.reshape(count, 1, *video.shape[-3:]),
             "proprio": proprio.reshape(count, -1),
@@ -96,6 +96,8 @@ class Observer:
                     f"images[{name!r}] is {x.dtype}, not uint8: give RGB in [0, 255]; numbers in "
                     "[0, 1] become it by (255 * x).round().astype('uint8')"
                 )
+            if self.spec.resize and x.ndim == len(want) and x.size:  # of any size
+                want = (*batch, *x.shape[-3:-1], 3)
             if x.shape != want:
                 raise BadObservation(
                     f"images[{name!r}] is {x.shape}, the policy takes {want}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -48,3 +51,67 @@ def size(data: bytes) -> tuple[int, int]:
             return image.height, image.width
     except Exception as error:
         raise ValueError(f"cannot decode a picture of {len(data)} bytes: {error}") from error
+
+
+RESIZES = ("pad", "stretch")
+
+
+def resize(pictures, size: tuple[int, int], how: str = "stretch"):
+    """Resizes pictures, numpy or jax: uint8 (..., h, w, 3) to (..., *size, 3).
+
+    The filter is PIL's bilinear one, which smooths when it shrinks; under jax it is computed by
+    matrices, which differ by at most one grey level.
+
+    Args:
+      size: (height, width).
+      how: "stretch" both sides, or "pad": the whole picture as large as it fits, black around it.
+    """
+    if pictures.shape[-3:-1] == tuple(size):
+        return pictures
+    inner = _fit(pictures.shape[-3:-1], size) if how == "pad" else tuple(size)
+    if isinstance(pictures, jax.Array):
+        out = _by_matrices(pictures, inner)
+    else:
+        out = _by_pil(np.asarray(pictures), inner)
+    before = [(n - m) // 2 for n, m in zip(size, inner, strict=True)]
+    around = [(b, n - m - b) for b, n, m in zip(before, size, inner, strict=True)]
+    stack = jnp if isinstance(out, jax.Array) else np
+    return stack.pad(out, [(0, 0)] * (out.ndim - 3) + around + [(0, 0)])
+
+
+def _fit(has: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The largest size of the same proportions that fits."""
+    scale = min(n / m for n, m in zip(size, has, strict=True))
+    return tuple(max(1, min(n, round(m * scale))) for n, m in zip(size, has, strict=True))
+
+
+def _by_pil(pictures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    flat = pictures.reshape(-1, *pictures.shape[-3:])
+    bilinear = Image.Resampling.BILINEAR
+    out = [np.asarray(Image.fromarray(x).resize(size[::-1], bilinear)) for x in flat]
+    return np.stack(out).reshape(*pictures.shape[:-3], *size, 3)
+
+
+def _by_matrices(pictures: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """As PIL does it: first along the rows, to whole grey levels, then along the columns."""
+    height, width = (_matrix(m, n) for m, n in zip(pictures.shape[-3:-1], size, strict=True))
+    highest = jax.lax.Precision.HIGHEST
+    x = pictures.astype(jnp.float32)
+    x = _grey(jnp.einsum("...hwc,Ww->...hWc", x, width, precision=highest))
+    x = _grey(jnp.einsum("...hwc,Hh->...Hwc", x, height, precision=highest))
+    return x.astype(jnp.uint8)
+
+
+def _grey(x: jax.Array) -> jax.Array:
+    return jnp.clip(jnp.floor(x + 0.5), 0, 255)
+
+
+@functools.lru_cache(maxsize=64)
+def _matrix(has: int, wanted: int) -> np.ndarray:
+    """(wanted, has): the weights of the triangle filter along one side."""
+    scale = has / wanted
+    wide = max(scale, 1.0)
+    centre = (np.arange(wanted) + 0.5)[:, None] * scale
+    at = np.arange(has) + 0.5
+    weights = np.maximum(0.0, 1.0 - np.abs(at - centre) / wide)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)

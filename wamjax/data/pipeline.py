@@ -124,8 +124,10 @@ def declared(data) -> DataSpec | None:
     """The spec of a config that states its sizes, so that a model can be built without data."""
     if not data.declared.action_dim:
         return None
+    resized = any(data.image_size)
+    size = data.image_size if resized else data.declared.camera_size
     return DataSpec(
-        cameras=dict.fromkeys(data.cameras, tuple(data.declared.camera_size)),
+        cameras=dict.fromkeys(data.cameras, tuple(size)),
         proprio_dim=data.declared.proprio_dim,
         action_dim=data.declared.action_dim,
         chunk=data.chunk,
@@ -133,6 +135,7 @@ def declared(data) -> DataSpec | None:
         frame_stride=data.frame_stride,
         instruction_length=data.instruction_length,
         control_hz=data.declared.control_hz,
+        resize=data.resize if resized else "",
     )
 
 

@@ -138,10 +138,13 @@ def _path(name: str, entry, root: str) -> pathlib.Path:
 
 
 def _spec(sources: list[Source], data, words: bool) -> DataSpec:
-    first = labelled(sources)[0]
+    first, size = labelled(sources)[0], tuple(data.image_size)
     names = tuple(data.cameras) or tuple(first.cameras)
+    if any(size) and first.latents:
+        raise ValueError(f"config.data.image_size = {size}, and latents are of pictures that have "
+                         "their size: set it to (0, 0)")  # fmt: skip
     for source in sources:
-        _check_agreement(source, first, names)
+        _check_agreement(source, first, names, any(size))
         if source.latents:
             _check_latents(source, data, names)
         for text in source.reader.index["instructions"] if words else ():
@@ -151,7 +154,7 @@ def _spec(sources: list[Source], data, words: bool) -> DataSpec:
                 raise ValueError(f"{source.where}: {error}") from error
     info = first.reader.info
     spec = DataSpec(
-        cameras={name: first.cameras[name] for name in names},
+        cameras={name: size if any(size) else first.cameras[name] for name in names},
         proprio_dim=info.proprio_dim,
         action_dim=info.action_dim,
         chunk=data.chunk,
@@ -159,12 +162,18 @@ def _spec(sources: list[Source], data, words: bool) -> DataSpec:
         frame_stride=data.frame_stride,
         instruction_length=data.instruction_length,
         control_hz=info.control_hz,
+        resize=data.resize if any(size) else "",
     )
     _ = spec.composite  # raises if the cameras cannot stand side by side
     return spec
 
 
-def _check_agreement(source: Source, first: Source, cameras: tuple[str, ...]) -> None:
+_ADVICE = {"control_hz": "; write one of them again with every n-th step, or with steps in between"}
+
+
+def _check_agreement(
+    source: Source, first: Source, cameras: tuple[str, ...], resized: bool
+) -> None:
     info, wanted = source.reader.info, first.reader.info
     for name in cameras:
         if name not in source.cameras:
@@ -172,17 +181,18 @@ def _check_agreement(source: Source, first: Source, cameras: tuple[str, ...]) ->
                 f"{source.where} has no camera {name!r}; it has {list(source.cameras)}: correct "
                 "config.data.cameras"
             )
-        if source.cameras[name] != first.cameras.get(name):
+        if source.cameras[name] != first.cameras.get(name) and not resized:
             raise ValueError(
                 f"{source.where} has camera {name!r} of size {source.cameras[name]}, "
-                f"{first.where} of size {first.cameras.get(name)}: they cannot be mixed"
+                f"{first.where} of size {first.cameras.get(name)}: to mix them, set "
+                "config.data.image_size = (HEIGHT, WIDTH)"
             )
     keys = ["proprio_dim", "control_hz"] + ([] if source.action_free else ["action_dim"])
     for key in keys:
         if getattr(info, key) != getattr(wanted, key):
             raise ValueError(
                 f"{source.where} has {key} {getattr(info, key)}, {first.where} has "
-                f"{getattr(wanted, key)}: they cannot be mixed"
+                f"{getattr(wanted, key)}: they cannot be mixed{_ADVICE.get(key, '')}"
             )
 
 

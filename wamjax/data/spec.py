@@ -23,6 +23,8 @@ class DataSpec:
       frame_stride: control steps between them.
       instruction_length: instruction tokens (n).
       control_hz: control steps per second.
+      resize: how pictures of other sizes become those of `cameras`, see `transforms.Resize`; '' =
+        there are none.
     """
 
     cameras: Mapping[str, tuple[int, int]]
@@ -33,6 +35,7 @@ class DataSpec:
     frame_stride: int
     instruction_length: int
     control_hz: float
+    resize: str = ""
 
     @property
     def composite(self) -> tuple[int, int]:
@@ -47,14 +50,16 @@ class DataSpec:
         if len(heights) > 1:
             raise ValueError(
                 f"cameras {dict(self.cameras)} are not equally high and cannot stand side by "
-                "side; choose others by config.data.cameras"
+                "side; choose others by config.data.cameras, or give them all one size by "
+                "config.data.image_size = (HEIGHT, WIDTH)"
             )
         return heights.pop(), sum(w for _, w in self.cameras.values())
 
     def to_json(self) -> dict[str, Any]:
         """Plain json, to keep in a checkpoint. The cameras are a list: their order matters."""
         cameras = [[name, *size] for name, size in self.cameras.items()]
-        return dataclasses.asdict(self) | {"cameras": cameras}
+        out = dataclasses.asdict(self) | {"cameras": cameras}
+        return out if self.resize else {k: v for k, v in out.items() if k != "resize"}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> DataSpec:

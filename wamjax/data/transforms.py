@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wamjax.data import images as pictures
 from wamjax.data.embeddings import EmbeddingCache
 from wamjax.data.normalize import Normalizer
 from wamjax.data.spec import DataSpec
@@ -47,6 +48,33 @@ class Chain:
         """Model to robot."""
         for transform in reversed(self.transforms):
             sample = transform.inverse(sample)
+        return sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """images {camera: (..., _, _, 3)} of any size -> of the sizes that the model sees.
+
+    What was lost cannot be turned back: pictures of the model stay as they are.
+
+    Attributes:
+      cameras: name -> (height, width).
+      how: one of `images.RESIZES`.
+    """
+
+    cameras: Mapping[str, tuple[int, int]]
+    how: str
+
+    def forward(self, sample: Sample) -> Sample:
+        """Resizes what is not of its size yet."""
+        if "images" not in sample:
+            return sample
+        resized = {name: pictures.resize(x, self.cameras[name], self.how)
+                   for name, x in sample["images"].items() if name in self.cameras}  # fmt: skip
+        return sample | {"images": sample["images"] | resized}
+
+    def inverse(self, sample: Sample) -> Sample:
+        """Nothing to do."""
         return sample
 
 
@@ -165,4 +193,11 @@ def sample_transforms(
     """
     text = Tokenize(spec.instruction_length) if cache is None else Embed(cache)
     proprio = {"future_proprio": normalizers["proprio"]} if "proprio" in normalizers else {}
-    return Chain((Composite(spec.cameras), Normalize(dict(normalizers) | proprio, padded), text))
+    seen = (*views(spec).transforms, Normalize(dict(normalizers) | proprio, padded), text)
+    return Chain(seen)
+
+
+def views(spec: DataSpec) -> Chain:
+    """The part of the chain that makes the picture of the cameras' pictures."""
+    resize = (Resize(spec.cameras, spec.resize),) if spec.resize else ()
+    return Chain((*resize, Composite(spec.cameras)))

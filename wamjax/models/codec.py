@@ -71,7 +71,10 @@ class PixelCodec(Parameterless):
 
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         if height % self.patch or width % self.patch:
-            raise ValueError(f"pictures of {height}x{width} do not divide by patch {self.patch}")
+            raise ValueError(
+                f"pictures of {height}x{width} do not divide by patch {self.patch}: resize each "
+                "camera's by config.data.image_size = (HEIGHT, WIDTH)"
+            )
         return frames, height // self.patch, width // self.patch, self.colours * self.patch**2
 
     def encode(self, video: UInt8[Array, "b f H W 3"]) -> Float[Array, "b t h w c"]:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from wamjax.envs.world import Recording, composite
+from wamjax.envs.world import Recording
 from wamjax.viz import video
 
 
@@ -22,7 +22,7 @@ def save(policy, config: ConfigDict, done: Recording, path: pathlib.Path) -> Non
       config: its ``eval`` part says how the episodes went.
       done: the episodes, recorded.
     """
-    real = composite(done.frames, policy.cameras)  # (e, steps, H, W, 3)
+    real = policy.see(done.frames)  # (e, steps, H, W, 3)
     predicted = _predictions(policy, config, done, real)
     clips = []
     for episode in range(len(done.tasks)):
