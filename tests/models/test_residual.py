@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models.helpers import random_params
-from test_configs import get
+from test_configs import get, spec_of
 
 from wamjax import config as configs
+from wamjax import wam
 from wamjax.models.blocks import WAN, ExpertSpec, Stream
 from wamjax.models.transformer import Transformer
 from wamjax.models.visibility import bidirectional
@@ -147,6 +148,10 @@ def test_published_settings():
     for name, want in published.items():
         config = get(name)
         assert config.precision.compute == "bfloat16" and config.model.residual == want, name
+        objective = wam.build(config, spec_of(config))
+        assert objective.network.residual == want, name
+        channels = getattr(objective, "guidance_channels", 0)
+        assert channels == config.objective.guidance_channels == 3 * (name == "dit_imagenet")
     config = configs.base_config()
     config.model.residual = "bfloat16"
     with pytest.raises(ValueError, match="config.model.residual = 'bfloat16'"):
