@@ -107,7 +107,8 @@ def _repeats(name: str, params: dict, trips: int | None) -> int:
         return params["length"]
     if name == "shard_map":  # the body is one device's share
         sizes = params["mesh"].shape
-        return math.prod(sizes[axis] for axis in params["newly_manual_axes"])
+        axes = params.get("newly_manual_axes", params.get("manual_axes"))  # before jax 0.10.2
+        return math.prod(sizes[axis] for axis in axes)
     if name == "pallas_call":
         return math.prod(params["grid_mapping"].grid)
     if name == "while":
@@ -211,7 +212,7 @@ def _equation_gradient(
 def _scan_gradient(
     eqn, active: list[bool], wanted: list[bool]
 ) -> tuple[Counter, list[bool]]:
-    body, (consts, carry) = eqn.params["jaxpr"].jaxpr, _scan_sizes(eqn)
+    body, (consts, carry) = _body(eqn), _scan_sizes(eqn)
     inside, _ = _scan_activity(eqn, active)
     while True:  # what one step wants of the carry, the step before it has to deliver
         cost, asks = _gradient(body, inside, wanted)
@@ -250,7 +251,7 @@ def _activity(eqn, active: list[bool]) -> list[bool]:
 
 def _scan_activity(eqn, active: list[bool]) -> tuple[list[bool], list[bool]]:
     """Which inputs of a loop's body are active in some step, and which of its outputs."""
-    body, (consts, carry) = eqn.params["jaxpr"].jaxpr, _scan_sizes(eqn)
+    body, (consts, carry) = _body(eqn), _scan_sizes(eqn)
     while True:
         out = _flags(body.outvars, _depending(body, active))
         before = active[consts : consts + carry]
@@ -261,7 +262,20 @@ def _scan_activity(eqn, active: list[bool]) -> tuple[list[bool], list[bool]]:
 
 
 def _scan_sizes(eqn) -> tuple[int, int]:
-    return eqn.params["num_consts"], eqn.params["num_carry"]
+    """How many constants a loop has, and how much it carries: what has another rank outside than in
+    the body is stacked. The parameters say it too, in another way from jax 0.12 on."""
+    body = _body(eqn)
+
+    def same(outside, inside) -> int:
+        pairs = zip(outside, inside, strict=True)
+        return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in pairs)
+
+    carry = same(eqn.outvars, body.outvars)
+    return same(eqn.invars, body.invars) - carry, carry
+
+
+def _body(eqn) -> Jaxpr:
+    return next(_jaxprs_in({"jaxpr": eqn.params["jaxpr"]}))
 
 
 def _bodies(eqn) -> list[Jaxpr]:
