@@ -82,7 +82,7 @@ def work(objective, config: ConfigDict, params: Any) -> dict[str, float]:
         train = model_flops(objective, config, params, batch) / config.data.batch_size
     out = {"forward": forward, "train": train}
     one = objective.batch_spec(1)
-    if hasattr(objective, "sample"):
+    if hasattr(objective, "sample") and not hasattr(objective, "policy"):
         condition = {k: v for k, v in one.items() if k != objective.codec.key}
 
         def sample(params, condition, key):

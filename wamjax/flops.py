@@ -125,10 +125,22 @@ def _repeats(name: str, params: dict, trips: int | None) -> int:
 
 def _jaxprs_in(params: dict) -> Iterator[Jaxpr]:
     """The jaxprs among an equation's parameters: jit, remat, custom_jvp, custom_vjp, scan, ..."""
-    for value in params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(item, (ClosedJaxpr, Jaxpr)):  # one class from jax 0.12 on
-                yield getattr(item, "jaxpr", item)
+    for key, value in params.items():
+        items = value if isinstance(value, (tuple, list)) else (value,)
+        # One class from jax 0.12 on.
+        found = [getattr(x, "jaxpr", x) for x in items if isinstance(x, (ClosedJaxpr, Jaxpr))]
+        if key == "branches":
+            # Of a choice of kernels by platform, that of plain operations: others pad, and count
+            # what they do not see.
+            found = [j for j in found if not _has_kernel(j)] or found
+        yield from found
+
+
+def _has_kernel(jaxpr: Jaxpr) -> bool:
+    return any(
+        eqn.primitive.name == "pallas_call" or any(map(_has_kernel, _jaxprs_in(eqn.params)))
+        for eqn in jaxpr.eqns
+    )
 
 
 def _times(counts: Counter, n: int) -> Counter:

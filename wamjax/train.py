@@ -377,7 +377,7 @@ def _finish(config, workdir: pathlib.Path, objective) -> None:
         from wamjax.viz import plots
 
         plots.losses(workdir)
-    if hasattr(objective, "sample"):
+    if hasattr(objective, "sample") and not hasattr(objective, "policy"):
         from wamjax import sample
 
         sample.run(workdir)

@@ -128,8 +128,8 @@ def test_numbers_far_from_what_the_statistics_hold_are_of_a_bad_record(tmp_path)
         batches(config, 12)
 
 
-def batches(config, count, part=(0, 1)):
-    data = pipeline.batches(config, *pipeline.open_sources(config.data), *part)
+def batches(config, count, rows=None):
+    data = pipeline.batches(config, *pipeline.open_sources(config.data), rows)
     return [data[i] for i in range(count)]
 
 
@@ -149,7 +149,8 @@ def test_bad_episodes_are_counted_said_and_replaced_alike_everywhere(tmp_path, c
     assert said.count("passed over a bad episode") == 2 and "2 of config.data.skip_bad = 2" in said
     assert not {1, BAD} & {int(i) for batch in got for i in batch["episode"]}
     assert same(got, batches(config, 16))
-    halves = [batches(config, 16, (i, 2)) for i in range(2)]
+    size = config.data.batch_size
+    halves = [batches(config, 16, rows) for rows in np.split(np.arange(size), 2)]
     both = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*halves, strict=True)]
     assert same(got, both)
     # What is good is read as if nothing had happened.

@@ -12,6 +12,7 @@ chip that is not here gets the kernel of that chip.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -131,13 +132,25 @@ def _padded(x: Array, block: int) -> Array:
 
 
 def _over_mesh(function: Dense) -> Dense:
-    """Each device computes its own examples and heads: a kernel is not partitioned by XLA."""
+    """Each device computes its own examples and heads: a kernel is not partitioned by XLA.
+
+    What does not divide over the devices, such as the one example that shapes are traced with, is
+    computed by each of them.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    names = {name for name, size in mesh.shape.items() if size > 1} - set(mesh.manual_axes)
-    if not names:
+    sizes = {name: size for name, size in mesh.shape.items()
+             if size > 1 and name not in mesh.manual_axes}  # fmt: skip
+    if not sizes:
         return function
-    batch = tuple(name for name in ("data", "fsdp") if name in names)
-    spec = PartitionSpec(batch or None, "tensor" if "tensor" in names else None)
-    return jax.shard_map(
-        function, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
-    )
+
+    def spread(q: Array, k: Array, v: Array) -> Array:
+        batch = tuple(name for name in ("data", "fsdp") if name in sizes)
+        if q.shape[0] % math.prod(sizes[name] for name in batch):
+            batch = ()
+        heads = "tensor" if q.shape[1] % sizes.get("tensor", q.shape[1] + 1) == 0 else None
+        spec = PartitionSpec(batch or None, heads)
+        return jax.shard_map(
+            function, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
+        )(q, k, v)
+
+    return spread
