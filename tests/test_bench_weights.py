@@ -8,7 +8,7 @@ import pytest
 from wamjax.bench import conversion, weights
 from wamjax.weights import families
 
-FAST_WAM = dict(
+FAST_WAM = families.named(
     layers=2, heads=2, head_dim=12, width=16, ffn=24, action_width=8, action_ffn=12, channels=3,
     context_width=10, freq_dim=6, action_dim=5, proprio_dim=4,
 )  # fmt: skip
@@ -77,7 +77,8 @@ def test_the_measured_conversion_runs_both_ways(tmp_path, capsys):
 
 
 def test_random_tensors_are_finite_all_drawn_and_the_same_again():
-    plan = families.plans("dit", dict(layers=2, width=16, heads=2, ffn=32, classes=3))["diffusers"]
+    sizes = families.named(layers=2, width=16, heads=2, ffn=32, classes=3)
+    plan = families.plans("dit", sizes)["diffusers"]
     for dtype in ("bfloat16", "float16", "float32"):
         tensors = conversion.random_tensors(plan, dtype)
         plan.check(tensors)  # copies are equal
@@ -90,7 +91,8 @@ def test_random_tensors_are_finite_all_drawn_and_the_same_again():
 
 
 def test_a_tensor_that_comes_back_changed_is_an_error(tmp_path):
-    plan = families.plans("dit", dict(layers=1, width=16, heads=2, ffn=32, classes=3))["official"]
+    sizes = families.named(layers=1, width=16, heads=2, ffn=32, classes=3)
+    plan = families.plans("dit", sizes)["official"]
     tensors = conversion.random_tensors(plan)
     changed = tensors | {"pos": tensors["x_embedder.proj.bias"]}
     conversion.files.write(tmp_path / "x.safetensors", changed)

@@ -115,7 +115,8 @@ def test_what_a_command_reads_an_earlier_one_has_made(name):
 
 
 def shapes_of(family, prefix=""):
-    sizes = families.sizes(family, {"action_dim": 14, "proprio_dim": 14} if prefix == "14" else {})
+    more = families.named(action_dim=14, proprio_dim=14) if prefix == "14" else {}
+    sizes = families.sizes(family, more)
     flat = tree.flatten(families.family(family).params(sizes))
     head = "codec/" if prefix == "codec" else ""
     return {head + path: tuple(x.shape) for path, x in flat.items()}

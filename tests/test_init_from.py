@@ -12,9 +12,11 @@ from wamjax import convert, init_from, sharding, tree
 from wamjax import state as states
 from wamjax.checkpoint import restore_params
 from wamjax.wam import expert_init
-from wamjax.weights import store
+from wamjax.weights import families, store
 
-WAN = dict(layers=2, width=32, heads=4, ffn=64, channels=48, context_width=16, freq_dim=32)
+WAN = families.named(
+    layers=2, width=32, heads=4, ffn=64, channels=48, context_width=16, freq_dim=32
+)
 MISSING = ("action/.*", "blocks/action/.*", "proprio/.*", "text/.*")
 
 

@@ -89,7 +89,7 @@ def test_rules_that_match_nothing_are_errors():
 
 # ---- adapters ----
 
-DIT = dict(layers=2, width=16, heads=2, ffn=24, classes=3, freq_dim=8)
+DIT = families.named(layers=2, width=16, heads=2, ffn=24, classes=3, freq_dim=8)
 
 
 @functools.cache

@@ -8,9 +8,13 @@ Importing reads a safetensors or torch file, an index of shards, or a folder wit
 makes a folder with an Orbax checkpoint (`params`) and `weights.json`; --tokenizer=FILE puts that of
 a text encoder beside them. Exporting takes such a folder or a training run (its newest checkpoint;
 the moving average if there is one; adapters merged), and writes a file by the ending of its name,
-or a folder of shards. Every tensor must be used once, and every parameter filled once; else all
-that is wrong is said and nothing is written. Tensors pass one by one, so memory is that of the
+or a folder of shards. Every tensor must be used once, and every parameter filled once; else it is
+said what is wrong, and nothing is written. Tensors pass one by one, so memory is that of the
 largest of them, not of the model.
+
+Sizes and dtype are those of the source: of a run by its config, of a published file by its tensors
+and the config.json beside it. What these do not say --config does, by the names that sizes have in
+a config: {"model.heads": 24}.
 
 ``--family=list`` names the families and their layouts.
 """
@@ -26,12 +30,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import tqdm
-from absl import app, flags
+from absl import app, flags, logging
 
 from wamjax import adapters, checkpoint, cli
-from wamjax.weights import api, families, files, store
+from wamjax.integrity import Damaged
+from wamjax.weights import api, families, files, sizing, store
+from wamjax.weights.bounds import BadFile
 from wamjax.weights.plan import Mismatch
 from wamjax.weights.tensor import Tensor, Tensors
+
+CODEC = "codec/"  # parameters of a codec within a run
 
 
 def bring_in(
@@ -46,12 +54,13 @@ def bring_in(
 ) -> None:
     """A published file to a folder of ours; see the module, `api.load` and `store.write`."""
     contents = files.read(source)
-    layout, plan = api.fit(family, contents.tensors, config, layout)
+    sizes = sizing.of_file(family, contents.tensors, config, layout, source)
+    layout, plan = api.fit(family, contents.tensors, sizes, layout)
     slices = plan.to_ours(contents.tensors, None if dtype is None else jnp.dtype(dtype))
     about = {
         "family": family,
         "layout": layout,
-        "sizes": families.sizes(family, config),
+        "sizes": sizes,
         "source": str(source),
         "plain": {k: v for k, v in contents.plain.items() if isinstance(v, str | int | float)},
     }
@@ -90,11 +99,19 @@ def _ours(family: str, source: pathlib.Path, config: api.Config, ema: bool | Non
     params, step = store.source(source, ema)
     shapes, get = merged(params)
     if not (source / store.ABOUT).exists():
+        codec = [path for path in shapes if path.startswith(CODEC)]
+        if codec:
+            logging.warning("%s: the %d parameters of its codec are not part of a %s and are left "
+                            "out", source, len(codec), family)  # fmt: skip
+        shapes = {path: shape for path, shape in shapes.items() if path not in codec}
+        if sizing.is_known(family):
+            run = None if config else checkpoint.find(source).config
+            config = sizing.of_run(family, run, shapes) | families.changes(family, config)
         return shapes, get, config, None, step
     about = store.about(source)
     if about["family"] != family:
         raise ValueError(f"{source} holds {about['family']!r}, not {family!r}")
-    return shapes, get, config or about["sizes"], about["layout"], step
+    return shapes, get, config or families.sizes_of(about), about["layout"], step
 
 
 def merged(params: store.Stored):
@@ -142,7 +159,7 @@ def define_flags() -> None:
     flags.DEFINE_string("family", None, "a published model, or `list` for their names")
     flags.DEFINE_string("source", None, "file or folder that is read")
     flags.DEFINE_string("output", None, "folder, or of an export also file, that is made")
-    flags.DEFINE_string("config", None, "json file of sizes that are not the published ones")
+    flags.DEFINE_string("config", None, "json file of sizes that the source does not say")
     flags.DEFINE_enum("direction", "import", ("import", "export"), "which way")
     flags.DEFINE_string("layout", None, "of the published file; found out when importing")
     flags.DEFINE_string("dtype", None, "of the result, as bfloat16; as in the source by default")
@@ -169,7 +186,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--tokenizer is for imports: exports are weights alone")
     try:
         run(values.family, values.source, values.output, values.config, values.layout, values.dtype)
-    except (Mismatch, FileNotFoundError, FileExistsError) as error:
+    except (Mismatch, BadFile, Damaged, FileNotFoundError, FileExistsError) as error:
         raise SystemExit(f"nothing was written: {error}") from None
     print(f"wrote {values.output}")
 

@@ -11,10 +11,9 @@ for each of 3 latent frames. z-score normalisation, global batch 1024, 30,000 st
 
 Latents (840 GB for the 6.07 M windows; --stride=4 keeps every fourth) and text embeddings are
 computed once, from a data set with pictures in DATA/robotwin. Wan's video model, autoencoder and
-text encoder are converted as for fast_wam_libero; SIZES.json, for the released policy's file, says
-{"action_dim": 14, "proprio_dim": 14}:
+text encoder are converted as for fast_wam_libero; the released policy's file says its sizes:
 
-    python -m wamjax.convert --family=fast_wam --config=SIZES.json --source=RELEASED.pt \\
+    python -m wamjax.convert --family=fast_wam --source=RELEASED.pt \\
         --output=weights/fast_wam_robotwin
     python -m wamjax.data.precompute --config=experiments/configs/fast_wam_robotwin.py \\
         --data=DATA/robotwin --out=DATA/robotwin-latents --codec=wan2.2 \\

@@ -21,14 +21,14 @@ from wamjax.data import pipeline, published_statistics
 from wamjax.data.embeddings import EmbeddingCache, Settings
 from wamjax.data.normalize import normalizers
 from wamjax.models import codec as codecs
-from wamjax.weights import encoders, networks, store
+from wamjax.weights import encoders, families, networks, store
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "configs"
-FAST_WAM = dict(
+FAST_WAM = families.named(
     layers=2, heads=3, head_dim=16, width=48, ffn=96, action_width=16, action_ffn=32, channels=48,
     context_width=32, freq_dim=32, action_dim=7, proprio_dim=8,
 )  # fmt: skip
-COSMOS = dict(
+COSMOS = families.named(
     layers=2, width=24, heads=2, ffn=48, channels=48, context_width=32, lora_rank=8,
     rope_scale=(1.0, 3.0, 3.0),
 )  # fmt: skip
@@ -179,7 +179,7 @@ def test_a_codec_with_parameters_of_the_policy_is_merged(tmp_path, monkeypatch):
     config, sizes = get("cosmos_policy_libero"), dict(width=8, multipliers=(1, 1, 1, 1), blocks=1)
     config.model.codec.kind, config.optim.freeze = "wan2.1", ("codec/.*",)
     config.data.declared.camera_size = (128, 128)
-    weights(tmp_path, "cosmos_policy", COSMOS | {"channels": 16})
+    weights(tmp_path, "cosmos_policy", COSMOS | families.named(channels=16))
     vae = weights(tmp_path, "wan21_vae", sizes, "vae")
     small = networks.vae_sizes(store.about(vae)["sizes"])
     made = codecs.wan21().replace(sizes=small)
@@ -209,7 +209,7 @@ def test_a_codec_with_parameters_of_the_policy_is_merged(tmp_path, monkeypatch):
 def test_everything_that_is_missing_is_said_at_once(tmp_path):
     config = get("fast_wam_libero")
     config.data.embeddings = ""
-    weights(tmp_path, "fast_wam", FAST_WAM | {"ffn": 64})
+    weights(tmp_path, "fast_wam", FAST_WAM | families.named(ffn=64))
     choices = export_policy.Choices(action_names=("x", "y"))
     with pytest.raises(ValueError) as error:
         export_policy.from_weights(

@@ -12,11 +12,11 @@ from wamjax import adapters, convert, tree, weights
 from wamjax.bench import conversion
 from wamjax.weights import families, files, safetensors, store, tensor
 
-FAST_WAM = dict(
+FAST_WAM = families.named(
     layers=2, heads=2, head_dim=12, width=16, ffn=24, action_width=8, action_ffn=12, channels=3,
     context_width=10, freq_dim=6, action_dim=5, proprio_dim=4,
 )  # fmt: skip
-DIT = dict(layers=2, width=16, heads=2, ffn=32, classes=3)
+DIT = families.named(layers=2, width=16, heads=2, ffn=32, classes=3)
 SMALL = {"fast_wam": FAST_WAM, "dit": DIT}
 
 
@@ -64,7 +64,7 @@ def test_there_and_back_is_bit_identical(tmp_path, monkeypatch, family, layout, 
     save(tmp_path / name, arrays, plain)
     convert.bring_in(family, tmp_path / name, tmp_path / "ours", config, progress=False)
     about = store.about(tmp_path / "ours")
-    assert about["family"] == family and about["sizes"]["layers"] == 2
+    assert about["family"] == family and about["sizes"]["model.layers"] == 2
     # Any Orbax checkpointer reads it, and it is what `load` gives.
     with ocp.StandardCheckpointer() as checkpointer:
         got = checkpointer.restore(tmp_path / "ours" / "params")
@@ -112,11 +112,11 @@ def test_a_run_is_exported_from_its_newest_checkpoint(tmp_path, item):
     got = files.read(tmp_path / "x.pt")
     factor = 2 if item == "ema" else 1
     want = {
-        k: (factor * v).astype(tensor.BFLOAT16)
+        k: (factor * v).astype(np.float32)
         for k, v in published("fast_wam", dtype=np.float32).items()
     }
-    same(got.tensors, want)  # in the published dtype
-    assert got.plain == {"step": 10, "torch_dtype": "torch.bfloat16"}
+    same(got.tensors, want)  # in the dtype of the run, not in that of the published file
+    assert got.plain == {"step": 10, "torch_dtype": "torch.float32"}
 
 
 def test_dtypes(tmp_path):
@@ -146,7 +146,7 @@ def test_what_does_not_fit_leaves_nothing(tmp_path):
     before = sorted(tmp_path.iterdir())
     for family, config, error, text in (
         ("fast_wam", None, ValueError, "holds 'dit', not 'fast_wam'"),
-        ("dit", DIT | {"layers": 3}, weights.Mismatch, r"is \(2, 16, 16\), these sizes want \(3,"),
+        ("dit", DIT | {"model.layers": 3}, weights.Mismatch, r"is \(2, 32\), these sizes want \(3"),
     ):
         with pytest.raises(error, match=text):
             convert.send_out(family, tmp_path / "ours", tmp_path / "y", config, progress=False)
@@ -195,8 +195,8 @@ def peak(*arguments):
 
 def test_memory_is_that_of_a_tensor_not_of_the_model(tmp_path):
     """A stack of 40 layers, whose parameters are as large together as the file."""
-    big = dict(layers=40, width=768, ffn=3072, context_width=64)
-    small = big | dict(layers=1)
+    big = families.named(layers=40, width=768, heads=6, ffn=3072, context_width=64)
+    small = big | families.named(layers=1)
     used = {}
     for name, config in (("small", small), ("big", big)):
         (tmp_path / f"{name}.json").write_text(json.dumps(config))
@@ -237,8 +237,8 @@ def test_a_converted_folder_loads_as_the_file_does(tmp_path):
     equal(wide, jax.tree.map(lambda x: x.astype(np.float32), want))
     with pytest.raises(ValueError, match="holds 'dit', not 'sd3'"):
         weights.load("sd3", tmp_path / "ours")
-    with pytest.raises(weights.Mismatch, match=r"is \(2, 16, 16\), these sizes want \(5, 16, 16"):
-        weights.load("dit", tmp_path / "ours", DIT | {"layers": 5})
+    with pytest.raises(weights.Mismatch, match=r"is \(2, 32\), these sizes want \(5, 32\)"):
+        weights.load("dit", tmp_path / "ours", DIT | {"model.layers": 5})
 
 
 @pytest.mark.parametrize("source", ["file", "folder"])
@@ -246,7 +246,7 @@ def test_the_host_holds_a_share_of_a_parameter_at_a_time(tmp_path, monkeypatch, 
     """Onto eight devices; equal shares are made once, and the dtype changes on the way."""
     from wamjax import sharding
 
-    sizes = DIT | dict(width=32, ffn=128)
+    sizes = DIT | families.named(width=32, ffn=128)
     save(tmp_path / "dit.safetensors", published("dit", config=sizes))
     convert.bring_in("dit", tmp_path / "dit.safetensors", tmp_path / "ours", sizes, progress=False)
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})

@@ -155,7 +155,8 @@ SEES = {"first": "first", "future": "first future", "action": "first action"}
 @pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
 def test_the_released_fast_wam_computes_what_its_parts_do(tmp_path, double):
     """The file as torch reads it, run by the tests' torch code; values and gradients."""
-    config, kind = test_convert.FAST_WAM | {"freq_dim": 16}, [torch.float32, torch.float64][double]
+    config = test_convert.FAST_WAM | {"model.freq_dim": 16}
+    kind = [torch.float32, torch.float64][double]
     shapes = families.plans("fast_wam", config)["released"].published
     rng = np.random.default_rng(0)
     flat = {
@@ -172,7 +173,7 @@ def test_the_released_fast_wam_computes_what_its_parts_do(tmp_path, double):
         e: {k.removeprefix(f"mixtures.{e}."): v for k, v in leaves.items() if f"mixtures.{e}." in k}
         for e in ("video", "action")
     }
-    oracle = torch_oracle.TorchWam(parts | {"proprio": state}, 2, 2, config["head_dim"], 16)
+    oracle = torch_oracle.TorchWam(parts | {"proprio": state}, 2, 2, config["model.head_dim"], 16)
     draw = lambda *s: rng.standard_normal(s)  # noqa: E731
     x = {"first": draw(2, 1, 4, 4, 3), "future": draw(2, 2, 4, 4, 3), "action": draw(2, 3, 5)}
     context, proprio, weigh = draw(2, 4, 10), draw(2, 4), draw(2, 3, 5)

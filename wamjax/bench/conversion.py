@@ -80,7 +80,7 @@ def run(
     kind = families.family(family)
     layout = layout or next(iter(kind.layouts))
     plan = families.plans(family, config or None, layout)[layout]
-    dtype = np.dtype(kind.dtype or tensor.BFLOAT16)
+    dtype = np.dtype(tensor.BFLOAT16)
     tensors = random_tensors(plan, dtype)
     size = sum(x.nbytes for x in tensors.values())
     place = pathlib.Path(scratch or tempfile.gettempdir())

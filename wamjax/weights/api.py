@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wamjax import tree
-from wamjax.weights import families, files, store
+from wamjax.weights import families, files, sizing, store
 from wamjax.weights.plan import Mismatch, Plan, Slice
 from wamjax.weights.tensor import Tensor, Tensors
 
@@ -35,15 +35,15 @@ def load(
 
     Args:
       family: one of `families.FAMILIES`.
-      config: sizes that are not the published ones, or a json file of them; a folder of `convert`
-        says its own.
+      config: sizes by their names in a config, or a json file of them, where they are neither the
+        published ones nor those that the file says, see `sizing`; a folder of `convert` has them.
       layout: of the file; the one that its keys fit best by default.
       dtype: of the parameters; that of the file by default.
       shardings: where each parameter goes; the first local device by default. The host holds one
         device's share of one parameter at a time, and of the file what that share is made of.
 
     Raises:
-      Mismatch: keys or shapes are not those of the family; names all of them.
+      Mismatch: keys or shapes are not those of the family; names the first of each kind.
       Damaged: a folder of `convert` is not what was written.
     """
     path = pathlib.Path(path)
@@ -51,7 +51,8 @@ def load(
         plan, params = _converted(family, path, config)
         return tree.unflatten(params.load(_wanted(plan, shardings, dtype, params.arrays)))
     tensors = files.read(path).tensors
-    plan = fit(family, tensors, config, layout)[1]
+    sizes = sizing.of_file(family, tensors, config, layout, path)
+    plan = fit(family, tensors, sizes, layout)[1]
     slices = plan.to_ours(tensors).__getitem__
     layers = {p.ours for p in plan.pieces if p.layer is not None}
     sources = {p: slices((p, 0 if p in layers else None)) for p in plan.params}
@@ -83,7 +84,7 @@ def _converted(family: str, folder: pathlib.Path, config: Config) -> tuple[Plan,
     if about["family"] != family:
         raise ValueError(f"{folder} holds {about['family']!r}, not {family!r}")
     layout = next(iter(families.family(family).layouts))
-    plan = families.plans(family, config or about["sizes"], layout)[layout]
+    plan = families.plans(family, config or families.sizes_of(about), layout)[layout]
     params = store.read(folder / store.PARAMS)
     plan.check_ours(params.shapes)
     return plan, params
@@ -143,11 +144,11 @@ def export(
     Args:
       path: see `files.write`.
       layout: the family's first by default.
-      dtype: of the file; the published one, or that of the parameters, by default.
+      dtype: of the file; that of the parameters by default.
       plain: further entries of a torch file.
 
     Raises:
-      Mismatch: the parameters are not of the family at these sizes; names all of them.
+      Mismatch: the parameters are not of the family at these sizes.
       FileExistsError: there is something at `path`.
     """
     flat = tree.flatten(params)
@@ -168,7 +169,6 @@ def published(
     layout = layout or next(iter(kind.layouts))
     plan = families.plans(family, config, layout)[layout]
     plan.check_ours(shapes)
-    dtype = dtype or kind.dtype
     return plan.to_theirs(ours, None if dtype is None else jnp.dtype(dtype))
 
 

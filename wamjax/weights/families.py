@@ -13,12 +13,32 @@ from typing import Any
 from wamjax.config import did_you_mean
 from wamjax.models import t5
 from wamjax.models.vae import published
-from wamjax.weights import beside, networks, plan, tables, vae_tables
+from wamjax.weights import beside, bounds, networks, plan, tables, vae_tables
 from wamjax.weights.beside import Check
 from wamjax.weights.plan import Plan
 from wamjax.weights.table import Table
 
 Sizes = Mapping[str, Any]
+# Sizes of networks of pictures have the names of a config; networks and key maps say it shortly.
+KEYS = {
+    **{key: f"model.{key}" for key in ("layers", "heads", "head_dim", "patch", "context_width",
+                                       "freq_dim", "lora_rank", "rope_scale", "position_table")},
+    "width": "model.video.width", "ffn": "model.video.ffn", "action_width": "model.action.width",
+    "action_ffn": "model.action.ffn", "channels": "model.codec.channels",
+    "pooled_width": "model.text.pooled_width", "action_dim": "data.declared.action_dim",
+    "proprio_dim": "data.declared.proprio_dim",
+}  # fmt: skip
+_SHORT = {key: short for short, key in KEYS.items()}
+
+
+def named(**sizes: Any) -> dict[str, Any]:
+    """Sizes by their names in a config."""
+    return {KEYS.get(short, short): value for short, value in sizes.items()}
+
+
+def short(sizes: Sizes) -> dict[str, Any]:
+    """The reverse of `named`."""
+    return {_SHORT.get(key, key): value for key, value in sizes.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +64,10 @@ class Family:
     """A published model.
 
     Attributes:
-      sizes: the published ones; a config changes some of them.
+      sizes: the published ones, by names of a config; a config changes some of them.
       params: shapes of the parameters at sizes.
       functions: what the network computes, by name, as functions of parameters and inputs.
       layouts: by name; the first one is what is exported by default.
-      dtype: of published files, which exports have by default; None keeps that of the parameters.
       rows_of: what a layout's `rows` take, made of sizes.
     """
 
@@ -56,14 +75,15 @@ class Family:
     params: Callable[[Sizes], Any]
     functions: Callable[[Sizes], dict[str, Callable]]
     layouts: Mapping[str, Layout]
-    dtype: str | None = None
-    rows_of: Callable[[Sizes], Any] = lambda sizes: sizes
+    rows_of: Callable[[Sizes], Any] = short
 
 
 def _denoiser(build, sizes: Sizes, layouts: Mapping[str, Layout], **more: Any) -> Family:
-    params = functools.partial(networks.denoiser_params, build)
-    functions = functools.partial(networks.denoisers, build)
-    return Family(sizes, params, **{"functions": functions, "layouts": layouts} | more)
+    def params(sizes: Sizes) -> Any:
+        return networks.denoiser_params(build, short(sizes))
+
+    compute = more.get("functions", functools.partial(networks.denoisers, build))
+    return Family(named(**sizes), params, lambda sizes: compute(short(sizes)), layouts)
 
 
 def _text(sizes: Sizes, **more: Layout) -> Family:
@@ -75,7 +95,8 @@ def _text(sizes: Sizes, **more: Layout) -> Family:
     )
     sizes = dict(mlp="relu", shared_bias=True, buckets=32, max_distance=128) | sizes
     layouts = {"transformers": transformers, **more}
-    return Family(sizes, networks.text_params, networks.text_functions, layouts)
+    functions = networks.text_functions
+    return Family(sizes, networks.text_params, functions, layouts, rows_of=dict)
 
 
 def _vae(sizes: published.Sizes, **layouts: Layout) -> Family:
@@ -145,7 +166,7 @@ FAMILIES: dict[str, Family] = {
     "wan21_t2v": _denoiser(networks.wan, WAN21, _WAN),
     "wan22_ti2v": _denoiser(networks.wan, WAN22, _WAN),
     "cosmos_predict2": _cosmos(),
-    "cosmos_policy": _cosmos(dtype="bfloat16"),
+    "cosmos_policy": _cosmos(),
     "sd3": _denoiser(
         networks.mmdit,
         SD3,
@@ -156,11 +177,10 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "fast_wam": Family(
-        FAST_WAM,
-        networks.mixture_params,
-        networks.mixture_functions,
+        named(**FAST_WAM),
+        lambda sizes: networks.mixture_params(short(sizes)),
+        lambda sizes: networks.mixture_functions(short(sizes)),
         {"released": Layout(tables.fast_wam, plain=("step", "torch_dtype"))},
-        dtype="bfloat16",
     ),
     "t5": _text(t5.T5_11B),
     "t5_v1_1": _text(t5.T5_V1_1_XXL),
@@ -193,18 +213,36 @@ def sizes(name: str, config: Sizes | str | os.PathLike | None = None) -> dict[st
     """The sizes of a family: the published ones, changed by a config.
 
     Args:
-      config: sizes by name, or a json file of them.
+      config: sizes by the names that they have in a config (``model.layers``), or a json file.
 
     Raises:
       ValueError: a size that the family does not have.
     """
-    known = dict(family(name).sizes)
+    return dict(family(name).sizes) | changes(name, config)
+
+
+def changes(name: str, config: Sizes | str | os.PathLike | None = None) -> dict[str, Any]:
+    """What a config changes of the sizes of a family; see `sizes`."""
+    known = family(name).sizes
     given = config or {}
     if not isinstance(given, Mapping):
-        given = json.loads(pathlib.Path(given).read_text())
+        with bounds.reading(given, "holds no sizes"):
+            given = bounds.read_json(pathlib.Path(given).read_bytes())
+            if not isinstance(given, dict):
+                raise ValueError(f"it is {bounds.short(given)}")
+    old = {key: KEYS[key] for key in given if key not in known and KEYS.get(key) in known}
+    if old:
+        said = ", ".join(f"{key!r} is now {new!r}" for key, new in old.items())
+        raise ValueError(f"sizes of {name} have the names that they have in a config: {said}")
     for key in given:
         _known(f"size of {name}", key, known)
-    return known | dict(given)
+    return dict(given)
+
+
+def sizes_of(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes that a ``weights.json`` says; earlier ones had short names."""
+    known = family(about["family"]).sizes
+    return {key if key in known else KEYS.get(key, key): x for key, x in about["sizes"].items()}
 
 
 def plans(

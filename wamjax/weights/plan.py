@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from wamjax.weights import table
+from wamjax.weights import bounds, table
 from wamjax.weights.beside import Check
 from wamjax.weights.table import Piece, Table
 from wamjax.weights.tensor import Tensor, Tensors
@@ -52,7 +52,7 @@ class Plan:
         return len(self.published.keys() & set(keys))
 
     def check(self, tensors: Tensors) -> None:
-        """Raises `Mismatch` with everything that keeps the source from being used as it is."""
+        """Raises `Mismatch` with what keeps the source from being used as it is."""
         want = self.published
         problems = {
             "missing": [f"{k} {s}" for k, s in want.items() if k not in tensors],
@@ -85,7 +85,7 @@ class Plan:
         return {p.ours: (layers[p.ours],) * bool(layers[p.ours]) + p.shape for p in self.pieces}
 
     def check_ours(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises `Mismatch` with everything that keeps parameters from being exported."""
+        """Raises `Mismatch` with what keeps parameters from being exported."""
         want = self.params
         problems = {
             "missing": [f"{k} {s}" for k, s in want.items() if k not in shapes],
@@ -213,8 +213,8 @@ def _natural(key: str) -> list[tuple[int, str]]:
 
 
 def _listed(problems: Mapping[str, list[str]]) -> str:
-    """All of them; lines that differ in their first number alone become one."""
-    text = ""
+    """In a line the first of each kind; keys that differ in their first number alone become one."""
+    parts = []
     for what, lines in problems.items():
         groups: dict[tuple[str, str], list[int]] = {}
         for line in lines:
@@ -222,11 +222,13 @@ def _listed(problems: Mapping[str, list[str]]) -> str:
             in_key = number and " " not in head
             key = (head, tail) if in_key else (line, "")
             groups.setdefault(key, []).append(int(number) if in_key else -1)
+        some = [f"{head}{_numbers(numbers)}{tail}" for (head, tail), numbers in groups.items()]
         if lines:
-            text += f"\n  {what} ({len(lines)}):"
-        for (head, tail), numbers in groups.items():
-            text += f"\n    {head}{_numbers(numbers)}{tail}"
-    return text
+            parts.append(f"{what} ({len(lines)}): {bounds.few(some)}")
+    if problems.get("of another shape"):
+        parts.append("sizes that are not those go into --config, a json of names of a config such "
+                     'as {"model.layers": 12}')  # fmt: skip
+    return " " + "; ".join(parts)
 
 
 def _numbers(numbers: list[int]) -> str:
