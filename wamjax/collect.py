@@ -141,11 +141,17 @@ def ensure_collected(source, root) -> pathlib.Path:
             if not path.exists():  # another process may have been faster
                 _collect_into(path, settings)
     have, want = dict(Reader(path).info.collection), settings.to_json()
+    if not have:
+        raise ValueError(
+            f"{path} holds demonstrations that wamjax did not collect, and config.data.sources "
+            "asks for collected ones there: set its collect.episodes to 0 to use them as they "
+            "are, or give it another path"
+        )
     if have != want:
         differ = {k: (have.get(k), v) for k, v in want.items() if have.get(k) != v}
         raise ValueError(
             f"{path} was collected with other settings than config.data.sources asks for: "
-            f"{differ} (there, asked). Remove the folder, or use another path"
+            f"{differ} (there, asked). Use another path, or ask for the same settings"
         )
     return path
 

@@ -29,6 +29,13 @@ def test_one_robot_and_several():
         assert OBSERVER(OBSERVER.example(count))[0]["video"].shape[0] == max(count, 1)
 
 
+def test_a_state_that_float32_cannot_hold_is_not_taken():
+    seen = runs.observation()
+    state = seen["proprio"].astype(np.float64) * 0 + 1e300
+    with pytest.raises(BadObservation, match=r"proprio\[0\] is 1e\+300: every number must be"):
+        OBSERVER(seen | {"proprio": state})
+
+
 def images(**changes):
     return {"images": runs.observation()["images"] | changes}
 

@@ -178,3 +178,28 @@ def test_a_system_without_locks_acts_and_trains():
 
 def test_the_package_says_what_there_is():
     assert dir(wamjax) == ["__version__", "load_policy"]
+
+
+def test_acting_ahead_of_time_spends_no_warning(bundle, tmp_path, recwarn):
+    """Else the one that is said once is gone before a robot moves."""
+    texts = ["lift the block", "lower the block"]
+    changes = {"statistics__instructions": texts, "statistics__proprio__min": [2.0] * 5,
+               "statistics__proprio__max": [2.5] * 5}  # fmt: skip
+    folder = changed(bundle, tmp_path / "b", **changes)
+    strict = wamjax.load_policy(folder, limits=Limits(far=1.0, unknown=True))
+    for count in (0, 2):
+        strict(strict.example(count))
+    assert not [w for w in recwarn.list if w.category is UserWarning]
+    with pytest.raises(BadObservation, match="is none of the 2 of the demonstrations"):
+        strict(strict.example() | {"instruction": "lift teh block"})
+
+
+def test_what_else_a_folder_is_and_how_it_becomes_a_bundle(bundle, tmp_path):
+    runs.save(tmp_path / "run", runs.fast_wam(), steps=(2,))
+    for folder, message in (
+        (tmp_path / "run", "is a run, no policy bundle.*--workdir=.*/run "),
+        (bundle / "weights", "holds converted weights, no policy bundle.*--weights="),
+        (tmp_path / "gone", "does not exist"),
+    ):
+        with pytest.raises(FileNotFoundError, match=f"(?s){message}"):
+            wamjax.load_policy(folder)

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -123,8 +124,21 @@ def test_the_config_collects_once_and_reuses(tmp_path, monkeypatch, capsys):
     assert [s.reader.path for s in again] == [s.reader.path for s in sources]
     config.data.sources.demos.path = sources[0].reader.path.name
     config.data.sources.demos.collect.noise = 0.2
-    with pytest.raises(ValueError, match=r"other settings .*'noise': \(0.1, 0.2\)"):
+    with pytest.raises(ValueError, match=r"other settings .*'noise': \(0.1, 0.2\)") as error:
         pipeline.open_sources(config.data)
+    assert "emove" not in str(error.value)
+
+
+def test_demonstrations_of_ones_own_are_never_to_be_removed(data, tmp_path):
+    own = shutil.copytree(data, tmp_path / "own")
+    values = json.loads((own / "spec.json").read_text())
+    (own / "spec.json").write_text(json.dumps(values | {"collection": {}}))
+    config = base_config()
+    config.data.root = str(tmp_path)
+    config.data.sources.own = source(path="own", collect={"tasks": TASKS, "episodes": 8})
+    with pytest.raises(ValueError, match="did not collect.*collect.episodes to 0") as error:
+        pipeline.open_sources(config.data)
+    assert "emove" not in str(error.value)
 
 
 def test_the_stats_command_recomputes_compares_and_draws(data, tmp_path, capsys):

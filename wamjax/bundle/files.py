@@ -139,10 +139,7 @@ def read(folder: str | os.PathLike) -> Manifest:
     folder = pathlib.Path(folder)
     file = folder / MANIFEST
     if not file.exists():
-        raise FileNotFoundError(
-            f"{folder} is no policy bundle (no {MANIFEST}); make one by\n  python -m "
-            f"wamjax.export_policy --workdir=RUN --output={folder}"
-        )
+        raise FileNotFoundError(_no_bundle(folder))
     manifest = _manifest(file)
     wanted = [WEIGHTS]
     wanted += [PLANNER] if manifest.planner is not None else []
@@ -151,6 +148,24 @@ def read(folder: str | os.PathLike) -> Manifest:
     if gone := [name for name in wanted if not (folder / name).is_dir()]:
         raise FileNotFoundError(f"{folder} lacks {', '.join(gone)}; export the policy again")
     return manifest
+
+
+def _no_bundle(folder: pathlib.Path) -> str:
+    """What a folder is instead of a bundle, and how one is made of it."""
+    from wamjax import checkpoint
+
+    export = "python -m wamjax.export_policy"
+    if not folder.exists():
+        return (f"{folder} does not exist, so it is no policy bundle; make one by\n  {export} "
+                f"--workdir=RUN --output={folder}")  # fmt: skip
+    if (folder / checkpoint.FOLDER).is_dir():
+        return (f"{folder} is a run, no policy bundle; make one of it by\n  {export} "
+                f"--workdir={folder} --output=BUNDLE")  # fmt: skip
+    if (folder / store.ABOUT).exists():
+        return (f"{folder} holds converted weights, no policy bundle; make one of them by\n  "
+                f"{export} --config=FILE --weights={folder} --statistics=FILE --output=BUNDLE")
+    return (f"{folder} is no policy bundle (no {MANIFEST}); make one by\n  {export} "
+            "--workdir=RUN --output=BUNDLE")  # fmt: skip
 
 
 def _manifest(file: pathlib.Path) -> Manifest:

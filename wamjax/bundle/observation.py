@@ -80,10 +80,12 @@ class Observer:
                 f"proprio is {x.dtype} {x.shape}, the policy takes numbers ({size},), or "
                 f"(b, {size}) of b robots: give the state that it was trained on, in its order"
             )
-        if not np.isfinite(x).all():
-            at = np.argwhere(~np.isfinite(x))[0].tolist()
+        with np.errstate(over="ignore"):  # said below
+            out = x.astype(np.float32)
+        if not np.isfinite(out).all():
+            at = np.argwhere(~np.isfinite(out))[0].tolist()
             raise BadObservation(f"proprio{at} is {x[tuple(at)]}: every number must be finite")
-        return x.astype(np.float32)
+        return out
 
     def _images(self, images: Any, batch: tuple[int, ...]) -> dict[str, np.ndarray]:
         cameras = self.spec.cameras

@@ -147,8 +147,15 @@ class LoadedPolicy:
                           stacklevel=4)  # fmt: skip
 
     def example(self, count: int = 0) -> dict[str, Any]:
-        """A blank observation, of `count` robots if that is not 0."""
-        return self.observer.example(count)
+        """A blank observation, of `count` robots if that is not 0; like the demonstrations, so
+        that acting on it ahead of time spends no warning."""
+        out = self.observer.example(count)
+        if self.instructions and self.observer.cache is None:
+            out["instruction"] = self.instructions[0]
+        rows = self.manifest.statistics["proprio"]
+        low, high = (np.asarray(rows[name], np.float32) for name in ("min", "max"))
+        out["proprio"] = np.clip(out["proprio"], low, high)
+        return out
 
 
 @jax.jit

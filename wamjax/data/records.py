@@ -77,7 +77,7 @@ class Writer:
 
     def __enter__(self) -> Writer:
         if self.path.exists():
-            raise FileExistsError(f"{self.path} exists; remove it or write somewhere else")
+            raise FileExistsError(f"{self.path} exists and is kept; write somewhere else")
         _remove_orphans(self.path)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
