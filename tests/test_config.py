@@ -2,6 +2,8 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from wamjax import config as configs
 from wamjax import config_keys
@@ -169,3 +171,39 @@ def test_importing_is_light():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_a_source_is_added_and_changed_on_the_command_line(tmp_path, monkeypatch):
+    file = tmp_path / "experiment.py"
+    file.write_text(
+        "from wamjax import config\n"
+        "def get_config(arg=None):\n"
+        "    out = config.base_config()\n"
+        "    out.data.sources.demos = config.source(path='there')\n"
+        "    return out\n"
+    )
+
+    def parsed(*arguments):
+        line = ["test", f"--config={file}", *arguments]
+        monkeypatch.setattr("sys.argv", line)
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file("config", None, "", flag_values=values, lock_config=True)
+        values(line)
+        return values.config.data.sources
+
+    got = parsed("--config.data.sources.mine.path=/data", "--config.data.sources.mine.weight=2",
+                 "--config.data.sources.demos.action_free=True")  # fmt: skip
+    assert list(got) == ["demos", "mine"]
+    assert got.mine == configs.source(path="/data", weight=2.0)
+    assert got.demos == configs.source(path="there", action_free=True)
+    assert parsed("--config.data.sources.mine.collect.episodes=3").mine.collect.episodes == 3
+    assert list(parsed()) == ["demos"]
+    with pytest.raises((KeyError, AttributeError), match="pth"):
+        parsed("--config.data.sources.mine.pth=/data")
+
+
+def test_a_source_that_nothing_names_is_still_an_error():
+    config = configs.base_config()
+    with pytest.raises((KeyError, AttributeError), match="mine"):
+        _ = config.data.sources.mine.path
+    assert "mine" not in config.data.sources

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,10 +51,29 @@ _ONE_OF = {
 }
 
 
+class Sources(ConfigDict):
+    """``data.sources``: a source that the command line alone names is there with its defaults.
+
+    So ``--config.data.sources.mine.path=DIR`` adds one. Any other name that is missing is an error.
+    """
+
+    def __getitem__(self, name: str) -> Any:
+        if isinstance(name, str) and name not in self and _on_command_line(name):
+            with self.unlocked():
+                self[name] = source()
+        return super().__getitem__(name)
+
+
+def _on_command_line(name: str) -> bool:
+    """Whether a flag of a config sets a key of the source `name`."""
+    wanted = re.compile(rf"--?(no)?\w*config\.data\.sources\.{re.escape(name)}\.")
+    return any(wanted.match(argument) for argument in sys.argv[1:])
+
+
 def base_config() -> ConfigDict:
     """The documented config with all defaults; locked, except that sources may be added."""
     config = _nest(TABLE)
-    config.data.sources = ConfigDict()
+    config.data.sources = Sources()
     config.eval.shift = ConfigDict()
     config.lock()
     config.data.sources.unlock()  # names are free
