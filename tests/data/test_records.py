@@ -163,7 +163,7 @@ def test_a_killed_writer_leaves_no_data_set_and_the_next_one_clears_up(tmp_path)
 
 def test_an_existing_data_set_is_not_overwritten(tmp_path):
     synthetic.write(tmp_path / "a")
-    with pytest.raises(FileExistsError, match="remove it"):
+    with pytest.raises(FileExistsError, match="exists and is kept; write somewhere else"):
         synthetic.write(tmp_path / "a", (3,))
     assert len(Reader(tmp_path / "a")) == len(synthetic.LENGTHS)
 
