@@ -1,0 +1,24 @@
+"""No extra installs what nothing imports."""
+
+import pathlib
+import re
+import tomllib
+
+ROOT = pathlib.Path(__file__).parents[1]
+MODULES = {"tensorflow-datasets": "tensorflow_datasets", "scikit-learn": "sklearn"}
+INDIRECT = {"packaging"}  # metaworld imports it and does not say so
+CHOICES = {"tpu", "cuda", "test", "dev", "all"}  # of hardware, for tests, and of the others
+
+
+def test_every_package_of_an_extra_is_imported():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    source = "\n".join(p.read_text() for p in (ROOT / "wamjax").rglob("*.py"))
+    uses = set(extras) - CHOICES
+    assert uses == set(re.findall(r"\w+", extras["all"][0])) - {"wamjax"}
+    for name in sorted(uses):
+        for requirement in extras[name]:
+            package = re.match(r"[\w-]+", requirement)[0]
+            module = MODULES.get(package, package)
+            used = rf"(import|from|_library\(.) ?{module}\b"
+            assert package in INDIRECT or re.search(used, source), (name, package)
