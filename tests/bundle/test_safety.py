@@ -152,11 +152,11 @@ def test_what_is_unlike_the_demonstrations_is_said_once_or_refused(bundle, tmp_p
     seen = runs.observation()
     base = policy(seen)
     assert not recwarn.list and policy.instructions == tuple(texts)
-    for _ in range(2):
-        policy(seen | {"instruction": "lift teh block"})
+    for text in ("lift teh block", "lift teh block", "fly"):
+        policy(seen | {"instruction": text})
     policy(seen | {"proprio": seen["proprio"] * 0 + 1e30})
     said = [str(w.message) for w in recwarn.list if w.category is UserWarning]
-    assert len(said) == 2
+    assert len(said) == 3 and "'fly' is none of the 2" in said.pop(1)
     assert "'lift teh block' is none of the 2 of the demonstrations, such as 'lift" in said[0]
     assert "] is 1e+30, the demonstrations had" in said[1]
     np.testing.assert_array_equal(policy(seen), base)

@@ -51,6 +51,7 @@ class Limits:
 
 
 WARN_FAR, WARN_BATCH = 10.0, 512
+WARNINGS = 100  # of one policy, at most: an instruction is a kind of its own
 
 
 class LoadedPolicy:
@@ -122,7 +123,7 @@ class LoadedPolicy:
         for text in [texts] if isinstance(texts, str) else texts:
             if known and text not in known:
                 such = close(text, sorted(known))
-                self._doubt("unknown", limits.unknown, f"instruction {text!r} is none of the "
+                self._doubt(f"unknown {text}", limits.unknown, f"instruction {text!r} is none of the "
                             f"{len(known)} of the demonstrations{such}")  # fmt: skip
         rows = self.manifest.statistics["proprio"]
         if "min" not in rows or "max" not in rows:
@@ -141,7 +142,7 @@ class LoadedPolicy:
     def _doubt(self, kind: str, error: bool, text: str) -> None:
         if error:
             raise BadObservation(f"{text}: beyond the limits of this policy, {self.limits}")
-        if kind not in self._warned:
+        if kind not in self._warned and len(self._warned) < WARNINGS:
             self._warned.add(kind)
             warnings.warn(f"{text}; it acts all the same (said once; `limits` makes it an error)",
                           stacklevel=4)  # fmt: skip
