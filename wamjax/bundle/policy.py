@@ -122,9 +122,9 @@ class LoadedPolicy:
         known = set(self.instructions)
         for text in [texts] if isinstance(texts, str) else texts:
             if known and text not in known:
-                such = close(text, sorted(known))
-                self._doubt(f"unknown {text}", limits.unknown, f"instruction {text!r} is none of the "
-                            f"{len(known)} of the demonstrations{such}")  # fmt: skip
+                such = f"is none of the {len(known)} of the demonstrations"
+                such += close(text, sorted(known))
+                self._doubt(f"unknown {text}", limits.unknown, f"instruction {text!r} {such}")
         rows = self.manifest.statistics["proprio"]
         if "min" not in rows or "max" not in rows:
             return
