@@ -28,11 +28,11 @@ CONFIG = pathlib.Path(__file__).parent / "configs" / "fast_wam_tabletop.py"
 
 def measure(variant: str, run: pathlib.Path) -> None:
     """Every way in which the trained variant can act, under every shift."""
-    from wamjax import evaluate
+    from wamjax import trained
     from wamjax.envs import tabletop
 
     for shift in tabletop.SHIFTS:
-        study.measure(run, study.modes(variant), lambda how: evaluate.load(run, **how), shift)
+        study.measure(run, study.modes(variant), lambda how: trained.load(run, **how), shift)
 
 
 def table(workdir: pathlib.Path) -> str:

@@ -73,10 +73,10 @@ def steps(kind: str) -> tuple[int, int]:
 
 def measure(kind: str, run: pathlib.Path) -> None:
     """Every way to act, in the world as it is and under the shifts asked for."""
-    from wamjax import evaluate
+    from wamjax import trained
 
     def ready(how: dict):
-        policy, config, step = evaluate.load(run, mode=how.pop("mode"))
+        policy, config, step = trained.load(run, mode=how.pop("mode"))
         if plan := how.pop("plan", None):
             how["planning"] = dataclasses.replace(policy.objective.planning, **plan)
         objective = dataclasses.replace(policy.objective, **how)

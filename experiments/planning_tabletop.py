@@ -50,7 +50,7 @@ DIRECT = "direct, 5 calls"  # as trained and published; what the others are comp
 
 def ways(kind: str) -> dict[str, dict]:
     """Row -> how to act: fields of `CosmosPolicy` and, under "plan", of `Planning`; "mode" and
-    "planner" go to `evaluate.load`."""
+    "planner" go to `trained.load`."""
     if kind == "prefix":  # exact where `frozen` is approximate
         return {"direct": {}, "frozen": {"mode": "frozen"}}
     if kind != "base":
@@ -67,11 +67,11 @@ def ways(kind: str) -> dict[str, dict]:
 
 def measure(kind: str, run: pathlib.Path, tuned: pathlib.Path) -> None:
     """Every way to act; `study.rows` reads what came out."""
-    from wamjax import evaluate
+    from wamjax import trained
 
     def ready(how: dict):
         planner = tuned if how.pop("planner", False) else None
-        policy, config, step = evaluate.load(run, mode=how.pop("mode", None), planner=planner)
+        policy, config, step = trained.load(run, mode=how.pop("mode", None), planner=planner)
         return dataclasses.replace(policy, objective=acting(policy.objective, how)), config, step
 
     study.measure(run, ways(kind), ready)
@@ -87,24 +87,23 @@ def choice(run: pathlib.Path) -> dict[str, dict[str, float]]:
       deviation) among the eight, "score" and "score_spread" alike of their scores, "agreement":
       correlation of score and (negative) error among the eight, mean over plans.
     """
-    from wamjax import evaluate
+    from wamjax import closed_loop, trained
     from wamjax.envs import tabletop
     from wamjax.envs.tabletop.expert import intention
 
     path = run / "choice.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     for name in [n for n in ENDS if n not in found]:
-        policy, config, _ = evaluate.load(run)
+        policy, config, _ = trained.load(run)
         objective = acting(policy.objective, ENDS[name] | {"plan": {"proposals": 8}})
         policy = dataclasses.replace(policy, objective=objective)
-        policy = dataclasses.replace(policy, cameras=tuple(config.data.cameras))
-        names = list(np.resize(evaluate.task_names(config), 48))
+        names = list(np.resize(closed_loop.task_names(config), 48))
         done = tabletop.rollout(
-            jax.tree_util.Partial(evaluate.seeing(_offer), policy),
-            evaluate.episode_keys(config, "evaluate", np.arange(48)),
+            jax.tree_util.Partial(closed_loop.seeing(_offer), policy),
+            closed_loop.episode_keys(config, "evaluate", np.arange(48)),
             np.array([tabletop.task_id(name) for name in names], np.int32),
             tabletop.Shift.none(),
-            evaluate.told(config, objective, [tabletop.instruction(name) for name in names]),
+            closed_loop.told(config, objective, [tabletop.instruction(name) for name in names]),
             max_steps=16,
             execute=flags.FLAGS.execute,
         )
@@ -136,14 +135,14 @@ def judges(run: pathlib.Path, planner: pathlib.Path) -> dict[str, dict[str, floa
       "own values" and "fine-tuned planner" -> `foresight.calibration` without its bins, and the
       means of "predicted" and "achieved" return.
     """
-    from wamjax import evaluate, foresight
+    from wamjax import foresight, trained
 
     path = run / "judges.json"
     if path.exists():
         return json.loads(path.read_text())
     found = {}
     for name, judge in (("own values", None), ("fine-tuned planner", planner)):
-        policy, config, _ = evaluate.load(run, mode="plan", planner=judge)
+        policy, config, _ = trained.load(run, mode="plan", planner=judge)
         objective = acting(policy.objective, {"plan": {"proposals": 1}})
         policy = dataclasses.replace(policy, objective=objective)
         seen = foresight.watch(policy, config, flags.FLAGS.episodes)

@@ -121,16 +121,16 @@ def rows(run: pathlib.Path, shift: str = "none") -> dict[str, dict]:
 def measure(run: pathlib.Path, ways: dict[str, dict], ready: Callable, shift: str = "none") -> None:
     """Rolls out every way in which a trained policy can act; `rows` reads what came out.
 
-    A row holds what `wamjax.evaluate.roll_out` says, the number of parameters, the training step
+    A row holds what `wamjax.closed_loop.roll_out` says, the number of parameters, the training step
     and, in the world without a shift, the latency. Rows that are there already stay, unless the run
     was trained on since; each is written as soon as it is measured.
 
     Args:
       ways: row -> how to act, as `ready` takes it.
-      ready: how to act (a copy) -> (policy, config, step), as `wamjax.evaluate.load` gives them.
+      ready: how to act (a copy) -> (policy, config, step), as `wamjax.trained.load` gives them.
       shift: of the world, by name.
     """
-    from wamjax import evaluate, tree
+    from wamjax import closed_loop, trained, tree
     from wamjax.envs.world import open_world, shift_of
 
     saved = (run / "checkpoints").glob("[0-9]*")
@@ -142,10 +142,10 @@ def measure(run: pathlib.Path, ways: dict[str, dict], ready: Callable, shift: st
         policy, config, step = ready(dict(ways[name]))
         config.eval.episodes, config.eval.execute = flags.FLAGS.episodes, flags.FLAGS.execute
         world = open_world(config.eval.env)
-        found = evaluate.roll_out(policy, config, shift_of(world, shift), world)
+        found = closed_loop.roll_out(policy, config, shift_of(world, shift), world)
         found |= {"parameters": tree.count(policy.params), "steps": step}
         if shift == "none":
-            found["latency_ms"] = evaluate.latency(policy, config, calls=20)
+            found["latency_ms"] = trained.latency(policy, config, calls=20)
         done[name] = found
         _rows_file(run, shift).write_text(json.dumps(done, indent=2) + "\n")
 

@@ -7,7 +7,7 @@ import pytest
 from data import synthetic
 from test_denoising_runs import study
 
-from wamjax import evaluate
+from wamjax import closed_loop, trained
 from wamjax.envs import tabletop
 
 
@@ -59,7 +59,7 @@ def test_every_way_to_act_is_measured_under_every_shift(ablation, tmp_path, monk
     asked, timed = [], []
 
     def load(run, mode):
-        policy = evaluate.Policy(None, {}, {}, mode)
+        policy = trained.Policy(None, {}, {}, mode)
         return policy, SimpleNamespace(eval=SimpleNamespace(env="tabletop")), 7
 
     def roll_out(policy, config, shift, world):
@@ -67,10 +67,10 @@ def test_every_way_to_act_is_measured_under_every_shift(ablation, tmp_path, monk
         asked.append((policy.mode, next(n for n, s in world.shifts.items() if s == shift)))
         return {"success_rate": 0.5, "episodes": 192}
 
-    monkeypatch.setattr(evaluate, "load", load)
-    monkeypatch.setattr(evaluate, "roll_out", roll_out)
+    monkeypatch.setattr(trained, "load", load)
+    monkeypatch.setattr(closed_loop, "roll_out", roll_out)
     monkeypatch.setattr(
-        evaluate, "latency", lambda policy, *a, **k: timed.append(policy.mode) or {"p50": 1.0}
+        trained, "latency", lambda policy, *a, **k: timed.append(policy.mode) or {"p50": 1.0}
     )
     for _ in range(2):
         ablation.measure("optional_idm", tmp_path)

@@ -13,7 +13,7 @@ from PIL import Image
 from test_configs import get
 
 from wamjax import config as configs
-from wamjax import evaluate, metrics, sample, train
+from wamjax import evaluate, metrics, sample, train, trained
 from wamjax.envs import tabletop
 
 
@@ -102,23 +102,23 @@ def test_a_checkpoint_alone_can_be_evaluated_under_a_shift(job):
 
 
 def test_a_policy_is_what_was_trained(job):
-    policy, config, step = evaluate.load(job[1])
+    policy, config, step = trained.load(job[1])
     assert step == 6 and config.total_steps == 6
-    observation = evaluate.observe_example(policy, 2)
+    observation = trained.observe_example(policy, 2)
     key = jax.random.key(0)
     act = jax.jit(lambda p: p.actions(p.params, observation, key))
-    trained = act(policy)
-    assert trained.shape == (2, config.data.chunk, tabletop.ACTION_DIM)
-    fresh = evaluate.untrained(policy, config)
+    actions = act(policy)
+    assert actions.shape == (2, config.data.chunk, tabletop.ACTION_DIM)
+    fresh = trained.untrained(policy, config)
     assert jax.tree.structure(fresh.params) == jax.tree.structure(policy.params)
-    assert not np.allclose(trained, act(fresh))
-    earlier, _, step = evaluate.load(job[1], step=3)
+    assert not np.allclose(actions, act(fresh))
+    earlier, _, step = trained.load(job[1], step=3)
     assert step == 3
-    assert not np.allclose(trained, act(earlier))
-    typo, _, _ = evaluate.load(job[1], mode="dirct")
+    assert not np.allclose(actions, act(earlier))
+    typo, _, _ = trained.load(job[1], mode="dirct")
     with pytest.raises(ValueError, match="'dirct', did you mean 'direct'"):
-        evaluate.latency(typo, config)
+        trained.latency(typo, config)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint 4; it has \[3, 6\]"):
-        evaluate.load(job[1], step=4)
+        trained.load(job[1], step=4)
     with pytest.raises(ValueError, match="trained a policy .'fast_wam'.; use .*wamjax.evaluate"):
         sample.load(job[1])

@@ -11,8 +11,8 @@ import pytest
 from absl import app
 from data import synthetic
 
+from wamjax import closed_loop, evaluate, trained, wam
 from wamjax import config as configs
-from wamjax import evaluate, wam
 from wamjax.data.spec import DataSpec
 from wamjax.envs import outcomes, tabletop, world
 from wamjax.wam import draws
@@ -40,8 +40,8 @@ def config(**values):
 @functools.cache
 def rolled(episodes, batch_size, gain=4.0, seed=0, shift="none"):
     asked = config(episodes=episodes, batch_size=batch_size, seed=seed)
-    policy = evaluate.Policy(Homing(), jnp.float32(gain), {})
-    return evaluate.roll_out(policy, asked, world.shift_of(TABLETOP, shift))
+    policy = trained.Policy(Homing(), jnp.float32(gain), {})
+    return closed_loop.roll_out(policy, asked, world.shift_of(TABLETOP, shift))
 
 
 def test_success_is_counted_by_task():
@@ -76,12 +76,12 @@ class Shaky(Homing):
 
 
 def test_episodes_of_a_policy_that_draws_do_not_depend_on_how_they_are_batched():
-    policy = evaluate.Policy(Shaky(), jnp.float32(4.0), {})
+    policy = trained.Policy(Shaky(), jnp.float32(4.0), {})
     found = [
-        evaluate.roll_out(policy, config(episodes=12, batch_size=size), {}) for size in (4, 12)
+        closed_loop.roll_out(policy, config(episodes=12, batch_size=size), {}) for size in (4, 12)
     ]
     assert found[0] == found[1]
-    calm = evaluate.roll_out(evaluate.Policy(Homing(), jnp.float32(4.0), {}),
+    calm = closed_loop.roll_out(trained.Policy(Homing(), jnp.float32(4.0), {}),
                              config(episodes=12, batch_size=12), {})  # fmt: skip
     assert calm != found[1]
 
@@ -98,15 +98,15 @@ def test_the_floor_is_what_the_same_actions_reach_without_looking():
 
 
 def test_a_killed_evaluation_goes_on_without_repeating(tmp_path, monkeypatch):
-    asked, policy = config(episodes=12, batch_size=4), evaluate.Policy(Homing(), jnp.float32(4), {})
+    asked, policy = config(episodes=12, batch_size=4), trained.Policy(Homing(), jnp.float32(4), {})
     path, about = tmp_path / "episodes.jsonl", {"step": 3}
-    whole = evaluate.roll_out(policy, asked, {}, record=outcomes.Outcomes(path, about))
+    whole = closed_loop.roll_out(policy, asked, {}, record=outcomes.Outcomes(path, about))
     lines = path.read_text().splitlines(keepends=True)
     assert len(lines) == 1 + 2 * 12 and json.loads(lines[0]) == {"asked": about}
     path.write_text("".join(lines[:10]) + lines[10][:20])  # killed while it wrote the second batch
-    calls, play = [], evaluate.play
-    monkeypatch.setattr(evaluate, "play", lambda *a, **k: calls.append(0) or play(*a, **k))
-    again = evaluate.roll_out(policy, asked, {}, record=outcomes.Outcomes(path, about))
+    calls, play = [], closed_loop.play
+    monkeypatch.setattr(closed_loop, "play", lambda *a, **k: calls.append(0) or play(*a, **k))
+    again = closed_loop.roll_out(policy, asked, {}, record=outcomes.Outcomes(path, about))
     assert again == whole and len(calls) == 2
     assert sorted(path.read_text().splitlines()) == sorted("".join(lines).splitlines())
     # Of another checkpoint nothing is taken, nor where a finished evaluation is asked for again.
@@ -116,16 +116,16 @@ def test_a_killed_evaluation_goes_on_without_repeating(tmp_path, monkeypatch):
 
 def test_tasks_are_those_of_the_data_unless_asked():
     asked = config(tasks=())
-    assert evaluate.task_names(asked) == list(tabletop.TASKS)
+    assert closed_loop.task_names(asked) == list(tabletop.TASKS)
     for name, tasks in (("a", ("pick_red", "reach_red")), ("b", ("reach_red", "reach_left_zone"))):
         asked.data.sources[name] = configs.source(collect={"tasks": tasks})
-    assert evaluate.task_names(asked) == ["pick_red", "reach_red", "reach_left_zone"]
+    assert closed_loop.task_names(asked) == ["pick_red", "reach_red", "reach_left_zone"]
     asked.eval.tasks = ("pick_red",)
-    assert evaluate.task_names(asked) == ["pick_red"]
+    assert closed_loop.task_names(asked) == ["pick_red"]
     asked.eval.tasks = ("pick_rod",)
     asked.eval.episodes = 2
     with pytest.raises(KeyError, match="pick_rod"):
-        evaluate.roll_out(evaluate.Policy(Homing(), jnp.float32(1), {}), asked, {})
+        closed_loop.roll_out(trained.Policy(Homing(), jnp.float32(1), {}), asked, {})
 
 
 def test_dials_override_a_shift():
@@ -170,10 +170,10 @@ def test_what_cannot_be_rolled_out_is_known_before_training(changes, message):
     asked = config(episodes=4)
     asked.objective.infer_steps = 1
     asked.update_from_flattened_dict({"data.frames": 2, "data.chunk": 8, "model.codec.patch": 8})
-    evaluate.check(asked, built(asked))
+    closed_loop.check(asked, built(asked))
     asked.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
-        evaluate.check(asked, built(asked))
+        closed_loop.check(asked, built(asked))
 
 
 def built(asked, action_dim=4, cameras=("overhead", "gripper")):
@@ -186,7 +186,7 @@ def test_policies_of_other_robots_are_not_rolled_out():
     asked = config(episodes=4)
     asked.update_from_flattened_dict({"data.frames": 2, "data.chunk": 8, "model.codec.patch": 8})
     with pytest.raises(ValueError, match=r"actions of the policy are \(7,\), of tabletop \(4,"):
-        evaluate.check(asked, built(asked, action_dim=7))
+        closed_loop.check(asked, built(asked, action_dim=7))
 
 
 def test_a_policy_looks_through_its_own_cameras_in_their_order():
@@ -198,13 +198,13 @@ def test_a_policy_looks_through_its_own_cameras_in_their_order():
             return jnp.broadcast_to(half[:, None, None], (len(half), 2, 4))
 
     asked = config(episodes=4, max_steps=2)
-    policy, names = evaluate.Policy(Looking(), None, {}), ["reach_red"] * 3
-    keys = evaluate.episode_keys(asked, "evaluate", np.arange(3))
+    policy, names = trained.Policy(Looking(), None, {}), ["reach_red"] * 3
+    keys = closed_loop.episode_keys(asked, "evaluate", np.arange(3))
     moved = {}
     for cameras in (("overhead", "gripper"), ("gripper", "overhead"), ("gripper",)):
         asked.data.cameras = cameras
         policy = dataclasses.replace(policy, cameras=cameras)
-        done = evaluate.play(policy, asked, TABLETOP, names, keys, {}, record=True)
+        done = closed_loop.play(policy, asked, TABLETOP, names, keys, {}, record=True)
         frames = world.composite(done.frames, cameras)
         assert frames.shape[3] == 64 * len(cameras)
         moved[cameras] = done.actions[:, 0, 0], frames[:, 0]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from wamjax import config as configs
-from wamjax import evaluate, foresight
+from wamjax import foresight, trained
 
 CHUNK = 4
 MIDDLE = (-0.5, 0.575, 0.08)  # of where the left zone may be, low
@@ -42,7 +42,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def plans():
-    return foresight.watch(evaluate.Policy(Homing(), jnp.float32(2.0), {}), config(), 8)
+    return foresight.watch(trained.Policy(Homing(), jnp.float32(2.0), {}), config(), 8)
 
 
 def test_each_plan_meets_the_end_of_its_chunk(plans):
@@ -75,7 +75,7 @@ def test_reused_keys_change_actions_by_what_the_modes_differ():
             actions = super().policy(params, normalizers, observation, rng)
             return actions + 0.25 * (mode == "frozen")
 
-    plans = foresight.watch(evaluate.Policy(Modes(), jnp.float32(2.0), {}), config(), 2)
+    plans = foresight.watch(trained.Policy(Modes(), jnp.float32(2.0), {}), config(), 2)
     assert plans.reuse.shape == (2, 4, 2)
     np.testing.assert_allclose(plans.reuse[..., 0], 0.25, rtol=1e-6)
     assert (plans.reuse[..., 1] > 0).all()
@@ -108,8 +108,8 @@ def test_frames_are_compared_with_a_still_picture(plans):
 
 
 def test_run_writes_what_there_is(monkeypatch, tmp_path):
-    policy = evaluate.Policy(Homing(), jnp.float32(2.0), {})
-    monkeypatch.setattr(evaluate, "load", lambda *args: (policy, config(), 7))
+    policy = trained.Policy(Homing(), jnp.float32(2.0), {})
+    monkeypatch.setattr(trained, "load", lambda *args: (policy, config(), 7))
     found = foresight.run(tmp_path, episodes=8)
     assert json.loads((tmp_path / "foresight.json").read_text()) == found
     assert found["step"] == 7 and set(found) == {"step", "mode", "episodes", "values", "frames"}
@@ -118,16 +118,16 @@ def test_run_writes_what_there_is(monkeypatch, tmp_path):
     class Silent:
         imagines = False
 
-    blind = evaluate.Policy(Silent(), None, {})
-    monkeypatch.setattr(evaluate, "load", lambda *args: (blind, config(), 7))
+    blind = trained.Policy(Silent(), None, {})
+    monkeypatch.setattr(trained, "load", lambda *args: (blind, config(), 7))
     with pytest.raises(ValueError, match="predicts neither frames nor values"):
         foresight.run(tmp_path)
 
 
 def test_what_is_not_as_after_training_goes_into_the_names(monkeypatch, tmp_path):
     """And a plan's future is not the one that is imagined, so no frames are compared."""
-    planning = evaluate.Policy(Homing(), jnp.float32(2.0), {}, "plan")
-    monkeypatch.setattr(evaluate, "load", lambda *args: (planning, config(), 7))
+    planning = trained.Policy(Homing(), jnp.float32(2.0), {}, "plan")
+    monkeypatch.setattr(trained, "load", lambda *args: (planning, config(), 7))
     found = foresight.run(tmp_path, step=7, mode="plan", planner="runs/other", episodes=2)
     assert "frames" not in found and "values" in found
     assert (tmp_path / "foresight_plan_7_other.json").exists()

@@ -9,8 +9,8 @@ from data import synthetic
 from test_denoising_runs import study
 from wam import cosmos_tiny as tiny
 
+from wamjax import closed_loop, foresight, trained
 from wamjax import config as configs
-from wamjax import evaluate, foresight
 from wamjax.data.normalize import Normalizer
 from wamjax.wam.planning import Plan
 
@@ -42,15 +42,15 @@ def test_measured_ways_stay_and_planners_are_loaded(planning, tmp_path, monkeypa
 
     def load(run, mode=None, planner=None):
         loaded.append((mode, planner))
-        return evaluate.Policy(tiny.objective(), {}, {}, mode), configs.base_config(), 7
+        return trained.Policy(tiny.objective(), {}, {}, mode), configs.base_config(), 7
 
     def roll_out(policy, config, shift, world):
         assert (config.eval.episodes, config.eval.execute) == (10, 4)
         return {"success_rate": policy.objective.steps / 10, "episodes": 10}
 
-    monkeypatch.setattr(evaluate, "load", load)
-    monkeypatch.setattr(evaluate, "roll_out", roll_out)
-    monkeypatch.setattr(evaluate, "latency", lambda *args, calls: {"p50": 1.0, "p99": 2.0})
+    monkeypatch.setattr(trained, "load", load)
+    monkeypatch.setattr(closed_loop, "roll_out", roll_out)
+    monkeypatch.setattr(trained, "latency", lambda *args, calls: {"p50": 1.0, "p99": 2.0})
     run = tmp_path / "base-0"
     run.mkdir()
     planning.measure("base", run, tmp_path / "planner-0")
@@ -134,9 +134,9 @@ def test_what_there_is_to_choose_from(planning, tmp_path, monkeypatch):
         config = configs.base_config()
         config.data.instruction_length, config.eval.tasks = 12, ("reach_red",)
         same = Normalizer(jnp.zeros(4), jnp.ones(4), jnp.ones(4))
-        return evaluate.Policy(tiny.objective(), {}, {"actions": same}), config, 7
+        return trained.Policy(tiny.objective(), {}, {"actions": same}), config, 7
 
-    monkeypatch.setattr(evaluate, "load", load)
+    monkeypatch.setattr(trained, "load", load)
     monkeypatch.setattr("wamjax.wam.planning.plan", plan)
     everything = planning.choice(tmp_path)
     assert everything.keys() == planning.ENDS.keys()
@@ -155,7 +155,7 @@ def test_judges_of_one_plan_each(planning, tmp_path, monkeypatch):
 
     def load(run, mode=None, planner=None):
         judged.append((mode, planner))
-        return evaluate.Policy(tiny.objective(), {}, {}, mode), configs.base_config(), 7
+        return trained.Policy(tiny.objective(), {}, {}, mode), configs.base_config(), 7
 
     def watch(policy, config, episodes):
         how = policy.objective.planning
@@ -166,7 +166,7 @@ def test_judges_of_one_plan_each(planning, tmp_path, monkeypatch):
         achieved = np.array([[0.2, 0.0], [0.6, 1.0]])
         return foresight.Plans(value, achieved, open_, None, empty, None, empty)
 
-    monkeypatch.setattr(evaluate, "load", load)
+    monkeypatch.setattr(trained, "load", load)
     monkeypatch.setattr(foresight, "watch", watch)
     found = planning.judges(tmp_path, tmp_path / "planner-0")
     assert judged == [("plan", None), ("plan", tmp_path / "planner-0")]

@@ -24,7 +24,7 @@ import pytest
 import toy
 from data import synthetic
 
-from wamjax import collect, evaluate, guards, metrics, sharding, train
+from wamjax import closed_loop, collect, guards, metrics, sharding, train, trained
 from wamjax.checkpoint import Checkpoints
 from wamjax.data.records import Writer
 
@@ -73,8 +73,8 @@ def roll_out(rolled=None):
     asked.eval.update({"tasks": ("reach_red", "pick_red"), "episodes": EPISODES, "batch_size": 8,
                        "blind": False})  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "play", chance)
-        return evaluate.roll_out(evaluate.Policy(None, {}, {}), asked, {})
+        patch.setattr(closed_loop, "play", chance)
+        return closed_loop.roll_out(trained.Policy(None, {}, {}), asked, {})
 
 
 def prepare(workdir):

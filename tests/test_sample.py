@@ -11,7 +11,7 @@ from models.helpers import random_params
 from PIL import Image
 from test_configs import FOLDER, get
 
-from wamjax import evaluate, foresight, sample, train
+from wamjax import foresight, sample, train, trained
 from wamjax.data import scenes
 from wamjax.viz import sheet
 
@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_said(run, loaded):
 
 def test_a_run_of_another_kind_is_told_its_command(run):
     message = f"{run} trained a model of pictures .'denoising'.; use python -m wamjax.sample"
-    for command in (evaluate.load, foresight.run):
+    for command in (trained.load, foresight.run):
         with pytest.raises(ValueError, match=message):
             command(run)
 

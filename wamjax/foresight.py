@@ -24,7 +24,7 @@ from absl import flags
 from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
 
-from wamjax import checkpoint, cli, evaluate
+from wamjax import checkpoint, cli, closed_loop, trained
 from wamjax.envs.world import open_world
 from wamjax.metrics import say
 from wamjax.viz import figures, intervals
@@ -59,7 +59,7 @@ class Plans(NamedTuple):
     real: UInt8[np.ndarray, "e p H W 3"]
 
 
-def watch(policy: evaluate.Policy, config: ConfigDict, episodes: int) -> Plans:
+def watch(policy: trained.Policy, config: ConfigDict, episodes: int) -> Plans:
     """Rolls out, all episodes in one program, in the world without a shift.
 
     Args:
@@ -70,11 +70,11 @@ def watch(policy: evaluate.Policy, config: ConfigDict, episodes: int) -> Plans:
     config = config.copy_and_resolve_references()
     # The end of every chunk is seen.
     config.eval.max_steps, config.eval.execute = config.eval.max_steps // chunk * chunk, chunk
-    tasks, numbers = evaluate.task_names(config, world), np.arange(episodes)
-    policy = dataclasses.replace(policy, cameras=tuple(config.data.cameras))
+    tasks, numbers = closed_loop.task_names(config, world), np.arange(episodes)
     names = [tasks[i % len(tasks)] for i in numbers]
-    keys = evaluate.episode_keys(config, "evaluate", numbers)
-    done = evaluate.play(
+    policy = dataclasses.replace(policy, cameras=tuple(config.data.cameras))
+    keys = closed_loop.episode_keys(config, "evaluate", numbers)
+    done = closed_loop.play(
         policy, config, world, names, keys, {}, record=True, function=_foresee
     )
     steps, frames = done.steps[:, None], np.asarray(policy.see(done.frames))
@@ -94,7 +94,7 @@ def watch(policy: evaluate.Policy, config: ConfigDict, episodes: int) -> Plans:
     )
 
 
-def _foresee(policy: evaluate.Policy, observation, key):
+def _foresee(policy: trained.Policy, observation, key):
     """Actions, and what is expected of them. The sampling they share is compiled once."""
     objective, asked = policy.objective, (policy.params, policy.normalizers, observation, key)
     seen = {}
@@ -151,7 +151,7 @@ def frames(plans: Plans) -> dict[str, float]:
     return {"psnr": psnr, "psnr_still": psnr_still, "relative": relative}
 
 
-def by_level(policy: evaluate.Policy, config: ConfigDict) -> dict[str, list[float]]:
+def by_level(policy: trained.Policy, config: ConfigDict) -> dict[str, list[float]]:
     """Loss of every use at `SIGMAS`, on one batch of the run's data."""
     from wamjax.data import pipeline
 
@@ -166,7 +166,7 @@ def by_level(policy: evaluate.Policy, config: ConfigDict) -> dict[str, list[floa
 def run(
     workdir, step=None, mode=None, planner=None, episodes: int = 96, ema: bool | None = None
 ) -> dict[str, Any]:
-    """Everything that the policy of a run can be asked; see the module and `evaluate.load`.
+    """Everything that the policy of a run can be asked; see the module and `trained.load`.
 
     Returns:
       what was written to foresight.json.
@@ -178,7 +178,7 @@ def run(
     average = None if ema is None else checkpoint.name_of(ema)
     parts = mode, step, planner and pathlib.Path(planner).name, average
     suffix = "".join(f"_{x}" for x in parts if x is not None)
-    policy, config, step = evaluate.load(workdir, step, mode, planner, ema)
+    policy, config, step = trained.load(workdir, step, mode, planner, ema)
     objective = policy.objective
     if not (objective.imagines or hasattr(objective, "expect")):
         raise ValueError(f"{workdir}: {config.objective.variant!r} predicts neither frames nor "

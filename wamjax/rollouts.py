@@ -9,7 +9,6 @@ the run is evaluated on. The same arguments give the same data set.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ import tqdm
 from absl import flags
 from ml_collections import ConfigDict
 
-from wamjax import cli, evaluate
+from wamjax import cli, closed_loop, trained
 from wamjax import state as states
 from wamjax.data import images
 from wamjax.data.records import Episode, Writer
@@ -31,7 +30,7 @@ from wamjax.envs.world import SETTLE, Recording, World, open_world
 
 
 def record(
-    policy: evaluate.Policy,
+    policy: trained.Policy,
     config: ConfigDict,
     out: str | os.PathLike,
     tasks: tuple[str, ...],
@@ -43,7 +42,7 @@ def record(
     """Writes the episodes of a policy.
 
     Args:
-      policy: see `evaluate.load`.
+      policy: see `trained.load`.
       config: its ``eval`` part says how episodes go, its seed which ones to leave for evaluation.
       out: folder of the data set; must not exist.
       tasks: in turn.
@@ -84,16 +83,15 @@ def record(
 def _episodes(
     policy, config: ConfigDict, world: World, tasks, episodes: int, seed: int
 ) -> Iterator[Episode]:
-    policy = dataclasses.replace(policy, cameras=tuple(config.data.cameras))
     size = min(config.eval.batch_size, episodes)  # of one program; the last one is filled up
     key = jax.vmap(lambda i: states.key(seed, "evaluate", i))
     for start in range(0, episodes, size):
         numbers = np.arange(start, start + size)
         names = [tasks[i % len(tasks)] for i in numbers]
         keys = key(jnp.asarray(numbers))
-        done = evaluate.play(policy, config, world, names, keys, {}, record=True)
+        done = closed_loop.play(policy, config, world, names, keys, {}, record=True)
         for row, number in enumerate(numbers[: episodes - start]):
-            yield episode_of(done, row, seed=int(number), cameras=policy.cameras)
+            yield episode_of(done, row, seed=int(number), cameras=tuple(config.data.cameras))
 
 
 def episode_of(
@@ -128,7 +126,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
     asked = flags.FLAGS
-    policy, config, step = evaluate.load(asked.workdir, asked.step, asked.mode)
+    policy, config, step = trained.load(asked.workdir, asked.step, asked.mode)
     tasks = tuple(config.eval.tasks or open_world(config.eval.env).tasks)
     about = {"run": pathlib.Path(asked.workdir).name, "step": int(step), "mode": asked.mode}
     summary = record(policy, config, asked.out, tasks, asked.episodes, asked.seed, about)

@@ -307,11 +307,11 @@ def _say_changes(old: ConfigDict, new: ConfigDict, where: str) -> None:
 
 def _check_evaluation(config, spec, objective) -> None:
     """What would go wrong after training should do so before it."""
-    from wamjax import evaluate
+    from wamjax import closed_loop
 
     config = config.copy_and_resolve_references()
     config.data.cameras = tuple(getattr(spec, "cameras", ()))
-    evaluate.check(config, objective)
+    closed_loop.check(config, objective)
 
 
 def _check_statistics(statistics: dict[str, Any], checkpoints: Checkpoints) -> None:

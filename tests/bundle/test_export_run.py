@@ -14,7 +14,7 @@ from data import synthetic
 from wam.test_cosmos_configs import get
 
 import wamjax
-from wamjax import evaluate, export_policy, sharding
+from wamjax import export_policy, sharding, trained
 from wamjax.bundle import files
 from wamjax.bundle.policy import _act
 from wamjax.data.embeddings import EmbeddingCache, Settings
@@ -41,11 +41,11 @@ def act_by_run(policy, seen, key, spec=SPEC, cache=None):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """(policy of a bundle whose run was deleted, what `evaluate.load` of it gave, its folder)."""
+    """(policy of a bundle whose run was deleted, what `trained.load` of it gave, its folder)."""
     root = tmp_path_factory.mktemp("bundle")
     runs.save(root / "run", runs.fast_wam())
     export_policy.from_run(root / "run", root / "bundle", progress=False)
-    before = evaluate.load(root / "run")[0]
+    before = trained.load(root / "run")[0]
     shutil.rmtree(root / "run")
     (root / "bundle").rename(root / "moved")
     return wamjax.load_policy(root / "moved"), before, root / "moved"
@@ -119,7 +119,7 @@ def test_step_mode_dtype_and_names_are_chosen(tmp_path):
     assert policy.manifest.action_names == ("x", "y", "z") and policy.manifest.proprio_names == ()
     arrays = store.read(tmp_path / "b" / "weights" / "params").arrays
     assert {a.dtype.name for a in arrays.values()} == {"float32"}
-    before = evaluate.load(tmp_path / "run", 3, "joint")[0]
+    before = trained.load(tmp_path / "run", 3, "joint")[0]
     got, seen = policy(runs.observation(), 0), runs.observation()
     want = act_by_run(before, seen, jax.random.key(0))
     np.testing.assert_allclose(got, want, rtol=0.1, atol=0.1)  # the run computes in bfloat16
@@ -132,7 +132,7 @@ def test_adapters_act_as_in_the_run(tmp_path):
     lora = {"lora.rank": 2, "lora.targets": (r"blocks/video/self_attn/q/kernel",)}
     runs.save(tmp_path / "run", runs.fast_wam(**lora), steps=(2,))
     export_policy.from_run(tmp_path / "run", tmp_path / "b", progress=False)
-    seen, before = runs.observation(), evaluate.load(tmp_path / "run")[0]
+    seen, before = runs.observation(), trained.load(tmp_path / "run")[0]
     got = wamjax.load_policy(tmp_path / "b")(seen, 0)
     np.testing.assert_array_equal(got, act_by_run(before, seen, jax.random.key(0)))
 
@@ -151,12 +151,12 @@ def test_a_planner_goes_along(tmp_path):
     planner = runs.save(tmp_path / "planner", other, spec, (4,), seed=9)
     export_policy.from_run(tmp_path / "run", tmp_path / "b", None, planner, None, False)
     seen = runs.observation(spec)
-    planned = evaluate.load(tmp_path / "run", mode="plan", planner=planner)[0]
+    planned = trained.load(tmp_path / "run", mode="plan", planner=planner)[0]
     other.data.normalization = "mean_std"
     strange = runs.save(tmp_path / "strange", other, spec, (4,), seed=9)
     said = f"the planner {strange} was trained on actions that were normalised otherwise"
     with pytest.raises(ValueError, match=said):
-        evaluate.load(tmp_path / "run", mode="plan", planner=strange)
+        trained.load(tmp_path / "run", mode="plan", planner=strange)
     with pytest.raises(ValueError, match=said):
         export_policy.from_run(tmp_path / "run", tmp_path / "c", None, strange, None, False)
     shutil.rmtree(tmp_path / "run")
@@ -179,7 +179,7 @@ def test_text_embeddings_travel(tmp_path):
     chosen = Choices(embeddings=tmp_path / "text")
     export_policy.from_run(tmp_path / "run", tmp_path / "b", None, None, chosen, False)
     shutil.rmtree(tmp_path / "text")
-    policy, before = wamjax.load_policy(tmp_path / "b"), evaluate.load(tmp_path / "run")[0]
+    policy, before = wamjax.load_policy(tmp_path / "b"), trained.load(tmp_path / "run")[0]
     for text in texts:
         seen = runs.observation(text=text)
         want = act_by_run(before, seen, jax.random.key(0), SPEC, cache)
@@ -188,6 +188,12 @@ def test_text_embeddings_travel(tmp_path):
     with pytest.raises(ValueError, match="(?s)'open drawer' is not among the 2 that .* such as "
                        "'open the drawer'; add it by.*--cache=.*/b/embeddings"):  # fmt: skip
         policy(runs.observation(text="open drawer"))
+    (file,) = (tmp_path / "b" / "embeddings").glob("*.safetensors")
+    raw = bytearray(file.read_bytes())
+    raw[-3] ^= 4
+    file.write_bytes(raw)
+    with pytest.raises(ValueError, match=f"embeddings/{file.name} beside it is not what was"):
+        wamjax.load_policy(tmp_path / "b")
 
 
 def test_on_a_mesh_it_acts_alike(exported):

@@ -168,3 +168,21 @@ def test_the_command_exports_those_of_a_data_set_and_converts_files(tmp_path, ca
     assert "state" not in json.loads((tmp_path / "ours.json").read_text())
     with pytest.raises(ValueError, match="wants proprio.median, actions.median"):
         run(f"--source={tmp_path}/ours.json", f"--out={tmp_path}/x.json", "--format=cosmos_policy")
+
+
+@pytest.mark.parametrize(
+    "row, values, message",
+    [
+        ("std", [0.0, 1.0], "actions.std is 0 in dimension 0, which goes from -1.0 to 1.0"),
+        ("std", [1.0, -1.0], "actions.std is negative in dimension 1"),
+        ("std", [1.0, True], "actions.std is no list of finite numbers"),
+        ("mean", [0.0, 10**400], "actions.mean is no list of finite numbers"),
+        ("min", [2.0, 0.0], "actions.min is above max in dimension 0: 2.0 > 1.0"),
+    ],
+)
+def test_statistics_that_no_data_can_have_are_refused(row, values, message):
+    rows = {"min": [-1.0, 0.0], "max": [1.0, 0.0], "mean": [0.0, 0.0], "std": [0.5, 0.0]}
+    published.check({"actions": rows}, {"actions": 2}, "mean_std")
+    mode = "min_max" if row == "min" else "mean_std"
+    with pytest.raises(ValueError, match=message):
+        published.check({"actions": rows | {row: values}}, {"actions": 2}, mode)

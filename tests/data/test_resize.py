@@ -9,7 +9,7 @@ from data import synthetic
 from PIL import Image
 
 from wamjax import config as configs
-from wamjax import evaluate
+from wamjax import trained
 from wamjax.bundle.observation import BadObservation, Observer
 from wamjax.data import images, pipeline
 from wamjax.data.sources import open_sources
@@ -89,12 +89,12 @@ def test_the_tabletop_shows_what_training_saw():
     spec = DataSpec(sizes, 3, 2, 4, 3, 2, 8, 10.0, "pad")
     video = jnp.concatenate([jnp.asarray(x) for x in shown.values()], axis=-2)
     names = tuple(sizes)
-    policy = evaluate.Policy(None, {}, {}, None, names, tuple(sizes.items()), "pad")
+    policy = trained.Policy(None, {}, {}, None, names, tuple(sizes.items()), "pad")
     out = policy.see({name: jnp.asarray(x) for name, x in shown.items()})
     want = views(spec).forward({"images": shown})["video"]
     assert out.shape == want.shape
     assert np.abs(np.asarray(out).astype(int) - want).max() <= 1
-    plain = evaluate.Policy(None, {}, {}, None, names).see(shown)
+    plain = trained.Policy(None, {}, {}, None, names).see(shown)
     np.testing.assert_array_equal(plain, video)
 
 

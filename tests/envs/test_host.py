@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from envs import fake
 
-from wamjax import collect, evaluate, rollouts
+from wamjax import closed_loop, collect, rollouts, trained
 from wamjax import config as configs
 from wamjax.data.records import Reader
 from wamjax.envs.world import SETTLE, World, open_world
@@ -196,16 +196,16 @@ def test_evaluation_and_recording_know_any_world(tmp_path, monkeypatch):
     config.data.cameras = ("side",)
     config.eval.update({"env": "envs.fake:world", "episodes": 4, "execute": 4, "max_steps": 12,
                         "batch_size": 4})  # fmt: skip
-    told = evaluate.told
+    told = closed_loop.told
 
     def with_side(config, objective, instructions):
         left = np.array([[text == "go left"] for text in instructions])
         words = told(config, objective, instructions)
         return words | {"left": np.where(left, words["instruction"][:, 1:2], -1)}
 
-    monkeypatch.setattr(evaluate, "told", with_side)
-    policy = evaluate.Policy(Told(), jnp.float32(1.0), {})
-    found = evaluate.roll_out(policy, config, {})
+    monkeypatch.setattr(closed_loop, "told", with_side)
+    policy = trained.Policy(Told(), jnp.float32(1.0), {})
+    found = closed_loop.roll_out(policy, config, {})
     assert found["success_rate"] == 1 and list(found["per_task"]) == ["left", "right"]
     # A task here has one direction, so its actions do without looking.
     assert found["blind_success_rate"] == 1 and found["crashes"] == 0

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wamjax import evaluate, rollouts
+from wamjax import rollouts, trained
 from wamjax.config import base_config
 from wamjax.data.records import Reader
 from wamjax.data.spec import DataSpec
@@ -34,7 +34,7 @@ class Left:
 def recorded(tmp_path_factory):
     config = base_config()
     config.eval.max_steps, config.eval.execute, config.eval.batch_size = STEPS, 2, 24
-    policy = evaluate.Policy(Left(), {}, {})
+    policy = trained.Policy(Left(), {}, {})
     path = tmp_path_factory.mktemp("rollouts") / "made"
     summary = rollouts.record(policy, config, path, TASKS, 30, 7, {"run": "r"}, progress=False)
     return config, policy, path, summary

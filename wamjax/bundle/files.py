@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -125,6 +126,8 @@ def write(
             for file in [source / "cache.json", *source.glob("embeddings-*.safetensors")]:
                 shutil.copyfile(file, draft / TEXT / file.name)
         values = json.loads(json.dumps(manifest.to_json()))
+        values["files"] = {f"{TEXT}/{file.name}": _digest(file)
+                           for file in sorted((draft / TEXT).glob("*"))}  # fmt: skip
         text = json.dumps({**values, "digest": integrity.of_json(values)}, indent=2)
         (draft / MANIFEST).write_text(text + "\n")
 
@@ -168,6 +171,10 @@ def _no_bundle(folder: pathlib.Path) -> str:
             "--workdir=RUN --output=BUNDLE")  # fmt: skip
 
 
+def _digest(file: pathlib.Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
 def _manifest(file: pathlib.Path) -> Manifest:
     """What ``policy.json`` says, if it can be true.
 
@@ -179,10 +186,15 @@ def _manifest(file: pathlib.Path) -> Manifest:
         if not isinstance(values, dict):
             raise ValueError("it is no json object")
         digest = values.pop("digest", None)
-        manifest = Manifest.from_json(values, str(file))
+        plain = {key: value for key, value in values.items() if key != "files"}
+        manifest = Manifest.from_json(plain, str(file))
         if digest is not None and digest != integrity.of_json(values):
             raise ValueError("it is not what was written: its digest differs")
         _check(manifest)
+        # Weights are checked as they are loaded; embeddings that were added later are not known.
+        for name, written in values.get("files", {}).items():
+            if _digest(file.parent / name) != written:
+                raise ValueError(f"{name} beside it is not what was written")
     except Exception as error:  # whatever a file can make of a parser
         text = " ".join(str(error).split()) or type(error).__name__
         raise BadBundle(f"{file}: {text}; export the policy again") from error

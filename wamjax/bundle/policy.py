@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from wamjax import evaluate, init_from, sharding, tree, wam
+from wamjax import init_from, sharding, trained, tree, wam
 from wamjax import state as states
 from wamjax.bundle import files
 from wamjax.bundle.files import CODEC, PLANNER, TEXT, WEIGHTS, Manifest
@@ -73,7 +73,7 @@ class LoadedPolicy:
     def __init__(
         self,
         manifest: Manifest,
-        acting: evaluate.Policy,
+        acting: trained.Policy,
         codec: Codec | None,
         observer: Observer,
         limits: Limits | None = None,
@@ -160,7 +160,7 @@ class LoadedPolicy:
 
 
 @jax.jit
-def _act(acting: evaluate.Policy, codec: Codec | None, observation, key: Array) -> Array:
+def _act(acting: trained.Policy, codec: Codec | None, observation, key: Array) -> Array:
     """The one program: pictures and state to actions (b, j, a) in robot units."""
     if codec is not None:
         latents = codec.encode(observation["video"])
@@ -207,7 +207,7 @@ def load_policy(
                          f"this wamjax {constants}; export the policy again")  # fmt: skip
     normalise = normalizers(manifest.statistics, config.data.normalization)
     cache = EmbeddingCache(folder / TEXT) if config.model.text.kind == "context" else None
-    acting = evaluate.Policy(objective, params, normalise, mode)
+    acting = trained.Policy(objective, params, normalise, mode)
     return LoadedPolicy(manifest, acting, codec, Observer(manifest.spec, cache), limits)
 
 

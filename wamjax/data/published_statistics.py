@@ -21,7 +21,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from wamjax.data.normalize import KEYS, MODES, normalizers
+from wamjax.data.normalize import CONSTANT, KEYS, MODES, normalizers
 
 FAST_WAM, COSMOS_POLICY, OURS = "fast_wam", "cosmos_policy", "wamjax"
 FORMATS = (OURS, FAST_WAM, COSMOS_POLICY)
@@ -196,8 +196,7 @@ def _problem(rows: Mapping[str, Any], row: str) -> str:
     if row not in rows:
         return "is missing"
     values = rows[row]
-    numbers = isinstance(values, list) and all(isinstance(x, int | float) for x in values)
-    if not numbers or not all(map(math.isfinite, values)):
+    if not isinstance(values, list) or not all(map(_is_finite, values)):
         return f"is no list of finite numbers: {str(values)[:60]}"
     size = len(rows["min"]) if isinstance(rows.get("min"), list) else len(values)
     if len(values) != size:
@@ -205,16 +204,35 @@ def _problem(rows: Mapping[str, Any], row: str) -> str:
     return _impossible(rows, row)
 
 
+def _is_finite(x: Any) -> bool:
+    """Whether it is a number that a float can hold; True and False are none."""
+    if isinstance(x, bool) or not isinstance(x, int | float):
+        return False
+    try:
+        return math.isfinite(float(x))
+    except OverflowError:
+        return False
+
+
 def _impossible(rows: Mapping[str, Any], row: str) -> str:
-    """What no data can have: a negative deviation, a minimum above the maximum; or ''."""
+    """What no data can have: a negative deviation, none where numbers differ, a minimum above the
+    maximum; or ''."""
     values = rows[row]
-    if row == "std" and min(values, default=0) < 0:
-        return f"is negative: {min(values)}"
+    if row == "std":
+        ends = [rows.get(name) for name in ("min", "max")]
+        known = all(isinstance(x, list) and len(x) == len(values) for x in ends)
+        for i, deviation in enumerate(values):
+            if deviation < 0:
+                return f"is negative in dimension {i}: {deviation}"
+            pair = [x[i] for x in ends] if known else []
+            if not deviation and len(pair) == 2 and all(map(_is_finite, pair)):
+                if pair[1] - pair[0] >= CONSTANT:
+                    return f"is 0 in dimension {i}, which goes from {pair[0]} to {pair[1]}"
     above = {"min": "max", "q01": "q99"}.get(row)
     others = rows.get(above)
     if not isinstance(others, list) or len(others) != len(values):
         return ""
     for i, (low, high) in enumerate(zip(values, others, strict=True)):
-        if isinstance(high, int | float) and low > high:
+        if _is_finite(high) and low > high:
             return f"is above {above} in dimension {i}: {low} > {high}"
     return ""
