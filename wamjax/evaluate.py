@@ -25,7 +25,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 import wamjax
-from wamjax import checkpoint, cli, closed_loop, trained
+from wamjax import checkpoint, cli, closed_loop, disk, trained
 from wamjax.checkpoint import find
 from wamjax.envs.outcomes import Outcomes
 from wamjax.envs.world import Dials, World, open_world, shift_of
@@ -95,9 +95,7 @@ def run(
     if jax.process_index() == 0:
         result["latency_ms"] = trained.latency(policy, config)
         (workdir / "media").mkdir(exist_ok=True)
-        draft = path.with_suffix(".tmp")
-        draft.write_text(json.dumps(result, indent=2) + "\n")
-        draft.replace(path)
+        disk.write_text(path, json.dumps(result, indent=2) + "\n")
         plots.success(result, workdir / "media" / f"success{suffix}.png")
         video = workdir / "media" / f"rollout{suffix}.mp4"
         save_video(policy, config, world, dials, result["outcomes"], video)

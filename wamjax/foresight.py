@@ -24,7 +24,7 @@ from absl import flags
 from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
 
-from wamjax import checkpoint, cli, closed_loop, trained
+from wamjax import checkpoint, cli, closed_loop, disk, trained
 from wamjax.envs.world import open_world
 from wamjax.metrics import say
 from wamjax.viz import figures, intervals
@@ -201,10 +201,8 @@ def run(
         mean, relative = plans.reuse.mean(axis=(0, 1))
         result["frozen"] = {"mean": float(mean), "relative": float(relative)}
         say(f"mode frozen: actions change by {relative:.1%} of how they vary")
-    path = workdir / f"foresight{suffix}.json"
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(result, indent=2) + "\n")
-    draft.replace(path)
+    text = json.dumps(result, indent=2) + "\n"
+    disk.write_text(workdir / f"foresight{suffix}.json", text)
     return result
 
 

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from wamjax import adapters, tree
 from wamjax import state as states
@@ -129,12 +128,3 @@ def check(
 
 def _listed(path: str, rules: Sequence[str]) -> bool:
     return any(re.fullmatch(rule, path) for rule in rules)
-
-
-def load(array, want: Any) -> jax.Array:
-    """A stored parameter on its devices; every process reads its own shares of it."""
-
-    def part(index: tuple[slice, ...]) -> np.ndarray:
-        return array[index].read().result().astype(want.dtype)
-
-    return jax.make_array_from_callback(want.shape, want.sharding, part)

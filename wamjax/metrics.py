@@ -27,6 +27,8 @@ import numpy as np
 from absl import flags, logging
 from tqdm import tqdm
 
+from wamjax import disk
+
 FILE = "metrics.jsonl"
 IN_FLIGHT = 2  # steps the host may be ahead of the device
 Row = dict[str, float]
@@ -63,9 +65,7 @@ def read(workdir: str | os.PathLike) -> list[Row]:
 def rewind(workdir: str | os.PathLike, step: int) -> None:
     """Drops all lines after `step`, in one atomic replacement of the file."""
     path = pathlib.Path(workdir) / FILE
-    draft = path.with_suffix(".tmp")
-    draft.write_text("".join(_line(r) for r in read(workdir) if r["step"] <= step))
-    draft.replace(path)
+    disk.write_text(path, "".join(_line(r) for r in read(workdir) if r["step"] <= step))
 
 
 class Recorder:
