@@ -156,7 +156,7 @@ def judges(run: pathlib.Path, planner: pathlib.Path) -> dict[str, dict[str, floa
 
 def _offer(policy, observation, key):
     """Acts by the first proposal and tells of all: their next motion, and their scores."""
-    from wamjax.wam.planning import plan
+    from wamjax.wam.cosmos_policy.planning import plan
 
     made = plan(policy.objective, policy.params, policy.normalizers, observation, key)
     actions = policy.normalizers["actions"].inverse(made.proposals)

@@ -170,27 +170,12 @@ def draw(sampler, held: dict[str, np.ndarray], given: int) -> tuple[np.ndarray, 
     program = functools.partial(sample.program, count=1, frames=frames)
     work = flops.count(program, sampler, *one, jax.random.key(0))
     cost = {
-        "passes": passes(sampler.objective, given, truth.shape[1]),
+        "passes": sampler.objective.passes(given, truth.shape[1]),
         "flops": work,
         # The first batch was compiled.
         "seconds": float(np.median(times[1:] or times)) / BATCH,
     }
     return np.concatenate(parts)[:count], cost
-
-
-def passes(objective, given: int, frames: int) -> int:
-    """Evaluations of the network that a clip takes: Euler steps or tokens, and prefills."""
-    if hasattr(objective, "temperature"):
-        _, height, width = objective.network.grid
-        return 1 + (frames - given) * height * width
-    scheme = objective.scheme
-    if not scheme.causal:
-        return objective.steps
-    if not scheme.independent:
-        return objective.steps + bool(given)
-    # Whatever was made is prefilled once, for what comes after.
-    groups = (frames - given) // scheme.chunk
-    return groups * (objective.steps + 1) - (not given)
 
 
 # ---- all runs ----

@@ -102,7 +102,7 @@ def run(
 
 def modes(variant: str) -> dict[str, dict]:
     """Row -> mode, of every way in which a variant of Fast-WAM can act; for `measure`."""
-    from wamjax.wam.programs import MODES
+    from wamjax.wam.fast_wam.uses import MODES
 
     several = len(MODES[variant]) > 1
     return {f"{variant}, {m}" if several else variant: {"mode": m} for m in MODES[variant]}

@@ -14,7 +14,7 @@ from wamjax import hardware, optim, sharding, train, wam
 from wamjax.compile import keep_programs
 from wamjax.models.palette import Palette
 from wamjax.step import plan
-from wamjax.wam import builders
+from wamjax.wam.video import builder as builders
 
 # Clips take long to make, and so do the patches that are their tokens; only sizes matter here.
 CLIPS = {"codec_tabletop", "video_latents", "video_tabletop", "video_tokens"}

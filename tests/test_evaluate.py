@@ -15,7 +15,7 @@ from wamjax import closed_loop, evaluate, trained, wam
 from wamjax import config as configs
 from wamjax.data.spec import DataSpec
 from wamjax.envs import outcomes, tabletop, world
-from wamjax.wam import draws
+from wamjax.wam import noise as draws
 
 TABLETOP = world.open_world("tabletop")
 MIDDLE = (-0.5, 0.575, 0.08)  # of where the left zone may be, low

@@ -12,7 +12,7 @@ from wam import cosmos_tiny as tiny
 from wamjax import closed_loop, foresight, trained
 from wamjax import config as configs
 from wamjax.data.normalize import Normalizer
-from wamjax.wam.planning import Plan
+from wamjax.wam.cosmos_policy.planning import Plan
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def check(config: ConfigDict, objective, world: World | None = None) -> None:
             raise ValueError(f"config.eval.tasks = {tuple(tasks)}: there is no task {task!r}"
                              f"{did_you_mean(task, world.tasks)}; there are "
                              f"{tuple(world.tasks)}")  # fmt: skip
-    if not hasattr(objective, "policy"):
+    if objective.kind != "policy":
         raise ValueError(f"config.eval.episodes = {asked.episodes}: {config.objective.name!r} is "
                          "no policy, set it to 0")  # fmt: skip
     spec, cameras = objective.batch_spec(1), tuple(config.data.cameras)
@@ -180,7 +180,7 @@ def told(config: ConfigDict, objective, instructions) -> dict[str, np.ndarray]:
     from wamjax.data.embeddings import EmbeddingCache
     from wamjax.data.tokens import tokenize
 
-    if hasattr(objective, "batch_spec") and "context" in objective.batch_spec(1):
+    if "context" in objective.batch_spec(1):
         cache = EmbeddingCache(pathlib.Path(config.data.root) / config.data.embeddings)
         return {"context": np.stack([cache.lookup(text) for text in instructions])}
     length = config.data.instruction_length

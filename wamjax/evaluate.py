@@ -53,7 +53,7 @@ def run(
       config: its ``eval`` part says what to do; the model is built as the checkpoint says.
       workdir: of the run.
       step: which checkpoint, the newest by default.
-      mode: how to act, see `wamjax.wam.programs.MODES`; the variant's default.
+      mode: how to act, see `wamjax.wam.fast_wam.uses.MODES`; the variant's default.
       shift: name of a shift of the world.
       planner, ema: see `load`.
       label: what else is not as after training, for the files' names.

@@ -28,7 +28,7 @@ from wamjax import checkpoint, cli, closed_loop, disk, trained
 from wamjax.envs.world import open_world
 from wamjax.metrics import say
 from wamjax.viz import figures, intervals
-from wamjax.wam.cosmos_sampling import frozen_error
+from wamjax.wam.cosmos_policy.sampling import frozen_error
 
 BINS = 10
 # Ratios of noise to signal: of a clip of 11 slots training draws a quarter above 80, up to 282
@@ -79,7 +79,7 @@ def watch(policy: trained.Policy, config: ConfigDict, episodes: int) -> Plans:
     )
     steps, frames = done.steps[:, None], np.asarray(policy.see(done.frames))
     start = np.arange(0, frames.shape[1] - 1, chunk)
-    discount = getattr(policy.objective, "discount", 1.0)
+    discount = policy.objective.discount
     to_go = np.maximum(steps - (start + chunk), 0)  # as `wamjax.data.windows.outcome` counts
     success = done.success[:, None]
     foreseen = {k: np.swapaxes(x, 0, 1) for k, x in done.extras.items()}
@@ -100,9 +100,9 @@ def _foresee(policy: trained.Policy, observation, key):
     seen = {}
     if objective.imagines and policy.mode != "plan":  # a plan may choose another future
         seen["picture"] = objective.imagine(*asked)[:, -1]
-    if hasattr(objective, "expect"):
+    if objective.judges:
         seen["value"] = objective.expect(*asked, policy.mode)
-    if "frozen" in getattr(objective, "modes", ()):
+    if "frozen" in objective.modes:
         error = frozen_error(objective, *asked)
         size = len(observation["proprio"])
         seen["reuse"] = jnp.broadcast_to(jnp.stack([error["mean"], error["relative"]]), (size, 2))
@@ -180,7 +180,7 @@ def run(
     suffix = "".join(f"_{x}" for x in parts if x is not None)
     policy, config, step = trained.load(workdir, step, mode, planner, ema)
     objective = policy.objective
-    if not (objective.imagines or hasattr(objective, "expect")):
+    if not (objective.imagines or objective.judges):
         raise ValueError(f"{workdir}: {config.objective.variant!r} predicts neither frames nor "
                          "values, so there is nothing to compare")  # fmt: skip
     result: dict[str, Any] = {"step": step, "mode": mode, "episodes": episodes}

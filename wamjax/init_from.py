@@ -47,8 +47,7 @@ def params(objective, config, abstract: Params) -> Params:
     def complete(loaded):
         fresh = states.init_params(objective, config)
         whole = tree.unflatten(tree.flatten(fresh) | loaded)
-        derive = getattr(objective, "derive", lambda x: x)
-        flat = tree.flatten(derive(whole))
+        flat = tree.flatten(objective.derive(whole))
         return {p: flat[p].astype(want[p].dtype) for p in missing}
 
     return tree.unflatten(loaded | jax.jit(complete, out_shardings=places)(loaded))

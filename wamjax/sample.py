@@ -68,9 +68,9 @@ def load(
 
     found = find(workdir, step)
     spec = wam.spec_of(found.statistics["spec"])
-    wam.check_kind(found.config, spec, workdir, wanted="pictures")
+    objective = wam.build(found.config, spec)
+    wam.check_kind(objective, found.config.objective.name, workdir, wanted="pictures")
     params, config, _, _ = restore_params(workdir, step, ema)
-    objective = wam.build(config, spec)
     fields = {field.name for field in dataclasses.fields(objective)}
     if unknown := set(changes) - fields:
         raise ValueError(f"objective {config.objective.name!r} has no {sorted(unknown)}")
@@ -117,27 +117,9 @@ def program(sampler: Sampler, condition: Condition, given, key, count: int, fram
 
     Args:
       frames: raw frames of the result; 0 is the length of training. Schemes that make chunk after
-        chunk, and token after token, can go on beyond it: `wamjax.wam.rolling`.
+        chunk, and token after token, can go on beyond it: `wam.video.rolling`.
     """
-    from wamjax.wam import rolling
-    from wamjax.wam.objectives import bound_codec
-
-    objective = sampler.objective
-    codec = bound_codec(objective.codec, sampler.params)
-    discrete = hasattr(objective, "temperature")  # it samples token ids
-    if given is not None:
-        given = codec.tokens(given) if discrete else codec.encode(given)
-    arguments = sampler.params, condition, key
-    length = codec.shape(frames, *objective.picture[:2])[0] if frames else 0
-    if discrete:
-        made = objective.sample(*arguments, given, count, length)
-    elif frames:
-        made = rolling.roll(objective, *arguments, length, given, count)
-    else:
-        made = objective.sample(*arguments, given, count)
-    if codec.key == "latents":
-        return made
-    return codec.decode(codec.from_tokens(made) if discrete else made)
+    return sampler.objective.clips(sampler.params, condition, key, given, count, frames)
 
 
 def inputs(
@@ -172,7 +154,7 @@ def inputs(
         words = encode(config, caption, spec["instruction"].shape[1])
         asked["instruction"] = np.tile(words, (count, 1))
     if given is None:
-        given = _always_given(objective)
+        given = objective.always_given
     if "label" in wanted and not given:
         classes = objective.network.classes
         asked.setdefault("label", np.arange(count, dtype=np.int32) % classes)
@@ -252,16 +234,6 @@ def _columns(objective, condition: Condition, count: int) -> int:
     """A column for each class, if that is a handy sheet."""
     classes = objective.network.classes if "label" in condition else 0
     return classes if 4 <= classes <= min(count, 16) else 0
-
-
-def _always_given(objective) -> int:
-    """Frames that the scheme always gives, counted as the data has them."""
-    scheme = getattr(objective, "scheme", None)
-    frames = sum(list(objective.slots.values())[: scheme.given]) if scheme else 0
-    if not frames or objective.codec.key == "latents":
-        return frames
-    whole = sum(objective.slots.values())
-    return 1 + (frames - 1) * max((objective.frames - 1) // max(whole - 1, 1), 1)
 
 
 def test_data(config: ConfigDict, count: int) -> dict[str, np.ndarray]:

@@ -217,7 +217,7 @@ def _row(objective, config) -> int:
     Raises:
       ValueError: the batch does not divide into microbatches, or these not into exact shares.
     """
-    size, micro, own = config.data.batch_size, config.optim.accumulate, getattr(objective, "row", 1)
+    size, micro, own = config.data.batch_size, config.optim.accumulate, objective.row
     each, rest = divmod(size, micro)
     if rest or each % own:
         raise ValueError(

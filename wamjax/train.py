@@ -348,8 +348,8 @@ def _draw_masks(objective, workdir: pathlib.Path) -> None:
     from wamjax.viz import masks
 
     if jax.process_index() == 0:
-        for name, visibility in objective.pictures():
-            masks.save(visibility, workdir / "media" / f"mask_{name}.png")
+        for table in objective.tables:
+            masks.save(table, workdir / "media" / f"mask_{table.name}.png")
 
 
 def _first_batch(job: Job, batch: dict[str, np.ndarray]) -> None:
@@ -377,11 +377,11 @@ def _finish(config, workdir: pathlib.Path, objective) -> None:
         from wamjax.viz import plots
 
         plots.losses(workdir)
-    if hasattr(objective, "sample") and not hasattr(objective, "policy"):
+    if objective.kind == "pictures":
         from wamjax import sample
 
         sample.run(workdir)
-    if config.objective.name == "codec":
+    if objective.kind == "codec":
         from wamjax import reconstruct
 
         reconstruct.run(workdir)

@@ -86,16 +86,13 @@ def load(
 
     found = find(workdir, step)
     spec = wam.spec_of(found.statistics["spec"])
-    wam.check_kind(found.config, spec, workdir, wanted="policy")
+    objective = wam.build(found.config, spec)
+    wam.check_kind(objective, found.config.objective.name, workdir, wanted="policy")
     params, config, statistics, step = restore_params(workdir, step, ema)
     config.data.cameras = tuple(spec.cameras)  # those of the data, if the config names none
-    objective = wam.build(config, spec)
     params = _for_acting(objective, params, config)
     normalise = normalizers(statistics, config.data.normalization)
     if planner:
-        if not hasattr(objective, "with_planner"):
-            raise ValueError(f"{config.objective.name!r} does not plan: --planner={planner} is for "
-                             "Cosmos Policy")  # fmt: skip
         other, _, _ = load(planner)
         objective = objective.with_planner(other.objective)
         check_same(normalise, other.normalizers, f"the planner {planner}")

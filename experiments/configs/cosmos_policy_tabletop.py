@@ -38,8 +38,8 @@ From a policy to planning with what it did:
 """
 
 from wamjax import config as configs
-from wamjax.wam import cosmos_builder as presets
-from wamjax.wam.presets import tabletop
+from wamjax.wam.cosmos_policy import presets
+from wamjax.wam.fast_wam.presets import tabletop
 
 TASKS = "reach_red+reach_left_zone+pick_red"
 

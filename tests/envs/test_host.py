@@ -13,7 +13,7 @@ from wamjax import closed_loop, collect, rollouts, trained
 from wamjax import config as configs
 from wamjax.data.records import Reader
 from wamjax.envs.world import SETTLE, World, open_world
-from wamjax.wam import draws
+from wamjax.wam import noise as draws
 
 TASKS = ["left", "right", "right", "left", "right"]
 KEYS = jax.random.split(jax.random.key(0), len(TASKS))

@@ -14,7 +14,8 @@ from wamjax.data.spec import DataSpec
 from wamjax.models import kernels
 from wamjax.models.attention import attend, grouped, masked, named
 from wamjax.models.visibility import bidirectional, causal
-from wamjax.wam import cosmos_programs, programs
+from wamjax.wam.cosmos_policy import programs
+from wamjax.wam.cosmos_policy import uses as cosmos_programs
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 TABLES = {

@@ -7,7 +7,7 @@ import pytest
 from models.helpers import random_table
 
 from wamjax.models.visibility import bidirectional, cacheable, causal, prefix, table
-from wamjax.wam import programs
+from wamjax.wam.fast_wam import uses as programs
 from wamjax.wam.slots import Role
 
 # Rows of the tables in section 3.2 of the Fast-WAM spec; one letter per column, in row order.

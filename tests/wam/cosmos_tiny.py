@@ -16,9 +16,9 @@ from wamjax.models import blocks
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.codec import PixelCodec
 from wamjax.models.dit import DiT
-from wamjax.models.mot import GroupSpec
-from wamjax.wam.cosmos_policy import CosmosPolicy
-from wamjax.wam.layouts import parse
+from wamjax.models.shell import GroupSpec
+from wamjax.wam.cosmos_policy.layouts import parse
+from wamjax.wam.cosmos_policy.objective import CosmosPolicy
 
 WORDS = (
     "blank", "proprio:3", "camera:eye", "camera:hand",

@@ -11,9 +11,16 @@ from wamjax.models.codec import CachedLatents, PixelCodec, wan21
 from wamjax.models.vae.autoencoder import Sizes
 from wamjax.models.vae.bottleneck import Gaussian
 from wamjax.models.vae.vae_codec import VAECodec
-from wamjax.wam.augment import STRENGTHS, Strength, _kept, _shift_hue, augment, centre_crop
-from wamjax.wam.clips import assemble, decode, encode, frames_per_slot, split
-from wamjax.wam.layouts import LAYOUTS, parse
+from wamjax.wam.cosmos_policy.augment import (
+    STRENGTHS,
+    Strength,
+    _kept,
+    _shift_hue,
+    augment,
+    centre_crop,
+)
+from wamjax.wam.cosmos_policy.clips import assemble, decode, encode, frames_per_slot, split
+from wamjax.wam.cosmos_policy.layouts import LAYOUTS, parse
 
 LIBERO = parse(LAYOUTS["libero"])
 KEY = jax.random.key(0)

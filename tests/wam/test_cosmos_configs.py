@@ -18,9 +18,9 @@ from wamjax.data.spec import DataSpec
 from wamjax.doctor import Shape, diagnose
 from wamjax.envs import tabletop
 from wamjax.step import forward_flops, model_flops
-from wamjax.wam import cosmos_builder as presets
-from wamjax.wam.cosmos_programs import USES
-from wamjax.wam.layouts import LAYOUTS
+from wamjax.wam.cosmos_policy import presets
+from wamjax.wam.cosmos_policy.layouts import LAYOUTS
+from wamjax.wam.cosmos_policy.uses import USES
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "configs"
 PUBLISHED = ("libero", "robocasa", "aloha")

@@ -19,9 +19,9 @@ from wamjax.sharding import batch_sharding, constrain, make_mesh, params_shardin
 from wamjax.step import make_train_step
 from wamjax.tree import flatten
 from wamjax.wam import cosmos_loss
-from wamjax.wam.cosmos_policy import COMPAT
-from wamjax.wam.cosmos_programs import USES, uses
-from wamjax.wam.injection import extract
+from wamjax.wam.cosmos_policy.checks import COMPAT
+from wamjax.wam.cosmos_policy.injection import extract
+from wamjax.wam.cosmos_policy.uses import USES, uses
 
 KEY = jax.random.key(0)
 T = len(tiny.LAYOUT)

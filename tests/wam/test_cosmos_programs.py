@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from wamjax.models.visibility import cacheable
-from wamjax.wam.cosmos_programs import (
+from wamjax.wam.cosmos_policy.layouts import LAYOUTS, parse
+from wamjax.wam.cosmos_policy.uses import (
     USES,
     VALUES,
     assign,
@@ -17,7 +18,6 @@ from wamjax.wam.cosmos_programs import (
     uses,
     visibility,
 )
-from wamjax.wam.layouts import LAYOUTS, parse
 from wamjax.wam.slots import Role
 
 ALL = tuple(USES.values())

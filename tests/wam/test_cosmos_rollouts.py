@@ -12,7 +12,7 @@ from wamjax.data.records import Reader
 from wamjax.data.spec import DataSpec
 from wamjax.data.windows import Windows
 from wamjax.envs import tabletop
-from wamjax.wam import draws
+from wamjax.wam import noise as draws
 
 TASKS = ("reach_left_zone", "pick_red")
 STEPS = 24

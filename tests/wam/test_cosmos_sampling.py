@@ -10,10 +10,17 @@ import pytest
 from wam import cosmos_tiny as tiny
 
 from wamjax.models.transformer import Cache
-from wamjax.wam.cosmos_policy import Seen
-from wamjax.wam.cosmos_programs import USES, uses, visibility
-from wamjax.wam.cosmos_sampling import Sampler, frozen_error, join, masked, published_noise, split
-from wamjax.wam.injection import extract, read_value
+from wamjax.wam.cosmos_policy.injection import extract, read_value
+from wamjax.wam.cosmos_policy.objective import Seen
+from wamjax.wam.cosmos_policy.sampling import (
+    Sampler,
+    frozen_error,
+    join,
+    masked,
+    published_noise,
+    split,
+)
+from wamjax.wam.cosmos_policy.uses import USES, uses, visibility
 
 KEY = jax.random.key(0)
 SHAPE = (2, 9, 4, 4, 12)

@@ -14,8 +14,9 @@ from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.models import blocks, dit
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.codec import PixelCodec
-from wamjax.wam.denoising import Denoising
-from wamjax.wam.schemes import SCHEMES, groups_of
+from wamjax.wam.slots import groups_of
+from wamjax.wam.video.objective import Denoising
+from wamjax.wam.video.schemes import SCHEMES, slots_of
 
 PICTURE = (4, 4, 3)
 BATCH = 3
@@ -30,9 +31,9 @@ def make(scheme="diffusion", frames=4, conditioning="adaln_zero", text="none", *
     classes = options.pop("classes", 0)
     scheme = SCHEMES[scheme]
     network = dit.DiT(
-        dit.expert(width, 40, conditioning, text),
-        groups_of(scheme, frames),
-        (2, 2, 12),
+        video_spec=dit.expert(width, 40, conditioning, text),
+        groups=groups_of(slots_of(scheme, frames)),
+        latent=(2, 2, 12),
         layers=2,
         heads=heads,
         head_dim=12,

@@ -13,7 +13,7 @@ from wamjax.data.normalize import Normalizer
 from wamjax.models import codec as codecs
 from wamjax.models.vae.bottleneck import Gaussian
 from wamjax.tree import flatten
-from wamjax.wam.programs import FAST, IDM, IDM_PUBLISHED
+from wamjax.wam.fast_wam.uses import FAST, IDM, IDM_PUBLISHED
 
 KEY = jax.random.key(0)
 

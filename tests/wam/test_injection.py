@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wamjax.data.normalize import normalizers, statistics
-from wamjax.wam.injection import (
+from wamjax.wam.cosmos_policy.injection import (
     extract,
     inject,
     read_value,
@@ -14,7 +14,7 @@ from wamjax.wam.injection import (
     untile,
     value_target,
 )
-from wamjax.wam.layouts import LAYOUTS, parse
+from wamjax.wam.cosmos_policy.layouts import LAYOUTS, parse
 
 LATENT = (28, 28, 16)  # of a 224 x 224 picture behind the Wan 2.1 autoencoder
 SIZE = 28 * 28 * 16

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wamjax.data.spec import DataSpec
-from wamjax.wam.layouts import GROUPS, LAYOUTS, named, parse
+from wamjax.wam.cosmos_policy.layouts import GROUPS, LAYOUTS, named, parse
 
 # The specification's table (section 3), index by index.
 PUBLISHED = {

@@ -9,7 +9,7 @@ import pytest
 from wam import cosmos_tiny, tiny
 from wam import test_denoising as pictures
 
-from wamjax.wam import cosmos_programs
+from wamjax.wam.cosmos_policy import uses as cosmos_programs
 
 KEY = jax.random.key(0)
 
@@ -80,7 +80,7 @@ def test_fast_wam_equals_torch_slot_by_slot(name, variant):
 
 
 def tiny_draw(objective, present, x, noise, level, valid):
-    from wamjax.wam.losses import Draw
+    from wamjax.wam.loss import Draw
 
     told = {g: jnp.asarray(level[g]) if g == "cond" else jnp.asarray(level[g])[:, None]
             for g in noise}  # fmt: skip

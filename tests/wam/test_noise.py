@@ -13,10 +13,10 @@ from wam import test_denoising as pictures
 from wam import test_rolling as rolls
 from wam.test_policy import normalizers, observation
 
-from wamjax.wam.autoregressive import pick
-from wamjax.wam.denoising import streams
-from wamjax.wam.injection import extract
-from wamjax.wam.rolling import roll
+from wamjax.wam.cosmos_policy.injection import extract
+from wamjax.wam.video.autoregressive import pick
+from wamjax.wam.video.objective import streams
+from wamjax.wam.video.rolling import roll
 
 KEY = jax.random.key(3)
 B = 2

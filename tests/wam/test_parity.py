@@ -12,7 +12,7 @@ from wam import tiny  # noqa: E402
 from wam.official_names import official, tensor  # noqa: E402
 from wam.torch_oracle import TorchWam  # noqa: E402
 
-from wamjax.wam import programs  # noqa: E402
+from wamjax.wam.fast_wam import uses as programs  # noqa: E402
 from wamjax.wam.objectives import bind  # noqa: E402
 
 TOKENS = {"N0": 4, "N+": 8, "C0": 4, "C+": 8, "A": tiny.CHUNK}

@@ -11,12 +11,12 @@ from wam import cosmos_tiny as tiny
 
 from wamjax.models.codec import PixelCodec
 from wamjax.step import compute_cast
-from wamjax.wam import planning
-from wamjax.wam.cosmos_policy import Seen
-from wamjax.wam.cosmos_programs import uses
-from wamjax.wam.injection import extract, inject, tile
-from wamjax.wam.layouts import parse
-from wamjax.wam.planning import Plan, Planning, aggregate, plan, sample_bytes
+from wamjax.wam.cosmos_policy import planning
+from wamjax.wam.cosmos_policy.injection import extract, inject, tile
+from wamjax.wam.cosmos_policy.layouts import parse
+from wamjax.wam.cosmos_policy.objective import Seen
+from wamjax.wam.cosmos_policy.planning import Plan, Planning, aggregate, plan, sample_bytes
+from wamjax.wam.cosmos_policy.uses import uses
 
 KEY = jax.random.key(0)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wamjax.wam.segments import columns, split
+from wamjax.wam.shares import columns, split
 from wamjax.wam.slots import Program, Role, factorization, levels, loss_mask, masked_mean
 
 GIVEN, PREDICTED, ABSENT = Role.GIVEN, Role.PREDICTED, Role.ABSENT
@@ -22,7 +22,7 @@ def test_role_arrays():
 
 
 def test_program_restricts_its_table():
-    from wamjax.wam.programs import JOINT
+    from wamjax.wam.fast_wam.uses import JOINT
 
     program = Program(factorization("f", first=GIVEN, future=ABSENT, action=PREDICTED), JOINT)
     assert program.table.groups == ("first", "action")

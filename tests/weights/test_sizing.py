@@ -8,7 +8,8 @@ from weights.test_convert import DIT, FAST_WAM, published, save
 
 from wamjax import config as configs
 from wamjax import convert, weights
-from wamjax.wam import cosmos_builder, presets
+from wamjax.wam.cosmos_policy import builder as cosmos_builder
+from wamjax.wam.cosmos_policy import presets
 from wamjax.weights import families, sizing, store, tensor
 from wamjax.weights.families import named
 

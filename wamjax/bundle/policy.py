@@ -26,7 +26,6 @@ from wamjax.data.embeddings import EmbeddingCache
 from wamjax.data.normalize import normalizers
 from wamjax.models.codec import Codec
 from wamjax.step import compute_cast
-from wamjax.wam.programs import MODES
 from wamjax.weights import store
 from wamjax.weights.codecs import load_codec
 
@@ -217,9 +216,9 @@ def modes_of(objective: Any) -> tuple[str, ...]:
     Raises:
       ValueError: the objective is no policy.
     """
-    if not hasattr(objective, "policy"):
+    if objective.kind != "policy":
         raise ValueError(f"a {type(objective).__name__} is no policy: it does not act")
-    return getattr(objective, "modes", None) or MODES[objective.variant]
+    return objective.modes
 
 
 def check_mode(objective: Any, mode: str | None) -> str | None:

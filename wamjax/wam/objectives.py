@@ -9,9 +9,11 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array
 
+from wamjax import partition
+from wamjax.models import codec as codecs
 from wamjax.models.codec import Codec
 from wamjax.models.layers import unconstrained
-from wamjax.wam import draws
+from wamjax.models.vae.vae_codec import VAECodec
 
 
 def bind(network: nn.Module, params: dict[str, Any], constrain: Callable = unconstrained):
@@ -29,6 +31,25 @@ def bind(network: nn.Module, params: dict[str, Any], constrain: Callable = uncon
     return lambda method, *args, **kwargs: network.apply(
         {"params": params}, *args, method=method, **kwargs
     )
+
+
+def codec_of(config) -> Codec:
+    """The codec that ``config.model.codec`` names, of a model that is trained on what it makes.
+
+    Raises:
+      ValueError: the optimiser would move its parameters.
+    """
+    return frozen(config, codecs.build(config.model.codec))
+
+
+def frozen(config, codec: Codec) -> Codec:
+    """The codec; an error if the optimiser moves it."""
+    if isinstance(codec, VAECodec) and partition.trained(config.optim.freeze)("codec/"):
+        raise ValueError(
+            f"config.model.codec.kind={config.model.codec.kind!r} has parameters, which other "
+            "objectives than 'codec' keep: set config.optim.freeze=('codec/.*',)"
+        )
+    return codec
 
 
 def codec_params(codec: Codec, rng: Array) -> dict[str, Any]:
@@ -58,27 +79,3 @@ def check_batch(
             raise KeyError(f"the batch has no {key!r}; it has {sorted(batch)}")
         if batch[key].shape != want.shape:
             raise ValueError(f"batch[{key!r}] is {batch[key].shape}, the model wants {want.shape}")
-
-
-def start_noise(
-    noise: Array | None,
-    key: Array | None,
-    shape: tuple[int, ...],
-    what: str = "noise",
-    axis: int = 0,
-) -> Array:
-    """Standard normals to start from: those given, or drawn.
-
-    Args:
-      key: one, or one for each example; see `draws.normal`, and for `axis`.
-
-    Raises:
-      ValueError: there are neither, or they are of another shape; it is named.
-    """
-    if noise is None:
-        if key is None:
-            raise ValueError(f"sampling starts from noise: give a key, or {what} of shape {shape}")
-        return draws.normal(key, shape, axis)
-    if noise.shape != shape:
-        raise ValueError(f"{what} is {noise.shape}, the model starts from {shape}")
-    return noise

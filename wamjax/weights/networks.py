@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 from wamjax.models import blocks, dit
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.dit import DiT
-from wamjax.models.mot import GroupSpec, MixtureOfTransformers
+from wamjax.models.mot import MixtureOfTransformers
+from wamjax.models.shell import GroupSpec
 from wamjax.models.t5 import T5Encoder
 from wamjax.models.vae.autoencoder import Autoencoder, Sizes
 from wamjax.models.visibility import bidirectional

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from wamjax.models.codec import Codec
-from wamjax.wam.layouts import Layout
+from wamjax.wam.cosmos_policy.layouts import Layout
 
 Images = Mapping[str, Array]
 

@@ -38,5 +38,29 @@ def split(key: Array, count: int) -> tuple[Array, ...]:
     return tuple(jnp.moveaxis(keys, -1, 0))
 
 
+def start(
+    noise: Array | None,
+    key: Array | None,
+    shape: tuple[int, ...],
+    what: str = "noise",
+    axis: int = 0,
+) -> Array:
+    """Standard normals to start from: those given, or drawn.
+
+    Args:
+      key: one, or one for each example; see `normal`, and for `axis`.
+
+    Raises:
+      ValueError: there are neither, or they are of another shape; it is named.
+    """
+    if noise is None:
+        if key is None:
+            raise ValueError(f"sampling starts from noise: give a key, or {what} of shape {shape}")
+        return normal(key, shape, axis)
+    if noise.shape != shape:
+        raise ValueError(f"{what} is {noise.shape}, the model starts from {shape}")
+    return noise
+
+
 def _each(function: Callable[[Array], Any], key: Array) -> Any:
     return jax.vmap(function)(key) if key.ndim else function(key)

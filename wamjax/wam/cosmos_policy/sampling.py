@@ -15,14 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from wamjax.diffusion.process import Process
+from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.diffusion.schedules import karras
 from wamjax.models.transformer import Cache
-from wamjax.models.visibility import Visibility
-from wamjax.wam import cosmos_programs as programs
-from wamjax.wam.cosmos_programs import Use
-from wamjax.wam.layouts import Layout
-from wamjax.wam.sampling import Denoiser
+from wamjax.models.visibility import Visibility, bidirectional, cacheable, prefix
+from wamjax.wam.cosmos_policy.layouts import Layout
+from wamjax.wam.denoiser import Denoiser
+from wamjax.wam.uses import Use
 
 Groups = dict[str, Array]
 
@@ -35,18 +34,14 @@ class Sampler:
       net: the network with bound parameters, ``net(method, *args, **kwargs)``.
       layout, process: of the clip.
       sigma_max, sigma_min: of the grid.
-      visibility: of training, see `cosmos_programs.visibility`.
-      told: what the network is told of noise levels.
       solver: a key of `solvers.SOLVERS`.
     """
 
     net: Callable
     layout: Layout
-    process: Process
+    process: RectifiedFlow
     sigma_max: float
     sigma_min: float
-    visibility: str
-    told: Callable[[Array], Array]
     solver: str = "exponential"
 
     def __call__(
@@ -68,18 +63,18 @@ class Sampler:
           noise: standard normal.
           steps: network calls.
           frozen: reuse the keys and values that the given slots have at the first level. Without
-            effect under a prefix visibility, where they never change.
+            effect where they never change.
           states: return the whole way, (steps + 1, ...), at the levels of `schedule`; in the public
             code's coordinates they are larger by 1 + sigma, that is by 1 / (1 - level).
         """
         grid = self.schedule(steps)
         given = {g: x for g, x in split(self.layout, latents).items() if g in use.given}
         start = {g: grid[0] * x for g, x in split(self.layout, noise).items() if g not in given}
-        kind, cache = self.visibility, text
-        if frozen and kind != "prefix":
-            cache = self._freeze(use, given, start, grid[0], text)
-            kind = "prefix"  # of what is computed from here on; the cache has seen everything
-        denoiser = self._denoiser(use, programs.visibility(kind, use))
+        denoiser, cache, first = self.denoiser(use.table), text, dict.fromkeys(start, grid[0])
+        if frozen and set(cacheable(use.table, given)) != set(given):
+            cache = denoiser.freeze(given, start, first, text)
+            # Of what is computed from here on; the cache has seen everything.
+            denoiser = self.denoiser(prefix(tuple(given), tuple(start)))
         schedules = dict.fromkeys(start, grid)
         done, _ = denoiser.sample(given, start, schedules, {}, cache, self.solver, states=states)
         if states:
@@ -93,43 +88,44 @@ class Sampler:
 
     def read(self, text: Mapping[str, Array]) -> Cache:
         """Keys and values of an instruction: "instruction" ids, or "context" embeddings."""
-        _, contexts, _ = self.net("conditions", dict(text))
-        use = programs.USES["policy"]
-        denoiser = self._denoiser(use, programs.visibility("bidirectional", use))
-        return denoiser.prefill({}, contexts, ())[0]
+        contexts = self.net("conditions", dict(text)).contexts
+        return self.denoiser(bidirectional(*self.layout.groups)).prefill({}, contexts, ())[0]
 
-    def _freeze(self, use: Use, given: Groups, start: Groups, level, text: Cache) -> Cache:
-        """Keys and values of the given slots, in a full call at the first level."""
-        denoiser = self._denoiser(use, programs.visibility("bidirectional", use))
-        sizes, values = self.layout.sizes, given | start
-        told = {g: jnp.full((1, sizes[g]), 0.0 if g in given else level) for g in values}
-        _, made = denoiser.network(
-            values, denoiser.times(told), {}, denoiser.visibility, cache=text, emit=use.given
+    def denoiser(self, table: Visibility) -> Denoiser:
+        """The denoiser of all slots under a table."""
+        return Denoiser(
+            lambda *args, **kwargs: self.net("__call__", *args, **kwargs),
+            lambda levels: self.net("times", levels),
+            table,
+            self.layout.sizes,
+            process=self.process,
+            encode=marked,
         )
-        return Cache(made.tokens, text.context)
-
-    def _denoiser(self, use: Use, table: Visibility) -> Denoiser:
-        def network(values, times, contexts, table, **options):
-            values = {g: masked(x, jnp.asarray(g in use.given, x.dtype)) for g, x in values.items()}
-            return self.net("__call__", values, times, contexts, table, **options)
-
-        def times(levels):
-            return self.net("times", {g: self.told(x) for g, x in levels.items()})
-
-        return Denoiser(network, times, table, self.layout.sizes, process=self.process)
 
 
-def masked(latents: Float[Array, "b t h w c"], given: Array) -> Float[Array, "b t h w d"]:
-    """Latents with the two further channels of the network: which slots are given, and 0.
+@dataclasses.dataclass(frozen=True)
+class HalfToldFlow(RectifiedFlow):
+    """The process of a network that is told noise levels rounded to bfloat16."""
+
+    def c_noise(self, level: Array) -> Array:
+        """What the network is told of the level."""
+        return level.astype(jnp.bfloat16).astype(level.dtype)
+
+
+def marked(values: Groups, given: Groups) -> Groups:
+    """Groups of latents with the two further channels of the network: which slots are given, and
+    0; the other one tells padded pixels, and there are none.
 
     Args:
-      given: 1 where a slot is given, () or (b, t). The other channel tells padded pixels, and there
-        are none.
+      given: group -> (b | 1, m | 1).
     """
-    shape = (*latents.shape[:-1], 1)
-    flag = given if given.ndim == 0 else given[:, :, None, None, None]
-    flag = jnp.broadcast_to(flag, shape).astype(latents.dtype)
-    return jnp.concatenate([latents, flag, jnp.zeros_like(flag)], axis=-1)
+    return {g: _marked(x, given[g]) for g, x in values.items()}
+
+
+def _marked(x: Float[Array, "b t h w c"], given: Array) -> Float[Array, "b t h w d"]:
+    flag = given.astype(x.dtype)[:, :, None, None, None]
+    flag = jnp.broadcast_to(flag, (*x.shape[:-1], 1))
+    return jnp.concatenate([x, flag, jnp.zeros_like(flag)], axis=-1)
 
 
 def split(layout: Layout, x: Array) -> Groups:

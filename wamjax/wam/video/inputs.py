@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wamjax import partition
 from wamjax.data import arrays
 from wamjax.data.arrays import ArraySpec
 from wamjax.data.sources import data_root
@@ -17,6 +16,7 @@ from wamjax.models import dit, palette
 from wamjax.models.codec import Codec, PixelCodec
 from wamjax.models.palette import Palette
 from wamjax.models.vae.vae_codec import VAECodec
+from wamjax.wam.objectives import codec_of, frozen
 
 
 class Inputs(NamedTuple):
@@ -46,7 +46,7 @@ def inputs_of(config, spec: ArraySpec) -> Inputs:
       ValueError: they have not what the config wants; names key and fix.
     """
     model = config.model
-    codec = frozen(config, codecs.build(model.codec))
+    codec = codec_of(config)
     example = pictures_of(spec, codec, config)
     if codec.key == "latents":
         t, h, w, c = example
@@ -96,16 +96,6 @@ def pictures_of(spec: ArraySpec, codec: Codec, config) -> tuple[int, ...]:
     if isinstance(codec, VAECodec) and example[-1] != 3:
         raise ValueError(f"{kind} wants 3 colours, pictures of the data have {example[-1]}")
     return example
-
-
-def frozen(config, codec: Codec) -> Codec:
-    """The codec of a model that is trained on what it makes; an error if the optimiser moves it."""
-    if isinstance(codec, VAECodec) and partition.trained(config.optim.freeze)("codec/"):
-        raise ValueError(
-            f"config.model.codec.kind={config.model.codec.kind!r} has parameters, which other "
-            "objectives than 'codec' keep: set config.optim.freeze=('codec/.*',)"
-        )
-    return codec
 
 
 def tokenizer(config) -> Palette | VAECodec:

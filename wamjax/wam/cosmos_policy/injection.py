@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from wamjax.wam.layouts import Layout
+from wamjax.wam.cosmos_policy.layouts import Layout
 
 
 def tile(

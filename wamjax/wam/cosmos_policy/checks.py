@@ -7,8 +7,9 @@ import dataclasses
 from wamjax.config import did_you_mean
 from wamjax.diffusion.solvers import SOLVERS
 from wamjax.models.attention import grouped
-from wamjax.wam import cosmos_programs as programs
-from wamjax.wam.augment import STRENGTHS
+from wamjax.wam.cosmos_policy import uses
+from wamjax.wam.cosmos_policy.augment import STRENGTHS
+from wamjax.wam.cosmos_policy.layouts import name_of, word_of
 
 # Published behaviour that is not the default, because it is a defect or costs accuracy.
 COMPAT = {
@@ -40,7 +41,7 @@ def check(objective) -> None:
     for name, given, known in (
         ("compat", objective.compat, COMPAT),
         ("augment", (objective.augment,), ("", *STRENGTHS)),
-        ("visibility", (objective.visibility,), programs.VISIBILITIES),
+        ("visibility", (objective.visibility,), uses.VISIBILITIES),
         ("solver", (objective.solver,), SOLVERS),
     ):
         for word in given:
@@ -76,10 +77,11 @@ def check(objective) -> None:
 def check_depth(objective) -> None:
     """That what is imagined can be planned on from: each slot of now has its future."""
     depth = f"objective.plan.depth {objective.planning.depth}"
-    if programs.model_free(objective.uses[2]):
+    if uses.model_free(objective.uses[2]):
         raise ValueError(f"{depth}: Q(s, a) imagines no future to plan on from, depth=1 does")
     now = (s for s in objective.layout.slots if s.group == "current")
-    missing = [f"future_{s}" for s in now if f"future_{s.name}" not in objective.layout.names]
+    names = objective.layout.names
+    missing = [f"future_{word_of(s)}" for s in now if f"future_{name_of(s)}" not in names]
     if missing:
         raise ValueError(
             f"{depth} plans on from imagined futures, and objective.slots imagine no {missing}"

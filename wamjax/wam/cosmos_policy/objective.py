@@ -2,7 +2,7 @@
 
 What a robot senses, does and is told of success are latent frames of one clip (`layouts`), all
 denoised together. Which of them are given makes it a policy, a world model or a value function
-(`cosmos_programs`); a batch trains all three. Levels, loss and sampler are those of the
+(`cosmos_policy.uses`); a batch trains all three. Levels, loss and sampler are those of the
 specification, sections 5 and 6: rectified flow in EDM's levels, one level for each sample, and an
 exponential multistep solver from sigma 80 to 4 whose last x0 is the answer.
 """
@@ -10,6 +10,7 @@ exponential multistep solver from sigma 80 to 4 whose last x0 is the answer.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,19 +21,22 @@ from wamjax.config import did_you_mean
 from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.models.codec import Codec
 from wamjax.models.dit import DiT
-from wamjax.models.layers import unconstrained, widest
+from wamjax.models.layers import unconstrained
 from wamjax.models.transformer import Cache, unstack
-from wamjax.models.visibility import Visibility
-from wamjax.wam import clips, cosmos_checks, cosmos_loss, draws, injection
-from wamjax.wam import cosmos_programs as programs
-from wamjax.wam.augment import STRENGTHS, centre_crop
-from wamjax.wam.cosmos_checks import COMPAT as COMPAT
-from wamjax.wam.cosmos_loss import Draw
-from wamjax.wam.cosmos_programs import Use
-from wamjax.wam.cosmos_sampling import Sampler
-from wamjax.wam.layouts import Layout
-from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params, start_noise
-from wamjax.wam.planning import Planning, plan
+from wamjax.models.visibility import Visibility, bidirectional
+from wamjax.wam import noise as noises
+from wamjax.wam import shares, uses
+from wamjax.wam.cosmos_policy import checks, clips, injection, targets
+from wamjax.wam.cosmos_policy import uses as cosmos_uses
+from wamjax.wam.cosmos_policy.augment import STRENGTHS, centre_crop
+from wamjax.wam.cosmos_policy.layouts import Layout, name_of
+from wamjax.wam.cosmos_policy.planning import Planning, plan
+from wamjax.wam.cosmos_policy.sampling import HalfToldFlow, Sampler, marked, split
+from wamjax.wam.loss import Denoises, Draw, SlotLosses
+from wamjax.wam.objectives import bound_codec, check_batch, codec_params
+from wamjax.wam.protocols import Policy
+from wamjax.wam.slots import Role
+from wamjax.wam.uses import Use
 
 Batch = dict[str, Array]
 Groups = dict[str, Array]
@@ -55,21 +59,19 @@ class Seen(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class CosmosPolicy:
+class CosmosPolicy(Denoises, Policy):
     """Objective (`init`, `loss`) and policy (`policy`, `act`, `predict`, `value`, `imagine`).
 
     Attributes:
       network, codec, process, layout: what is trained, on what. One with a codec that has
         parameters finds them in ``params["codec"]``, where they stay as they are.
       views: camera -> (height, width), in the order of the composite picture.
-      uses: policy, world model and a value function, see `cosmos_programs.uses`.
+      judge, visibility, auxiliary: of its uses, see `cosmos_policy.uses.uses`.
       mix: how many examples of each use there are in a row of a batch.
-      visibility: see `cosmos_programs.visibility`.
-      auxiliary: whether everything that is predicted has a loss, or only what a use is about.
       action_weight: of the action's slot in the loss, the public code's action_loss_multiplier.
       discount: of the return for each control step.
       augment: a key of `augment.STRENGTHS`, or "" for pictures as they are.
-      compat: names of `COMPAT`.
+      compat: names of `checks.COMPAT`.
       instruction_length: tokens, or rows of the text embeddings.
       steps, sigma_max, sigma_min, solver: of sampling.
       planning: of mode "plan".
@@ -81,7 +83,7 @@ class CosmosPolicy:
     layout: Layout
     views: tuple[tuple[str, tuple[int, int]], ...]
     instruction_length: int
-    uses: tuple[Use, ...] = programs.uses("value")
+    judge: str = "value"
     mix: tuple[int, ...] = (2, 1, 1)
     visibility: str = "bidirectional"
     auxiliary: bool = True
@@ -96,30 +98,33 @@ class CosmosPolicy:
     planning: Planning = Planning()
 
     def __post_init__(self):
-        cosmos_checks.check(self)
+        checks.check(self)
 
     # ---- what the training framework sees ----
 
     modes = MODES
     imagines = True
+    judges = True
+    encode = staticmethod(marked)
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """Policy, world model and value function."""
+        return cosmos_uses.uses(self.judge, self.visibility, self.auxiliary)
 
     @property
     def row(self) -> int:
         """Neighbours in a batch that share the uses exactly."""
         return 1 if "tossed_mix" in self.compat else sum(self.mix)
 
-    def pictures(self) -> list[tuple[str, Visibility]]:
-        """The visibility tables, one for all uses or one for each."""
-        return list({t.name: t for t in self.tables}.items())
+    @property
+    def tables(self) -> tuple[Visibility, ...]:
+        """Who sees whom, one table for all uses or one for each."""
+        return tuple(dict.fromkeys(u.table for u in self.uses))
 
     def describe(self) -> str:
         """The roles of all slots in every use, as text."""
-        return programs.describe(self.layout, self.uses, self.auxiliary)
-
-    @property
-    def tables(self) -> tuple[Visibility, ...]:
-        """Who sees whom in each use."""
-        return tuple(programs.visibility(self.visibility, u) for u in self.uses)
+        return uses.describe(self.uses, [(name_of(s), s.group) for s in self.layout.slots])
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a training batch."""
@@ -149,62 +154,122 @@ class CosmosPolicy:
         """Fresh float32 parameters, one plain nested dict."""
         sizes = self.layout.sizes
         values = {g: jnp.zeros((1, m, *self.network.latent)) for g, m in sizes.items()}
-        told = {g: jnp.zeros((1, m)) for g, m in sizes.items()}
+        levels = {g: jnp.zeros((1, m)) for g, m in sizes.items()}
         text = {k: jnp.zeros(s.shape, s.dtype) for k, s in self.batch_spec(1).items()
                 if k in ("instruction", "context")}  # fmt: skip
-        table = programs.visibility("bidirectional", self.uses[0])
-        network = self.network.clone(constrain=unconstrained)
-        params = network.init(rng, values, told, text, table, method="evaluate")["params"]
+        network, table = self.network.clone(constrain=unconstrained), bidirectional(*sizes)
+        params = network.init(rng, values, levels, text, table, method="evaluate")["params"]
         return params | codec_params(self.codec, jax.random.fold_in(rng, 1))
 
-    def loss(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, dict[str, Array]]:
-        """Mean squared error of the velocity over all slots of all examples, times 10.
+    # ---- the loss, see `wam.loss` ----
 
-        A slot without a loss counts as zero, as published, so an example weighs by how many it has.
-        Metrics tell uses and slots apart: the error of the velocity, and of x0 by its mean absolute
-        value, which is what the published convergence targets are in.
-
-        Returns:
-          (loss, metrics), float32.
-        """
-        return self.loss_of(params, self.draw(params, batch, rng))
-
-    def draw(self, params: Params, batch: Batch, rng: Array) -> Draw:
-        """All that `loss` leaves to chance: uses, noise, levels, augmentation."""
+    def draw(self, params: Params, batch: Batch, rng: Array) -> tuple[Draw, ...]:
+        """All that `loss` leaves to chance: uses, noise, levels, augmentation; a draw for each
+        visibility table."""
         check_batch(batch, self.batch_spec)
         purposes = "assign", "noise", "augment", "level"
         keys = dict(zip(purposes, jax.random.split(rng, 4), strict=True))
-        size = batch["rollout"].shape[0]
+        size, sizes, rollout = batch["rollout"].shape[0], self.layout.sizes, batch["rollout"]
+        clean = targets.latents(
+            self.layout,
+            bound_codec(self.codec, params),
+            clips.split(batch["video"], self.widths),
+            targets.numbers(self.layout, batch, self.discount, self.compat),
+            STRENGTHS[self.augment] if self.augment else None,
+            keys["augment"],
+        )
+        noise = split(self.layout, jax.random.normal(keys["noise"], clean.shape))
+        order = None
+        if "tossed_mix" in self.compat:
+            use = cosmos_uses.toss(keys["assign"], self.mix, rollout)
+        else:
+            order = shares.order(keys["assign"], self.mix, size, last=rollout)
+            use = shares.use_of(order, self.mix)
+        roles, trained = uses.roles(self.uses, sizes), uses.has_loss(self.uses, sizes)
+        # Rollouts are not imitated: one that there was no better use for has no loss.
+        teaches = ~(rollout & (use == 0))[:, None]
         level = self.process.sample_level(keys["level"], (size, 1))
-        return cosmos_loss.draw(self, params, batch, keys, level)
+        predicted = [g for g, x in roles.items() if (x == Role.PREDICTED).any()]
+        draw = Draw(
+            clean=split(self.layout, clean),
+            noise={g: noise[g] for g in predicted},
+            level=dict.fromkeys(predicted, level),
+            role={g: jnp.asarray(x)[use] for g, x in roles.items()},
+            mask={g: jnp.asarray(x)[use] & teaches for g, x in trained.items() if x.any()},
+            condition=self.text(batch),
+            use=use,
+            at=jnp.arange(size),
+            table=self.uses[0].table,
+        )
+        if len(self.tables) == 1:  # all uses go through the network together
+            return (draw,)
+        parts = shares.split(draw, order, self.mix)
+        return tuple(
+            dataclasses.replace(part, table=u.table)
+            for part, u in zip(parts, self.uses, strict=True)
+        )
 
-    def denoising_loss(self, params: Params, draw: Draw) -> cosmos_loss.Errors:
-        """Errors of every slot of every example, and their weights in the loss, without chance."""
-        return cosmos_loss.denoising_loss(self, params, draw)
+    def process_of(self, group: str) -> RectifiedFlow:
+        """The process of a group: all have the same."""
+        del group
+        if "bf16_times" in self.compat:
+            return HalfToldFlow(**vars(self.process))
+        return self.process
 
-    def loss_of(self, params: Params, draw: Draw) -> tuple[Array, dict[str, Array]]:
-        """The loss of a draw, and metrics: `loss` is that of `draw`."""
-        found = self.denoising_loss(params, draw)
-        loss = LOSS_SCALE * jnp.mean(found.weight * found.velocity)
-        return loss, cosmos_loss.metrics(self, found, LOSS_SCALE)
+    def reduce(
+        self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
+    ) -> tuple[Array, dict[str, Array]]:
+        """Mean squared error of the velocity over all slots of all examples, times 10.
 
-    def example_losses(self, params: Params, draw: Draw) -> dict[str, Array]:
-        """"loss" of every example, whose mean is the loss; its "slots", its "use"."""
-        found = self.denoising_loss(params, draw)
-        return cosmos_loss.example_losses(self, found, LOSS_SCALE)
+        A slot without a loss counts as zero, as published, so an example weighs by how many it has.
+        The public loss is EDM's, 10 w(sigma) |x0 - D|^2 with w = ((1 + sigma) / sigma)^2, which is
+        this (specification, 5.3).
 
-    def by_level(self, params: Params, batch: Batch, rng: Array, sigmas: Array) -> Groups:
-        """The metrics of `loss` at noise-to-signal ratios, each (len(sigmas),); without a mesh."""
-        purposes = "assign", "noise", "augment"
-        keys = dict(zip(purposes, jax.random.split(rng, 3), strict=True))
-        alone = dataclasses.replace(self, network=self.network.clone(constrain=unconstrained))
+        Returns:
+          (loss, metrics): means over the examples of each use, NaN for a use that no example
+          trains: loss_USE, which weighted by the shares of the uses sum to the loss; for slots that
+          have a loss velocity/USE/SLOT, the mean squared error, and l1/USE/SLOT, that of x0 in
+          absolute value, which is what the published convergence targets are in.
+        """
+        error, l1, weight = self._by_slot(losses)
+        use = jnp.concatenate([draw.use for draw in draws])
+        total, metrics = LOSS_SCALE * jnp.mean(weight * error, axis=1), {}
+        for i, one in enumerate(self.uses):
+            mine = (use == i) & jnp.any(weight, axis=1)
+            count = jnp.sum(mine)
 
-        def one(sigma):
-            level = jnp.full((batch["rollout"].shape[0], 1), self.process.level_of(sigma))
-            found = cosmos_loss.errors(alone, params, batch, keys, level)
-            return cosmos_loss.metrics(self, found, LOSS_SCALE)
+            def mean(x, mine=mine, count=count):
+                return jnp.where(count > 0, jnp.sum(jnp.where(mine, x, 0)) / count, jnp.nan)
 
-        return jax.lax.map(one, jnp.asarray(sigmas, widest()))
+            metrics[f"loss_{one.name}"] = mean(total)
+            for t, slot in enumerate(self.layout.slots):
+                if slot.group in one.trained:
+                    metrics[f"velocity/{one.name}/{name_of(slot)}"] = mean(error[:, t])
+                    metrics[f"l1/{one.name}/{name_of(slot)}"] = mean(l1[:, t])
+        return LOSS_SCALE * jnp.mean(weight * error), metrics
+
+    def examples(
+        self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
+    ) -> dict[str, Array]:
+        """"loss" of every example, its "use", and the parts that each slot has, "slots" (b, t),
+        which sum to it."""
+        error, _, weight = self._by_slot(losses)
+        slots = LOSS_SCALE * weight * error / weight.shape[1]
+        use = jnp.concatenate([draw.use for draw in draws])
+        return {"loss": jnp.sum(slots, axis=1), "slots": slots, "use": use}
+
+    def _by_slot(self, losses: Sequence[dict[str, SlotLosses]]) -> tuple[Array, Array, Array]:
+        """Squared errors of the velocity, absolute ones of x0, and weights in the loss, (b, t)."""
+        rows = []
+        for parts in losses:
+            like = next(iter(parts.values())).error
+            none = {g: jnp.zeros((like.shape[0], m)) for g, m in self.layout.sizes.items()}
+            error, l1, weight = dict(none), dict(none), dict(none)
+            for group, part in parts.items():
+                factor = self.action_weight if group == "action" else 1.0
+                error[group], l1[group], weight[group] = part.error, part.l1, factor * part.mask
+            rows.append([jnp.concatenate(list(x.values()), axis=1) for x in (error, l1, weight)])
+        return tuple(jnp.concatenate(x) for x in zip(*rows, strict=True))
 
     # ---- acting, predicting, judging ----
 
@@ -231,7 +296,7 @@ class CosmosPolicy:
           observation: "video" (b, 1, H, W, 3) uint8, "proprio" (b, p) in robot units,
             "instruction" (b, s) ids or "context" embeddings.
           mode: "direct"; "frozen", where keys and values of what is given are those of the first
-            step (an approximation, see `cosmos_sampling.frozen_error`); or "plan".
+            step (an approximation, see `sampling.frozen_error`); or "plan".
           noise: to start from instead of draws of `rng`: as in `act`, or of "plan" as in
             `planning.plan`.
         """
@@ -269,7 +334,7 @@ class CosmosPolicy:
         first, second = (None, None) if noise is None else noise
         seen = self.observe(params, normalizers, observation)
         latents = self.act(params, seen, rng, frozen=mode == "frozen", noise=first)
-        key = None if rng is None else draws.fold_in(rng, 1)
+        key = None if rng is None else noises.fold_in(rng, 1)
         return self.value(params, seen._replace(latents=latents), key, noise=second)
 
     def imagine(
@@ -322,7 +387,7 @@ class CosmosPolicy:
 
         Args:
           noise: to start from instead of a draw of `rng`, of the shape of ``seen.latents``; such as
-            `cosmos_sampling.published_noise`.
+            `sampling.published_noise`.
           states: return the whole way, see `Sampler`.
         """
         return self._sample(params, self.uses[0], seen, rng, steps, noise, states, frozen)
@@ -343,8 +408,8 @@ class CosmosPolicy:
     def sampler(self, params: Params) -> Sampler:
         """The network with these parameters, ready to denoise."""
         return Sampler(
-            self.bind(params), self.layout, self.process, self.sigma_max, self.sigma_min,
-            self.visibility, self.told, self.solver,
+            self.bind(params), self.layout, self.process_of("action"), self.sigma_max,
+            self.sigma_min, self.solver,
         )  # fmt: skip
 
     def with_planner(self, other: CosmosPolicy) -> CosmosPolicy:
@@ -353,8 +418,8 @@ class CosmosPolicy:
         Raises:
           ValueError: the planner was trained on something else, or sees it otherwise; says what.
         """
-        cosmos_checks.check_planner(self, other)
-        return dataclasses.replace(self, uses=(self.uses[0], *other.uses[1:]))
+        checks.check_planner(self, other)
+        return dataclasses.replace(self, judge=other.judge)
 
     # ---- parts ----
 
@@ -365,16 +430,10 @@ class CosmosPolicy:
         return h, w, c - 2
 
     def _sample(self, params, use: Use, seen: Seen, rng, steps, noise, states=False, frozen=False):
-        noise = start_noise(noise, rng, seen.latents.shape)
+        noise = noises.start(noise, rng, seen.latents.shape)
         options = {"states": True} if states else {}
         sampler, steps = self.sampler(params), steps or self.steps
         return sampler(use, seen.latents, seen.text, noise, steps, frozen, **options)
-
-    def told(self, levels: Array) -> Array:
-        """What the network is told of noise levels."""
-        if "bf16_times" in self.compat:
-            return levels.astype(jnp.bfloat16).astype(levels.dtype)
-        return levels
 
     @property
     def widths(self) -> dict[str, int]:
@@ -385,10 +444,6 @@ class CosmosPolicy:
         """The instruction, as the network takes it."""
         key = "instruction" if self.network.vocabulary else "context"
         return {key: batch[key]}
-
-    def bind(self, params: Params, constrain=unconstrained):
-        """The network as a function, see `objectives.bind`."""
-        return bind(self.network, params, constrain)
 
     def _images(self, observation: Batch) -> Groups:
         images = clips.split(observation["video"], self.widths)

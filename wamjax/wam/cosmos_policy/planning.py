@@ -24,10 +24,10 @@ from jaxtyping import Array, Float, Int
 
 from wamjax.config import did_you_mean
 from wamjax.models.transformer import Cache
-from wamjax.wam import draws, injection
-from wamjax.wam.cosmos_programs import model_free
-from wamjax.wam.layouts import Layout
-from wamjax.wam.objectives import start_noise
+from wamjax.wam import noise as noises
+from wamjax.wam.cosmos_policy import injection
+from wamjax.wam.cosmos_policy.layouts import Layout
+from wamjax.wam.cosmos_policy.uses import model_free
 
 AGGREGATES = ("mean", "majority_mean", "lcb", "success_vote")
 OVER_DEPTH = ("last", "mean")
@@ -136,11 +136,11 @@ def plan(
     text = policy.read(planner, observation) if "planner" in params else seen.text
     if noise is not None:
         _check_noise(noise, noise_shapes(policy, seen.latents.shape[0]))
-    keys = iter([None] * 3 * how.depth if rng is None else draws.split(rng, 3 * how.depth))
+    keys = iter([None] * 3 * how.depth if rng is None else noises.split(rng, 3 * how.depth))
 
     def run(params, use, latents, text, steps, depth):
         given = None if noise is None else noise[depth][use.name]
-        begin = start_noise(given, next(keys), latents.shape, axis=1)
+        begin = noises.start(given, next(keys), latents.shape, axis=1)
         sampler = policy.sampler(params)
         return _batched(lambda *x: sampler(use, *x, steps), latents, text, begin, how.limit)
 

@@ -18,8 +18,9 @@ import dataclasses
 import numpy as np
 
 from wamjax.models.dit import DiT
-from wamjax.models.mot import GroupSpec
-from wamjax.models.visibility import Visibility, bidirectional, causal
+from wamjax.models.visibility import bidirectional, causal
+from wamjax.wam.slots import Role, Slot, factorization
+from wamjax.wam.uses import Use, use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,29 +53,37 @@ SCHEMES: dict[str, Scheme] = {
 }
 
 
-def groups_of(scheme: Scheme, frames: int) -> tuple[GroupSpec, ...]:
-    """The groups of a clip of `frames` latent frames: g0, g1, ... in order of time."""
+def slots_of(scheme: Scheme, frames: int) -> tuple[Slot, ...]:
+    """The slots of a clip of `frames` latent frames, in groups g0, g1, ... in order of time.
+
+    Raises:
+      ValueError: the frames do not divide into groups.
+    """
     sizes = [scheme.first] if scheme.first else []
     rest = frames - scheme.first
     chunk = scheme.chunk or rest
     if rest <= 0 or rest % chunk:
         raise ValueError(f"{frames} latent frames do not divide as {scheme}")
     sizes += [chunk] * (rest // chunk)
-    starts = np.cumsum([0, *sizes])
-    return tuple(
-        GroupSpec(f"g{i}", "video", tuple(range(starts[i], starts[i + 1])))
-        for i in range(len(sizes))
-    )
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    return tuple(Slot("frame", f"g{g}", position=i) for i, g in enumerate(group))
 
 
-def table_of(scheme: Scheme, network: DiT) -> Visibility:
-    """Who sees whom; tokens of the condition and of text see and are seen by all."""
+def use_of(scheme: Scheme, network: DiT) -> Use:
+    """What a clip trains: the first groups given, if the scheme has such, and the others predicted.
+
+    Tokens of the condition and of text see and are seen by all.
+
+    Raises:
+      ValueError: a causal scheme with such tokens.
+    """
     names = [g.name for g in network.groups]
-    extra = ["condition"] * (network.conditioning == "in_context") + ["text"] * (
-        network.text == "joint"
-    )
+    roles = {g: Role.GIVEN if i < scheme.given else Role.PREDICTED for i, g in enumerate(names)}
     if not scheme.causal:
-        return bidirectional(*names, *extra)
-    if extra:
-        raise ValueError(f"a causal scheme has no place for tokens of {extra}")
-    return causal(*names)
+        table = bidirectional(*names, *network.own_tokens)
+    elif network.own_tokens:
+        raise ValueError(f"a causal scheme has no place for tokens of {list(network.own_tokens)}")
+    else:
+        table = causal(*names)
+    roles |= dict.fromkeys(network.own_tokens, Role.GIVEN)
+    return use(factorization("video", **roles), table)

@@ -24,8 +24,10 @@ import re
 from collections.abc import Sequence
 
 from wamjax.config import did_you_mean
+from wamjax.wam.cosmos_policy.uses import GROUPS
+from wamjax.wam.slots import Slot
 
-# What a kind of slot belongs to. Slots of a group always have the same role, see `cosmos_programs`.
+# What a kind of slot belongs to. Slots of a group always have the same role, see `uses`.
 GROUP_OF = {
     "blank": "blank",
     "proprio": "current",
@@ -35,7 +37,6 @@ GROUP_OF = {
     "future_camera": "future",
     "value": "value",
 }
-GROUPS = tuple(dict.fromkeys(GROUP_OF.values()))
 PICTURES = ("camera", "future_camera")
 # How many numbers follow the colon of a kind that holds numbers.
 _RANK = {"proprio": 1, "action": 2, "future_proprio": 1, "value": 0}
@@ -69,40 +70,22 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Slot:
-    """One latent frame.
+def name_of(slot: Slot) -> str:
+    """Unique in its layout: the kind, or which camera, as ``future_wrist``."""
+    if slot.kind in PICTURES:
+        return f"future_{slot.camera}" if slot.kind == "future_camera" else slot.camera
+    return slot.kind
 
-    Attributes:
-      kind: a key of `GROUP_OF`.
-      camera: of a picture.
-      shape: of what a slot of numbers holds: (p,), (j, a), () for a value.
-    """
 
-    kind: str
-    camera: str = ""
-    shape: tuple[int, ...] = ()
+def word_of(slot: Slot) -> str:
+    """The reverse of reading a word."""
+    more = slot.camera or "x".join(map(str, slot.shape))
+    return f"{slot.kind}:{more}" if more else slot.kind
 
-    @property
-    def name(self) -> str:
-        """Unique in its layout: the kind, or which camera, as ``future_wrist``."""
-        if self.kind in PICTURES:
-            return f"future_{self.camera}" if self.kind == "future_camera" else self.camera
-        return self.kind
 
-    @property
-    def group(self) -> str:
-        """What it belongs to."""
-        return GROUP_OF[self.kind]
-
-    @property
-    def holds_numbers(self) -> bool:
-        """Whether its latent frame is written by `injection` and not by a codec."""
-        return self.kind in _RANK
-
-    def __str__(self) -> str:
-        more = self.camera or "x".join(map(str, self.shape))
-        return f"{self.kind}:{more}" if more else self.kind
+def holds_numbers(slot: Slot) -> bool:
+    """Whether its latent frame is written by `injection` and not by a codec."""
+    return slot.kind in _RANK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,17 +98,17 @@ class Layout:
         return len(self.slots)
 
     def __str__(self) -> str:
-        return "\n".join(f"{i:>3}  {s.group:<8}{s}" for i, s in enumerate(self.slots))
+        return "\n".join(f"{i:>3}  {s.group:<8}{word_of(s)}" for i, s in enumerate(self.slots))
 
     @property
     def words(self) -> tuple[str, ...]:
         """The reverse of `parse`."""
-        return tuple(map(str, self.slots))
+        return tuple(map(word_of, self.slots))
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the slots."""
-        return tuple(s.name for s in self.slots)
+        return tuple(map(name_of, self.slots))
 
     def index(self, name: str) -> int:
         """Where the slot of a name is.
@@ -152,7 +135,7 @@ class Layout:
     @property
     def numbers(self) -> dict[str, Slot]:
         """The slots that `injection` writes, by name."""
-        return {s.name: s for s in self.slots if s.holds_numbers}
+        return {name_of(s): s for s in self.slots if holds_numbers(s)}
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -226,7 +209,7 @@ def parse(words: Sequence[str]) -> Layout:
     Raises:
       ValueError: an unknown word, or an order that is none; says which word and why.
     """
-    layout = Layout(tuple(_slot(word) for word in words))
+    layout = Layout(tuple(_slot(word, i) for i, word in enumerate(words)))
     names, groups = layout.names, [s.group for s in layout.slots]
     if double := sorted({n for n in names if names.count(n) > 1}):
         raise ValueError(f"slots {tuple(words)} hold {double} more than once")
@@ -239,11 +222,11 @@ def parse(words: Sequence[str]) -> Layout:
             raise ValueError(f"future_camera:{camera} has no camera:{camera} beside it")
     proprio, future = (layout.numbers.get(k) for k in ("proprio", "future_proprio"))
     if future and (proprio is None or proprio.shape != future.shape):
-        raise ValueError(f"slot '{future}' has no proprio of the same size beside it")
+        raise ValueError(f"slot '{word_of(future)}' has no proprio of the same size beside it")
     return layout
 
 
-def _slot(word: str) -> Slot:
+def _slot(word: str, position: int) -> Slot:
     kind, _, more = word.partition(":")
     if kind not in GROUP_OF:
         raise ValueError(f"slot {word!r}: {kind!r} is no kind{did_you_mean(kind, GROUP_OF)}; "
@@ -251,9 +234,10 @@ def _slot(word: str) -> Slot:
     if kind in PICTURES:
         if not more:
             raise ValueError(f"slot {word!r} names no camera; write {kind}:NAME")
-        return Slot(kind, camera=more)
+        return Slot(kind, GROUP_OF[kind], position=position, camera=more)
     rank = _RANK.get(kind, 0)
     if not re.fullmatch("x".join([r"[1-9]\d*"] * rank), more):
-        form = kind + ":" * bool(rank) + "x".join(["N"] * rank)
+        form = f"{kind}:{'x'.join(['N'] * rank)}" if rank else kind
         raise ValueError(f"slot {word!r} is not of the form {form}")
-    return Slot(kind, shape=tuple(int(n) for n in more.split("x") if n))
+    shape = tuple(int(n) for n in more.split("x") if n)
+    return Slot(kind, GROUP_OF[kind], position=position, shape=shape)

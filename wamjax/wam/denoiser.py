@@ -8,7 +8,7 @@ an imagined video.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from wamjax.diffusion.stochastic import ancestral
 from wamjax.models.layers import widest
 from wamjax.models.transformer import Cache
 from wamjax.models.visibility import Visibility, cacheable
+from wamjax.wam.loss import plain
 
 Groups = dict[str, Array]
 
@@ -32,20 +33,22 @@ class Denoiser:
 
     Attributes:
       network: ``network(values, times, contexts, table, cache, predict, emit)`` with bound
-        parameters, see `MixtureOfTransformers.__call__`.
+        parameters, see `Shell.__call__`.
       times: ``times({group: (1, m)})`` of what the network is told of levels, bound likewise.
       visibility: the table; groups that a call does not mention are absent.
-      slots: group -> number of modulation slots.
+      rows: group -> how many levels the network is told of it.
       use_cache: False recomputes everything at every step (the reference path).
       process: of everything that is denoised.
+      encode: see `loss.denoising_loss`.
     """
 
     network: Callable
     times: Callable
     visibility: Visibility
-    slots: dict[str, int]
+    rows: dict[str, int]
     use_cache: bool = True
     process: Process = STRAIGHT
+    encode: Callable[[Groups, Groups], Groups] = plain
 
     def prefill(
         self,
@@ -77,12 +80,34 @@ class Denoiser:
         if not constant and not contexts:
             return cache, rest
         times = self._clean_times(constant)
-        _, new = self.network(constant, times, contexts, table, cache=cache, emit=tuple(constant))
+        values = self._encoded(constant, ())
+        _, new = self.network(values, times, contexts, table, cache=cache, emit=tuple(constant))
         return Cache(cache.tokens | new.tokens, cache.context | new.context), rest
+
+    def freeze(
+        self, given: Groups, noise: Groups, levels: Mapping[str, float], cache: Cache
+    ) -> Cache:
+        """Keys and values that the given groups have beside the others at their first levels.
+
+        To be used on under `visibility.prefix`, as if they did not change: an approximation where
+        they see what is denoised.
+
+        Args:
+          levels: of the groups of `noise`.
+          cache: of the contexts.
+        """
+        now = {g: jnp.asarray(v, widest()) for g, v in levels.items()}
+        times = self._clean_times(given) | self._times_at(now)
+        table = self.visibility.restrict({*given, *noise})
+        values = self._encoded(given | noise, tuple(noise))
+        emit = tuple(given)
+        _, new = self.network(values, times, {}, table, cache=cache, emit=emit)
+        return Cache(new.tokens, cache.context)
 
     def step(self, cache: Cache, values: Groups, times, predict: tuple[str, ...], **extra):
         """One evaluation: outputs for `predict` given the cache."""
         table = self.visibility.restrict({*values, *cache.tokens})
+        values = self._encoded(values, predict)
         return self.network(values, times, {}, table, cache=cache, predict=predict, **extra)[0]
 
     def sample(
@@ -131,7 +156,7 @@ class Denoiser:
             if self.use_cache:
                 return self.step(cache, rest | x, still | now, predicted, **extra)
             table = self.visibility.restrict({*rest, *x})
-            values = rest | x
+            values = self._encoded(rest | x, predicted)
             return self.network(values, still | now, contexts, table, predict=predicted, **extra)[0]
 
         points = points, scale
@@ -146,10 +171,14 @@ class Denoiser:
             return ancestral(output, noise, schedules, points, self.process, rng, **options), cache
         return SOLVERS[solver](output, noise, schedules, points, self.process, states), cache
 
+    def _encoded(self, values: Groups, predicted: tuple[str, ...]) -> Groups:
+        given = {g: jnp.full((1, 1), g not in predicted) for g in values}
+        return self.encode(values, given)
+
     def _times_at(self, levels: Groups):
         """Time conditioning of one level for each group."""
         told = {g: self.process.c_noise(v) for g, v in levels.items()}
-        return self.times({g: jnp.broadcast_to(v, (1, self.slots[g])) for g, v in told.items()})
+        return self.times({g: jnp.broadcast_to(v, (1, self.rows[g])) for g, v in told.items()})
 
     def _clean_times(self, groups: Groups):
         """Time conditioning of groups at the level of data."""

@@ -8,7 +8,7 @@ shift it was trained with.
 from __future__ import annotations
 
 from wamjax.config import did_you_mean
-from wamjax.wam.programs import TRAINING
+from wamjax.wam.fast_wam.uses import USES
 
 ACTION_SHIFT = {"paper": 5.0, "2026-08": 1.0}
 
@@ -19,7 +19,7 @@ def fast_wam(config, variant: str, preset: str) -> None:
     Raises:
       ValueError: unknown variant or preset, with a suggestion.
     """
-    for name, value, known in (("variant", variant, TRAINING), ("preset", preset, ACTION_SHIFT)):
+    for name, value, known in (("variant", variant, USES), ("preset", preset, ACTION_SHIFT)):
         if value not in known:
             raise ValueError(
                 f"{name} {value!r} does not exist{did_you_mean(value, known)}; "

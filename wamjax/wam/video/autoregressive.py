@@ -26,7 +26,8 @@ from wamjax.models.transformer import Cache, unstack
 from wamjax.models.vae.bottleneck import health
 from wamjax.models.visibility import Visibility
 from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params
-from wamjax.wam.rolling import moved
+from wamjax.wam.protocols import Pictures
+from wamjax.wam.video.rolling import moved
 
 Batch = dict[str, Array]
 Params = dict[str, Any]
@@ -73,7 +74,7 @@ def pick(
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoregressive:
+class Autoregressive(Pictures):
     """Objective (`init`, `loss`) and sampler (`sample`) of an autoregressive video model.
 
     Attributes:
@@ -101,9 +102,10 @@ class Autoregressive:
 
     # ---- what the training framework sees ----
 
-    def pictures(self) -> list[tuple[str, Visibility]]:
+    @property
+    def tables(self) -> tuple[Visibility, ...]:
         """The visibility table."""
-        return [(CAUSAL.name, CAUSAL)]
+        return (CAUSAL,)
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a training batch."""
@@ -124,14 +126,16 @@ class Autoregressive:
         params = network.init(rng, batch, ids, method="initialise")["params"]
         return params | codec_params(self.codec, jax.random.fold_in(rng, 1))
 
-    def loss(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(
+        self, params: Params, batch: Batch, rng: Array, average: Params | None = None
+    ) -> tuple[Array, dict[str, Array]]:
         """Cross-entropy of the tokens of a batch, each given those before.
 
         Returns:
           (loss in nats per token, metrics), float32: loss_video (the same), accuracy (how often
           the most likely token is right), usage and perplexity of the code book in this batch.
         """
-        del rng
+        del rng, average
         check_batch(batch, self.batch_spec)
         codec = bound_codec(self.codec, params)
         ids = codec.tokens(batch[codec.key]).reshape(len(batch[codec.key]), -1)
@@ -170,7 +174,7 @@ class Autoregressive:
 
         Keys and values of the clip lie in buffers of its training length. A longer clip drops the
         oldest frame whenever they are full and moves the others back in time, see
-        `wam.rolling.moved`.
+        `rolling.moved`.
 
         Args:
           condition: the keys of a batch that condition; {} for a model without, which then needs
@@ -222,6 +226,27 @@ class Autoregressive:
         start = buffers, jnp.int32(ids.shape[1]), logits
         made = jax.lax.scan(step, start, (keys, chance))[1]
         return jnp.concatenate([ids, made.T.astype(ids.dtype)], axis=1).reshape(b, frames, h, w)
+
+    def clips(
+        self,
+        params: Params,
+        condition: Batch,
+        rng: Array,
+        given: Array | None = None,
+        count: int | None = None,
+        frames: int = 0,
+    ) -> Array:
+        """Clips as the data has them, of any length; see `Pictures.clips`."""
+        codec = bound_codec(self.codec, params)
+        given = None if given is None else codec.tokens(given)
+        length = codec.shape(frames, *self.picture[:2])[0] if frames else 0
+        ids = self.sample(params, condition, rng, given, count, length)
+        return codec.decode(codec.from_tokens(ids))
+
+    def passes(self, given: int, frames: int) -> int:
+        """Evaluations of the network that a clip takes: a prefill, and one for each token."""
+        _, height, width = self.network.grid
+        return 1 + (frames - given) * height * width
 
     # ---- parts ----
 

@@ -26,11 +26,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from wamjax.models.blocks import KeyValue
-from wamjax.models.mot import GroupSpec
 from wamjax.models.rope import rotate, video_rope
+from wamjax.models.shell import GroupSpec
 from wamjax.models.transformer import Cache
-from wamjax.wam.denoising import Batch, Denoising, Params, streams
-from wamjax.wam.objectives import start_noise
+from wamjax.wam import noise as noises
+from wamjax.wam.video.objective import Batch, Denoising, Params, streams
 
 
 def moved(keys: Float[Array, "... s k"], frames: int, style: str = "pairs") -> Array:
@@ -83,7 +83,7 @@ def roll(
         key, stream = streams(rng, index)
         own = None if stream is None else jax.random.fold_in(stream, 0)
         shape = b, size, *objective.network.latent
-        start = start_noise(None if chunks is None else chunks[index], own, shape)
+        start = noises.start(None if chunks is None else chunks[index], own, shape)
         before = {} if last is None else {"last": last}
         sampler = model._sampler(params, condition, b)
         made, cache = sampler(before, {"now": start}, cache, key)

@@ -7,7 +7,7 @@ which are given and who sees whom. An image is a clip of one frame.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,14 +19,18 @@ from wamjax.diffusion.guidance import guide, interval
 from wamjax.diffusion.process import Process, align
 from wamjax.models.codec import Codec
 from wamjax.models.dit import DiT
-from wamjax.models.layers import at_least_float32, unconstrained, widest
+from wamjax.models.layers import unconstrained, widest
 from wamjax.models.transformer import unstack
 from wamjax.models.visibility import Visibility
-from wamjax.wam.losses import Draw, SlotLosses
-from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params, start_noise
-from wamjax.wam.sampling import Denoiser
-from wamjax.wam.schemes import Scheme, groups_of, table_of
-from wamjax.wam.slots import masked_mean
+from wamjax.wam import noise as noises
+from wamjax.wam import uses
+from wamjax.wam.denoiser import Denoiser
+from wamjax.wam.loss import Denoises, Draw, SlotLosses
+from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params
+from wamjax.wam.protocols import Pictures
+from wamjax.wam.slots import Role, groups_of, masked_mean
+from wamjax.wam.uses import Use
+from wamjax.wam.video.schemes import Scheme, slots_of, use_of
 
 Batch = dict[str, Array]
 Groups = dict[str, Array]
@@ -34,13 +38,13 @@ Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Denoising:
+class Denoising(Denoises, Pictures):
     """Objective (`init`, `loss`) and sampler (`sample`) of a picture model.
 
     Attributes:
       network, codec, process: what is trained, on what, and how it is noised. A codec with
         parameters finds them in ``params["codec"]``, where they stay as they are.
-      scheme: of the frames, see `wamjax.wam.schemes`.
+      scheme: of the frames, see `video.schemes`.
       frames, picture: raw frames of a clip and their (height, width, colours).
       drop: share of examples trained without their condition, for guidance.
       instruction_length: tokens of a text condition.
@@ -76,13 +80,28 @@ class Denoising:
 
     # ---- what the training framework sees ----
 
-    def pictures(self) -> list[tuple[str, Visibility]]:
-        """The visibility table."""
-        return [(self.visibility.name, self.visibility)]
+    @property
+    def use(self) -> Use:
+        """What a clip trains."""
+        return use_of(self.scheme, self.network)
 
     @property
-    def visibility(self) -> Visibility:
-        return table_of(self.scheme, self.network)
+    def tables(self) -> tuple[Visibility, ...]:
+        """The visibility table."""
+        return (self.use.table,)
+
+    def describe(self) -> str:
+        """The roles of all groups, as text."""
+        return uses.describe([self.use], [(g, g) for g in self.slots])
+
+    @property
+    def always_given(self) -> int:
+        """First frames that the scheme always gives, counted as the data has them."""
+        frames = sum(list(self.slots.values())[: self.scheme.given])
+        if not frames or self.codec.key == "latents":
+            return frames
+        whole = sum(self.slots.values())
+        return 1 + (frames - 1) * max((self.frames - 1) // max(whole - 1, 1), 1)
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a training batch: what is denoised and what conditions it."""
@@ -106,26 +125,19 @@ class Denoising:
         """Fresh float32 parameters, one plain nested dict."""
         batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in self.batch_spec(1).items()}
         values = self.split(jnp.zeros((1, sum(self.slots.values()), *self.network.latent)))
-        levels = {g: jnp.zeros((1, self._told(m))) for g, m in self.slots.items()}
-        network = self.network.clone(constrain=unconstrained)
-        condition = self.condition(batch)
-        arguments = rng, values, levels, condition, self.visibility
-        params = network.init(*arguments, method="evaluate")["params"]
-        return params | codec_params(self.codec, jax.random.fold_in(rng, 1))
+        levels = {g: jnp.zeros((1, rows)) for g, rows in self.rows.items()}
+        network, condition = self.network.clone(constrain=unconstrained), self.condition(batch)
+        variables = network.init(
+            rng, values, levels, condition, self.use.table, method="evaluate"
+        )
+        return variables["params"] | codec_params(self.codec, jax.random.fold_in(rng, 1))
 
-    def loss(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, dict[str, Array]]:
-        """Loss of a batch: the process's, over the frames that are not given.
+    # ---- the loss, see `wam.loss` ----
 
-        Returns:
-          (loss, metrics), float32.
-        """
-        return self.loss_of(params, self.draw(params, batch, rng))
-
-    def draw(self, params: Params, batch: Batch, rng: Array) -> Draw:
+    def draw(self, params: Params, batch: Batch, rng: Array) -> tuple[Draw]:
         """All that `loss` leaves to chance.
 
-        Its `use` is bool (b, groups): which groups are given; its `condition` is what examples are
-        left with that are trained without theirs.
+        Its `condition` is what examples are left with that are trained without theirs.
         """
         check_batch(batch, self.batch_spec)
         purposes = "noise", "level", "role", "drop"
@@ -133,51 +145,45 @@ class Denoising:
         codec = bound_codec(self.codec, params)
         clean = self.split(codec.encode(batch[codec.key]))
         b = next(iter(clean.values())).shape[0]
-        given, level = self._given(keys["role"], b), self._levels(keys["level"], b)
         noise = {g: jax.random.normal(jax.random.fold_in(keys["noise"], i), v.shape)
                  for i, (g, v) in enumerate(clean.items())}  # fmt: skip
         keep = jax.random.bernoulli(keys["drop"], 1 - self.drop, (b,))
-        return Draw(clean, noise, level, given, self.condition(batch, keep), jnp.arange(b))
+        role = self._roles(keys["role"], b)
+        mask = {g: jnp.broadcast_to(x == Role.PREDICTED, (b, m))
+                for (g, x), m in zip(role.items(), self.slots.values(), strict=True)}  # fmt: skip
+        return (
+            Draw(
+                clean, noise, self._levels(keys["level"], b), role, mask,
+                self.condition(batch, keep), jnp.zeros(b, int), jnp.arange(b), self.use.table,
+            ),
+        )  # fmt: skip
 
-    def denoising_loss(self, params: Params, draw: Draw) -> dict[str, SlotLosses]:
-        """Losses of the frames of each group, the process's own, without chance."""
-        values, told = {}, {}
-        for i, (g, x) in enumerate(draw.clean.items()):
-            noised = self.process.corrupt(x, draw.noise[g], draw.level[g])
-            noised = align(self.process.c_in(draw.level[g]), noised) * noised
-            known = draw.use[:, i, None]
-            values[g] = jnp.where(align(known, x), x, noised)
-            told[g] = jnp.where(known, self._clean_level(), self.process.c_noise(draw.level[g]))
-        network = bind(self.network, params, self.network.constrain)
-        outputs = network("evaluate", values, told, draw.condition, self.visibility)
-        losses = {}
-        for i, (g, output) in enumerate(outputs.items()):
-            of = draw.clean[g], draw.noise[g], draw.level[g]
-            error = self.process.loss(at_least_float32(output), *of).mean(axis=(2, 3, 4))
-            predicted = jnp.logical_not(draw.use[:, i, None])
-            weight = jnp.ones(error.shape[0], error.dtype)  # the process's is in the error
-            losses[g] = SlotLosses(error, jnp.broadcast_to(predicted, error.shape), weight)
-        return losses
+    def process_of(self, group: str) -> Process:
+        """The process of a group: all have the same."""
+        del group
+        return self.process
 
-    def loss_of(self, params: Params, draw: Draw) -> tuple[Array, dict[str, Array]]:
-        """The loss of a draw, and metrics: `loss` is that of `draw`."""
-        total = count = 0.0
-        for losses in self.denoising_loss(params, draw).values():
-            predicted = losses.mask[:, 0]
-            total += jnp.sum(losses.error.sum(axis=1) * predicted)
-            count += jnp.sum(predicted) * losses.error.shape[1]
-        loss = total / jnp.maximum(count, 1)
+    def reduce(
+        self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
+    ) -> tuple[Array, dict[str, Array]]:
+        """The mean over all frames that are not given."""
+        error, mask = self._frames(losses)
+        loss = jnp.sum(error * mask) / jnp.maximum(jnp.sum(mask), 1)
         return loss, {"loss_video": loss}
 
-    def example_losses(self, params: Params, draw: Draw) -> dict[str, Array]:
-        """"loss" of every example, (b,), whose mean is the loss; and "video", the mean over the
-        frames that it predicts."""
-        parts = self.denoising_loss(params, draw).values()
-        error, mask = (
-            jnp.concatenate([getattr(x, k) for x in parts], axis=1) for k in ("error", "mask")
-        )
+    def examples(
+        self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
+    ) -> dict[str, Array]:
+        """"loss" of every example; and "video", the mean over the frames that it predicts."""
+        error, mask = self._frames(losses)
         share = mask.shape[0] / jnp.maximum(jnp.sum(mask), 1)
         return {"loss": jnp.sum(error * mask, axis=1) * share, "video": masked_mean(error, mask)}
+
+    def _frames(self, losses: Sequence[dict[str, SlotLosses]]) -> tuple[Array, Array]:
+        """Errors and masks of all frames, (b, t)."""
+        (parts,) = losses
+        error = jnp.concatenate([part.error for part in parts.values()], axis=1)
+        return error, jnp.concatenate([part.mask for part in parts.values()], axis=1)
 
     # ---- making pictures ----
 
@@ -230,7 +236,7 @@ class Denoising:
             for j, g in enumerate(part):
                 own = None if stream is None else jax.random.fold_in(stream, j)
                 shape = b, self.slots[g], *self.network.latent
-                start[g] = start_noise(starts.get(g), own, shape)
+                start[g] = noises.start(starts.get(g), own, shape)
             own = {g: added[g] for g in part} if added else None
             made, cache = run(done, start, cache, key, own)
             way |= made
@@ -240,6 +246,40 @@ class Denoising:
             way = {g: way.get(g, jnp.broadcast_to(x, (n, *x.shape))) for g, x in done.items()}
             return jnp.concatenate([way[g] for g in self.slots], axis=2)
         return jnp.concatenate([done[g] for g in self.slots], axis=1)
+
+    def clips(
+        self,
+        params: Params,
+        condition: Batch,
+        rng: Array,
+        given: Array | None = None,
+        count: int | None = None,
+        frames: int = 0,
+    ) -> Array:
+        """Clips as the data has them; see `Pictures.clips`.
+
+        With `frames` schemes that make chunk after chunk go on beyond training: `video.rolling`.
+        """
+        from wamjax.wam.video import rolling
+
+        codec = bound_codec(self.codec, params)
+        given = None if given is None else codec.encode(given)
+        if frames:
+            length = codec.shape(frames, *self.picture[:2])[0]
+            latents = rolling.roll(self, params, condition, rng, length, given, count)
+        else:
+            latents = self.sample(params, condition, rng, given, count)
+        return latents if codec.key == "latents" else codec.decode(latents)
+
+    def passes(self, given: int, frames: int) -> int:
+        """Evaluations of the network that a clip takes, in latent frames: steps and prefills."""
+        if not self.scheme.causal:
+            return self.steps
+        if not self.scheme.independent:
+            return self.steps + bool(given)
+        # Whatever was made is prefilled once, for what comes after.
+        groups = (frames - given) // self.scheme.chunk
+        return groups * (self.steps + 1) - (not given)
 
     # ---- parts ----
 
@@ -267,7 +307,7 @@ class Denoising:
         its own level.
         """
         scheme = dataclasses.replace(self.scheme, first=frames)
-        groups = groups_of(scheme, sum(self.slots.values()))
+        groups = groups_of(slots_of(scheme, sum(self.slots.values())))
         return dataclasses.replace(self, scheme=scheme, network=self.network.clone(groups=groups))
 
     @property
@@ -304,16 +344,17 @@ class Denoising:
                 out[key] = jnp.where(align(keep, value), value, nothing.get(key, 0))
         return out
 
-    def _told(self, frames: int) -> int:
-        """Levels that a group of frames is told: one for each frame, or one for all."""
+    @property
+    def rows(self) -> dict[str, int]:
+        """Levels that the network is told of each group: one for each frame, or one for all."""
         one = self.network.conditioning in ("cross_attention", "in_context")
-        return 1 if one else frames
+        return {g: 1 if one else m for g, m in self.slots.items()}
 
     def _levels(self, key: Array, b: int) -> Groups:
         """The noise level of every frame, (b, m) for each group."""
         if not self.scheme.independent:
             level = self.process.sample_level(key, (b, 1))
-            return {g: jnp.broadcast_to(level, (b, self._told(m))) for g, m in self.slots.items()}
+            return {g: jnp.broadcast_to(level, (b, rows)) for g, rows in self.rows.items()}
         size = self.scheme.chunk or 1  # frames of a chunk share their level
         out = {}
         for i, (g, m) in enumerate(self.slots.items()):
@@ -321,20 +362,21 @@ class Denoising:
             out[g] = jnp.repeat(draw, size, axis=1)
         return out
 
-    def _given(self, key: Array, b: int) -> Array:
-        """Which groups are given, (b, groups)."""
+    def _roles(self, key: Array, b: int) -> Groups:
+        """The role of every group, (b, 1): as the scheme has it, and history given by chance."""
         number = len(self.slots)
         index = jnp.arange(number)
         given = jnp.broadcast_to(index < self.scheme.given, (b, number))
-        if not self.scheme.history:
-            return given
-        coin, count = jax.random.split(key)
-        has = jax.random.bernoulli(coin, self.scheme.history, (b, 1))
-        count = jax.random.randint(count, (b, 1), 1, number)
-        return given | (has & (index < count))
-
-    def _clean_level(self) -> Array:
-        return self.process.c_noise(jnp.asarray(self.process.schedule(1)[-1], widest()))
+        if self.scheme.history:
+            coin, count = jax.random.split(key)
+            has = jax.random.bernoulli(coin, self.scheme.history, (b, 1))
+            count = jax.random.randint(count, (b, 1), 1, number)
+            given = given | (has & (index < count))
+        roles = jnp.where(given, Role.GIVEN, Role.PREDICTED)
+        return {
+            g: jnp.broadcast_to(roles[:, i, None], (b, self.rows[g]))
+            for i, g in enumerate(self.slots)
+        }
 
     def _sampler(
         self, params: Params, condition: Groups, b: int, states: bool = False
@@ -348,18 +390,15 @@ class Denoising:
             none = self.condition(condition, jnp.zeros(b, bool))
             condition = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), condition, none)
         net = bind(self.network, params)
-        vector, contexts, text = net("conditions", condition)
-        table = self.visibility
+        vector, contexts, tokens = net("conditions", condition)
         # Tokens of the condition see and are seen by all, so nothing stays constant beside them.
-        own_tokens = text is not None or self.network.conditioning == "in_context"
+        table, own_tokens = self.use.table, bool(self.network.own_tokens)
 
         def network(values, times, contexts, restricted, scale=None, **options):
             if guided:
                 values = {g: jnp.concatenate([v, v]) for g, v in values.items()}
-            if text is not None:
-                values["text"] = text
             seen = table if own_tokens else restricted
-            out, cache = net("__call__", values, times, contexts, seen, **options)
+            out, cache = net("__call__", values | tokens, times, contexts, seen, **options)
             if scale is not None:
                 out = {g: guide(*jnp.split(v, 2), scale, self._guided()) for g, v in out.items()}
             return out, cache
@@ -367,9 +406,8 @@ class Denoising:
         def times(levels):
             return net("times", levels, vector)
 
-        slots = {g: self._told(m) for g, m in self.slots.items()}
         cached = self.use_cache and not own_tokens
-        denoiser = Denoiser(network, times, table, slots, cached, self.process)
+        denoiser = Denoiser(network, times, table, self.rows, cached, self.process)
         schedule = self.process.schedule(self.steps)
         scales = interval(schedule, self.guidance, *self.guidance_interval)
         extras = {"scale": jnp.asarray(scales, widest())} if guided else None
@@ -378,8 +416,10 @@ class Denoising:
         def run(given, noise, cache, key, fresh=None):
             start = {g: self.process.corrupt(jnp.zeros_like(n), n, first) for g, n in noise.items()}
             schedules = dict.fromkeys(noise, schedule)
-            options = contexts, cache, self.solver, key, extras
-            return denoiser.sample(given, start, schedules, *options, states, fresh)
+            return denoiser.sample(
+                given, start, schedules, contexts, cache, solver=self.solver, rng=key,
+                extras=extras, states=states, fresh=fresh,
+            )  # fmt: skip
 
         return run
 

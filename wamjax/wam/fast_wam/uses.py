@@ -1,4 +1,4 @@
-"""Fast-WAM's visibility tables and the programs of its variants (spec: Fast-WAM, section 3.2).
+"""Fast-WAM's slots, its visibility tables and the uses of its variants (spec: Fast-WAM, 3.2).
 
 Groups: `first` is the clean first latent frame, `future` the later frames, `action` the chunk, and
 `cond` the conditioning copy of the later frames in imagine-then-act training.
@@ -6,8 +6,10 @@ Groups: `first` is the clean first latent frame, `future` the later frames, `act
 
 from __future__ import annotations
 
-from wamjax.models.visibility import Visibility, table
-from wamjax.wam.slots import Program, Role, factorization
+from wamjax.config import did_you_mean
+from wamjax.models.visibility import table
+from wamjax.wam.slots import Role, Slot, factorization
+from wamjax.wam.uses import Use, use
 
 GIVEN, PREDICTED, ABSENT = Role.GIVEN, Role.PREDICTED, Role.ABSENT
 
@@ -49,15 +51,15 @@ CO_TRAIN = factorization("co_train", first=GIVEN, future=PREDICTED, action=PREDI
 ACT_ONLY = factorization("act_only", first=GIVEN, future=ABSENT, action=PREDICTED)
 TEACHER = factorization("teacher", first=GIVEN, future=PREDICTED, cond=GIVEN, action=PREDICTED)
 
-# variant -> programs that share a training batch. Shares of several programs come from the config.
+# variant -> uses that share a training batch. Shares of several come from the config.
 # Without co-training nothing that has a loss sees the future frames, so they are absent: the same
 # gradient as a video loss of weight zero, without computing it.
-TRAINING: dict[str, tuple[Program, ...]] = {
-    "fast": (Program(CO_TRAIN, FAST),),
-    "joint": (Program(CO_TRAIN, JOINT),),
-    "idm": (Program(TEACHER, IDM),),
-    "no_cotrain": (Program(ACT_ONLY, FAST),),
-    "optional_idm": (Program(TEACHER, IDM), Program(CO_TRAIN, FAST)),
+USES: dict[str, tuple[Use, ...]] = {
+    "fast": (use(CO_TRAIN, FAST),),
+    "joint": (use(CO_TRAIN, JOINT),),
+    "idm": (use(TEACHER, IDM),),
+    "no_cotrain": (use(ACT_ONLY, FAST),),
+    "optional_idm": (use(TEACHER, IDM), use(CO_TRAIN, FAST)),
 }
 
 # variant -> the ways it can act, the default first.
@@ -70,9 +72,28 @@ MODES: dict[str, tuple[str, ...]] = {
 }
 
 
-def tables(variant: str) -> tuple[Visibility, ...]:
-    """The tables that a variant trains under, over the groups it computes."""
-    try:
-        return tuple(p.table for p in TRAINING[variant])
-    except KeyError:
-        raise ValueError(f"unknown variant {variant!r}; there are {sorted(TRAINING)}") from None
+def uses_of(variant: str) -> tuple[Use, ...]:
+    """What a variant trains.
+
+    Raises:
+      ValueError: there is no such variant, with a suggestion.
+    """
+    if variant not in USES:
+        raise ValueError(f"unknown variant {variant!r}{did_you_mean(variant, USES)}; there are "
+                         f"{sorted(USES)}")  # fmt: skip
+    return USES[variant]
+
+
+def slots(variant: str, frames: int, chunk: int) -> tuple[Slot, ...]:
+    """All slots that a variant has: latent frames of the video, and steps of actions.
+
+    Args:
+      frames: latent frames of a clip.
+      chunk: steps of actions.
+    """
+    groups = {"first": (0,), "future": range(1, frames)}
+    if any("cond" in u.present for u in uses_of(variant)):
+        groups["cond"] = range(1, frames)
+    video = (Slot("frame", g, position=i) for g, places in groups.items() for i in places)
+    actions = (Slot("action", "action", "action", i) for i in range(chunk))
+    return (*video, *actions)

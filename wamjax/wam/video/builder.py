@@ -1,4 +1,4 @@
-"""From config to objective. Config is data; this is the code that builds."""
+"""Models of pictures from a config: denoising, Wan, autoregressive, and codecs of one's own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 
 from wamjax.config import did_you_mean, parse_arg
-from wamjax.data.tokens import VOCAB
 from wamjax.diffusion.ddpm import DDPM
 from wamjax.diffusion.edm import EDM
 from wamjax.diffusion.flow import RectifiedFlow
@@ -17,80 +16,15 @@ from wamjax.models import attention, blocks, dit
 from wamjax.models import codec as codecs
 from wamjax.models.autoregressive import AutoregressiveTransformer
 from wamjax.models.blocks import ExpertSpec
-from wamjax.models.mot import GroupSpec, MixtureOfTransformers
 from wamjax.models.vae.training import CodecObjective
 from wamjax.models.vae.vae_codec import VAECodec
 from wamjax.sharding import constrain
-from wamjax.wam import presets
-from wamjax.wam.autoregressive import Autoregressive
-from wamjax.wam.cosmos_builder import check_sources, cosmos_policy
-from wamjax.wam.denoising import Denoising
-from wamjax.wam.fast_wam import FastWAM
-from wamjax.wam.inputs import frozen, inputs_of, pictures_of, tokenizer
-from wamjax.wam.programs import tables
-from wamjax.wam.schemes import SCHEMES, groups_of
-
-
-def fast_wam(config, spec) -> FastWAM:
-    """Fast-WAM and its variants from ``config.model`` and ``config.objective``."""
-    model, objective = config.model, config.objective
-    tables(objective.variant)  # an unknown variant is an error before anything is built
-    for key, value, allowed, wanted in (
-        ("objective.solver", objective.solver, objective.solver in SOLVERS,
-         f"one of {sorted(SOLVERS)}{did_you_mean(objective.solver, SOLVERS)}"),
-        ("data.frames", spec.frames, spec.frames > 1, "at least 2: there is a future to predict"),
-        ("model.head_dim", model.head_dim, model.head_dim % 2 == 0, "even, for rotary positions"),
-    ):  # fmt: skip
-        if not allowed:
-            raise ValueError(f"config.{key} = {value!r} must be {wanted}")
-    codec = frozen(config, codecs.build(model.codec))
-    picture = spec.composite
-    t, h, w, c = codec.shape(spec.frames, *picture)
-    future = tuple(range(1, t))
-    groups = [GroupSpec("first", "video", (0,)), GroupSpec("future", "video", future)]
-    if objective.variant in ("idm", "optional_idm"):
-        groups.append(GroupSpec("cond", "video", future))
-    groups.append(GroupSpec("action", "action", tuple(range(spec.chunk))))
-    network = MixtureOfTransformers(
-        video_spec=ExpertSpec("video", model.video.width, model.video.ffn),
-        action_spec=ExpertSpec("action", model.action.width, model.action.ffn),
-        groups=tuple(groups),
-        layers=model.layers,
-        heads=model.heads,
-        head_dim=model.head_dim,
-        latent=(h, w, c),
-        action_dim=spec.action_dim,
-        context_width=model.context_width,
-        instruction_length=spec.instruction_length,
-        patch=model.patch,
-        freq_dim=model.freq_dim,
-        vocabulary=VOCAB if model.text.kind == "tokens" else 0,
-        remat=model.remat,
-        unroll=model.unroll,
-        attention=attention.named(model.attention),
-        residual=model.residual,
-        constrain=constrain,
-    )
-    optional = objective.variant == "optional_idm"
-    return FastWAM(
-        variant=objective.variant,
-        network=network,
-        codec=codec,
-        frames=spec.frames,
-        picture=picture,
-        chunk=spec.chunk,
-        action_dim=spec.action_dim,
-        proprio_dim=spec.proprio_dim,
-        video_flow=RectifiedFlow(objective.video_shift, objective.weighting),
-        action_flow=RectifiedFlow(objective.action_shift, objective.weighting),
-        lambda_video=objective.lambda_video,
-        lambda_action=objective.lambda_action,
-        shares=(objective.idm_prob, 1 - objective.idm_prob) if optional else (1.0,),
-        cond_noise_prob=objective.cond_noise_prob,
-        action_from_video=objective.action_from_video,
-        steps=objective.infer_steps,
-        solver=objective.solver,
-    )
+from wamjax.wam.protocols import Method
+from wamjax.wam.slots import groups_of
+from wamjax.wam.video.autoregressive import Autoregressive
+from wamjax.wam.video.inputs import inputs_of, pictures_of, tokenizer
+from wamjax.wam.video.objective import Denoising
+from wamjax.wam.video.schemes import SCHEMES, slots_of
 
 
 def denoising(config, spec) -> Denoising:
@@ -114,7 +48,7 @@ def denoising(config, spec) -> Denoising:
         text_spec = ExpertSpec("text", model.video.width, model.video.ffn, **blocks.MMDIT)
     network = dit.DiT(
         video_spec=dit.expert(model.video.width, model.video.ffn, model.conditioning, route),
-        groups=groups_of(scheme, frames),
+        groups=groups_of(slots_of(scheme, frames)),
         latent=tuple(latent),
         layers=model.layers,
         heads=model.heads,
@@ -260,13 +194,8 @@ def edm(objective, *, sigma_data: float = 0.5) -> EDM:
 
 
 PROCESSES = {"flow": flow, "ddpm": ddpm, "edm": edm}
-OBJECTIVES = {
-    "autoregressive": autoregressive,
-    "codec": codec,
-    "cosmos_policy": cosmos_policy,
-    "denoising": denoising,
-    "fast_wam": fast_wam,
-    "wan": wan,
-}
-# Of training alone, see `wamjax.wam.check_training`.
-CHECKS = {"fast_wam": presets.check, "cosmos_policy": check_sources}
+
+DENOISING = Method(denoising)
+WAN = Method(wan)
+AUTOREGRESSIVE = Method(autoregressive)
+CODEC = Method(codec)
