@@ -16,13 +16,17 @@ from wamjax import config as configs
 from wamjax.data.spec import DataSpec
 from wamjax.envs import outcomes, tabletop, world
 from wamjax.wam import noise as draws
+from wamjax.wam.protocols import Policy
 
 TABLETOP = world.open_world("tabletop")
 MIDDLE = (-0.5, 0.575, 0.08)  # of where the left zone may be, low
 
 
-class Homing:
+class Homing(Policy):
     """Goes to the middle of the left zone's area, whatever it is told, by proprioception alone."""
+
+    def batch_spec(self, batch_size):
+        return {}
 
     def policy(self, params, normalizers, observation, rng, mode=None):
         error = jnp.asarray(MIDDLE) - observation["proprio"][:, :3]
@@ -192,7 +196,7 @@ def test_policies_of_other_robots_are_not_rolled_out():
 def test_a_policy_looks_through_its_own_cameras_in_their_order():
     """A policy that moves by what its left picture shows."""
 
-    class Looking:
+    class Looking(Homing):
         def policy(self, params, normalizers, observation, rng, mode=None):
             half = observation["video"][:, 0, :, :64].astype(jnp.float32).mean((1, 2, 3)) / 255
             return jnp.broadcast_to(half[:, None, None], (len(half), 2, 4))

@@ -129,7 +129,7 @@ def _forward(objective, params):
     batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in objective.batch_spec(1).items()}
     values = {g: jnp.zeros((1, m, *objective.network.latent)) for g, m in objective.slots.items()}
     levels = {g: jnp.zeros((1, 1)) for g in values}
-    arguments = values, levels, objective.condition(batch), objective.visibility
+    arguments = values, levels, objective.condition(batch), objective.use.table
     return objective.network.apply({"params": params}, *arguments, method="evaluate")
 
 

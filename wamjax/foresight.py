@@ -152,7 +152,7 @@ def frames(plans: Plans) -> dict[str, float]:
 
 
 def by_level(policy: trained.Policy, config: ConfigDict) -> dict[str, list[float]]:
-    """Loss of every use at `SIGMAS`, on one batch of the run's data."""
+    """Losses at `SIGMAS`, on one batch of the run's data."""
     from wamjax.data import pipeline
 
     batch = next(pipeline.open_data(config)[2])
@@ -184,7 +184,7 @@ def run(
         raise ValueError(f"{workdir}: {config.objective.variant!r} predicts neither frames nor "
                          "values, so there is nothing to compare")  # fmt: skip
     result: dict[str, Any] = {"step": step, "mode": mode, "episodes": episodes}
-    if hasattr(objective, "by_level"):  # first, since it wants the data
+    if objective.denoises:  # first, since it wants the data
         result["levels"] = by_level(policy, config)
         draw_levels(result["levels"], workdir / "media" / f"levels{suffix}.png")
     plans = watch(policy, config, episodes)

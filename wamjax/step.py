@@ -24,7 +24,7 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(objective, tx: optax.GradientTransformation, config) -> Step:
-    """The step of an objective (anything with ``loss(params, batch, rng)``).
+    """The step of an objective (`wamjax.wam.protocols.Objective`).
 
     Randomness comes from (seed, step) alone. A step with a non-finite loss or gradient changes
     nothing but the counters.
@@ -40,7 +40,8 @@ def make_train_step(objective, tx: optax.GradientTransformation, config) -> Step
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = states.key(config.seed, "train", state.step)
         old, frozen = partition.split(state.params, is_trained)
-        (loss, metrics), grads = value_and_grad(old, frozen, batch, rng)
+        average = None if state.ema is None else partition.merge(state.ema, frozen)
+        (loss, metrics), grads = value_and_grad(old, frozen, batch, rng, average)
         norm = optax.tree.norm(grads)
         ok = guards.finite(loss, norm)
         updates, opt_state = tx.update(grads, state.opt_state, old)
@@ -166,13 +167,15 @@ def compute_cast(params: Any, dtype: str) -> Any:
 
 
 def _accumulated(objective, config) -> Callable:
-    """``value_and_grad`` of the loss by the trained parameters, given those and the frozen ones,
-    over one batch or averaged over microbatches."""
+    """``value_and_grad`` of the loss by the trained parameters, given those, the frozen ones and
+    the moving average, over one batch or averaged over microbatches."""
     micro = config.optim.accumulate
+    cast = functools.partial(compute_cast, dtype=config.precision.compute)
 
-    def loss(trained, frozen, batch, rng):
-        params = compute_cast(partition.merge(trained, frozen), config.precision.compute)
-        value, metrics = objective.loss(params, batch, rng)
+    def loss(trained, frozen, batch, rng, average):
+        average = None if average is None else cast(average)
+        params = cast(partition.merge(trained, frozen))
+        value, metrics = objective.loss(params, batch, rng, average=average)
         return value.astype(jnp.promote_types(value.dtype, jnp.float32)), metrics
 
     whole = jax.value_and_grad(loss, has_aux=True)
@@ -181,11 +184,12 @@ def _accumulated(objective, config) -> Callable:
 
     row = _row(objective, config)
 
-    def averaged(trained, frozen, batch, rng):
+    def averaged(trained, frozen, batch, rng, average):
         parts = {k: _microbatches(v, micro, row) for k, v in batch.items()}
 
         def one(index, part):
-            (loss, metrics), grads = whole(trained, frozen, part, jax.random.fold_in(rng, index))
+            own = jax.random.fold_in(rng, index)
+            (loss, metrics), grads = whole(trained, frozen, part, own, average)
             # A metric is NaN where a microbatch has nothing that it is about.
             counts = jax.tree.map(lambda x: 1.0 - jnp.isnan(x), metrics)
             metrics = jax.tree.map(lambda x: jnp.where(jnp.isnan(x), 0, x), metrics)

@@ -339,7 +339,7 @@ class Classify:
     def pictures(self):
         return []
 
-    def loss(self, params, batch, rng):
+    def loss(self, params, batch, rng, average=None):
         x = batch["video"].reshape(-1, 64).astype(jnp.float32) / 127.5 - 1
         logits = jax.nn.log_softmax(toy.linear(params["action"]["head"], x))
         loss = -jnp.mean(jnp.take_along_axis(logits, batch["label"][:, None], axis=1))

@@ -14,14 +14,18 @@ from wamjax import config as configs
 from wamjax.data.records import Reader
 from wamjax.envs.world import SETTLE, World, open_world
 from wamjax.wam import noise as draws
+from wamjax.wam.protocols import Policy
 
 TASKS = ["left", "right", "right", "left", "right"]
 KEYS = jax.random.split(jax.random.key(0), len(TASKS))
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class Told(Policy):
     """Goes where the second word says, a little at random; sees the picture as well."""
+
+    def batch_spec(self, batch_size):
+        return {}
 
     def policy(self, params, normalizers, observation, rng, mode=None):
         left = observation["instruction"][:, 1] == observation["left"][:, 0]

@@ -57,7 +57,7 @@ class Stub(CosmosPolicy):
     def bind(self, params, constrain=None):
         assert not params
         c = LATENT[-1]
-        return lambda method, values, *_: {g: x[..., :c] / 3 for g, x in values.items()}
+        return lambda method, values, *_, **__: {g: x[..., :c] / 3 for g, x in values.items()}
 
 
 def stub(**changes) -> CosmosPolicy:

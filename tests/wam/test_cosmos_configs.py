@@ -20,7 +20,7 @@ from wamjax.envs import tabletop
 from wamjax.step import forward_flops, model_flops
 from wamjax.wam.cosmos_policy import presets
 from wamjax.wam.cosmos_policy.layouts import LAYOUTS
-from wamjax.wam.cosmos_policy.uses import USES
+from wamjax.wam.cosmos_policy.uses import uses
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "configs"
 PUBLISHED = ("libero", "robocasa", "aloha")
@@ -155,7 +155,7 @@ def test_settings_that_differ_between_benchmarks():
     assert [c.objective.infer_steps for c in rows.values()] == [5, 5, 10]
     assert [c.eval.execute for c in rows.values()] == [16, 16, 50]
     planner = get("aloha", "planner")
-    assert build(planner).uses[2] == USES["value_v"] and build(planner).mix == (2, 9, 9)
+    assert build(planner).uses[2] == uses("value_v")[2] and build(planner).mix == (2, 9, 9)
     shares = {n: s.weight for n, s in planner.data.sources.items()}
     assert shares == {"demos": 2, "successes": 9, "failures": 9}
     assert not any(s.rollout for s in rows["aloha"].data.sources.values())

@@ -26,7 +26,7 @@ def test_fast_wam_starts_from_given_noise_and_shows_its_way():
     objective, params = tiny.fast_wam("idm", steps=2), tiny.params("idm")
     seen = params, normalizers(2.0), observation()
     first = tiny.CODEC.encode(observation()["video"])
-    noise = {g: objective._noise(g, first, KEY) for g in ("future", "action")}
+    noise = {g: objective._noise(g, first, KEY, None) for g in ("future", "action")}
 
     @jax.jit
     def run(noise):

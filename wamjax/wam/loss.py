@@ -139,6 +139,7 @@ class Denoises:
     """
 
     encode = staticmethod(plain)
+    denoises = True
 
     def bind(self, params: Params, constrain: Callable = unconstrained) -> Callable:
         """The network as a function, see `objectives.bind`."""

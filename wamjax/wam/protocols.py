@@ -29,7 +29,7 @@ class Objective(Protocol):
     """What can be trained; frozen and hashable, so that it is static under `jax.jit`.
 
     Attributes:
-      kind: what it trains: "policy", "pictures" or "codec"; says which commands are for it.
+      kind: what it trains: "policy", "pictures" or "codec" (or what no command is for).
       codec: what makes latents of pictures, `models.codec.Codec`.
     """
 
@@ -52,11 +52,11 @@ class Objective(Protocol):
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a training batch; further entries of one do not matter."""
-        ...
+        raise NotImplementedError
 
     def init(self, rng: Array) -> Params:
         """Fresh float32 parameters, one plain nested dict."""
-        ...
+        raise NotImplementedError
 
     def derive(self, params: Params) -> Params:
         """Parameters that follow from others, when those come from elsewhere; pure."""
@@ -74,7 +74,7 @@ class Objective(Protocol):
         Returns:
           (loss, metrics): float32 scalars; a metric is NaN where it is of nothing.
         """
-        ...
+        raise NotImplementedError
 
 
 class Policy(Objective, Protocol):
@@ -83,16 +83,18 @@ class Policy(Objective, Protocol):
     Attributes:
       discount: of the return that it predicts, for each control step.
       judges: whether it can say what it expects of its actions.
+      denoises: whether `by_level` knows what its loss is at noise levels.
     """
 
     kind: ClassVar[str] = "policy"
     discount: float = 1.0
     judges: ClassVar[bool] = False
+    denoises: ClassVar[bool] = False
 
     @property
     def modes(self) -> tuple[str, ...]:
         """The ways it can act, its own first."""
-        ...
+        return ("direct",)
 
     @property
     def imagines(self) -> bool:
@@ -122,7 +124,7 @@ class Policy(Objective, Protocol):
           mode: one of `modes`; the first by default.
           noise: to start from instead of draws of `rng`.
         """
-        ...
+        raise NotImplementedError
 
     def imagine(
         self,
@@ -146,6 +148,12 @@ class Policy(Objective, Protocol):
     ) -> Float[Array, " b"]:
         """The return in [0, 1] that it expects of what `policy` does."""
         raise ValueError(f"a {type(self).__name__} does not judge")
+
+    def by_level(
+        self, params: Params, batch: Batch, rng: Array, ratios: Float[Array, " n"]
+    ) -> dict[str, Array]:
+        """The metrics of `loss` at noise-to-signal ratios, each (n,)."""
+        raise ValueError(f"a {type(self).__name__} does not denoise")
 
     def with_planner(self, other: Any) -> Any:
         """The same policy, planning as `other` was trained.
@@ -197,11 +205,11 @@ class Pictures(Objective, Protocol):
         Returns:
           uint8 (b, f, H, W, colours), or latents where the codec has no decoder.
         """
-        ...
+        raise NotImplementedError
 
     def passes(self, given: int, frames: int) -> int:
         """Evaluations of the network that a clip takes, in latent frames as of the codec."""
-        ...
+        raise NotImplementedError
 
 
 def _fine(config: Any) -> None:

@@ -6,21 +6,14 @@ import numpy as np
 import pytest
 
 from wamjax.models.visibility import cacheable
-from wamjax.wam.cosmos_policy.layouts import LAYOUTS, parse
-from wamjax.wam.cosmos_policy.uses import (
-    USES,
-    VALUES,
-    assign,
-    describe,
-    roles,
-    toss,
-    trained,
-    uses,
-    visibility,
-)
+from wamjax.wam import uses as framework
+from wamjax.wam.cosmos_policy.layouts import LAYOUTS, name_of, parse
+from wamjax.wam.cosmos_policy.uses import POLICY, VALUES, WORLD_MODEL, table, toss, uses
+from wamjax.wam.shares import order, use_of
 from wamjax.wam.slots import Role
 
-ALL = tuple(USES.values())
+ALL = (*uses(), *(uses(value)[2] for value in VALUES if value != "value"))
+FACTORIZATIONS = (POLICY, WORLD_MODEL, *VALUES.values())
 # Section 5.1, by index of slot for LIBERO (nine slots) and RoboCasa (eleven): given, with a loss.
 TABLE = {
     "libero": {
@@ -38,34 +31,37 @@ TABLE = {
         "value_q": ([0, 1, 2, 3, 4, 5], [10]),
     },
 }
-PURE = {"policy": "action", "world_model": "future", "value": "value"}
+PURE = {"policy": ("action",), "world_model": ("future",), "value": ("value",)}
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_masks_are_the_published_ones(name):
     layout = parse(LAYOUTS[name])
-    role, loss = roles(layout, ALL), trained(layout, ALL, auxiliary=True)
+    role, loss = (
+        np.concatenate(list(f(ALL, layout.sizes).values()), axis=1)
+        for f in (framework.roles, framework.has_loss)
+    )
     for i, use in enumerate(ALL):
         given, predicted = TABLE[name][use.name]
         np.testing.assert_array_equal(np.flatnonzero(role[i] == Role.GIVEN), given)
         np.testing.assert_array_equal(np.flatnonzero(loss[i]), predicted)
         assert not np.any(loss[i] & (role[i] == Role.GIVEN))
-    pure = trained(layout, ALL[:3], auxiliary=False)
-    for i, use in enumerate(ALL[:3]):
-        np.testing.assert_array_equal(np.flatnonzero(pure[i]), layout.groups[PURE[use.name]])
+    assert {u.name: u.trained for u in uses(auxiliary=False)} == PURE
 
 
 def test_the_picture_in_text_says_the_roles():
-    text = describe(parse(LAYOUTS["tabletop"]), (USES["policy"], USES["value_v"]))
+    slots = [(name_of(s), s.group) for s in parse(LAYOUTS["tabletop"]).slots]
+    text = framework.describe([uses()[0], uses("value_v")[2]], slots)
     head, policy, value = (line.split() for line in text.splitlines())
     assert head[0] == "blank" and head[-1] == "value" and len(head) == 9
     assert policy == ["policy", *["given"] * 4, *["loss"] * 5]
     assert value == ["value_v", "given", *["hidden"] * 4, *["given"] * 3, "loss"]
 
 
-@pytest.mark.parametrize("use", ALL, ids=lambda u: u.name)
-def test_tables_bidirectional_sees_all_and_prefix_can_be_cached(use):
-    whole, prefix = (visibility(k, use) for k in ("bidirectional", "prefix"))
+@pytest.mark.parametrize("roles", FACTORIZATIONS, ids=lambda f: f.name)
+def test_tables_bidirectional_sees_all_and_prefix_can_be_cached(roles):
+    whole, prefix = (table(kind, roles) for kind in ("bidirectional", "prefix"))
+    use = framework.use(roles, whole)
     assert whole.matrix().all() and not cacheable(whole, use.given)
     for query in whole.groups:
         for key in whole.groups:
@@ -79,7 +75,7 @@ def test_unknown_names_are_named():
     with pytest.raises(ValueError, match="objective.value 'value_s' is not one of"):
         uses("value_s")
     with pytest.raises(ValueError, match="'prefx' is not one of .*, did you mean 'prefix'"):
-        visibility("prefx", USES["policy"])
+        table("prefx", POLICY)
     assert [uses(v)[2].name for v in VALUES] == list(VALUES)
 
 
@@ -89,26 +85,27 @@ def test_shares_are_exact_in_every_row(mix):
     rollout = jnp.zeros(6 * period, bool)
     seen = []
     for seed in range(20):
-        use, order = assign(jax.random.key(seed), mix, rollout)
+        places = order(jax.random.key(seed), mix, 6 * period, last=rollout)
+        use = use_of(places, mix)
         rows = np.asarray(use).reshape(6, period)
         for row in rows:
             np.testing.assert_array_equal(np.bincount(row, minlength=3), mix)
         # The columns come ordered by use.
         np.testing.assert_array_equal(
-            np.take_along_axis(rows, np.asarray(order), 1), [np.repeat(np.arange(3), mix)] * 6
+            np.take_along_axis(rows, np.asarray(places), 1), [np.repeat(np.arange(3), mix)] * 6
         )
         seen.append(np.asarray(use))
     share = np.stack([np.bincount(column, minlength=3) for column in np.stack(seen, 1)])
     # At random: no position of a batch is always of one use.
     assert (share.max(axis=1) < 20).all()
     with pytest.raises(ValueError, match=f"make data.batch_size a multiple of {period}"):
-        assign(jax.random.key(0), mix, jnp.zeros(period + 1, bool))
+        order(jax.random.key(0), mix, period + 1, last=jnp.zeros(period + 1, bool))
 
 
 def test_demonstrations_train_the_policy_and_rollouts_the_rest():
     rollout = jnp.asarray(np.tile([False, True, True, False], 8))
     for seed in range(10):
-        use, _ = assign(jax.random.key(seed), (2, 1, 1), rollout)
+        use = use_of(order(jax.random.key(seed), (2, 1, 1), 32, last=rollout), (2, 1, 1))
         np.testing.assert_array_equal(np.asarray(use) == 0, ~np.asarray(rollout))
         tossed = np.asarray(toss(jax.random.key(seed), (2, 1, 1), rollout))
         np.testing.assert_array_equal(tossed == 0, ~np.asarray(rollout))
