@@ -8,6 +8,7 @@ import pytest
 
 from wamjax import config as configs
 from wamjax import foresight, trained
+from wamjax.wam.protocols import Policy
 
 CHUNK = 4
 MIDDLE = (-0.5, 0.575, 0.08)  # of where the left zone may be, low

@@ -18,6 +18,7 @@ from wamjax import metrics, train
 from wamjax.config import base_config
 from wamjax.data import arrays, clips, makers, pipeline, tensors
 from wamjax.data.arrays import Arrays, ArraySpec
+from wamjax.wam.protocols import Objective
 
 N = 37
 
@@ -325,8 +326,10 @@ def test_tfds_without_labels_or_library_says_so(tmp_path, monkeypatch):
 # ---- in the training loop ----
 
 
-class Classify:
+class Classify(Objective):
     """Logistic regression of the label from the pixels: an objective without actions."""
+
+    kind = "toy"
 
     def init(self, rng):
         return {"action": {"head": {"kernel": 0.01 * jax.random.normal(rng, (64, 10)),
@@ -335,9 +338,6 @@ class Classify:
     def batch_spec(self, b):
         return {"video": jax.ShapeDtypeStruct((b, 1, 8, 8, 1), jnp.uint8),
                 "label": jax.ShapeDtypeStruct((b,), jnp.int32)}  # fmt: skip
-
-    def pictures(self):
-        return []
 
     def loss(self, params, batch, rng, average=None):
         x = batch["video"].reshape(-1, 64).astype(jnp.float32) / 127.5 - 1
