@@ -70,7 +70,7 @@ def pretrain_video(
 ) -> tuple[str, ...]:
     """`pretrain` for the variants of Fast-WAM: their video expert. Action experts start fresh."""
     start = pretrain(
-        config, "variant=fast", run, steps, "--config.objective.lambda_action=0.0", *options
+        config, "variant=fast", run, steps, "--config.objective.action_weight=0.0", *options
     )
     fresh = ("action/.*", "blocks/action/.*")
     return (*start, f"--config.init_from.fresh={fresh}") if start else ()

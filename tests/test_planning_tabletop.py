@@ -115,7 +115,7 @@ def test_what_policies_start_from(planning, tmp_path, monkeypatch):
     )  # fmt: skip
     video = planning.study.pretrain_video(planning.CONFIG, tmp_path, 25)
     assert video == (*world, "--config.init_from.fresh=('action/.*', 'blocks/action/.*')")
-    assert "--config.objective.lambda_action=0.0" in made.pop()
+    assert "--config.objective.action_weight=0.0" in made.pop()
     assert planning.study.pretrain(planning.CONFIG, "", tmp_path, 0) == ()
     assert planning.study.pretrain_video(planning.CONFIG, tmp_path, 0) == () and not made
 

@@ -25,7 +25,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 import wamjax
-from wamjax import checkpoint, cli, closed_loop, disk, trained
+from wamjax import checkpoint, cli, closed_loop, disk, trained, wam
 from wamjax.checkpoint import find
 from wamjax.envs.outcomes import Outcomes
 from wamjax.envs.world import Dials, World, open_world, shift_of
@@ -78,7 +78,7 @@ def run(
     config.data.cameras = own.data.cameras
     config.data.image_size = own.data.image_size
     closed_loop.check(config, policy.objective, world)
-    result = {"step": step, "variant": own.objective.variant, "mode": mode, "shift": shift}
+    result = {"step": step, "variant": wam.label(own), "mode": mode, "shift": shift}
     about = {"env": world.name, "seed": config.eval.seed, "versions": versions(world)}
     asked = result | about | {"planner": planner, "eval": json.loads(config.eval.to_json())}
     path = workdir / f"eval{suffix}.json"

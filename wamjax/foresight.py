@@ -24,7 +24,7 @@ from absl import flags
 from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
 
-from wamjax import checkpoint, cli, closed_loop, disk, trained
+from wamjax import checkpoint, cli, closed_loop, disk, trained, wam
 from wamjax.envs.world import open_world
 from wamjax.metrics import say
 from wamjax.viz import figures, intervals
@@ -181,7 +181,7 @@ def run(
     policy, config, step = trained.load(workdir, step, mode, planner, ema)
     objective = policy.objective
     if not (objective.imagines or objective.judges):
-        raise ValueError(f"{workdir}: {config.objective.variant!r} predicts neither frames nor "
+        raise ValueError(f"{workdir}: {wam.label(config)!r} predicts neither frames nor "
                          "values, so there is nothing to compare")  # fmt: skip
     result: dict[str, Any] = {"step": step, "mode": mode, "episodes": episodes}
     if objective.denoises:  # first, since it wants the data

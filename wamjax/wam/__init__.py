@@ -36,6 +36,12 @@ def method(name: str):
         raise ValueError(f"objective.name {name!r} names no method: {error}") from error
 
 
+def label(config) -> str:
+    """What reports call the method of a config: its variant, where it has some."""
+    name = config.objective.name
+    return config.objective.variant if "objective.variant" in method(name).keys(config) else name
+
+
 def build(config, spec):
     """Makes the objective that ``config.objective.name`` asks for.
 
@@ -53,9 +59,23 @@ def check_training(config) -> None:
     """What a config must have right to train, and need not have to act; builds nothing.
 
     Raises:
-      ValueError: names the key and the fix.
+      ValueError: names the key and the fix; also of a key that is set and that nothing reads.
     """
-    method(config.objective.name).check(config)
+    from wamjax import config as configs
+
+    chosen, name = method(config.objective.name), config.objective.name
+    patterns = chosen.keys(config)
+    if unread := configs.unread(config, patterns):
+        (key, (value, default)), more = next(iter(unread.items())), list(unread)[1:]
+        others = [n for n in METHODS if n != name and not configs.unread(
+            configs.only(config, key), method(n).keys(config))]  # fmt: skip
+        why = f", {' and '.join(others)} would" if others else ""
+        also = f"; nor are {', '.join(more)} read" if more else ""
+        raise ValueError(
+            f"config.{key} = {value!r} is set, and objective.name={name!r} as it is chosen does "
+            f"not read it{why}: leave it at {default!r}{also}"
+        )
+    chosen.check(config)
 
 
 def spec_of(values):

@@ -212,6 +212,11 @@ class Pictures(Objective, Protocol):
         raise NotImplementedError
 
 
+def _every(config: Any) -> tuple[str, ...]:
+    del config
+    return ("*",)
+
+
 def _fine(config: Any) -> None:
     del config
 
@@ -223,10 +228,11 @@ class Method:
     Attributes:
       build: ``build(config, spec)`` makes the objective; raises ValueError where data and config do
         not fit, naming the key.
+      keys: ``keys(config)`` of ``config.objective`` and ``config.model``, patterns of those that
+        matter; one that is set and does not matter is an error.
       check: what a config must have right to train, and need not have to act; builds nothing.
-      keys: of ``config.objective`` and ``config.model``, patterns of those that it reads.
     """
 
     build: Callable[[Any, Any], Any]
+    keys: Callable[[Any], tuple[str, ...]] = _every
     check: Callable[[Any], None] = _fine
-    keys: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from wamjax.models import attention, blocks
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.dit import DiT
 from wamjax.sharding import constrain
-from wamjax.wam.cosmos_policy import clips, layouts
+from wamjax.wam.cosmos_policy import clips, keys, layouts
 from wamjax.wam.cosmos_policy.layouts import Layout
 from wamjax.wam.cosmos_policy.objective import CosmosPolicy
 from wamjax.wam.cosmos_policy.planning import Planning, sample_bytes
@@ -70,7 +70,7 @@ def _network(model, layout: Layout, codec, spec: DataSpec) -> DiT:
     frames = 1 + clips.frames_per_slot(codec) * (len(layout) - 1)
     slots, h, w, c = codec.shape(frames, *spec.cameras[layout.cameras[0]])
     assert slots == len(layout)
-    sizes = dict(lora_rank=model.lora_rank, context_rows=model.context_rows)
+    sizes = dict(lora_rank=model.modulation_rank, context_rows=model.context_rows)
     return DiT(
         video_spec=ExpertSpec(
             "video", model.video.width, model.video.ffn, **blocks.COSMOS, **sizes
@@ -134,4 +134,4 @@ def check(config) -> None:
         )
 
 
-METHOD = Method(build, check)
+METHOD = Method(build, keys.read, check)

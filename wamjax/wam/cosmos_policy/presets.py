@@ -18,7 +18,7 @@ def objective(config, layout: str | Sequence[str]) -> None:
       layout: a key of `LAYOUTS`, or the words of one of your own, see `layouts`.
     """
     made, data = layouts.named(layout), config.data
-    config.objective.name = config.objective.variant = "cosmos_policy"
+    config.objective.name = "cosmos_policy"
     config.objective.slots = made.words
     config.objective.infer_steps, config.objective.solver = 5, "exponential"
     data.cameras, data.chunk = made.cameras, made.chunk
@@ -30,7 +30,7 @@ def predict2_2b(config) -> None:
     """Cosmos-Predict2-2B-Video2World, its video codec and T5-11B embeddings of 64 rows."""
     model = config.model
     model.layers, model.heads, model.head_dim = 28, 16, 128
-    model.video.width, model.video.ffn, model.lora_rank = 2048, 8192, 256
+    model.video.width, model.video.ffn, model.modulation_rank = 2048, 8192, 256
     model.patch, model.time_scale, model.rope_scale = 2, 1.0, (1.0, 3.0, 3.0)
     model.codec.kind, model.remat = "wan2.1", "full"
     model.residual = "compute"  # the public code runs all of it in bfloat16
@@ -88,7 +88,7 @@ def miniature(config) -> None:
     """The structure of a published config for a laptop: small pictures, a codec of pixels."""
     model = config.model
     model.layers, model.heads, model.head_dim, model.remat = 2, 2, 12, "none"
-    model.video.width, model.video.ffn, model.lora_rank = 24, 48, 8
+    model.video.width, model.video.ffn, model.modulation_rank = 24, 48, 8
     model.context_width, model.codec.kind, model.codec.patch = 32, "pixel", 4
     config.optim.freeze = ()
     config.precision.compute = "float32"
@@ -105,6 +105,13 @@ def stand_ins(config, path: str) -> None:
     config.data.embeddings = f"{path}-text"
 
 
+def tabletop(config) -> None:
+    """A small model and its training on the embedded world, sized for two CPU cores."""
+    config.objective.name = "cosmos_policy"
+    fast_wam.tabletop(config)
+    objective(config, "tabletop")
+
+
 def tabletop_debug(config) -> None:
     """Everything in under a minute; it learns nothing."""
     several = [s for s in config.data.sources.values() if s.rollout and s.collect.episodes]
@@ -112,7 +119,7 @@ def tabletop_debug(config) -> None:
     for source in several:  # of few episodes none might fail
         source.collect.episodes = 24
     config.data.batch_size = 40
-    config.model.head_dim, config.model.lora_rank = 12, 8
+    config.model.head_dim, config.model.modulation_rank = 12, 8
     config.model.video.width, config.model.video.ffn = 24, 48
     plan = config.objective.plan
     plan.proposals, plan.futures, plan.values, plan.future_steps, plan.value_steps = 2, 1, 2, 1, 1

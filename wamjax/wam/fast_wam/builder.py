@@ -10,7 +10,7 @@ from wamjax.models import attention
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.mot import MixtureOfTransformers
 from wamjax.sharding import constrain
-from wamjax.wam.fast_wam import presets
+from wamjax.wam.fast_wam import keys, presets
 from wamjax.wam.fast_wam.objective import FastWAM
 from wamjax.wam.fast_wam.uses import slots, uses_of
 from wamjax.wam.objectives import codec_of
@@ -65,8 +65,8 @@ def build(config, spec) -> FastWAM:
         proprio_dim=spec.proprio_dim,
         video_flow=RectifiedFlow(objective.video_shift, objective.weighting),
         action_flow=RectifiedFlow(objective.action_shift, objective.weighting),
-        video_weight=objective.lambda_video,
-        action_weight=objective.lambda_action,
+        video_weight=objective.video_weight,
+        action_weight=objective.action_weight,
         shares=(objective.idm_prob, 1 - objective.idm_prob) if optional else (1.0,),
         cond_noise_prob=objective.cond_noise_prob,
         action_from_video=objective.action_from_video,
@@ -75,4 +75,4 @@ def build(config, spec) -> FastWAM:
     )
 
 
-METHOD = Method(build, presets.check)
+METHOD = Method(build, keys.read, presets.check)

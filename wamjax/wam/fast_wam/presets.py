@@ -103,9 +103,10 @@ def tabletop(config) -> None:
     data.batch_size, data.instruction_length = 64, 12
     model.layers, model.heads, model.head_dim, model.unroll = 4, 4, 32, 4
     model.video.width, model.video.ffn = 128, 512
-    model.action.width, model.action.ffn = 64, 256
+    if config.objective.name == "fast_wam":
+        model.action.width, model.action.ffn, model.freq_dim = 64, 256, 128
     model.codec.kind, model.codec.patch, model.codec.channels, model.patch = "cosine", 8, 24, 2
-    model.context_width, model.freq_dim, model.text.kind = 64, 128, "tokens"
+    model.context_width, model.text.kind = 64, "tokens"
     optim.learning_rate, optim.b2, optim.weight_decay = 1e-3, 0.95, 0.01
     optim.warmup_fraction, optim.final_fraction, optim.ema_decay = 0.05, 0.02, 0.99
     config.log_every, config.checkpoint.every = 25, 250
@@ -122,6 +123,7 @@ def tabletop_debug(config) -> None:
     model = config.model
     model.layers, model.heads, model.head_dim, model.unroll = 2, 2, 16, 1
     model.video.width, model.video.ffn = 32, 64
-    model.action.width, model.action.ffn = 16, 32
+    if config.objective.name == "fast_wam":
+        model.action.width, model.action.ffn = 16, 32
     config.objective.infer_steps = 2
     config.eval.episodes, config.eval.batch_size = 8, 8

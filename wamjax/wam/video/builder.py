@@ -21,6 +21,7 @@ from wamjax.models.vae.vae_codec import VAECodec
 from wamjax.sharding import constrain
 from wamjax.wam.protocols import Method
 from wamjax.wam.slots import groups_of
+from wamjax.wam.video import keys
 from wamjax.wam.video.autoregressive import Autoregressive
 from wamjax.wam.video.inputs import inputs_of, pictures_of, tokenizer
 from wamjax.wam.video.objective import Denoising
@@ -195,7 +196,7 @@ def edm(objective, *, sigma_data: float = 0.5) -> EDM:
 
 PROCESSES = {"flow": flow, "ddpm": ddpm, "edm": edm}
 
-DENOISING = Method(denoising)
-WAN = Method(wan)
-AUTOREGRESSIVE = Method(autoregressive)
-CODEC = Method(codec)
+DENOISING = Method(denoising, keys.denoising)
+WAN = Method(wan, keys.denoising)
+AUTOREGRESSIVE = Method(autoregressive, keys.autoregressive)
+CODEC = Method(codec, keys.codec)
