@@ -57,8 +57,8 @@ def ways(kind: str) -> dict[str, dict]:
 def steps(kind: str) -> tuple[int, int]:
     """(Training steps within the budget, FLOPs of one); collects the data if need be."""
     from wamjax.data import pipeline
-    from wamjax.sharding import make_mesh
-    from wamjax.step import model_flops
+    from wamjax.training.sharding import make_mesh
+    from wamjax.training.step import model_flops
     from wamjax.wam import build
 
     path, arg = source(kind)

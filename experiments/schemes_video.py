@@ -144,7 +144,8 @@ def measure(run: pathlib.Path, scheme: str, count: int, references: int) -> dict
 
 def training(run: pathlib.Path, sampler, config) -> dict[str, float]:
     """What the run cost: model FLOPs and seconds of all steps."""
-    from wamjax import doctor, metrics
+    from wamjax import doctor
+    from wamjax.training import metrics
 
     examples = config.total_steps * config.data.batch_size
     steps = [row["step_time"] for row in metrics.read(run) if "step_time" in row]

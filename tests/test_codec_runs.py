@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from test_configs import get
 
-from wamjax import metrics, reconstruct, sample, train, tree, wam
-from wamjax.checkpoint import restore_params
+from wamjax import reconstruct, sample, train, tree, wam
 from wamjax.data.arrays import ArraySpec
+from wamjax.training import metrics
+from wamjax.training.checkpoint import restore_params
 
 ONE = jax.devices()[:1]
 

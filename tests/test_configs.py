@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from wamjax import config as configs
-from wamjax import sharding, tree, wam
+from wamjax import tree, wam
 from wamjax.data import arrays, pipeline
 from wamjax.data.arrays import ArraySpec
 from wamjax.data.spec import DataSpec
@@ -18,6 +18,7 @@ from wamjax.diffusion.noise import NoiseLaw
 from wamjax.doctor import Shape
 from wamjax.envs import tabletop
 from wamjax.models.dit import CONDITIONING, SIZES, TEXT
+from wamjax.training import sharding
 from wamjax.wam.fast_wam.uses import MODES, USES
 
 FOLDER = pathlib.Path(__file__).parent.parent / "experiments" / "configs"

@@ -13,8 +13,9 @@ from PIL import Image
 from test_configs import get
 
 from wamjax import config as configs
-from wamjax import evaluate, metrics, sample, train, trained
+from wamjax import evaluate, sample, train, trained
 from wamjax.envs import tabletop
+from wamjax.training import metrics
 
 
 @pytest.fixture(scope="module")

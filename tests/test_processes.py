@@ -24,9 +24,10 @@ import pytest
 import toy
 from data import synthetic
 
-from wamjax import closed_loop, collect, guards, metrics, sharding, train, trained
-from wamjax.checkpoint import Checkpoints
+from wamjax import closed_loop, collect, train, trained
 from wamjax.data.records import Writer
+from wamjax.training import guards, metrics, sharding
+from wamjax.training.checkpoint import Checkpoints
 
 STEPS = 24
 ALONE = 4  # steps that the first of them takes alone

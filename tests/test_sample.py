@@ -61,7 +61,7 @@ def test_one_program_whatever_the_count_and_the_batches_do_not_repeat(loaded):
 
 
 def test_weights_are_the_average(run, loaded):
-    from wamjax.checkpoint import restore_params
+    from wamjax.training.checkpoint import restore_params
 
     sampler, _ = loaded
     average, raw = (restore_params(run, ema=e).params for e in (True, False))

@@ -7,11 +7,12 @@ import optax
 import pytest
 import toy
 
-from wamjax import optim, sharding, tree
-from wamjax import state as states
+from wamjax import tree
 from wamjax.config import source
 from wamjax.data import mixture
-from wamjax.step import compute_cast, ema_weights, make_train_step
+from wamjax.training import optim, sharding
+from wamjax.training import state as states
+from wamjax.training.step import compute_cast, ema_weights, make_train_step
 
 MESHES = {"1": (1, 1, 1), "8x data": (8, 1, 1), "4x2 fsdp": (4, 2, 1), "2x2x2": (2, 2, 2)}
 

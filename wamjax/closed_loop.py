@@ -18,12 +18,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from wamjax import state as states
 from wamjax.config import did_you_mean
+from wamjax.console import say
 from wamjax.envs.outcomes import Outcomes
 from wamjax.envs.world import Dials, Recording, World, open_world, shift_of
-from wamjax.metrics import say
 from wamjax.trained import Policy
+from wamjax.training import state as states
 from wamjax.viz import intervals
 
 

@@ -24,11 +24,11 @@ from absl import flags
 
 from wamjax import cli
 from wamjax.config import did_you_mean
+from wamjax.console import say
 from wamjax.data import images
 from wamjax.data.records import Episode, Reader, Writer, turn
 from wamjax.data.spec import FORMAT_VERSION, Info
 from wamjax.envs.world import Demonstrations, World, open_world
-from wamjax.metrics import say
 
 MIN_SUCCESS = 0.02  # the collection gives up below this success rate
 

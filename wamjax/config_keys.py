@@ -63,7 +63,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
         "",
         "folder of compiled programs; '' = JAX_COMPILATION_CACHE_DIR or the user's cache, or none",
     ),
-    ("compile.flags", True, "compile with the flags of the chip, wamjax.compile.FLAGS"),
+    ("compile.flags", True, "compile with the flags of the chip, wamjax.training.compile.FLAGS"),
     ("checkpoint.every", 1000, "steps between checkpoints; one is saved at the end in any case"),
     ("checkpoint.keep", 2, "checkpoints kept"),
     ("profile.start", 0, "step at which a profiler trace starts"),

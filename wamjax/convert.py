@@ -32,8 +32,9 @@ import jax.numpy as jnp
 import tqdm
 from absl import app, flags, logging
 
-from wamjax import adapters, checkpoint, cli
-from wamjax.integrity import Damaged
+from wamjax import cli
+from wamjax.training import adapters, checkpoint
+from wamjax.training.integrity import Damaged
 from wamjax.weights import api, families, files, sizing, store
 from wamjax.weights.bounds import BadFile
 from wamjax.weights.plan import Mismatch

@@ -28,12 +28,13 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from wamjax import cli, flops, optim, partition, sharding, tree, wam
+from wamjax import cli, flops, tree, wam
 from wamjax import config as configs
-from wamjax import state as states
 from wamjax.models import dit
 from wamjax.models.layers import unconstrained
-from wamjax.step import forward_flops, make_train_step, model_flops
+from wamjax.training import optim, partition, sharding
+from wamjax.training import state as states
+from wamjax.training.step import forward_flops, make_train_step, model_flops
 
 
 class Shape(NamedTuple):

@@ -25,12 +25,13 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 import wamjax
-from wamjax import checkpoint, cli, closed_loop, disk, trained, wam
-from wamjax.checkpoint import find
+from wamjax import cli, closed_loop, disk, trained, wam
+from wamjax.console import say
 from wamjax.envs.outcomes import Outcomes
 from wamjax.envs.world import Dials, World, open_world, shift_of
-from wamjax.metrics import say
 from wamjax.trained import Policy
+from wamjax.training import checkpoint
+from wamjax.training.checkpoint import find
 
 VIDEO_EPISODES = 4
 

@@ -22,11 +22,12 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from wamjax import checkpoint, cli
+from wamjax import cli
 from wamjax import config as configs
-from wamjax.checkpoint import restore_params
-from wamjax.metrics import say
+from wamjax.console import say
 from wamjax.models.vae.vae_codec import VAECodec
+from wamjax.training import checkpoint
+from wamjax.training.checkpoint import restore_params
 
 COUNT = 256
 BATCH, SHOWN = 32, 8  # clips of one program, and of the picture

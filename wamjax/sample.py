@@ -24,11 +24,12 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from wamjax import checkpoint, cli
-from wamjax import state as states
-from wamjax.checkpoint import find, restore_params
-from wamjax.metrics import say
-from wamjax.step import compute_cast
+from wamjax import cli
+from wamjax.console import say
+from wamjax.training import checkpoint
+from wamjax.training import state as states
+from wamjax.training.checkpoint import find, restore_params
+from wamjax.training.step import compute_cast
 
 COUNT = 64
 BATCH = 64  # samples of one program

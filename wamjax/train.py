@@ -35,14 +35,16 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from wamjax import cli, disk, guards, hardware, optim, sharding, tree, wam
+from wamjax import cli, disk, hardware, tree, wam
 from wamjax import config as configs
-from wamjax import state as states
-from wamjax.checkpoint import Checkpoints
-from wamjax.compile import compile_step, keep_programs
-from wamjax.metrics import Profile, Recorder, say
-from wamjax.state import TrainState
-from wamjax.step import Plan, model_flops, plan
+from wamjax.console import say
+from wamjax.training import guards, optim, sharding
+from wamjax.training import state as states
+from wamjax.training.checkpoint import Checkpoints
+from wamjax.training.compile import compile_step, keep_programs
+from wamjax.training.metrics import Profile, Recorder
+from wamjax.training.state import TrainState
+from wamjax.training.step import Plan, model_flops, plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +168,7 @@ def prepare(job: Job):
     if not config.init_from.path:
         create = functools.partial(states.create, objective, tx, config)
         return jax.jit(create, out_shardings=places)(), step, flops
-    from wamjax import init_from
+    from wamjax.training import init_from
 
     say(f"starting from {config.init_from.path}")
     params = init_from.params(objective, config, work.state.params)

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from wamjax import state as states
-from wamjax.checkpoint import find, restore_params
 from wamjax.data.transforms import Resize
 from wamjax.envs.world import composite
-from wamjax.step import compute_cast
+from wamjax.training import state as states
+from wamjax.training.checkpoint import find, restore_params
+from wamjax.training.step import compute_cast
 
 LATENCY_CALLS = 50
 

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import toy
 
-from wamjax import metrics, train
+from wamjax import train
 from wamjax.config import base_config
 from wamjax.data import arrays, clips, makers, pipeline, tensors
 from wamjax.data.arrays import Arrays, ArraySpec
+from wamjax.training import metrics
 from wamjax.wam.protocols import Objective
 
 N = 37

@@ -9,11 +9,12 @@ import pytest
 from models.helpers import random_params
 
 from wamjax import config as configs
-from wamjax import sharding, wam
+from wamjax import wam
 from wamjax.data.spec import DataSpec
 from wamjax.models import kernels
 from wamjax.models.attention import attend, grouped, masked, named
 from wamjax.models.visibility import bidirectional, causal
+from wamjax.training import sharding
 from wamjax.wam.cosmos_policy import uses as cosmos_uses
 from wamjax.wam.fast_wam import uses as programs
 

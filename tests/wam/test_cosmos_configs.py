@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from wamjax import config as configs
-from wamjax import flops, optim, partition, sharding, tree, wam
-from wamjax import state as states
+from wamjax import flops, tree, wam
 from wamjax.data import pipeline
 from wamjax.data.spec import DataSpec
 from wamjax.doctor import Shape, diagnose
 from wamjax.envs import tabletop
-from wamjax.step import forward_flops, model_flops
+from wamjax.training import optim, partition, sharding
+from wamjax.training import state as states
+from wamjax.training.step import forward_flops, model_flops
 from wamjax.wam.cosmos_policy import presets
 from wamjax.wam.cosmos_policy.layouts import LAYOUTS
 from wamjax.wam.cosmos_policy.uses import uses

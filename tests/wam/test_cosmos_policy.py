@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from wam import cosmos_tiny as tiny
 
-from wamjax import optim
-from wamjax import state as states
 from wamjax.config import base_config, source
 from wamjax.data import mixture
 from wamjax.diffusion.noise import cosmos_policy as law
 from wamjax.models.codec import CachedLatents
-from wamjax.sharding import batch_sharding, constrain, make_mesh, params_shardings
-from wamjax.step import make_train_step
+from wamjax.training import optim
+from wamjax.training import state as states
+from wamjax.training.sharding import batch_sharding, constrain, make_mesh, params_shardings
+from wamjax.training.step import make_train_step
 from wamjax.tree import flatten
 from wamjax.wam.cosmos_policy import targets
 from wamjax.wam.cosmos_policy.checks import COMPAT

@@ -10,7 +10,7 @@ import pytest
 from wam import cosmos_tiny as tiny
 
 from wamjax.models.codec import PixelCodec
-from wamjax.step import compute_cast
+from wamjax.training.step import compute_cast
 from wamjax.wam.cosmos_policy import planning
 from wamjax.wam.cosmos_policy.injection import extract, inject, tile
 from wamjax.wam.cosmos_policy.layouts import parse

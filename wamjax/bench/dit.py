@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from wamjax import config as configs
-from wamjax import flops, hardware, optim, sharding
-from wamjax import state as states
+from wamjax import flops, hardware
 from wamjax.bench.timing import random_batch
 from wamjax.diffusion.ddpm import DDPM
 from wamjax.models import dit
 from wamjax.models.codec import CachedLatents
-from wamjax.step import make_train_step, model_flops
+from wamjax.training import optim, sharding
+from wamjax.training import state as states
+from wamjax.training.step import make_train_step, model_flops
 from wamjax.wam.slots import groups_of
 from wamjax.wam.video.objective import Denoising
 from wamjax.wam.video.schemes import SCHEMES, slots_of

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from wamjax import disk
+from wamjax.console import say
 from wamjax.data import latents, normalize, published_statistics
 from wamjax.data.episodes import LARGEST
 from wamjax.data.latents import Latents
@@ -18,7 +19,6 @@ from wamjax.data.records import Reader, RecordError
 from wamjax.data.skips import Skips
 from wamjax.data.spec import DataSpec
 from wamjax.data.tokens import tokenize
-from wamjax.metrics import say
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array
 
-from wamjax import partition
 from wamjax.models import codec as codecs
 from wamjax.models.codec import Codec
 from wamjax.models.layers import unconstrained
 from wamjax.models.vae.vae_codec import VAECodec
+from wamjax.training import partition
 
 
 def bind(network: nn.Module, params: dict[str, Any], constrain: Callable = unconstrained):

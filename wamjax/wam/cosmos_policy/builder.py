@@ -12,7 +12,7 @@ from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.models import attention, blocks
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.dit import DiT
-from wamjax.sharding import constrain
+from wamjax.training.sharding import constrain
 from wamjax.wam.cosmos_policy import clips, keys, layouts
 from wamjax.wam.cosmos_policy.layouts import Layout
 from wamjax.wam.cosmos_policy.objective import CosmosPolicy

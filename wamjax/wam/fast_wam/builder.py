@@ -9,7 +9,7 @@ from wamjax.diffusion.solvers import SOLVERS
 from wamjax.models import attention
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.mot import MixtureOfTransformers
-from wamjax.sharding import constrain
+from wamjax.training.sharding import constrain
 from wamjax.wam.fast_wam import keys, presets
 from wamjax.wam.fast_wam.objective import FastWAM
 from wamjax.wam.fast_wam.uses import slots, uses_of

@@ -18,7 +18,7 @@ from wamjax.models.autoregressive import AutoregressiveTransformer
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.vae.training import CodecObjective
 from wamjax.models.vae.vae_codec import VAECodec
-from wamjax.sharding import constrain
+from wamjax.training.sharding import constrain
 from wamjax.wam.protocols import Method
 from wamjax.wam.slots import groups_of
 from wamjax.wam.video import keys

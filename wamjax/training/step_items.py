@@ -1,7 +1,7 @@
 """The items of a step of a checkpoint, how they are read, and how it is told that one is damaged.
 
 A step holds ``params``, ``ema``, ``optimizer``, ``data``, ``config``, ``statistics`` (see
-`wamjax.checkpoint`) and ``digests``: a json of the digests of all the others, written with them.
+`training.checkpoint`) and ``digests``: a json of the digests of all the others, written with them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from wamjax import integrity, tree
-from wamjax.integrity import Damaged
-from wamjax.metrics import say
-from wamjax.state import TrainState
+from wamjax import tree
+from wamjax.console import say
+from wamjax.training import integrity
+from wamjax.training.integrity import Damaged
+from wamjax.training.state import TrainState
 
 Tree = Any
 Digests = dict[str, dict[str, Any]]

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from wamjax import flops, guards, optim, partition, sharding, tree
-from wamjax import state as states
+from wamjax import flops, tree
 from wamjax.data import mixture
-from wamjax.state import TrainState
+from wamjax.training import guards, optim, partition, sharding
+from wamjax.training import state as states
+from wamjax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]

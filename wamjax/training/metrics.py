@@ -24,27 +24,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags, logging
 from tqdm import tqdm
 
 from wamjax import disk
+from wamjax.console import say
 
 FILE = "metrics.jsonl"
 IN_FLIGHT = 2  # steps the host may be ahead of the device
 Row = dict[str, float]
-
-
-def say(text: str) -> None:
-    """Prints on the process that speaks for all."""
-    if jax.process_index() == 0:
-        tqdm.write(text, file=sys.stderr)
-
-
-def quiet() -> None:
-    """Libraries speak from warnings on, unless ``--verbosity`` asks for more: Orbax tells its every
-    thought at the next level."""
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
 
 
 def read(workdir: str | os.PathLike) -> list[Row]:

@@ -17,8 +17,9 @@ from typing import Any
 
 import jax
 
-from wamjax import adapters, tree
-from wamjax import state as states
+from wamjax import tree
+from wamjax.training import adapters
+from wamjax.training import state as states
 from wamjax.weights import store
 
 Params = dict[str, Any]

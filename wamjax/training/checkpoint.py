@@ -26,10 +26,11 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from wamjax import config as configs
-from wamjax import disk, guards, integrity, partition, step_items, tree
-from wamjax.integrity import Damaged
-from wamjax.metrics import say
-from wamjax.state import TrainState
+from wamjax import disk, tree
+from wamjax.console import say
+from wamjax.training import guards, integrity, partition, step_items
+from wamjax.training.integrity import Damaged
+from wamjax.training.state import TrainState
 from wamjax.weights import store
 
 Tree = Any

@@ -167,7 +167,7 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]
     if pattern is None:
         raise ValueError(
             f"no sharding rule matches parameter {path!r} {shape}; add one to "
-            "wamjax.sharding.RULES (all None replicates it)"
+            "wamjax.training.sharding.RULES (all None replicates it)"
         )
     axes = (None,) * len(shape) if axes is None else axes
     if len(axes) != len(shape):

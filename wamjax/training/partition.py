@@ -1,7 +1,8 @@
 """Which parameters are trained: by rules on their paths.
 
 ``optim.freeze`` holds regexes; a parameter whose whole path one of them matches gets no gradient,
-no moments and no decay, and keeps every bit. Adapters (`wamjax.adapters`) are trained in any case.
+no moments and no decay, and keeps every bit. Adapters (`training.adapters`) are trained in any
+case.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from wamjax import adapters, tree
+from wamjax import tree
+from wamjax.training import adapters
 
 Tree = Any
 

@@ -19,8 +19,8 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from wamjax import hardware
-from wamjax.metrics import say
-from wamjax.step import Plan
+from wamjax.console import say
+from wamjax.training.step import Plan
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
@@ -121,7 +121,7 @@ def compile_step(work: Plan, device: jax.Device, flags: bool = True) -> Program:
             raise
         raise ValueError(
             f"the compiler rejects a flag of {device.device_kind}: {str(error).splitlines()[0]}; "
-            "set config.compile.flags = False, or mend wamjax.compile.FLAGS"
+            "set config.compile.flags = False, or mend wamjax.training.compile.FLAGS"
         ) from error
     end = time.perf_counter()
     return Program(compiled, chosen, memory(compiled, device), middle - begin, end - middle)
@@ -136,7 +136,7 @@ def options(device: jax.Device) -> dict[str, str]:
         return {}
     chip = hardware.chip(device)
     if chip is None or chip.name not in FLAGS:
-        say(f"no compiler flags are known for {device.device_kind}: wamjax.compile.FLAGS has "
+        say(f"no compiler flags are known for {device.device_kind}: compile.FLAGS has "
             f"{sorted(FLAGS)}")  # fmt: skip
         return {}
     return {flag.name: flag.value for flag in FLAGS[chip.name]}

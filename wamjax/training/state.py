@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wamjax import adapters, partition
+from wamjax.training import adapters, partition
 
 Tree = Any
 PURPOSES = ("init", "train", "picture", "evaluate")
