@@ -137,7 +137,7 @@ def test_what_there_is_to_choose_from(planning, tmp_path, monkeypatch):
         return trained.Policy(tiny.objective(), {}, {"actions": same}), config, 7
 
     monkeypatch.setattr(trained, "load", load)
-    monkeypatch.setattr("wamjax.wam.planning.plan", plan)
+    monkeypatch.setattr("wamjax.wam.cosmos_policy.planning.plan", plan)
     everything = planning.choice(tmp_path)
     assert everything.keys() == planning.ENDS.keys()
     found = everything["as it acts"]
@@ -145,7 +145,7 @@ def test_what_there_is_to_choose_from(planning, tmp_path, monkeypatch):
     assert found["score"] == pytest.approx(np.mean(offsets**2), abs=1e-4)
     assert found["score_spread"] == pytest.approx(np.std(offsets**2), abs=1e-4)
     assert 0 < found["best"] < found["error"] < 2 and -1 <= found["agreement"] <= 1
-    monkeypatch.delattr("wamjax.wam.planning.plan")  # what is measured stays
+    monkeypatch.delattr("wamjax.wam.cosmos_policy.planning.plan")  # what is measured stays
     assert planning.choice(tmp_path) == everything
 
 
