@@ -73,7 +73,7 @@ def steps(kind: str) -> tuple[int, int]:
 
 def measure(kind: str, run: pathlib.Path) -> None:
     """Every way to act, in the world as it is and under the shifts asked for."""
-    from wamjax import trained
+    from wamjax.runs import trained
 
     def ready(how: dict):
         policy, config, step = trained.load(run, mode=how.pop("mode"))

@@ -115,12 +115,13 @@ def score(video, truth, given: int, real, features) -> dict:
 
 def measure(run: pathlib.Path, scheme: str, count: int, references: int) -> dict:
     """All scores of a run, in scores.json; its clips in clips.npz."""
-    from wamjax import sample, tree
+    from wamjax import tree
+    from wamjax.runs import sampling
 
     path = run / "scores.json"
     if path.exists():
         return json.loads(path.read_text())
-    sampler, config = sample.load(run)
+    sampler, config = sampling.load(run)
     features = judge(run.parent, config)
     result = {
         "clips": count,
@@ -155,7 +156,8 @@ def training(run: pathlib.Path, sampler, config) -> dict[str, float]:
 
 def draw(sampler, held: dict[str, np.ndarray], given: int) -> tuple[np.ndarray, dict]:
     """Continues clips from their first frames; also what a clip costs."""
-    from wamjax import flops, sample
+    from wamjax import flops
+    from wamjax.runs import sampling
 
     truth, count = held["video"], len(held["label"])
     frames = truth.shape[1] if truth.shape[1] > sampler.objective.frames else 0
@@ -165,10 +167,10 @@ def draw(sampler, held: dict[str, np.ndarray], given: int) -> tuple[np.ndarray, 
         rows = np.arange(start, start + BATCH) % count
         condition, first = {"label": held["label"][rows]}, truth[rows, :given] if given else None
         begin = time.perf_counter()
-        parts.append(sample.draw(sampler, condition, BATCH, start, first, BATCH, frames))
+        parts.append(sampling.draw(sampler, condition, BATCH, start, first, BATCH, frames))
         times.append(time.perf_counter() - begin)
     one = jax.tree.map(lambda x: x[:1], (condition, first))
-    program = functools.partial(sample.program, count=1, frames=frames)
+    program = functools.partial(sampling.program, count=1, frames=frames)
     work = flops.count(program, sampler, *one, jax.random.key(0))
     cost = {
         "passes": sampler.objective.passes(given, truth.shape[1]),

@@ -15,10 +15,10 @@ from wamjax.diffusion.ddpm import DDPM
 from wamjax.diffusion.edm import EDM
 from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.diffusion.noise import NoiseLaw
-from wamjax.doctor import Shape
 from wamjax.envs import tabletop
 from wamjax.models.dit import CONDITIONING, SIZES, TEXT
 from wamjax.training import sharding
+from wamjax.training.sharding import Shape
 from wamjax.wam.fast_wam.uses import MODES, USES
 
 FOLDER = pathlib.Path(__file__).parent.parent / "experiments" / "configs"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from wamjax import config as configs
-from wamjax import foresight, trained
+from wamjax import foresight
+from wamjax.runs import trained
 from wamjax.wam.protocols import Policy
 
 CHUNK = 4

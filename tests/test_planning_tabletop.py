@@ -9,9 +9,10 @@ from data import synthetic
 from test_denoising_runs import study
 from wam import cosmos_tiny as tiny
 
-from wamjax import closed_loop, foresight, trained
 from wamjax import config as configs
+from wamjax import foresight
 from wamjax.data.normalize import Normalizer
+from wamjax.runs import closed_loop, trained
 from wamjax.wam.cosmos_policy.planning import Plan
 
 

@@ -16,12 +16,12 @@ from test_configs import get, spec_of
 from wamjax import config as configs
 from wamjax import train, tree, wam
 from wamjax.data.arrays import ArraySpec
-from wamjax.doctor import Shape
 from wamjax.models import blocks, dit
 from wamjax.models.autoregressive import AutoregressiveTransformer
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.palette import Palette
 from wamjax.training import metrics, sharding
+from wamjax.training.sharding import Shape
 from wamjax.wam.slots import groups_of
 from wamjax.wam.video import builder as builders
 from wamjax.wam.video.schemes import SCHEMES, slots_of, use_of

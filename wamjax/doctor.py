@@ -21,7 +21,7 @@ import json
 import math
 import pathlib
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,12 +35,6 @@ from wamjax.models.layers import unconstrained
 from wamjax.training import optim, partition, sharding
 from wamjax.training import state as states
 from wamjax.training.step import forward_flops, make_train_step, model_flops
-
-
-class Shape(NamedTuple):
-    """What the sharding rules read of a mesh, for a machine that is not here."""
-
-    shape: dict[str, int]
 
 
 def diagnose(config: ConfigDict, devices: int, sizes: bool = False) -> dict[str, Any]:
@@ -140,7 +134,7 @@ def memory(state, config: ConfigDict, devices: int) -> dict[str, float]:
     Activations come on top; ``tpu/aot.py`` compiles the step and reports the true peak.
     """
     try:
-        mesh = Shape(sharding.axis_sizes(config.mesh, devices))
+        mesh = sharding.Shape(sharding.axis_sizes(config.mesh, devices))
     except ValueError as error:
         raise ValueError(f"{error}, or give --devices") from None
     sharding.check_config(config, mesh)

@@ -38,7 +38,6 @@ from wamjax import cli, tree, wam
 from wamjax import config as configs
 from wamjax.bundle import files
 from wamjax.bundle.policy import check_mode
-from wamjax.convert import merged
 from wamjax.data import pipeline, published_statistics
 from wamjax.data.embeddings import EmbeddingCache
 from wamjax.data.normalize import check_same, normalizers
@@ -50,6 +49,7 @@ from wamjax.training import state as states
 from wamjax.training.checkpoint import Found
 from wamjax.weights import store
 from wamjax.weights.codecs import codec_of
+from wamjax.weights.merging import merged
 
 DTYPES = ("bfloat16", "float32", "float64")
 

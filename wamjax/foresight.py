@@ -24,9 +24,10 @@ from absl import flags
 from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
 
-from wamjax import cli, closed_loop, disk, trained, wam
+from wamjax import cli, disk, wam
 from wamjax.console import say
 from wamjax.envs.world import open_world
+from wamjax.runs import closed_loop, trained
 from wamjax.training import checkpoint
 from wamjax.viz import figures, intervals
 from wamjax.wam.cosmos_policy.sampling import frozen_error

@@ -309,7 +309,7 @@ def _say_changes(old: ConfigDict, new: ConfigDict, where: str) -> None:
 
 def _check_evaluation(config, spec, objective) -> None:
     """What would go wrong after training should do so before it."""
-    from wamjax import closed_loop
+    from wamjax.runs import closed_loop
 
     config = config.copy_and_resolve_references()
     config.data.cameras = tuple(getattr(spec, "cameras", ()))
@@ -380,17 +380,17 @@ def _finish(config, workdir: pathlib.Path, objective) -> None:
 
         plots.losses(workdir)
     if objective.kind == "pictures":
-        from wamjax import sample
+        from wamjax.runs import sampling
 
-        sample.run(workdir)
+        sampling.run(workdir)
     if objective.kind == "codec":
-        from wamjax import reconstruct
+        from wamjax.runs import reconstruction
 
-        reconstruct.run(workdir)
+        reconstruction.run(workdir)
     if config.eval.episodes > 0:
-        from wamjax import evaluate
+        from wamjax.runs import evaluation
 
-        evaluate.run(config, workdir)
+        evaluation.run(config, workdir)
     if jax.process_index() == 0:
         disk.write_text(workdir / "DONE", json.dumps({"step": config.total_steps}) + "\n")
     guards.barrier()  # at its exit no process waits for long

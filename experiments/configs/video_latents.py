@@ -15,7 +15,7 @@ Without `codec` it is as it was drawn, which only debug has a use for.
 """
 
 from wamjax import config as configs
-from wamjax import reconstruct
+from wamjax.runs import reconstruction
 
 
 def get_config(arg=None):
@@ -27,7 +27,7 @@ def get_config(arg=None):
     model.codec.kind, model.codec.channels = ("vq" if tokens else "kl"), 8
     optim.freeze = ("codec/.*",)
     if args.codec:
-        reconstruct.use(config, args.codec)
+        reconstruction.use(config, args.codec)
     data.kind, data.batch_size = "arrays", 4 if tokens else 8
     data.arrays = "clips:frames=8" if model.codec.temporal == 1 else "clips:frames=9"
     model.layers, model.heads, model.head_dim, model.unroll = 4, 4 if tokens else 6, 32, 4

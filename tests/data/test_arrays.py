@@ -16,8 +16,9 @@ import toy
 
 from wamjax import train
 from wamjax.config import base_config
-from wamjax.data import arrays, clips, makers, pipeline, tensors
+from wamjax.data import arrays, makers, pipeline, tensors
 from wamjax.data.arrays import Arrays, ArraySpec
+from wamjax.envs.tabletop import clips
 from wamjax.training import metrics
 from wamjax.wam.protocols import Objective
 

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wamjax import rollouts, trained
+from wamjax import rollouts
 from wamjax.config import base_config
 from wamjax.data.records import Reader
 from wamjax.data.spec import DataSpec
 from wamjax.data.windows import Windows
 from wamjax.envs import tabletop
+from wamjax.runs import trained
 from wamjax.wam import noise as draws
 from wamjax.wam.protocols import Policy
 

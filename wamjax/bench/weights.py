@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wamjax.config import did_you_mean
-from wamjax.doctor import Shape
 from wamjax.training import sharding
+from wamjax.training.sharding import Shape
 from wamjax.weights import families
 from wamjax.weights.plan import Plan
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from wamjax import trained, tree, wam
+from wamjax import tree, wam
 from wamjax.bundle import files
 from wamjax.bundle.files import CODEC, PLANNER, TEXT, WEIGHTS, Manifest
 from wamjax.bundle.observation import BadObservation, Observer, close
@@ -24,6 +24,7 @@ from wamjax.config import did_you_mean
 from wamjax.data.embeddings import EmbeddingCache
 from wamjax.data.normalize import normalizers
 from wamjax.models.codec import Codec
+from wamjax.runs import trained
 from wamjax.training import init_from, sharding
 from wamjax.training import state as states
 from wamjax.training.step import compute_cast

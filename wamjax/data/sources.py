@@ -129,9 +129,9 @@ def labelled(sources: list[Source]) -> list[Source]:
 def _path(name: str, entry, root: str) -> pathlib.Path:
     root = data_root(root)
     if entry.collect.episodes > 0:
-        from wamjax import collect  # here: data does not otherwise depend on the world
+        from wamjax.envs import collection  # here: data does not otherwise depend on the world
 
-        return collect.ensure_collected(entry, root)
+        return collection.ensure_collected(entry, root)
     if not entry.path:
         raise ValueError(f"config.data.sources.{name} has neither a path nor collect.episodes")
     return root / pathlib.Path(entry.path).expanduser()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -100,6 +100,12 @@ LOGICAL: dict[str, Any] = {
     "hidden": "tensor",
     "layers": None,
 }
+
+
+class Shape(NamedTuple):
+    """What the sharding rules read of a mesh, for a machine that is not here."""
+
+    shape: dict[str, int]
 
 
 def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -13,11 +13,11 @@ from wamjax.models import attention, blocks
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.dit import DiT
 from wamjax.training.sharding import constrain
+from wamjax.wam.codecs import codec_of
 from wamjax.wam.cosmos_policy import clips, keys, layouts
 from wamjax.wam.cosmos_policy.layouts import Layout
 from wamjax.wam.cosmos_policy.objective import CosmosPolicy
 from wamjax.wam.cosmos_policy.planning import Planning, sample_bytes
-from wamjax.wam.objectives import codec_of
 from wamjax.wam.protocols import Method
 from wamjax.wam.slots import groups_of
 

@@ -10,10 +10,10 @@ from wamjax.models import attention
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.mot import MixtureOfTransformers
 from wamjax.training.sharding import constrain
+from wamjax.wam.codecs import codec_of
 from wamjax.wam.fast_wam import keys, presets
 from wamjax.wam.fast_wam.objective import FastWAM
 from wamjax.wam.fast_wam.uses import slots, uses_of
-from wamjax.wam.objectives import codec_of
 from wamjax.wam.protocols import Method
 from wamjax.wam.slots import groups_of
 

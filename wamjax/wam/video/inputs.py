@@ -16,7 +16,7 @@ from wamjax.models import dit, palette
 from wamjax.models.codec import Codec, PixelCodec
 from wamjax.models.palette import Palette
 from wamjax.models.vae.vae_codec import VAECodec
-from wamjax.wam.objectives import codec_of, frozen
+from wamjax.wam.codecs import codec_of, frozen
 
 
 class Inputs(NamedTuple):

@@ -22,7 +22,7 @@ from wamjax.config import did_you_mean
 from wamjax.console import say
 from wamjax.envs.outcomes import Outcomes
 from wamjax.envs.world import Dials, Recording, World, open_world, shift_of
-from wamjax.trained import Policy
+from wamjax.runs.trained import Policy
 from wamjax.training import state as states
 from wamjax.viz import intervals
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from wamjax.data import clips as module
-from wamjax.data.clips import Settings, chunks, ensure_clips, shrink
 from wamjax.envs import tabletop
+from wamjax.envs.tabletop import clips as module
+from wamjax.envs.tabletop.clips import Settings, chunks, ensure_clips, shrink
 
 SMALL = Settings(count=20, frames=4, stride=3, seed=5)
 
