@@ -18,7 +18,7 @@ COMMANDS = {
     "rollouts", "sample", "stats", "train",
 }  # fmt: skip
 # Modules that any may use: they know nothing of the others.
-GROUND = {"config", "config_keys", "console", "disk", "locks", "tree", "hardware"}
+GROUND = {"config", "config_keys", "console", "disk", "hardware", "locks", "named", "tree"}
 # room -> rooms that it may import; further ones in `DOORS`.
 MAY = {
     "diffusion": set(),

@@ -85,10 +85,7 @@ def work(objective, config: ConfigDict, params: Any) -> dict[str, float]:
         return out | {"sample": float(flops.count(sample, params, condition, key))}
     if objective.kind != "policy":  # a codec
         return out
-    observation = {k: v for k, v in one.items() if k not in ("actions", "action_valid")}
-    source = objective.codec.key
-    first = one[source]
-    observation[source] = jax.ShapeDtypeStruct((1, 1, *first.shape[2:]), first.dtype)
+    observation = objective.observation_spec(1)
     for mode in objective.modes:
         act = functools.partial(_act, objective, mode)
         out[f"act/{mode}"] = float(flops.count(act, params, observation, key))

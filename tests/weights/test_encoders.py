@@ -6,8 +6,8 @@ from weights import test_convert
 
 from wamjax import convert, weights
 from wamjax.data import embeddings
-from wamjax.data.named import resolve
 from wamjax.models import codec as codecs
+from wamjax.named import resolve
 from wamjax.weights import encoders, families
 
 T5 = dict(vocabulary=60, width=16, ffn=24, layers=2, heads=2, head_dim=8, buckets=8)

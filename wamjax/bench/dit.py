@@ -118,7 +118,7 @@ def _ours(size: str) -> dict[str, tuple[Any, float]]:
 
     x = batch["latents"].astype(jnp.float32)
     time_of, label = jnp.full((len(x), 1), 500.0), batch["label"]
-    network, table = objective.network, objective.visibility
+    network, table = objective.network, objective.use.table
 
     @jax.jit
     def forward(params):

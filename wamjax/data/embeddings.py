@@ -37,8 +37,8 @@ from jaxtyping import Bool, Float
 
 from wamjax import cli
 from wamjax.data import tensors
-from wamjax.data.named import resolve
 from wamjax.data.records import Reader
+from wamjax.named import resolve
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 PADDINGS = ("zero", "keep")

@@ -33,9 +33,9 @@ from ml_collections import config_flags
 from wamjax import cli
 from wamjax.data import latents, layout, normalize, records
 from wamjax.data.latents import LatentInfo
-from wamjax.data.named import resolve
 from wamjax.data.records import Episode, Reader
 from wamjax.data.shards import OPTIONS, shard_name
+from wamjax.named import resolve
 
 Encode = Callable[[UInt8[np.ndarray, "b f H W 3"]], Float[np.ndarray, "b t h w c"]]
 

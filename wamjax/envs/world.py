@@ -7,7 +7,6 @@ calls the policy once a plan for all of them. What evaluates, records or draws s
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from wamjax.config import did_you_mean
+from wamjax.named import find
 
 Dials = Mapping[str, float]
 SETTLE = 3  # steps that a recorded episode goes on after success
@@ -157,18 +157,7 @@ def open_world(name: str, **options: Any) -> World:
     Raises:
       ValueError: there is no such world; names those that there are.
     """
-    place = WORLDS.get(name, name)
-    module, _, attribute = place.partition(":")
-    if not attribute:
-        raise ValueError(
-            f"config.eval.env = {name!r}: there is no such world{did_you_mean(name, WORLDS)}; "
-            f"there are {sorted(WORLDS)}, and 'module:attribute' of your own"
-        )
-    try:
-        make = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"config.eval.env = {name!r} cannot be opened: {error}") from error
-    return make(**options)
+    return find(name, WORLDS, "config.eval.env")(**options)
 
 
 def shift_of(world: World, name: str, dials: Dials | None = None) -> dict[str, float]:

@@ -19,6 +19,7 @@ from wamjax.config import did_you_mean
 from wamjax.models import kernels
 from wamjax.models.layers import at_least_float32
 from wamjax.models.visibility import Visibility
+from wamjax.named import find
 
 Groups = Mapping[str, Array]
 
@@ -113,15 +114,19 @@ class Grouped:
 def named(kind: str) -> Callable:
     """The attention that ``config.model.attention`` names: a kernel, or "masked", the reference.
 
+    A kernel of one's own, MODULE:FUNCTION, is ``f(q, k, v)`` of (b, n, l, k) and (b, n, s, k).
+
     Raises:
       ValueError: there is no such one.
     """
     if kind == "masked":
         return masked
-    if kind not in kernels.KERNELS:
+    if ":" in kind:
+        find(kind, {}, "config.model.attention")
+    elif kind not in kernels.KERNELS:
         known = (*kernels.KERNELS, "masked")
         raise ValueError(f"config.model.attention = {kind!r} is not one of {known}"
-                         f"{did_you_mean(kind, known)}")  # fmt: skip
+                         f"{did_you_mean(kind, known)}, nor MODULE:FUNCTION")  # fmt: skip
     return Grouped(kind)
 
 

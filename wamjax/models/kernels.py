@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from wamjax.named import find
+
 KERNELS = ("auto", "xla", "cudnn", "splash")
 LANES = 128  # of a TPU; blocks of splash are multiples of it
 # Keys from which splash pays: at 326 tokens it is worth one point of utilisation and costs compile
@@ -42,7 +44,7 @@ def attend(
     """Unmasked attention by a kernel.
 
     Args:
-      kernel: one of `KERNELS`.
+      kernel: one of `KERNELS`, or MODULE:FUNCTION of one's own.
       xla: what computes it without a special kernel.
     """
     if kernel == "xla":
@@ -51,6 +53,8 @@ def attend(
         return splash(q, k, v)
     if kernel == "cudnn":
         return cudnn(q, k, v)
+    if kernel != "auto":
+        return find(kernel, {}, "config.model.attention")(q, k, v)
     by_platform = choose(q, k)
     if not by_platform:
         return xla(q, k, v)

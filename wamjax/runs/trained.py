@@ -124,12 +124,8 @@ def latency(policy: Policy, config: ConfigDict, calls: int = LATENCY_CALLS) -> d
 
 def observe_example(policy: Policy, size: int) -> dict[str, jax.Array]:
     """A blank observation in the shapes that the policy takes."""
-    spec = policy.objective.batch_spec(size)
-    key = policy.objective.codec.key
-    keep = {k: spec[k] for k in (key, "proprio", "instruction", "context") if k in spec}
-    observation = {k: jnp.zeros(s.shape, s.dtype) for k, s in keep.items()}
-    observation[key] = observation[key][:, :1]
-    return observation
+    spec = policy.objective.observation_spec(size)
+    return {k: jnp.zeros(s.shape, s.dtype) for k, s in spec.items()}
 
 
 def _for_acting(objective, params, config: ConfigDict):

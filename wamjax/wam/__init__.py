@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 # name -> where its `protocols.Method` is. Further ones are named where they are: MODULE:ATTRIBUTE.
 METHODS = {
     "autoregressive": "wamjax.wam.video.builder:AUTOREGRESSIVE",
@@ -21,19 +19,9 @@ def method(name: str):
     Raises:
       ValueError: there is none, with a suggestion.
     """
-    from wamjax.config import did_you_mean
+    from wamjax.named import find
 
-    where = METHODS.get(name, name)
-    if ":" not in where:
-        raise ValueError(
-            f"objective.name {name!r} is not one of {sorted(METHODS)}{did_you_mean(name, METHODS)}"
-            ", nor MODULE:ATTRIBUTE of one of your own"
-        )
-    module, attribute = where.split(":", 1)
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"objective.name {name!r} names no method: {error}") from error
+    return find(name, METHODS, "config.objective.name")
 
 
 def label(config) -> str:

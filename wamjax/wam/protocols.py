@@ -30,7 +30,7 @@ class Objective(Protocol):
 
     Attributes:
       kind: what it trains: "policy", "pictures" or "codec" (or what no command is for).
-      codec: what makes latents of pictures, `models.codec.Codec`.
+      codec: what makes latents of pictures, `models.codec.Codec`; None for who reads pictures.
     """
 
     kind: ClassVar[str]
@@ -100,6 +100,18 @@ class Policy(Objective, Protocol):
     def imagines(self) -> bool:
         """Whether it predicts pictures."""
         return False
+
+    def observation_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of an observation: of a batch what can be sensed and told, one frame
+        of it."""
+        batch = self.batch_spec(batch_size)
+        told = ("video", "latents", "proprio", "instruction", "context")
+        spec = {k: batch[k] for k in told if k in batch}
+        for key in ("video", "latents"):
+            if key in spec:
+                shape = (batch_size, 1, *spec[key].shape[2:])
+                spec[key] = jax.ShapeDtypeStruct(shape, spec[key].dtype)
+        return spec
 
     def prepare(self, params: Params) -> Params:
         """Parameters laid out for acting; once, outside of jitted programs."""

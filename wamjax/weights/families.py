@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from wamjax.config import did_you_mean
+from wamjax.config_keys import RENAMED
 from wamjax.models import t5
 from wamjax.models.vae import published
+from wamjax.named import find
 from wamjax.weights import beside, bounds, networks, plan, tables, vae_tables
 from wamjax.weights.beside import Check
 from wamjax.weights.plan import Plan
@@ -22,7 +24,8 @@ Sizes = Mapping[str, Any]
 # Sizes of networks of pictures have the names of a config; networks and key maps say it shortly.
 KEYS = {
     **{key: f"model.{key}" for key in ("layers", "heads", "head_dim", "patch", "context_width",
-                                       "freq_dim", "lora_rank", "rope_scale", "position_table")},
+                                       "freq_dim", "rope_scale", "position_table")},
+    "lora_rank": "model.modulation_rank",
     "width": "model.video.width", "ffn": "model.video.ffn", "action_width": "model.action.width",
     "action_ffn": "model.action.ffn", "channels": "model.codec.channels",
     "pooled_width": "model.text.pooled_width", "action_dim": "data.declared.action_dim",
@@ -205,8 +208,8 @@ FAMILIES: dict[str, Family] = {
 
 
 def family(name: str) -> Family:
-    """A family by name; ValueError if there is none."""
-    return _known("family", name, FAMILIES)
+    """A family by name, or MODULE:ATTRIBUTE of one's own; ValueError if there is none."""
+    return find(name, FAMILIES, "--family") if ":" in name else _known("family", name, FAMILIES)
 
 
 def sizes(name: str, config: Sizes | str | os.PathLike | None = None) -> dict[str, Any]:
@@ -242,7 +245,8 @@ def changes(name: str, config: Sizes | str | os.PathLike | None = None) -> dict[
 def sizes_of(about: Mapping[str, Any]) -> dict[str, Any]:
     """The sizes that a ``weights.json`` says; earlier ones had short names."""
     known = family(about["family"]).sizes
-    return {key if key in known else KEYS.get(key, key): x for key, x in about["sizes"].items()}
+    before = RENAMED | KEYS
+    return {key if key in known else before.get(key, key): x for key, x in about["sizes"].items()}
 
 
 def plans(

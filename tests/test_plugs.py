@@ -1,0 +1,89 @@
+"""A toy of each that plugs in: method, world, backbone, kernel; the package is not touched."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from envs import fake
+from plugs import other
+
+from wamjax import config as configs
+from wamjax import train, wam, weights
+from wamjax.envs.world import open_world
+from wamjax.models import attention
+from wamjax.models.visibility import causal
+from wamjax.runs import closed_loop, evaluation, trained
+from wamjax.weights import families
+
+
+def config():
+    out = configs.base_config()
+    out.objective.name = "plugs.method:METHOD"
+    out.data.sources.demos = configs.source(
+        collect={"env": "envs.fake:world", "episodes": 24, "noise": 0.2}
+    )
+    out.data.cameras, out.data.frames, out.data.chunk = ("side",), 1, 4
+    out.data.batch_size, out.total_steps, out.log_every = 16, 60, 20
+    out.optim.learning_rate, out.optim.ema_decay = 3e-3, 0.9
+    out.eval.env, out.eval.episodes, out.eval.execute = "envs.fake:world", 8, 4
+    out.eval.max_steps, out.mesh.data = 20, 1
+    return out
+
+
+def test_a_method_and_a_world_of_ones_own_are_trained_and_evaluated(tmp_path, monkeypatch):
+    monkeypatch.setattr(fake, "world", functools.partial(fake.world, expert=True))
+    asked = config()
+    asked.data.root = str(tmp_path)
+    assert train.run(asked, tmp_path / "run", devices=jax.devices()[:1])
+    rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+    assert all(row["teacher"] == 1 for row in rows)
+    result = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert result["episodes"] == 8 and result["variant"] == "plugs.method:METHOD"
+    policy, own, step = trained.load(tmp_path / "run")
+    assert step == 60 and policy.objective.modes == ("direct",)
+    world = open_world("envs.fake:world")
+    again = closed_loop.roll_out(policy, own, {}, world)
+    assert again["outcomes"] == result["outcomes"]
+    assert evaluation.versions(world)["wamjax"]
+    with pytest.raises(ValueError, match="a Cloning does not plan"):
+        policy.objective.with_planner(policy.objective)
+
+
+def test_names_of_plugs_that_do_not_exist_are_said():
+    for name, said in (
+        ("fast_wan", "config.objective.name = 'fast_wan' does not exist, did you mean 'fast_wam'"),
+        ("plugs.metod:METHOD", "config.objective.name='plugs.metod:METHOD': No module named"),
+        ("plugs.method:METOD", "has no 'METOD', did you mean 'METHOD'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            wam.method(name)
+
+
+def test_a_kernel_of_ones_own_is_the_attention_of_a_network():
+    chosen = attention.named("plugs.other:kernel")
+    assert hash(chosen) == hash(attention.named("plugs.other:kernel"))
+    rng = np.random.default_rng(0)
+    q, k, v = ({g: rng.standard_normal((2, 2, n, 8)).astype(np.float32)
+                for g, n in (("a", 3), ("b", 5))} for _ in range(3))  # fmt: skip
+    other.CALLS.clear()
+    got = jax.jit(functools.partial(chosen, visibility=causal("a", "b")))(q, k, v)
+    assert len(other.CALLS) == 2  # one for each set of visible keys
+    want = attention.masked(q, k, v, causal("a", "b"))
+    for group in q:
+        np.testing.assert_allclose(got[group], want[group], atol=1e-6)
+
+
+def test_a_backbone_of_ones_own_is_a_key_map_and_sizes(tmp_path):
+    name = "plugs.other:BACKBONE"
+    small = families.named(layers=2, width=48, heads=2, ffn=96, channels=4) | {}
+    sizes = {k: v for k, v in small.items() if k in families.family(name).sizes}
+    shapes = families.family(name).params(dict(families.family(name).sizes) | sizes)
+    keys = iter(jax.random.split(jax.random.key(0), 200))
+    params = jax.tree.map(lambda s: jax.random.normal(next(keys), s.shape, jnp.float32), shapes)
+    weights.export(name, params, tmp_path / "toy.safetensors", sizes)
+    loaded = weights.load(name, tmp_path / "toy.safetensors", sizes)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
