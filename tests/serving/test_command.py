@@ -9,10 +9,12 @@ import sys
 
 import numpy as np
 import pytest
-from test_configs import get
+from bundle import runs
+from test_configs import get, spec_of
 
 import wamjax
-from wamjax import export_policy, train
+from wamjax import export_policy
+from wamjax.envs import tabletop
 from wamjax.serving.client import Client, ServerError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -20,13 +22,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    """Of quickstart:debug."""
-    root = tmp_path_factory.mktemp("serve")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
-        config = get("quickstart", "debug")
-        config.eval.episodes = 0
-        assert train.run(config, root / "run")
+    """Of quickstart:debug with two modes, as it is before training."""
+    root, config = tmp_path_factory.mktemp("serve"), get("quickstart", "variant=optional_idm,debug")
+    config.data.cameras = config.data.cameras or tuple(tabletop.CAMERAS)
+    runs.save(root / "run", config, spec_of(config), steps=(1,))
     export_policy.from_run(root / "run", root / "bundle", progress=False)
     return root / "bundle"
 
