@@ -80,8 +80,8 @@ class Batching:
 
     Attributes:
       max_batch: in one call of the policy.
-      max_wait: seconds that the oldest one waits for others; none are waited for if all clients
-        of the last second have asked already, so a single one never waits.
+      max_wait: seconds that the oldest one waits for others once the policy is free; none are
+        waited for if all clients of the last second have asked, so a single one never waits.
     """
 
     max_batch: int = 8
@@ -192,8 +192,8 @@ class Worker:
                 if self._ended:
                     return None
                 self._change.wait()
-            oldest = next(iter(self._waiting.values()))
-            until = oldest.arrival + self.batching.max_wait
+            # From now on: who was just answered may ask again at once, and come along.
+            until = time.perf_counter() + self.batching.max_wait
             while len(self._waiting) < self._expected():
                 left = until - time.perf_counter()
                 if left <= 0 or self._ended or not self._change.wait(left):
