@@ -14,6 +14,7 @@ import pytest
 import websockets.asyncio.client
 import websockets.exceptions
 from serving.fake import SPEC, observation, total
+from serving.test_wire import RECORDED, mutated
 
 from wamjax.serving import wire
 
@@ -184,3 +185,37 @@ def test_well_behaved_clients_are_served_beside_others(clients, bad, seconds, tm
 
 async def answers(port, seconds):
     return await behave(port, 7, asyncio.get_running_loop().time() + seconds, 0.01)
+
+
+async def fuzz(port, seed, count):
+    """What became of malformed messages: answers, errors, closed sockets."""
+    rng, out = random.Random(seed), {"answer": 0, "error": 0, "closed": 0}
+    seeds = [RECORDED, *(wire.pack(observation(style=s)) for s in ("openpi", "native"))]
+    while sum(out.values()) < count:
+        with contextlib.suppress(*CLOSED):
+            async with open_(port) as client:
+                await client.recv()
+                while sum(out.values()) < count:
+                    await client.send(mutated(rng, rng.choice(seeds)))
+                    try:
+                        reply = await asyncio.wait_for(client.recv(), 20)
+                    except CLOSED:
+                        out["closed"] += 1
+                        raise
+                    if isinstance(reply, str):
+                        assert "Traceback" not in reply and "\n" not in reply, reply
+                    out["error" if isinstance(reply, str) else "answer"] += 1
+    return out
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(100_000, marks=pytest.mark.slow)], ids=str)
+def test_malformed_messages_get_an_error_or_a_closed_socket(count, tmp_path):
+    async def all_of_them(port):
+        return await asyncio.gather(*(fuzz(port, n, count // 4) for n in range(4)))
+
+    with open(tmp_path / "log", "w") as log, server(log) as (process, port):
+        done = asyncio.run(all_of_them(port))
+        sums = {kind: sum(one[kind] for one in done) for kind in done[0]}
+        print(sums)
+        assert sum(sums.values()) == count and sums["error"] > 0.8 * count
+        assert process.poll() is None and asyncio.run(answers(port, 0.5)) > 3

@@ -1,9 +1,4 @@
-"""Clients that ask as fast as they are answered, all in one process without JAX.
-
-    python -m wamjax.bench.robots PORT CLIENTS SECONDS < OBSERVATION
-
-prints a line of json for each client: milliseconds of its round trips, and those of the policy.
-"""
+"""Clients that ask as fast as they are answered, all in one process without JAX; see `serve`."""
 
 from __future__ import annotations
 
@@ -45,6 +40,6 @@ async def robots(port: int, count: int, seconds: float, question: bytes) -> list
     return list(await asyncio.gather(*asked))
 
 
-if __name__ == "__main__":
-    port, count, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+def main(port: int, count: int, seconds: float) -> None:
+    """Asks what stands on the standard input, and prints what was measured as json."""
     print(json.dumps(asyncio.run(robots(port, count, seconds, sys.stdin.buffer.read()))))

@@ -113,8 +113,10 @@ def serving(
 
 
 def _ask(port: int, clients: int, seconds: float, question: bytes) -> list[dict[str, list]]:
-    command = [sys.executable, "-m", "wamjax.bench.robots", str(port), str(clients), str(seconds)]
-    done = subprocess.run(command, input=question, stdout=subprocess.PIPE, check=True)
+    code = f"from wamjax.bench import robots; robots.main({port}, {clients}, {seconds})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=question, stdout=subprocess.PIPE, check=True
+    )
     return json.loads(done.stdout)
 
 

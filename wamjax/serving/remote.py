@@ -34,7 +34,7 @@ class Robots:
         self._function = functools.partial(_ask, self)
 
     def roll_out(self, world: World, tasks: Sequence[str], keys: Any, **options: Any):
-        """`World.roll_out`, with the actions of the server; as many episodes as there are robots."""
+        """`World.roll_out`, with the actions of the server; one episode for each robot."""
         self._instructions = [world.tasks[task] for task in tasks]
         cameras = tuple(self.metadata["cameras"])
         policy = jax.tree_util.Partial(self._function)
