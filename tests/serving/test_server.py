@@ -1,6 +1,7 @@
 """The protocol over a real port: what clients get, and what strangers do not."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
@@ -217,6 +218,18 @@ def test_limits_of_size_rate_and_patience(running):
         time.sleep(0.5)
         client.send(wire.pack(observation()))
         assert isinstance(client.recv(timeout=10), bytes)
+
+
+def test_who_never_finishes_asking_is_hung_up_on(running, monkeypatch):
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.2)
+    with connect(running) as client:
+        for text in (b"", b"GET / HT", b"POST /act HTTP/1.1\r\nHost: x\r\n"):
+            with socket.create_connection(("127.0.0.1", running.port), timeout=10) as other:
+                other.sendall(text)
+                with contextlib.suppress(ConnectionResetError):
+                    assert other.recv(100) == b""
+        client.send(wire.pack(observation(2)))  # a client that is silent stays
+        assert b"actions" in client.recv(timeout=10)
 
 
 def test_http_answers_clients_of_openvlas_kind(running):

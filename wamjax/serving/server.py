@@ -38,6 +38,7 @@ UNANSWERED = 32  # messages of a client that wait in order; then nothing more is
 BAD_IN_A_ROW = 16  # messages after which a client is cut off
 KEY_LENGTH = 16
 BODY_SECONDS = 10.0
+HEAD_SECONDS = 10.0  # in which a connection must have asked for something
 GOING, TRY_LATER, POLICY, UNSUPPORTED = 1001, 1013, 1008, 1003  # codes of a closed websocket
 
 
@@ -251,6 +252,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, application: Application, sock: socket.socket, **tls: Any):
         self.application, self._socket = application, sock
+        self._asking: dict[Any, float] = {}  # connection -> since when
         # uvicorn says of every client that was not let in that it did not complete the handshake.
         logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
         super().__init__(uvicorn.Config(
@@ -279,6 +281,15 @@ class Server(uvicorn.Server):
         self.application.draining = True
         logging.info("draining: %s", signal.Signals(sig).name)
         self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self._drain()))
+
+    async def on_tick(self, counter: int) -> bool:
+        """Hangs up on connections that never finish asking, which uvicorn does not."""
+        now, there = time.monotonic(), self.server_state.connections
+        self._asking = {c: self._asking.get(c, now) for c in there if _is_asking(c)}
+        for connection, since in self._asking.items():
+            if now - since > HEAD_SECONDS:
+                connection.transport.abort()
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: Any = None) -> None:
         """Opens the port."""
@@ -326,6 +337,13 @@ def read_key(file: str, host: str) -> str:
     if len(key) < KEY_LENGTH or not key.isascii():
         raise ValueError(f"--key_file={file}: a key has at least {KEY_LENGTH} ASCII characters")
     return key
+
+
+def _is_asking(connection: Any) -> bool:
+    """Whether a connection of uvicorn is not yet a request, or not any more."""
+    if hasattr(connection, "handshake_initiated"):  # a websocket
+        return not connection.handshake_initiated
+    return connection.cycle is None or connection.cycle.response_complete
 
 
 def _is_no_refusal(record: logging.LogRecord) -> bool:

@@ -31,7 +31,16 @@ MAX_NUMBERS = 500_000  # that json may spell out: half a million take 50 ms
 
 
 class BadMessage(ValueError):
-    """Bytes are no message of this protocol; the text says why."""
+    """Bytes are no message of this protocol; the text says why, in one line."""
+
+    def __init__(self, text: str):
+        super().__init__(sentence(text))
+
+
+def sentence(text: object) -> str:
+    """What is said to a client: one line of bounded length, of printable characters."""
+    line = " ".join(str(text).split())[:600]
+    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def pack(value: Any) -> bytes:

@@ -16,6 +16,7 @@ import numpy as np
 
 from wamjax.bundle.observation import BadObservation
 from wamjax.serving import metrics as counted
+from wamjax.serving import wire
 from wamjax.serving.metrics import Metrics
 from wamjax.serving.names import Names
 
@@ -232,7 +233,7 @@ class Worker:
                                          f"{', '.join(self.policies)}")  # fmt: skip
                 rows.append(policy.admit(observation))
             except BadObservation as error:
-                _answer(request, Answer(counted.REFUSED, error=_sentence(error)), self.metrics)
+                _answer(request, Answer(counted.REFUSED, error=wire.sentence(error)), self.metrics)
             except Exception as error:
                 self._fail([request], error)
             else:
@@ -276,11 +277,6 @@ def _stack(rows: Sequence[Mapping[str, np.ndarray]], size: int) -> dict[str, np.
     """Rows as one batch; the last one again up to a size that was compiled."""
     rows = [*rows, *[rows[-1]] * (size - len(rows))]
     return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
-
-
-def _sentence(error: BaseException) -> str:
-    """An error in one line of bounded length."""
-    return " ".join(str(error).split())[:600]
 
 
 def _answer(request: Request, answer: Answer, metrics: Metrics) -> None:
