@@ -179,7 +179,7 @@ def test_a_client_that_goes_frees_its_slot_and_is_not_acted_for():
         time.sleep(0.1)
         second.send(wire.pack(observation(2)))
         time.sleep(0.1)
-        second.socket.close()  # no goodbye
+        second.socket.shutdown(socket.SHUT_RDWR)  # no goodbye
         until = time.monotonic() + 5
         while b"wamjax_clients 2.0" in get(running, "/metrics")[1]:
             assert time.monotonic() < until
