@@ -68,7 +68,7 @@ def total(pixel=1):
 
 @contextlib.contextmanager
 def serving(policy=None, batching=None, chosen=(), key="", instruction="", about=None,
-            policies=None, work=None, **limits):  # fmt: skip
+            policies=None, work=None, tls=None, **limits):  # fmt: skip
     """A running `Server`; its policy is `policy`, its port in `address`."""
     names = Names(tables(chosen, tuple(SPEC.cameras)), instruction, max_pixels=64 * 64)
     work = work or Worker(
@@ -78,7 +78,7 @@ def serving(policy=None, batching=None, chosen=(), key="", instruction="", about
     about = {"horizon": SPEC.chunk} if about is None else about
     application = server.Application(work, about, server.Limits(**limits), key)
     with server.bind("127.0.0.1", 0) as sock:
-        running = server.Server(application, sock)
+        running = server.Server(application, sock, **tls or {})
         thread = threading.Thread(target=running.run, daemon=True)
         thread.start()
         until = time.monotonic() + 10

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 import random
+import socket as plain
+import struct
 import threading
 import time
 from typing import Any
@@ -165,6 +167,9 @@ class Client:
         )  # fmt: skip
         socket = connection.__enter__()  # as websockets wants it from 17.1 on; left by `close`
         try:
+            if hasattr(plain, "SO_SNDTIMEO"):  # a server that reads nothing must not hold us up
+                longest = struct.pack("ll", int(self._timeout), int(self._timeout % 1 * 1e6))
+                socket.socket.setsockopt(plain.SOL_SOCKET, plain.SO_SNDTIMEO, longest)
             self.metadata = wire.unpack(socket.recv(timeout=seconds))
         except BaseException:
             socket.close()
