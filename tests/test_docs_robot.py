@@ -42,9 +42,9 @@ def test_the_five_commands_from_a_checkpoint_to_a_robot(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    script = blocks("sh")[0].replace("8000", port).replace("--max_batch=16", "--max_batch=4")
+    script = blocks("sh")[0].replace("8000", port).replace("--max_batch=16", "--max_batch=2")
     script = script.replace("--episodes=96", "--episodes=4 --robots=4 --tasks=pick_red,reach_red")
-    assert script.count(port) == 4 and "--robots=4" in script and "--max_batch=4" in script
+    assert script.count(port) == 4 and "--robots=4" in script and "--max_batch=2" in script
     place = {"PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
         ["bash", "-e", "-c", script], cwd=tmp_path, text=True, capture_output=True, timeout=300,

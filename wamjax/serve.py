@@ -54,11 +54,12 @@ def main(argv: list[str]) -> None:
     logging.captureWarnings(True)
     key = server.read_key(asked.key_file, asked.host)
     with server.bind(asked.host, asked.port) as sock:
-        running = server.Server(_application(asked, key), sock, ssl_certfile=asked.cert_file,
-                                ssl_keyfile=asked.cert_key_file)  # fmt: skip
         scheme = "wss" if asked.cert_file else "ws"
-        print(f"serving {asked.bundle} at {scheme}://{running.address}", flush=True)
-        running.run()
+        server.Server(
+            _application(asked, key), sock,
+            greeting=f"serving {asked.bundle} at {scheme}://{server.address(sock)}",
+            ssl_certfile=asked.cert_file, ssl_keyfile=asked.cert_key_file,
+        ).run()  # fmt: skip
     print("ended", flush=True)
 
 

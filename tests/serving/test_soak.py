@@ -33,8 +33,14 @@ with fake.serving(fake.Policy(seconds=0.005), Batching(16, 0.005), message=2**16
 """
 
 
-@contextlib.contextmanager
-def server(log):
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """(a process that serves, its port); its log is read by nobody, so it goes to a file."""
+    with open(tmp_path_factory.mktemp("soak") / "log", "w") as log:
+        yield from serve(log)
+
+
+def serve(log):
     path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
     process = subprocess.Popen(
         [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -157,30 +163,30 @@ async def soak(port, clients, bad, seconds, pause, watch):
 
 @pytest.mark.parametrize(
     "clients, bad, seconds",
-    [(16, 4, 2.5), pytest.param(64, 3, 600.0, marks=pytest.mark.slow)],
+    [(16, 4, 2.0), pytest.param(64, 3, 600.0, marks=pytest.mark.slow)],
     ids=["small", "ten_minutes"],
 )
-def test_well_behaved_clients_are_served_beside_others(clients, bad, seconds, tmp_path):
-    with open(tmp_path / "log", "w") as log, server(log) as (process, port):
+def test_well_behaved_clients_are_served_beside_others(clients, bad, seconds, server):
+    process, port = server
 
-        async def watch(until):
-            loop, out = asyncio.get_running_loop(), []
-            while loop.time() < until:
-                out.append(memory(process))
-                await asyncio.sleep(min(1.0, max(0.0, until - loop.time())))
-            return out
+    async def watch(until):
+        loop, out = asyncio.get_running_loop(), []
+        while loop.time() < until:
+            out.append(memory(process))
+            await asyncio.sleep(min(1.0, max(0.0, until - loop.time())))
+        return out
 
-        counts, tried, used = asyncio.run(soak(port, clients, bad, seconds, 0.02, watch))
-        assert process.poll() is None
-        total_tried = {deed: sum(t[deed] for t in tried) for deed in MISDEEDS}
-        print(f"{sum(counts)} answers, {min(counts)} to {max(counts)} a client; "
-              f"{sum(total_tried.values())} misdeeds; memory {used[len(used) // 4] / 2**20:.0f} to "
-              f"{used[-1] / 2**20:.0f} MB")  # fmt: skip
-        assert min(counts) > 0 and max(counts) < 3 * np.median(counts) < 9 * min(counts)
-        assert sum(total_tried.values()) > 2 * bad
-        assert seconds < 60 or min(total_tried.values()) > 0
-        assert max(used) < used[len(used) // 4] + 64 * 2**20
-        assert asyncio.run(answers(port, 0.5)) > 3  # it still acts
+    counts, tried, used = asyncio.run(soak(port, clients, bad, seconds, 0.02, watch))
+    assert process.poll() is None
+    total_tried = {deed: sum(t[deed] for t in tried) for deed in MISDEEDS}
+    print(f"{sum(counts)} answers, {min(counts)} to {max(counts)} a client; "
+          f"{sum(total_tried.values())} misdeeds; memory {used[len(used) // 4] / 2**20:.0f} to "
+          f"{used[-1] / 2**20:.0f} MB")  # fmt: skip
+    assert min(counts) > 0 and max(counts) < 3 * np.median(counts) < 9 * min(counts)
+    assert sum(total_tried.values()) > 2 * bad
+    assert seconds < 60 or min(total_tried.values()) > 0
+    assert max(used) < used[len(used) // 4] + 64 * 2**20
+    assert asyncio.run(answers(port, 0.3)) > 1  # it still acts
 
 
 async def answers(port, seconds):
@@ -209,13 +215,14 @@ async def fuzz(port, seed, count):
 
 
 @pytest.mark.parametrize("count", [400, pytest.param(100_000, marks=pytest.mark.slow)], ids=str)
-def test_malformed_messages_get_an_error_or_a_closed_socket(count, tmp_path):
-    async def all_of_them(port):
+def test_malformed_messages_get_an_error_or_a_closed_socket(count, server):
+    process, port = server
+
+    async def all_of_them():
         return await asyncio.gather(*(fuzz(port, n, count // 4) for n in range(4)))
 
-    with open(tmp_path / "log", "w") as log, server(log) as (process, port):
-        done = asyncio.run(all_of_them(port))
-        sums = {kind: sum(one[kind] for one in done) for kind in done[0]}
-        print(sums)
-        assert sum(sums.values()) == count and sums["error"] > 0.8 * count
-        assert process.poll() is None and asyncio.run(answers(port, 0.5)) > 3
+    done = asyncio.run(all_of_them())
+    sums = {kind: sum(one[kind] for one in done) for kind in done[0]}
+    print(sums)
+    assert sum(sums.values()) == count and sums["error"] > 0.8 * count
+    assert process.poll() is None and asyncio.run(answers(port, 0.3)) > 1

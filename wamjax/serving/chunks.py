@@ -221,14 +221,14 @@ class ActionQueue:
             motions and become 0, in the units of the robot. All are held by default.
           relative: action -> entry of the state that it is relative to, in the observation of its
             chunk. Such actions are played, held and joined as absolute ones.
-          delays: statistics to go on with.
+          delays: statistics to go on with; half a chunk is expected of a first answer.
         """
         self.way, self.horizon, self._relative = way, horizon, dict(relative or {})
         self._hold = np.ones(size, bool) if hold is None else np.array(hold, bool)
         if self._hold.shape != (size,):
             raise ValueError(f"hold says something of {self._hold.shape} actions, not ({size},)")
         self._hold[list(self._relative)] = True  # absolute by the time that they are played
-        self.delays = Delays() if delays is None else delays
+        self.delays = Delays(expected=horizon // 2) if delays is None else delays
         self.reset()
 
     def reset(self) -> None:

@@ -250,24 +250,27 @@ class Application:
 class Server(uvicorn.Server):
     """Listens, and on a signal answers what waits before it ends."""
 
-    def __init__(self, application: Application, sock: socket.socket, **tls: Any):
-        self.application, self._socket = application, sock
+    def __init__(
+        self, application: Application, sock: socket.socket, greeting: str = "", **tls: Any
+    ):
+        """Does not listen yet.
+
+        Args:
+          sock: bound to an address, see `bind`.
+          greeting: printed once it listens.
+          tls: uvicorn's ``ssl_certfile`` and so on.
+        """
+        self.application, self._socket, self._greeting = application, sock, greeting
         self._asking: dict[Any, float] = {}  # connection -> since when
         # uvicorn says of every client that was not let in that it did not complete the handshake.
         logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
         super().__init__(uvicorn.Config(
             application.asgi, http="h11", ws="websockets-sansio", lifespan="off", loop="asyncio",
-            log_config=None, access_log=False, server_header=False,
+            log_config=None, access_log=False, server_header=False, proxy_headers=False,
             ws_max_size=application.limits.message, ws_per_message_deflate=False,
             # The loop never waits for the policy, so a client that is there is always seen to be.
             ws_ping_interval=20.0, ws_ping_timeout=60.0, timeout_graceful_shutdown=5, **tls,
         ))  # fmt: skip
-
-    @property
-    def address(self) -> str:
-        """Where it listens."""
-        host, port = self._socket.getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def run(self, sockets: Any = None) -> None:
         """Serves until a signal."""
@@ -295,6 +298,8 @@ class Server(uvicorn.Server):
         """Opens the port."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        if self._greeting:
+            print(self._greeting, flush=True)
 
     async def _drain(self) -> None:
         seconds = self.application.limits.drain
@@ -320,6 +325,12 @@ def bind(host: str, port: int) -> socket.socket:
         out.close()
         raise OSError(f"cannot serve at {host}:{port}: {error.strerror}") from None
     return out
+
+
+def address(sock: socket.socket) -> str:
+    """Host and port of a socket."""
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def read_key(file: str, host: str) -> str:
