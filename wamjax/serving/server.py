@@ -173,16 +173,16 @@ class Application:
                 await websocket.close(UNSUPPORTED, "send observations as binary frames")
                 return
             if not rate.take(time.monotonic()):
-                found: Any = Answer(counted.LIMITED, error=f"at most {self.limits.rate:g} "
+                answer: Any = Answer(counted.LIMITED, error=f"at most {self.limits.rate:g} "
                                     "observations a second")  # fmt: skip
                 self.work.metrics.requests.labels(counted.LIMITED).inc()
             else:
                 try:
-                    found, bad = self._ask(client, wire.unpack(data)), 0
+                    answer, bad = self._ask(client, wire.unpack(data)), 0
                 except BadMessage as error:
-                    found, bad = Answer(counted.REFUSED, error=str(error)), bad + 1
+                    answer, bad = Answer(counted.REFUSED, error=str(error)), bad + 1
                     self.work.metrics.requests.labels(counted.REFUSED).inc()
-            await answers.put((arrival, found))
+            await answers.put((arrival, answer))
             if bad >= BAD_IN_A_ROW:
                 await websocket.close(POLICY, "too many bad messages")
                 return
@@ -191,8 +191,9 @@ class Application:
         """Sends answers in the order of their observations."""
         previous = None
         while True:
-            arrival, found = await answers.get()
-            answer = found if isinstance(found, Answer) else await found
+            arrival, answer = await answers.get()
+            if not isinstance(answer, Answer):
+                answer = await answer
             with contextlib.suppress(WebSocketDisconnect, RuntimeError):
                 if answer.outcome in ("ok", counted.SUPERSEDED):
                     await websocket.send_bytes(wire.pack(_reply(answer, previous)))
