@@ -21,7 +21,7 @@ import websockets.sync.server
 from serving import fake
 from serving.fake import observation, serving, total
 
-from wamjax.serving import server, wire
+from wamjax.serving import ActionChunks, server, wire
 from wamjax.serving.client import Client, ServerError, Superseded
 from wamjax.serving.worker import Batching
 
@@ -241,6 +241,8 @@ def test_http_answers_clients_of_openvlas_kind(running):
     status, body, headers = get(running, "/act", json.dumps(plain).encode())
     assert (status, json.loads(body)) == (200, [[4, total(2)]] * 5)
     assert "infer;dur=" in headers["Server-Timing"] and headers["X-request-id"] == "q"
+    status, body, headers = get(running, "/act", json.dumps(plain | {"request_id": "ü\n"}).encode())
+    assert status == 200 and "X-request-id" not in headers
     packed = {"full_image": seen["images"]["image"], "wrist_image": seen["images"]["wrist_image"],
               "state": seen["proprio"]}
     packed = {k: wire.to_json(x, packed=True) for k, x in packed.items()}
@@ -389,6 +391,17 @@ def test_tls_is_the_librarys_own(tmp_path):
         for address in ("wss://127.0.0.1", "ws://127.0.0.1"):  # not trusted; not encrypted
             with pytest.raises(ConnectionError):
                 Client(address, running.port, connect_timeout=0.1)
+
+
+def test_action_chunks_over_the_wire_plays_what_was_seen_lately(running):
+    with Client(port=running.port) as client:
+        robot, played = ActionChunks(client, "switch", execute=2), []
+        for now in range(40):
+            played.append(int(robot.act(observation(now))[0]))
+            time.sleep(0.005)
+        robot.close()
+    assert played[0] == 0 and played == sorted(played)  # never back to an older observation
+    assert all(seen <= now for now, seen in enumerate(played)) and played[-1] > 25
 
 
 def test_superseded_is_an_error_of_its_own():

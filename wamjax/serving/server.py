@@ -126,7 +126,7 @@ class Application:
         with self._slot() as client:
             try:
                 body = await asyncio.wait_for(self._body(request), BODY_SECONDS)
-                message, packed = wire.from_json(body)
+                message, packed = await asyncio.to_thread(wire.from_json, body)
             except TimeoutError:
                 return _error("the body did not come", 408)
             except BadMessage as error:
@@ -141,8 +141,9 @@ class Application:
             content = json.dumps(content)
         headers = {"Server-Timing": f"infer;dur={answer.timing['infer']:.3f}"}
         for name in ("request_id", "timestamp"):
-            if (value := answer.extras.get(name)) is not None and str(value).isprintable():
-                headers[f"X-{name.replace('_', '-')}"] = str(value)
+            text = str(answer.extras.get(name, ""))
+            if text and text.isascii() and text.isprintable():  # what a header can hold
+                headers[f"X-{name.replace('_', '-')}"] = text
         return JSONResponse(content, headers=headers)
 
     async def converse(self, websocket: WebSocket) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 
 REFUSED = "VOc"  # kinds of dtype that have no plain bytes
 DTYPE = re.compile(r"[<>|=]?[biufSUmM][0-9]{1,6}(\[[0-9A-Za-z]{1,8}\])?")
-MAX_CONTAINERS, MAX_ITEMS = 512, 4096  # maps and lists of a message; items of one of them
+MAX_CONTAINERS, MAX_ITEMS = 512, 1024  # maps and lists of a message; items of one of them
 MAX_DIMENSIONS = 8
 MAX_NUMBERS = 500_000  # that json may spell out: half a million take 50 ms
 
