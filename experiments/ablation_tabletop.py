@@ -28,8 +28,8 @@ CONFIG = pathlib.Path(__file__).parent / "configs" / "fast_wam_tabletop.py"
 
 def measure(variant: str, run: pathlib.Path) -> None:
     """Every way in which the trained variant can act, under every shift."""
-    from wamjax import trained
     from wamjax.envs import tabletop
+    from wamjax.runs import trained
 
     for shift in tabletop.SHIFTS:
         study.measure(run, study.modes(variant), lambda how: trained.load(run, **how), shift)

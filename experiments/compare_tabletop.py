@@ -57,8 +57,8 @@ def ways(kind: str) -> dict[str, dict]:
 def steps(kind: str) -> tuple[int, int]:
     """(Training steps within the budget, FLOPs of one); collects the data if need be."""
     from wamjax.data import pipeline
-    from wamjax.sharding import make_mesh
-    from wamjax.step import model_flops
+    from wamjax.training.sharding import make_mesh
+    from wamjax.training.step import model_flops
     from wamjax.wam import build
 
     path, arg = source(kind)
@@ -73,7 +73,7 @@ def steps(kind: str) -> tuple[int, int]:
 
 def measure(kind: str, run: pathlib.Path) -> None:
     """Every way to act, in the world as it is and under the shifts asked for."""
-    from wamjax import trained
+    from wamjax.runs import trained
 
     def ready(how: dict):
         policy, config, step = trained.load(run, mode=how.pop("mode"))

@@ -56,7 +56,8 @@ def judge(workdir: pathlib.Path):
 def measure(run: pathlib.Path, judge, count: int, guidance: float) -> dict:
     """Scores of a run without guidance (scale 1) and with; the samples of the latter in
     samples.npz."""
-    from wamjax import doctor, sample, tree
+    from wamjax import doctor, tree
+    from wamjax.runs import sampling
 
     path = run / "scores.json"
     if path.exists():
@@ -64,8 +65,8 @@ def measure(run: pathlib.Path, judge, count: int, guidance: float) -> dict:
     labels = np.arange(count, dtype=np.int32) % CLASSES
     scores = []
     for scale in (1.0, guidance):
-        sampler, config = sample.load(run, guidance=scale)
-        pictures = sample.draw(sampler, {"label": labels}, count, batch=min(count, 500))[:, 0]
+        sampler, config = sampling.load(run, guidance=scale)
+        pictures = sampling.draw(sampler, {"label": labels}, count, batch=min(count, 500))[:, 0]
         scores.append(score(pictures, labels, judge))
     np.savez_compressed(run / "samples.npz", video=pictures, label=labels)
     result = {

@@ -67,7 +67,7 @@ def ways(kind: str) -> dict[str, dict]:
 
 def measure(kind: str, run: pathlib.Path, tuned: pathlib.Path) -> None:
     """Every way to act; `study.rows` reads what came out."""
-    from wamjax import trained
+    from wamjax.runs import trained
 
     def ready(how: dict):
         planner = tuned if how.pop("planner", False) else None
@@ -87,9 +87,9 @@ def choice(run: pathlib.Path) -> dict[str, dict[str, float]]:
       deviation) among the eight, "score" and "score_spread" alike of their scores, "agreement":
       correlation of score and (negative) error among the eight, mean over plans.
     """
-    from wamjax import closed_loop, trained
     from wamjax.envs import tabletop
     from wamjax.envs.tabletop.expert import intention
+    from wamjax.runs import closed_loop, trained
 
     path = run / "choice.json"
     found = json.loads(path.read_text()) if path.exists() else {}
@@ -135,7 +135,8 @@ def judges(run: pathlib.Path, planner: pathlib.Path) -> dict[str, dict[str, floa
       "own values" and "fine-tuned planner" -> `foresight.calibration` without its bins, and the
       means of "predicted" and "achieved" return.
     """
-    from wamjax import foresight, trained
+    from wamjax import foresight
+    from wamjax.runs import trained
 
     path = run / "judges.json"
     if path.exists():
@@ -156,7 +157,7 @@ def judges(run: pathlib.Path, planner: pathlib.Path) -> dict[str, dict[str, floa
 
 def _offer(policy, observation, key):
     """Acts by the first proposal and tells of all: their next motion, and their scores."""
-    from wamjax.wam.planning import plan
+    from wamjax.wam.cosmos_policy.planning import plan
 
     made = plan(policy.objective, policy.params, policy.normalizers, observation, key)
     actions = policy.normalizers["actions"].inverse(made.proposals)

@@ -38,19 +38,20 @@ def held_out(part: str, count: int, length: int = 13, size: int = 24):
 
 def measure(run: pathlib.Path, count: int, guidance: float) -> dict:
     """Verdicts on samples of both parts, and the samples in samples_PART.npz."""
-    from wamjax import sample, tree
+    from wamjax import tree
     from wamjax.data import scenes
+    from wamjax.runs import sampling
 
     path = run / "scores.json"
     if path.exists():
         return json.loads(path.read_text())
-    sampler, _ = sample.load(run, guidance=guidance)
+    sampler, _ = sampling.load(run, guidance=guidance)
     length, size = sampler.objective.instruction_length, sampler.objective.picture[0]
     result = {"parameters": tree.count(sampler.params), "guidance": guidance}
     for part in PARTS:
         batch = held_out(part, count, length, size)
         condition = {"instruction": batch.tokens}
-        made = sample.draw(sampler, condition, count, batch=min(count, 100))[:, 0]
+        made = sampling.draw(sampler, condition, count, batch=min(count, 100))[:, 0]
         np.savez_compressed(run / f"samples_{part}.npz", video=made, instruction=batch.tokens)
         result[part] = verdicts(batch.captions, [p.objects for p in scenes.parse(made)])
     path.write_text(json.dumps(result, indent=2) + "\n")

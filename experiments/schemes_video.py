@@ -115,12 +115,13 @@ def score(video, truth, given: int, real, features) -> dict:
 
 def measure(run: pathlib.Path, scheme: str, count: int, references: int) -> dict:
     """All scores of a run, in scores.json; its clips in clips.npz."""
-    from wamjax import sample, tree
+    from wamjax import tree
+    from wamjax.runs import sampling
 
     path = run / "scores.json"
     if path.exists():
         return json.loads(path.read_text())
-    sampler, config = sample.load(run)
+    sampler, config = sampling.load(run)
     features = judge(run.parent, config)
     result = {
         "clips": count,
@@ -144,7 +145,8 @@ def measure(run: pathlib.Path, scheme: str, count: int, references: int) -> dict
 
 def training(run: pathlib.Path, sampler, config) -> dict[str, float]:
     """What the run cost: model FLOPs and seconds of all steps."""
-    from wamjax import doctor, metrics
+    from wamjax import doctor
+    from wamjax.training import metrics
 
     examples = config.total_steps * config.data.batch_size
     steps = [row["step_time"] for row in metrics.read(run) if "step_time" in row]
@@ -154,7 +156,8 @@ def training(run: pathlib.Path, sampler, config) -> dict[str, float]:
 
 def draw(sampler, held: dict[str, np.ndarray], given: int) -> tuple[np.ndarray, dict]:
     """Continues clips from their first frames; also what a clip costs."""
-    from wamjax import flops, sample
+    from wamjax import flops
+    from wamjax.runs import sampling
 
     truth, count = held["video"], len(held["label"])
     frames = truth.shape[1] if truth.shape[1] > sampler.objective.frames else 0
@@ -164,33 +167,18 @@ def draw(sampler, held: dict[str, np.ndarray], given: int) -> tuple[np.ndarray, 
         rows = np.arange(start, start + BATCH) % count
         condition, first = {"label": held["label"][rows]}, truth[rows, :given] if given else None
         begin = time.perf_counter()
-        parts.append(sample.draw(sampler, condition, BATCH, start, first, BATCH, frames))
+        parts.append(sampling.draw(sampler, condition, BATCH, start, first, BATCH, frames))
         times.append(time.perf_counter() - begin)
     one = jax.tree.map(lambda x: x[:1], (condition, first))
-    program = functools.partial(sample.program, count=1, frames=frames)
+    program = functools.partial(sampling.program, count=1, frames=frames)
     work = flops.count(program, sampler, *one, jax.random.key(0))
     cost = {
-        "passes": passes(sampler.objective, given, truth.shape[1]),
+        "passes": sampler.objective.passes(given, truth.shape[1]),
         "flops": work,
         # The first batch was compiled.
         "seconds": float(np.median(times[1:] or times)) / BATCH,
     }
     return np.concatenate(parts)[:count], cost
-
-
-def passes(objective, given: int, frames: int) -> int:
-    """Evaluations of the network that a clip takes: Euler steps or tokens, and prefills."""
-    if hasattr(objective, "temperature"):
-        _, height, width = objective.network.grid
-        return 1 + (frames - given) * height * width
-    scheme = objective.scheme
-    if not scheme.causal:
-        return objective.steps
-    if not scheme.independent:
-        return objective.steps + bool(given)
-    # Whatever was made is prefilled once, for what comes after.
-    groups = (frames - given) // scheme.chunk
-    return groups * (objective.steps + 1) - (not given)
 
 
 # ---- all runs ----

@@ -70,7 +70,7 @@ def pretrain_video(
 ) -> tuple[str, ...]:
     """`pretrain` for the variants of Fast-WAM: their video expert. Action experts start fresh."""
     start = pretrain(
-        config, "variant=fast", run, steps, "--config.objective.lambda_action=0.0", *options
+        config, "variant=fast", run, steps, "--config.objective.action_weight=0.0", *options
     )
     fresh = ("action/.*", "blocks/action/.*")
     return (*start, f"--config.init_from.fresh={fresh}") if start else ()
@@ -102,7 +102,7 @@ def run(
 
 def modes(variant: str) -> dict[str, dict]:
     """Row -> mode, of every way in which a variant of Fast-WAM can act; for `measure`."""
-    from wamjax.wam.programs import MODES
+    from wamjax.wam.fast_wam.uses import MODES
 
     several = len(MODES[variant]) > 1
     return {f"{variant}, {m}" if several else variant: {"mode": m} for m in MODES[variant]}
@@ -121,17 +121,18 @@ def rows(run: pathlib.Path, shift: str = "none") -> dict[str, dict]:
 def measure(run: pathlib.Path, ways: dict[str, dict], ready: Callable, shift: str = "none") -> None:
     """Rolls out every way in which a trained policy can act; `rows` reads what came out.
 
-    A row holds what `wamjax.closed_loop.roll_out` says, the number of parameters, the training step
+    A row holds what `runs.closed_loop.roll_out` says, the number of parameters, the training step
     and, in the world without a shift, the latency. Rows that are there already stay, unless the run
     was trained on since; each is written as soon as it is measured.
 
     Args:
       ways: row -> how to act, as `ready` takes it.
-      ready: how to act (a copy) -> (policy, config, step), as `wamjax.trained.load` gives them.
+      ready: how to act (a copy) -> (policy, config, step), as `runs.trained.load` gives them.
       shift: of the world, by name.
     """
-    from wamjax import closed_loop, trained, tree
+    from wamjax import tree
     from wamjax.envs.world import open_world, shift_of
+    from wamjax.runs import closed_loop, trained
 
     saved = (run / "checkpoints").glob("[0-9]*")
     newest = max((int(p.name) for p in saved if p.name.isdigit()), default=None)

@@ -7,8 +7,8 @@ import pytest
 from data import synthetic
 from test_denoising_runs import study
 
-from wamjax import closed_loop, trained
 from wamjax.envs import tabletop
+from wamjax.runs import closed_loop, trained
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def test_torch_and_ours_are_the_same_network(monkeypatch):
     t, y = np.array([3.0, 870.0], np.float32), np.array([1, 999], np.int32)
     ours = objective.network.apply(
         {"params": params}, {"g0": x[:, None]}, {"g0": t[:, None]}, {"label": y},
-        objective.visibility, method="evaluate",
+        objective.use.table, method="evaluate",
     )["g0"]  # fmt: skip
     with torch.no_grad():
         theirs = model(torch.from_numpy(x.transpose(0, 3, 1, 2)), torch.from_numpy(t),

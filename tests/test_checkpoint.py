@@ -11,11 +11,12 @@ import pytest
 import toy
 from grain.checkpoint import CheckpointHandler
 
-from wamjax import checkpoint, disk, optim, sharding
 from wamjax import config as configs
-from wamjax import state as states
-from wamjax.checkpoint import Checkpoints, restore_params
-from wamjax.integrity import Damaged
+from wamjax import disk
+from wamjax.training import checkpoint, optim, sharding
+from wamjax.training import state as states
+from wamjax.training.checkpoint import Checkpoints, restore_params
+from wamjax.training.integrity import Damaged
 from wamjax.tree import flatten
 
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from test_configs import get
 
-from wamjax import metrics, reconstruct, sample, train, tree, wam
-from wamjax.checkpoint import restore_params
+from wamjax import train, tree, wam
 from wamjax.data.arrays import ArraySpec
+from wamjax.runs import reconstruction, sampling
+from wamjax.training import metrics
+from wamjax.training.checkpoint import restore_params
 
 ONE = jax.devices()[:1]
 
@@ -48,13 +50,13 @@ def test_a_run_leaves_reconstructions_and_what_its_latents_are(whole):
     assert rows[-1]["psnr"] > rows[0]["psnr"] and rows[-1]["kl"] > 0
     report = json.loads((whole / "media" / "codec.json").read_text())
     assert report["clips"] == 256 and len(report["mean"]) == len(report["std"]) == 4
-    codec, config = reconstruct.load(whole)
-    video = sample.test_data(config, 256)["video"]
+    codec, config = reconstruction.load(whole)
+    video = sampling.test_data(config, 256)["video"]
     latents = np.asarray(codec.encode(video))
     np.testing.assert_allclose(report["mean"], latents.mean(axis=(0, 1, 2, 3)), atol=1e-4)
     np.testing.assert_allclose(report["std"], latents.std(axis=(0, 1, 2, 3)), rtol=1e-4)
     with pytest.raises(ValueError, match="trained a codec .'codec'.; use .*wamjax.reconstruct"):
-        sample.load(whole)
+        sampling.load(whole)
 
 
 @pytest.mark.slow
@@ -95,11 +97,11 @@ def test_a_model_trains_on_latents_of_unit_variance_and_draws_pixels(whole, root
                      for p, e in ((whole, True), (tmp_path / "run", False)))  # fmt: skip
     jax.tree.map(np.testing.assert_array_equal, after["codec"], before)
     shutil.rmtree(folder)  # the checkpoint has all of it
-    sampler, config = sample.load(tmp_path / "run")
-    condition, given = sample.inputs(sampler, config, 3, given=2)
-    made = sample.draw(sampler, condition, 3, 0, given, 3)
+    sampler, config = sampling.load(tmp_path / "run")
+    condition, given = sampling.inputs(sampler, config, 3, given=2)
+    made = sampling.draw(sampler, condition, 3, 0, given, 3)
     assert made.dtype == np.uint8 and made.shape == (3, 4, 16, 16, 3)
-    through = np.asarray(reconstruct.through(reconstruct.load(whole)[0], given)[0])
+    through = np.asarray(reconstruction.through(reconstruction.load(whole)[0], given)[0])
     assert np.abs(made[:, :2].astype(int) - through).max() <= 1
 
 

@@ -9,12 +9,13 @@ import toy
 from test_configs import FILES, get, spec_of
 from test_video_configs import clips
 
-from wamjax import compile as compiling
-from wamjax import hardware, optim, sharding, train, wam
-from wamjax.compile import keep_programs
+from wamjax import hardware, train, wam
 from wamjax.models.palette import Palette
-from wamjax.step import plan
-from wamjax.wam import builders
+from wamjax.training import compile as compiling
+from wamjax.training import optim, sharding
+from wamjax.training.compile import keep_programs
+from wamjax.training.step import plan
+from wamjax.wam.video import builder as builders
 
 # Clips take long to make, and so do the patches that are their tokens; only sizes matter here.
 CLIPS = {"codec_tabletop", "video_latents", "video_tabletop", "video_tokens"}

@@ -151,7 +151,7 @@ def test_a_run_of_before_a_key_goes_on_as_it_was_trained():
     [("total_steps", 0), ("data.batch_size", -1), ("precision.compute", "float8"),
      ("optim.ema_decay", 1.5), ("optim.accumulate", 0), ("data.frame_stride", -1),
      ("optim.learning_rate", -1.0), ("optim.b1", 1.5), ("objective.cond_noise_prob", 5.0),
-     ("objective.lambda_action", -1.0), ("optim.clip_norm", -1.0), ("model.patch", 0),
+     ("objective.action_weight", -1.0), ("optim.clip_norm", -1.0), ("model.patch", 0),
      ("model.text.kind", "token"), ("eval.execute", 0), ("eval.episodes", -5),
      ("objective.infer_steps", 0)],
 )  # fmt: skip

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from wamjax import config as configs
-from wamjax import sharding, tree, wam
+from wamjax import tree, wam
 from wamjax.data import arrays, pipeline
 from wamjax.data.arrays import ArraySpec
 from wamjax.data.spec import DataSpec
@@ -15,16 +15,17 @@ from wamjax.diffusion.ddpm import DDPM
 from wamjax.diffusion.edm import EDM
 from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.diffusion.noise import NoiseLaw
-from wamjax.doctor import Shape
 from wamjax.envs import tabletop
 from wamjax.models.dit import CONDITIONING, SIZES, TEXT
-from wamjax.wam.programs import MODES, TRAINING
+from wamjax.training import sharding
+from wamjax.training.sharding import Shape
+from wamjax.wam.fast_wam.uses import MODES, USES
 
 FOLDER = pathlib.Path(__file__).parent.parent / "experiments" / "configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
 FAST_WAM = ["fast_wam_libero", "fast_wam_robotwin", "fast_wam_tabletop", "quickstart"]
 PICTURES = ["dit_digits", "dit_imagenet", "sd3_medium", "text_scenes"]
-VARIANTS = sorted(TRAINING)
+VARIANTS = sorted(USES)
 PUBLISHED = ("fast_wam_libero", "fast_wam_robotwin")
 MIXTURE = ("video", "action")
 
@@ -78,7 +79,7 @@ def test_every_config_builds_under_every_argument(name, variant, debug, tmp_path
         objective = wam.build(config, spec_of(config))
         assert objective.action_flow.shift == shift and objective.video_flow.shift == 5.0
         assert objective.variant == variant and objective.steps == config.objective.infer_steps
-        assert len(objective.pictures()) == len(TRAINING[variant])
+        assert len(objective.tables) == len(USES[variant])
         batch = objective.batch_spec(3)
         assert batch["actions"].shape == (3, config.data.chunk, spec_of(config).action_dim)
         assert objective.imagines == (variant != "no_cotrain")

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from test_configs import FOLDER, get
 
-from wamjax import metrics, train, tree
-from wamjax.checkpoint import restore_params
+from wamjax import train, tree
 from wamjax.scores.classifier import Outputs
+from wamjax.training import metrics
+from wamjax.training.checkpoint import restore_params
 
 
 def losses(workdir):

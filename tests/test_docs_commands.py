@@ -12,8 +12,9 @@ import jax
 import pytest
 from test_configs import get, spec_of
 
-from wamjax import init_from, tree, wam
-from wamjax import state as states
+from wamjax import tree, wam
+from wamjax.training import init_from
+from wamjax.training import state as states
 from wamjax.weights import families
 
 ROOT = pathlib.Path(__file__).parent.parent

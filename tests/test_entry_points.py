@@ -13,8 +13,10 @@ from PIL import Image
 from test_configs import get
 
 from wamjax import config as configs
-from wamjax import evaluate, metrics, sample, train, trained
+from wamjax import train
 from wamjax.envs import tabletop
+from wamjax.runs import evaluation, sampling, trained
+from wamjax.training import metrics
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def test_a_checkpoint_alone_can_be_evaluated_under_a_shift(job):
     before = contents(run)
     config = configs.load(run / "config.json")
     config.eval.episodes, config.eval.tasks = 4, ("reach_red", "pick_red")
-    report = evaluate.run(config, run, shift="lighting")
+    report = evaluation.run(config, run, shift="lighting")
     check_report(report, 4)
     assert json.loads((run / "eval_lighting.json").read_text()) == report
     assert report["shift"] == "lighting"
@@ -121,4 +123,4 @@ def test_a_policy_is_what_was_trained(job):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint 4; it has \[3, 6\]"):
         trained.load(job[1], step=4)
     with pytest.raises(ValueError, match="trained a policy .'fast_wam'.; use .*wamjax.evaluate"):
-        sample.load(job[1])
+        sampling.load(job[1])

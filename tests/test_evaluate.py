@@ -11,18 +11,23 @@ import pytest
 from absl import app
 from data import synthetic
 
-from wamjax import closed_loop, evaluate, trained, wam
 from wamjax import config as configs
+from wamjax import evaluate, wam
 from wamjax.data.spec import DataSpec
 from wamjax.envs import outcomes, tabletop, world
-from wamjax.wam import draws
+from wamjax.runs import closed_loop, evaluation, trained
+from wamjax.wam import noise as draws
+from wamjax.wam.protocols import Policy
 
 TABLETOP = world.open_world("tabletop")
 MIDDLE = (-0.5, 0.575, 0.08)  # of where the left zone may be, low
 
 
-class Homing:
+class Homing(Policy):
     """Goes to the middle of the left zone's area, whatever it is told, by proprioception alone."""
+
+    def batch_spec(self, batch_size):
+        return {}
 
     def policy(self, params, normalizers, observation, rng, mode=None):
         error = jnp.asarray(MIDDLE) - observation["proprio"][:, :3]
@@ -148,7 +153,7 @@ def test_dials_override_a_shift():
 )
 def test_errors_name_the_offender_before_anything_is_loaded(key, value, shift, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        evaluate.run(config(**{key: value}), tmp_path, shift=shift)
+        evaluation.run(config(**{key: value}), tmp_path, shift=shift)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +197,7 @@ def test_policies_of_other_robots_are_not_rolled_out():
 def test_a_policy_looks_through_its_own_cameras_in_their_order():
     """A policy that moves by what its left picture shows."""
 
-    class Looking:
+    class Looking(Homing):
         def policy(self, params, normalizers, observation, rng, mode=None):
             half = observation["video"][:, 0, :, :64].astype(jnp.float32).mean((1, 2, 3)) / 255
             return jnp.broadcast_to(half[:, None, None], (len(half), 2, 4))
@@ -218,7 +223,7 @@ def test_a_policy_looks_through_its_own_cameras_in_their_order():
 def test_options_of_the_command_are_in_the_name_of_the_file(tmp_path, monkeypatch):
     asked, seen = config(episodes=0), {}
     monkeypatch.setattr(evaluate, "find", lambda *_: types.SimpleNamespace(config=asked))
-    monkeypatch.setattr(evaluate, "run", lambda config, *rest: seen.update(rest=rest))
+    monkeypatch.setattr(evaluation, "run", lambda config, *rest: seen.update(rest=rest))
 
     def command(*options):
         with synthetic.command(evaluate, "--workdir=RUN", *options):
@@ -239,4 +244,4 @@ def test_options_of_the_command_are_in_the_name_of_the_file(tmp_path, monkeypatc
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}.*not a run"):
-        evaluate.run(config(), tmp_path)
+        evaluation.run(config(), tmp_path)

@@ -7,18 +7,23 @@ import numpy as np
 import pytest
 
 from wamjax import config as configs
-from wamjax import foresight, trained
+from wamjax import foresight
+from wamjax.runs import trained
+from wamjax.wam.protocols import Policy
 
 CHUNK = 4
 MIDDLE = (-0.5, 0.575, 0.08)  # of where the left zone may be, low
 
 
-class Homing:
+class Homing(Policy):
     """Goes to the middle of the left zone's area; expects success where it is near already, and
     imagines that nothing moves."""
 
-    imagines = True
+    imagines = judges = True
     discount = 0.9
+
+    def batch_spec(self, batch_size):
+        return {}
 
     def policy(self, params, normalizers, observation, rng, mode=None):
         error = jnp.asarray(MIDDLE) - observation["proprio"][:, :3]
@@ -115,8 +120,8 @@ def test_run_writes_what_there_is(monkeypatch, tmp_path):
     assert found["step"] == 7 and set(found) == {"step", "mode", "episodes", "values", "frames"}
     assert {p.name for p in (tmp_path / "media").iterdir()} == {"values.png", "futures.png"}
 
-    class Silent:
-        imagines = False
+    class Silent(Homing):
+        imagines = judges = False
 
     blind = trained.Policy(Silent(), None, {})
     monkeypatch.setattr(trained, "load", lambda *args: (blind, config(), 7))

@@ -8,9 +8,10 @@ import pytest
 import toy
 from weights.test_convert import published, save
 
-from wamjax import convert, init_from, sharding, tree
-from wamjax import state as states
-from wamjax.checkpoint import restore_params
+from wamjax import convert, tree
+from wamjax.training import init_from, sharding
+from wamjax.training import state as states
+from wamjax.training.checkpoint import restore_params
 from wamjax.wam import expert_init
 from wamjax.weights import families, store
 

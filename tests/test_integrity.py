@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from wamjax import integrity, sharding
+from wamjax.training import integrity, sharding
 
 DTYPES = ["float32", "int32", "uint8", "bool", "float16", ml_dtypes.bfloat16, "float64", "int8"]
 

@@ -7,7 +7,7 @@ import pytest
 import toy
 
 from wamjax import config as configs
-from wamjax import optim, sharding
+from wamjax.training import optim, sharding
 
 
 def make(name, **values):

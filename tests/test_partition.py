@@ -10,10 +10,11 @@ import toy
 from models.helpers import random_params
 from test_step import arrays, assert_close, assert_same, build
 
-from wamjax import adapters, optim, partition, sharding, tree, weights
-from wamjax import state as states
+from wamjax import tree, weights
 from wamjax.data.normalize import normalizers
-from wamjax.step import forward_flops, model_flops, plan
+from wamjax.training import adapters, optim, partition, sharding
+from wamjax.training import state as states
+from wamjax.training.step import forward_flops, model_flops, plan
 from wamjax.weights import families
 
 FROZEN = ("action/encoder/.*", "proprio/bias")  # of the toy

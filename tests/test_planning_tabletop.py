@@ -9,10 +9,11 @@ from data import synthetic
 from test_denoising_runs import study
 from wam import cosmos_tiny as tiny
 
-from wamjax import closed_loop, foresight, trained
 from wamjax import config as configs
+from wamjax import foresight
 from wamjax.data.normalize import Normalizer
-from wamjax.wam.planning import Plan
+from wamjax.runs import closed_loop, trained
+from wamjax.wam.cosmos_policy.planning import Plan
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_what_policies_start_from(planning, tmp_path, monkeypatch):
     )  # fmt: skip
     video = planning.study.pretrain_video(planning.CONFIG, tmp_path, 25)
     assert video == (*world, "--config.init_from.fresh=('action/.*', 'blocks/action/.*')")
-    assert "--config.objective.lambda_action=0.0" in made.pop()
+    assert "--config.objective.action_weight=0.0" in made.pop()
     assert planning.study.pretrain(planning.CONFIG, "", tmp_path, 0) == ()
     assert planning.study.pretrain_video(planning.CONFIG, tmp_path, 0) == () and not made
 
@@ -137,7 +138,7 @@ def test_what_there_is_to_choose_from(planning, tmp_path, monkeypatch):
         return trained.Policy(tiny.objective(), {}, {"actions": same}), config, 7
 
     monkeypatch.setattr(trained, "load", load)
-    monkeypatch.setattr("wamjax.wam.planning.plan", plan)
+    monkeypatch.setattr("wamjax.wam.cosmos_policy.planning.plan", plan)
     everything = planning.choice(tmp_path)
     assert everything.keys() == planning.ENDS.keys()
     found = everything["as it acts"]
@@ -145,7 +146,7 @@ def test_what_there_is_to_choose_from(planning, tmp_path, monkeypatch):
     assert found["score"] == pytest.approx(np.mean(offsets**2), abs=1e-4)
     assert found["score_spread"] == pytest.approx(np.std(offsets**2), abs=1e-4)
     assert 0 < found["best"] < found["error"] < 2 and -1 <= found["agreement"] <= 1
-    monkeypatch.delattr("wamjax.wam.planning.plan")  # what is measured stays
+    monkeypatch.delattr("wamjax.wam.cosmos_policy.planning.plan")  # what is measured stays
     assert planning.choice(tmp_path) == everything
 
 

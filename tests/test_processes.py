@@ -24,9 +24,12 @@ import pytest
 import toy
 from data import synthetic
 
-from wamjax import closed_loop, collect, guards, metrics, sharding, train, trained
-from wamjax.checkpoint import Checkpoints
+from wamjax import train
 from wamjax.data.records import Writer
+from wamjax.envs import collection
+from wamjax.runs import closed_loop, trained
+from wamjax.training import guards, metrics, sharding
+from wamjax.training.checkpoint import Checkpoints
 
 STEPS = 24
 ALONE = 4  # steps that the first of them takes alone
@@ -79,7 +82,7 @@ def roll_out(rolled=None):
 
 def prepare(workdir):
     """What comes before and after training: data is collected, a policy evaluated."""
-    collect.collect = slow_collect
+    collection.collect = slow_collect
     asked = data_of(workdir / "data")
     mesh = sharding.make_mesh(asked.mesh)
     rows = sharding.batch_rows(mesh, asked.data.batch_size)
@@ -277,7 +280,7 @@ def test_a_process_that_fails_does_not_wait_for_the_others(error, text, monkeypa
 
 def test_strangers_on_one_host_collect_once(tmp_path, monkeypatch):
     """Two runs that know nothing of each other."""
-    monkeypatch.setattr(collect, "collect", slow_collect)
+    monkeypatch.setattr(collection, "collect", slow_collect)
     asked, opened = data_of(tmp_path), []
 
     def open_it():

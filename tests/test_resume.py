@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import toy
 
-from wamjax import metrics, optim, sharding
-from wamjax import state as states
-from wamjax.checkpoint import Checkpoints, restore_params
+from wamjax.training import metrics, optim, sharding
+from wamjax.training import state as states
+from wamjax.training.checkpoint import Checkpoints, restore_params
 from wamjax.tree import flatten
 
 STEPS = 12  # checkpoints every 4 steps

@@ -11,8 +11,9 @@ from models.helpers import random_params
 from PIL import Image
 from test_configs import FOLDER, get
 
-from wamjax import foresight, sample, train, trained
+from wamjax import foresight, train
 from wamjax.data import scenes
+from wamjax.runs import sampling, trained
 from wamjax.viz import sheet
 
 
@@ -28,7 +29,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(run):
-    return sample.load(run)
+    return sampling.load(run)
 
 
 def test_captions_of_the_test_data_by_default(run, loaded):
@@ -36,7 +37,7 @@ def test_captions_of_the_test_data_by_default(run, loaded):
         assert made["video"].shape == (64, 1, 24, 24, 3)
         ids = made["instruction"]
     _, config = loaded
-    shown = sample.titles(config, {"instruction": ids})
+    shown = sampling.titles(config, {"instruction": ids})
     test = scenes.make(64, 2**20, size=24, length=13)
     assert shown == test.texts
     assert shown != scenes.make(64, 0, size=24).texts
@@ -44,24 +45,24 @@ def test_captions_of_the_test_data_by_default(run, loaded):
 
 def test_one_program_whatever_the_count_and_the_batches_do_not_repeat(loaded):
     sampler, config = loaded
-    condition, given = sample.inputs(sampler, config, 7, caption="a red circle")
+    condition, given = sampling.inputs(sampler, config, 7, caption="a red circle")
     assert given is None
     words = scenes.encode("a red circle", 13)
     np.testing.assert_array_equal(condition["instruction"], np.tile(words, (7, 1)))
     # After two steps the model still says that every picture is grey; at random it does not.
     sampler = dataclasses.replace(sampler, params=random_params(sampler.params))
-    programs = sample.program._cache_size()
-    made = sample.draw(sampler, condition, 7, seed=3, batch=4)
-    assert made.shape == (7, 1, 24, 24, 3) and sample.program._cache_size() == programs + 1
-    again = sample.draw(sampler, condition, 7, seed=3, batch=4)
+    programs = sampling.program._cache_size()
+    made = sampling.draw(sampler, condition, 7, seed=3, batch=4)
+    assert made.shape == (7, 1, 24, 24, 3) and sampling.program._cache_size() == programs + 1
+    again = sampling.draw(sampler, condition, 7, seed=3, batch=4)
     np.testing.assert_array_equal(made, again)
-    assert sample.program._cache_size() == programs + 1
+    assert sampling.program._cache_size() == programs + 1
     assert len({picture.tobytes() for picture in made}) == 7
-    assert np.any(made != sample.draw(sampler, condition, 7, seed=4, batch=4))
+    assert np.any(made != sampling.draw(sampler, condition, 7, seed=4, batch=4))
 
 
 def test_weights_are_the_average(run, loaded):
-    from wamjax.checkpoint import restore_params
+    from wamjax.training.checkpoint import restore_params
 
     sampler, _ = loaded
     average, raw = (restore_params(run, ema=e).params for e in (True, False))
@@ -73,11 +74,11 @@ def test_weights_are_the_average(run, loaded):
 def test_what_does_not_fit_is_said(run, loaded):
     sampler, config = loaded
     with pytest.raises(ValueError, match="not conditioned by 'label', but by .*'instruction'"):
-        sample.inputs(sampler, config, 2, label=1)
+        sampling.inputs(sampler, config, 2, label=1)
     with pytest.raises(KeyError, match="no word 'cirle'; did you mean 'circle'"):
-        sample.inputs(sampler, config, 2, caption="a red cirle")
+        sampling.inputs(sampler, config, 2, caption="a red cirle")
     with pytest.raises(ValueError, match=r"'denoising' has no \['temperature'\]"):
-        sample.load(run, temperature=0.5)
+        sampling.load(run, temperature=0.5)
 
 
 def test_a_run_of_another_kind_is_told_its_command(run):

@@ -8,7 +8,8 @@ import pytest
 from test_configs import get
 from test_denoising_runs import study
 
-from wamjax import sample, train
+from wamjax import train
+from wamjax.runs import sampling
 from wamjax.scores import video
 
 
@@ -71,9 +72,9 @@ def test_a_model_that_knows_the_future_beats_one_that_copies():
 
 @pytest.mark.slow
 def test_clips_go_on_beyond_the_length_of_training(workdir):
-    sampler, config = sample.load(workdir / "blocks-0")
-    condition, given = sample.inputs(sampler, config, 3, given=2)
-    short, long = (sample.draw(sampler, condition, 3, 0, given, 3, frames) for frames in (0, 8))
+    sampler, config = sampling.load(workdir / "blocks-0")
+    condition, given = sampling.inputs(sampler, config, 3, given=2)
+    short, long = (sampling.draw(sampler, condition, 3, 0, given, 3, frames) for frames in (0, 8))
     assert long.shape == (3, 8, 16, 16, 3)
     np.testing.assert_array_equal(long[:, :2], given)
     difference = np.abs(long[:, :4].astype(int) - short)

@@ -8,8 +8,9 @@ import pytest
 import toy
 from jax.sharding import PartitionSpec as P
 
-from wamjax import optim, sharding, state, tree, wam
+from wamjax import tree, wam
 from wamjax.data.spec import DataSpec
+from wamjax.training import optim, sharding, state
 
 
 def mesh(data=1, fsdp=1, tensor=1, devices=None):

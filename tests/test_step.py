@@ -7,11 +7,12 @@ import optax
 import pytest
 import toy
 
-from wamjax import optim, sharding, tree
-from wamjax import state as states
+from wamjax import tree
 from wamjax.config import source
 from wamjax.data import mixture
-from wamjax.step import compute_cast, ema_weights, make_train_step
+from wamjax.training import optim, sharding
+from wamjax.training import state as states
+from wamjax.training.step import compute_cast, ema_weights, make_train_step
 
 MESHES = {"1": (1, 1, 1), "8x data": (8, 1, 1), "4x2 fsdp": (4, 2, 1), "2x2x2": (2, 2, 2)}
 
@@ -155,7 +156,7 @@ class Shares(toy.Toy):
 
     row: int = 1
 
-    def loss(self, params, batch, rng):
+    def loss(self, params, batch, rng, average=None):
         loss, _ = super().loss(params, batch, rng)
         share = jnp.mean(batch["proprio"][:, 0])
         seen = jnp.where(share > 0.5, share, jnp.nan)
@@ -220,7 +221,7 @@ def test_a_batch_that_does_not_divide_into_microbatches_is_an_error():
 class BadGradient(toy.Toy):
     """A finite loss whose gradient is not: sqrt at 0."""
 
-    def loss(self, params, batch, rng):
+    def loss(self, params, batch, rng, average=None):
         loss, metrics = super().loss(params, batch, rng)
         bad = batch["bad"][0] > 0
         zero = jnp.where(bad, jnp.sum(params["proprio"]["bias"] * 0), 1.0)
@@ -254,7 +255,7 @@ def test_a_skipped_step_changes_nothing_but_counters_even_at_step_0(objective):
 class Spy(toy.Toy):
     seen: list = dataclasses.field(default_factory=list, hash=False)
 
-    def loss(self, params, batch, rng):
+    def loss(self, params, batch, rng, average=None):
         self.seen.append({x.dtype for x in jax.tree.leaves(params)})
         loss, metrics = super().loss(params, batch, rng)
         return loss.astype(jnp.bfloat16), metrics

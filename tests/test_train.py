@@ -11,9 +11,10 @@ import pytest
 import toy
 
 from wamjax import config as configs
-from wamjax import disk, guards, metrics, train
-from wamjax.checkpoint import Checkpoints, restore_params
+from wamjax import disk, train
 from wamjax.data.sources import data_root
+from wamjax.training import guards, metrics
+from wamjax.training.checkpoint import Checkpoints, restore_params
 from wamjax.tree import flatten
 
 

@@ -14,15 +14,17 @@ from models.helpers import precision
 from test_configs import get, spec_of
 
 from wamjax import config as configs
-from wamjax import metrics, sharding, train, tree, wam
+from wamjax import train, tree, wam
 from wamjax.data.arrays import ArraySpec
-from wamjax.doctor import Shape
 from wamjax.models import blocks, dit
 from wamjax.models.autoregressive import AutoregressiveTransformer
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.palette import Palette
-from wamjax.wam import builders
-from wamjax.wam.schemes import SCHEMES, groups_of, table_of
+from wamjax.training import metrics, sharding
+from wamjax.training.sharding import Shape
+from wamjax.wam.slots import groups_of
+from wamjax.wam.video import builder as builders
+from wamjax.wam.video.schemes import SCHEMES, slots_of, use_of
 
 WAN = {"1.3b": 1_418_996_800, "5b": 4_999_787_712}
 
@@ -115,12 +117,12 @@ HEADS, HEAD_DIM, FFN, LAYERS = 2, 24, 40, 2
 
 def network(freq_dim):
     return dit.DiT(
-        ExpertSpec("video", HEADS * HEAD_DIM, FFN, **blocks.WAN),
-        groups_of(dataclasses.replace(SCHEMES["diffusion"], chunk=1), FRAMES),
-        (*GRID, CHANNELS),
-        LAYERS,
-        HEADS,
-        HEAD_DIM,
+        video_spec=ExpertSpec("video", HEADS * HEAD_DIM, FFN, **blocks.WAN),
+        groups=groups_of(slots_of(dataclasses.replace(SCHEMES["diffusion"], chunk=1), FRAMES)),
+        latent=(*GRID, CHANNELS),
+        layers=LAYERS,
+        heads=HEADS,
+        head_dim=HEAD_DIM,
         text="cross",
         text_net="mlp",
         context_width=TEXT,
@@ -237,7 +239,7 @@ def test_wan_computes_what_diffusers_computes(case):
         levels = np.broadcast_to(np.asarray(times, dtype) / 1000, (2, FRAMES))
         groups = {f"g{i}": jnp.asarray(latents[:, i : i + 1]) for i in range(FRAMES)}
         level = {f"g{i}": jnp.asarray(levels[:, i : i + 1]) for i in range(FRAMES)}
-        table = table_of(SCHEMES["diffusion"], net)
+        table = use_of(SCHEMES["diffusion"], net).table
         run = functools.partial(net.apply, method="evaluate")
         out = jax.jit(run, static_argnums=4)(
             {"params": params}, groups, level, {"context": jnp.asarray(text)}, table

@@ -19,18 +19,20 @@ import numpy as np
 from wamjax import tree, wam
 from wamjax.config import base_config
 from wamjax.data.spec import DataSpec
+from wamjax.wam.protocols import Objective
 
 J, A, P, N, WIDTH = 4, 3, 5, 4, 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Toy:
+class Toy(Objective):
     """Regression of a part of the state from actions and state.
 
     `noise` scales random numbers in the loss; a batch whose `bad` is not zero has a NaN loss.
     """
 
     noise: float = 0.1
+    kind = "toy"
 
     def init(self, rng):
         shapes = {"proprio": (P, WIDTH), "action/encoder": (A, WIDTH), "action/head": (WIDTH, A)}
@@ -50,10 +52,7 @@ class Toy:
             "bad": s((b,), jnp.float32),
         }
 
-    def pictures(self):
-        return []
-
-    def loss(self, params, batch, rng):
+    def loss(self, params, batch, rng, average=None):
         dtype = params["proprio"]["kernel"].dtype
         noise = self.noise * jax.random.normal(rng, batch["actions"].shape)
         x = linear(params["action"]["encoder"], (batch["actions"] + noise).astype(dtype))

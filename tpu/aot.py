@@ -32,10 +32,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from wamjax import config as configs
-from wamjax import flops, optim, sharding, tree, wam
-from wamjax.compile import compile_step
+from wamjax import flops, tree, wam
 from wamjax.data import pipeline
-from wamjax.step import model_flops, plan
+from wamjax.training import optim, sharding
+from wamjax.training.compile import compile_step
+from wamjax.training.step import model_flops, plan
 
 Report = dict[str, Any]
 
@@ -186,7 +187,7 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "experiment file, as FILE[:ARG]")
     flags.DEFINE_string("topology", "v5p:4x4x4", "slice to compile for, as libtpu names it")
     flags.DEFINE_string("mesh", "", "axes, e.g. data=4,fsdp=16; config.mesh by default")
-    flags.DEFINE_bool("flags", True, "compile with the flags of wamjax.compile")
+    flags.DEFINE_bool("flags", True, "compile with the flags of wamjax.training.compile")
     flags.DEFINE_integer("batch_per_device", 0, "examples; config.data.batch_size over all if 0")
     flags.DEFINE_string("out", "", "also write the report as json")
     flags.mark_flag_as_required("config")

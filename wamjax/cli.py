@@ -42,9 +42,9 @@ def run(
     flags.DEFINE_bool("traceback", False, "show where an error came from")
 
     def start(argv: list[str]) -> None:
-        from wamjax import hardware, metrics
+        from wamjax import console, hardware
 
-        metrics.quiet()
+        console.quiet()
         if huge_pages:
             hardware.restart_with_huge_pages()
         try:

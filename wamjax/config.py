@@ -8,18 +8,19 @@ suggestion. `config_keys` holds keys, defaults and docs; error messages show the
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import json
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from wamjax import disk
-from wamjax.config_keys import BEFORE, FROZEN, SOURCE, TABLE
+from wamjax.config_keys import BEFORE, FROZEN, RENAMED, SOURCE, TABLE
 
 # Below a key of `FROZEN`, but they change how a step is computed, not what.
 _THAWED = {"model.remat", "model.unroll", "model.attention"}
@@ -34,8 +35,8 @@ _POSITIVE = (
     "eval.max_steps", "eval.batch_size",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "optim.learning_rate", "optim.weight_decay", "optim.clip_norm", "objective.lambda_video",
-    "objective.lambda_action", "objective.video_shift", "objective.action_shift", "lora.rank",
+    "optim.learning_rate", "optim.weight_decay", "optim.clip_norm", "objective.video_weight",
+    "objective.action_weight", "objective.video_shift", "objective.action_shift", "lora.rank",
     "eval.episodes", "profile.start", "profile.steps", "data.skip_bad",
 )  # fmt: skip
 _SHARES = (
@@ -142,6 +143,36 @@ def validate(config: ConfigDict) -> None:
             raise ValueError(f"config.{key} = {flat[key]} must lie in [0, 1] ({doc(key)})")
 
 
+def unread(config: ConfigDict, patterns: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """Keys of the method and the model that are set, and that nothing reads: (value, default).
+
+    Args:
+      patterns: of the keys that are read, with ``*`` as in a shell.
+    """
+    defaults = flatten(base_config())
+    found = {}
+    for key, value in flatten(config).items():
+        ours = key.startswith(("objective.", "model.")) and key != "objective.name"
+        read = any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+        if ours and not read and value != defaults[key]:
+            found[key] = value, defaults[key]
+    return found
+
+
+def only(config: ConfigDict, key: str) -> ConfigDict:
+    """The defaults, but for one key."""
+    out = base_config()
+    out.update_from_flattened_dict({key: flatten(config)[key]})
+    return out
+
+
+def reset(config: ConfigDict, part: str) -> None:
+    """Sets all keys below `part`, such as "model.codec", to their defaults, in place."""
+    below = f"{part}."
+    defaults = {k: v for k, v in flatten(base_config()).items() if k.startswith(below)}
+    config.update_from_flattened_dict(defaults)
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Nested config (or dict of a json file) to ``{"a.b.c": value}``; lists become tuples."""
     return dict(_leaves(config, prefix))
@@ -172,7 +203,7 @@ def load(path_or_json: str | os.PathLike | dict) -> ConfigDict:
     for name in given.get("data", {}).get("sources", {}):
         config.data.sources[name] = source()
         known |= flatten(config.data.sources[name], f"data.sources.{name}")
-    for key, value in flatten(given).items():
+    for key, value in _renamed(flatten(given)).items():
         if key.startswith("eval.shift."):
             config.eval.shift[key.removeprefix("eval.shift.")] = value
         elif key not in known:
@@ -218,7 +249,7 @@ def check_resume(old: Any, new: Any, where: str) -> dict[str, tuple[Any, Any]]:
     Raises:
       ValueError: a frozen key changed; names key, both values and the fix.
     """
-    changes = diff(old, new)
+    changes = diff(_renamed(flatten(old)), flatten(new))
     sources = {k.split(".")[2] for k in flatten(old) if k.startswith("data.sources.")}
     for key, (a, b) in changes.items():
         new_source = key.startswith("data.sources.") and key.split(".")[2] not in sources
@@ -231,6 +262,17 @@ def check_resume(old: Any, new: Any, where: str) -> dict[str, tuple[Any, Any]]:
                 f"{a!r}, or train in another --workdir"
             )
     return changes
+
+
+def _renamed(flat: dict[str, Any]) -> dict[str, Any]:
+    """A saved config under the names of now; of two keys that became one, its method's."""
+    flat = dict(flat)
+    if flat.get("objective.name", "fast_wam") != "fast_wam":
+        flat["objective.variant"] = "fast"  # was the method's name, and nothing reads it
+        flat.pop("objective.lambda_action", None)
+    elif "objective.lambda_action" in flat:
+        flat.pop("objective.action_weight", None)
+    return {RENAMED.get(key, key): value for key, value in flat.items()}
 
 
 def _default(key: str) -> Any:

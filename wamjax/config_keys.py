@@ -4,6 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+from wamjax.models import keys as models
+from wamjax.wam.cosmos_policy import keys as cosmos_policy
+from wamjax.wam.fast_wam import keys as fast_wam
+from wamjax.wam.video import keys as video
+
+METHOD_KEYS = (
+    ("objective.name", "fast_wam", "which method: a key of wam.METHODS, or MODULE:ATTRIBUTE"),
+    # What several methods read.
+    ("objective.video_shift", 5.0, "time shift of the noise level of video"),
+    ("objective.weighting", "wan", "loss weight over noise levels: wan, uniform or min_snr"),
+    ("objective.action_weight", 1.0, "of the action loss, or of the action's slot in the loss"),
+    ("objective.infer_steps", 10, "solver steps when acting, and when sampling"),
+    ("objective.solver", "euler", "a key of diffusion.solvers.SOLVERS, or ancestral"),
+    *fast_wam.TABLE,
+    *video.TABLE,
+    *cosmos_policy.TABLE,
+    *models.TABLE,
+)
+
 # (key, default, what it is).
 TABLE: tuple[tuple[str, Any, str], ...] = (
     ("seed", 0, "seed of initialisation, noise and data order"),
@@ -44,7 +63,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
         "",
         "folder of compiled programs; '' = JAX_COMPILATION_CACHE_DIR or the user's cache, or none",
     ),
-    ("compile.flags", True, "compile with the flags of the chip, wamjax.compile.FLAGS"),
+    ("compile.flags", True, "compile with the flags of the chip, wamjax.training.compile.FLAGS"),
     ("checkpoint.every", 1000, "steps between checkpoints; one is saved at the end in any case"),
     ("checkpoint.keep", 2, "checkpoints kept"),
     ("profile.start", 0, "step at which a profiler trace starts"),
@@ -77,105 +96,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("data.prefetch", 2, "batches made ahead of their use"),
     ("data.skip_bad", 0, "bad episodes that are passed over, by each process; 0 = an error"),
     ("data.outcome", False, "batches also say what comes of a window: state, score, steps to go"),
-    ("objective.name", "fast_wam", "which objective is built"),
-    ("objective.variant", "fast", "fast, joint, idm, no_cotrain or optional_idm"),
-    ("objective.preset", "2026-08", "published settings followed: paper or 2026-08; or none"),
-    ("objective.video_shift", 5.0, "time shift of the video noise level"),
-    ("objective.action_shift", 1.0, "time shift of the action noise level (paper: 5)"),
-    ("objective.weighting", "wan", "loss weight over noise levels: wan, uniform or min_snr"),
-    ("objective.lambda_video", 1.0, "weight of the video loss"),
-    ("objective.lambda_action", 1.0, "weight of the action loss"),
-    ("objective.cond_noise_prob", 0.5, "how often idm's conditioning video is noised in training"),
-    ("objective.idm_prob", 0.5, "share of a batch that optional_idm trains as idm"),
-    (
-        "objective.action_from_video",
-        False,
-        "start the action expert as an interpolated video expert",
-    ),
-    ("objective.process", "flow", "flow, ddpm or edm, and options: builders.PROCESSES"),
-    ("objective.scheme", "diffusion", "how frames are denoised, a key of schemes.SCHEMES"),
-    ("objective.drop", 0.1, "share of examples trained without their condition, for guidance"),
-    ("objective.guidance", 1.0, "scale of classifier-free guidance; 1 = none"),
-    ("objective.guidance_channels", 0, "latent channels that are guided; 0 = all, DiT: 3"),
-    ("objective.guidance_interval", (), "levels (low, high] that are guided; () = all"),
-    ("objective.temperature", 1.0, "of sampled tokens; 0 takes the most likely one"),
-    ("objective.top_k", 0, "tokens are sampled from the so many most likely ones; 0 = all"),
-    ("objective.top_p", 1.0, "tokens are sampled from the most likely ones of this probability"),
-    ("objective.infer_steps", 10, "solver steps when acting, and when sampling"),
-    ("objective.solver", "euler", "a key of diffusion.solvers.SOLVERS, or ancestral"),
-    ("objective.slots", (), "what the latent frames of Cosmos Policy are, words of wam.layouts"),
-    (
-        "objective.value",
-        "value",
-        "what is judged: value V(s, a, s'), value_v V(s') or value_q Q(s, a)",
-    ),
-    ("objective.mix", (2, 1, 1), "examples of policy, world model and value in a row of a batch"),
-    ("objective.visibility", "bidirectional", "or prefix: what is given sees nothing else"),
-    ("objective.auxiliary", True, "whether all that is predicted has a loss"),
-    ("objective.action_weight", 1.0, "of the action's slot in the loss (Cosmos Policy)"),
-    ("objective.discount", 0.99, "of the return, for each control step"),
-    (
-        "objective.uniform",
-        0.3,
-        "share of uniform noise levels among log-normal ones",
-    ),
-    ("objective.sigma_max", 80.0, "noise that sampling starts at, as a ratio to the signal"),
-    ("objective.sigma_min", 4.0, "noise of the last network call"),
-    ("objective.augment", "", "random crops, turns and colours in training: weak or strong"),
-    ("objective.compat", (), "published defects to keep, keys of cosmos_policy.COMPAT"),
-    ("objective.plan.proposals", 8, "action chunks that planning chooses from"),
-    ("objective.plan.futures", 3, "futures of each"),
-    ("objective.plan.values", 5, "values of each future"),
-    ("objective.plan.future_steps", 5, "solver steps of a future"),
-    ("objective.plan.value_steps", 5, "solver steps of a value"),
-    ("objective.plan.aggregate", "majority_mean", "of the values, one of planning.AGGREGATES"),
-    ("objective.plan.depth", 1, "chunks that are imagined"),
-    ("objective.plan.over_depth", "last", "of several depths: last or mean"),
-    ("objective.plan.memory_gb", 0.0, "memory of a network call while planning; 0 = any"),
-    ("model.layers", 4, "transformer blocks"),
-    ("model.heads", 4, "attention heads, shared by the experts"),
-    ("model.head_dim", 32, "width of a head"),
-    ("model.video.width", 128, "width of the video expert"),
-    ("model.video.ffn", 512, "hidden units of the video expert's feed-forward network"),
-    ("model.action.width", 64, "width of the action expert"),
-    ("model.action.ffn", 256, "hidden units of the action expert's feed-forward network"),
-    ("model.patch", 2, "latents along each side of a video token"),
-    (
-        "model.positions",
-        "rope",
-        "rope, sincos (added, for images), both, or learned (autoregressive)",
-    ),
-    ("model.position_table", (0, 0), "sincos: (side, base) of the table that it is cut from"),
-    ("model.conditioning", "adaln_zero", "how time and class enter, one of dit.CONDITIONING"),
-    ("model.label", False, "whether the class of an example conditions the model"),
-    ("model.attention", "auto", "kernel: auto, xla, cudnn, splash; or masked, the reference"),
-    ("model.context_width", 64, "width of the instruction embeddings"),
-    ("model.freq_dim", 256, "sinusoidal features of a noise level"),
-    ("model.time_scale", 1.0, "what a noise level of 1 is to them (Cosmos Policy)"),
-    ("model.lora_rank", 256, "rank of the modulation (Cosmos Policy)"),
-    ("model.rope_scale", (1.0, 1.0, 1.0), "stretch along (t, h, w), see rope.ntk_bases"),
-    ("model.context_rows", 0, "rows of text that attention counts; zero where not given"),
-    (
-        "model.remat",
-        "none",
-        "what is recomputed: none, full, or a policy in between",
-    ),
-    ("model.unroll", 1, "layers unrolled in the scan over blocks"),
-    ("model.residual", "compute", "dtype that blocks add up in: compute (precision's) or float32"),
-    ("model.codec.kind", "pixel", "pixel, cosine, cached, palette, or trained: kl, fsq, vq"),
-    ("model.codec.patch", 4, "pixel, cosine, palette: side of the square of pixels of a latent"),
-    ("model.codec.codes", 512, "palette, vq: different tokens; a palette is fitted by k-means"),
-    ("model.codec.channels", 48, "cosine, cached, kl, vq: channels of a latent"),
-    ("model.codec.levels", (8, 5, 5, 5), "fsq: values of each channel of a latent"),
-    ("model.codec.spatial", 16, "cached, kl, fsq, vq: pixels along each side of a latent"),
-    ("model.codec.temporal", 4, "cached, kl, fsq, vq: frames of a latent after the first"),
-    ("model.codec.width", 32, "kl, fsq, vq: channels of the widest grid, a multiple of 8"),
-    ("model.codec.mean", (), "kl, fsq, vq: of the latents, taken off by channel; () = 0"),
-    ("model.codec.std", (), "kl, fsq, vq: of the latents, divided by, by channel; () = 1"),
-    ("model.text.kind", "tokens", "tokens (trainable word embeddings) or context (given)"),
-    ("model.text.route", "none", "none, pooled, cross, both or joint; autoregressive: prefix"),
-    ("model.text.layers", 0, "of a text encoder that is trained along; 0 = words alone"),
-    ("model.text.pooled_width", 0, "of pooled text in the data; 0 = the mean of the embeddings"),
+    *METHOD_KEYS,
     ("eval.env", "tabletop", "world that the policy is rolled out in"),
     ("eval.tasks", (), "tasks; () = those of the training data"),
     ("eval.episodes", 0, "episodes after training; 0 = no evaluation"),
@@ -207,6 +128,13 @@ SOURCE: tuple[tuple[str, Any, str], ...] = (
     ),
     ("collect.keep_failures", False, "keep episodes that fail, too"),
 )
+
+# Names of before, and what they are now.
+RENAMED = {
+    "objective.lambda_video": "objective.video_weight",
+    "objective.lambda_action": "objective.action_weight",
+    "model.lora_rank": "model.modulation_rank",
+}
 
 # What the code did before a key existed, where that is not the default of the key.
 BEFORE = {"data.padding": "normalized"}

@@ -32,10 +32,12 @@ import jax.numpy as jnp
 import tqdm
 from absl import app, flags, logging
 
-from wamjax import adapters, checkpoint, cli
-from wamjax.integrity import Damaged
+from wamjax import cli
+from wamjax.training import checkpoint
+from wamjax.training.integrity import Damaged
 from wamjax.weights import api, families, files, sizing, store
 from wamjax.weights.bounds import BadFile
+from wamjax.weights.merging import merged
 from wamjax.weights.plan import Mismatch
 from wamjax.weights.tensor import Tensor, Tensors
 
@@ -112,22 +114,6 @@ def _ours(family: str, source: pathlib.Path, config: api.Config, ema: bool | Non
     if about["family"] != family:
         raise ValueError(f"{source} holds {about['family']!r}, not {family!r}")
     return shapes, get, config or families.sizes_of(about), about["layout"], step
-
-
-def merged(params: store.Stored):
-    """Shapes and slices of parameters, adapters merged into their kernels."""
-
-    def get(key):
-        path, layer = key
-        x, place = params.slice(key), path.removesuffix("kernel")
-        if place + adapters.DOWN not in params.arrays or place == path:
-            return x
-        down, up = (params.slice((place + part, layer)) for part in (adapters.DOWN, adapters.UP))
-        return Tensor(
-            x.shape, x.dtype, lambda: adapters.corrected(x.read(), down.read(), up.read())
-        )
-
-    return {p: s for p, s in params.shapes.items() if not adapters.is_adapter(p)}, get
 
 
 def _bar(name: str, size: int, progress: bool) -> tqdm.tqdm:

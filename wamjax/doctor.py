@@ -21,26 +21,20 @@ import json
 import math
 import pathlib
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from wamjax import cli, flops, optim, partition, sharding, tree, wam
+from wamjax import cli, flops, tree, wam
 from wamjax import config as configs
-from wamjax import state as states
 from wamjax.models import dit
 from wamjax.models.layers import unconstrained
-from wamjax.step import forward_flops, make_train_step, model_flops
-from wamjax.wam.programs import MODES
-
-
-class Shape(NamedTuple):
-    """What the sharding rules read of a mesh, for a machine that is not here."""
-
-    shape: dict[str, int]
+from wamjax.training import optim, partition, sharding
+from wamjax.training import state as states
+from wamjax.training.step import forward_flops, make_train_step, model_flops
 
 
 def diagnose(config: ConfigDict, devices: int, sizes: bool = False) -> dict[str, Any]:
@@ -65,8 +59,8 @@ def diagnose(config: ConfigDict, devices: int, sizes: bool = False) -> dict[str,
         "flops": work(objective, config, state.params),
         "memory": memory(state, config, devices),
         "batch": {k: [str(s.dtype), *s.shape] for k, s in _batch(objective, config).items()},
-        "tables": {name: str(table) for name, table in objective.pictures()},
-        "roles": objective.describe() if hasattr(objective, "describe") else "",
+        "tables": {table.name: str(table) for table in objective.tables},
+        "roles": objective.describe(),
         "warnings": _data_warnings(config),
     } | ({"sizes": published_sizes(objective)} if sizes else {})
 
@@ -82,20 +76,20 @@ def work(objective, config: ConfigDict, params: Any) -> dict[str, float]:
         train = model_flops(objective, config, params, batch) / config.data.batch_size
     out = {"forward": forward, "train": train}
     one = objective.batch_spec(1)
-    if hasattr(objective, "sample") and not hasattr(objective, "policy"):
+    if objective.kind == "pictures":
         condition = {k: v for k, v in one.items() if k != objective.codec.key}
 
         def sample(params, condition, key):
             return objective.sample(params, condition, key, count=1)
 
         return out | {"sample": float(flops.count(sample, params, condition, key))}
-    if not hasattr(objective, "policy"):  # a codec
+    if objective.kind != "policy":  # a codec
         return out
     observation = {k: v for k, v in one.items() if k not in ("actions", "action_valid")}
     source = objective.codec.key
     first = one[source]
     observation[source] = jax.ShapeDtypeStruct((1, 1, *first.shape[2:]), first.dtype)
-    for mode in getattr(objective, "modes", None) or MODES[objective.variant]:
+    for mode in objective.modes:
         act = functools.partial(_act, objective, mode)
         out[f"act/{mode}"] = float(flops.count(act, params, observation, key))
     return out
@@ -130,7 +124,7 @@ def _forward(objective, params):
     batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in objective.batch_spec(1).items()}
     values = {g: jnp.zeros((1, m, *objective.network.latent)) for g, m in objective.slots.items()}
     levels = {g: jnp.zeros((1, 1)) for g in values}
-    arguments = values, levels, objective.condition(batch), objective.visibility
+    arguments = values, levels, objective.condition(batch), objective.use.table
     return objective.network.apply({"params": params}, *arguments, method="evaluate")
 
 
@@ -140,7 +134,7 @@ def memory(state, config: ConfigDict, devices: int) -> dict[str, float]:
     Activations come on top; ``tpu/aot.py`` compiles the step and reports the true peak.
     """
     try:
-        mesh = Shape(sharding.axis_sizes(config.mesh, devices))
+        mesh = sharding.Shape(sharding.axis_sizes(config.mesh, devices))
     except ValueError as error:
         raise ValueError(f"{error}, or give --devices") from None
     sharding.check_config(config, mesh)
@@ -270,8 +264,8 @@ def _draw(config: ConfigDict, folder: pathlib.Path) -> None:
     from wamjax.viz import masks
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in wam.build(config, pipeline.spec_of(config)).pictures():
-        masks.save(table, folder / f"mask_{name}.png")
+    for table in wam.build(config, pipeline.spec_of(config)).tables:
+        masks.save(table, folder / f"mask_{table.name}.png")
 
 
 if __name__ == "__main__":

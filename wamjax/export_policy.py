@@ -34,21 +34,22 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from wamjax import checkpoint, cli, init_from, tree, wam
+from wamjax import cli, tree, wam
 from wamjax import config as configs
-from wamjax import state as states
 from wamjax.bundle import files
 from wamjax.bundle.policy import check_mode
-from wamjax.checkpoint import Found
-from wamjax.convert import merged
 from wamjax.data import pipeline, published_statistics
 from wamjax.data.embeddings import EmbeddingCache
 from wamjax.data.normalize import check_same, normalizers
 from wamjax.data.sources import data_root
 from wamjax.data.spec import DataSpec, Info
 from wamjax.models.codec import Codec
+from wamjax.training import checkpoint, init_from
+from wamjax.training import state as states
+from wamjax.training.checkpoint import Found
 from wamjax.weights import store
 from wamjax.weights.codecs import codec_of
+from wamjax.weights.merging import merged
 
 DTYPES = ("bfloat16", "float32", "float64")
 

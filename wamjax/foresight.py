@@ -24,11 +24,13 @@ from absl import flags
 from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
 
-from wamjax import checkpoint, cli, closed_loop, disk, trained
+from wamjax import cli, disk, wam
+from wamjax.console import say
 from wamjax.envs.world import open_world
-from wamjax.metrics import say
+from wamjax.runs import closed_loop, trained
+from wamjax.training import checkpoint
 from wamjax.viz import figures, intervals
-from wamjax.wam.cosmos_sampling import frozen_error
+from wamjax.wam.cosmos_policy.sampling import frozen_error
 
 BINS = 10
 # Ratios of noise to signal: of a clip of 11 slots training draws a quarter above 80, up to 282
@@ -79,7 +81,7 @@ def watch(policy: trained.Policy, config: ConfigDict, episodes: int) -> Plans:
     )
     steps, frames = done.steps[:, None], np.asarray(policy.see(done.frames))
     start = np.arange(0, frames.shape[1] - 1, chunk)
-    discount = getattr(policy.objective, "discount", 1.0)
+    discount = policy.objective.discount
     to_go = np.maximum(steps - (start + chunk), 0)  # as `wamjax.data.windows.outcome` counts
     success = done.success[:, None]
     foreseen = {k: np.swapaxes(x, 0, 1) for k, x in done.extras.items()}
@@ -100,9 +102,9 @@ def _foresee(policy: trained.Policy, observation, key):
     seen = {}
     if objective.imagines and policy.mode != "plan":  # a plan may choose another future
         seen["picture"] = objective.imagine(*asked)[:, -1]
-    if hasattr(objective, "expect"):
+    if objective.judges:
         seen["value"] = objective.expect(*asked, policy.mode)
-    if "frozen" in getattr(objective, "modes", ()):
+    if "frozen" in objective.modes:
         error = frozen_error(objective, *asked)
         size = len(observation["proprio"])
         seen["reuse"] = jnp.broadcast_to(jnp.stack([error["mean"], error["relative"]]), (size, 2))
@@ -152,7 +154,7 @@ def frames(plans: Plans) -> dict[str, float]:
 
 
 def by_level(policy: trained.Policy, config: ConfigDict) -> dict[str, list[float]]:
-    """Loss of every use at `SIGMAS`, on one batch of the run's data."""
+    """Losses at `SIGMAS`, on one batch of the run's data."""
     from wamjax.data import pipeline
 
     batch = next(pipeline.open_data(config)[2])
@@ -180,11 +182,11 @@ def run(
     suffix = "".join(f"_{x}" for x in parts if x is not None)
     policy, config, step = trained.load(workdir, step, mode, planner, ema)
     objective = policy.objective
-    if not (objective.imagines or hasattr(objective, "expect")):
-        raise ValueError(f"{workdir}: {config.objective.variant!r} predicts neither frames nor "
+    if not (objective.imagines or objective.judges):
+        raise ValueError(f"{workdir}: {wam.label(config)!r} predicts neither frames nor "
                          "values, so there is nothing to compare")  # fmt: skip
     result: dict[str, Any] = {"step": step, "mode": mode, "episodes": episodes}
-    if hasattr(objective, "by_level"):  # first, since it wants the data
+    if objective.denoises:  # first, since it wants the data
         result["levels"] = by_level(policy, config)
         draw_levels(result["levels"], workdir / "media" / f"levels{suffix}.png")
     plans = watch(policy, config, episodes)

@@ -21,12 +21,13 @@ import tqdm
 from absl import flags
 from ml_collections import ConfigDict
 
-from wamjax import cli, closed_loop, trained
-from wamjax import state as states
+from wamjax import cli
 from wamjax.data import images
 from wamjax.data.records import Episode, Writer
 from wamjax.data.spec import Info
 from wamjax.envs.world import SETTLE, Recording, World, open_world
+from wamjax.runs import closed_loop, trained
+from wamjax.training import state as states
 
 
 def record(

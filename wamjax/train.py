@@ -35,14 +35,16 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from wamjax import cli, disk, guards, hardware, optim, sharding, tree, wam
+from wamjax import cli, disk, hardware, tree, wam
 from wamjax import config as configs
-from wamjax import state as states
-from wamjax.checkpoint import Checkpoints
-from wamjax.compile import compile_step, keep_programs
-from wamjax.metrics import Profile, Recorder, say
-from wamjax.state import TrainState
-from wamjax.step import Plan, model_flops, plan
+from wamjax.console import say
+from wamjax.training import guards, optim, sharding
+from wamjax.training import state as states
+from wamjax.training.checkpoint import Checkpoints
+from wamjax.training.compile import compile_step, keep_programs
+from wamjax.training.metrics import Profile, Recorder
+from wamjax.training.state import TrainState
+from wamjax.training.step import Plan, model_flops, plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +168,7 @@ def prepare(job: Job):
     if not config.init_from.path:
         create = functools.partial(states.create, objective, tx, config)
         return jax.jit(create, out_shardings=places)(), step, flops
-    from wamjax import init_from
+    from wamjax.training import init_from
 
     say(f"starting from {config.init_from.path}")
     params = init_from.params(objective, config, work.state.params)
@@ -307,7 +309,7 @@ def _say_changes(old: ConfigDict, new: ConfigDict, where: str) -> None:
 
 def _check_evaluation(config, spec, objective) -> None:
     """What would go wrong after training should do so before it."""
-    from wamjax import closed_loop
+    from wamjax.runs import closed_loop
 
     config = config.copy_and_resolve_references()
     config.data.cameras = tuple(getattr(spec, "cameras", ()))
@@ -348,8 +350,8 @@ def _draw_masks(objective, workdir: pathlib.Path) -> None:
     from wamjax.viz import masks
 
     if jax.process_index() == 0:
-        for name, visibility in objective.pictures():
-            masks.save(visibility, workdir / "media" / f"mask_{name}.png")
+        for table in objective.tables:
+            masks.save(table, workdir / "media" / f"mask_{table.name}.png")
 
 
 def _first_batch(job: Job, batch: dict[str, np.ndarray]) -> None:
@@ -377,18 +379,18 @@ def _finish(config, workdir: pathlib.Path, objective) -> None:
         from wamjax.viz import plots
 
         plots.losses(workdir)
-    if hasattr(objective, "sample") and not hasattr(objective, "policy"):
-        from wamjax import sample
+    if objective.kind == "pictures":
+        from wamjax.runs import sampling
 
-        sample.run(workdir)
-    if config.objective.name == "codec":
-        from wamjax import reconstruct
+        sampling.run(workdir)
+    if objective.kind == "codec":
+        from wamjax.runs import reconstruction
 
-        reconstruct.run(workdir)
+        reconstruction.run(workdir)
     if config.eval.episodes > 0:
-        from wamjax import evaluate
+        from wamjax.runs import evaluation
 
-        evaluate.run(config, workdir)
+        evaluation.run(config, workdir)
     if jax.process_index() == 0:
         disk.write_text(workdir / "DONE", json.dumps({"step": config.total_steps}) + "\n")
     guards.barrier()  # at its exit no process waits for long

@@ -26,7 +26,10 @@ def get_config(arg=None):
     data.kind, data.arrays, data.batch_size = "arrays", f"clips:frames={frames}", 4
     config.objective.name = "codec"
     codec.kind, codec.spatial, codec.temporal, codec.width = args.kind, 4, args.temporal, 32
-    codec.channels, codec.codes, codec.levels = 8, 512, (8, 8, 8)
+    if args.kind == "fsq":
+        codec.levels = (8, 8, 8)
+    else:
+        codec.channels = 8
     optim.learning_rate, optim.b2, optim.weight_decay = 2e-3, 0.99, 0.0
     optim.final_fraction, optim.ema_decay = 0.02, 0.99
     config.total_steps, config.log_every, config.checkpoint.every = args.steps, 50, 200
@@ -34,5 +37,9 @@ def get_config(arg=None):
         config.total_steps, config.log_every, config.checkpoint.every = 6, 2, 3
         frames = 4 if args.temporal == 1 else 5
         data.arrays = f"clips:count=64,frames={frames},size=16"
-        codec.width, codec.channels, codec.codes = 8, 4, 32
+        codec.width = 8
+        if args.kind != "fsq":
+            codec.channels = 4
+        if args.kind == "vq":
+            codec.codes = 32
     return config

@@ -36,7 +36,7 @@ Without the last two it acts directly.
 """
 
 from wamjax import config as configs
-from wamjax.wam import cosmos_builder as presets
+from wamjax.wam.cosmos_policy import presets
 
 
 def get_config(arg=None):

@@ -50,7 +50,7 @@ instructions are in the cache:
 """
 
 from wamjax import config as configs
-from wamjax.wam import cosmos_builder as presets
+from wamjax.wam.cosmos_policy import presets
 
 
 def get_config(arg=None):

@@ -26,7 +26,7 @@ DATA/robocasa-replays, with cameras `wrist`, `left` and `right`; the released po
 """
 
 from wamjax import config as configs
-from wamjax.wam import cosmos_builder as presets
+from wamjax.wam.cosmos_policy import presets
 
 
 def get_config(arg=None):

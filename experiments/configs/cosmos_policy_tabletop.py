@@ -38,8 +38,7 @@ From a policy to planning with what it did:
 """
 
 from wamjax import config as configs
-from wamjax.wam import cosmos_builder as presets
-from wamjax.wam.presets import tabletop
+from wamjax.wam.cosmos_policy import presets
 
 TASKS = "reach_red+reach_left_zone+pick_red"
 
@@ -52,12 +51,11 @@ def get_config(arg=None):
         planner=False, recorded="", debug=False,
     )  # fmt: skip
     config = configs.base_config()
-    tabletop(config)
-    presets.objective(config, "tabletop")
+    presets.tabletop(config)
     config.seed, config.total_steps, config.data.batch_size = args.seed, args.steps, 16
     config.optim.name, config.optim.learning_rate = "muon", 3e-3
     model, objective = config.model, config.objective
-    model.video.width, model.video.ffn, model.lora_rank = 128, 512, 32
+    model.video.width, model.video.ffn, model.modulation_rank = 128, 512, 32
     # What follows inherits nothing from a video model that does it otherwise.
     model.time_scale = 1000.0
     model.positions = "both"  # every token of a chunk holds other actions: it must know which it is

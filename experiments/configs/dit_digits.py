@@ -24,12 +24,14 @@ def get_config(arg=None):
     model.video.width, model.video.ffn, model.patch, model.freq_dim = 64, 256, 2, 128
     model.codec.kind, model.codec.patch, model.positions = "pixel", 1, "sincos"
     model.label, model.conditioning = True, args.design
-    objective.name, objective.weighting, objective.video_shift = "denoising", "uniform", 1.0
+    objective.name, objective.weighting = "denoising", "uniform"
     objective.infer_steps, objective.guidance = 25, 1.5
     if args.process == "ddpm":
         objective.process, objective.solver = "ddpm:variance=learned", "ancestral"
         objective.infer_steps = 50
-    elif args.process != "flow":
+    elif args.process == "flow":
+        objective.video_shift = 1.0
+    else:
         raise ValueError(f"process {args.process!r} is not 'flow' or 'ddpm'")
     optim.learning_rate, optim.b2, optim.weight_decay = 2e-3, 0.99, 0.0
     optim.final_fraction, optim.ema_decay = 0.02, 0.995

@@ -55,7 +55,8 @@ def get_config(arg=None):
     if args.debug:
         config.total_steps, config.log_every, config.checkpoint.every = 6, 2, 3
         data.arrays, data.declared.arrays, data.batch_size = "digits:size=8", "", 16
-        model.codec.kind, model.codec.patch, model.remat = "pixel", 1, "none"
+        configs.reset(config, "model.codec")
+        model.codec.patch, model.remat = 1, "none"
         model.layers, model.heads, model.head_dim, model.patch = 2, 2, 16, 2
         model.video.width, model.video.ffn, model.freq_dim = 32, 64, 32
         objective.infer_steps, config.precision.compute, config.mesh.fsdp = 3, "float32", 1

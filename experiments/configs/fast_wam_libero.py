@@ -57,7 +57,7 @@ and back to the public code's file:
 """
 
 from wamjax import config as configs
-from wamjax.wam import presets
+from wamjax.wam.fast_wam import presets
 
 
 def get_config(arg=None):

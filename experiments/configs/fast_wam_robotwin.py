@@ -31,7 +31,7 @@ text encoder are converted as for fast_wam_libero; the released policy's file sa
 """
 
 from wamjax import config as configs
-from wamjax.wam import presets
+from wamjax.wam.fast_wam import presets
 
 
 def get_config(arg=None):

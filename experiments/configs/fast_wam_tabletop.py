@@ -15,7 +15,7 @@ labelled=N (demonstrations with actions, over all tasks), videos=N (without), st
 """
 
 from wamjax import config as configs
-from wamjax.wam import presets
+from wamjax.wam.fast_wam import presets
 
 
 def get_config(arg=None):

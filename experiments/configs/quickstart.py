@@ -10,7 +10,7 @@ Arguments: variant=fast|joint|idm|no_cotrain|optional_idm, preset=2026-08|paper,
 """
 
 from wamjax import config as configs
-from wamjax.wam import presets
+from wamjax.wam.fast_wam import presets
 
 TASKS = ("reach_red", "reach_left_zone", "pick_red")
 

@@ -44,7 +44,8 @@ def get_config(arg=None):
     if args.debug:
         config.total_steps, config.log_every, config.checkpoint.every = 6, 2, 3
         data.arrays, data.declared.arrays = "scenes:count=64,size=24", ""
-        model.codec.kind, model.codec.patch, model.remat = "pixel", 4, "none"
+        configs.reset(config, "model.codec")
+        model.codec.patch, model.remat = 4, "none"
         model.layers, model.heads, model.head_dim, model.patch = 2, 2, 16, 1
         model.video.width, model.video.ffn, model.freq_dim = 32, 64, 32
         model.text.kind, model.context_width, model.text.pooled_width = "tokens", 16, 0

@@ -15,7 +15,7 @@ Without `codec` it is as it was drawn, which only debug has a use for.
 """
 
 from wamjax import config as configs
-from wamjax import reconstruct
+from wamjax.runs import reconstruction
 
 
 def get_config(arg=None):
@@ -27,17 +27,19 @@ def get_config(arg=None):
     model.codec.kind, model.codec.channels = ("vq" if tokens else "kl"), 8
     optim.freeze = ("codec/.*",)
     if args.codec:
-        reconstruct.use(config, args.codec)
+        reconstruction.use(config, args.codec)
     data.kind, data.batch_size = "arrays", 4 if tokens else 8
     data.arrays = "clips:frames=8" if model.codec.temporal == 1 else "clips:frames=9"
     model.layers, model.heads, model.head_dim, model.unroll = 4, 4 if tokens else 6, 32, 4
     model.video.width, model.video.ffn = (128, 512) if tokens else (192, 768)
-    model.patch, model.freq_dim, model.label = 2, 128, True
+    model.label = True
     model.positions = "rope" if tokens else "both"
     objective.name = "autoregressive" if tokens else "denoising"
-    objective.scheme = "diffusion" if tokens else args.scheme
-    objective.weighting, objective.video_shift, objective.infer_steps = "uniform", 2.0, 10
-    objective.top_p = 0.9
+    if tokens:
+        objective.top_p = 0.9
+    else:
+        objective.scheme, objective.weighting, objective.video_shift = args.scheme, "uniform", 2.0
+        model.patch, model.freq_dim = 2, 128
     optim.name, optim.learning_rate = "muon", 3e-3
     optim.b2, optim.weight_decay = 0.99, 0.0
     optim.final_fraction, optim.ema_decay = 0.02, 0.99
@@ -47,7 +49,11 @@ def get_config(arg=None):
         config.total_steps, config.log_every, config.checkpoint.every = 6, 2, 3
         data.arrays, data.batch_size = "clips:count=64,frames=4,size=16", 16
         model.layers, model.heads, model.head_dim, model.unroll = 2, 2, 16, 1
-        model.video.width, model.video.ffn, model.freq_dim, objective.infer_steps = 32, 64, 32, 2
+        model.video.width, model.video.ffn = 32, 64
+        if not tokens:
+            model.freq_dim, objective.infer_steps = 32, 2
         if not args.codec:
-            model.codec.width, model.codec.channels, model.codec.codes = 8, 4, 32
+            model.codec.width, model.codec.channels = 8, 4
+            if tokens:
+                model.codec.codes = 32
     return config

@@ -8,7 +8,7 @@ Arguments: scheme=diffusion|image_to_video|forcing|forcing_causal|blocks, steps=
 
 4096 clips of 8 frames of 32x32 pixels, 0.2 s apart; 16 tokens a frame, of 64 numbers (raw pixels,
 192 to a token, and AdamW leave nothing but noise at this budget). The task of a clip is its class.
-Schemes differ in noise levels and in who sees whom (`wamjax.wam.schemes`), in nothing else:
+Schemes differ in noise levels and in who sees whom (`wamjax.wam.video.schemes`), in nothing else:
 one network of 2.8 M parameters, about 10 minutes on one CPU core, and one more to make the clips
 the first time.
 """

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import toy
 
-from wamjax import state as states
 from wamjax import wam
-from wamjax.checkpoint import Checkpoints
 from wamjax.data import normalize
 from wamjax.data.spec import DataSpec
+from wamjax.training import state as states
+from wamjax.training.checkpoint import Checkpoints
 
 SPEC = DataSpec({"overhead": (16, 24), "gripper": (16, 16)}, toy.P, toy.A, 8, 3, 1, toy.N, 10.0)
 

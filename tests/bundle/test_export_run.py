@@ -14,7 +14,7 @@ from data import synthetic
 from wam.test_cosmos_configs import get
 
 import wamjax
-from wamjax import export_policy, sharding, trained
+from wamjax import export_policy
 from wamjax.bundle import files
 from wamjax.bundle.policy import _act
 from wamjax.data.embeddings import EmbeddingCache, Settings
@@ -22,6 +22,8 @@ from wamjax.data.spec import DataSpec
 from wamjax.data.tokens import tokenize
 from wamjax.envs import tabletop
 from wamjax.export_policy import Choices
+from wamjax.runs import trained
+from wamjax.training import sharding
 from wamjax.weights import store
 
 SPEC = runs.SPEC

@@ -17,7 +17,7 @@ from wamjax import export_policy
 from wamjax.bundle import files
 from wamjax.bundle.observation import BadObservation
 from wamjax.bundle.policy import Limits, NotFinite
-from wamjax.integrity import Damaged
+from wamjax.training.integrity import Damaged
 
 NAN, INFINITE = ([x] * runs.SPEC.action_dim for x in (float("nan"), float("-inf")))
 

@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 import toy
 
-from wamjax import metrics, train
+from wamjax import train
 from wamjax.config import base_config
-from wamjax.data import arrays, clips, makers, pipeline, tensors
+from wamjax.data import arrays, makers, pipeline, tensors
 from wamjax.data.arrays import Arrays, ArraySpec
+from wamjax.envs.tabletop import clips
+from wamjax.training import metrics
+from wamjax.wam.protocols import Objective
 
 N = 37
 
@@ -325,8 +328,10 @@ def test_tfds_without_labels_or_library_says_so(tmp_path, monkeypatch):
 # ---- in the training loop ----
 
 
-class Classify:
+class Classify(Objective):
     """Logistic regression of the label from the pixels: an objective without actions."""
+
+    kind = "toy"
 
     def init(self, rng):
         return {"action": {"head": {"kernel": 0.01 * jax.random.normal(rng, (64, 10)),
@@ -336,10 +341,7 @@ class Classify:
         return {"video": jax.ShapeDtypeStruct((b, 1, 8, 8, 1), jnp.uint8),
                 "label": jax.ShapeDtypeStruct((b,), jnp.int32)}  # fmt: skip
 
-    def pictures(self):
-        return []
-
-    def loss(self, params, batch, rng):
+    def loss(self, params, batch, rng, average=None):
         x = batch["video"].reshape(-1, 64).astype(jnp.float32) / 127.5 - 1
         logits = jax.nn.log_softmax(toy.linear(params["action"]["head"], x))
         loss = -jnp.mean(jnp.take_along_axis(logits, batch["label"][:, None], axis=1))

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from data import synthetic
 
-from wamjax import collect, stats
-from wamjax.collect import Settings
+from wamjax import stats
 from wamjax.config import base_config, source
 from wamjax.data import pipeline
 from wamjax.data.records import Reader, pack
-from wamjax.envs import tabletop
+from wamjax.envs import collection, tabletop
+from wamjax.envs.collection import Settings
 from wamjax.envs.tabletop import embedded
 
 TASKS = ("reach_red", "push_blue_right", "pick_red")
@@ -29,7 +29,7 @@ def small_calls():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("collected") / "a"
-    collect.collect(path, SMALL, progress=False)
+    collection.collect(path, SMALL, progress=False)
     return path
 
 
@@ -38,12 +38,12 @@ def records(path):
 
 
 def test_the_same_settings_give_the_identical_data_set_and_another_seed_does_not(data, tmp_path):
-    collect.collect(tmp_path / "b", SMALL, progress=False)
+    collection.collect(tmp_path / "b", SMALL, progress=False)
     names = sorted(file.name for file in data.iterdir())
     assert names == sorted(file.name for file in (tmp_path / "b").iterdir())
     for name in names:
         assert (data / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
-    collect.collect(tmp_path / "c", SMALL._replace(seed=4), progress=False)
+    collection.collect(tmp_path / "c", SMALL._replace(seed=4), progress=False)
     assert not set(records(data)) & set(records(tmp_path / "c"))
 
 
@@ -65,7 +65,7 @@ def test_episodes_are_whole_balanced_successful_and_replay_in_the_world(data):
 
 
 def test_action_free_data_hold_the_same_videos_and_no_actions(data, tmp_path):
-    collect.collect(tmp_path / "v", SMALL._replace(action_free=True), progress=False)
+    collection.collect(tmp_path / "v", SMALL._replace(action_free=True), progress=False)
     for video, full in zip(Reader(tmp_path / "v"), Reader(data), strict=True):
         assert video.actions.shape == (full.length, 0)
         assert video.images == full.images and np.array_equal(video.proprio, full.proprio)
@@ -74,8 +74,8 @@ def test_action_free_data_hold_the_same_videos_and_no_actions(data, tmp_path):
 
 def test_failures_are_kept_only_when_asked(tmp_path):
     shaky = SMALL._replace(noise=0.6, episodes=12, tasks=("pick_red",))
-    collect.collect(tmp_path / "kept", shaky._replace(keep_failures=True), progress=False)
-    summary = collect.collect(tmp_path / "good", shaky, progress=False)
+    collection.collect(tmp_path / "kept", shaky._replace(keep_failures=True), progress=False)
+    summary = collection.collect(tmp_path / "good", shaky, progress=False)
     success = Reader(tmp_path / "kept").index["success"]
     assert 0 < np.mean(success) < 1 and summary["success_rate"] < 1
     assert all(Reader(tmp_path / "good").index["success"])
@@ -86,7 +86,7 @@ def test_failures_are_kept_only_when_asked(tmp_path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_collection_leaves_nothing(tmp_path, monkeypatch, error):
-    encode, calls = collect.images.encode, []
+    encode, calls = collection.images.encode, []
 
     def interrupt(frame):
         calls.append(0)
@@ -94,17 +94,17 @@ def test_an_interrupted_collection_leaves_nothing(tmp_path, monkeypatch, error):
             raise error
         return encode(frame)
 
-    monkeypatch.setattr(collect.images, "encode", interrupt)
+    monkeypatch.setattr(collection.images, "encode", interrupt)
     with pytest.raises(error):
-        collect.collect(tmp_path / "a", SMALL, progress=False)
+        collection.collect(tmp_path / "a", SMALL, progress=False)
     assert not list(tmp_path.iterdir())
 
 
 def test_bad_settings_are_named(tmp_path):
     with pytest.raises(ValueError, match="tabletop has no task 'pick_rd', did you mean 'pick_red'"):
-        collect.collect(tmp_path / "a", SMALL._replace(tasks=("pick_rd",)))
+        collection.collect(tmp_path / "a", SMALL._replace(tasks=("pick_rd",)))
     with pytest.raises(ValueError, match="episodes must be positive"):
-        collect.collect(tmp_path / "a", SMALL._replace(episodes=0))
+        collection.collect(tmp_path / "a", SMALL._replace(episodes=0))
 
 
 def test_the_config_collects_once_and_reuses(tmp_path, monkeypatch, capsys):
@@ -119,7 +119,7 @@ def test_the_config_collects_once_and_reuses(tmp_path, monkeypatch, capsys):
     assert not said.out and said.err.count("collecting 3 episodes") == 2
     assert [len(s.reader) for s in sources] == [3, 3]
     assert sources[0].reader.path != sources[1].reader.path
-    monkeypatch.setattr(collect, "collect", lambda *a, **k: pytest.fail("collected again"))
+    monkeypatch.setattr(collection, "collect", lambda *a, **k: pytest.fail("collected again"))
     again = pipeline.open_sources(config.data)[2]
     assert [s.reader.path for s in again] == [s.reader.path for s in sources]
     config.data.sources.demos.path = sources[0].reader.path.name

@@ -17,12 +17,13 @@ import pytest
 from data import synthetic
 from PIL import Image
 
-from wamjax import metrics, train, wam
+from wamjax import train, wam
 from wamjax.data import layout, pipeline, precompute, stand_in
 from wamjax.data.latents import LatentInfo, Latents
 from wamjax.data.records import Reader, RecordError
 from wamjax.data.sources import open_sources
 from wamjax.data.windows import Windows
+from wamjax.training import metrics
 
 LAYOUT = "top:8x6+wrist:8x10"
 CONFIGS = pathlib.Path(__file__).parents[2] / "experiments" / "configs"

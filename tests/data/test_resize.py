@@ -9,13 +9,13 @@ from data import synthetic
 from PIL import Image
 
 from wamjax import config as configs
-from wamjax import trained
 from wamjax.bundle.observation import BadObservation, Observer
 from wamjax.data import images, pipeline
 from wamjax.data.sources import open_sources
 from wamjax.data.spec import DataSpec
 from wamjax.data.transforms import views
 from wamjax.envs import tabletop
+from wamjax.runs import trained
 
 SIZES = {"top": (20, 12), "wrist": (9, 33)}
 

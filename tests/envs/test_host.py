@@ -9,19 +9,25 @@ import numpy as np
 import pytest
 from envs import fake
 
-from wamjax import closed_loop, collect, rollouts, trained
 from wamjax import config as configs
+from wamjax import rollouts
 from wamjax.data.records import Reader
+from wamjax.envs import collection
 from wamjax.envs.world import SETTLE, World, open_world
-from wamjax.wam import draws
+from wamjax.runs import closed_loop, trained
+from wamjax.wam import noise as draws
+from wamjax.wam.protocols import Policy
 
 TASKS = ["left", "right", "right", "left", "right"]
 KEYS = jax.random.split(jax.random.key(0), len(TASKS))
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class Told(Policy):
     """Goes where the second word says, a little at random; sees the picture as well."""
+
+    def batch_spec(self, batch_size):
+        return {}
 
     def policy(self, params, normalizers, observation, rng, mode=None):
         left = observation["instruction"][:, 1] == observation["left"][:, 0]
@@ -157,9 +163,9 @@ def test_the_expert_is_recorded_until_a_little_after_success(tmp_path):
 
 def test_demonstrations_of_any_world_are_collected(tmp_path, monkeypatch):
     monkeypatch.setattr(fake, "world", functools.partial(fake.world, expert=True))
-    settings = collect.Settings(env="envs.fake:world", episodes=4, noise=0.05)
-    summary = collect.collect(tmp_path / "a", settings, progress=False)
-    collect.collect(tmp_path / "b", settings, progress=False)
+    settings = collection.Settings(env="envs.fake:world", episodes=4, noise=0.05)
+    summary = collection.collect(tmp_path / "a", settings, progress=False)
+    collection.collect(tmp_path / "b", settings, progress=False)
     reader = Reader(tmp_path / "a")
     assert summary["episodes"] == 4 == len(reader) and reader.info.robot == "line"
     assert reader.info.collection["tasks"] == ["left", "right"]
@@ -168,7 +174,7 @@ def test_demonstrations_of_any_world_are_collected(tmp_path, monkeypatch):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     with pytest.raises(ValueError, match="line has no scripted expert to collect from"):
         monkeypatch.setattr(fake, "world", functools.partial(fake.world, expert=False))
-        collect.collect(tmp_path / "c", settings)
+        collection.collect(tmp_path / "c", settings)
 
 
 def test_metaworld_is_one_and_the_same_seed_is_the_same_episode(tmp_path):

@@ -18,10 +18,11 @@ from wamjax.diffusion.guidance import guide
 from wamjax.models import blocks, dit
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.codec import CachedLatents
-from wamjax.models.mot import GroupSpec
+from wamjax.models.shell import GroupSpec
 from wamjax.models.visibility import bidirectional
-from wamjax.wam.denoising import Denoising
-from wamjax.wam.schemes import SCHEMES, groups_of
+from wamjax.wam.slots import groups_of
+from wamjax.wam.video.objective import Denoising
+from wamjax.wam.video.schemes import SCHEMES, slots_of
 
 torch = pytest.importorskip("torch")
 from models import dit_oracle  # noqa: E402
@@ -122,8 +123,8 @@ def test_sampling_guides_the_channels_that_the_public_sampler_does():
     params = dit_names.official(dict(model.named_parameters()), LAYERS)
     process, scheme = DDPM(variance="learned"), SCHEMES["diffusion"]
     objective = Denoising(
-        network(groups=groups_of(scheme, 1)), CachedLatents(CHANNELS, 1, 1), process, scheme, 1,
-        (SIDE, SIDE, 3), steps=3, solver="ddim", guidance=4.0, guidance_channels=3,
+        network(groups=groups_of(slots_of(scheme, 1))), CachedLatents(CHANNELS, 1, 1), process,
+        scheme, 1, (SIDE, SIDE, 3), steps=3, solver="ddim", guidance=4.0, guidance_channels=3,
     )  # fmt: skip
     labels, rng = np.array([3, 7]), jax.random.key(5)
     with precision(True):

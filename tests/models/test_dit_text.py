@@ -7,7 +7,7 @@ from models.helpers import random_params
 
 from wamjax.models import blocks, dit
 from wamjax.models.blocks import ExpertSpec
-from wamjax.models.mot import GroupSpec
+from wamjax.models.shell import GroupSpec
 from wamjax.models.text import ContextEncoder
 from wamjax.models.visibility import bidirectional
 
@@ -44,8 +44,9 @@ def test_a_text_without_words_has_finite_gradients(encoder):
 def outputs(route, layers, ids):
     spec = ExpertSpec("text", 24, 32, **blocks.MMDIT) if route == "joint" else None
     net = dit.DiT(
-        dit.expert(24, 32, text=route), (GroupSpec("g", "video", (0,)),), (4, 4, 3), layers=2,
-        heads=2, head_dim=12, text=route, text_spec=spec, context_width=WIDTH, vocabulary=9,
+        video_spec=dit.expert(24, 32, text=route), groups=(GroupSpec("g", "video", (0,)),),
+        latent=(4, 4, 3), layers=2, heads=2, head_dim=12, text=route, text_spec=spec,
+        context_width=WIDTH, vocabulary=9,
         instruction_length=LENGTH, text_layers=layers, freq_dim=16,
     )  # fmt: skip
     x = np.random.default_rng(0).standard_normal((1, 1, 4, 4, 3)).astype(np.float32)

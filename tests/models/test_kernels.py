@@ -9,12 +9,14 @@ import pytest
 from models.helpers import random_params
 
 from wamjax import config as configs
-from wamjax import sharding, wam
+from wamjax import wam
 from wamjax.data.spec import DataSpec
 from wamjax.models import kernels
 from wamjax.models.attention import attend, grouped, masked, named
 from wamjax.models.visibility import bidirectional, causal
-from wamjax.wam import cosmos_programs, programs
+from wamjax.training import sharding
+from wamjax.wam.cosmos_policy import uses as cosmos_uses
+from wamjax.wam.fast_wam import uses as programs
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 TABLES = {
@@ -22,8 +24,8 @@ TABLES = {
     "joint": programs.JOINT,
     "idm": programs.IDM,
     "idm_published": programs.IDM_PUBLISHED,
-    **{f"{kind}_{name}": cosmos_programs.visibility(kind, use)
-       for kind in ("prefix",) for name, use in cosmos_programs.USES.items()},
+    **{f"prefix_{use.name}": use.table
+       for value in cosmos_uses.VALUES for use in cosmos_uses.uses(value, "prefix")},
     "bidirectional": bidirectional("a", "b"),
     "causal": causal("a", "b", "c"),
 }  # fmt: skip

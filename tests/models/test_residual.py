@@ -18,7 +18,7 @@ from wamjax import wam
 from wamjax.models.blocks import WAN, ExpertSpec, Stream
 from wamjax.models.transformer import Transformer
 from wamjax.models.visibility import bidirectional
-from wamjax.step import compute_cast
+from wamjax.training.step import compute_cast
 
 torch = pytest.importorskip("torch")
 from torch.nn import functional as F  # noqa: E402

@@ -7,7 +7,7 @@ import pytest
 from models.helpers import random_table
 
 from wamjax.models.visibility import bidirectional, cacheable, causal, prefix, table
-from wamjax.wam import programs
+from wamjax.wam.fast_wam import uses as programs
 from wamjax.wam.slots import Role
 
 # Rows of the tables in section 3.2 of the Fast-WAM spec; one letter per column, in row order.
@@ -52,7 +52,7 @@ def test_named_tables(name):
 
 def test_every_table_of_the_programs_is_among_the_checked_ones():
     checked = {getattr(programs, name).name for name in TRUTH}
-    used = {p.visibility.name for ps in programs.TRAINING.values() for p in ps}
+    used = {p.visibility.name for ps in programs.USES.values() for p in ps}
     assert used <= checked
 
 
@@ -84,13 +84,13 @@ def test_programs_of_the_variants():
     want["optional_idm"] = want["idm"] + want["fast"]
     for variant, expected in want.items():
         got = []
-        for program in programs.TRAINING[variant]:
-            assert set(program.table.groups) == set(program.factorization.present)
+        for program in programs.uses_of(variant):
+            assert set(program.table.groups) == set(program.present)
             roles = {g: r for g, r in program.factorization.roles if r != Role.ABSENT}
             got.append((program.visibility.name, roles))
         assert got == expected, variant
     with pytest.raises(ValueError, match="fats.*fast"):
-        programs.tables("fats")
+        programs.uses_of("fats")
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -6,8 +6,8 @@ import sys
 import jax
 import pytest
 
-from wamjax import compile as compiling
 from wamjax import tree
+from wamjax.training import compile as compiling
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -16,9 +16,9 @@ from wamjax.models import blocks
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.codec import PixelCodec
 from wamjax.models.dit import DiT
-from wamjax.models.mot import GroupSpec
-from wamjax.wam.cosmos_policy import CosmosPolicy
-from wamjax.wam.layouts import parse
+from wamjax.models.shell import GroupSpec
+from wamjax.wam.cosmos_policy.layouts import parse
+from wamjax.wam.cosmos_policy.objective import CosmosPolicy
 
 WORDS = (
     "blank", "proprio:3", "camera:eye", "camera:hand",
@@ -57,7 +57,7 @@ class Stub(CosmosPolicy):
     def bind(self, params, constrain=None):
         assert not params
         c = LATENT[-1]
-        return lambda method, values, *_: {g: x[..., :c] / 3 for g, x in values.items()}
+        return lambda method, values, *_, **__: {g: x[..., :c] / 3 for g, x in values.items()}
 
 
 def stub(**changes) -> CosmosPolicy:

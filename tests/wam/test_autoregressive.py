@@ -16,7 +16,7 @@ from wamjax.models.autoregressive import AutoregressiveTransformer
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.palette import Palette
 from wamjax.models.vae.bottleneck import FiniteScalar
-from wamjax.wam.autoregressive import Autoregressive, pick
+from wamjax.wam.video.autoregressive import Autoregressive, pick
 
 B, CODES, FRAMES, PICTURE = 3, 13, 3, (4, 4, 3)
 

@@ -11,9 +11,16 @@ from wamjax.models.codec import CachedLatents, PixelCodec, wan21
 from wamjax.models.vae.autoencoder import Sizes
 from wamjax.models.vae.bottleneck import Gaussian
 from wamjax.models.vae.vae_codec import VAECodec
-from wamjax.wam.augment import STRENGTHS, Strength, _kept, _shift_hue, augment, centre_crop
-from wamjax.wam.clips import assemble, decode, encode, frames_per_slot, split
-from wamjax.wam.layouts import LAYOUTS, parse
+from wamjax.wam.cosmos_policy.augment import (
+    STRENGTHS,
+    Strength,
+    _kept,
+    _shift_hue,
+    augment,
+    centre_crop,
+)
+from wamjax.wam.cosmos_policy.clips import assemble, decode, encode, frames_per_slot, split
+from wamjax.wam.cosmos_policy.layouts import LAYOUTS, name_of, parse
 
 LIBERO = parse(LAYOUTS["libero"])
 KEY = jax.random.key(0)
@@ -48,7 +55,7 @@ def test_the_clip_has_every_picture_in_its_slot_and_black_elsewhere(k):
         if slot.camera:
             want = x[slot.camera][:, 1 if slot.kind == "future_camera" else 0]
         for i in range(frames.shape[1]):
-            np.testing.assert_array_equal(frames[:, i], want, err_msg=slot.name)
+            np.testing.assert_array_equal(frames[:, i], want, err_msg=name_of(slot))
     # While acting, the present stands for the future, whose slots are denoised anyway.
     now = {c: v[:, :1] for c, v in x.items()}
     same = np.asarray(assemble(LIBERO, now, 9, k))

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 
 from wamjax import config as configs
-from wamjax import flops, optim, partition, sharding, tree, wam
-from wamjax import state as states
+from wamjax import flops, tree, wam
 from wamjax.data import pipeline
 from wamjax.data.spec import DataSpec
-from wamjax.doctor import Shape, diagnose
 from wamjax.envs import tabletop
-from wamjax.step import forward_flops, model_flops
-from wamjax.wam import cosmos_builder as presets
-from wamjax.wam.cosmos_programs import USES
-from wamjax.wam.layouts import LAYOUTS
+from wamjax.training import optim, partition, sharding
+from wamjax.training import state as states
+from wamjax.training.sharding import Shape, diagnose
+from wamjax.training.step import forward_flops, model_flops
+from wamjax.wam.cosmos_policy import presets
+from wamjax.wam.cosmos_policy.layouts import LAYOUTS
+from wamjax.wam.cosmos_policy.uses import uses
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "configs"
 PUBLISHED = ("libero", "robocasa", "aloha")
@@ -155,7 +156,7 @@ def test_settings_that_differ_between_benchmarks():
     assert [c.objective.infer_steps for c in rows.values()] == [5, 5, 10]
     assert [c.eval.execute for c in rows.values()] == [16, 16, 50]
     planner = get("aloha", "planner")
-    assert build(planner).uses[2] == USES["value_v"] and build(planner).mix == (2, 9, 9)
+    assert build(planner).uses[2] == uses("value_v")[2] and build(planner).mix == (2, 9, 9)
     shares = {n: s.weight for n, s in planner.data.sources.items()}
     assert shares == {"demos": 2, "successes": 9, "failures": 9}
     assert not any(s.rollout for s in rows["aloha"].data.sources.values())

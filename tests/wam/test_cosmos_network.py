@@ -13,8 +13,8 @@ from wamjax.models import blocks
 from wamjax.models.attention import attend
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.dit import DiT
-from wamjax.models.mot import GroupSpec
 from wamjax.models.rope import ntk_bases, rotate, split_axes, video_rope
+from wamjax.models.shell import GroupSpec
 from wamjax.models.visibility import bidirectional
 from wamjax.tree import count, flatten
 
@@ -27,12 +27,12 @@ FULL = dict(layers=28, heads=16, head_dim=128, width=2048, ffn=8192, text=1024, 
 def network(slots, latent, layers, heads, head_dim, width, ffn, text, channels, rank, rows=0):
     spec = ExpertSpec("video", width, ffn, **blocks.COSMOS, lora_rank=rank, context_rows=rows)
     return DiT(
-        spec,
-        (GroupSpec("all", "video", tuple(range(slots))),),
-        (*latent, channels + 2),  # and the masks of condition and padding
-        layers,
-        heads,
-        head_dim,
+        video_spec=spec,
+        groups=(GroupSpec("all", "video", tuple(range(slots))),),
+        latent=(*latent, channels + 2),  # and the masks of condition and padding
+        layers=layers,
+        heads=heads,
+        head_dim=head_dim,
         outputs=channels,
         text="cross",
         text_net="none",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,25 +10,32 @@ import numpy as np
 import pytest
 from wam import cosmos_tiny as tiny
 
-from wamjax import optim
-from wamjax import state as states
 from wamjax.config import base_config, source
 from wamjax.data import mixture
 from wamjax.diffusion.noise import cosmos_policy as law
 from wamjax.models.codec import CachedLatents
-from wamjax.sharding import batch_sharding, constrain, make_mesh, params_shardings
-from wamjax.step import make_train_step
+from wamjax.training import optim
+from wamjax.training import state as states
+from wamjax.training.sharding import batch_sharding, constrain, make_mesh, params_shardings
+from wamjax.training.step import make_train_step
 from wamjax.tree import flatten
-from wamjax.wam import cosmos_loss
-from wamjax.wam.cosmos_policy import COMPAT
-from wamjax.wam.cosmos_programs import USES, uses
-from wamjax.wam.injection import extract
+from wamjax.wam.cosmos_policy import targets
+from wamjax.wam.cosmos_policy.checks import COMPAT
+from wamjax.wam.cosmos_policy.injection import extract
+from wamjax.wam.cosmos_policy.sampling import join
+from wamjax.wam.cosmos_policy.uses import uses
 
 KEY = jax.random.key(0)
 T = len(tiny.LAYOUT)
 
 
-KEYS = dict(zip(("assign", "noise", "augment"), jax.random.split(KEY, 3), strict=True))
+class Errors(NamedTuple):
+    """Of every slot of every example, (b, t), and what the examples train."""
+
+    velocity: jax.Array
+    l1: jax.Array
+    weight: jax.Array
+    use: jax.Array
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -37,10 +45,26 @@ def loss(objective, params, batch):
 
 @functools.partial(jax.jit, static_argnums=0)
 def errors(objective, params, batch, level):
-    return cosmos_loss.errors(objective, params, batch, KEYS, level)
+    draws = [
+        dataclasses.replace(draw, level={g: level[draw.at] for g in draw.level})
+        for draw in objective.draw(params, batch, KEY)
+    ]
+    parts = objective._by_slot([objective.denoising_loss(params, draw) for draw in draws])
+    return Errors(*parts, jnp.concatenate([draw.use for draw in draws]))
 
 
-targets = jax.jit(cosmos_loss.targets, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
+def latents_and_noise(objective, batch):
+    (draw,) = objective.draw({}, batch, KEY)
+    drawn = jax.random.normal(jax.random.split(KEY, 4)[1], (8, T, *tiny.LATENT))
+    for group, at in tiny.LAYOUT.groups.items():
+        if group in draw.noise:
+            drawn = drawn.at[:, np.array(at)].set(draw.noise[group])
+    return join(tiny.LAYOUT, draw.clean), drawn
+
+
+def numbers(objective, batch):
+    return targets.numbers(objective.layout, batch, objective.discount, objective.compat)
 
 
 def test_gradient_reaches_every_parameter_and_metrics_say_where_the_loss_is():
@@ -78,8 +102,7 @@ def test_the_loss_is_the_published_one_in_edm_form():
     level = objective.process.level_of(sigma)
     found = errors(objective, tiny.params(), batch, level)
 
-    x0 = targets(objective, {}, batch, KEY)
-    eps = jax.random.normal(KEYS["noise"], x0.shape)
+    x0, eps = latents_and_noise(objective, batch)
     role = np.array([{"policy": 4, "world_model": 5, "value": 8}[objective.uses[i].name]
                      for i in found.use])  # fmt: skip
     given = np.arange(T) < role[:, None]
@@ -133,13 +156,13 @@ def test_values_are_discounted_returns_from_the_end_of_the_chunk():
     batch = tiny.batch()
     batch["score"] = jnp.asarray([1.0, 1, 1, 0, 0.5, 0.5, 1, 1])
     batch["to_go"] = jnp.asarray([0.0, 16, 100, 7, 0, 16, 1, 2])
-    value = cosmos_loss.numbers(tiny.objective(), batch)["value"]
+    value = numbers(tiny.objective(), batch)["value"]
     np.testing.assert_allclose(value[:4], [1.0, 0.703, -0.268, -1.0], atol=5e-4)
     np.testing.assert_allclose(value[4:6], [0.0, 0.5 * 0.99**16 * 2 - 1], atol=1e-6)
-    erased = cosmos_loss.numbers(tiny.objective(compat=("erased_scores",)), batch)["value"]
+    erased = numbers(tiny.objective(compat=("erased_scores",)), batch)["value"]
     np.testing.assert_allclose(erased[4:6], [1.0, 0.703], atol=5e-4)
     np.testing.assert_array_equal(erased[:4], value[:4])
-    slow = cosmos_loss.numbers(tiny.objective(discount=0.998), batch)["value"]
+    slow = numbers(tiny.objective(discount=0.998), batch)["value"]
     np.testing.assert_allclose(slow[2], 2 * 0.998**100 - 1, atol=1e-5)
 
 
@@ -149,7 +172,7 @@ def test_the_last_action_goes_on_past_the_end_of_an_episode():
     valid[1, 1:], valid[2, 3:] = False, False
     batch["action_valid"] = jnp.asarray(valid)
     batch["actions"] = batch["actions"] * valid[..., None]
-    got = np.asarray(cosmos_loss.numbers(tiny.objective(), batch)["action"])
+    got = np.asarray(numbers(tiny.objective(), batch)["action"])
     want = np.array(batch["actions"])
     want[1, 1:], want[2, 3:] = want[1, 0], want[2, 2]
     np.testing.assert_array_equal(got, want)
@@ -157,13 +180,13 @@ def test_the_last_action_goes_on_past_the_end_of_an_episode():
 
 def test_targets_hold_the_right_picture_and_numbers_in_every_slot():
     objective, batch = tiny.objective(), tiny.batch()
-    latents = targets(objective, {}, batch, KEY)
+    latents, _ = latents_and_noise(objective, batch)
     for camera, at in (("hand", slice(0, 8)), ("eye", slice(8, 16))):
         for time, name in ((0, camera), (1, f"future_{camera}")):
             picture = batch["video"][:, time : time + 1, :, at]
             slot = latents[:, tiny.LAYOUT.index(name)]
             np.testing.assert_array_equal(slot, objective.codec.encode(picture)[:, 0])
-    for name, x in cosmos_loss.numbers(objective, batch).items():
+    for name, x in numbers(objective, batch).items():
         np.testing.assert_allclose(extract(tiny.LAYOUT, latents, name), x, atol=1e-6)
     np.testing.assert_array_equal(latents[:, 0], -1)  # black
 
@@ -178,9 +201,9 @@ def test_prefix_visibility_trains_with_the_same_shares_under_its_own_tables():
         want = loss(tiny.stub(), {}, batch)
         np.testing.assert_allclose(other[0], want[0], rtol=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), other[1], want[1])
-    names = [name for name, _ in tiny.objective(visibility="prefix").pictures()]
+    names = [table.name for table in tiny.objective(visibility="prefix").tables]
     assert names == ["prefix_policy", "prefix_world_model", "prefix_value"]
-    assert [n for n, _ in tiny.objective().pictures()] == ["bidirectional"]
+    assert [table.name for table in tiny.objective().tables] == ["bidirectional"]
 
 
 def test_on_a_mesh_the_loss_is_the_same():
@@ -197,7 +220,7 @@ def test_on_a_mesh_the_loss_is_the_same():
 
 @pytest.mark.parametrize("value", ["value_v", "value_q"])
 def test_a_hidden_slot_is_noise_without_a_loss(value):
-    objective = tiny.objective(uses=uses(value), mix=(1, 1, 2))
+    objective = tiny.objective(judge=value, mix=(1, 1, 2))
     batch = tiny.batch(rollouts=3)
     level = jnp.full((8, 1), objective.process.level_of(1e9))  # pure noise
     run = functools.partial(errors, objective, tiny.params(), level=level)
@@ -217,17 +240,18 @@ def test_a_hidden_slot_is_noise_without_a_loss(value):
 def test_compat_switches_do_what_they_say():
     batch = tiny.batch(rollouts=2)
     plain, rounded = (
-        cosmos_loss.numbers(tiny.objective(compat=c), batch) for c in ((), ("bf16_targets",))
+        numbers(tiny.objective(compat=c), batch) for c in ((), ("bf16_targets",))
     )
     for name, x in plain.items():
         want = x.astype(jnp.bfloat16).astype(jnp.float32)
         np.testing.assert_array_equal(rounded[name], want, err_msg=name)
     # Section 1.6: what the five levels of the published grid become.
     sigmas = np.array([80, 42.2911, 20.9724, 9.6183, 4.0])
-    told = tiny.objective(compat=("bf16_times",)).told(jnp.asarray(sigmas / (1 + sigmas)))
+    rounded = tiny.objective(compat=("bf16_times",)).process_of("action")
+    told = rounded.c_noise(jnp.asarray(sigmas / (1 + sigmas)))
     want = [0.98828125, 0.9765625, 0.953125, 0.90625, 0.80078125]
     np.testing.assert_array_equal(told, np.float32(want))
-    exact = tiny.objective().told(jnp.asarray(sigmas / (1 + sigmas)))
+    exact = tiny.objective().process_of("action").c_noise(jnp.asarray(sigmas / (1 + sigmas)))
     np.testing.assert_allclose(exact, [0.98765, 0.97690, 0.95449, 0.90582, 0.8], atol=1e-5)
     level = jnp.full((8, 1), 0.5)
     tossed = errors(tiny.stub(compat=("tossed_mix",)), {}, tiny.batch(), level)
@@ -243,7 +267,7 @@ def test_times_are_rounded_under_compat_in_training_too():
         def bind(self, params, constrain=None):
             inner = super().bind(params)
 
-            def net(method, values, levels, *rest):
+            def net(method, values, levels, *rest, **options):
                 seen.update(levels)
                 return inner(method, values, levels, *rest)
 
@@ -251,9 +275,8 @@ def test_times_are_rounded_under_compat_in_training_too():
 
     level = jnp.full((8, 1), 0.7)
     for compat, want in (((), 0.7), (("bf16_times",), 0.69921875)):
-        cosmos_loss.errors(
-            Spy(**vars(tiny.objective(compat=compat))), {}, tiny.batch(), KEYS, level
-        )
+        spy = Spy(**vars(tiny.objective(compat=compat)))
+        errors.__wrapped__(spy, {}, tiny.batch(), level)
         assert set(np.unique(seen["value"])) == {np.float32(want)}
         assert set(np.unique(seen["blank"])) == {0}
 
@@ -271,8 +294,9 @@ def test_the_noise_law_is_the_published_one_times_the_root_of_the_slots():
 def test_loss_by_level_is_the_loss_at_each_level():
     objective, batch = tiny.stub(), tiny.batch(rollouts=2)
     got = jax.jit(objective.by_level)({}, batch, KEY, jnp.asarray([0.5, 4.0, 80.0]))
-    one = errors(objective, {}, batch, jnp.full((8, 1), 4 / 5))
-    want = cosmos_loss.metrics(objective, one, 10.0)
+    (draw,) = objective.draw({}, batch, KEY)
+    same = dataclasses.replace(draw, level=dict.fromkeys(draw.level, jnp.full((8, 1), 4 / 5)))
+    want = objective.loss_of({}, [same])[1]
     assert got.keys() == want.keys()
     for name in got:
         assert got[name].shape == (3,)
@@ -294,11 +318,10 @@ class Uses(tiny.Stub):
     def init(self, rng):
         return {"x": jnp.zeros(())}
 
-    def loss(self, params, batch, rng):
-        key, level = KEYS | {"assign": rng}, jnp.full((len(batch["rollout"]), 1), 0.5)
-        found = cosmos_loss.errors(self, {}, batch, key, level)
-        taught = jnp.any(found.weight, axis=1)
-        counts = {u.name: jnp.sum((found.use == i) & taught) for i, u in enumerate(self.uses)}
+    def loss(self, params, batch, rng, average=None):
+        (draw,) = self.draw({}, batch, rng)
+        taught = jnp.any(jnp.concatenate(list(draw.mask.values()), axis=1), axis=1)
+        counts = {u.name: jnp.sum((draw.use == i) & taught) for i, u in enumerate(self.uses)}
         return params["x"], {name: x.astype(jnp.float32) for name, x in counts.items()}
 
 
@@ -340,4 +363,3 @@ def test_errors_name_the_key():
     ):
         with pytest.raises(ValueError, match=message):
             tiny.objective(**changes)
-    assert set(USES) >= {u.name for u in tiny.objective().uses}

@@ -6,21 +6,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wamjax import rollouts, trained
+from wamjax import rollouts
 from wamjax.config import base_config
 from wamjax.data.records import Reader
 from wamjax.data.spec import DataSpec
 from wamjax.data.windows import Windows
 from wamjax.envs import tabletop
-from wamjax.wam import draws
+from wamjax.runs import trained
+from wamjax.wam import noise as draws
+from wamjax.wam.protocols import Policy
 
 TASKS = ("reach_left_zone", "pick_red")
 STEPS = 24
 
 
 @dataclasses.dataclass(frozen=True)
-class Left:
+class Left(Policy):
     """Goes to where left zones tend to be, whatever it is told."""
+
+    def batch_spec(self, batch_size):
+        return {}
 
     def policy(self, params, normalizers, observation, key, mode):
         there = jnp.array([-0.5, 0.57, 0.0])

@@ -10,10 +10,17 @@ import pytest
 from wam import cosmos_tiny as tiny
 
 from wamjax.models.transformer import Cache
-from wamjax.wam.cosmos_policy import Seen
-from wamjax.wam.cosmos_programs import USES, uses, visibility
-from wamjax.wam.cosmos_sampling import Sampler, frozen_error, join, masked, published_noise, split
-from wamjax.wam.injection import extract, read_value
+from wamjax.wam.cosmos_policy.injection import extract, read_value
+from wamjax.wam.cosmos_policy.objective import Seen
+from wamjax.wam.cosmos_policy.sampling import (
+    Sampler,
+    frozen_error,
+    join,
+    marked,
+    published_noise,
+    split,
+)
+from wamjax.wam.cosmos_policy.uses import uses
 
 KEY = jax.random.key(0)
 SHAPE = (2, 9, 4, 4, 12)
@@ -46,8 +53,11 @@ class Network:
         return out, EMPTY
 
 
-def sampler(network, kind="bidirectional"):
-    return Sampler(network, tiny.LAYOUT, tiny.PROCESS, 80.0, 4.0, kind, lambda x: x)
+POLICY = uses()[0]
+
+
+def sampler(network):
+    return Sampler(network, tiny.LAYOUT, tiny.PROCESS, 80.0, 4.0)
 
 
 def oracle(noise, steps):
@@ -81,7 +91,7 @@ def test_sampling_is_the_public_recipe_with_as_many_calls_as_asked(steps):
     network = Network()
     with jax.disable_jit():  # so that every step of the scan calls
         out = sampler(network)(
-            USES["policy"], jnp.asarray(latents, jnp.float32), EMPTY,
+            POLICY, jnp.asarray(latents, jnp.float32), EMPTY,
             jnp.asarray(noise, jnp.float32), steps,
         )  # fmt: skip
     assert len(network.calls) == steps
@@ -106,8 +116,7 @@ def test_the_grids_and_times_of_the_specification():
     levels = sampler(Network()).schedule(5)
     np.testing.assert_allclose(levels[[0, 4]], [0.987654, 0.8], atol=1e-6)
     # What is given is at time 0.
-    use = USES["policy"]
-    denoiser = sampler(Network())._denoiser(use, visibility("bidirectional", use))
+    denoiser = sampler(Network()).denoiser(POLICY.table)
     assert denoiser._clean_times({"blank": None})["blank"].tolist() == [[0.0]]
 
 
@@ -133,11 +142,20 @@ def test_acting_may_start_from_the_published_noise():
 def test_acting_tells_rounded_levels_under_compat():
     told = set()
 
+    def tell(levels):
+        for x in levels.values():
+            told.update(x.ravel().tolist())
+
     class Spy(tiny.CosmosPolicy):
-        def told(self, levels):
-            out = super().told(levels)
-            jax.debug.callback(lambda x: told.update(np.ravel(x).tolist()), out)
-            return out
+        def bind(self, params, *constrain):
+            net = super().bind(params, *constrain)
+
+            def call(method, levels, *rest, **options):
+                if method == "times":
+                    jax.debug.callback(tell, levels)
+                return net(method, levels, *rest, **options)
+
+            return call
 
     for compat in ((), ("bf16_times",)):
         objective = Spy(**vars(tiny.objective(compat=compat, steps=5)))
@@ -154,7 +172,7 @@ def test_acting_tells_rounded_levels_under_compat():
 def test_masks_and_groups():
     x = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE), jnp.float32)
     given = jnp.asarray(np.random.default_rng(1).random((2, 9)) < 0.5)
-    y = np.asarray(masked(x, given))
+    y = np.asarray(marked({"g": x}, {"g": given})["g"])
     np.testing.assert_array_equal(y[..., :12], x)
     assert np.all(y[..., 12] == np.asarray(given)[:, :, None, None]) and np.all(y[..., 13] == 0)
     np.testing.assert_array_equal(join(tiny.LAYOUT, split(tiny.LAYOUT, x)), x)
@@ -193,8 +211,8 @@ def test_a_prefix_is_cached_exactly():
     class Uncached(tiny.CosmosPolicy):
         def act(self, params, seen, rng, steps=0, frozen=False):
             use, sampler = self.uses[0], self.sampler(params)
-            contexts = self.bind(params)("conditions", self.text(tiny.observation()))[1]
-            denoiser = sampler._denoiser(use, self.tables[0])
+            contexts = self.bind(params)("conditions", self.text(tiny.observation())).contexts
+            denoiser = sampler.denoiser(use.table)
             denoiser = dataclasses.replace(denoiser, use_cache=False)
             parts = split(self.layout, seen.latents)
             noise = split(self.layout, jax.random.normal(rng, seen.latents.shape))
@@ -212,7 +230,7 @@ def test_a_prefix_is_cached_exactly():
 
 
 def test_world_model_and_value_keep_what_they_are_given():
-    objective = tiny.objective(uses=uses("value_v"))
+    objective = tiny.objective(judge="value_v")
     latents = jnp.asarray(np.random.default_rng(3).standard_normal(SHAPE), jnp.float32)
 
     @jax.jit

@@ -14,8 +14,9 @@ from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.models import blocks, dit
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.codec import PixelCodec
-from wamjax.wam.denoising import Denoising
-from wamjax.wam.schemes import SCHEMES, groups_of
+from wamjax.wam.slots import Role, groups_of
+from wamjax.wam.video.objective import Denoising
+from wamjax.wam.video.schemes import SCHEMES, slots_of
 
 PICTURE = (4, 4, 3)
 BATCH = 3
@@ -30,9 +31,9 @@ def make(scheme="diffusion", frames=4, conditioning="adaln_zero", text="none", *
     classes = options.pop("classes", 0)
     scheme = SCHEMES[scheme]
     network = dit.DiT(
-        dit.expert(width, 40, conditioning, text),
-        groups_of(scheme, frames),
-        (2, 2, 12),
+        video_spec=dit.expert(width, 40, conditioning, text),
+        groups=groups_of(slots_of(scheme, frames)),
+        latent=(2, 2, 12),
         layers=2,
         heads=heads,
         head_dim=12,
@@ -148,7 +149,7 @@ def test_a_later_frame_does_not_change_an_earlier_one_in_causal_schemes():
 
     def outputs(values):
         return objective.network.apply(
-            {"params": params}, values, told, {}, objective.visibility, method="evaluate"
+            {"params": params}, values, told, {}, objective.use.table, method="evaluate"
         )
 
     a, b = outputs(clean), outputs(clean | {"g3": clean["g3"] + 1})
@@ -176,7 +177,8 @@ def test_guidance_one_is_no_guidance_and_others_extrapolate():
 def test_given_groups_have_no_loss_and_levels_are_of_their_scheme():
     for name, scheme in SCHEMES.items():
         objective = make(name)
-        given = np.array(objective._given(jax.random.key(0), 400))
+        roles = objective._roles(jax.random.key(0), 400)
+        given = np.stack([np.array(x[:, 0]) == Role.GIVEN for x in roles.values()], axis=1)
         levels = objective._levels(jax.random.key(1), 400)
         per_frame = np.concatenate([np.array(v) for v in levels.values()], axis=1)
         distinct = {len(set(row)) for row in per_frame.tolist()}
@@ -202,7 +204,7 @@ def test_forcing_takes_any_number_of_given_frames():
     parts = {"g0": told[:, :1], "g1": told[:, 1:]}
     whole, parted = (
         o.network.apply(
-            {"params": params}, o.split(latents), levels, condition_of(batch), o.visibility,
+            {"params": params}, o.split(latents), levels, condition_of(batch), o.use.table,
             method="evaluate",
         )
         for o, levels in ((objective, {"g0": told}), (begun, parts))

@@ -10,7 +10,7 @@ from wam import tiny  # noqa: E402
 
 from wamjax.models.transformer import unstack  # noqa: E402
 from wamjax.tree import flatten  # noqa: E402
-from wamjax.wam.expert_init import action_from_video, interpolate  # noqa: E402
+from wamjax.wam.fast_wam.expert_init import action_from_video, interpolate  # noqa: E402
 
 
 def resize(x, shape):

@@ -13,7 +13,8 @@ from wamjax.data.normalize import Normalizer
 from wamjax.models import codec as codecs
 from wamjax.models.vae.bottleneck import Gaussian
 from wamjax.tree import flatten
-from wamjax.wam.programs import FAST, IDM, IDM_PUBLISHED
+from wamjax.wam.fast_wam.uses import FAST, IDM, IDM_PUBLISHED
+from wamjax.wam.loss import SlotLosses, denoising_loss
 
 KEY = jax.random.key(0)
 
@@ -77,10 +78,15 @@ def test_init_gives_the_same_tree_for_all_variants_and_zero_heads():
 
 def test_loss_is_the_weighted_sum_of_means_over_the_examples_that_have_it():
     class Fixed(tiny.FastWAM):
-        def _program_losses(self, params, program, batch, rng):
-            return jnp.array([1.0, 2, 3, 6]), jnp.array([5.0, 0, 7, 0])
+        def denoising_loss(self, params, draw):
+            errors = {"future": [1.0, 2, 3, 6], "action": [5.0, 0, 7, 0]}
+            return {
+                g: SlotLosses(jnp.broadcast_to(jnp.array(x)[:, None], draw.mask[g].shape),
+                              draw.mask[g], jnp.zeros(draw.mask[g].shape))
+                for g, x in errors.items()
+            }  # fmt: skip
 
-    objective = Fixed(**vars(tiny.fast_wam("fast", lambda_video=0.25, lambda_action=10.0)))
+    objective = Fixed(**vars(tiny.fast_wam("fast", video_weight=0.25, action_weight=10.0)))
     batch = tiny.batch()
     batch["action_valid"] = jnp.array([[0, 0, 1], [0, 0, 0], [1, 1, 1], [0, 0, 0]], bool)
     value, metrics = objective.loss({}, batch, KEY)
@@ -181,7 +187,7 @@ def velocities(net, params, values, levels, batch, table, predict):
     def call(method, *args, **kwargs):
         return net.apply({"params": params}, *args, method=method, **kwargs)
 
-    contexts = call("contexts", batch["instruction"], batch["proprio"])
+    contexts = call("conditions", batch).contexts
     times = call("times", levels)
     return call("__call__", values, times, contexts, table.restrict(values), predict=predict)[0]
 
@@ -238,23 +244,31 @@ def test_optional_idm_shares_are_exact_and_reported():
     sizes = []
 
     class Spy(type(objective)):
-        def _program_losses(self, params, program, batch, rng):
-            sizes.append((program.factorization.name, len(batch["proprio"])))
-            return super()._program_losses(params, program, batch, rng)
+        def denoising_loss(self, params, draw):
+            sizes.append((self.uses[len(sizes)].name, len(draw.at)))
+            return super().denoising_loss(params, draw)
 
     spy = Spy(**vars(objective))
     metrics = jax.eval_shape(spy.loss, tiny.params("optional_idm"), tiny.batch(8), KEY)[1]
     assert sizes == [("teacher", 2), ("co_train", 6)]
     assert {"loss_action/teacher", "loss_action/co_train"} <= set(metrics)
-    with pytest.raises(ValueError, match="optional_idm has 2 programs, shares are \\(1.0,\\)"):
+    with pytest.raises(ValueError, match="optional_idm has 2 uses, shares are \\(1.0,\\)"):
         tiny.fast_wam("optional_idm", shares=(1.0,))
 
 
 def test_conditioning_video_is_noised_as_often_as_asked_and_tells_its_level():
-    video = tiny.CODEC.encode(tiny.batch(400)["video"])[:, 1:]
+    batch, seen = tiny.batch(400), {}
+    video = tiny.CODEC.encode(batch["video"])[:, 1:]
+
+    def network(values, levels, condition, table, predict):
+        seen.update(value=values["cond"], level=levels["cond"])
+        return {g: values[g] for g in predict}
+
     for probability in (0.0, 0.5, 1.0):
         objective = tiny.fast_wam("idm", cond_noise_prob=probability)
-        got, level = objective._conditioning(video, jax.random.key(1))
+        (draw,) = objective.draw({}, batch, jax.random.key(1))
+        assert set(denoising_loss(network, draw, objective.process_of)) == {"future", "action"}
+        got, level = seen["value"], seen["level"]
         noised = np.any(np.asarray(got != video), axis=(1, 2, 3, 4))
         assert abs(noised.mean() - probability) < 0.1 and level.shape == (400, 2)
         np.testing.assert_array_equal(np.asarray(level > 0).all(axis=1), noised)

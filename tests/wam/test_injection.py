@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wamjax.data.normalize import normalizers, statistics
-from wamjax.wam.injection import (
+from wamjax.wam.cosmos_policy.injection import (
     extract,
     inject,
     read_value,
@@ -14,7 +14,7 @@ from wamjax.wam.injection import (
     untile,
     value_target,
 )
-from wamjax.wam.layouts import LAYOUTS, parse
+from wamjax.wam.cosmos_policy.layouts import LAYOUTS, holds_numbers, parse
 
 LATENT = (28, 28, 16)  # of a 224 x 224 picture behind the Wan 2.1 autoencoder
 SIZE = 28 * 28 * 16
@@ -79,7 +79,7 @@ def test_every_slot_of_numbers_round_trips_and_touches_no_other(name):
     out = jax.jit(lambda l, v: inject(layout, l, v))(latents, values)
     for n, x in values.items():
         np.testing.assert_allclose(extract(layout, out, n), x, atol=1e-6)
-    pictures = [i for i, s in enumerate(layout.slots) if not s.holds_numbers]
+    pictures = [i for i, s in enumerate(layout.slots) if not holds_numbers(s)]
     np.testing.assert_array_equal(out[:, pictures], latents[:, pictures])
     # The first slots alone, as a policy has them.
     few = inject(layout, latents[:, : layout.conditional], {"proprio": values["proprio"]})

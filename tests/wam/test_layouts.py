@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wamjax.data.spec import DataSpec
-from wamjax.wam.layouts import GROUPS, LAYOUTS, named, parse
+from wamjax.wam.cosmos_policy.layouts import GROUPS, LAYOUTS, named, parse
 
 # The specification's table (section 3), index by index.
 PUBLISHED = {
@@ -42,7 +42,7 @@ def test_indices_sizes_and_words_of_every_layout(name):
     for camera, i in layout.decoded.items():
         assert layout.slots[i].kind == "future_camera" and layout.names[i] == f"future_{camera}"
     assert tuple(layout.decoded) == layout.cameras
-    assert all(str(slot) in str(layout) for slot in layout.slots)
+    assert all(word in str(layout) for word in layout.words)
 
 
 def test_layouts_are_named_or_given():

@@ -13,10 +13,10 @@ from wam import test_denoising as pictures
 from wam import test_rolling as rolls
 from wam.test_policy import normalizers, observation
 
-from wamjax.wam.autoregressive import pick
-from wamjax.wam.denoising import streams
-from wamjax.wam.injection import extract
-from wamjax.wam.rolling import roll
+from wamjax.wam.cosmos_policy.injection import extract
+from wamjax.wam.video.autoregressive import pick
+from wamjax.wam.video.objective import streams
+from wamjax.wam.video.rolling import roll
 
 KEY = jax.random.key(3)
 B = 2
@@ -26,7 +26,7 @@ def test_fast_wam_starts_from_given_noise_and_shows_its_way():
     objective, params = tiny.fast_wam("idm", steps=2), tiny.params("idm")
     seen = params, normalizers(2.0), observation()
     first = tiny.CODEC.encode(observation()["video"])
-    noise = {g: objective._noise(g, first, KEY) for g in ("future", "action")}
+    noise = {g: objective._noise(g, first, KEY, None) for g in ("future", "action")}
 
     @jax.jit
     def run(noise):

@@ -12,7 +12,7 @@ from wam import tiny  # noqa: E402
 from wam.official_names import official, tensor  # noqa: E402
 from wam.torch_oracle import TorchWam  # noqa: E402
 
-from wamjax.wam import programs  # noqa: E402
+from wamjax.wam.fast_wam import uses as programs  # noqa: E402
 from wamjax.wam.objectives import bind  # noqa: E402
 
 TOKENS = {"N0": 4, "N+": 8, "C0": 4, "C+": 8, "A": tiny.CHUNK}
@@ -113,7 +113,8 @@ def test_velocities(name):
         def call(method, *args, **kwargs):
             return net.apply({"params": params}, *args, method=method, **kwargs)
 
-        contexts = call("contexts", x["text"], x["state"])
+        condition = {"context": x["text"], "proprio": x["state"]}
+        contexts = call("conditions", condition).contexts
         table = getattr(programs, name).restrict(present)
         values = {g: x[g] for g in present}
         times = call("times", level)
@@ -179,10 +180,11 @@ def test_sampled_actions(variant, mode, monkeypatch):
     objective = tiny.fast_wam(variant, vocabulary=0)
     x = data()
     (want,) = oracle_chunk(mode, shifts=(5.0, 1.0))
-    monkeypatch.setattr(type(objective), "_noise", lambda self, group, first, rng: x[group])
+    monkeypatch.setattr(type(objective), "_noise", lambda self, group, first, rng, noise: x[group])
 
     def observe(self, params, *_):
-        return x["first"], bind(self.network, params)("contexts", x["text"], x["state"])
+        condition = {"context": x["text"], "proprio": x["state"]}
+        return x["first"], bind(self.network, params)("conditions", condition).contexts
 
     monkeypatch.setattr(type(objective), "_observe", observe)
 

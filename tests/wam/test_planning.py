@@ -10,13 +10,12 @@ import pytest
 from wam import cosmos_tiny as tiny
 
 from wamjax.models.codec import PixelCodec
-from wamjax.step import compute_cast
-from wamjax.wam import planning
-from wamjax.wam.cosmos_policy import Seen
-from wamjax.wam.cosmos_programs import uses
-from wamjax.wam.injection import extract, inject, tile
-from wamjax.wam.layouts import parse
-from wamjax.wam.planning import Plan, Planning, aggregate, plan, sample_bytes
+from wamjax.training.step import compute_cast
+from wamjax.wam.cosmos_policy import planning
+from wamjax.wam.cosmos_policy.injection import extract, inject, tile
+from wamjax.wam.cosmos_policy.layouts import parse
+from wamjax.wam.cosmos_policy.objective import Seen
+from wamjax.wam.cosmos_policy.planning import Plan, Planning, aggregate, plan, sample_bytes
 
 KEY = jax.random.key(0)
 
@@ -112,7 +111,7 @@ class Recorded(tiny.CosmosPolicy):
 
 def recorded(value="value", **changes) -> tuple[Recorded, list]:
     how = Planning(**dict(proposals=4, futures=3, values=2, aggregate="mean") | changes)
-    return Recorded(**vars(tiny.objective(uses=uses(value), planning=how, steps=10)))
+    return Recorded(**vars(tiny.objective(judge=value, planning=how, steps=10)))
 
 
 def run(policy, size=2, planner=False, key=KEY):
@@ -289,7 +288,7 @@ def test_deeper_plans_need_the_future_of_everything_that_is_seen(missing):
 
 def test_a_planner_that_sees_otherwise_is_an_error():
     policy = tiny.objective()
-    other = tiny.objective(uses=uses("value_v"), network=tiny.network(remat="full", unroll=2))
+    other = tiny.objective(judge="value_v", network=tiny.network(remat="full", unroll=2))
     assert policy.with_planner(other).uses[2].name == "value_v"
     for changes, what in (
         (dict(visibility="prefix"), "differ in visibility$"),

@@ -12,9 +12,10 @@ from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.models import dit
 from wamjax.models.codec import PixelCodec
 from wamjax.models.rope import rotate, video_rope
-from wamjax.wam.denoising import Denoising
-from wamjax.wam.rolling import moved, roll
-from wamjax.wam.schemes import SCHEMES, groups_of
+from wamjax.wam.slots import groups_of
+from wamjax.wam.video.objective import Denoising
+from wamjax.wam.video.rolling import moved, roll
+from wamjax.wam.video.schemes import SCHEMES, slots_of
 
 B, PICTURE, GRID = 2, (4, 4, 3), (2, 2)
 FRAMES = {"blocks": 6, "forcing_causal": 3}  # three chunks of two, and of one
@@ -23,9 +24,9 @@ FRAMES = {"blocks": 6, "forcing_causal": 3}  # three chunks of two, and of one
 def make(scheme, layers=2, positions="rope", text="none", **options):
     frames = FRAMES.get(scheme, 4)
     network = dit.DiT(
-        dit.expert(24, 40, text=text),
-        groups_of(SCHEMES[scheme], frames),
-        (*GRID, 12),
+        video_spec=dit.expert(24, 40, text=text),
+        groups=groups_of(slots_of(SCHEMES[scheme], frames)),
+        latent=(*GRID, 12),
         layers=layers,
         heads=2,
         head_dim=12,

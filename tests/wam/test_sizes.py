@@ -6,9 +6,10 @@ import pytest
 from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.codec import CachedLatents
-from wamjax.models.mot import GroupSpec, MixtureOfTransformers
+from wamjax.models.mot import MixtureOfTransformers
+from wamjax.models.shell import GroupSpec
 from wamjax.tree import count
-from wamjax.wam.fast_wam import FastWAM
+from wamjax.wam.fast_wam.objective import FastWAM
 
 
 def published(picture, action_dim, proprio_dim):

@@ -1,12 +1,15 @@
-"""Slots, roles and segments: data that decides what a model is used for."""
+"""Slots, roles, uses and shares: data that decides what a model is used for."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wamjax.wam.segments import columns, split
-from wamjax.wam.slots import Program, Role, factorization, levels, loss_mask, masked_mean
+from wamjax.models.shell import GroupSpec
+from wamjax.wam import uses
+from wamjax.wam.shares import columns, order, split, use_of
+from wamjax.wam.slots import Role, Slot, factorization, groups_of, levels, masked_mean
+from wamjax.wam.uses import Use, use
 
 GIVEN, PREDICTED, ABSENT = Role.GIVEN, Role.PREDICTED, Role.ABSENT
 
@@ -21,12 +24,31 @@ def test_role_arrays():
         f.array({"first": 1, "value": 1})
 
 
-def test_program_restricts_its_table():
-    from wamjax.wam.programs import JOINT
+def test_slots_of_a_group_and_an_expert_stand_together():
+    early, late = (Slot("frame", "future", position=i) for i in (1, 2))
+    slots = [Slot("frame", "first"), early, Slot("action", "action", "action", 0), late]
+    assert groups_of(slots) == (
+        GroupSpec("first", "video", (0,)),
+        GroupSpec("future", "video", (1, 2)),
+        GroupSpec("action", "action", (0,)),
+    )
 
-    program = Program(factorization("f", first=GIVEN, future=ABSENT, action=PREDICTED), JOINT)
-    assert program.table.groups == ("first", "action")
-    assert program.table.keys("action") == ("first", "action")
+
+def test_a_use_restricts_its_table_and_says_what_has_a_loss():
+    from wamjax.wam.fast_wam.uses import JOINT
+
+    act = use(factorization("act", first=GIVEN, future=ABSENT, action=PREDICTED), JOINT)
+    assert act.table.groups == ("first", "action") and act.trained == ("action",)
+    assert act.table.keys("action") == ("first", "action")
+    both = factorization("both", first=GIVEN, future=PREDICTED, action=PREDICTED)
+    hidden = Use(both, JOINT, ("action",))
+    sizes = {"first": 1, "future": 2, "action": 1}
+    np.testing.assert_array_equal(uses.roles([act, hidden], sizes)["future"], [[2, 2], [1, 1]])
+    trained = uses.has_loss([act, hidden], sizes)
+    assert not trained["future"].any() and trained["action"].all()
+    head, one, two = uses.describe([act, hidden], [(g, g) for g in sizes]).splitlines()
+    assert head.split() == list(sizes) and one.split() == ["act", "given", "loss"]
+    assert two.split() == ["both", "given", "hidden", "loss"]
 
 
 def test_levels_and_masks_follow_roles_slot_by_slot():
@@ -37,7 +59,7 @@ def test_levels_and_masks_follow_roles_slot_by_slot():
     per_slot = levels(roles, jnp.arange(8.0).reshape(2, 4))
     np.testing.assert_allclose(per_slot, [[0, 0, 2, 3], [4, 0, 0, 7]])
     valid = jnp.array([[True, True, True, False], [True, True, True, True]])
-    mask = loss_mask(roles, valid)
+    mask = (roles == PREDICTED) & valid
     np.testing.assert_array_equal(mask, [[0, 0, 1, 0], [1, 0, 0, 1]])
     error = jnp.array([[9.0, 9, 2, 9], [1, 9, 9, 5]])
     np.testing.assert_allclose(masked_mean(error, mask), [2, 3])
@@ -60,7 +82,7 @@ def test_shares_that_are_not_shares(shares):
 
 @pytest.mark.parametrize("shares", [(0.031, 0.969), (0.45, 0.55)])
 def test_shares_without_an_exact_layout(shares):
-    """Not rounded to the nearest layout: the first would lose a program, the second be 5 : 6."""
+    """Not rounded to the nearest layout: the first would lose a use, the second be 5 : 6."""
     with pytest.raises(ValueError, match="no exact layout"):
         columns(shares)
 
@@ -71,24 +93,27 @@ def test_exact_counts_in_every_row_and_every_shard(counts):
     batch = {"id": jnp.arange(size), "x": jnp.arange(2.0 * size).reshape(size, 2)}
     seen = [set() for _ in counts]
     for seed in range(40):
-        parts = split(batch, counts, jax.random.key(seed))
+        places = order(jax.random.key(seed), counts, size)
+        parts = split(batch, places, counts)
+        of_use = np.asarray(use_of(places, counts))
         ids = [np.asarray(p["id"]) for p in parts]
         assert sorted(np.concatenate(ids)) == list(range(size))  # a partition
-        for part, chosen, count in zip(parts, ids, counts, strict=True):
+        for i, (part, chosen, count) in enumerate(zip(parts, ids, counts, strict=True)):
+            np.testing.assert_array_equal(np.flatnonzero(of_use == i), np.sort(chosen))
             np.testing.assert_array_equal(part["x"][:, 0], 2 * chosen)  # leaves stay together
             for shards in (1, 2, 4, 8):  # contiguous shards of whole rows
                 shard = np.bincount(chosen // (size // shards), minlength=shards)
                 np.testing.assert_array_equal(shard, size // shards * count // period)
         for columns_seen, chosen in zip(seen, ids, strict=True):
             columns_seen.update(chosen % period)
-    assert all(s == set(range(period)) for s in seen)  # every column reaches every program
+    assert all(s == set(range(period)) for s in seen)  # every column reaches every use
 
 
-def test_one_program_takes_the_batch_as_it_is():
+def test_one_use_takes_the_batch_as_it_is():
     batch = {"id": jnp.arange(5)}
-    assert split(batch, (1,), jax.random.key(0)) == [batch]
+    assert split(batch, order(jax.random.key(0), (1,), 5), (1,)) == [batch]
 
 
 def test_a_batch_that_does_not_divide():
     with pytest.raises(ValueError, match="batch of 6 .*data.batch_size a multiple of 4"):
-        split({"id": jnp.arange(6)}, (1, 3), jax.random.key(0))
+        order(jax.random.key(0), (1, 3), 6)

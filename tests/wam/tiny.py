@@ -12,8 +12,9 @@ from models.helpers import random_params
 from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.codec import PixelCodec
-from wamjax.models.mot import GroupSpec, MixtureOfTransformers
-from wamjax.wam.fast_wam import FastWAM
+from wamjax.models.mot import MixtureOfTransformers
+from wamjax.models.shell import GroupSpec
+from wamjax.wam.fast_wam.objective import FastWAM
 
 FRAMES, CHUNK, ACTION, PROPRIO, WORDS = 3, 3, 2, 3, 4
 LAYERS, HEADS, HEAD_DIM, FREQ, PATCH, CONTEXT = 2, 2, 12, 8, 2, 10

@@ -8,8 +8,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from wamjax import adapters, convert, tree, weights
+from wamjax import convert, tree, weights
 from wamjax.bench import conversion
+from wamjax.training import adapters
 from wamjax.weights import families, files, safetensors, store, tensor
 
 FAST_WAM = families.named(
@@ -79,7 +80,7 @@ def test_there_and_back_is_bit_identical(tmp_path, monkeypatch, family, layout, 
 
 
 def test_checkpoints_restore_onto_a_mesh(tmp_path):
-    from wamjax import sharding
+    from wamjax.training import sharding
 
     save(tmp_path / "dit.pt", published("dit"))
     convert.bring_in("dit", tmp_path / "dit.pt", tmp_path / "ours", DIT, progress=False)
@@ -244,7 +245,7 @@ def test_a_converted_folder_loads_as_the_file_does(tmp_path):
 @pytest.mark.parametrize("source", ["file", "folder"])
 def test_the_host_holds_a_share_of_a_parameter_at_a_time(tmp_path, monkeypatch, source):
     """Onto eight devices; equal shares are made once, and the dtype changes on the way."""
-    from wamjax import sharding
+    from wamjax.training import sharding
 
     sizes = DIT | families.named(width=32, ffn=128)
     save(tmp_path / "dit.safetensors", published("dit", config=sizes))

@@ -338,7 +338,7 @@ def test_a_whole_t5_loads_as_its_encoder(tmp_path):
 
 
 def test_loading_into_a_mesh_builds_every_share_where_it_lives(tmp_path):
-    from wamjax import sharding
+    from wamjax.training import sharding
 
     path = save("wan22_ti2v", "diffusers", tmp_path / "model")
     mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})

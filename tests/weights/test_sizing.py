@@ -8,7 +8,8 @@ from weights.test_convert import DIT, FAST_WAM, published, save
 
 from wamjax import config as configs
 from wamjax import convert, weights
-from wamjax.wam import cosmos_builder, presets
+from wamjax.wam.cosmos_policy import presets
+from wamjax.wam.cosmos_policy import presets as cosmos_presets
 from wamjax.weights import families, sizing, store, tensor
 from wamjax.weights.families import named
 
@@ -86,7 +87,7 @@ def test_a_folder_says_its_part_of_a_config(tmp_path):
     convert.bring_in("cosmos_policy", tmp_path / "c.pt", tmp_path / "c", progress=False)
     said = weights.config_of(tmp_path / "c")
     assert said["model.head_dim"] == 24 and said["model.rope_scale"] == (1.0, 3.0, 3.0)
-    cosmos_builder.predict2_2b(config)
+    cosmos_presets.predict2_2b(config)
     config.update_from_flattened_dict(said)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from wamjax import init_from, integrity, sharding, tree, weights
-from wamjax.integrity import Damaged
+from wamjax import tree, weights
+from wamjax.training import init_from, integrity, sharding
+from wamjax.training.integrity import Damaged
 from wamjax.weights import files, store, tensor
 
 rng = np.random.default_rng(0)

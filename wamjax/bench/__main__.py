@@ -16,7 +16,7 @@ from absl import app, flags
 
 from wamjax import cli
 from wamjax.bench import conversion, dit, fast_wam, weights
-from wamjax.wam.programs import MODES
+from wamjax.wam.fast_wam.uses import MODES
 
 BENCHMARKS = {"fast_wam": fast_wam, "dit": dit, "weights": weights}
 NAMES = (*BENCHMARKS, "serve")  # the last needs an extra

@@ -19,15 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from wamjax import config as configs
-from wamjax import flops, hardware, optim, sharding
-from wamjax import state as states
+from wamjax import flops, hardware
 from wamjax.bench.timing import random_batch
 from wamjax.diffusion.ddpm import DDPM
 from wamjax.models import dit
 from wamjax.models.codec import CachedLatents
-from wamjax.step import make_train_step, model_flops
-from wamjax.wam.denoising import Denoising
-from wamjax.wam.schemes import SCHEMES, groups_of
+from wamjax.training import optim, sharding
+from wamjax.training import state as states
+from wamjax.training.step import make_train_step, model_flops
+from wamjax.wam.slots import groups_of
+from wamjax.wam.video.objective import Denoising
+from wamjax.wam.video.schemes import SCHEMES, slots_of
 
 BATCHES = {"S/2": 8, "S/4": 8, "B/2": 4, "B/4": 4}
 SIDE, CHANNELS, CLASSES = 32, 4, 1000
@@ -39,13 +41,13 @@ def objective_of(size: str) -> Denoising:
     layers, width, heads = dit.SIZES[name]
     scheme = SCHEMES["diffusion"]
     network = dit.DiT(
-        dit.expert(width, 4 * width),
-        groups_of(scheme, 1),
-        (SIDE, SIDE, CHANNELS),
-        layers,
-        heads,
-        width // heads,
-        int(patch),
+        video_spec=dit.expert(width, 4 * width),
+        groups=groups_of(slots_of(scheme, 1)),
+        latent=(SIDE, SIDE, CHANNELS),
+        layers=layers,
+        heads=heads,
+        head_dim=width // heads,
+        patch=int(patch),
         classes=CLASSES,
         time_scale=1.0,
         unroll=layers,

@@ -16,13 +16,15 @@ from typing import Any
 import jax
 
 from wamjax import config as configs
-from wamjax import flops, hardware, optim, sharding
-from wamjax import state as states
+from wamjax import flops, hardware
 from wamjax.bench.timing import random_batch, seconds_of
 from wamjax.data.spec import DataSpec
-from wamjax.step import make_train_step, model_flops
-from wamjax.wam import build, presets
-from wamjax.wam.programs import MODES
+from wamjax.training import optim, sharding
+from wamjax.training import state as states
+from wamjax.training.step import make_train_step, model_flops
+from wamjax.wam import build
+from wamjax.wam.fast_wam import presets
+from wamjax.wam.fast_wam.uses import MODES
 
 # Official PyTorch code on a quiet 2-core machine at this shape: seconds for a training step and for
 # an action chunk, (fast, slow) of the repeats. no_cotrain and optional_idm ship no code of their

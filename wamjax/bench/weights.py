@@ -5,8 +5,9 @@
 
 Everything is computed of shapes; nothing is allocated. For `--convert` see `conversion`.
 
-The load plan is that of `wamjax.weights.load` into the shardings of `wamjax.sharding.RULES`. An
-autoencoder is planned as the frozen codec of a policy, which is whole on every device.
+The load plan is that of `wamjax.weights.load` into the shardings of
+`wamjax.training.sharding.RULES`. An autoencoder is planned as the frozen codec of a policy, which
+is whole on every device.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wamjax import sharding
 from wamjax.config import did_you_mean
-from wamjax.doctor import Shape
+from wamjax.training import sharding
+from wamjax.training.sharding import Shape
 from wamjax.weights import families
 from wamjax.weights.plan import Plan
 

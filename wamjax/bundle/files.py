@@ -25,11 +25,11 @@ import tqdm
 from ml_collections import ConfigDict
 
 from wamjax import config as configs
-from wamjax import integrity
 from wamjax.data import published_statistics
 from wamjax.data.spec import DataSpec
 from wamjax.models.vae.vae_codec import VAECodec
-from wamjax.step import KEPT_PRECISE
+from wamjax.training import integrity
+from wamjax.training.step import KEPT_PRECISE
 from wamjax.weights import files, store
 from wamjax.weights.plan import Slice
 from wamjax.weights.tensor import Tensor
@@ -165,7 +165,7 @@ def fingerprint(folder: str | os.PathLike) -> str:
 
 def _no_bundle(folder: pathlib.Path) -> str:
     """What a folder is instead of a bundle, and how one is made of it."""
-    from wamjax import checkpoint
+    from wamjax.training import checkpoint
 
     export = "python -m wamjax.export_policy"
     if not folder.exists():

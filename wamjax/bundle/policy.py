@@ -16,8 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from wamjax import init_from, sharding, trained, tree, wam
-from wamjax import state as states
+from wamjax import tree, wam
 from wamjax.bundle import files
 from wamjax.bundle.files import CODEC, PLANNER, TEXT, WEIGHTS, Manifest
 from wamjax.bundle.observation import BadObservation, Observer, close
@@ -25,8 +24,10 @@ from wamjax.config import did_you_mean
 from wamjax.data.embeddings import EmbeddingCache
 from wamjax.data.normalize import normalizers
 from wamjax.models.codec import Codec
-from wamjax.step import compute_cast
-from wamjax.wam.programs import MODES
+from wamjax.runs import trained
+from wamjax.training import init_from, sharding
+from wamjax.training import state as states
+from wamjax.training.step import compute_cast
 from wamjax.weights import store
 from wamjax.weights.codecs import load_codec
 
@@ -243,9 +244,9 @@ def modes_of(objective: Any) -> tuple[str, ...]:
     Raises:
       ValueError: the objective is no policy.
     """
-    if not hasattr(objective, "policy"):
+    if objective.kind != "policy":
         raise ValueError(f"a {type(objective).__name__} is no policy: it does not act")
-    return getattr(objective, "modes", None) or MODES[objective.variant]
+    return objective.modes
 
 
 def check_mode(objective: Any, mode: str | None) -> str | None:

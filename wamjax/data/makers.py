@@ -48,9 +48,9 @@ def clips(
     root: str, split: str, *, count: int = 4096, frames: int = 9, stride: int = 2, size: int = 32,
     seed: int = 0,
 ) -> Arrays:  # fmt: skip
-    """Videos of the tabletop world, see `wamjax.data.clips`; the label is the task."""
-    from wamjax.data.clips import Settings, ensure_clips
+    """Videos of the tabletop world, see `wamjax.envs.tabletop.clips`; the label is the task."""
     from wamjax.envs import tabletop
+    from wamjax.envs.tabletop.clips import Settings, ensure_clips
 
     seed += TEST_SEED * (split == "test")
     made = ensure_clips(Settings(count, frames, stride, size, seed=seed), root)

@@ -16,6 +16,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from wamjax.console import say
 from wamjax.data import arrays, mixture, stand_in
 from wamjax.data import checks as checks_of
 from wamjax.data.arrays import ArraySpec
@@ -26,7 +27,6 @@ from wamjax.data.sources import Source, data_root, open_sources
 from wamjax.data.spec import DataSpec
 from wamjax.data.transforms import sample_transforms
 from wamjax.data.windows import Windows, padding
-from wamjax.metrics import say
 
 __all__ = [
     "batches",
@@ -48,7 +48,7 @@ def open_data(config, rows: Sequence[int] | None = None):
 
     Args:
       config: the whole config.
-      rows: those of each batch that are to be made, see `wamjax.sharding.batch_rows`; all of them
+      rows: those of each batch that are to be made, see `training.sharding.batch_rows`; all of them
         by default.
 
     Returns:

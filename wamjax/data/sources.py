@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from wamjax import disk
+from wamjax.console import say
 from wamjax.data import latents, normalize, published_statistics
 from wamjax.data.episodes import LARGEST
 from wamjax.data.latents import Latents
@@ -18,7 +19,6 @@ from wamjax.data.records import Reader, RecordError
 from wamjax.data.skips import Skips
 from wamjax.data.spec import DataSpec
 from wamjax.data.tokens import tokenize
-from wamjax.metrics import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,9 +129,9 @@ def labelled(sources: list[Source]) -> list[Source]:
 def _path(name: str, entry, root: str) -> pathlib.Path:
     root = data_root(root)
     if entry.collect.episodes > 0:
-        from wamjax import collect  # here: data does not otherwise depend on the world
+        from wamjax.envs import collection  # here: data does not otherwise depend on the world
 
-        return collect.ensure_collected(entry, root)
+        return collection.ensure_collected(entry, root)
     if not entry.path:
         raise ValueError(f"config.data.sources.{name} has neither a path nor collect.episodes")
     return root / pathlib.Path(entry.path).expanduser()

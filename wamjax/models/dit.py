@@ -5,13 +5,10 @@ choices here: how time and class condition it (`conditioning`, the four designs 
 3.2), where text enters (`text`), and how positions are told (`positions`). An image is a clip of
 one frame. Public files: facebookresearch/DiT ``models.py``, diffusers ``transformer_sd3.py``.
 
-The network sees groups of latent frames, like `mot.MixtureOfTransformers`, so frames that are
-given, cached or denoised are the caller's choice.
+Frames that are given, cached or denoised are the caller's choice, see `shell`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -19,17 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from wamjax.models import attention
-from wamjax.models.blocks import ExpertSpec, Stream
-from wamjax.models.experts import Time, VideoExpert
-from wamjax.models.layers import Linear, Mlp, at_least_float32, small_normal, unconstrained
-from wamjax.models.mot import GroupSpec
-from wamjax.models.rope import Rope, video_rope
+from wamjax.models.blocks import ExpertSpec
+from wamjax.models.experts import Time
+from wamjax.models.layers import Linear, Mlp, at_least_float32, small_normal
+from wamjax.models.rope import Rope
+from wamjax.models.shell import Conditions, Groups, GroupSpec, Shell
 from wamjax.models.text import ContextEncoder, TokenEncoder
-from wamjax.models.transformer import Cache, Transformer
-from wamjax.models.visibility import Visibility
-
-Groups = dict[str, Array]
 
 CONDITIONING = ("adaln_zero", "adaln", "cross_attention", "in_context")
 TEXT = ("none", "pooled", "cross", "both", "joint")
@@ -104,15 +96,16 @@ def pool(context: Float[Array, "b s c"]) -> Float[Array, "b c"]:
     return jnp.sum(context, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
 
 
-class DiT(nn.Module):
+TEXT_GROUP = GroupSpec("text", "text", ())  # of the second expert of `joint`
+
+
+class DiT(Shell, kw_only=True):
     """A transformer that denoises pictures.
 
     Attributes:
       video_spec: of the picture expert, from `expert` or a published block.
-      groups: all groups of frames that any program uses; of them "condition" (`in_context`) and
-        "text" (`joint`) are implied.
-      latent: (h, w, c) of a latent frame.
-      outputs: channels that come out; 0 = as many as come in (2 c with learned variance).
+      groups: of frames; "condition" (`in_context`) and "text" (`joint`) are implied.
+      outputs: 2 c with a learned variance.
       conditioning: how time and class enter; see `expert`.
       classes: of a class label; label `classes` means "no class". 0 without.
       text: where text embeddings enter: pooled into the vector beside time, by cross-attention,
@@ -122,23 +115,12 @@ class DiT(nn.Module):
       vocabulary, instruction_length: of a trainable token encoder; 0 where embeddings are given.
       text_layers: of the encoder; 0 has words alone, which have not seen each other.
       pooled_width: of text that is pooled elsewhere (SD3); 0 takes the mean of the embeddings.
-      text_net: what a context goes through before cross-attention, see `experts.Conditioned`.
       positions: "sincos" (added to the tokens; of one frame), "rope" (rotates queries and keys) or
         "both", which tells tokens where in their frame they are and not only how far apart.
       position_table: of `sincos`, see there.
-      rope_scale: of "rope", along (time, height, width); see `rope.ntk_bases`.
-      time_scale: see `experts.Conditioned`.
-      remat, unroll, residual, attention, constrain: see `Transformer`.
     """
 
-    video_spec: ExpertSpec
-    groups: tuple[GroupSpec, ...]
-    latent: tuple[int, int, int]
-    layers: int
-    heads: int
-    head_dim: int
-    patch: int = 2
-    outputs: int = 0
+    text_net: str = "linear"
     conditioning: str = "adaln_zero"
     classes: int = 0
     text: str = "none"
@@ -148,22 +130,10 @@ class DiT(nn.Module):
     vocabulary: int = 0
     instruction_length: int = 0
     text_layers: int = 0
-    text_net: str = "linear"
     positions: str = "sincos"
     position_table: tuple[int, int] = (0, 0)
-    rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    freq_dim: int = 256
-    time_scale: float = 1000.0
-    remat: str = "none"
-    unroll: int = 1
-    residual: str = "compute"
-    attention: Callable = attention.grouped
-    constrain: Callable = unconstrained
 
     def setup(self):
-        height, width, channels = self.latent
-        if height % self.patch or width % self.patch:
-            raise ValueError(f"latent {height}x{width} does not divide by patch {self.patch}")
         if (self.text == "joint") != (self.text_spec is not None):
             raise ValueError("text='joint' and a text_spec go together")
         if self.positions not in POSITIONS:
@@ -172,21 +142,11 @@ class DiT(nn.Module):
             raise ValueError(
                 "positions='sincos' do not tell frames apart; a clip wants 'rope' or 'both'"
             )
-        self.video = VideoExpert(
-            self.video_spec,
-            self.freq_dim,
-            text=self.text_net if self.text in ("cross", "both") else "none",
-            time_scale=self.time_scale,
-            channels=channels,
-            outputs=self.outputs or channels,
-            patch=self.patch,
-        )
+        super().setup()
+        width = self.video_spec.width
         if self.classes:
-            self.labels = nn.Embed(
-                self.classes + 1, self.video_spec.width, embedding_init=small_normal
-            )
+            self.labels = nn.Embed(self.classes + 1, width, embedding_init=small_normal)
         if self.text in POOLED:
-            width = self.video_spec.width
             self.pooled_mlp = Mlp(width, width, nn.silu, small_normal)
         if self.vocabulary:
             sizes = self.vocabulary, self.context_width, self.instruction_length
@@ -195,35 +155,25 @@ class DiT(nn.Module):
                 if self.text_layers
                 else TokenEncoder(*sizes)
             )
-        if self.text_spec is not None:
+        if self.text_spec is None:
+            self._blocks(self.video_spec)
+        else:
             self.text_embed = Linear(self.text_spec.width)
-        specs = (self.video_spec,) if self.text_spec is None else (self.video_spec, self.text_spec)
-        self.transformer = Transformer(
-            specs,
-            self.layers,
-            self.heads,
-            self.head_dim,
-            self.remat,
-            self.unroll,
-            self.attention,
-            self.constrain,
-            ends=() if self.text_spec is None else (self.text_spec.name,),
-            residual=self.residual,
-        )
-        nn.share_scope(self, self.transformer)
+            self._blocks(self.video_spec, self.text_spec, ends=(self.text_spec.name,))
 
-    def conditions(
-        self, condition: Groups
-    ) -> tuple[Float[Array, "b d"] | None, Groups, Float[Array, "b s c"] | None]:
-        """What conditions beside time, in the three ways it can.
+    @property
+    def own_tokens(self) -> tuple[str, ...]:
+        """Groups of tokens that the network adds to those of the frames."""
+        return ("condition",) * (self.conditioning == "in_context") + ("text",) * (
+            self.text == "joint"
+        )
+
+    def conditions(self, condition: Groups) -> Conditions:
+        """What conditions beside time.
 
         Args:
           condition: "label" (b,), "instruction" (b, s) ids or "context" (b, s, c) embeddings, whose
             rows of padding are zero, "pooled" (b, c); those that the model has a use for.
-
-        Returns:
-          (the vector beside time: class and pooled text, or None; contexts of the cross-attention;
-          tokens of the text expert, or None).
         """
         parts = [self.labels(condition["label"])] if self.classes else []
         text = None
@@ -233,12 +183,12 @@ class DiT(nn.Module):
             )
         if self.text in POOLED:
             parts.append(self.pooled_mlp(condition["pooled"] if self.pooled_width else pool(text)))
-        vector = sum(parts[1:], parts[0]) if parts else None
         contexts = {}
         if self.text in ("cross", "both"):
             context = self.video.context(text)
             contexts["video"] = self.constrain(context, "batch", "tokens", "embed")
-        return vector, contexts, text if self.text == "joint" else None
+        vector = sum(parts[1:], parts[0]) if parts else None
+        return Conditions(vector, contexts, {"text": text} if self.text == "joint" else {})
 
     def times(self, levels: Groups, vector: Float[Array, "b d"] | None = None) -> dict[str, Time]:
         """Noise levels (b | 1, m) of each group, with the vector, to its conditioning.
@@ -246,13 +196,13 @@ class DiT(nn.Module):
         The text of `joint` is conditioned as the first slot of the first group is.
         """
         adaptive = self.conditioning in ("adaln_zero", "adaln")
-        one = self.video.time if adaptive else self._tokens
+        one = self.video.time if adaptive else self._sequence
         times = {g: one(v, vector) for g, v in levels.items()}
         if self.text_spec is not None and times:
             times["text"] = jax.tree.map(lambda x: x[:, :1], next(iter(times.values())))
         return times
 
-    def _tokens(self, level: Array, vector: Array | None) -> Time:
+    def _sequence(self, level: Array, vector: Array | None) -> Time:
         """Time and vector as a sequence of two, instead of their sum."""
         if level.shape[1] != 1:
             raise ValueError(
@@ -266,103 +216,33 @@ class DiT(nn.Module):
         parts = [jnp.broadcast_to(x, (rows, 1, x.shape[-1])) for x in (time, vector[:, None])]
         return Time(jnp.concatenate(parts, axis=1), None)
 
-    def evaluate(
-        self, values: Groups, levels: Groups, condition: Groups, visibility: Visibility
-    ) -> Groups:
-        """Outputs of all `values` at noise levels under a condition, nothing cached.
+    def _present(self, values: Groups) -> list[GroupSpec]:
+        return super()._present(values) + ([TEXT_GROUP] if "text" in values else [])
 
-        Touches every parameter once, so ``init`` runs it too.
-        """
-        vector, contexts, text = self.conditions(condition)
-        predict = tuple(values)
-        if text is not None:
-            values = values | {"text": text}
-        times = self.times(levels, vector)
-        return self(values, times, contexts, visibility, predict=predict)[0]
+    def _contexts(self, contexts: Groups, present, times: dict[str, Time]) -> Groups:
+        if self.conditioning == "cross_attention" and present:
+            return {"video": times[present["video"][0].name].embedding}
+        return contexts
 
-    def __call__(
-        self,
-        values: Groups,
-        times: dict[str, Time],
-        contexts: Groups,
-        visibility: Visibility,
-        cache: Cache | None = None,
-        predict: tuple[str, ...] = (),
-        emit: tuple[str, ...] | None = None,
-        valid: Groups | None = None,
-    ) -> tuple[Groups, Cache]:
-        """One evaluation.
-
-        Args:
-          values: present groups, (b, t, h, w, c) latents; with `joint`, "text": (b, s, c).
-          times: conditioning of the same groups, from `times`.
-          contexts: from `conditions`.
-          visibility, cache, emit, valid: see `Transformer.__call__`; groups "condition" and
-            "text" must be in the table where they exist.
-          predict: groups whose output is wanted.
-
-        Returns:
-          (group -> output, shaped like its value but for the channels; the emitted cache).
-        """
-        present = [g for g in self.groups if g.name in values]
-        streams = {}
-        if present:  # else a prefill of the context alone
-            time = times[present[0].name]
-            streams["video"] = self._video(present, values, times, time)
-            if self.conditioning == "cross_attention":
-                contexts = {"video": time.embedding}
-        if self.text_spec is not None:
-            text = self.text_embed(values["text"])
-            groups = (("text", text.shape[1]),)
-            streams["text"] = Stream(text, times["text"].modulation, None, groups)
-        tokens, cache = self.transformer(streams, contexts, visibility, cache, emit, valid)
-        outputs, start = {}, 0
-        lengths = dict(streams["video"].groups) if present else {}
-        for group in present:
-            if group.name in predict:
-                part = tokens["video"][:, start : start + lengths[group.name]]
-                grid = (len(group.positions), *self._grid())
-                outputs[group.name] = self.video.unembed(part, times[group.name], grid)
-            start += lengths[group.name]
-        return outputs, cache
-
-    def _video(self, present, values: Groups, times, time: Time) -> Stream:
-        tokens = [self._embed(values[g.name]) for g in present]
-        groups = [(g.name, x.shape[1]) for g, x in zip(present, tokens, strict=True)]
-        if self.conditioning == "in_context":
-            condition = time.embedding
-            size = (len(tokens[0]), *condition.shape[1:])
-            tokens.append(jnp.broadcast_to(condition, size).astype(tokens[0].dtype))
-            groups.append(("condition", condition.shape[1]))
-        modulation = None
-        if self.video_spec.modulation != "none":
-            parts = [times[g.name].modulation for g in present]
-            modulation = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
-            modulation = jax.tree.map(
-                lambda x: self.constrain(x, "batch", "slots", *[None] * (x.ndim - 3), "embed"),
-                modulation,
-            )
-        x = self.constrain(jnp.concatenate(tokens, axis=1), "batch", "tokens", "embed")
-        return Stream(x, modulation, self._rope(present, x.shape[1]), tuple(groups))
-
-    def _embed(self, latents: Array) -> Array:
-        x = self.video.embed(latents)
+    def _embed(self, group: GroupSpec, value: Array) -> Array:
+        if group == TEXT_GROUP:
+            return self.text_embed(value)
+        x = super()._embed(group, value)
         if self.residual == "float32":
             x = at_least_float32(x)
         if self.positions == "rope":
             return x
         table = sincos(*self._grid(), self.video_spec.width, self.position_table)
-        return x + jnp.asarray(np.tile(table, (latents.shape[1], 1)), x.dtype)
+        return x + jnp.asarray(np.tile(table, (value.shape[1], 1)), x.dtype)
 
-    def _rope(self, present, length: int) -> Rope | None:
-        if self.positions == "sincos":
+    def _extra(self, expert: str, groups, tokens, times) -> list[tuple[str, Array]]:
+        if self.conditioning != "in_context" or expert != "video":
+            return []
+        condition, (_, first) = times[groups[0].name].embedding, tokens[0]
+        size = (len(first), *condition.shape[1:])
+        return [("condition", jnp.broadcast_to(condition, size).astype(first.dtype))]
+
+    def _rope(self, expert: str, groups: list[GroupSpec], length: int) -> Rope | None:
+        if expert == "text" or self.positions == "sincos":
             return None
-        scale = self.rope_scale
-        tables = [video_rope(g.positions, *self._grid(), self.head_dim, scale) for g in present]
-        cos, sin = (np.concatenate(parts) for parts in zip(*tables, strict=True))
-        extra = length - len(cos)  # tokens of the condition are not rotated
-        ones, zeros = np.ones((extra, cos.shape[1])), np.zeros((extra, cos.shape[1]))
-        return np.concatenate([cos, ones]), np.concatenate([sin, zeros])
-
-    def _grid(self) -> tuple[int, int]:
-        return self.latent[0] // self.patch, self.latent[1] // self.patch
+        return super()._rope(expert, groups, length)

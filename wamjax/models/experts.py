@@ -167,5 +167,9 @@ class ActionExpert(Conditioned):
     def embed(self, actions: Float[Array, "b j a"]) -> Float[Array, "b j d"]:
         return self.encoder(actions)
 
-    def unembed(self, x: Float[Array, "b j d"]) -> Float[Array, "b j a"]:
+    def unembed(
+        self, x: Float[Array, "b j d"], time: Time | None = None, grid: tuple[int, ...] = ()
+    ) -> Float[Array, "b j a"]:
+        """The head, which neither the level of noise modulates nor a grid shapes."""
+        del time, grid
         return self.head(x)

@@ -42,7 +42,7 @@ def widest() -> np.dtype:
 def unconstrained(x: Array, *names: str | None) -> Array:
     """The default of every `constrain` argument: leaves the sharding of `x` to the compiler.
 
-    Training passes `wamjax.sharding.constrain` instead; without it XLA spreads the shards of the
+    Training passes `training.sharding.constrain` instead; without it XLA spreads the shards of the
     weights over the width of the activations and splits the batch over one mesh axis only.
     """
     del names
@@ -62,7 +62,7 @@ class Linear(nn.Module):
         y = x.astype(kernel.dtype) @ kernel
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
-        if self.has_variable("params", "lora_up"):  # see `wamjax.adapters`
+        if self.has_variable("params", "lora_up"):  # see `wamjax.training.adapters`
             down, up = (self.get_variable("params", f"lora_{x}") for x in ("down", "up"))
             y += (x.astype(down.dtype) @ down @ up).astype(y.dtype)
         return y

@@ -18,7 +18,7 @@ def save(policy, config: ConfigDict, done: Recording, path: pathlib.Path) -> Non
     Variants that do not predict video get the real frames only.
 
     Args:
-      policy: a `wamjax.trained.Policy`.
+      policy: a `wamjax.runs.trained.Policy`.
       config: its ``eval`` part says how the episodes went.
       done: the episodes, recorded.
     """
@@ -42,7 +42,7 @@ def _predictions(
 
     (e, steps, H, W, 3), from the newest plan that is old enough, held until the next one is.
     """
-    from wamjax.closed_loop import told
+    from wamjax.runs.closed_loop import told
 
     objective = policy.objective
     if not objective.imagines:

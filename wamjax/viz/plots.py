@@ -26,7 +26,7 @@ def losses(workdir: str | Path, path: str | Path | None = None) -> Path:
     Raises:
       ValueError: the run has no metrics, or none with a loss.
     """
-    from wamjax import metrics
+    from wamjax.training import metrics
 
     workdir = Path(workdir)
     rows = metrics.read(workdir)

@@ -2,6 +2,45 @@
 
 from __future__ import annotations
 
+import importlib
+
+# name -> where its `protocols.Method` is. Further ones are named where they are: MODULE:ATTRIBUTE.
+METHODS = {
+    "autoregressive": "wamjax.wam.video.builder:AUTOREGRESSIVE",
+    "codec": "wamjax.wam.video.builder:CODEC",
+    "cosmos_policy": "wamjax.wam.cosmos_policy.builder:METHOD",
+    "denoising": "wamjax.wam.video.builder:DENOISING",
+    "fast_wam": "wamjax.wam.fast_wam.builder:METHOD",
+    "wan": "wamjax.wam.video.builder:WAN",
+}
+
+
+def method(name: str):
+    """The `protocols.Method` of a name of `METHODS`, or of one's own as ``MODULE:ATTRIBUTE``.
+
+    Raises:
+      ValueError: there is none, with a suggestion.
+    """
+    from wamjax.config import did_you_mean
+
+    where = METHODS.get(name, name)
+    if ":" not in where:
+        raise ValueError(
+            f"objective.name {name!r} is not one of {sorted(METHODS)}{did_you_mean(name, METHODS)}"
+            ", nor MODULE:ATTRIBUTE of one of your own"
+        )
+    module, attribute = where.split(":", 1)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"objective.name {name!r} names no method: {error}") from error
+
+
+def label(config) -> str:
+    """What reports call the method of a config: its variant, where it has some."""
+    name = config.objective.name
+    return config.objective.variant if "objective.variant" in method(name).keys(config) else name
+
 
 def build(config, spec):
     """Makes the objective that ``config.objective.name`` asks for.
@@ -9,16 +48,34 @@ def build(config, spec):
     Args:
       config: the whole resolved config.
       spec: `wamjax.data.spec.DataSpec` of the data, for the sizes that data decides.
-    """
-    from wamjax.wam import builders
 
-    try:
-        builder = builders.OBJECTIVES[config.objective.name]
-    except KeyError:
+    Returns:
+      a `protocols.Objective`.
+    """
+    return method(config.objective.name).build(config, spec)
+
+
+def check_training(config) -> None:
+    """What a config must have right to train, and need not have to act; builds nothing.
+
+    Raises:
+      ValueError: names the key and the fix; also of a key that is set and that nothing reads.
+    """
+    from wamjax import config as configs
+
+    chosen, name = method(config.objective.name), config.objective.name
+    patterns = chosen.keys(config)
+    if unread := configs.unread(config, patterns):
+        (key, (value, default)), more = next(iter(unread.items())), list(unread)[1:]
+        others = [n for n in METHODS if n != name and not configs.unread(
+            configs.only(config, key), method(n).keys(config))]  # fmt: skip
+        why = f", {' and '.join(others)} would" if others else ""
+        also = f"; nor are {', '.join(more)} read" if more else ""
         raise ValueError(
-            f"objective.name {config.objective.name!r} is not one of {sorted(builders.OBJECTIVES)}"
-        ) from None
-    return builder(config, spec)
+            f"config.{key} = {value!r} is set, and objective.name={name!r} as it is chosen does "
+            f"not read it{why}: leave it at {default!r}{also}"
+        )
+    chosen.check(config)
 
 
 def spec_of(values):
@@ -33,36 +90,27 @@ def spec_of(values):
     return (DataSpec if "cameras" in values else ArraySpec).from_json(values)
 
 
-def check_kind(config, spec, workdir, wanted: str) -> None:
+# kind of an objective -> (what it trains, the command that is for it).
+KINDS = {
+    "policy": ("a policy", "evaluate"),
+    "pictures": ("a model of pictures", "sample"),
+    "codec": ("a codec", "reconstruct"),
+}
+
+
+def check_kind(objective, name: str, workdir, wanted: str) -> None:
     """That a run trained what a command is for.
 
     Args:
-      spec: of its data, see `spec_of`.
-      wanted: "policy", or "pictures".
+      name: of the objective.
+      wanted: a key of `KINDS`.
 
     Raises:
       ValueError: it trained something else; names the command that is for that.
     """
-    name = config.objective.name
-    if name == "codec":
-        kind, command = "a codec", "reconstruct"
-    elif hasattr(spec, "cameras"):
-        kind, command = "a policy", "evaluate"
-    else:
-        kind, command = "a model of pictures", "sample"
-    if kind != {"policy": "a policy", "pictures": "a model of pictures"}[wanted]:
+    if objective.kind != wanted:
+        what, command = KINDS[objective.kind]
         raise ValueError(
-            f"{workdir} trained {kind} ({name!r}); use python -m wamjax.{command} "
+            f"{workdir} trained {what} ({name!r}); use python -m wamjax.{command} "
             f"--workdir={workdir}"
         )
-
-
-def check_training(config) -> None:
-    """What a config must have right to train, and need not have to act; builds nothing.
-
-    Raises:
-      ValueError: names the key and the fix.
-    """
-    from wamjax.wam import builders
-
-    builders.CHECKS.get(config.objective.name, lambda config: None)(config)

@@ -11,7 +11,6 @@ from jaxtyping import Array
 
 from wamjax.models.codec import Codec
 from wamjax.models.layers import unconstrained
-from wamjax.wam import draws
 
 
 def bind(network: nn.Module, params: dict[str, Any], constrain: Callable = unconstrained):
@@ -58,27 +57,3 @@ def check_batch(
             raise KeyError(f"the batch has no {key!r}; it has {sorted(batch)}")
         if batch[key].shape != want.shape:
             raise ValueError(f"batch[{key!r}] is {batch[key].shape}, the model wants {want.shape}")
-
-
-def start_noise(
-    noise: Array | None,
-    key: Array | None,
-    shape: tuple[int, ...],
-    what: str = "noise",
-    axis: int = 0,
-) -> Array:
-    """Standard normals to start from: those given, or drawn.
-
-    Args:
-      key: one, or one for each example; see `draws.normal`, and for `axis`.
-
-    Raises:
-      ValueError: there are neither, or they are of another shape; it is named.
-    """
-    if noise is None:
-        if key is None:
-            raise ValueError(f"sampling starts from noise: give a key, or {what} of shape {shape}")
-        return draws.normal(key, shape, axis)
-    if noise.shape != shape:
-        raise ValueError(f"{what} is {noise.shape}, the model starts from {shape}")
-    return noise

@@ -1,29 +1,59 @@
 """A world action model is masked denoising over typed slots.
 
-A sample is an ordered list of slots (a latent frame, an action step). A factorization gives every
-group of slots a role; a role array says it for every slot of every example, so that one compiled
-step serves any mix of roles. What the network may see is a separate matter (`Visibility`).
+A sample is an ordered list of slots: a latent frame, an action step, a state, a value. A
+factorization gives every group of slots a role; a role array says it for every slot of every
+example, so that one compiled step serves any mix of roles. What slots may see is a separate matter
+(`Visibility`); both, and what has a loss, make a `uses.Use`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from wamjax.models.visibility import Visibility
+from wamjax.models.shell import GroupSpec
 
 
 class Role(enum.IntEnum):
     """What a slot is in one use of the model."""
 
-    GIVEN = 0  # clean, noise level 0, no loss
-    PREDICTED = 1  # noised, has a loss
-    ABSENT = 2  # no loss; where a whole group is absent in a program it is not computed at all
+    GIVEN = 0  # clean, at the noise level of data, no loss
+    PREDICTED = 1  # noised; has a loss, unless it is only hidden from others
+    ABSENT = 2  # no loss; where a whole group is absent in a use it is not computed at all
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """One place in a sample.
+
+    Attributes:
+      kind: what it holds: "frame", "action", or a kind of `cosmos_policy.layouts`.
+      group: slots of a group share their role and what they see.
+      expert: of the network.
+      position: in time: of the latent frame among those of a clip, or of the step in a chunk.
+      camera: of a picture.
+      shape: of the numbers that it holds, where these are written into a latent frame.
+    """
+
+    kind: str
+    group: str
+    expert: str = "video"
+    position: int = 0
+    camera: str = ""
+    shape: tuple[int, ...] = ()
+
+
+def groups_of(slots: Iterable[Slot]) -> tuple[GroupSpec, ...]:
+    """The groups of slots as a network takes them, in the order of their first slots."""
+    places: dict[tuple[str, str], list[int]] = {}
+    for slot in slots:
+        places.setdefault((slot.group, slot.expert), []).append(slot.position)
+    return tuple(GroupSpec(group, expert, tuple(at)) for (group, expert), at in places.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +64,12 @@ class Factorization:
     roles: tuple[tuple[str, Role], ...]
 
     def groups(self, role: Role) -> tuple[str, ...]:
+        """The groups that have a role."""
         return tuple(g for g, r in self.roles if r == role)
 
     @property
     def present(self) -> tuple[str, ...]:
+        """The groups that are not absent."""
         return tuple(g for g, r in self.roles if r != Role.ABSENT)
 
     def array(self, slots: Mapping[str, int]) -> Int[np.ndarray, " slots"]:
@@ -53,27 +85,9 @@ def factorization(name: str, **roles: Role) -> Factorization:
     return Factorization(name, tuple(roles.items()))
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """What a segment of a batch is used for: a factorization under a visibility table."""
-
-    factorization: Factorization
-    visibility: Visibility
-
-    @property
-    def table(self) -> Visibility:
-        """The visibility over the groups that are present."""
-        return self.visibility.restrict(self.factorization.present)
-
-
 def levels(roles: Int[Array, "b m"], sampled: Float[Array, "b m"]) -> Float[Array, "b m"]:
     """Noise level of every slot: the sampled one where predicted, 0 elsewhere."""
     return jnp.where(roles == Role.PREDICTED, sampled, 0.0)
-
-
-def loss_mask(roles: Int[Array, "b m"], valid: Bool[Array, "b m"]) -> Bool[Array, "b m"]:
-    """Slots that a loss is taken on."""
-    return (roles == Role.PREDICTED) & valid
 
 
 def masked_mean(x: Float[Array, "b m"], mask: Bool[Array, "b m"]) -> Float[Array, " b"]:

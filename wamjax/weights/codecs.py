@@ -9,10 +9,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from wamjax import sharding
 from wamjax.models import codec as codecs
 from wamjax.models.codec import Codec
 from wamjax.models.vae.bottleneck import Gaussian
+from wamjax.training import sharding
 from wamjax.weights import api, families, networks, store
 
 VAES = {"sd_vae": "sd", "wan21_vae": "wan2.1", "wan22_vae": "wan2.2"}  # family -> codec kind

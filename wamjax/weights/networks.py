@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 from wamjax.models import blocks, dit
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.dit import DiT
-from wamjax.models.mot import GroupSpec, MixtureOfTransformers
+from wamjax.models.mot import MixtureOfTransformers
+from wamjax.models.shell import GroupSpec
 from wamjax.models.t5 import T5Encoder
 from wamjax.models.vae.autoencoder import Autoencoder, Sizes
 from wamjax.models.visibility import bidirectional
@@ -178,8 +179,9 @@ def mixture_functions(s: Mapping[str, Any]):
         frames = 1 + values["future"].shape[1]
         steps = {**s, "chunk": values["action"].shape[1]}
         network = mixture(steps, (frames, height, width))
-        inputs = values, levels, context, proprio, visibility
-        return network.apply({"params": params}, *inputs, method="initialise")[0]
+        condition = {"context": context, "proprio": proprio}
+        inputs = values, levels, condition, visibility
+        return network.apply({"params": params}, *inputs, method="evaluate")
 
     return {"velocities": velocities}
 
@@ -191,9 +193,11 @@ def mixture_params(s: Mapping[str, Any]) -> Params:
     actions = jnp.zeros((1, 1, s["action_dim"]))
     values = {"first": latents, "future": latents, "action": actions}
     levels = {g: jnp.zeros((1, 1)) for g in values}
-    context, proprio = jnp.zeros((1, 1, s["context_width"])), jnp.zeros((1, s["proprio_dim"]))
-    inputs = values, levels, context, proprio, bidirectional(*values)
-    return _shapes(network, *inputs, method="initialise")
+    condition = {
+        "context": jnp.zeros((1, 1, s["context_width"])),
+        "proprio": jnp.zeros((1, s["proprio_dim"])),
+    }
+    return _shapes(network, values, levels, condition, bidirectional(*values), method="evaluate")
 
 
 def text(s: Mapping[str, Any]) -> T5Encoder:

@@ -29,9 +29,10 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from absl import logging
 
-from wamjax import integrity, tree
-from wamjax.integrity import Damaged
+from wamjax import tree
 from wamjax.models import tokenizer as tokenizers
+from wamjax.training import integrity
+from wamjax.training.integrity import Damaged
 from wamjax.weights import files
 from wamjax.weights.plan import Slice
 from wamjax.weights.tensor import Tensor
@@ -379,7 +380,7 @@ def source(path: str | os.PathLike, ema: bool | None = None) -> tuple[Stored, in
       FileNotFoundError: it is neither.
       ValueError: the average of what has none.
     """
-    from wamjax import checkpoint
+    from wamjax.training import checkpoint
 
     path = pathlib.Path(path)
     if (path / ABOUT).exists():

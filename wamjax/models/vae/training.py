@@ -30,20 +30,31 @@ class CodecObjective:
     frames: int
     picture: tuple[int, int]
 
+    kind = "codec"
+
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a training batch; other entries of a batch are ignored."""
         self.codec.shape(self.frames, *self.picture)  # raises where the clip does not divide
         shape = (batch_size, self.frames, *self.picture, 3)
         return {self.codec.key: jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
-    def pictures(self) -> list:
-        """No visibility tables: convolutions see what they reach."""
-        return []
+    row = 1
+    tables = ()
+
+    def describe(self) -> str:
+        """Nothing: convolutions see what they reach."""
+        return ""
+
+    def derive(self, params: Params) -> Params:
+        """All parameters stand for themselves."""
+        return params
 
     def init(self, rng: Array) -> Params:
         return self.codec.init(rng)
 
-    def loss(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(
+        self, params: Params, batch: Batch, rng: Array, average: Params | None = None
+    ) -> tuple[Array, dict[str, Array]]:
         """Mean square error per pixel value in [-1, 1], plus what the bottleneck adds.
 
         On pictures of few objects the absolute error learns slower: it starts with a long time at
@@ -54,6 +65,7 @@ class CodecObjective:
         Returns:
           (loss, metrics), float32: reconstruction (that error), psnr in dB, and the bottleneck's.
         """
+        del average
         codec = self.codec
         x = to_unit(batch[codec.key])
         h = codec.network.apply({"params": params}, x, method="encode")

@@ -1,0 +1,123 @@
+"""Who imports whom: the rooms of the package, what each may know, and what it must not."""
+
+import ast
+import collections
+import pathlib
+
+import pytest
+
+import wamjax
+
+ROOT = pathlib.Path(wamjax.__file__).parent
+MODULES = {
+    ".".join(("wamjax", *path.relative_to(ROOT).with_suffix("").parts)): path
+    for path in ROOT.rglob("*.py")
+}
+COMMANDS = {
+    "collect", "convert", "doctor", "evaluate", "export_policy", "foresight", "reconstruct",
+    "rollouts", "sample", "stats", "train",
+}  # fmt: skip
+# Modules that any may use: they know nothing of the others.
+GROUND = {"config", "config_keys", "console", "disk", "locks", "tree", "hardware"}
+# room -> rooms that it may import; further ones in `DOORS`.
+MAY = {
+    "diffusion": set(),
+    "models": {"config"},
+    "wam": {"models", "diffusion"},
+    "training": {"flops"},
+    "data": {"cli", "models", "weights"},
+    "envs": {"data"},
+    "weights": {"models", "training"},
+    "runs": {"data", "envs", "training", "viz", "wam", "models", "scores"},
+    "viz": {"envs", "models", "diffusion", "training", "runs", "cli"},
+    "scores": {"models", "viz"},
+    "bundle": {"data", "models", "runs", "training", "wam", "weights"},
+}
+# What builds, and what is found by a name of the config: (module, room).
+DOORS = {
+    ("config_keys", "models"): "keys stand beside their owners",
+    ("config_keys", "wam"): "keys stand beside their owners",
+    ("wam", "data"): "the spec of a run, by its json",
+    ("wam.fast_wam.builder", "data"): "builds from the sizes of the data",
+    ("wam.fast_wam.builder", "training"): "hands the mesh in",
+    ("wam.cosmos_policy.builder", "data"): "builds from the sizes of the data",
+    ("wam.cosmos_policy.builder", "training"): "hands the mesh in",
+    ("wam.video.builder", "training"): "hands the mesh in",
+    ("wam.video.inputs", "data"): "builds from the sizes of the data",
+    ("wam.codecs", "training"): "what the optimiser may not move",
+    ("training.step", "data"): "the pattern that sources stand in",
+    ("training.init_from", "weights"): "parameters to start from",
+    ("training.checkpoint", "weights"): "parameters, one by one",
+    ("data.makers", "envs"): "clips of the tabletop, by name",
+    ("data.sources", "envs"): "a source that is missing is collected",
+}
+
+
+def imports():
+    """(module, imported module) without the package's name, wherever in the file."""
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found = [f"{node.module}.{alias.name}" for alias in node.names]
+                found = [x if x in MODULES or f"{x}.__init__" in MODULES else node.module
+                         for x in found]  # fmt: skip
+            else:
+                continue
+            for other in found:
+                if other.startswith("wamjax."):
+                    own = name.removeprefix("wamjax.").removesuffix(".__init__")
+                    yield own, other.removeprefix("wamjax.")
+
+
+GRAPH = sorted(set(imports()))
+
+
+def room(module):
+    return module.partition(".")[0]
+
+
+def test_every_room_imports_only_what_it_may():
+    strays = collections.defaultdict(set)
+    for module, other in GRAPH:
+        own, target = room(module), room(other)
+        if own not in MAY or own == target or target in GROUND:
+            continue
+        if target not in MAY[own] and (module, target) not in DOORS:
+            strays[module].add(other)
+    assert not strays, dict(strays)
+
+
+def test_every_door_is_used():
+    used = {(module, room(other)) for module, other in GRAPH}
+    assert not set(DOORS) - used
+
+
+def test_nothing_imports_a_command_and_the_ground_imports_no_room():
+    rooms = {p.name for p in ROOT.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
+    assert not {(m, o) for m, o in GRAPH if room(o) in COMMANDS and m != "__init__"}
+    assert not {
+        (m, o)
+        for m, o in GRAPH
+        if m in GROUND and room(o) in rooms and (m, room(o)) not in DOORS
+    }
+
+
+def test_a_family_knows_no_other_and_the_idea_knows_no_family():
+    families = {"fast_wam", "cosmos_policy", "video"}
+    shared = {"fast_wam.presets", "video.inputs"}  # of the tabletop, and of codecs
+    strays = set()
+    for module, other in GRAPH:
+        if not (module.startswith("wam.") and other.startswith("wam.")):
+            continue
+        mine, theirs = (m.split(".")[1] for m in (module, other))
+        if theirs in families and mine != theirs and other.removeprefix("wam.") not in shared:
+            strays.add((module, other))
+    assert not strays
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_is_there_and_is_one(name):
+    text = (ROOT / f"{name}.py").read_text()
+    assert "cli.run(main" in text and f"python -m wamjax.{name}" in text

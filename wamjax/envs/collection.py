@@ -1,0 +1,245 @@
+"""Demonstrations of a world's scripted expert, as a data set."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import pathlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+
+from wamjax.config import did_you_mean
+from wamjax.console import say
+from wamjax.data import images
+from wamjax.data.records import Episode, Reader, Writer, turn
+from wamjax.data.spec import FORMAT_VERSION, Info
+from wamjax.envs.world import Demonstrations, World, open_world
+
+MIN_SUCCESS = 0.02  # the collection gives up below this success rate
+
+
+class Settings(NamedTuple):
+    """What decides the content of a data set.
+
+    Attributes:
+      env: the world, see `wamjax.envs.world.open_world`.
+      tasks: names; equally many episodes of each (to within one). () = all of the world.
+      episodes: in total.
+      noise: standard deviation of the noise on the expert's actions, in action units.
+      seed: of everything.
+      action_free: store video and proprio only.
+      keep_failures: keep episodes that fail, too.
+      intended: label a step with what the expert meant to do there, not with what noise made of it:
+        noise then shows how to recover (as in DART, arXiv 1703.09327) and is not itself imitated.
+    """
+
+    env: str = "tabletop"
+    tasks: tuple[str, ...] = ()
+    episodes: int = 600
+    noise: float = 0.0
+    seed: int = 0
+    action_free: bool = False
+    keep_failures: bool = False
+    intended: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored in ``spec.json``."""
+        return {**self._asdict(), "tasks": list(self.tasks)}
+
+
+def collect(out, settings: Settings, progress: bool = True) -> dict[str, Any]:
+    """Simulates, draws and writes a data set.
+
+    Args:
+      out: its folder; must not exist.
+      settings: what to collect.
+      progress: whether to show a bar.
+
+    Returns:
+      A summary: episodes, steps, simulated episodes, success rate, bytes, seconds.
+
+    Raises:
+      ValueError: an unknown task, or a world without an expert.
+      RuntimeError: hardly any episode succeeds.
+    """
+    world, settings = _checked(settings)
+    begin = time.perf_counter()
+    tried: Counter = Counter()
+    info = Info(
+        cameras=world.cameras,
+        proprio_dim=len(world.proprio_names),
+        action_dim=len(world.action_names),
+        control_hz=world.control_hz,
+        robot=world.name,
+        action_names=world.action_names,
+        proprio_names=world.proprio_names,
+        action_free=settings.action_free,
+        collection=settings.to_json(),
+    )
+    steps = 0
+    bar = tqdm.tqdm(total=settings.episodes, unit="episode", desc="collect", disable=not progress)
+    with Writer(out, info) as writer, ThreadPoolExecutor() as pool, bar:
+        for batch in _rounds(world, settings, tried):
+            for episode in _episodes(batch, settings, pool):
+                writer.write(episode)
+                steps += episode.length
+                bar.update()
+    size = sum(f.stat().st_size for f in pathlib.Path(out).iterdir())
+    return {
+        "episodes": settings.episodes,
+        "steps": steps,
+        "simulated": tried["all"],
+        "success_rate": round(tried["success"] / tried["all"], 4),
+        "bytes": size,
+        "seconds": round(time.perf_counter() - begin, 2),
+    }
+
+
+def ensure_collected(source, root) -> pathlib.Path:
+    """The folder of a source's data set, collected now unless it was before.
+
+    Args:
+      source: entry of ``config.data.sources``. Without a path, the folder is named by a hash of the
+        settings, the format and the code of the world, so that a change of any makes a new one.
+      root: what the folder is below.
+
+    Raises:
+      ValueError: at the source's path is a data set that was collected with other settings.
+    """
+    ask = source.collect
+    world, settings = _checked(
+        Settings(
+            env=ask.env,
+            tasks=tuple(ask.tasks),
+            episodes=ask.episodes,
+            noise=ask.noise,
+            seed=ask.seed,
+            action_free=source.action_free,
+            keep_failures=ask.keep_failures,
+            intended=ask.intended,
+        )
+    )
+    name = f"{world.name}-{_fingerprint(world, settings)}"
+    path = pathlib.Path(root) / (source.path or name)
+    if not path.exists():
+        with turn(path):
+            if not path.exists():  # another process may have been faster
+                _collect_into(path, settings)
+    have, want = dict(Reader(path).info.collection), settings.to_json()
+    if not have:
+        raise ValueError(
+            f"{path} holds demonstrations that wamjax did not collect, and config.data.sources "
+            "asks for collected ones there: set its collect.episodes to 0 to use them as they "
+            "are, or give it another path"
+        )
+    if have != want:
+        differ = {k: (have.get(k), v) for k, v in want.items() if have.get(k) != v}
+        raise ValueError(
+            f"{path} was collected with other settings than config.data.sources asks for: "
+            f"{differ} (there, asked). Use another path, or ask for the same settings"
+        )
+    return path
+
+
+def _collect_into(path: pathlib.Path, settings: Settings) -> None:
+    say(f"collecting {settings.episodes} episodes into {path}")
+    try:
+        collect(path, settings)
+    except OSError:  # on a file system without locks two processes may collect the same
+        if not (path / "spec.json").exists():
+            raise
+
+
+def _checked(settings: Settings) -> tuple[World, Settings]:
+    """The world, and the settings with all tasks named."""
+    world = open_world(settings.env)
+    settings = settings._replace(tasks=tuple(settings.tasks) or tuple(world.tasks))
+    for name in settings.tasks:
+        if name not in world.tasks:
+            raise ValueError(f"{world.name} has no task {name!r}{did_you_mean(name, world.tasks)}; "
+                             f"there are {', '.join(world.tasks)}")  # fmt: skip
+    if not world.expert:
+        raise ValueError(f"{world.name} has no scripted expert to collect from")
+    if settings.episodes < 1 or settings.noise < 0:
+        raise ValueError(f"episodes must be positive and noise not negative: {settings}")
+    return world, settings
+
+
+def _fingerprint(world: World, settings: Settings) -> str:
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, settings.to_json()]).encode())
+    code = pathlib.Path(inspect.getfile(type(world))).parent.glob("*.py")
+    for file in (pathlib.Path(__file__), *sorted(code)):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class _Batch(NamedTuple):
+    """Episodes of one call of the simulator that are to be kept."""
+
+    numbers: list[int]  # of the candidates, over the whole collection
+    rows: list[int]  # within `done`
+    done: Demonstrations
+
+
+def _rounds(world: World, settings: Settings, tried: Counter) -> Iterator[_Batch]:
+    """Simulates candidates until every task has its share; counts them in `tried`."""
+    names, count = settings.tasks, world.batch
+    share = [len(range(i, settings.episodes, len(names))) for i in range(len(names))]
+    missing = dict(zip(names, share, strict=True))
+    key = jax.random.key(settings.seed)
+
+    def keep(done: Demonstrations) -> list[int]:
+        rows = []
+        for row, name in enumerate(done.recording.tasks):
+            if missing[name] > 0 and (done.recording.success[row] or settings.keep_failures):
+                missing[name] -= 1
+                rows.append(row)
+        return rows
+
+    while any(missing.values()):
+        wanted = [name for name, n in missing.items() if n > 0]
+        tasks = [wanted[i % len(wanted)] for i in range(count)]
+        numbers = range(tried["all"], tried["all"] + count)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.array(numbers, np.uint32))
+        rows: list[int] = []
+
+        def draw(done: Demonstrations, rows=rows) -> list[int]:
+            rows.extend(keep(done))
+            return rows
+
+        done = world.demonstrate(tasks, keys, noise=settings.noise, draw=draw)
+        tried["all"] += count
+        tried["success"] += int(done.recording.success.sum())
+        if tried["success"] < MIN_SUCCESS * tried["all"] and not settings.keep_failures:
+            raise RuntimeError(
+                f"{tried['success']} of {tried['all']} episodes of {wanted} succeed with noise "
+                f"{settings.noise}; lower the noise or keep failures"
+            )
+        yield _Batch([numbers[row] for row in rows], rows, done)
+
+
+def _episodes(batch: _Batch, settings: Settings, pool: ThreadPoolExecutor) -> Iterator[Episode]:
+    """Encodes and packs what is kept of a batch."""
+    record = batch.done.recording
+    for number, row in zip(batch.numbers, batch.rows, strict=True):
+        length = int(batch.done.length[row])
+        actions = (batch.done.intended if settings.intended else record.actions)[row, :length]
+        yield Episode(
+            images={name: list(pool.map(images.encode, frames[row, : length + 1]))
+                    for name, frames in record.frames.items()},
+            proprio=record.proprio[row, : length + 1],
+            actions=actions[:, :0] if settings.action_free else actions,
+            instruction=record.instructions[row],
+            success=bool(record.success[row]),
+            returns=record.returns[row, :length],
+            task=record.tasks[row],
+            seed=number,
+        )  # fmt: skip

@@ -1,0 +1,86 @@
+"""The keys of networks, codecs and text; see `wamjax.config_keys`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# (key, default, what it is).
+TABLE: tuple[tuple[str, Any, str], ...] = (
+    ("model.layers", 4, "transformer blocks"),
+    ("model.heads", 4, "attention heads, shared by the experts"),
+    ("model.head_dim", 32, "width of a head"),
+    ("model.video.width", 128, "width of the video expert"),
+    ("model.video.ffn", 512, "hidden units of the video expert's feed-forward network"),
+    ("model.action.width", 64, "width of the action expert"),
+    ("model.action.ffn", 256, "hidden units of the action expert's feed-forward network"),
+    ("model.patch", 2, "latents along each side of a video token"),
+    (
+        "model.positions",
+        "rope",
+        "rope, sincos (added, for images), both, or learned (autoregressive)",
+    ),
+    ("model.position_table", (0, 0), "sincos: (side, base) of the table that it is cut from"),
+    ("model.conditioning", "adaln_zero", "how time and class enter, one of dit.CONDITIONING"),
+    ("model.label", False, "whether the class of an example conditions the model"),
+    ("model.attention", "auto", "kernel: auto, xla, cudnn, splash; or masked, the reference"),
+    ("model.context_width", 64, "width of the instruction embeddings"),
+    ("model.freq_dim", 256, "sinusoidal features of a noise level"),
+    ("model.time_scale", 1.0, "what a noise level of 1 is to them (Cosmos Policy)"),
+    ("model.modulation_rank", 256, "rank of the modulation (Cosmos Policy)"),
+    ("model.rope_scale", (1.0, 1.0, 1.0), "stretch along (t, h, w), see rope.ntk_bases"),
+    ("model.context_rows", 0, "rows of text that attention counts; zero where not given"),
+    ("model.remat", "none", "what is recomputed: none, full, or a policy in between"),
+    ("model.unroll", 1, "layers unrolled in the scan over blocks"),
+    ("model.residual", "compute", "dtype that blocks add up in: compute (precision's) or float32"),
+    ("model.codec.kind", "pixel", "pixel, cosine, cached, palette, or trained: kl, fsq, vq"),
+    ("model.codec.patch", 4, "pixel, cosine, palette: side of the square of pixels of a latent"),
+    ("model.codec.codes", 512, "palette, vq: different tokens; a palette is fitted by k-means"),
+    ("model.codec.channels", 48, "cosine, cached, kl, vq: channels of a latent"),
+    ("model.codec.levels", (8, 5, 5, 5), "fsq: values of each channel of a latent"),
+    ("model.codec.spatial", 16, "cached, kl, fsq, vq: pixels along each side of a latent"),
+    ("model.codec.temporal", 4, "cached, kl, fsq, vq: frames of a latent after the first"),
+    ("model.codec.width", 32, "kl, fsq, vq: channels of the widest grid, a multiple of 8"),
+    ("model.codec.mean", (), "kl, fsq, vq: of the latents, taken off by channel; () = 0"),
+    ("model.codec.std", (), "kl, fsq, vq: of the latents, divided by, by channel; () = 1"),
+    ("model.text.kind", "tokens", "tokens (trainable word embeddings) or context (given)"),
+    ("model.text.route", "none", "none, pooled, cross, both or joint; autoregressive: prefix"),
+    ("model.text.layers", 0, "of a text encoder that is trained along; 0 = words alone"),
+    ("model.text.pooled_width", 0, "of pooled text in the data; 0 = the mean of the embeddings"),
+)
+
+# What every transformer reads, as patterns.
+TRANSFORMER = (
+    "model.layers",
+    "model.heads",
+    "model.head_dim",
+    "model.video.*",
+    "model.remat",
+    "model.unroll",
+    "model.residual",
+    "model.attention",
+)
+
+_GRID = ("spatial", "temporal")
+_TRAINED = (*_GRID, "width", "mean", "std")
+# kind of a codec -> what it reads; published ones read nothing.
+_CODECS = {
+    "pixel": ("patch",),
+    "cosine": ("patch", "channels"),
+    "palette": ("patch", "codes"),
+    "cached": ("channels", *_GRID),
+    "kl": ("channels", *_TRAINED),
+    "fsq": ("levels", *_TRAINED),
+    "vq": ("codes", "channels", *_TRAINED),
+}
+
+
+def codec(config) -> tuple[str, ...]:
+    """Keys that the codec of ``config.model.codec`` reads."""
+    return tuple(f"model.codec.{key}" for key in ("kind", *_CODECS.get(config.kind, ())))
+
+
+def text(config) -> tuple[str, ...]:
+    """Keys of ``config.model`` that matter where text conditions a model of pictures."""
+    if config.route == "none":
+        return ("model.text.route",)
+    return ("model.text.*", "model.context_width")

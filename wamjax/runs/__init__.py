@@ -1,0 +1,1 @@
+"""What can be done with a run: act, sample, reconstruct, and be evaluated."""

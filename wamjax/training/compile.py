@@ -1,0 +1,197 @@
+"""How the training step is compiled, here or for a slice that is not here: flags and the cache.
+
+Flags are passed as ``compiler_options`` of one compilation (TPU flags are strings), not through the
+environment, so that a report can name what it was compiled with. The compiler rejects unknown
+names, so compiling any program with them (`tests/tpu`, where libtpu is installed) checks the list.
+Seen to be accepted and to have an effect with libtpu 0.0.42 on v5p, v5e and v6e; none was timed on
+hardware.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from wamjax import hardware
+from wamjax.console import say
+from wamjax.training.step import Plan
+
+VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+
+
+class Flag(NamedTuple):
+    """A flag, its value, and why it is set."""
+
+    name: str
+    value: str
+    reason: str
+
+
+# FSDP gathers the weights of the next layer while this one computes. Only fused into the
+# computation ("collective fusion") does that really overlap.
+OVERLAP = (
+    Flag("xla_enable_async_all_gather", "true", "gathers may overlap; off by default on v6e"),
+    Flag("xla_tpu_enable_async_collective_fusion", "true", "run collectives inside matmul fusions"),
+    Flag("xla_tpu_enable_async_collective_fusion_fuse_all_gather", "true", "weights of FSDP"),
+    Flag("xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter", "true", "its gradients"),
+    Flag(
+        "xla_tpu_enable_async_collective_fusion_multiple_steps",
+        "true",
+        "let one gather span several fusions, since no single matmul is long enough",
+    ),
+    Flag(
+        "xla_tpu_overlap_compute_collective_tc",
+        "true",
+        "the tensor core computes while the network moves data",
+    ),
+)
+
+# Without these each gradient shard is copied into another layout before it is reduced.
+LAYOUT = (
+    Flag(
+        "xla_tpu_use_minor_sharding_for_major_trivial_input",
+        "true",
+        "shard stacked weights (layers, in, out) along a minor dimension without a relayout",
+    ),
+    Flag(
+        "xla_tpu_relayout_group_size_threshold_for_reduce_scatter",
+        "1",
+        "choose the layout that suits reduce-scatter also for small groups of devices",
+    ),
+    Flag(
+        "xla_tpu_assign_all_reduce_scatter_layout",
+        "true",
+        "let layout assignment know about the fused all-reduce and scatter",
+    ),
+)
+
+# By the name of the chip in `hardware.CHIPS`. Every TPU has a list, so that none is forgotten.
+FLAGS: dict[str, tuple[Flag, ...]] = {
+    "TPU v5p": OVERLAP + LAYOUT,
+    "TPU v5e": OVERLAP + LAYOUT,
+    "TPU v6e": OVERLAP + LAYOUT,
+    "TPU v4": (),  # not tried
+    "TPU7x": (),  # not tried
+}
+
+
+class Program(NamedTuple):
+    """A compiled training step.
+
+    Attributes:
+      step: ``(state, batch) -> (state, metrics)``, donating the state.
+      options: the flags it was compiled with.
+      memory: see `memory`; None where the backend does not say.
+      lower_seconds, compile_seconds: to trace and lower it, and to compile that.
+    """
+
+    step: Any
+    options: dict[str, str]
+    memory: dict[str, Any] | None
+    lower_seconds: float
+    compile_seconds: float
+
+
+def compile_step(work: Plan, device: jax.Device, flags: bool = True) -> Program:
+    """Compiles a planned step for devices like `device`, which need not be here.
+
+    Args:
+      flags: whether to use those of `FLAGS`.
+
+    Raises:
+      ValueError: the compiler does not know one of the flags.
+      jax.errors.JaxRuntimeError: ``RESOURCE_EXHAUSTED`` when a device's memory does not suffice.
+    """
+    chosen = options(device) if flags else {}
+    # The runtime of a slice that is not here is the CPU, which is not what to lower for.
+    platforms = ("tpu",) if device.platform == "tpu" else None
+    begin = time.perf_counter()
+    lowered = work.step.trace(work.state, work.batch).lower(lowering_platforms=platforms)
+    middle = time.perf_counter()
+    try:
+        compiled = lowered.compile(compiler_options=chosen or None)
+    except jax.errors.JaxRuntimeError as error:
+        if "compile option" not in str(error):
+            raise
+        raise ValueError(
+            f"the compiler rejects a flag of {device.device_kind}: {str(error).splitlines()[0]}; "
+            "set config.compile.flags = False, or mend wamjax.training.compile.FLAGS"
+        ) from error
+    end = time.perf_counter()
+    return Program(compiled, chosen, memory(compiled, device), middle - begin, end - middle)
+
+
+def options(device: jax.Device) -> dict[str, str]:
+    """The flags of a device's chip as ``compiler_options``; none for what is no TPU.
+
+    A TPU without a list is compiled for without flags, and that is said.
+    """
+    if device.platform != "tpu":
+        return {}
+    chip = hardware.chip(device)
+    if chip is None or chip.name not in FLAGS:
+        say(f"no compiler flags are known for {device.device_kind}: compile.FLAGS has "
+            f"{sorted(FLAGS)}")  # fmt: skip
+        return {}
+    return {flag.name: flag.value for flag in FLAGS[chip.name]}
+
+
+def memory(compiled, device: jax.Device) -> dict[str, Any] | None:
+    """Bytes on one device. The peak is the compiler's own, not a sum of the other figures."""
+    stats, chip = compiled.memory_analysis(), hardware.chip(device)
+    if stats is None:
+        return None
+    sizes = {
+        "peak_bytes": stats.peak_memory_in_bytes,
+        "argument_bytes": stats.argument_size_in_bytes,
+        "temp_bytes": stats.temp_size_in_bytes,
+        "output_bytes": stats.output_size_in_bytes,
+        "alias_bytes": stats.alias_size_in_bytes,
+    }
+    if chip:
+        sizes["hbm_bytes"] = chip.hbm_bytes
+        sizes["fits"] = stats.peak_memory_in_bytes <= chip.hbm_bytes
+    return sizes
+
+
+def keep_programs(folder: str) -> str | None:
+    """Has JAX keep what it compiles, so that a run that goes on, or is like another, starts sooner.
+
+    To be called before anything is compiled.
+
+    Args:
+      folder: ``config.compile.cache``: a folder or bucket, 'none', or '' for `default_folder`.
+
+    Returns:
+      the folder in use; None where nothing is kept, as where the folder cannot be written to, which
+      is said.
+    """
+    folder = "" if folder == "none" else folder or default_folder()
+    if folder and "://" not in folder:
+        folder = str(pathlib.Path(folder).expanduser().absolute())
+        try:
+            pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            say(f"compiled programs are not kept: {error}; config.compile.cache or {VARIABLE} "
+                "names another folder")  # fmt: skip
+            folder = ""
+    if (jax.config.jax_compilation_cache_dir or "") != folder:
+        jax.config.update("jax_compilation_cache_dir", folder or None)
+        compilation_cache.reset_cache()  # else it goes on with what it found at first
+    return folder or None
+
+
+def default_folder() -> str:
+    """What ``JAX_COMPILATION_CACHE_DIR`` says, '' (nothing is kept) included; where it is not set,
+    a folder in the user's cache."""
+    if VARIABLE in os.environ:
+        return os.environ[VARIABLE]
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    return os.path.join(cache, "wamjax", "compiled")

@@ -1,0 +1,130 @@
+"""Starts training from parameters that exist: converted weights, or another run.
+
+``init_from.path`` is a folder of `wamjax.convert`, or the ``--workdir`` of a run (its newest
+checkpoint; the moving average, if it has one). After commas follow further ones, each for what
+lies below a prefix: ``weights/cosmos,codec=weights/wan21_vae``. Paths and shapes must agree. What
+the model has and the source lacks starts fresh if it is listed in ``init_from.missing``; what the
+source has and the model lacks is left out if it is listed in ``init_from.unused``. What is listed
+in ``init_from.fresh`` starts fresh whatever the source has, as a head for other actions does.
+Everything else is an error, and all of it is said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from wamjax import tree
+from wamjax.training import adapters
+from wamjax.training import state as states
+from wamjax.weights import store
+
+Params = dict[str, Any]
+
+
+def params(objective, config, abstract: Params) -> Params:
+    """The parameters that a run starts with.
+
+    Args:
+      objective: its `init` makes what is missing; what it says to `derive` from others
+        (an optional method, parameters to parameters) is derived where it is missing.
+      abstract: shapes, dtypes and shardings of all parameters.
+
+    Raises:
+      ValueError: source and model do not agree.
+      Damaged: what is read is not what was written.
+    """
+    source = sources(config.init_from.path)
+    want = tree.flatten(abstract)
+    missing = check(source.shapes, want, config.init_from)
+    loaded = source.load({p: x for p, x in want.items() if p not in missing})
+    if not missing:
+        return tree.unflatten(loaded)
+    places = {p: want[p].sharding for p in missing}
+
+    def complete(loaded):
+        fresh = states.init_params(objective, config)
+        whole = tree.unflatten(tree.flatten(fresh) | loaded)
+        flat = tree.flatten(objective.derive(whole))
+        return {p: flat[p].astype(want[p].dtype) for p in missing}
+
+    return tree.unflatten(loaded | jax.jit(complete, out_shardings=places)(loaded))
+
+
+def sources(text: str) -> store.Stored:
+    """The parameters of all sources of an ``init_from.path``; see the module.
+
+    Raises:
+      FileNotFoundError: one of them is no source.
+      ValueError: two of them have a parameter; names all of these.
+    """
+    arrays, digests, twice = {}, {}, []
+    for part in text.split(","):
+        prefix, _, folder = part.strip().rpartition("=")
+        found, _ = store.source(folder)
+        below = f"{prefix}/" if prefix else ""
+        named = {below + p: array for p, array in found.arrays.items()}
+        twice += sorted(named.keys() & arrays.keys())
+        arrays |= named
+        digests |= {below + p: digest for p, digest in found.digests.items()}
+    if twice:
+        raise ValueError(f"config.init_from.path {text!r}: more than one source has {twice}")
+    return store.Stored(arrays, digests, text)
+
+
+def check(
+    source: Mapping[str, tuple[int, ...]],
+    want: Mapping[str, Any],
+    allowed: Any = None,
+    what: str = "config.init_from does not fit the model",
+) -> set[str]:
+    """The parameters that start fresh: those that the source may lack and does, or should.
+
+    Args:
+      allowed: ``config.init_from``, or None: then nothing may be missing or unused.
+      what: what it means if something is wrong; begins the message.
+
+    Raises:
+      ValueError: there is something else wrong; names all of it.
+    """
+    may_lack, may_have, fresh, unless = (), (), (), ""
+    if allowed is not None:
+        may_lack, may_have, fresh = allowed.missing, allowed.unused, allowed.fresh
+        unless = ", and not in init_from."
+    source = {p: shape for p, shape in source.items() if not _listed(p, fresh)}
+    missing = {p for p in want if p not in source}
+    unused = {p for p in source if p not in want}
+    new = (*may_lack, *fresh)
+    fine = [p for p in missing if _listed(p, new) or (allowed and adapters.is_adapter(p))]
+    problems = {
+        "missing in the source" + (unless and f"{unless}missing"): missing - set(fine),
+        "unknown to the model" + (unless and f"{unless}unused"): {
+            p for p in unused if not _listed(p, may_have)
+        },
+        "of another shape (source, model)": {
+            f"{p} {source[p]} {tuple(want[p].shape)}"
+            for p in want.keys() & source.keys()
+            if source[p] != tuple(want[p].shape)
+        },
+        "in init_from.missing, but nothing of it is missing": {
+            r for r in may_lack if not any(re.fullmatch(r, p) for p in missing)
+        },
+        "in init_from.unused, but nothing of it is unused": {
+            r for r in may_have if not any(re.fullmatch(r, p) for p in unused)
+        },
+        "in init_from.fresh, but the model has nothing of it": {
+            r for r in fresh if not any(re.fullmatch(r, p) for p in want)
+        },
+    }
+    lines = [f"\n  {what}:" + "".join(f"\n    {x}" for x in sorted(found))
+             for what, found in problems.items() if found]  # fmt: skip
+    if lines:
+        raise ValueError(f"{what}:" + "".join(lines))
+    return missing
+
+
+def _listed(path: str, rules: Sequence[str]) -> bool:
+    return any(re.fullmatch(rule, path) for rule in rules)

@@ -1,0 +1,70 @@
+"""The train state, and the random keys of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wamjax.training import adapters, partition
+
+Tree = Any
+PURPOSES = ("init", "train", "picture", "evaluate")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a step changes.
+
+    Attributes:
+      step: int32, steps done, skipped ones included. A jax array, since Orbax restores no numpy
+        scalar.
+      params: master parameters.
+      opt_state: of the optimiser.
+      ema: moving average of the parameters that are trained, or None; `partition.merge` puts it
+        over `params`, whose frozen ones are their own average.
+      skips: int32, steps skipped since the start because loss or gradient was not finite.
+      streak: int32, steps skipped in a row up to now.
+    """
+
+    step: jax.Array
+    params: Tree
+    opt_state: Tree
+    ema: Tree | None
+    skips: jax.Array
+    streak: jax.Array
+
+
+def key(seed: int, purpose: str, index: int | jax.Array = 0) -> jax.Array:
+    """The random key of a purpose and a step. A run holds no other randomness: nothing to save."""
+    base = jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))
+    return jax.random.fold_in(base, index)
+
+
+def create(objective, tx: optax.GradientTransformation, config) -> TrainState:
+    """A fresh state; traceable, so `jax.eval_shape` gives the abstract one."""
+    return start(init_params(objective, config), tx, config)
+
+
+def init_params(objective, config) -> Tree:
+    """Fresh parameters, with the adapters of ``config.lora``."""
+    rng = key(config.seed, "init")
+    params = objective.init(rng)
+    params = adapters.add(params, config.lora.rank, config.lora.targets, jax.random.fold_in(rng, 1))
+    dtype = jnp.dtype(config.precision.params)
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def start(params: Tree, tx: optax.GradientTransformation, config) -> TrainState:
+    """The state of step 0; only parameters that are trained have moments and an average."""
+    partition.check(config.optim.freeze, params, "optim.freeze")
+    trained, _ = partition.split(params, partition.trained(config.optim.freeze))
+    # The average starts at the parameters. Added zeros keep it a buffer of its own: an aliased
+    # output cannot be donated.
+    ema = jax.tree.map(lambda x: x + 0, trained) if config.optim.ema_decay > 0 else None
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, tx.init(trained), ema, zero, zero)

@@ -1,0 +1,196 @@
+"""The items of a step of a checkpoint, how they are read, and how it is told that one is damaged.
+
+A step holds ``params``, ``ema``, ``optimizer``, ``data``, ``config``, ``statistics`` (see
+`training.checkpoint`) and ``digests``: a json of the digests of all the others, written with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import grain.checkpoint as grain_checkpoint
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from wamjax import tree
+from wamjax.console import say
+from wamjax.training import integrity
+from wamjax.training.integrity import Damaged
+from wamjax.training.state import TrainState
+
+Tree = Any
+Digests = dict[str, dict[str, Any]]
+
+
+def manager(folder: pathlib.Path, **options) -> ocp.CheckpointManager:
+    """A manager that knows every item by name, so that it can also tell what is in a step."""
+    _say_errors_once()
+    return ocp.CheckpointManager(
+        folder,
+        options=ocp.CheckpointManagerOptions(**options),
+        item_handlers={
+            "params": ocp.StandardCheckpointHandler(),
+            "ema": ocp.StandardCheckpointHandler(),
+            "optimizer": ocp.StandardCheckpointHandler(),
+            "data": grain_checkpoint.CheckpointHandler(),
+            "config": ocp.JsonCheckpointHandler(),
+            "statistics": ocp.JsonCheckpointHandler(),
+            "digests": ocp.JsonCheckpointHandler(),
+        },
+    )
+
+
+@functools.cache
+def _say_errors_once() -> None:
+    """Where one array cannot be read or written Orbax raises that, closes its loop, and every other
+    array is then told of by a trace. Only what is raised says something."""
+    tell = sys.unraisablehook
+
+    def hook(what):
+        if str(what.exc_value) != "Event loop is closed":
+            tell(what)
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(
+        lambda record: "exception was never retrieved" not in record.getMessage()
+    )
+
+
+def arrays_of(state: TrainState) -> dict[str, Tree]:
+    """The items of arrays in a step."""
+    counters = {"step": state.step, "skips": state.skips, "streak": state.streak}
+    out = {"params": state.params, "optimizer": counters | {"opt_state": state.opt_state}}
+    return out if state.ema is None else out | {"ema": state.ema}
+
+
+def digests_of(arrays: dict[str, Tree], plain: dict[str, Any], iterator) -> dict[str, Any]:
+    """What the item of digests holds: of arrays by item and path, of json by item, of positions by
+    process; and the shapes of the parameters, so that a damaged shape is none of another model."""
+    shapes = {path: list(x.shape) for path, x in tree.flatten(arrays["params"]).items()}
+    own = integrity.of_json(iterator.get_state())
+    every = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(own), np.uint8))
+    every = every.reshape(jax.process_count(), -1)
+    return {
+        "arrays": integrity.digests(arrays),
+        "json": {name: integrity.of_json(value) for name, value in plain.items()},
+        "data": {str(i): bytes(row).hex() for i, row in enumerate(every)},
+        "shapes": shapes,
+    }
+
+
+def read_digests(manager: ocp.CheckpointManager, step: int) -> Digests | None:
+    """The digests of a step; None, and a line that says so, if it is of a version without them."""
+    if not (pathlib.Path(manager.directory) / str(step) / "digests").exists():
+        _say_unchecked(manager.directory, step)
+        return None
+    args = ocp.args.Composite(digests=ocp.args.JsonRestore())
+    with reading(manager.directory, step):
+        found = dict(manager.restore(step, args=args)["digests"])
+        if {name: type(value) for name, value in found.items()} != dict.fromkeys(_PARTS, dict):
+            raise ValueError(f"digests of {sorted(found)}")
+        return found
+
+
+_PARTS = ("arrays", "json", "data", "shapes")
+
+
+@functools.cache
+def _say_unchecked(folder, step: int) -> None:
+    say(f"checkpoint {step} in {folder} has no digests, as an earlier version wrote it: whether it "
+        "is damaged cannot be told")  # fmt: skip
+
+
+def read_json(manager: ocp.CheckpointManager, step: int, item: str) -> dict[str, Any]:
+    """The config or the statistics of a step, which is what was written."""
+    args = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
+    with reading(manager.directory, step):
+        found = manager.restore(step, args=args)[item]
+    written = read_digests(manager, step)
+    if written is not None and integrity.of_json(found) != written["json"].get(item):
+        raise Damaged(f"checkpoint {step} in {manager.directory} is damaged: {item!r} is not "
+                      "what was written")  # fmt: skip
+    return found
+
+
+def check_unchanged(saved: Tree, written: Digests | None, folder: pathlib.Path) -> None:
+    """That the shapes that an item says are those that it had."""
+    shapes = {path: list(x.shape) for path, x in tree.flatten(saved).items()}
+    if written is not None and shapes != written["shapes"]:
+        raise Damaged(f"checkpoint {folder.name} in {folder.parent} is damaged: its parameters "
+                      "have not the shapes that they had")  # fmt: skip
+
+
+@contextlib.contextmanager
+def reading(folder, step: int | None) -> Iterator[None]:
+    """Says which checkpoint it is that cannot be read. None is half-written by us, but disks fill
+    up, copies break off, and libraries change."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError):  # a machine that is too small
+        raise
+    except Exception as error:  # a flipped bit in the files of Orbax comes out as anything
+        raise Damaged(
+            f"checkpoint {step} in {folder} cannot be read: it is damaged, or of another version "
+            f"of this code: {_line(error)}"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    """An error in a line; TensorStore tells all of its state."""
+    text = " ".join(repr(error).split())
+    return text if len(text) < 300 else f"{text[:300]}..."
+
+
+def shapes_of(manager: ocp.CheckpointManager, step: int, item: str) -> Tree:
+    """Nested dicts of the shapes and dtypes that an item holds."""
+    with reading(manager.directory, step):
+        return tree.unflatten(tree.flatten(dict(manager.item_metadata(step)[item])))
+
+
+def read_position(
+    folder: pathlib.Path, step: int, written: Digests | None
+) -> dict[str, Any]:
+    """Where the data stood. Each process left its position; all are the number of the next batch,
+    of which each made some rows, so it goes for any number of processes.
+
+    Raises:
+      ValueError: there is no position, or processes that are no longer there had different ones.
+    """
+    own = folder / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+    with reading(folder.parent.parent, step):
+        files = [own] if own.exists() else sorted(folder.glob("process_*-of-*.json"))
+        if not files:
+            raise FileNotFoundError(f"{folder} holds no position of the data")
+        positions = [json.loads(file.read_text()) for file in files]
+    for file, position in zip(files, positions, strict=True):
+        if written is not None and integrity.of_json(position) not in written["data"].values():
+            raise Damaged(f"{file} is damaged: it is not what was written")
+    for file, position in zip(files, positions, strict=True):
+        if position != positions[0]:
+            raise ValueError(
+                f"{file} is at {position}, {files[0].name} at {positions[0]}, and now there are "
+                f"{jax.process_count()} processes: continue with as many as before"
+            )
+    return positions[0]
+
+
+def check_shapes(saved: Tree, wanted: Tree, step: int) -> None:
+    """Raises ValueError if the parameters of a step are not those of a model."""
+    saved, wanted = tree.flatten(saved), tree.flatten(wanted)
+    for path in [*wanted, *saved]:
+        a = saved[path].shape if path in saved else "absent"
+        b = wanted[path].shape if path in wanted else "absent"
+        if a != b:
+            raise ValueError(
+                f"parameter {path!r} is {a} in checkpoint {step} and {b} in the model that this "
+                "config builds; the data or the code changed. Train in another --workdir"
+            )

@@ -1,0 +1,1 @@
+"""Cosmos Policy, and planning with it."""

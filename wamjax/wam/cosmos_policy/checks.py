@@ -1,0 +1,109 @@
+"""What a Cosmos Policy, and a planner beside it, must have right; see `cosmos_policy`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from wamjax.config import did_you_mean
+from wamjax.diffusion.solvers import SOLVERS
+from wamjax.models.attention import grouped
+from wamjax.wam.cosmos_policy import uses
+from wamjax.wam.cosmos_policy.augment import STRENGTHS
+from wamjax.wam.cosmos_policy.layouts import name_of, word_of
+
+# Published behaviour that is not the default, because it is a defect or costs accuracy.
+COMPAT = {
+    "bf16_times": "noise levels are rounded to bfloat16 before the network is told of them",
+    "bf16_targets": "actions, states and values are rounded to bfloat16 in training",
+    "erased_scores": "a partial score counts as full success in the value",
+    "tossed_mix": "uses are drawn for each example: shares hold in expectation only, and where "
+    "there are rollouts, all demonstrations train the policy",
+    "zero_minority": "majority_mean is 0, not the mean of the others, where success is a minority",
+}
+
+
+# What a policy and a separate planner have in common, as an error says it -> attribute.
+SHARED = {
+    "slots": "layout",
+    "sizes of the network": "network",
+    "codec": "codec",
+    "cameras": "views",
+    "visibility": "visibility",
+}
+
+
+def check(objective) -> None:
+    """That the choices of a `CosmosPolicy` exist and go together.
+
+    Raises:
+      ValueError: names the key, the value and what there is.
+    """
+    for name, given, known in (
+        ("compat", objective.compat, COMPAT),
+        ("augment", (objective.augment,), ("", *STRENGTHS)),
+        ("visibility", (objective.visibility,), uses.VISIBILITIES),
+        ("solver", (objective.solver,), SOLVERS),
+    ):
+        for word in given:
+            if word not in known:
+                hint = f"{did_you_mean(word, known)}; there are {sorted(known)}"
+                raise ValueError(f"objective.{name} {word!r} does not exist{hint}")
+    for name, value, allowed, wanted in (
+        ("infer_steps", objective.steps, objective.steps >= 1, "at least 1"),
+        ("sigma_min", objective.sigma_min, 0 < objective.sigma_min < objective.sigma_max,
+         f"positive and below objective.sigma_max {objective.sigma_max}"),
+        ("discount", objective.discount, 0 < objective.discount <= 1, "in (0, 1]"),
+        ("action_weight", objective.action_weight, objective.action_weight >= 0, "at least 0"),
+    ):  # fmt: skip
+        if not allowed:
+            raise ValueError(f"objective.{name} {value} must be {wanted}")
+    if objective.planning.depth > 1:
+        check_depth(objective)
+    if len(objective.mix) != len(objective.uses) or min(objective.mix) < 1:
+        names = [u.name for u in objective.uses]
+        raise ValueError(f"objective.mix {objective.mix} wants a positive count of each of {names}")
+    if objective.visibility != "bidirectional" and "tossed_mix" in objective.compat:
+        raise ValueError(
+            f"visibility {objective.visibility!r} has a table for each use, so their counts are "
+            "fixed: compat 'tossed_mix' does not go with it"
+        )
+    if objective.codec.key != "video":
+        raise ValueError(
+            f"{type(objective.codec).__name__} has latents of other clips; Cosmos Policy makes its "
+            "own of pictures: choose another model.codec.kind, such as 'pixel' or 'wan2.1'"
+        )
+
+
+def check_depth(objective) -> None:
+    """That what is imagined can be planned on from: each slot of now has its future."""
+    depth = f"objective.plan.depth {objective.planning.depth}"
+    if uses.model_free(objective.uses[2]):
+        raise ValueError(f"{depth}: Q(s, a) imagines no future to plan on from, depth=1 does")
+    now = (s for s in objective.layout.slots if s.group == "current")
+    names = objective.layout.names
+    missing = [f"future_{word_of(s)}" for s in now if f"future_{name_of(s)}" not in names]
+    if missing:
+        raise ValueError(
+            f"{depth} plans on from imagined futures, and objective.slots imagine no {missing}"
+        )
+
+
+def check_planner(policy, other) -> None:
+    """That `other` can plan for `policy`.
+
+    Raises:
+      ValueError: it was trained on something else, or sees it otherwise; says what.
+    """
+    # How it is computed may differ.
+    plain = dict(remat="none", unroll=1, attention=grouped)
+    one, two = (
+        dataclasses.replace(x, network=x.network.clone(**plain)) for x in (policy, other)
+    )
+    words = [what for what, key in SHARED.items() if getattr(one, key) != getattr(two, key)]
+    if ("bf16_times" in policy.compat) != ("bf16_times" in other.compat):
+        words.append("objective.compat 'bf16_times'")
+    if words:
+        raise ValueError(
+            f"a planner goes with a policy of the same {', '.join(SHARED)}; these differ in "
+            f"{', '.join(words)}"
+        )

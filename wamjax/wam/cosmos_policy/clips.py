@@ -1,0 +1,88 @@
+"""Pictures as slots: the made-up video that a codec encodes, and the way back.
+
+A causal video codec encodes the first frame of a clip alone and the rest in groups of `k` (1 for
+codecs of single pictures, 4 for Wan 2.1). So the first slot is one frame and every other slot k
+equal ones: 1 + k (T - 1) frames. Slots of numbers are black; their latents are overwritten, but
+those of later slots depend on them, so the whole clip is encoded in order. A latent depends on no
+later frame: to act, only the slots up to the last picture of now have to be encoded.
+
+Source: the public ``libero_dataset.py`` and ``cosmos_utils.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from wamjax.models.codec import Codec
+from wamjax.wam.cosmos_policy.layouts import Layout
+
+Images = Mapping[str, Array]
+
+
+def frames_per_slot(codec: Codec) -> int:
+    """k: pixel frames of every slot but the first."""
+    sizes = getattr(codec, "sizes", None)
+    return sizes.time_stride if sizes else getattr(codec, "temporal", 1)
+
+
+def split(video: UInt8[Array, "b f H W 3"], widths: Mapping[str, int]) -> dict[str, Array]:
+    """A composite cut into its cameras, (b, f, h, w, 3) each.
+
+    Args:
+      widths: camera -> width, in the order of the composite.
+    """
+    edges = np.cumsum([0, *widths.values()])
+    if video.shape[3] != edges[-1]:
+        raise ValueError(f"a picture {video.shape[3]} wide is not the composite of {dict(widths)}")
+    return {c: video[:, :, :, edges[i] : edges[i + 1]] for i, c in enumerate(widths)}
+
+
+def assemble(layout: Layout, images: Images, slots: int, k: int) -> UInt8[Array, "b f h w 3"]:
+    """The clip of the first `slots` slots.
+
+    Args:
+      images: camera -> (b, 2, h, w, 3), now and at the end of the chunk; or (b, 1, h, w, 3), and
+        then the present stands for the future, which only fills its slots.
+      k: see `frames_per_slot`.
+    """
+    first = images[layout.cameras[0]][:, :1]
+    frames = []
+    for i, slot in enumerate(layout.slots[:slots]):
+        frame = jnp.zeros_like(first)
+        if slot.camera:
+            picture = images[slot.camera]
+            frame = picture[:, -1:] if slot.kind == "future_camera" else picture[:, :1]
+        frames += [frame] * (k if i else 1)
+    return jnp.concatenate(frames, axis=1)
+
+
+def encode(layout: Layout, codec: Codec, images: Images, slots: int) -> Float[Array, "b t h w c"]:
+    """Latents of the first `slots` slots; those of numbers are of black pictures."""
+    return codec.encode(assemble(layout, images, slots, frames_per_slot(codec)))
+
+
+def decode(
+    layout: Layout, codec: Codec, latents: Float[Array, "b t h w c"], images: Images
+) -> dict[str, UInt8[Array, "b h w 3"]]:
+    """The pictures of the future: camera -> (b, h, w, 3).
+
+    Where latents depend on what was before, slots of numbers become black again first, as the codec
+    knows them, and a slot is shown by the first of its frames.
+
+    Args:
+      latents: of all slots.
+      images: the observation, see `assemble`.
+    """
+    k, at = frames_per_slot(codec), layout.decoded
+    if k == 1:
+        frames = codec.decode(latents[:, np.array(list(at.values()))])
+        return {camera: frames[:, i] for i, camera in enumerate(at)}
+    last = max(at.values()) + 1
+    pictures = np.array([bool(s.camera) for s in layout.slots[:last]])[:, None, None, None]
+    black = encode(layout, codec, images, last)
+    frames = codec.decode(jnp.where(pictures, latents[:, :last], black))
+    return {camera: frames[:, k * (i - 1) + 1] for camera, i in at.items()}

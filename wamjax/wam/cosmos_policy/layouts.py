@@ -1,0 +1,243 @@
+"""Layouts: what each latent frame of one made-up video stands for.
+
+Cosmos Policy (arXiv 2601.16163) changes no layer of a video model. Everything a robot senses and
+does becomes a latent frame, a *slot*, of one clip in the order (s, a, s', V). A layout is the list
+of its slots, and everything else follows from it: indices, groups, roles, which statistics and
+cameras are wanted, what to decode. A slot is one word:
+
+    blank              a black picture; the first slot, which a causal video codec encodes alone
+    proprio:9          the state now, p numbers
+    camera:wrist       a picture now, of the named camera
+    action:16x7        a chunk of j actions of a numbers
+    future_proprio:9   the state at the end of the chunk
+    future_camera:NAME a picture at the end of the chunk
+    value              the return from there on
+
+A new robot is a new tuple of words in its config. Source of the published ones: the public
+``cosmos_policy_experiment_configs.py`` and the ``*_dataset.py`` of each benchmark.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from wamjax.config import did_you_mean
+from wamjax.wam.cosmos_policy.uses import GROUPS
+from wamjax.wam.slots import Slot
+
+# What a kind of slot belongs to. Slots of a group always have the same role, see `uses`.
+GROUP_OF = {
+    "blank": "blank",
+    "proprio": "current",
+    "camera": "current",
+    "action": "action",
+    "future_proprio": "future",
+    "future_camera": "future",
+    "value": "value",
+}
+PICTURES = ("camera", "future_camera")
+# How many numbers follow the colon of a kind that holds numbers.
+_RANK = {"proprio": 1, "action": 2, "future_proprio": 1, "value": 0}
+
+LAYOUTS: dict[str, tuple[str, ...]] = {
+    "libero": (
+        "blank", "proprio:9", "camera:wrist", "camera:agentview",
+        "action:16x7",
+        "future_proprio:9", "future_camera:wrist", "future_camera:agentview",
+        "value",
+    ),
+    "robocasa": (
+        "blank", "proprio:9", "camera:wrist", "camera:left", "camera:right",
+        "action:32x7",
+        "future_proprio:9", "future_camera:wrist", "future_camera:left", "future_camera:right",
+        "value",
+    ),
+    "aloha": (
+        "blank", "proprio:14", "camera:left_wrist", "camera:right_wrist", "camera:high",
+        "action:50x14",
+        "future_proprio:14", "future_camera:left_wrist", "future_camera:right_wrist",
+        "future_camera:high",
+        "value",
+    ),
+    "tabletop": (
+        "blank", "proprio:5", "camera:overhead", "camera:gripper",
+        "action:8x4",
+        "future_proprio:5", "future_camera:overhead", "future_camera:gripper",
+        "value",
+    ),
+}  # fmt: skip
+
+
+def name_of(slot: Slot) -> str:
+    """Unique in its layout: the kind, or which camera, as ``future_wrist``."""
+    if slot.kind in PICTURES:
+        return f"future_{slot.camera}" if slot.kind == "future_camera" else slot.camera
+    return slot.kind
+
+
+def word_of(slot: Slot) -> str:
+    """The reverse of reading a word."""
+    more = slot.camera or "x".join(map(str, slot.shape))
+    return f"{slot.kind}:{more}" if more else slot.kind
+
+
+def holds_numbers(slot: Slot) -> bool:
+    """Whether its latent frame is written by `injection` and not by a codec."""
+    return slot.kind in _RANK
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """An ordered list of slots; make it with `parse`, which checks it."""
+
+    slots: tuple[Slot, ...]
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{i:>3}  {s.group:<8}{word_of(s)}" for i, s in enumerate(self.slots))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The reverse of `parse`."""
+        return tuple(map(word_of, self.slots))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the slots."""
+        return tuple(map(name_of, self.slots))
+
+    def index(self, name: str) -> int:
+        """Where the slot of a name is.
+
+        Raises:
+          KeyError: there is none, with a suggestion.
+        """
+        if name not in self.names:
+            raise KeyError(f"the layout has no slot {name!r}{did_you_mean(name, self.names)}; "
+                           f"it has {self.names}")  # fmt: skip
+        return self.names.index(name)
+
+    @property
+    def groups(self) -> dict[str, tuple[int, ...]]:
+        """group -> positions of its slots, in order of time."""
+        at = {g: tuple(i for i, s in enumerate(self.slots) if s.group == g) for g in GROUPS}
+        return {g: positions for g, positions in at.items() if positions}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """group -> how many slots."""
+        return {g: len(positions) for g, positions in self.groups.items()}
+
+    @property
+    def numbers(self) -> dict[str, Slot]:
+        """The slots that `injection` writes, by name."""
+        return {name_of(s): s for s in self.slots if holds_numbers(s)}
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Cameras that are looked through now, in the order of their slots."""
+        return tuple(s.camera for s in self.slots if s.kind == "camera")
+
+    @property
+    def decoded(self) -> dict[str, int]:
+        """camera -> slot: what there is to decode of an imagined future."""
+        return {s.camera: i for i, s in enumerate(self.slots) if s.kind == "future_camera"}
+
+    @property
+    def conditional(self) -> int:
+        """Leading slots that a policy is given; all that is to be encoded to act."""
+        return self.groups["action"][0]
+
+    @property
+    def chunk(self) -> int:
+        """Actions in a chunk (j)."""
+        return self.numbers["action"].shape[0]
+
+    @property
+    def statistics(self) -> dict[str, int]:
+        """key of the normalisers -> how many dimensions this layout wants of it."""
+        sizes = {"actions": self.numbers["action"].shape[1]}
+        if "proprio" in self.numbers:
+            sizes["proprio"] = self.numbers["proprio"].shape[0]
+        return sizes
+
+    def check_data(self, spec) -> None:
+        """Compares with the data (`wamjax.data.spec.DataSpec`).
+
+        Raises:
+          ValueError: other dimensions, or a camera that the data lacks.
+        """
+        have = {"chunk": spec.chunk, "actions": spec.action_dim, "proprio": spec.proprio_dim}
+        for key, want in {"chunk": self.chunk, **self.statistics}.items():
+            if have[key] != want:
+                raise ValueError(
+                    f"objective.slots {self.words} want {key} of {want}, the data has {have[key]}: "
+                    "correct the words, or config.data"
+                )
+        for camera in self.cameras:
+            if camera not in spec.cameras:
+                raise ValueError(
+                    f"objective.slots want camera {camera!r}"
+                    f"{did_you_mean(camera, spec.cameras)}; config.data.cameras are "
+                    f"{tuple(spec.cameras)}"
+                )
+        if len({spec.cameras[c] for c in self.cameras}) > 1:
+            raise ValueError(f"the cameras of a clip are equally large, not {dict(spec.cameras)}")
+
+
+def named(layout: str | Sequence[str]) -> Layout:
+    """A layout of `LAYOUTS` by its name, or of its own words.
+
+    Raises:
+      ValueError: no such name, with a suggestion; else as `parse`.
+    """
+    if not isinstance(layout, str):
+        return parse(layout)
+    if layout not in LAYOUTS:
+        raise ValueError(f"there is no layout {layout!r}{did_you_mean(layout, LAYOUTS)}; there are "
+                         f"{sorted(LAYOUTS)}, or give the words of your own")  # fmt: skip
+    return parse(LAYOUTS[layout])
+
+
+def parse(words: Sequence[str]) -> Layout:
+    """A layout from its words.
+
+    Raises:
+      ValueError: an unknown word, or an order that is none; says which word and why.
+    """
+    layout = Layout(tuple(_slot(word, i) for i, word in enumerate(words)))
+    names, groups = layout.names, [s.group for s in layout.slots]
+    if double := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"slots {tuple(words)} hold {double} more than once")
+    if missing := [g for g in GROUPS if g not in groups]:
+        raise ValueError(f"slots {tuple(words)} have none of {missing}")
+    if groups != sorted(groups, key=GROUPS.index) or groups.count("blank") != 1:
+        raise ValueError(f"slots {tuple(words)} are not in the order {GROUPS}, with one blank")
+    for camera in layout.decoded:
+        if camera not in layout.cameras:
+            raise ValueError(f"future_camera:{camera} has no camera:{camera} beside it")
+    proprio, future = (layout.numbers.get(k) for k in ("proprio", "future_proprio"))
+    if future and (proprio is None or proprio.shape != future.shape):
+        raise ValueError(f"slot '{word_of(future)}' has no proprio of the same size beside it")
+    return layout
+
+
+def _slot(word: str, position: int) -> Slot:
+    kind, _, more = word.partition(":")
+    if kind not in GROUP_OF:
+        raise ValueError(f"slot {word!r}: {kind!r} is no kind{did_you_mean(kind, GROUP_OF)}; "
+                         f"there are {tuple(GROUP_OF)}")  # fmt: skip
+    if kind in PICTURES:
+        if not more:
+            raise ValueError(f"slot {word!r} names no camera; write {kind}:NAME")
+        return Slot(kind, GROUP_OF[kind], position=position, camera=more)
+    rank = _RANK.get(kind, 0)
+    if not re.fullmatch("x".join([r"[1-9]\d*"] * rank), more):
+        form = f"{kind}:{'x'.join(['N'] * rank)}" if rank else kind
+        raise ValueError(f"slot {word!r} is not of the form {form}")
+    shape = tuple(int(n) for n in more.split("x") if n)
+    return Slot(kind, GROUP_OF[kind], position=position, shape=shape)

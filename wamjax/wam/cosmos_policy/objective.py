@@ -1,0 +1,453 @@
+"""Cosmos Policy (arXiv 2601.16163): one video DiT that is policy, world model and value function.
+
+What a robot senses, does and is told of success are latent frames of one clip (`layouts`), all
+denoised together. Which of them are given makes it a policy, a world model or a value function
+(`cosmos_policy.uses`); a batch trains all three. Levels, loss and sampler are those of the
+specification, sections 5 and 6: rectified flow in EDM's levels, one level for each sample, and an
+exponential multistep solver from sigma 80 to 4 whose last x0 is the answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from wamjax.config import did_you_mean
+from wamjax.diffusion.flow import RectifiedFlow
+from wamjax.models.codec import Codec
+from wamjax.models.dit import DiT
+from wamjax.models.layers import unconstrained
+from wamjax.models.transformer import Cache, unstack
+from wamjax.models.visibility import Visibility, bidirectional
+from wamjax.wam import noise as noises
+from wamjax.wam import shares, uses
+from wamjax.wam.cosmos_policy import checks, clips, injection, targets
+from wamjax.wam.cosmos_policy import uses as cosmos_uses
+from wamjax.wam.cosmos_policy.augment import STRENGTHS, centre_crop
+from wamjax.wam.cosmos_policy.layouts import Layout, name_of
+from wamjax.wam.cosmos_policy.planning import Planning, plan
+from wamjax.wam.cosmos_policy.sampling import HalfToldFlow, Sampler, marked, split
+from wamjax.wam.loss import Denoises, Draw, SlotLosses
+from wamjax.wam.objectives import bound_codec, check_batch, codec_params
+from wamjax.wam.protocols import Policy
+from wamjax.wam.slots import Role
+from wamjax.wam.uses import Use
+
+Batch = dict[str, Array]
+Groups = dict[str, Array]
+Params = dict[str, Any]
+
+LOSS_SCALE = 10.0  # of the public code
+MODES = ("direct", "frozen", "plan")
+
+
+class Seen(NamedTuple):
+    """An observation as the network takes it.
+
+    Attributes:
+      latents: (b, t, h, w, c) of all slots; those that are not known are zero.
+      text: keys and values of the instruction, computed once.
+    """
+
+    latents: Float[Array, "b t h w c"]
+    text: Cache
+
+
+@dataclasses.dataclass(frozen=True)
+class CosmosPolicy(Denoises, Policy):
+    """Objective (`init`, `loss`) and policy (`policy`, `act`, `predict`, `value`, `imagine`).
+
+    Attributes:
+      network, codec, process, layout: what is trained, on what. One with a codec that has
+        parameters finds them in ``params["codec"]``, where they stay as they are.
+      views: camera -> (height, width), in the order of the composite picture.
+      judge, visibility, auxiliary: of its uses, see `cosmos_policy.uses.uses`.
+      mix: how many examples of each use there are in a row of a batch.
+      action_weight: of the action's slot in the loss, the public code's action_loss_multiplier.
+      discount: of the return for each control step.
+      augment: a key of `augment.STRENGTHS`, or "" for pictures as they are.
+      compat: names of `checks.COMPAT`.
+      instruction_length: tokens, or rows of the text embeddings.
+      steps, sigma_max, sigma_min, solver: of sampling.
+      planning: of mode "plan".
+    """
+
+    network: DiT
+    codec: Codec
+    process: RectifiedFlow
+    layout: Layout
+    views: tuple[tuple[str, tuple[int, int]], ...]
+    instruction_length: int
+    judge: str = "value"
+    mix: tuple[int, ...] = (2, 1, 1)
+    visibility: str = "bidirectional"
+    auxiliary: bool = True
+    action_weight: float = 1.0
+    discount: float = 0.99
+    augment: str = ""
+    compat: tuple[str, ...] = ()
+    steps: int = 5
+    sigma_max: float = 80.0
+    sigma_min: float = 4.0
+    solver: str = "exponential"
+    planning: Planning = Planning()
+
+    def __post_init__(self):
+        checks.check(self)
+
+    # ---- what the training framework sees ----
+
+    modes = MODES
+    imagines = True
+    judges = True
+    encode = staticmethod(marked)
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """Policy, world model and value function."""
+        return cosmos_uses.uses(self.judge, self.visibility, self.auxiliary)
+
+    @property
+    def row(self) -> int:
+        """Neighbours in a batch that share the uses exactly."""
+        return 1 if "tossed_mix" in self.compat else sum(self.mix)
+
+    @property
+    def tables(self) -> tuple[Visibility, ...]:
+        """Who sees whom, one table for all uses or one for each."""
+        return tuple(dict.fromkeys(u.table for u in self.uses))
+
+    def describe(self) -> str:
+        """The roles of all slots in every use, as text."""
+        return uses.describe(self.uses, [(name_of(s), s.group) for s in self.layout.slots])
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a training batch."""
+        net, layout, f32 = self.network, self.layout, jnp.float32
+        chunk, action_dim = layout.numbers["action"].shape
+        shapes = {
+            "actions": (f32, chunk, action_dim),
+            "action_valid": (jnp.bool_, chunk),
+            "score": (f32,),
+            "to_go": (f32,),
+            "rollout": (jnp.bool_,),
+            **{n: (f32, *layout.numbers[n].shape)
+               for n in ("proprio", "future_proprio") if n in layout.numbers},
+        }  # fmt: skip
+        if net.vocabulary:
+            shapes["instruction"] = jnp.int32, self.instruction_length
+        else:
+            shapes["context"] = jnp.bfloat16, self.instruction_length, net.context_width
+        height, width = self.views[0][1][0], sum(w for _, (_, w) in self.views)
+        shapes["video"] = jnp.uint8, 2, height, width, 3
+        return {
+            k: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+            for k, (dtype, *shape) in shapes.items()
+        }
+
+    def init(self, rng: Array) -> Params:
+        """Fresh float32 parameters, one plain nested dict."""
+        sizes = self.layout.sizes
+        values = {g: jnp.zeros((1, m, *self.network.latent)) for g, m in sizes.items()}
+        levels = {g: jnp.zeros((1, m)) for g, m in sizes.items()}
+        text = {k: jnp.zeros(s.shape, s.dtype) for k, s in self.batch_spec(1).items()
+                if k in ("instruction", "context")}  # fmt: skip
+        network, table = self.network.clone(constrain=unconstrained), bidirectional(*sizes)
+        params = network.init(rng, values, levels, text, table, method="evaluate")["params"]
+        return params | codec_params(self.codec, jax.random.fold_in(rng, 1))
+
+    # ---- the loss, see `wam.loss` ----
+
+    def draw(self, params: Params, batch: Batch, rng: Array) -> tuple[Draw, ...]:
+        """All that `loss` leaves to chance: uses, noise, levels, augmentation; a draw for each
+        visibility table."""
+        check_batch(batch, self.batch_spec)
+        purposes = "assign", "noise", "augment", "level"
+        keys = dict(zip(purposes, jax.random.split(rng, 4), strict=True))
+        size, sizes, rollout = batch["rollout"].shape[0], self.layout.sizes, batch["rollout"]
+        clean = targets.latents(
+            self.layout,
+            bound_codec(self.codec, params),
+            clips.split(batch["video"], self.widths),
+            targets.numbers(self.layout, batch, self.discount, self.compat),
+            STRENGTHS[self.augment] if self.augment else None,
+            keys["augment"],
+        )
+        noise = split(self.layout, jax.random.normal(keys["noise"], clean.shape))
+        order = None
+        if "tossed_mix" in self.compat:
+            use = cosmos_uses.toss(keys["assign"], self.mix, rollout)
+        else:
+            order = shares.order(keys["assign"], self.mix, size, last=rollout)
+            use = shares.use_of(order, self.mix)
+        roles, trained = uses.roles(self.uses, sizes), uses.has_loss(self.uses, sizes)
+        # Rollouts are not imitated: one that there was no better use for has no loss.
+        teaches = ~(rollout & (use == 0))[:, None]
+        level = self.process.sample_level(keys["level"], (size, 1))
+        predicted = [g for g, x in roles.items() if (x == Role.PREDICTED).any()]
+        draw = Draw(
+            clean=split(self.layout, clean),
+            noise={g: noise[g] for g in predicted},
+            level=dict.fromkeys(predicted, level),
+            role={g: jnp.asarray(x)[use] for g, x in roles.items()},
+            mask={g: jnp.asarray(x)[use] & teaches for g, x in trained.items() if x.any()},
+            condition=self.text(batch),
+            use=use,
+            at=jnp.arange(size),
+            table=self.uses[0].table,
+        )
+        if len(self.tables) == 1:  # all uses go through the network together
+            return (draw,)
+        parts = shares.split(draw, order, self.mix)
+        return tuple(
+            dataclasses.replace(part, table=u.table)
+            for part, u in zip(parts, self.uses, strict=True)
+        )
+
+    def process_of(self, group: str) -> RectifiedFlow:
+        """The process of a group: all have the same."""
+        del group
+        if "bf16_times" in self.compat:
+            return HalfToldFlow(**vars(self.process))
+        return self.process
+
+    def reduce(
+        self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
+    ) -> tuple[Array, dict[str, Array]]:
+        """Mean squared error of the velocity over all slots of all examples, times 10.
+
+        A slot without a loss counts as zero, as published, so an example weighs by how many it has.
+        The public loss is EDM's, 10 w(sigma) |x0 - D|^2 with w = ((1 + sigma) / sigma)^2, which is
+        this (specification, 5.3).
+
+        Returns:
+          (loss, metrics): means over the examples of each use, NaN for a use that no example
+          trains: loss_USE, which weighted by the shares of the uses sum to the loss; for slots that
+          have a loss velocity/USE/SLOT, the mean squared error, and l1/USE/SLOT, that of x0 in
+          absolute value, which is what the published convergence targets are in.
+        """
+        error, l1, weight = self._by_slot(losses)
+        use = jnp.concatenate([draw.use for draw in draws])
+        total, metrics = LOSS_SCALE * jnp.mean(weight * error, axis=1), {}
+        for i, one in enumerate(self.uses):
+            mine = (use == i) & jnp.any(weight, axis=1)
+            count = jnp.sum(mine)
+
+            def mean(x, mine=mine, count=count):
+                return jnp.where(count > 0, jnp.sum(jnp.where(mine, x, 0)) / count, jnp.nan)
+
+            metrics[f"loss_{one.name}"] = mean(total)
+            for t, slot in enumerate(self.layout.slots):
+                if slot.group in one.trained:
+                    metrics[f"velocity/{one.name}/{name_of(slot)}"] = mean(error[:, t])
+                    metrics[f"l1/{one.name}/{name_of(slot)}"] = mean(l1[:, t])
+        return LOSS_SCALE * jnp.mean(weight * error), metrics
+
+    def examples(
+        self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
+    ) -> dict[str, Array]:
+        """"loss" of every example, its "use", and the parts that each slot has, "slots" (b, t),
+        which sum to it."""
+        error, _, weight = self._by_slot(losses)
+        slots = LOSS_SCALE * weight * error / weight.shape[1]
+        use = jnp.concatenate([draw.use for draw in draws])
+        return {"loss": jnp.sum(slots, axis=1), "slots": slots, "use": use}
+
+    def _by_slot(self, losses: Sequence[dict[str, SlotLosses]]) -> tuple[Array, Array, Array]:
+        """Squared errors of the velocity, absolute ones of x0, and weights in the loss, (b, t)."""
+        rows = []
+        for parts in losses:
+            like = next(iter(parts.values())).error
+            none = {g: jnp.zeros((like.shape[0], m)) for g, m in self.layout.sizes.items()}
+            error, l1, weight = dict(none), dict(none), dict(none)
+            for group, part in parts.items():
+                factor = self.action_weight if group == "action" else 1.0
+                error[group], l1[group], weight[group] = part.error, part.l1, factor * part.mask
+            rows.append([jnp.concatenate(list(x.values()), axis=1) for x in (error, l1, weight)])
+        return tuple(jnp.concatenate(x) for x in zip(*rows, strict=True))
+
+    # ---- acting, predicting, judging ----
+
+    def prepare(self, params: Params) -> Params:
+        """Parameters for fast sampling, see `transformer.unstack`; of the planner too."""
+        out = unstack(params, self.network.layers)
+        return out | ({"planner": self.prepare(out["planner"])} if "planner" in out else {})
+
+    def policy(
+        self,
+        params: Params,
+        normalizers,
+        observation: Batch,
+        rng: Array | None,
+        mode: str | None = None,
+        noise=None,
+    ) -> Float[Array, "b j a"]:
+        """A chunk of actions in robot units, in one program.
+
+        Args:
+          params: as trained, or through `prepare`. Parameters of a separate planner, see
+            `planning`, are in ``params["planner"]``.
+          normalizers: {"actions": ..., "proprio": ...}, see `wamjax.data.normalize`.
+          observation: "video" (b, 1, H, W, 3) uint8, "proprio" (b, p) in robot units,
+            "instruction" (b, s) ids or "context" embeddings.
+          mode: "direct"; "frozen", where keys and values of what is given are those of the first
+            step (an approximation, see `sampling.frozen_error`); or "plan".
+          noise: to start from instead of draws of `rng`: as in `act`, or of "plan" as in
+            `planning.plan`.
+        """
+        mode = mode or MODES[0]
+        if mode not in MODES:
+            raise ValueError(f"acting has modes {MODES}, not {mode!r}{did_you_mean(mode, MODES)}")
+        if mode == "plan":
+            actions = plan(self, params, normalizers, observation, rng, noise).actions
+        else:
+            seen = self.observe(params, normalizers, observation)
+            latents = self.act(params, seen, rng, frozen=mode == "frozen", noise=noise)
+            actions = injection.extract(self.layout, latents, "action")
+        return normalizers["actions"].inverse(actions)
+
+    def expect(
+        self,
+        params: Params,
+        normalizers,
+        observation: Batch,
+        rng: Array | None,
+        mode: str | None = None,
+        noise=None,
+    ) -> Float[Array, " b"]:
+        """The return in [0, 1] expected of what `policy` does, from the end of the chunk on.
+
+        Of "plan" it is the score of the chosen actions, else what the value function sees in the
+        future that is sampled with them. (The value that is sampled with them is no judgement: it
+        was trained on demonstrations, which succeed.)
+
+        Args:
+          noise: as in `policy`, where it does not plan a pair: of acting, and of the value.
+        """
+        if mode == "plan":
+            return jnp.max(plan(self, params, normalizers, observation, rng, noise).scores, axis=1)
+        first, second = (None, None) if noise is None else noise
+        seen = self.observe(params, normalizers, observation)
+        latents = self.act(params, seen, rng, frozen=mode == "frozen", noise=first)
+        key = None if rng is None else noises.fold_in(rng, 1)
+        return self.value(params, seen._replace(latents=latents), key, noise=second)
+
+    def imagine(
+        self, params: Params, normalizers, observation: Batch, rng: Array | None, noise=None
+    ) -> Array:
+        """The observed picture and that at the end of the chunk: uint8 (b, 2, H, W, 3).
+
+        Its latents, and the way there, are what `act` returns of what `observe` sees.
+        """
+        seen = self.observe(params, normalizers, observation)
+        return self.show(params, self.act(params, seen, rng, noise=noise), observation)
+
+    def show(self, params: Params, latents: Array, observation: Batch) -> Array:
+        """Decodes the future of `latents` and puts it behind what was observed."""
+        images = self._images(observation)
+        future = clips.decode(self.layout, bound_codec(self.codec, params), latents, images)
+        frames = [jnp.stack([images[c][:, 0], future.get(c, images[c][:, 0])], axis=1)
+                  for c, _ in self.views]  # fmt: skip
+        return jnp.concatenate(frames, axis=3)
+
+    def observe(self, params: Params, normalizers, observation: Batch) -> Seen:
+        """Encodes what a policy is given, and no more of the clip."""
+        layout, conditional = self.layout, self.layout.conditional
+        if observation["video"].shape[1] != 1:
+            frames = observation["video"].shape[1]
+            raise ValueError(f"a policy acts on one frame, video has {frames}")
+        images = self._images(observation)
+        latents = clips.encode(layout, bound_codec(self.codec, params), images, conditional)
+        if "proprio" in layout.numbers:
+            proprio = normalizers["proprio"].forward(observation["proprio"])
+            latents = injection.inject(layout, latents, {"proprio": proprio})
+        rest = jnp.zeros((len(latents), len(layout) - conditional, *self.latent), latents.dtype)
+        return Seen(jnp.concatenate([latents, rest], axis=1), self.read(params, observation))
+
+    def read(self, params: Params, observation: Batch) -> Cache:
+        """Keys and values of the instruction, for any number of calls."""
+        return self.sampler(params).read(self.text(observation))
+
+    def act(
+        self,
+        params,
+        seen: Seen,
+        rng: Array | None = None,
+        steps: int = 0,
+        frozen: bool = False,
+        noise=None,
+        states: bool = False,
+    ) -> Array:
+        """All of p(a, s', V | s): latents of all slots, of which the present is as given.
+
+        Args:
+          noise: to start from instead of a draw of `rng`, of the shape of ``seen.latents``; such as
+            `sampling.published_noise`.
+          states: return the whole way, see `Sampler`.
+        """
+        return self._sample(params, self.uses[0], seen, rng, steps, noise, states, frozen)
+
+    def predict(
+        self, params, seen: Seen, rng: Array | None = None, steps: int = 0, noise=None, states=False
+    ) -> Array:
+        """p(s', V | s, a): the same, with the action as in ``seen.latents``."""
+        return self._sample(params, self.uses[1], seen, rng, steps, noise, states)
+
+    def value(
+        self, params, seen: Seen, rng: Array | None = None, steps: int = 0, noise=None
+    ) -> Float[Array, " b"]:
+        """The return in [0, 1] that the model's value function sees in ``seen.latents``."""
+        latents = self._sample(params, self.uses[2], seen, rng, steps, noise)
+        return injection.read_value(self.layout, latents)
+
+    def sampler(self, params: Params) -> Sampler:
+        """The network with these parameters, ready to denoise."""
+        return Sampler(
+            self.bind(params), self.layout, self.process_of("action"), self.sigma_max,
+            self.sigma_min, self.solver,
+        )  # fmt: skip
+
+    def with_planner(self, other: CosmosPolicy) -> CosmosPolicy:
+        """This policy, planning as `other` was trained: with its kind of value function.
+
+        Raises:
+          ValueError: the planner was trained on something else, or sees it otherwise; says what.
+        """
+        checks.check_planner(self, other)
+        return dataclasses.replace(self, judge=other.judge)
+
+    # ---- parts ----
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """(h, w, c) of a latent frame; the network has two channels more, for masks."""
+        h, w, c = self.network.latent
+        return h, w, c - 2
+
+    def _sample(self, params, use: Use, seen: Seen, rng, steps, noise, states=False, frozen=False):
+        noise = noises.start(noise, rng, seen.latents.shape)
+        options = {"states": True} if states else {}
+        sampler, steps = self.sampler(params), steps or self.steps
+        return sampler(use, seen.latents, seen.text, noise, steps, frozen, **options)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """camera -> width, in the order of the composite."""
+        return {name: width for name, (_, width) in self.views}
+
+    def text(self, batch: Batch) -> Groups:
+        """The instruction, as the network takes it."""
+        key = "instruction" if self.network.vocabulary else "context"
+        return {key: batch[key]}
+
+    def _images(self, observation: Batch) -> Groups:
+        images = clips.split(observation["video"], self.widths)
+        if self.augment:
+            area = STRENGTHS[self.augment].area
+            images = {c: centre_crop(x, area) for c, x in images.items()}
+        return images

@@ -1,0 +1,60 @@
+"""What Cosmos Policy is trained on: the clean latents of all slots of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from wamjax.models.codec import Codec
+from wamjax.wam.cosmos_policy import clips, injection
+from wamjax.wam.cosmos_policy.augment import Strength, augment
+from wamjax.wam.cosmos_policy.layouts import Layout
+
+Batch = dict[str, Array]
+
+
+def latents(
+    layout: Layout,
+    codec: Codec,
+    images: Mapping[str, Array],
+    values: Mapping[str, Array],
+    strength: Strength | None,
+    key: Array,
+) -> Float[Array, "b t h w c"]:
+    """The clean latents of all slots.
+
+    Args:
+      codec: bound.
+      images: camera -> (b, 2, h, w, 3).
+      values: from `numbers`.
+      strength: of random changes of the pictures, all cameras of a sample alike; None without.
+    """
+    if strength:
+        images = {c: augment(key, x, strength) for c, x in images.items()}
+    return injection.inject(layout, clips.encode(layout, codec, images, len(layout)), values)
+
+
+def numbers(
+    layout: Layout, batch: Batch, discount: float, compat: tuple[str, ...] = ()
+) -> dict[str, Array]:
+    """What is written into the slots of numbers, normalised.
+
+    The last action goes on where an episode ends within the chunk. The value is the return from the
+    end of the chunk on: the score, partial or not, discounted by the steps until it is given.
+    """
+    valid = batch["action_valid"]
+    last = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True) - 1, 0)
+    at = jnp.minimum(jnp.arange(valid.shape[1]), last)
+    score = batch["score"]
+    if "erased_scores" in compat:
+        score = (score > 0).astype(score.dtype)
+    out = {
+        "action": jnp.take_along_axis(batch["actions"], at[:, :, None], axis=1),
+        "value": injection.value_target(score * discount ** batch["to_go"]),
+        **{n: batch[n] for n in ("proprio", "future_proprio") if n in layout.numbers},
+    }
+    if "bf16_targets" in compat:
+        out = {n: x.astype(jnp.bfloat16).astype(x.dtype) for n, x in out.items()}
+    return out

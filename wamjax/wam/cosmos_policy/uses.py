@@ -1,0 +1,100 @@
+"""Cosmos Policy's uses of one network: policy, world model and value function.
+
+They differ in which groups of slots are given alone (specification, section 5.1). Roles are data,
+so one compiled step trains any mix of them; who sees whom is `bidirectional` for all, or `prefix`,
+in which what is given can be cached.
+
+A group that is predicted without a loss is hidden: as noisy as the rest, at a level that the
+network is told. That is how V(s') and Q(s, a) leave out what they must not look at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from wamjax.config import did_you_mean
+from wamjax.models.visibility import Visibility, bidirectional, prefix
+from wamjax.wam.slots import Factorization, Role, factorization
+from wamjax.wam.uses import Use
+
+GIVEN, PREDICTED = Role.GIVEN, Role.PREDICTED
+GROUPS = ("blank", "current", "action", "future", "value")
+
+
+def _factorization(name: str, given: str) -> Factorization:
+    roles = {g: GIVEN if g in given.split() else PREDICTED for g in GROUPS}
+    return factorization(name, **roles)
+
+
+POLICY = _factorization("policy", "blank current")  # p(a, s', V | s)
+WORLD_MODEL = _factorization("world_model", "blank current action")  # p(s', V | s, a)
+# What is judged, and by what.
+VALUES: dict[str, Factorization] = {
+    "value": _factorization("value", "blank current action future"),  # p(V | s, a, s')
+    "value_v": _factorization("value_v", "blank future"),  # V(s')
+    "value_q": _factorization("value_q", "blank current action"),  # Q(s, a)
+}
+VISIBILITIES = ("bidirectional", "prefix")
+
+
+@functools.cache
+def uses(
+    value: str = "value", visibility: str = "bidirectional", auxiliary: bool = True
+) -> tuple[Use, ...]:
+    """Policy, world model and the kind of value function that `value` names.
+
+    Args:
+      visibility: one of `VISIBILITIES`.
+      auxiliary: whether everything that is predicted has a loss, but for what a value function
+        leaves out; else only what a use is about.
+
+    Raises:
+      ValueError: there is no such value function, or visibility.
+    """
+    if value not in VALUES:
+        raise ValueError(f"objective.value {value!r} is not one of {tuple(VALUES)}"
+                         f"{did_you_mean(value, VALUES)}")  # fmt: skip
+    trained = (
+        (POLICY, ("action", "future", "value") if auxiliary else ("action",)),
+        (WORLD_MODEL, ("future", "value") if auxiliary else ("future",)),
+        (VALUES[value], ("value",)),
+    )
+    return tuple(Use(roles, table(visibility, roles), groups) for roles, groups in trained)
+
+
+def model_free(judge: Use) -> bool:
+    """Whether a value function is Q(s, a), which looks at no future."""
+    return "future" not in judge.given and "current" in judge.given
+
+
+def table(visibility: str, roles: Factorization) -> Visibility:
+    """Who sees whom in a use.
+
+    Raises:
+      ValueError: `visibility` is not one of `VISIBILITIES`.
+    """
+    if visibility == "bidirectional":
+        return bidirectional(*GROUPS)
+    if visibility == "prefix":
+        made = prefix(roles.groups(GIVEN), roles.groups(PREDICTED))
+        return dataclasses.replace(made, name=f"prefix_{roles.name}")
+    raise ValueError(f"objective.visibility {visibility!r} is not one of {VISIBILITIES}"
+                     f"{did_you_mean(visibility, VISIBILITIES)}")  # fmt: skip
+
+
+def toss(key: Array, counts: tuple[int, ...], rollout: Bool[Array, " b"]) -> Int[Array, " b"]:
+    """The use of every example as published, by a coin each: shares hold in expectation only.
+
+    Demonstrations train the policy and rollouts the rest, in shares by chance; if there are no
+    rollouts, demonstrations train everything.
+    """
+    every, other = jax.random.split(key)
+    weights = jnp.log(jnp.asarray(counts, jnp.float32))
+    alike = jax.random.categorical(every, weights, shape=rollout.shape)
+    rest = 1 + jax.random.categorical(other, weights[1:], shape=rollout.shape)
+    return jnp.where(jnp.any(rollout), jnp.where(rollout, rest, 0), alike)

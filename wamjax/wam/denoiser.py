@@ -1,0 +1,186 @@
+"""Denoising in two stages: ``prefill -> cache`` once, then steps that touch only what changes.
+
+Which groups can be cached is derived from the visibility table and the roles (`cacheable`), so the
+same function serves acting from the first frame, imagining a video, joint denoising, and acting on
+an imagined video.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from wamjax.diffusion.flow import STRAIGHT
+from wamjax.diffusion.process import Process
+from wamjax.diffusion.solvers import SOLVERS
+from wamjax.diffusion.stochastic import ancestral
+from wamjax.models.layers import widest
+from wamjax.models.transformer import Cache
+from wamjax.models.visibility import Visibility, cacheable
+from wamjax.wam.loss import plain
+
+Groups = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoiser:
+    """The two stages of a network under one visibility table.
+
+    Attributes:
+      network: ``network(values, times, contexts, table, cache, predict, emit)`` with bound
+        parameters, see `Shell.__call__`.
+      times: ``times({group: (1, m)})`` of what the network is told of levels, bound likewise.
+      visibility: the table; groups that a call does not mention are absent.
+      rows: group -> how many levels the network is told of it.
+      use_cache: False recomputes everything at every step (the reference path).
+      process: of everything that is denoised.
+      encode: see `loss.denoising_loss`.
+    """
+
+    network: Callable
+    times: Callable
+    visibility: Visibility
+    rows: dict[str, int]
+    use_cache: bool = True
+    process: Process = STRAIGHT
+    encode: Callable[[Groups, Groups], Groups] = plain
+
+    def prefill(
+        self,
+        given: Groups,
+        contexts: Groups,
+        predicted: tuple[str, ...],
+        cache: Cache | None = None,
+    ) -> tuple[Cache, Groups]:
+        """Computes what stays constant while `predicted` is denoised.
+
+        Args:
+          given: clean groups.
+          contexts: expert -> embedded context.
+          predicted: names of the groups to be denoised later.
+          cache: of an earlier stage; what it has is not computed again.
+
+        Returns:
+          (the cache, the given groups that could not be cached and take part in every step).
+        """
+        cache = cache or Cache({}, {})
+        given = {g: v for g, v in given.items() if g not in cache.tokens}
+        contexts = {e: v for e, v in contexts.items() if e not in cache.context}
+        table = self.visibility.restrict({*given, *predicted, *cache.tokens})
+        fixed = cacheable(table, {*given, *cache.tokens})
+        if stale := set(cache.tokens) - set(fixed):
+            raise ValueError(f"{sorted(stale)} were cached, but see groups that change")
+        constant = {g: v for g, v in given.items() if g in fixed}
+        rest = {g: v for g, v in given.items() if g not in fixed}
+        if not constant and not contexts:
+            return cache, rest
+        times = self._clean_times(constant)
+        values = self._encoded(constant, ())
+        _, new = self.network(values, times, contexts, table, cache=cache, emit=tuple(constant))
+        return Cache(cache.tokens | new.tokens, cache.context | new.context), rest
+
+    def freeze(
+        self, given: Groups, noise: Groups, levels: Mapping[str, float], cache: Cache
+    ) -> Cache:
+        """Keys and values that the given groups have beside the others at their first levels.
+
+        To be used on under `visibility.prefix`, as if they did not change: an approximation where
+        they see what is denoised.
+
+        Args:
+          levels: of the groups of `noise`.
+          cache: of the contexts.
+        """
+        now = {g: jnp.asarray(v, widest()) for g, v in levels.items()}
+        times = self._clean_times(given) | self._times_at(now)
+        table = self.visibility.restrict({*given, *noise})
+        values = self._encoded(given | noise, tuple(noise))
+        emit = tuple(given)
+        _, new = self.network(values, times, {}, table, cache=cache, emit=emit)
+        return Cache(new.tokens, cache.context)
+
+    def step(self, cache: Cache, values: Groups, times, predict: tuple[str, ...], **extra):
+        """One evaluation: outputs for `predict` given the cache."""
+        table = self.visibility.restrict({*values, *cache.tokens})
+        values = self._encoded(values, predict)
+        return self.network(values, times, {}, table, cache=cache, predict=predict, **extra)[0]
+
+    def sample(
+        self,
+        given: Groups,
+        noise: Groups,
+        schedules: dict[str, np.ndarray],
+        contexts: Groups,
+        cache: Cache | None = None,
+        solver: str = "euler",
+        rng: Array | None = None,
+        extras: dict[str, Array] | None = None,
+        states: bool = False,
+        fresh: Groups | None = None,
+    ) -> tuple[Groups, Cache]:
+        """Denoises `noise` along `schedules` while `given` stays clean.
+
+        Args:
+          given: group -> clean values.
+          noise: group -> starting point, at the first level of its schedule.
+          schedules: group -> (steps + 1,) levels from noise to data; all of the same length.
+          contexts, cache: see `prefill`.
+          solver: a key of `SOLVERS`, or "ancestral", which needs `rng`.
+          extras: further arguments of the network that have a value for every level, (steps + 1,).
+          states: return the whole way.
+          fresh: group -> standard normals (steps, ...) of "ancestral", instead of draws of `rng`.
+
+        Returns:
+          (denoised groups, the cache for a later stage); with `states`, the groups at every level
+          of their schedules, (steps + 1, ...), from the start to what is denoised.
+        """
+        predicted = tuple(noise)
+        if self.use_cache:
+            cache, rest = self.prefill(given, contexts, predicted, cache)
+            contexts = {}
+        else:
+            rest = given
+        still = self._clean_times(rest)
+        grids = {g: jnp.asarray(s, widest()) for g, s in schedules.items()}
+        points = jax.vmap(self._times_at)(grids), extras or {}
+        scale = {g: self.process.c_in(s) for g, s in grids.items()}
+
+        def output(x: Groups, point):
+            (now, extra), factor = point
+            x = {g: v * factor[g].astype(v.dtype) for g, v in x.items()}
+            if self.use_cache:
+                return self.step(cache, rest | x, still | now, predicted, **extra)
+            table = self.visibility.restrict({*rest, *x})
+            values = self._encoded(rest | x, predicted)
+            return self.network(values, still | now, contexts, table, predict=predicted, **extra)[0]
+
+        points = points, scale
+        if fresh is not None and solver != "ancestral":
+            raise ValueError(f"solver {solver!r} adds no noise at its steps, and some is given")
+        if solver == "ancestral":
+            if rng is None and fresh is None:
+                raise ValueError(
+                    "solver 'ancestral' adds noise at every step: give a key or the noise"
+                )
+            options = {"states": states, "noise": fresh}
+            return ancestral(output, noise, schedules, points, self.process, rng, **options), cache
+        return SOLVERS[solver](output, noise, schedules, points, self.process, states), cache
+
+    def _encoded(self, values: Groups, predicted: tuple[str, ...]) -> Groups:
+        given = {g: jnp.full((1, 1), g not in predicted) for g in values}
+        return self.encode(values, given)
+
+    def _times_at(self, levels: Groups):
+        """Time conditioning of one level for each group."""
+        told = {g: self.process.c_noise(v) for g, v in levels.items()}
+        return self.times({g: jnp.broadcast_to(v, (1, self.rows[g])) for g, v in told.items()})
+
+    def _clean_times(self, groups: Groups):
+        """Time conditioning of groups at the level of data."""
+        clean = float(self.process.schedule(1)[-1])
+        return self._times_at({g: jnp.asarray(clean, widest()) for g in groups})

@@ -1,0 +1,1 @@
+"""Fast-WAM and its variants."""

@@ -1,0 +1,78 @@
+"""Fast-WAM from a config."""
+
+from __future__ import annotations
+
+from wamjax.config import did_you_mean
+from wamjax.data.tokens import VOCAB
+from wamjax.diffusion.flow import RectifiedFlow
+from wamjax.diffusion.solvers import SOLVERS
+from wamjax.models import attention
+from wamjax.models.blocks import ExpertSpec
+from wamjax.models.mot import MixtureOfTransformers
+from wamjax.training.sharding import constrain
+from wamjax.wam.codecs import codec_of
+from wamjax.wam.fast_wam import keys, presets
+from wamjax.wam.fast_wam.objective import FastWAM
+from wamjax.wam.fast_wam.uses import slots, uses_of
+from wamjax.wam.protocols import Method
+from wamjax.wam.slots import groups_of
+
+
+def build(config, spec) -> FastWAM:
+    """Fast-WAM and its variants from ``config.model`` and ``config.objective``."""
+    model, objective = config.model, config.objective
+    uses_of(objective.variant)  # an unknown variant is an error before anything is built
+    for key, value, allowed, wanted in (
+        ("objective.solver", objective.solver, objective.solver in SOLVERS,
+         f"one of {sorted(SOLVERS)}{did_you_mean(objective.solver, SOLVERS)}"),
+        ("data.frames", spec.frames, spec.frames > 1, "at least 2: there is a future to predict"),
+        ("model.head_dim", model.head_dim, model.head_dim % 2 == 0, "even, for rotary positions"),
+    ):  # fmt: skip
+        if not allowed:
+            raise ValueError(f"config.{key} = {value!r} must be {wanted}")
+    codec = codec_of(config)
+    picture = spec.composite
+    t, h, w, c = codec.shape(spec.frames, *picture)
+    network = MixtureOfTransformers(
+        video_spec=ExpertSpec("video", model.video.width, model.video.ffn),
+        action_spec=ExpertSpec("action", model.action.width, model.action.ffn),
+        groups=groups_of(slots(objective.variant, t, spec.chunk)),
+        layers=model.layers,
+        heads=model.heads,
+        head_dim=model.head_dim,
+        latent=(h, w, c),
+        action_dim=spec.action_dim,
+        context_width=model.context_width,
+        instruction_length=spec.instruction_length,
+        patch=model.patch,
+        freq_dim=model.freq_dim,
+        vocabulary=VOCAB if model.text.kind == "tokens" else 0,
+        remat=model.remat,
+        unroll=model.unroll,
+        attention=attention.named(model.attention),
+        residual=model.residual,
+        constrain=constrain,
+    )
+    optional = objective.variant == "optional_idm"
+    return FastWAM(
+        variant=objective.variant,
+        network=network,
+        codec=codec,
+        frames=spec.frames,
+        picture=picture,
+        chunk=spec.chunk,
+        action_dim=spec.action_dim,
+        proprio_dim=spec.proprio_dim,
+        video_flow=RectifiedFlow(objective.video_shift, objective.weighting),
+        action_flow=RectifiedFlow(objective.action_shift, objective.weighting),
+        video_weight=objective.video_weight,
+        action_weight=objective.action_weight,
+        shares=(objective.idm_prob, 1 - objective.idm_prob) if optional else (1.0,),
+        cond_noise_prob=objective.cond_noise_prob,
+        action_from_video=objective.action_from_video,
+        steps=objective.infer_steps,
+        solver=objective.solver,
+    )
+
+
+METHOD = Method(build, keys.read, presets.check)

@@ -1,0 +1,46 @@
+"""The keys of Fast-WAM; see `wamjax.config_keys`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wamjax.models import keys as models
+
+# (key, default, what it is).
+TABLE: tuple[tuple[str, Any, str], ...] = (
+    ("objective.variant", "fast", "fast, joint, idm, no_cotrain or optional_idm"),
+    ("objective.preset", "2026-08", "published settings followed: paper or 2026-08; or none"),
+    ("objective.action_shift", 1.0, "time shift of the noise level of actions (paper: 5)"),
+    ("objective.video_weight", 1.0, "weight of the video loss"),
+    ("objective.cond_noise_prob", 0.5, "how often idm's conditioning video is noised in training"),
+    ("objective.idm_prob", 0.5, "share of a batch that optional_idm trains as idm"),
+    (
+        "objective.action_from_video",
+        False,
+        "start the action expert as an interpolated video expert",
+    ),
+)
+
+
+def read(config) -> tuple[str, ...]:
+    """Keys of ``config.objective`` and ``config.model`` that matter, as patterns."""
+    variant = config.objective.variant
+    return (
+        "objective.variant",
+        "objective.preset",
+        "objective.*_shift",
+        "objective.*_weight",
+        "objective.weighting",
+        "objective.action_from_video",
+        "objective.infer_steps",
+        "objective.solver",
+        *(["objective.cond_noise_prob"] if "idm" in variant else []),
+        *(["objective.idm_prob"] if variant == "optional_idm" else []),
+        *models.TRANSFORMER,
+        "model.action.*",
+        "model.patch",
+        "model.context_width",
+        "model.freq_dim",
+        "model.text.kind",
+        *models.codec(config.model.codec),
+    )

@@ -1,0 +1,416 @@
+"""Fast-WAM (arXiv 2603.16666): objective and policy of all its variants.
+
+A video expert and an action expert share attention. Both are trained by flow matching, the video
+on future latents and the actions on a chunk, with independent noise levels. What a variant trains
+and how it acts is data: its uses (`fast_wam.uses`) and its mode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from wamjax.config import did_you_mean
+from wamjax.diffusion.flow import RectifiedFlow
+from wamjax.models.codec import Codec
+from wamjax.models.layers import at_least_float32, unconstrained
+from wamjax.models.mot import MixtureOfTransformers
+from wamjax.models.transformer import unstack
+from wamjax.models.visibility import Visibility, bidirectional
+from wamjax.wam import noise as noises
+from wamjax.wam import shares, uses
+from wamjax.wam.denoiser import Denoiser
+from wamjax.wam.fast_wam import expert_init
+from wamjax.wam.fast_wam.uses import MODES, uses_of
+from wamjax.wam.loss import Denoises, Draw, SlotLosses
+from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params
+from wamjax.wam.protocols import Policy
+from wamjax.wam.slots import Role
+from wamjax.wam.uses import Use
+
+Batch = dict[str, Array]
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class FastWAM(Denoises, Policy):
+    """Objective (`init`, `loss`) and policy (`policy`, `imagine`) of one variant.
+
+    Attributes:
+      network, codec: what is trained, and what makes latents of pictures. A codec with parameters
+        finds them in ``params["codec"]``, where they stay as they are.
+      frames: raw frames of a training window, of `picture` = (height, width) pixels.
+      chunk, action_dim, proprio_dim: sizes of actions (j, a) and state (p).
+      video_flow, action_flow: processes with their shifts.
+      video_weight, action_weight: of the two losses.
+      shares: of the variant's uses in a batch.
+      cond_noise_prob: how often the conditioning video of imagine-then-act is noised in training.
+      action_from_video: whether `init` derives the action expert from the video expert.
+      steps, solver: of sampling.
+    """
+
+    variant: str
+    network: MixtureOfTransformers
+    codec: Codec
+    frames: int
+    picture: tuple[int, int]
+    chunk: int
+    action_dim: int
+    proprio_dim: int
+    video_flow: RectifiedFlow
+    action_flow: RectifiedFlow
+    video_weight: float = 1.0
+    action_weight: float = 1.0
+    shares: tuple[float, ...] = (1.0,)
+    cond_noise_prob: float = 0.5
+    action_from_video: bool = False
+    steps: int = 10
+    solver: str = "euler"
+    use_cache: bool = True
+
+    def __post_init__(self):
+        if len(self.shares) != len(self.uses):
+            raise ValueError(f"{self.variant} has {len(self.uses)} uses, shares are {self.shares}")
+
+    # ---- what the training framework sees ----
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """What examples of a batch train."""
+        return uses_of(self.variant)
+
+    @property
+    def row(self) -> int:
+        """Neighbours in a batch that share the uses exactly."""
+        return sum(shares.columns(self.shares))
+
+    @property
+    def tables(self) -> tuple[Visibility, ...]:
+        """The visibility tables that this variant trains under."""
+        return tuple(u.table for u in self.uses)
+
+    def describe(self) -> str:
+        """The roles of all groups in every use, as text."""
+        return uses.describe(self.uses, [(g.name, g.name) for g in self.network.groups])
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a training batch."""
+        b = batch_size
+
+        def array(dtype, *shape):
+            return jax.ShapeDtypeStruct((b, *shape), dtype)
+
+        spec = {
+            "proprio": array(jnp.float32, self.proprio_dim),
+            "actions": array(jnp.float32, self.chunk, self.action_dim),
+            "frame_valid": array(jnp.bool_, self.frames),
+            "action_valid": array(jnp.bool_, self.chunk),
+        }
+        length, width = self.network.instruction_length, self.network.context_width
+        if self.network.vocabulary:
+            spec["instruction"] = array(jnp.int32, length)
+        else:
+            spec["context"] = array(jnp.bfloat16, length, width)
+        if self.codec.key == "video":
+            spec["video"] = array(jnp.uint8, self.frames, *self.picture, 3)
+        else:
+            shape = self.codec.shape(self.frames, *self.picture)
+            spec[self.codec.key] = array(jnp.bfloat16, *shape)
+        return spec
+
+    def init(self, rng: Array) -> Params:
+        """Fresh float32 parameters, one plain nested dict."""
+        batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in self.batch_spec(1).items()}
+        frozen = codec_params(self.codec, jax.random.fold_in(rng, 1))
+        clean = self._clean(frozen, batch)
+        values = {g.name: clean[g.name] for g in self.network.groups}
+        level = {g: jnp.zeros((1, self.rows[g])) for g in values}
+        variables = self.network.clone(constrain=unconstrained).init(
+            rng, values, level, self._condition(batch), bidirectional(*values), method="evaluate"
+        )
+        return self.derive(variables["params"] | frozen)
+
+    def derive(self, params: Params) -> Params:
+        """Parameters that follow from others: the action expert, if it starts as the video's."""
+        return expert_init.action_from_video(params) if self.action_from_video else params
+
+    # ---- the loss, see `wam.loss` ----
+
+    def draw(self, params: Params, batch: Batch, rng: Array) -> tuple[Draw, ...]:
+        """All that `loss` leaves to chance, for each use.
+
+        Of the groups of the network "cond" is the video that imagine-then-act is conditioned on,
+        noised in a share of the examples. An example without a valid action (action-free video)
+        counts for the loss of the video only.
+        """
+        check_batch(batch, self.batch_spec)
+        size, counts = batch["action_valid"].shape[0], shares.columns(self.shares)
+        order = shares.order(jax.random.fold_in(rng, 0), counts, size)
+        parts = shares.split(batch | {"at": jnp.arange(size)}, order, counts)
+        return tuple(
+            self._draw(params, i, part, jax.random.fold_in(rng, i + 1))
+            for i, part in enumerate(parts)
+        )
+
+    def process_of(self, group: str) -> RectifiedFlow:
+        """The process of a group."""
+        return self.action_flow if group == "action" else self.video_flow
+
+    def reduce(
+        self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
+    ) -> tuple[Array, dict[str, Array]]:
+        """The weighted sum of both losses, each a mean over the examples that have it."""
+        video, action, labelled = self._by_example(draws, losses)
+        metrics = {}
+        if len(draws) > 1:
+            sums = zip(self.uses, action, labelled, strict=True)
+            for use, mine, count in sums:
+                metrics[f"loss_action/{use.name}"] = jnp.sum(mine) / jnp.maximum(jnp.sum(count), 1)
+        video, action, labelled = map(jnp.concatenate, (video, action, labelled))
+        video_loss = jnp.mean(video)
+        action_loss = jnp.sum(action) / jnp.maximum(jnp.sum(labelled), 1)
+        metrics |= {"loss_video": video_loss, "loss_action": action_loss}
+        return self.video_weight * video_loss + self.action_weight * action_loss, metrics
+
+    def examples(
+        self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
+    ) -> dict[str, Array]:
+        """"video", "action" and "loss" of every example; an action counts for as much more as
+        examples lack actions."""
+        video, action, labelled = map(jnp.concatenate, self._by_example(draws, losses))
+        share = labelled.shape[0] / jnp.maximum(jnp.sum(labelled), 1)
+        loss = self.video_weight * video + self.action_weight * action * share
+        return {"video": video, "action": action, "loss": loss}
+
+    def _draw(self, params: Params, number: int, batch: Batch, rng: Array) -> Draw:
+        """Of the examples of one use."""
+        use, size = self.uses[number], batch["at"].shape[0]
+        purposes = "future", "action", "cond", "level"
+        keys = dict(zip(purposes, jax.random.split(rng, 4), strict=True))
+        latents, valid = self._clean(params, batch), self._valid(batch)
+        clean = {g: latents[g] for g in use.present}
+        role = {
+            g: jnp.broadcast_to(x[0], (size, self.rows[g]))
+            for g, x in uses.roles([use], {g: self.rows[g] for g in use.present}).items()
+        }
+        noise, level, mask = {}, {}, {}
+        for i, group in enumerate(use.predicted):
+            noise[group] = jax.random.normal(keys[group], clean[group].shape)
+            key = jax.random.fold_in(keys["level"], i)
+            level[group] = self.process_of(group).sample_level(key, (size, 1))
+            if group == "action":
+                labelled = jnp.any(valid["action"], axis=1, keepdims=True)
+                role[group] = jnp.where(labelled, role[group], Role.ABSENT)
+            mask[group] = (role[group] == Role.PREDICTED) & valid[group]
+        if "cond" in use.present:
+            coin, own, normal = jax.random.split(keys["cond"], 3)
+            noised = jax.random.bernoulli(coin, self.cond_noise_prob, (size,))
+            level["cond"] = self.video_flow.sample_level(own, (size,))[:, None]
+            noise["cond"] = jax.random.normal(normal, clean["cond"].shape)
+            role["cond"] = jnp.where(noised[:, None], Role.PREDICTED, role["cond"])
+        use_index = jnp.full(size, number)
+        condition = self._condition(batch)
+        return Draw(clean, noise, level, role, mask, condition, use_index, batch["at"], use.table)
+
+    def _by_example(self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]):
+        """Lists, one item for each draw: losses of video and actions, and who has actions."""
+        video, action, labelled = [], [], []
+        for draw, parts in zip(draws, losses, strict=True):
+            none = jnp.zeros(draw.at.shape[0])
+            video.append(parts["future"].examples() if "future" in parts else none)
+            action.append(parts["action"].examples() if "action" in parts else none)
+            labelled.append(jnp.any(draw.mask["action"], axis=1))
+        return video, action, labelled
+
+    # ---- acting and imagining ----
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The ways it can act, its own first."""
+        return MODES[self.variant]
+
+    @property
+    def imagines(self) -> bool:
+        """Whether the variant was trained to predict video."""
+        return any("future" in u.predicted for u in self.uses)
+
+    def prepare(self, params: Params) -> Params:
+        """Parameters for fast sampling: one tree for each layer instead of stacked layers.
+
+        Do it once, outside of the jitted policy; `policy` and `imagine` take either form.
+        """
+        return unstack(params, self.network.layers)
+
+    def policy(
+        self,
+        params: Params,
+        normalizers,
+        observation: Batch,
+        rng: Array | None,
+        mode: str | None = None,
+        noise: Batch | None = None,
+    ) -> Float[Array, "b j a"]:
+        """A chunk of actions in robot units: encode, prefill, solve, un-normalise, in one program.
+
+        Args:
+          params: as trained, or through `prepare`; float32 or already cast for compute.
+          normalizers: {"actions": ..., "proprio": ...}, see `wamjax.data.normalize`.
+          observation: "video" (b, 1, H, W, 3) uint8 (or "latents"), "proprio" (b, p) in robot
+            units, "instruction" (b, s) ids (or "context" embeddings).
+          mode: one of `modes`; the first by default.
+          noise: standard normals to start from, instead of draws of `rng`: "action" (b, j, a), and
+            "future" (b, t - 1, h, w, c) where video is denoised too.
+        """
+        done = self.sample(params, normalizers, observation, rng, mode, noise)
+        return normalizers["actions"].inverse(at_least_float32(done["action"]))
+
+    def sample(
+        self,
+        params: Params,
+        normalizers,
+        observation: Batch,
+        rng: Array | None = None,
+        mode: str | None = None,
+        noise: Batch | None = None,
+        states: bool = False,
+    ) -> Batch:
+        """What `policy` denoises, as the networks hold it; arguments as there.
+
+        Args:
+          mode: also "video", where the variant imagines: the future alone, as in `imagine`.
+          states: return the whole way of each group, from its noise at the first level.
+
+        Returns:
+          "action", normalised, and the latents "future" where video is denoised; with `states`,
+          (steps + 1, ...) of each.
+        """
+        if mode == "video":
+            return self._imagined(params, normalizers, observation, rng, noise, states)[1]
+        mode = mode or self.modes[0]
+        if mode not in self.modes:
+            hint = did_you_mean(mode, self.modes)
+            raise ValueError(f"{self.variant} acts in modes {self.modes}, not {mode!r}{hint}")
+        first, contexts = self._observe(params, normalizers, observation)
+        given, cache, video = {"first": first}, None, {}
+        options = dict(contexts=contexts, rng=rng, noise=noise, states=states)
+        if mode == "imagine":
+            denoiser = self._denoiser(params, self.uses[0])
+            video, cache = self._denoise(denoiser, ("future",), given, **options)
+            given["cond"] = video["future"][-1] if states else video["future"]
+        else:
+            denoiser = self._denoiser(params, self.uses[-1])
+        groups = ("future", "action") if mode == "joint" else ("action",)
+        done, _ = self._denoise(denoiser, groups, given, cache=cache, **options)
+        return video | done
+
+    def imagine(
+        self,
+        params: Params,
+        normalizers,
+        observation: Batch,
+        rng: Array | None,
+        noise: Batch | None = None,
+    ) -> Array:
+        """The future that the video expert predicts, the observed frame first; decoded pictures.
+
+        Its latents, and the way there, are in `sample` with mode "video".
+        """
+        first, video = self._imagined(params, normalizers, observation, rng, noise)
+        latents = jnp.concatenate([first, video["future"]], axis=1)
+        return bound_codec(self.codec, params).decode(latents)
+
+    def _imagined(self, params, normalizers, observation, rng, noise, states: bool = False):
+        """The latent of the observed frame, and {"future": those after it}."""
+        if not self.imagines:
+            raise ValueError(f"variant {self.variant!r} was not trained to predict video")
+        first, contexts = self._observe(params, normalizers, observation)
+        denoiser = self._denoiser(params, self.uses[0])
+        options = dict(contexts=contexts, rng=rng, noise=noise, states=states)
+        return first, self._denoise(denoiser, ("future",), {"first": first}, **options)[0]
+
+    # ---- parts ----
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Levels that the network is told of each group: one for each latent frame, and one for
+        all actions, which are as noisy as each other."""
+        specs = self.network.groups
+        return {g.name: len(g.positions) if g.expert == "video" else 1 for g in specs}
+
+    def _clean(self, params: Params, batch: Batch) -> dict[str, Array]:
+        latents = bound_codec(self.codec, params).encode(batch[self.codec.key])
+        future = latents[:, 1:]
+        actions = batch["actions"]
+        return {"first": latents[:, :1], "future": future, "cond": future, "action": actions}
+
+    def _valid(self, batch: Batch) -> dict[str, Array]:
+        """Valid slots: a latent frame is invalid only if all of its source frames are padding."""
+        steps = self.rows["future"]
+        frames = batch["frame_valid"][:, 1:]
+        frames = frames.reshape(frames.shape[0], steps, -1).any(axis=-1)
+        return {"future": frames, "action": batch["action_valid"]}
+
+    def _condition(self, batch: Batch) -> Batch:
+        """What the network reads beside video and actions."""
+        text = "instruction" if self.network.vocabulary else "context"
+        return {k: batch[k] for k in (text, "proprio")}
+
+    def _observe(self, params, normalizers, observation: Batch):
+        """The latent of the observed frame, and the contexts of both experts."""
+        first = bound_codec(self.codec, params).encode(observation[self.codec.key])
+        if first.shape[1] != 1:
+            raise ValueError(f"a policy acts on one frame, {self.codec.key} has {first.shape[1]}")
+        proprio = normalizers["proprio"].forward(observation["proprio"])
+        condition = self._condition({**observation, "proprio": proprio})
+        return first, bind(self.network, params)("conditions", condition).contexts
+
+    def _denoise(
+        self,
+        denoiser: Denoiser,
+        groups: tuple[str, ...],
+        given: Batch,
+        *,
+        contexts: Batch,
+        rng: Array | None,
+        noise: Batch | None,
+        states: bool,
+        cache=None,
+    ):
+        """Samples `groups` along their schedules."""
+        for group in groups if noise is not None else ():
+            if group not in noise:
+                raise KeyError(
+                    f"noise is given for {sorted(noise)}, and {group!r} is denoised as well"
+                )
+        begin = {g: self._noise(g, given["first"], rng, noise) for g in groups}
+        schedules = {g: self.process_of(g).schedule(self.steps) for g in groups}
+        return denoiser.sample(
+            given, begin, schedules, contexts, cache, self.solver, states=states
+        )
+
+    def _noise(self, group: str, first: Array, rng: Array | None, noise: Batch | None) -> Array:
+        """Where a group starts; it does not depend on which others are sampled."""
+        b, _, *latent = first.shape
+        stream, shape = {
+            "action": (0, (b, self.chunk, self.action_dim)),
+            "future": (1, (b, self.rows["future"], *latent)),
+        }[group]
+        key = None if rng is None else noises.fold_in(rng, stream)
+        given = None if noise is None else noise[group]
+        return noises.start(given, key, shape, f"noise[{group!r}]")
+
+    def _denoiser(self, params: Params, use: Use) -> Denoiser:
+        net = bind(self.network, params)
+        return Denoiser(
+            lambda *args, **kwargs: net("__call__", *args, **kwargs),
+            lambda levels: net("times", levels),
+            use.visibility,
+            self.rows,
+            self.use_cache,
+        )
+

@@ -1,0 +1,194 @@
+"""The one denoising loss: draw levels, corrupt, run, mask, weigh; families say how to average.
+
+An objective that denoises computes its loss in three steps, all of them public:
+
+    draws = objective.draw(params, batch, rng)        clean values, noise, levels, roles: all chance
+    slots = objective.denoising_loss(params, draw)    the error of every slot, without chance
+    loss, metrics = objective.loss_of(params, draws)  their mean, as in `loss`
+
+So another implementation can be compared with on the same numbers:
+``dataclasses.replace(draw, noise=...)``. ``objective.example_losses(params, draws)`` are those of
+single examples; their mean is the loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from wamjax.diffusion.process import Process, align
+from wamjax.models.layers import at_least_float32, unconstrained, widest
+from wamjax.models.visibility import Visibility
+from wamjax.wam.objectives import bind
+from wamjax.wam.slots import Role, masked_mean
+
+Groups = dict[str, Array]
+Params = dict[str, Any]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("clean", "noise", "level", "role", "mask", "condition", "use", "at"),
+    meta_fields=("table",),
+)
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """All that the loss of examples depends on that go through the network together.
+
+    Attributes:
+      clean: group -> (b, m, ...), latents and normalised numbers.
+      noise: group -> standard normal of the same shape, of groups that are ever predicted.
+      level: group -> (b, 1 or m), of the process; told, and mixed with noise, where predicted.
+      role: group -> (b, 1 or m), `slots.Role` of its slots.
+      mask: group -> (b, m), slots that a loss is taken on; of groups that have one.
+      condition: what else the network reads, with leading b.
+      use: index of what the example is used as, among the uses of the objective.
+      at: which examples of the batch these are.
+      table: who sees whom.
+    """
+
+    clean: Groups
+    noise: Groups
+    level: Groups
+    role: Groups
+    mask: Groups
+    condition: Groups
+    use: Int[Array, " b"]
+    at: Int[Array, " b"]
+    table: Visibility
+
+
+class SlotLosses(NamedTuple):
+    """Of a group.
+
+    Attributes:
+      error: the process's weighted loss of each slot, the mean over what it holds.
+      mask: slots that a loss is taken on.
+      l1: mean absolute error of x0.
+    """
+
+    error: Float[Array, "b m"]
+    mask: Bool[Array, "b m"]
+    l1: Float[Array, "b m"]
+
+    def examples(self) -> Float[Array, " b"]:
+        """Mean over the slots of each example that have a loss; 0 without any."""
+        return masked_mean(self.error, self.mask)
+
+
+def plain(values: Groups, given: dict[str, Array]) -> Groups:
+    """The encoder of networks that are not told which slots are given, but by their levels."""
+    del given
+    return values
+
+
+def denoising_loss(
+    network: Callable[..., Groups],
+    draw: Draw,
+    process_of: Callable[[str], Process],
+    encode: Callable[[Groups, Groups], Groups] = plain,
+) -> dict[str, SlotLosses]:
+    """Losses of the slots of every group that has one; nothing is left to chance.
+
+    Args:
+      network: ``network(values, levels, condition, table, predict=...)``, as `Shell.evaluate`.
+      process_of: the process of a group.
+      encode: ``encode(values, given)`` of groups as the network takes them; `given` (b, 1 or m).
+    """
+    values, told, given, noisy = {}, {}, {}, {}
+    for group, clean in draw.clean.items():
+        process, role = process_of(group), draw.role[group]
+        given[group] = role == Role.GIVEN
+        at_data = process.c_noise(jnp.asarray(process.schedule(1)[-1], widest()))
+        if group not in draw.noise:
+            values[group], told[group] = clean, jnp.broadcast_to(at_data, role.shape)
+            continue
+        predicted, level = role == Role.PREDICTED, draw.level[group]
+        noisy[group] = process.corrupt(clean, draw.noise[group], level)
+        x = align(process.c_in(level), clean) * noisy[group]
+        values[group] = jnp.where(align(predicted, clean), x, clean)
+        told[group] = jnp.where(predicted, process.c_noise(level), at_data)
+    table, predict = draw.table, tuple(draw.mask)
+    outputs = network(encode(values, given), told, draw.condition, table, predict=predict)
+    losses = {}
+    for group, mask in draw.mask.items():
+        process, clean, level = process_of(group), draw.clean[group], draw.level[group]
+        output = at_least_float32(outputs[group])
+        inner = tuple(range(2, clean.ndim))
+        error = process.loss(output, clean, draw.noise[group], level).mean(axis=inner)
+        x0 = process.data(noisy[group], output, level)
+        losses[group] = SlotLosses(error, mask, jnp.abs(x0 - clean).mean(axis=inner))
+    return losses
+
+
+class Denoises:
+    """The loss of an objective that denoises, from what is its own: draws, and how to average.
+
+    A sub-class has `network` and
+
+      draw(params, batch, rng)   a `Draw` for each table that the batch is seen under
+      process_of(group)          its process
+      reduce(draws, losses)      (loss, metrics) of the losses of all draws
+      examples(draws, losses)    the same for each example, in the order of the draws
+    """
+
+    encode = staticmethod(plain)
+    denoises = True
+
+    def bind(self, params: Params, constrain: Callable = unconstrained) -> Callable:
+        """The network as a function, see `objectives.bind`."""
+        return bind(self.network, params, constrain)
+
+    def loss(
+        self, params: Params, batch: Groups, rng: Array, average: Params | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        """The loss of a batch, see `reduce`.
+
+        Args:
+          average: the moving average of the parameters, for objectives with a teacher.
+
+        Returns:
+          (loss, metrics), float32.
+        """
+        del average
+        return self.loss_of(params, self.draw(params, batch, rng))
+
+    def denoising_loss(self, params: Params, draw: Draw) -> dict[str, SlotLosses]:
+        """Losses of the slots of each group that has one, without chance."""
+        evaluate = functools.partial(self.bind(params, self.network.constrain), "evaluate")
+        return denoising_loss(evaluate, draw, self.process_of, self.encode)
+
+    def loss_of(
+        self, params: Params, draws: Sequence[Draw]
+    ) -> tuple[Array, dict[str, Array]]:
+        """The loss of draws: `loss` is that of `draw`."""
+        return self.reduce(draws, [self.denoising_loss(params, draw) for draw in draws])
+
+    def example_losses(self, params: Params, draws: Sequence[Draw]) -> dict[str, Array]:
+        """"loss" of every example of the batch, whose mean is the loss; and its parts."""
+        rows = self.examples(draws, [self.denoising_loss(params, draw) for draw in draws])
+        at = jnp.concatenate([draw.at for draw in draws])
+        return {name: jnp.zeros_like(x).at[at].set(x) for name, x in rows.items()}
+
+    def by_level(
+        self, params: Params, batch: Groups, rng: Array, ratios: Float[Array, " n"]
+    ) -> dict[str, Array]:
+        """The metrics of `loss` at noise-to-signal ratios, each (n,); without a mesh."""
+        alone = dataclasses.replace(self, network=self.network.clone(constrain=unconstrained))
+        draws = alone.draw(params, batch, rng)
+
+        def at(ratio: Array, draw: Draw) -> Draw:
+            levels = {g: self.process_of(g).level_of(ratio) for g in draw.mask}
+            same = {g: jnp.full_like(draw.level[g], level) for g, level in levels.items()}
+            return dataclasses.replace(draw, level=draw.level | same)
+
+        def one(ratio: Array) -> dict[str, Array]:
+            return alone.loss_of(params, [at(ratio, draw) for draw in draws])[1]
+
+        return jax.lax.map(one, jnp.asarray(ratios, widest()))

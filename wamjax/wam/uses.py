@@ -1,0 +1,99 @@
+"""What a network is used as: which slots are given, who sees whom, and what has a loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from wamjax.models.visibility import Visibility
+from wamjax.wam.slots import Factorization, Role
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """A factorization under a visibility table; a batch trains one or several of them.
+
+    Attributes:
+      factorization: the role of every group.
+      visibility: who sees whom, over all groups that any use has.
+      trained: groups that have a loss. One that is predicted without is hidden: as noisy as the
+        rest, at a level that the network is told.
+    """
+
+    factorization: Factorization
+    visibility: Visibility
+    trained: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """That of the factorization."""
+        return self.factorization.name
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Groups that are given."""
+        return self.factorization.groups(Role.GIVEN)
+
+    @property
+    def predicted(self) -> tuple[str, ...]:
+        """Groups that are noised."""
+        return self.factorization.groups(Role.PREDICTED)
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """Groups that are computed."""
+        return self.factorization.present
+
+    @property
+    def table(self) -> Visibility:
+        """The visibility over the groups that are present."""
+        return self.visibility.restrict(self.present)
+
+
+def use(factorization: Factorization, visibility: Visibility) -> Use:
+    """A use in which all that is predicted has a loss."""
+    return Use(factorization, visibility, factorization.groups(Role.PREDICTED))
+
+
+def roles(uses: Sequence[Use], sizes: Mapping[str, int]) -> dict[str, Int[np.ndarray, "u m"]]:
+    """The role of every slot in every use: group -> (uses, slots)."""
+    given = [dict(u.factorization.roles) for u in uses]
+    return {
+        group: np.array([[row[group]] * size for row in given], np.int32)
+        for group, size in sizes.items()
+    }
+
+
+def has_loss(uses: Sequence[Use], sizes: Mapping[str, int]) -> dict[str, Bool[np.ndarray, "u m"]]:
+    """Which slots have a loss in every use: group -> (uses, slots)."""
+    return {
+        group: np.array([[group in u.trained] * size for u in uses])
+        for group, size in sizes.items()
+    }
+
+
+def describe(uses: Sequence[Use], slots: Sequence[tuple[str, str]]) -> str:
+    """The roles of slots as a picture in text, slots across and uses down.
+
+    Args:
+      slots: (name, group) of each.
+    """
+    names = [name for name, _ in slots]
+    width = [max(len(name), 6) for name in names]
+    margin = max(len(u.name) for u in uses)
+
+    def mark(use: Use, group: str) -> str:
+        role = dict(use.factorization.roles).get(group, Role.ABSENT)
+        if role == Role.PREDICTED:
+            return "loss" if group in use.trained else "hidden"
+        return {Role.GIVEN: "given", Role.ABSENT: ""}[role]
+
+    def line(first: str, cells: Sequence[str]) -> str:
+        padded = (c.center(w) for c, w in zip(cells, width, strict=True))
+        return f"{first:>{margin}}  {' '.join(padded)}".rstrip()
+
+    rows = [line(u.name, [mark(u, group) for _, group in slots]) for u in uses]
+    return "\n".join([line("", names), *rows])

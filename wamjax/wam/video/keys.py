@@ -1,0 +1,63 @@
+"""The keys of models of pictures and video; see `wamjax.config_keys`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wamjax.models import keys as models
+
+# (key, default, what it is).
+TABLE: tuple[tuple[str, Any, str], ...] = (
+    ("objective.process", "flow", "flow, ddpm or edm, and options: builders.PROCESSES"),
+    ("objective.scheme", "diffusion", "how frames are denoised, a key of schemes.SCHEMES"),
+    ("objective.drop", 0.1, "share of examples trained without their condition, for guidance"),
+    ("objective.guidance", 1.0, "scale of classifier-free guidance; 1 = none"),
+    ("objective.guidance_channels", 0, "latent channels that are guided; 0 = all, DiT: 3"),
+    ("objective.guidance_interval", (), "levels (low, high] that are guided; () = all"),
+    ("objective.temperature", 1.0, "of sampled tokens; 0 takes the most likely one"),
+    ("objective.top_k", 0, "tokens are sampled from the so many most likely ones; 0 = all"),
+    ("objective.top_p", 1.0, "tokens are sampled from the most likely ones of this probability"),
+)
+
+
+def denoising(config) -> tuple[str, ...]:
+    """Keys of ``config.objective`` and ``config.model`` that matter, as patterns."""
+    model = config.model
+    flow = config.objective.process.partition(":")[0] == "flow"
+    return (
+        "objective.process",
+        "objective.scheme",
+        "objective.drop",
+        "objective.guidance*",
+        "objective.weighting",
+        "objective.infer_steps",
+        "objective.solver",
+        *(["objective.video_shift"] if flow else []),
+        *models.TRANSFORMER,
+        "model.patch",
+        "model.freq_dim",
+        "model.conditioning",
+        "model.label",
+        "model.positions",
+        *(["model.position_table"] if model.positions != "rope" else []),
+        *models.text(model.text),
+        *models.codec(model.codec),
+    )
+
+
+def autoregressive(config) -> tuple[str, ...]:
+    """The same of a model of tokens."""
+    return (
+        "objective.temperature",
+        "objective.top_*",
+        *models.TRANSFORMER,
+        "model.positions",
+        "model.label",
+        "model.text.route",
+        *models.codec(config.model.codec),
+    )
+
+
+def codec(config) -> tuple[str, ...]:
+    """The same of a codec that is trained."""
+    return models.codec(config.model.codec)

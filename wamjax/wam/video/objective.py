@@ -1,0 +1,439 @@
+"""Denoising pictures: class- and text-conditional images, and video in all its schemes.
+
+A clip is split into groups of latent frames; a `Scheme` says which of them share a noise level,
+which are given and who sees whom. An image is a clip of one frame.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from wamjax.diffusion.guidance import guide, interval
+from wamjax.diffusion.process import Process, align
+from wamjax.models.codec import Codec
+from wamjax.models.dit import DiT
+from wamjax.models.layers import unconstrained, widest
+from wamjax.models.transformer import unstack
+from wamjax.models.visibility import Visibility
+from wamjax.wam import noise as noises
+from wamjax.wam import uses
+from wamjax.wam.denoiser import Denoiser
+from wamjax.wam.loss import Denoises, Draw, SlotLosses
+from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params
+from wamjax.wam.protocols import Pictures
+from wamjax.wam.slots import Role, groups_of, masked_mean
+from wamjax.wam.uses import Use
+from wamjax.wam.video.schemes import Scheme, slots_of, use_of
+
+Batch = dict[str, Array]
+Groups = dict[str, Array]
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoising(Denoises, Pictures):
+    """Objective (`init`, `loss`) and sampler (`sample`) of a picture model.
+
+    Attributes:
+      network, codec, process: what is trained, on what, and how it is noised. A codec with
+        parameters finds them in ``params["codec"]``, where they stay as they are.
+      scheme: of the frames, see `video.schemes`.
+      frames, picture: raw frames of a clip and their (height, width, colours).
+      drop: share of examples trained without their condition, for guidance.
+      instruction_length: tokens of a text condition.
+      steps, solver: of sampling; the solver is a key of `SOLVERS`, or "ancestral".
+      guidance, guidance_interval: scale, and the levels (low, high] that it is applied in.
+      guidance_channels: of a latent that guidance reaches, the first ones; 0 for all. DiT's public
+        sampler guides 3 of 4.
+      use_cache: False recomputes everything at every step (the reference path).
+    """
+
+    network: DiT
+    codec: Codec
+    process: Process
+    scheme: Scheme
+    frames: int
+    picture: tuple[int, int, int]
+    drop: float = 0.1
+    instruction_length: int = 0
+    steps: int = 50
+    solver: str = "euler"
+    guidance: float = 1.0
+    guidance_interval: tuple[float, float] = (-np.inf, np.inf)
+    guidance_channels: int = 0
+    use_cache: bool = True
+
+    def __post_init__(self):
+        channels = self.network.latent[-1]
+        if not 0 <= self.guidance_channels <= channels:
+            raise ValueError(
+                f"objective.guidance_channels {self.guidance_channels} of latents of {channels} "
+                f"channels: between 1 and {channels}, or 0 for all"
+            )
+
+    # ---- what the training framework sees ----
+
+    @property
+    def use(self) -> Use:
+        """What a clip trains."""
+        return use_of(self.scheme, self.network)
+
+    @property
+    def tables(self) -> tuple[Visibility, ...]:
+        """The visibility table."""
+        return (self.use.table,)
+
+    def describe(self) -> str:
+        """The roles of all groups, as text."""
+        return uses.describe([self.use], [(g, g) for g in self.slots])
+
+    @property
+    def always_given(self) -> int:
+        """First frames that the scheme always gives, counted as the data has them."""
+        frames = sum(list(self.slots.values())[: self.scheme.given])
+        if not frames or self.codec.key == "latents":
+            return frames
+        whole = sum(self.slots.values())
+        return 1 + (frames - 1) * max((self.frames - 1) // max(whole - 1, 1), 1)
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a training batch: what is denoised and what conditions it."""
+        net, length = self.network, self.instruction_length
+        if self.codec.key == "latents":
+            frames = sum(self.slots.values())
+            spec = {"latents": ((frames, *net.latent), jnp.bfloat16)}
+        else:
+            spec = {"video": ((self.frames, *self.picture), jnp.uint8)}
+        if net.classes:
+            spec["label"] = (), jnp.int32
+        if net.vocabulary:
+            spec["instruction"] = (length,), jnp.int32
+        elif net.text != "none":
+            spec["context"] = (length, net.context_width), jnp.bfloat16
+        if net.pooled_width:
+            spec["pooled"] = (net.pooled_width,), jnp.float32
+        return {k: jax.ShapeDtypeStruct((batch_size, *s), d) for k, (s, d) in spec.items()}
+
+    def init(self, rng: Array) -> Params:
+        """Fresh float32 parameters, one plain nested dict."""
+        batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in self.batch_spec(1).items()}
+        values = self.split(jnp.zeros((1, sum(self.slots.values()), *self.network.latent)))
+        levels = {g: jnp.zeros((1, rows)) for g, rows in self.rows.items()}
+        network, condition = self.network.clone(constrain=unconstrained), self.condition(batch)
+        variables = network.init(
+            rng, values, levels, condition, self.use.table, method="evaluate"
+        )
+        return variables["params"] | codec_params(self.codec, jax.random.fold_in(rng, 1))
+
+    # ---- the loss, see `wam.loss` ----
+
+    def draw(self, params: Params, batch: Batch, rng: Array) -> tuple[Draw]:
+        """All that `loss` leaves to chance.
+
+        Its `condition` is what examples are left with that are trained without theirs.
+        """
+        check_batch(batch, self.batch_spec)
+        purposes = "noise", "level", "role", "drop"
+        keys = dict(zip(purposes, jax.random.split(rng, 4), strict=True))
+        codec = bound_codec(self.codec, params)
+        clean = self.split(codec.encode(batch[codec.key]))
+        b = next(iter(clean.values())).shape[0]
+        noise = {g: jax.random.normal(jax.random.fold_in(keys["noise"], i), v.shape)
+                 for i, (g, v) in enumerate(clean.items())}  # fmt: skip
+        keep = jax.random.bernoulli(keys["drop"], 1 - self.drop, (b,))
+        role = self._roles(keys["role"], b)
+        mask = {g: jnp.broadcast_to(x == Role.PREDICTED, (b, m))
+                for (g, x), m in zip(role.items(), self.slots.values(), strict=True)}  # fmt: skip
+        return (
+            Draw(
+                clean, noise, self._levels(keys["level"], b), role, mask,
+                self.condition(batch, keep), jnp.zeros(b, int), jnp.arange(b), self.use.table,
+            ),
+        )  # fmt: skip
+
+    def process_of(self, group: str) -> Process:
+        """The process of a group: all have the same."""
+        del group
+        return self.process
+
+    def reduce(
+        self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
+    ) -> tuple[Array, dict[str, Array]]:
+        """The mean over all frames that are not given."""
+        error, mask = self._frames(losses)
+        loss = jnp.sum(error * mask) / jnp.maximum(jnp.sum(mask), 1)
+        return loss, {"loss_video": loss}
+
+    def examples(
+        self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
+    ) -> dict[str, Array]:
+        """"loss" of every example; and "video", the mean over the frames that it predicts."""
+        error, mask = self._frames(losses)
+        share = mask.shape[0] / jnp.maximum(jnp.sum(mask), 1)
+        return {"loss": jnp.sum(error * mask, axis=1) * share, "video": masked_mean(error, mask)}
+
+    def _frames(self, losses: Sequence[dict[str, SlotLosses]]) -> tuple[Array, Array]:
+        """Errors and masks of all frames, (b, t)."""
+        (parts,) = losses
+        error = jnp.concatenate([part.error for part in parts.values()], axis=1)
+        return error, jnp.concatenate([part.mask for part in parts.values()], axis=1)
+
+    # ---- making pictures ----
+
+    def prepare(self, params: Params) -> Params:
+        """Parameters for fast sampling, see `transformer.unstack`; once, outside of jit loops."""
+        layers = self.network.layers - bool(self.network.text_spec)
+        return unstack(params, layers)
+
+    def sample(
+        self,
+        params: Params,
+        condition: Batch,
+        rng: Array | None,
+        given: Float[Array, "b t h w c"] | None = None,
+        count: int | None = None,
+        noise: Float[Array, "b m h w c"] | None = None,
+        states: bool = False,
+        fresh: Float[Array, "n b m h w c"] | None = None,
+    ) -> Float[Array, "*n b t h w c"]:
+        """Latents of clips, all frames that are not given from noise, in one jittable program.
+
+        With shared levels all frames are denoised together; a causal scheme with levels of their
+        own makes group after group, each from the cached keys and values of the ones before.
+
+        Args:
+          condition: the keys of a batch that condition ("label", "instruction", "context",
+            "pooled"); {} for a model without, which then needs `count`.
+          given: the first latent frames, whole groups of them; any number of them where every
+            frame has a level of its own and all see all.
+          noise: standard normals of the frames that are not given, instead of draws of `rng`.
+          fresh: those that the solver "ancestral" adds at each of its steps, likewise.
+          states: return the whole way, (steps + 1, ...), from the start at the first level; of
+            groups that are made one after the other, each at the same step of its own.
+        """
+        forced = self.scheme.independent and not self.scheme.causal
+        if given is not None and forced and not self.scheme.first:
+            begun = self._begun(given.shape[1])
+            return begun.sample(params, condition, rng, given, count, noise, states, fresh)
+        b = count if count is not None else next(iter({**condition}.values())).shape[0]
+        done = {} if given is None else self.split_given(given)
+        rest = [g for g in self.slots if g not in done]
+        one_by_one = self.scheme.causal and self.scheme.independent
+        run = self._sampler(params, self.condition(condition), b, states)
+        cache, way = None, {}
+        starts = self._starts(noise, rest, (b,))
+        added = self._starts(fresh, rest, (self.steps, b), "fresh")
+        for i, part in enumerate([[g] for g in rest] if one_by_one else [rest]):
+            key, stream = streams(rng, i)
+            start = {}
+            for j, g in enumerate(part):
+                own = None if stream is None else jax.random.fold_in(stream, j)
+                shape = b, self.slots[g], *self.network.latent
+                start[g] = noises.start(starts.get(g), own, shape)
+            own = {g: added[g] for g in part} if added else None
+            made, cache = run(done, start, cache, key, own)
+            way |= made
+            done |= {g: x[-1] for g, x in made.items()} if states else made
+        if states:
+            n = self.process.schedule(self.steps).shape[0]
+            way = {g: way.get(g, jnp.broadcast_to(x, (n, *x.shape))) for g, x in done.items()}
+            return jnp.concatenate([way[g] for g in self.slots], axis=2)
+        return jnp.concatenate([done[g] for g in self.slots], axis=1)
+
+    def clips(
+        self,
+        params: Params,
+        condition: Batch,
+        rng: Array,
+        given: Array | None = None,
+        count: int | None = None,
+        frames: int = 0,
+    ) -> Array:
+        """Clips as the data has them; see `Pictures.clips`.
+
+        With `frames` schemes that make chunk after chunk go on beyond training: `video.rolling`.
+        """
+        from wamjax.wam.video import rolling
+
+        codec = bound_codec(self.codec, params)
+        given = None if given is None else codec.encode(given)
+        if frames:
+            length = codec.shape(frames, *self.picture[:2])[0]
+            latents = rolling.roll(self, params, condition, rng, length, given, count)
+        else:
+            latents = self.sample(params, condition, rng, given, count)
+        return latents if codec.key == "latents" else codec.decode(latents)
+
+    def passes(self, given: int, frames: int) -> int:
+        """Evaluations of the network that a clip takes, in latent frames: steps and prefills."""
+        if not self.scheme.causal:
+            return self.steps
+        if not self.scheme.independent:
+            return self.steps + bool(given)
+        # Whatever was made is prefilled once, for what comes after.
+        groups = (frames - given) // self.scheme.chunk
+        return groups * (self.steps + 1) - (not given)
+
+    # ---- parts ----
+
+    def _starts(
+        self, noise: Array | None, groups: list[str], lead: tuple[int, ...], what: str = "noise"
+    ) -> Groups:
+        """Given noise cut into the groups that it is of; {} where none is given.
+
+        Raises:
+          ValueError: it is of other frames.
+        """
+        if noise is None:
+            return {}
+        sizes = [self.slots[g] for g in groups]
+        shape = *lead, sum(sizes), *self.network.latent
+        if noise.shape != shape:
+            raise ValueError(f"{what} is {noise.shape}, what is not given is {shape}")
+        parts = jnp.split(noise, np.cumsum(sizes)[:-1], axis=len(lead))
+        return dict(zip(groups, parts, strict=True))
+
+    def _begun(self, frames: int) -> Denoising:
+        """The same model with its first frames as a group of their own, so that they can be given.
+
+        Groups have no parameters; with `forcing` all frames see all as before, and each is told
+        its own level.
+        """
+        scheme = dataclasses.replace(self.scheme, first=frames)
+        groups = groups_of(slots_of(scheme, sum(self.slots.values())))
+        return dataclasses.replace(self, scheme=scheme, network=self.network.clone(groups=groups))
+
+    @property
+    def slots(self) -> dict[str, int]:
+        """Latent frames of each group."""
+        return {g.name: len(g.positions) for g in self.network.groups}
+
+    def split(self, latents: Float[Array, "b t h w c"]) -> Groups:
+        """The frames of each group."""
+        edges = np.cumsum(list(self.slots.values()))[:-1]
+        return dict(zip(self.slots, jnp.split(latents, edges, axis=1), strict=True))
+
+    def split_given(self, given: Float[Array, "b t h w c"]) -> Groups:
+        """The frames of the leading groups; ValueError unless they are whole."""
+        ends = np.cumsum([0, *self.slots.values()]).tolist()
+        if given.shape[1] not in ends:
+            sizes = list(self.slots.values())
+            raise ValueError(f"{given.shape[1]} given frames are not whole groups of {sizes}")
+        number = ends.index(given.shape[1])
+        names = list(self.slots)[:number]
+        return {g: given[:, ends[i] : ends[i + 1]] for i, g in enumerate(names)}
+
+    def condition(self, batch: Batch, keep: Array | None = None) -> Groups:
+        """What conditions, as the network takes it; without it where `keep` (b,) is False."""
+        nothing = {"label": self.network.classes}  # text that is absent is all padding
+        out = {}
+        for key in self.batch_spec(1):
+            if key == self.codec.key:
+                continue
+            if key not in batch:
+                raise KeyError(f"the model is conditioned by {key!r}; got {sorted(batch)}")
+            out[key] = value = batch[key]
+            if keep is not None:
+                out[key] = jnp.where(align(keep, value), value, nothing.get(key, 0))
+        return out
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Levels that the network is told of each group: one for each frame, or one for all."""
+        one = self.network.conditioning in ("cross_attention", "in_context")
+        return {g: 1 if one else m for g, m in self.slots.items()}
+
+    def _levels(self, key: Array, b: int) -> Groups:
+        """The noise level of every frame, (b, m) for each group."""
+        if not self.scheme.independent:
+            level = self.process.sample_level(key, (b, 1))
+            return {g: jnp.broadcast_to(level, (b, rows)) for g, rows in self.rows.items()}
+        size = self.scheme.chunk or 1  # frames of a chunk share their level
+        out = {}
+        for i, (g, m) in enumerate(self.slots.items()):
+            draw = self.process.sample_level(jax.random.fold_in(key, i), (b, m // size))
+            out[g] = jnp.repeat(draw, size, axis=1)
+        return out
+
+    def _roles(self, key: Array, b: int) -> Groups:
+        """The role of every group, (b, 1): as the scheme has it, and history given by chance."""
+        number = len(self.slots)
+        index = jnp.arange(number)
+        given = jnp.broadcast_to(index < self.scheme.given, (b, number))
+        if self.scheme.history:
+            coin, count = jax.random.split(key)
+            has = jax.random.bernoulli(coin, self.scheme.history, (b, 1))
+            count = jax.random.randint(count, (b, 1), 1, number)
+            given = given | (has & (index < count))
+        roles = jnp.where(given, Role.GIVEN, Role.PREDICTED)
+        return {
+            g: jnp.broadcast_to(roles[:, i, None], (b, self.rows[g]))
+            for i, g in enumerate(self.slots)
+        }
+
+    def _sampler(
+        self, params: Params, condition: Groups, b: int, states: bool = False
+    ) -> Callable:
+        """``run(given, noise, cache, key, fresh) -> (groups, cache)``: one denoising.
+
+        Under a condition, guided where the scale asks for it, as a batch of twice the size.
+        """
+        guided = bool(condition) and self.guidance != 1.0
+        if guided:
+            none = self.condition(condition, jnp.zeros(b, bool))
+            condition = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), condition, none)
+        net = bind(self.network, params)
+        vector, contexts, tokens = net("conditions", condition)
+        # Tokens of the condition see and are seen by all, so nothing stays constant beside them.
+        table, own_tokens = self.use.table, bool(self.network.own_tokens)
+
+        def network(values, times, contexts, restricted, scale=None, **options):
+            if guided:
+                values = {g: jnp.concatenate([v, v]) for g, v in values.items()}
+            seen = table if own_tokens else restricted
+            out, cache = net("__call__", values | tokens, times, contexts, seen, **options)
+            if scale is not None:
+                out = {g: guide(*jnp.split(v, 2), scale, self._guided()) for g, v in out.items()}
+            return out, cache
+
+        def times(levels):
+            return net("times", levels, vector)
+
+        cached = self.use_cache and not own_tokens
+        denoiser = Denoiser(network, times, table, self.rows, cached, self.process)
+        schedule = self.process.schedule(self.steps)
+        scales = interval(schedule, self.guidance, *self.guidance_interval)
+        extras = {"scale": jnp.asarray(scales, widest())} if guided else None
+        first = jnp.asarray(schedule[0], widest())
+
+        def run(given, noise, cache, key, fresh=None):
+            start = {g: self.process.corrupt(jnp.zeros_like(n), n, first) for g, n in noise.items()}
+            schedules = dict.fromkeys(noise, schedule)
+            return denoiser.sample(
+                given, start, schedules, contexts, cache, solver=self.solver, rng=key,
+                extras=extras, states=states, fresh=fresh,
+            )  # fmt: skip
+
+        return run
+
+    def _guided(self) -> int | None:
+        """Channels that guidance reaches: not those of a learned variance."""
+        channels = self.network.latent[-1]
+        if self.guidance_channels:
+            return self.guidance_channels
+        return channels if self.network.outputs not in (0, channels) else None
+
+
+def streams(rng: Array | None, i: int | Array) -> tuple[Array | None, Array | None]:
+    """Keys of the solver and of the noise of part `i` of a clip; none of none."""
+    if rng is None:
+        return None, None
+    key, stream = jax.random.split(jax.random.fold_in(rng, i))
+    return key, stream

@@ -1,0 +1,89 @@
+"""Schemes of denoising a clip: which frames share a level, which are given, who sees whom.
+
+The named ones, in `SCHEMES`:
+
+  diffusion       every frame at one level, all see all; an image is a clip of one frame
+  image_to_video  the same with the first frame given
+  forcing         every frame at a level of its own (Diffusion Forcing, arXiv 2407.01392), all see
+                  all
+  forcing_causal  the same, and no frame sees a later one: frames can be made one by one
+  blocks          autoregressive over chunks of frames, diffusion within: a chunk sees the ones
+                  before; in half of the examples a random number of them is given clean
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from wamjax.models.dit import DiT
+from wamjax.models.visibility import bidirectional, causal
+from wamjax.wam.slots import Role, Slot, factorization
+from wamjax.wam.uses import Use, use
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """How a clip is split and trained.
+
+    Attributes:
+      chunk: latent frames of a group; 0 = the whole clip is one group.
+      first: frames of a first group of its own.
+      given: leading groups that are always given.
+      independent: every frame (of a group) has a level of its own, else all share one.
+      causal: a group sees itself and the ones before, else all see all.
+      history: share of examples in which a random number of leading groups is given.
+    """
+
+    chunk: int = 0
+    first: int = 0
+    given: int = 0
+    independent: bool = False
+    causal: bool = False
+    history: float = 0.0
+
+
+SCHEMES: dict[str, Scheme] = {
+    "diffusion": Scheme(),
+    "image_to_video": Scheme(first=1, given=1, causal=True),
+    "forcing": Scheme(independent=True),
+    "forcing_causal": Scheme(chunk=1, independent=True, causal=True),
+    "blocks": Scheme(chunk=2, independent=True, causal=True, history=0.5),
+}
+
+
+def slots_of(scheme: Scheme, frames: int) -> tuple[Slot, ...]:
+    """The slots of a clip of `frames` latent frames, in groups g0, g1, ... in order of time.
+
+    Raises:
+      ValueError: the frames do not divide into groups.
+    """
+    sizes = [scheme.first] if scheme.first else []
+    rest = frames - scheme.first
+    chunk = scheme.chunk or rest
+    if rest <= 0 or rest % chunk:
+        raise ValueError(f"{frames} latent frames do not divide as {scheme}")
+    sizes += [chunk] * (rest // chunk)
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    return tuple(Slot("frame", f"g{g}", position=i) for i, g in enumerate(group))
+
+
+def use_of(scheme: Scheme, network: DiT) -> Use:
+    """What a clip trains: the first groups given, if the scheme has such, and the others predicted.
+
+    Tokens of the condition and of text see and are seen by all.
+
+    Raises:
+      ValueError: a causal scheme with such tokens.
+    """
+    names = [g.name for g in network.groups]
+    roles = {g: Role.GIVEN if i < scheme.given else Role.PREDICTED for i, g in enumerate(names)}
+    if not scheme.causal:
+        table = bidirectional(*names, *network.own_tokens)
+    elif network.own_tokens:
+        raise ValueError(f"a causal scheme has no place for tokens of {list(network.own_tokens)}")
+    else:
+        table = causal(*names)
+    roles |= dict.fromkeys(network.own_tokens, Role.GIVEN)
+    return use(factorization("video", **roles), table)
