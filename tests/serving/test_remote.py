@@ -6,13 +6,13 @@ import numpy as np
 from serving import fake
 from serving.fake import serving
 
-from wamjax import state as states
 from wamjax.data.spec import DataSpec
 from wamjax.envs import tabletop
 from wamjax.envs.world import open_world
 from wamjax.serving import remote
 from wamjax.serving.names import Names, tables
 from wamjax.serving.worker import Batching, Worker
+from wamjax.training import state as states
 
 CAMERAS = dict(tabletop.CAMERAS)
 SPEC = DataSpec(CAMERAS, tabletop.PROPRIO_DIM, tabletop.ACTION_DIM, 4, 3, 1, 12, 10.0)

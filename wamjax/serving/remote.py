@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from wamjax import state as states
 from wamjax.envs.world import World
 from wamjax.serving.client import Client
+from wamjax.training import state as states
 from wamjax.viz.intervals import wilson
 
 
