@@ -5,7 +5,8 @@ import re
 import tomllib
 
 ROOT = pathlib.Path(__file__).parents[1]
-MODULES = {"tensorflow-datasets": "tensorflow_datasets", "scikit-learn": "sklearn"}
+MODULES = {"tensorflow-datasets": "tensorflow_datasets", "scikit-learn": "sklearn",
+           "prometheus-client": "prometheus_client"}  # fmt: skip
 INDIRECT = {"packaging"}  # metaworld imports it and does not say so
 CHOICES = {"tpu", "cuda", "test", "dev", "all"}  # of hardware, for tests, and of the others
 

@@ -14,8 +14,8 @@ MODULES = {
     for path in ROOT.rglob("*.py")
 }
 COMMANDS = {
-    "collect", "convert", "doctor", "evaluate", "export_policy", "foresight", "reconstruct",
-    "rollouts", "sample", "stats", "train",
+    "collect", "convert", "doctor", "drive", "evaluate", "export_policy", "foresight",
+    "reconstruct", "rollouts", "sample", "serve", "stats", "train",
 }  # fmt: skip
 # Modules that any may use: they know nothing of the others.
 GROUND = {"config", "config_keys", "console", "disk", "hardware", "locks", "named", "tree"}
@@ -32,6 +32,7 @@ MAY = {
     "viz": {"envs", "models", "diffusion", "training", "runs", "cli"},
     "scores": {"models", "viz"},
     "bundle": {"data", "models", "runs", "training", "wam", "weights"},
+    "serving": {"bundle", "data", "envs", "training", "viz"},
 }
 # What builds, and what is found by a name of the config: (module, room).
 DOORS = {

@@ -3,6 +3,7 @@
 python -m wamjax.bench fast_wam --json
 python -m wamjax.bench dit --sizes=S/2,B/2
 python -m wamjax.bench weights --mesh=data=4,fsdp=16
+python -m wamjax.bench serve
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from wamjax.bench import conversion, dit, fast_wam, weights
 from wamjax.wam.fast_wam.uses import MODES
 
 BENCHMARKS = {"fast_wam": fast_wam, "dit": dit, "weights": weights}
+NAMES = (*BENCHMARKS, "serve")  # the last needs an extra
 
 
 def define_flags() -> None:
@@ -32,13 +34,18 @@ def define_flags() -> None:
     flags.DEFINE_list("family", [], "weights: families to show; all by default")
     flags.DEFINE_string("convert", None, "weights: family to convert at full size instead")
     flags.DEFINE_string("scratch", "", "weights: folder for what is converted")
+    flags.DEFINE_list("clients", ["1", "4", "16", "64"], "serve: how many at once")
+    flags.DEFINE_float("seconds", 5.0, "serve: of each measurement", lower_bound=0.1)
+    flags.DEFINE_float("policy_ms", 20.0, "serve: that a call takes", lower_bound=0)
+    flags.DEFINE_integer("max_batch", 16, "serve: with batches", lower_bound=2)
+    flags.DEFINE_string("bundle", "", "serve: a real policy instead")
 
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
     asked, names = flags.FLAGS, argv[1:]
-    if len(names) != 1 or names[0] not in BENCHMARKS:
-        raise app.UsageError(f"name one benchmark of {sorted(BENCHMARKS)}, got {names}")
+    if len(names) != 1 or names[0] not in NAMES:
+        raise app.UsageError(f"name one benchmark of {sorted(NAMES)}, got {names}")
     for name in ("repeats", "scale", "act_batch"):
         if asked[name].value < 1:
             raise app.UsageError(f"--{name}={asked[name].value} must be at least 1")
@@ -49,8 +56,20 @@ def main(argv: list[str]) -> None:
     if asked.json:
         json.dump(report, sys.stdout, indent=2)
         print()
+    elif report["benchmark"] == "conversion":
+        conversion.show(report)
     else:
-        (conversion if report["benchmark"] == "conversion" else BENCHMARKS[names[0]]).show(report)
+        _module(names[0]).show(report)
+
+
+def _module(name: str) -> Any:
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    try:
+        from wamjax.bench import serve
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error.name} is not installed: pip install 'wamjax[serve]'") from None
+    return serve
 
 
 def _run(name: str, asked: Any) -> dict[str, Any]:
@@ -58,6 +77,13 @@ def _run(name: str, asked: Any) -> dict[str, Any]:
         return fast_wam.run(asked.variants, asked.scale, asked.repeats, asked.act_batch)
     if name == "dit":
         return dit.run(asked.sizes, asked.repeats)
+    if name == "serve":
+        if not all(text.isdigit() and int(text) > 0 for text in asked.clients):
+            raise app.UsageError(f"--clients={','.join(asked.clients)}: numbers are wanted")
+        clients = [int(text) for text in asked.clients]
+        return _module(name).run(
+            clients, asked.seconds, asked.max_batch, asked.policy_ms, asked.bundle
+        )
     try:
         if asked.convert:
             return conversion.run(asked.convert, asked.scratch)

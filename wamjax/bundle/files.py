@@ -153,6 +153,16 @@ def read(folder: str | os.PathLike) -> Manifest:
     return manifest
 
 
+def fingerprint(folder: str | os.PathLike) -> str:
+    """What tells a bundle from every other: 16 hexadecimal digits of all that it says of itself,
+    the digests of its weights among it."""
+    out = hashlib.sha256()
+    for file in (MANIFEST, *(f"{part}/{store.ABOUT}" for part in (WEIGHTS, PLANNER, CODEC))):
+        path = pathlib.Path(folder) / file
+        out.update(path.read_bytes() if path.is_file() else b"")
+    return out.hexdigest()[:16]
+
+
 def _no_bundle(folder: pathlib.Path) -> str:
     """What a folder is instead of a bundle, and how one is made of it."""
     from wamjax.training import checkpoint

@@ -101,11 +101,10 @@ class LoadedPolicy:
           BadObservation: the observation is not what this policy takes, or beyond its limits.
           NotFinite: the policy came to no numbers.
         """
-        arrays, batched = self.observer(observation)
-        self._check(observation["instruction"], arrays["proprio"])
+        arrays, batched = self._arrays(observation)
         is_seed = isinstance(seed_or_key, int | np.integer)
         key = jax.random.key(seed_or_key) if is_seed else seed_or_key
-        actions = np.asarray(_act(self._acting, self._codec, arrays, key))
+        actions = self.act(arrays, key)
         if not np.isfinite(actions).all():
             row = int(np.argwhere(~np.isfinite(actions))[0][0])
             raise NotFinite(
@@ -113,6 +112,33 @@ class LoadedPolicy:
                 "returned. Look at what it was shown, and at the checkpoint"
             )
         return actions if batched else actions[0]
+
+    def admit(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Checks an observation as a call does, and gives the arrays that `act` takes.
+
+        Raises:
+          BadObservation: see `__call__`.
+        """
+        return self._arrays(observation)[0]
+
+    def act(self, arrays: dict[str, np.ndarray], key: Array) -> Float[np.ndarray, "b j a"]:
+        """Acts on what `admit` gave, of any number of robots; may come to no numbers."""
+        return np.asarray(_act(self._acting, self._codec, arrays, key))
+
+    def with_mode(self, mode: str | None) -> LoadedPolicy:
+        """The same policy, with the same parameters, acting in another way.
+
+        Raises:
+          ValueError: it has no such way.
+        """
+        mode = check_mode(self._acting.objective, mode) or self.mode
+        acting = dataclasses.replace(self._acting, mode=mode)
+        return LoadedPolicy(self.manifest, acting, self._codec, self.observer, self.limits)
+
+    def _arrays(self, observation: dict[str, Any]) -> tuple[dict[str, np.ndarray], bool]:
+        arrays, batched = self.observer(observation)
+        self._check(observation["instruction"], arrays["proprio"])
+        return arrays, batched
 
     def _check(self, texts, proprio: np.ndarray) -> None:
         """Says what is unlike the demonstrations, or refuses it; see `Limits`."""
@@ -146,7 +172,7 @@ class LoadedPolicy:
         if kind not in self._warned and len(self._warned) < WARNINGS:
             self._warned.add(kind)
             warnings.warn(f"{text}; it acts all the same (said once; `limits` makes it an error)",
-                          stacklevel=4)  # fmt: skip
+                          stacklevel=5)  # fmt: skip
 
     def example(self, count: int = 0) -> dict[str, Any]:
         """A blank observation, of `count` robots if that is not 0; like the demonstrations, so

@@ -1,0 +1,64 @@
+"""Robots of a world that ask over the wire do what a policy inside of its program does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from serving import fake
+from serving.fake import serving
+
+from wamjax.data.spec import DataSpec
+from wamjax.envs import tabletop
+from wamjax.envs.world import open_world
+from wamjax.serving import remote
+from wamjax.serving.names import Names, tables
+from wamjax.serving.worker import Batching, Worker
+from wamjax.training import state as states
+
+CAMERAS = dict(tabletop.CAMERAS)
+SPEC = DataSpec(CAMERAS, tabletop.PROPRIO_DIM, tabletop.ACTION_DIM, 4, 3, 1, 12, 10.0)
+
+
+def chase(video, proprio):
+    """Actions (b, 4, 4) that depend on every pixel and on the state; of numpy or of jax."""
+    bright = (video.reshape(len(video), -1) == 255).sum(-1) % 7 / 8 - 0.375
+    rows = jnp if isinstance(proprio, jax.Array) else np
+    first = rows.stack([-proprio[:, 0], bright, -proprio[:, 2], bright], -1)
+    return rows.stack([first, first / 2, -first, first / 4], 1).astype("float32")
+
+
+class Chaser(fake.Policy):
+    def act(self, arrays, key):
+        self.batches.append(len(arrays["proprio"]))
+        return chase(arrays["video"], arrays["proprio"])
+
+
+def test_a_loop_over_the_wire_is_the_loop_inside_of_the_program():
+    world, tasks = open_world("tabletop"), ["reach_red", "pick_red", "reach_left_zone"]
+    policy = Chaser(SPEC)
+    work = Worker({"direct": policy}, Names(tables((), tuple(CAMERAS))), Batching(4, 0.02))
+    about = {"horizon": 4, "actions": {"size": 4}, "cameras": {k: [*v, 3] for k, v in
+             CAMERAS.items()}}  # fmt: skip
+    options = {"max_steps": 6, "execute": 2}
+    with serving(work=work, about=about) as running:
+        robots = remote.Robots(3, "127.0.0.1", running.port)
+        keys = jax.vmap(lambda i: states.key(0, "evaluate", i))(np.arange(3))
+        over_wire = robots.roll_out(world, tasks, keys, **options)
+        report = remote.evaluate(robots, world, tasks, 5, seed=0, batch=3, **options)
+        robots.close()
+
+    def inside(observation, keys):
+        images = jnp.concatenate([observation["images"][name] for name in CAMERAS], -2)
+        return chase(images, observation["proprio"])
+
+    want = world.roll_out(
+        jax.tree_util.Partial(inside), tasks, keys, shift={}, told={}, cameras=tuple(CAMERAS),
+        **options,
+    )  # fmt: skip
+    np.testing.assert_array_equal(over_wire.actions, want.actions)
+    np.testing.assert_array_equal(over_wire.success, want.success)
+    assert np.abs(want.actions).max() > 0.1 and len(np.unique(want.actions)) > 20
+    assert max(policy.batches[len(Batching(4).sizes) + 10 :]) == 4  # three robots, one call
+    assert report["episodes"] == 6 and len(report["outcomes"]) == 6
+    assert report["outcomes"][:3] == "".join(str(int(x)) for x in want.success)
+    assert report["success_rate"] == report["outcomes"].count("1") / 6
+    assert 0 < report["round_trip_ms"]["p50"] <= report["round_trip_ms"]["p99"]

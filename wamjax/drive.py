@@ -1,0 +1,60 @@
+"""Lets a policy that is served act in a world, over the wire, and counts how often it succeeds.
+
+    python -m wamjax.drive --server=ws://127.0.0.1:8000 --episodes=96
+    python -m wamjax.drive --server=ws://127.0.0.1:8000 --tasks=pick_red --execute=4 --robots=16
+
+The scenes are those of `wamjax.evaluate` with the same seed, so the two rates can be compared; only
+the noise of the policy differs. Prints json.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import jax
+from absl import app, flags
+
+from wamjax import cli
+from wamjax.config import did_you_mean
+from wamjax.envs.world import WORLDS, open_world
+
+
+def define_flags() -> None:
+    """Not on import: several entry points define flags of the same names."""
+    flags.DEFINE_string("server", "ws://127.0.0.1:8000", "address of wamjax.serve")
+    flags.DEFINE_string("key_file", "", "file with its API key")
+    flags.DEFINE_enum("env", "tabletop", sorted(WORLDS), "the world")
+    flags.DEFINE_list("tasks", [], "tasks; by default those whose instruction the policy knows")
+    flags.DEFINE_integer("episodes", 96, "of all tasks together", lower_bound=1)
+    flags.DEFINE_integer("robots", 16, "episodes at once, each a client", lower_bound=1)
+    flags.DEFINE_integer("execute", 2, "actions of each chunk that are executed", lower_bound=1)
+    flags.DEFINE_integer("max_steps", None, "control steps of an episode; the world's by default")
+    flags.DEFINE_integer("seed", 0, "of the scenes: config.eval.seed")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command; flags are parsed."""
+    asked = flags.FLAGS
+    from wamjax.serving import remote
+
+    # The program of the world waits for the server inside a step; it must not hold up our thread.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    world = open_world(asked.env)
+    if unknown := [task for task in asked.tasks if task not in world.tasks]:
+        raise app.UsageError(f"--tasks={','.join(unknown)}: no such task"
+                             f"{did_you_mean(unknown[0], world.tasks)}")  # fmt: skip
+    key = pathlib.Path(asked.key_file).expanduser().read_text().strip() if asked.key_file else None
+    robots = remote.Robots(asked.robots, asked.server, None, key)
+    known = robots.metadata.get("instructions", ())
+    tasks = asked.tasks or [t for t, text in world.tasks.items() if text in known]
+    report = remote.evaluate(
+        robots, world, tasks or list(world.tasks), asked.episodes, asked.seed, asked.robots,
+        execute=asked.execute, max_steps=asked.max_steps or world.max_steps,
+    )  # fmt: skip
+    robots.close()
+    print(json.dumps(report | {"tasks": tasks}))
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)

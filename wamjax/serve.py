@@ -1,0 +1,90 @@
+"""Serves the policy of a bundle to robots, over websockets and HTTP on one port.
+
+    python -m wamjax.serve --bundle=bundles/quickstart
+    python -m wamjax.serve --bundle=bundles/quickstart --names=libero --max_batch=16
+    python -m wamjax.serve --bundle=bundles/quickstart --host=0.0.0.0 --key_file=key.txt
+
+Clients of openpi connect as they are, and so does `wamjax.serving.Client`; ``POST /act`` is for
+those of OpenVLA. Everything is compiled before the port opens. See docs/robot.md.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from absl import app, flags
+
+from wamjax import cli
+
+WAIT_MS = 5.0
+
+
+def define_flags() -> None:
+    """Not on import: several entry points define flags of the same names."""
+    flags.DEFINE_string("bundle", None, "folder of wamjax.export_policy", required=True)
+    flags.DEFINE_list("mode", [], "ways of acting that are served, the default first; its own")
+    flags.DEFINE_string("host", "127.0.0.1", "address; others than loopback need --key_file")
+    flags.DEFINE_integer("port", 8000, "0 = any that is free", lower_bound=0, upper_bound=65535)
+    flags.DEFINE_string("key_file", "", "file with the API key that clients must know")
+    flags.DEFINE_string("cert_file", None, "certificate chain in PEM, for TLS")
+    flags.DEFINE_string("cert_key_file", None, "its private key")
+    flags.DEFINE_list("names", [], "libero, droid, aloha, openvla, openvla_oft; KEY=CAMERA, ...")
+    flags.DEFINE_string("instruction", "", "for clients that send none")
+    flags.DEFINE_integer("max_batch", 8, "clients acted for in one call", lower_bound=1)
+    flags.DEFINE_float("max_wait_ms", WAIT_MS, "that a client waits for others", lower_bound=0)
+    flags.DEFINE_integer("max_clients", 64, "at once", lower_bound=1)
+    flags.DEFINE_float("max_message_mb", 8.0, "of one observation", lower_bound=0.001)
+    flags.DEFINE_float("max_rate", 200.0, "observations a second of a client", lower_bound=0.01)
+    flags.DEFINE_integer("max_pixels", 2**22, "of one picture", lower_bound=1)
+    flags.DEFINE_float("max_far", None, "ranges of the demonstrations that a state may be away")
+    flags.DEFINE_float("drain_s", 10.0, "that a stopping server has for what waits", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "of the noise")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command; flags are parsed."""
+    asked = flags.FLAGS
+    if bool(asked.cert_file) != bool(asked.cert_key_file):
+        raise app.UsageError("TLS needs --cert_file and --cert_key_file")
+    try:
+        from wamjax.serving import server
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error.name} is not installed: pip install 'wamjax[serve]'") from None
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.captureWarnings(True)
+    key = server.read_key(asked.key_file, asked.host)
+    with server.bind(asked.host, asked.port) as sock:
+        scheme = "wss" if asked.cert_file else "ws"
+        server.Server(
+            _application(asked, key), sock,
+            greeting=f"serving {asked.bundle} at {scheme}://{server.address(sock)}",
+            ssl_certfile=asked.cert_file, ssl_keyfile=asked.cert_key_file,
+        ).run()  # fmt: skip
+    print("ended", flush=True)
+
+
+def _application(asked, key: str):
+    """Loads and compiles what is asked for."""
+    from wamjax.bundle.policy import Limits, load_policy
+    from wamjax.serving import about, names, server, worker
+
+    limits = Limits() if asked.max_far is None else Limits(far=asked.max_far)
+    first = load_policy(asked.bundle, mode=next(iter(asked.mode), None), limits=limits)
+    policies = {first.mode: first} | {mode: first.with_mode(mode) for mode in asked.mode[1:]}
+    cameras = tuple(first.manifest.spec.cameras)
+    tables = names.tables(asked.names, cameras, bundle=asked.bundle)
+    reader = names.Names(tables, asked.instruction, asked.max_pixels)
+    batching = worker.Batching(asked.max_batch, asked.max_wait_ms / 1e3)
+    work = worker.Worker(policies, reader, batching, seed=asked.seed)
+    print(f"compiling {', '.join(policies)} for {batching.sizes} clients", flush=True)
+    work.start()
+    told = about.metadata(asked.bundle, policies, reader, batching)
+    bounds = server.Limits(
+        message=int(asked.max_message_mb * 2**20), clients=asked.max_clients, rate=asked.max_rate,
+        drain=asked.drain_s,
+    )  # fmt: skip
+    return server.Application(work, told, bounds, key)
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)

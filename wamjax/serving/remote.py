@@ -1,0 +1,103 @@
+"""A served policy in a world: each episode is a robot with a connection of its own."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from wamjax.envs.world import World
+from wamjax.serving.client import Client
+from wamjax.training import state as states
+from wamjax.viz.intervals import wilson
+
+
+class Robots:
+    """Clients that act for the episodes of a world, all at once.
+
+    Attributes:
+      round_trips: milliseconds of each question.
+    """
+
+    def __init__(self, count: int, host: str, port: int | None, api_key: str | None = None):
+        self._clients = [Client(host, port, api_key) for _ in range(count)]
+        self._pool = concurrent.futures.ThreadPoolExecutor(count)
+        self._instructions: Sequence[str] = ()
+        about = self._clients[0].metadata
+        self._shape = about["horizon"], about["actions"]["size"]
+        self.metadata, self.round_trips = about, []
+        self._function = functools.partial(_ask, self)
+
+    def roll_out(self, world: World, tasks: Sequence[str], keys: Any, **options: Any):
+        """`World.roll_out`, with the actions of the server; one episode for each robot."""
+        self._instructions = [world.tasks[task] for task in tasks]
+        cameras = tuple(self.metadata["cameras"])
+        policy = jax.tree_util.Partial(self._function)
+        return world.roll_out(policy, tasks, keys, shift={}, told={}, cameras=cameras, **options)
+
+    def close(self) -> None:
+        """Hangs up."""
+        self._pool.shutdown()
+        for client in self._clients:
+            client.close()
+
+    def act(self, images: dict[str, np.ndarray], proprio: np.ndarray) -> np.ndarray:
+        """Actions (e, j, a) of what each robot sees."""
+
+        def ask(i: int) -> np.ndarray:
+            seen = {name: np.asarray(x[i]) for name, x in images.items()}
+            question = {"images": seen, "proprio": np.asarray(proprio[i]),
+                        "instruction": self._instructions[i]}  # fmt: skip
+            start = time.perf_counter()
+            actions = self._clients[i].infer(question)["actions"]
+            self.round_trips.append(1e3 * (time.perf_counter() - start))
+            return actions
+
+        return np.stack(list(self._pool.map(ask, range(len(proprio)))))
+
+
+def evaluate(
+    robots: Robots, world: World, tasks: Sequence[str], episodes: int, seed: int, batch: int,
+    **options: Any,
+) -> dict[str, Any]:
+    """Success over episodes that begin as those of `wamjax.evaluate` do, tasks in equal shares.
+
+    Args:
+      robots: at least `batch` of them.
+      seed: of the scenes: ``config.eval.seed``.
+      batch: episodes at once.
+      options: ``execute`` and ``max_steps`` of `World.roll_out`.
+    """  # fmt: skip
+    total = -(-episodes // len(tasks)) * len(tasks)
+    outcomes: list[int] = []
+    for start in range(0, total, batch):
+        numbers = np.arange(start, start + batch)
+        keys = jax.vmap(functools.partial(states.key, seed, "evaluate"))(numbers)
+        names = [tasks[i % len(tasks)] for i in numbers]
+        done = robots.roll_out(world, names, keys, **options)
+        outcomes += np.asarray(done.success, int).tolist()
+    outcomes = outcomes[:total]
+    p50, p99 = np.percentile(robots.round_trips, (50, 99))
+    interval = wilson(sum(outcomes), total)
+    return {
+        "success_rate": sum(outcomes) / total, "interval": [interval.low, interval.high],
+        "episodes": total, "outcomes": "".join(map(str, outcomes)),
+        "round_trip_ms": {"p50": float(p50), "p99": float(p99)},
+        "bundle": robots.metadata.get("bundle"),
+    }  # fmt: skip
+
+
+def _ask(robots: Robots, observation: dict[str, Any], keys: Any) -> Any:
+    del keys  # the noise is the server's
+    size = len(observation["proprio"])
+    shape = jax.ShapeDtypeStruct((size, *robots._shape), np.float32)
+    images = observation["images"]
+    names = {name: images[name] for name in robots.metadata["cameras"]}
+    return jax.experimental.io_callback(
+        robots.act, shape, names, observation["proprio"], ordered=True
+    )
