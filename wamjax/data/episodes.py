@@ -28,7 +28,8 @@ class Episode:
       actions: f32 (T, a), robot units; (T, 0) where they are not recorded.
       instruction: in words.
       success: whether the task was achieved.
-      returns: f32 (T,), discounted sum of the rewards to come.
+      returns: f32 (T,), discounted sum of the rewards to come; (0,) where neither rewards nor
+        success were recorded.
       task: its name.
       seed: what the episode was made from.
     """
@@ -121,7 +122,7 @@ def check(episode: Episode, info: Info) -> None:
     wanted = {
         "actions": (steps, 0 if info.action_free else info.action_dim),
         "proprio": (steps + 1, info.proprio_dim),
-        "returns": (steps,),
+        "returns": (steps if info.outcomes else 0,),
     }
     for key, shape in wanted.items():
         value = np.asarray(getattr(episode, key))

@@ -120,6 +120,10 @@ class Writer:
             kept.append(np.asarray(getattr(episode, key), np.float32))
             self._digests[key].append(normalize.digest(kept[-1]))
 
+    def note(self, name: str, value: Any) -> None:
+        """Writes json beside the episodes, as what is to be known of their origin."""
+        write_json(self._folder / name, value)
+
     def _write_frames(self, number: int, episode: Episode) -> dict[str, Any]:
         """Appends the pictures of an episode; says where they are."""
         places = {}

@@ -1,0 +1,196 @@
+"""Files in published layouts, written by their own libraries, and what is in them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+HZ = 20
+
+
+def motion(seed: int, steps: int):
+    """(actions (T, 7), states (T, 8)): delta actions that move a hand, fingers that close at -1 to
+    1; state t was seen before action t."""
+    rng = np.random.default_rng(seed)
+    actions = rng.uniform(-0.5, 0.5, (steps, 7))
+    actions[:, 6] = np.where(np.arange(steps) < steps // 2, -1, 1)
+    states = np.zeros((steps, 8))
+    states[0, 6:] = 0.02, -0.02
+    for t in range(steps - 1):
+        states[t + 1, :6] = states[t, :6] + 0.05 * actions[t, :6]
+        finger = np.clip(states[t, 6] - 0.005 * actions[t, 6], 0, 0.04)
+        states[t + 1, 6:] = finger, -finger
+    return actions, states
+
+
+def pictures(seed: int, steps: int, size=(16, 24)) -> np.ndarray:
+    """uint8 (T, h, w, 3), no two alike, the top half brighter."""
+    rng = np.random.default_rng(seed)
+    out = rng.integers(0, 100, (steps, *size, 3), np.uint8)
+    out[:, : size[0] // 2] += 150
+    return out
+
+
+def smooth(seed: int, steps: int, size=(32, 48)) -> np.ndarray:
+    """Pictures that a video keeps: one grey level each, which says episode and step."""
+    level = (40 * seed + 3 * np.arange(steps)) % 250
+    return np.broadcast_to(level[:, None, None, None], (steps, *size, 3)).astype(np.uint8).copy()
+
+
+def libero(path, lengths=(12, 9), attributes=(), flip=True, seed=0):
+    """A file as LIBERO has them; `attributes` of /data beside those that all have."""
+    import h5py
+
+    truth = []
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["problem_info"] = json.dumps({"language_instruction": "open the drawer"})
+        data.attrs["env_args"] = json.dumps({"env_kwargs": {"control_freq": HZ}})
+        data.attrs.update(dict(attributes))
+        for i, steps in enumerate(lengths):
+            actions, states = motion(seed + i, steps)
+            shown = pictures(seed + i, steps)
+            demo = data.create_group(f"demo_{i}")
+            demo["actions"], demo["dones"] = actions, np.arange(steps) == steps - 1
+            demo["rewards"] = (np.arange(steps) == steps - 1).astype(np.uint8)
+            obs = demo.create_group("obs")
+            obs["ee_states"], obs["gripper_states"] = states[:, :6], states[:, 6:]
+            obs["agentview_rgb"] = shown[:, ::-1] if flip else shown
+            truth.append((actions, states, shown))
+    return truth
+
+
+def encode_video(path, frames, fps=HZ, gop=2, codec="libx264"):
+    """An mp4 of frames, by PyAV."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps, options={"crf": "10", "g": str(gop)})
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+CAMERAS = ("observation.images.front", "observation.images.wrist")
+TASKS = ("lift the cube", "push the cube")
+
+
+def _features(cameras=CAMERAS, image=(), size=(32, 48)):
+    out = {"action": {"dtype": "float32", "shape": [7], "names": ["dx", "dy", "dz", "drx", "dry",
+                                                                  "drz", "gripper"]},
+           "observation.state": {"dtype": "float32", "shape": [8], "names": {"motors": list(
+               ("x", "y", "z", "rx", "ry", "rz", "finger_l", "finger_r"))}}}  # fmt: skip
+    for c in cameras:
+        out[c] = {"dtype": "image" if c in image else "video", "shape": [*size, 3],
+                  "names": ["height", "width", "channels"], "info": {"video.fps": HZ}}  # fmt: skip
+    for key in ("frame_index", "episode_index", "index", "task_index"):
+        out[key] = {"dtype": "int64", "shape": [1], "names": None}
+    return out | {"timestamp": {"dtype": "float32", "shape": [1], "names": None}}
+
+
+def _table(number, actions, states, first, task):
+    import pyarrow as pa
+
+    steps = len(actions)
+    flat = {"action": actions, "observation.state": states}
+    columns = {
+        key: pa.FixedSizeListArray.from_arrays(pa.array(x.ravel(), pa.float32()), x.shape[1])
+        for key, x in flat.items()
+    }
+    columns["timestamp"] = pa.array((np.arange(steps) / HZ).astype(np.float32))
+    counters = {"frame_index": np.arange(steps), "episode_index": np.full(steps, number),
+                "index": first + np.arange(steps), "task_index": np.full(steps, task)}  # fmt: skip
+    return pa.table(columns | {k: pa.array(x, pa.int64()) for k, x in counters.items()})
+
+
+def _episodes(lengths):
+    out = []
+    for i, steps in enumerate(lengths):
+        actions, states = motion(i, steps)
+        frames = {c: smooth(2 * i + j, steps) for j, c in enumerate(CAMERAS)}
+        out.append((actions.astype(np.float32), states.astype(np.float32), frames))
+    return out
+
+
+def lerobot_v21(root, lengths=(12, 9, 15)):
+    """Files of LeRobot v2.1; (actions, states, camera -> frames) of every episode."""
+    import pyarrow.parquet as pq
+
+    truth, first, rows = _episodes(lengths), 0, []
+    (root / "meta").mkdir(parents=True)
+    (root / "data/chunk-000").mkdir(parents=True)
+    for i, (actions, states, frames) in enumerate(truth):
+        pq.write_table(_table(i, actions, states, first, i % 2),
+                       root / f"data/chunk-000/episode_{i:06d}.parquet")  # fmt: skip
+        for camera, shown in frames.items():
+            encode_video(root / f"videos/chunk-000/{camera}/episode_{i:06d}.mp4", shown)
+        rows.append({"episode_index": i, "tasks": [TASKS[i % 2]], "length": len(actions)})
+        first += len(actions)
+    info = {"codebase_version": "v2.1", "robot_type": "arm", "fps": HZ, "chunks_size": 1000,
+            "features": _features(), "total_episodes": len(lengths),
+            "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+            "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/"
+                          "episode_{episode_index:06d}.mp4"}  # fmt: skip
+    (root / "meta/info.json").write_text(json.dumps(info))
+    lines = {"episodes": rows, "tasks": [{"task_index": i, "task": t} for i, t in enumerate(TASKS)]}
+    for name, values in lines.items():
+        (root / f"meta/{name}.jsonl").write_text("".join(json.dumps(v) + "\n" for v in values))
+    return truth
+
+
+def lerobot_v30(root, lengths=(12, 9, 15), data_files=((0, 1, 2),), video_files=None, spoil=None,
+                gop=2, shards=((0,), (1, 2))):  # fmt: skip
+    """Files of LeRobot v3.0.
+
+    Args:
+      data_files, shards: numbers of the episodes in each file of data, and of metadata.
+      video_files: camera -> likewise; by default the front camera has two files, the wrist one.
+      spoil: changes a row of the metadata before it is written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    truth = _episodes(lengths)
+    front, wrist = CAMERAS
+    everything = tuple(range(len(lengths)))
+    video_files = video_files or {front: ((0,), everything[1:]), wrist: (everything,)}
+    starts = np.cumsum([0, *lengths])
+    rows = {i: {"episode_index": i, "tasks": [TASKS[i % 2]], "length": n,
+                "dataset_from_index": int(starts[i]), "dataset_to_index": int(starts[i + 1]),
+                "stats/action/mean": [0.0] * 7} for i, n in enumerate(lengths)}  # fmt: skip
+    for number, members in enumerate(data_files):
+        path = root / f"data/chunk-000/file-{number:03d}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(path, _table(0, *truth[0][:2], 0, 0).schema) as writer:
+            for i in members:
+                writer.write_table(_table(i, *truth[i][:2], int(starts[i]), i % 2))
+                rows[i] |= {"data/chunk_index": 0, "data/file_index": number}
+    for camera, files in video_files.items():
+        for number, members in enumerate(files):
+            shown = np.concatenate([truth[i][2][camera] for i in members])
+            encode_video(root / f"videos/{camera}/chunk-000/file-{number:03d}.mp4", shown, gop=gop)
+            at = 0
+            for i in members:
+                rows[i] |= {f"videos/{camera}/chunk_index": 0, f"videos/{camera}/file_index": number,
+                            f"videos/{camera}/from_timestamp": at / HZ,
+                            f"videos/{camera}/to_timestamp": (at + lengths[i]) / HZ}  # fmt: skip
+                at += lengths[i]
+    for i in rows:
+        if spoil:
+            spoil(i, rows[i])
+    for number, members in enumerate(shards):
+        path = root / f"meta/episodes/chunk-{number:03d}/file-000.parquet"  # one base name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist([rows[i] for i in members]), path)
+    tasks = {"task_index": [0, 1], "__index_level_0__": list(TASKS)}
+    pq.write_table(pa.table(tasks), root / "meta/tasks.parquet")
+    info = {"codebase_version": "v3.0", "robot_type": "arm", "fps": HZ, "chunks_size": 1000,
+            "features": _features(), "total_episodes": len(lengths),
+            "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+            "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/"
+                          "file-{file_index:03d}.mp4"}  # fmt: skip
+    (root / "meta/info.json").write_text(json.dumps(info))
+    return truth

@@ -1,0 +1,173 @@
+"""One episode of a source becomes one of wamjax, as settings say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from wamjax.data import images
+from wamjax.data.episodes import Episode
+from wamjax.data.ingest import frame, signals, steps, terms
+from wamjax.data.ingest.reader import Entry, Reader, SourceError
+from wamjax.data.ingest.terms import Term
+
+PICTURES = ("auto", "png", "jpeg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is made of a source; everything is decided.
+
+    Attributes:
+      cameras: new name -> name in the source.
+      sizes: new name -> (height, width).
+      resized: whether pictures of other sizes become so; else they are an error.
+      fit: "pad" or "stretch", see `images.resize`.
+      pictures: "auto" leaves encoded ones as they are and stores others without loss; or "png" or
+        "jpeg" for all.
+      state, action: terms.
+      hz, fps: rate of the source and of the data set.
+      pairing, end: see `steps`.
+      no_op: threshold of `steps.no_ops`; 0 = all actions stay.
+      grippers: dimensions of the actions.
+      old_gripper, new_gripper: conventions; equal = as they are.
+      summed: dimensions of the actions that are deltas, for another rate.
+      relative, absolute: see `frame`.
+      instruction: for all episodes; '' = the source's.
+      discount: of the returns.
+      outcomes: whether the source says how episodes ended; else they count as successful
+        demonstrations and have no returns.
+    """
+
+    cameras: Mapping[str, str]
+    sizes: Mapping[str, tuple[int, int]]
+    resized: bool
+    fit: str
+    pictures: str
+    state: tuple[Term, ...]
+    action: tuple[Term, ...]
+    hz: float
+    fps: float
+    pairing: str
+    end: str
+    no_op: float
+    grippers: tuple[int, ...]
+    old_gripper: str
+    new_gripper: str
+    summed: tuple[int, ...]
+    relative: tuple[frame.Move, ...]
+    absolute: tuple[frame.Move, ...]
+    instruction: str
+    discount: float
+    outcomes: bool
+
+
+def convert(
+    reader: Reader, i: int, entry: Entry, settings: Settings
+) -> tuple[Episode, dict[str, Any]]:
+    """Converts an episode.
+
+    Returns:
+      (episode, what happened to it: {"steps", "no_ops", "off": seconds that observations are off
+      the new rate's times, "largest": of the summed actions, "late": see `Reader`}).
+
+    Raises:
+      SourceError: it cannot be read, or nothing of it is left; names the file.
+    """
+    try:
+        state, done, about = numbers(reader, i, settings)
+        seen = np.unique(done.seen).tolist()
+        pictures = {
+            new: list(_pictures(reader.frames(i, old, seen), new, settings))
+            for new, old in settings.cameras.items()
+        }
+    except SourceError:
+        raise
+    except (ValueError, KeyError, IndexError) as error:
+        raise SourceError(f"{entry.file} ({entry.name}): {error}") from error
+    about["late"] = reader.late
+    _, back = np.unique(done.seen, return_inverse=True)
+    for camera, shown in pictures.items():
+        if len(shown) != back.max() + 1:
+            raise SourceError(f"{entry.file} ({entry.name}): {len(shown)} pictures of camera "
+                              f"{camera!r}, {back.max() + 1} are wanted")  # fmt: skip
+    return Episode(
+        images={camera: [shown[j] for j in back] for camera, shown in pictures.items()},
+        proprio=state[done.seen].astype(np.float32),
+        actions=done.actions.astype(np.float32),
+        instruction=settings.instruction or entry.instruction,
+        success=entry.success is not False,
+        returns=_returns(done, entry, settings),
+        task=entry.task or entry.instruction,
+        seed=i,
+    ), about
+
+
+def numbers(
+    reader: Reader, i: int, settings: Settings
+) -> tuple[np.ndarray, steps.Steps, dict[str, Any]]:
+    """All of an episode but its pictures: (states of the source, steps, what happened)."""
+    arrays = reader.arrays(i)
+    state = terms.assemble(settings.state, arrays)
+    actions = terms.assemble(settings.action, arrays)
+    if len(state) != len(actions) + reader.about.final:
+        raise ValueError(f"{len(state)} states of {len(actions)} actions")
+    done = steps.pair(actions, arrays.get("reward"), settings.pairing, reader.about.final)
+    about = {"steps": len(actions), "no_ops": 0, "off": 0.0, "largest": 0.0}
+    if settings.no_op:
+        mask = steps.no_ops(done.actions, settings.no_op, (*settings.grippers, -1)[0])
+        done, about["no_ops"] = steps.keep(done, mask), int(np.sum(~mask))
+    actions = frame.absolute(done.actions, state[done.seen], settings.absolute)
+    done = dataclasses.replace(done, actions=actions)
+    if settings.fps != settings.hz:
+        summed = np.zeros(actions.shape[1], bool)
+        summed[list(settings.summed)] = True
+        done, about["off"] = steps.resample(done, settings.hz, settings.fps, summed)
+        about["largest"] = float(np.abs(done.actions[:, summed]).max(initial=0.0))
+    done = steps.finish(done, settings.end)
+    actions = frame.relative(done.actions, state[done.seen], settings.relative).copy()
+    if settings.old_gripper != settings.new_gripper:
+        for dim in settings.grippers:
+            actions[:, dim] = signals.switch(
+                actions[:, dim], settings.old_gripper, settings.new_gripper
+            )
+    return state, dataclasses.replace(done, actions=actions), about
+
+
+def _returns(done: steps.Steps, entry: Entry, settings: Settings) -> np.ndarray:
+    """Of the rewards, or of one for success at the end; none where nothing says either."""
+    if not settings.outcomes:
+        return np.zeros(0, np.float32)
+    reward = done.reward
+    if reward is None:
+        reward = np.zeros(len(done.actions))
+        reward[-1] = entry.success is not False
+    return steps.returns_of(reward, settings.discount)
+
+
+def _pictures(
+    shown: Iterable[bytes | np.ndarray], camera: str, settings: Settings
+) -> Iterable[bytes]:
+    """Encoded pictures of the size that is asked for; those that need no change stay as they are.
+
+    Raises:
+      ValueError: damaged, or of another size.
+    """
+    wanted, kind = tuple(settings.sizes[camera]), settings.pictures
+    for x in shown:
+        encoded = isinstance(x, bytes)
+        picture = images.decode(x) if encoded else np.asarray(x)  # damaged ones are found now
+        same = picture.shape[:2] == wanted
+        if not (same or settings.resized):
+            raise ValueError(f"a picture of camera {camera!r} is {picture.shape[:2]}, others are "
+                             f"{wanted}: give --resize")  # fmt: skip
+        if encoded and same and kind == "auto":
+            yield x
+            continue
+        if not same:
+            picture = images.resize(picture, wanted, settings.fit)
+        like = "jpeg" if encoded and x[:2] == b"\xff\xd8" else "png"
+        yield images.encode(picture, like if kind == "auto" else kind)

@@ -1,0 +1,130 @@
+"""What numbers say of themselves: the gripper's convention, and whether actions are deltas."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+GRIPPER = re.compile(r"grip|finger|\bclaw", re.I)
+# name -> (number that opens, number that closes)
+CONVENTIONS = {
+    "minus_opens": (-1.0, 1.0),  # robosuite, LIBERO
+    "plus_opens": (1.0, -1.0),
+    "one_opens": (1.0, 0.0),  # Open X-Embodiment, OpenVLA
+    "zero_opens": (0.0, 1.0),  # DROID
+}
+SURE, DOUBT = 0.9, 0.5  # correlations
+
+
+def grippers(names: Sequence[str], actions: Sequence[np.ndarray]) -> list[int]:
+    """Which dimensions of the actions are a gripper.
+
+    By their names; where no name says it, those that take two values only.
+    """
+    named = [i for i, name in enumerate(names) if GRIPPER.search(name)]
+    if named or not len(actions):
+        return named
+    x = np.concatenate(actions)
+    return [i for i in range(x.shape[1]) if len(np.unique(x[:, i])) == 2]
+
+
+def convention(
+    states: Sequence[np.ndarray], actions: Sequence[np.ndarray], dim: int, names: Sequence[str]
+) -> str:
+    """The convention of a gripper's commands.
+
+    Args:
+      states, actions: (T or T + 1, p) and (T, a) of some episodes.
+      dim: of the actions.
+      names: of the state's dimensions: fingers move apart when the gripper opens.
+
+    Returns:
+      A name of `CONVENTIONS`; "continuous" where it is no switch; "unclear" where it is one but
+      the fingers do not say which side opens.
+    """
+    commands = np.concatenate([a[:, dim] for a in actions])
+    low, high = commands.min(), commands.max()
+    ends = np.isclose(commands, low, atol=0.05) | np.isclose(commands, high, atol=0.05)
+    if np.mean(ends) < 0.9 or high - low < 0.5:
+        return "continuous"
+    signed = low < -0.5
+    opens = _opens(states, actions, dim, names)
+    if opens == 0:
+        return "unclear"
+    if signed:
+        return "plus_opens" if opens > 0 else "minus_opens"
+    return "one_opens" if opens > 0 else "zero_opens"
+
+
+def _opens(states, actions, dim: int, names: Sequence[str]) -> int:
+    """1 if larger commands move the fingers apart, -1 if together, 0 if it cannot be said."""
+    fingers = [i for i, name in enumerate(names) if GRIPPER.search(name)]
+    if not fingers:
+        return 0
+    # Two fingers mirror one another, so their signs differ: how far both are from the middle.
+    widths = [np.abs(s[: len(a), fingers]).sum(axis=1)
+              for s, a in zip(states, actions, strict=True)]  # fmt: skip
+    moves = np.concatenate([np.diff(w) for w in widths])
+    commands = np.concatenate([a[: len(w) - 1, dim] for w, a in zip(widths, actions, strict=True)])
+    moving = np.abs(moves) > max(0.05 * np.abs(moves).max(initial=0.0), 1e-9)
+    if not moving.any():
+        return 0
+    middle = (commands.min() + commands.max()) / 2
+    agreement = np.mean(np.sign(moves[moving]) * np.sign(commands[moving] - middle))
+    return int(np.sign(agreement)) if abs(agreement) > DOUBT else 0
+
+
+def switch(x: np.ndarray, old: str, new: str) -> np.ndarray:
+    """Commands of a gripper in another convention."""
+    opens, closes = CONVENTIONS[old]
+    to_open, to_close = CONVENTIONS[new]
+    return to_close + (x - closes) / (opens - closes) * (to_open - to_close)
+
+
+def action_kind(
+    states: Sequence[np.ndarray], actions: Sequence[np.ndarray], leave_out: Sequence[int] = ()
+) -> str:
+    """Whether actions are targets in the units of the state, or changes of it.
+
+    An absolute action is near the state that follows; a delta goes with the change that follows.
+
+    Args:
+      states, actions: (T or T + 1, p) and (T, a) of some episodes.
+      leave_out: dimensions of the actions that say nothing, such as grippers.
+
+    Returns:
+      "absolute", "delta" or "unclear".
+    """
+    n = [min(len(a), len(s) - 1) for s, a in zip(states, actions, strict=True)]
+    if not sum(n):
+        return "unclear"
+    after = np.concatenate([s[1 : k + 1] for s, k in zip(states, n, strict=True)])
+    change = np.concatenate([np.diff(s, axis=0)[:k] for s, k in zip(states, n, strict=True)])
+    x = np.concatenate([a[:k] for a, k in zip(actions, n, strict=True)])
+    dims = [i for i in range(x.shape[1]) if i not in leave_out and np.ptp(x[:, i]) > 1e-6]
+    if not dims or len(x) < 8:
+        return "unclear"
+    near = np.mean([_best(x[:, i], after, True) for i in dims])
+    moves = np.mean([_best(x[:, i], change, False) for i in dims])
+    if near > SURE and near > moves:
+        return "absolute"
+    return "delta" if moves > max(DOUBT, near) or (moves > near and near < DOUBT) else "unclear"
+
+
+def _best(x: np.ndarray, columns: np.ndarray, same_units: bool) -> float:
+    """The largest correlation with a column; of the same units if that is asked."""
+    best = 0.0
+    for column in columns.T:
+        if same_units and abs(x.mean() - column.mean()) > 0.5 * max(np.ptp(column), np.ptp(x)):
+            continue
+        best = max(best, correlation(x, column))
+    return best
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's, 0 where one of them is constant."""
+    if len(x) < 3 or np.ptp(x) < 1e-9 or np.ptp(y) < 1e-9:
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])
