@@ -125,7 +125,7 @@ def main(argv: list[str]) -> None:
     asked = flags.FLAGS
     if asked.list:
         for name, text in reader.formats().items():
-            print(f"  {name:<12}{text}")
+            print(f"  {name:<14}{text}")
         return
     if missing := [k for k in ("format", "source", "out") if not asked[k].value]:
         raise app.UsageError(f"give {', '.join('--' + k for k in missing)} (or --list)")

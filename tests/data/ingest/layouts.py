@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
@@ -174,9 +175,9 @@ def lerobot_v30(root, lengths=(12, 9, 15), data_files=((0, 1, 2),), video_files=
             encode_video(root / f"videos/{camera}/chunk-000/file-{number:03d}.mp4", shown, gop=gop)
             at = 0
             for i in members:
-                rows[i] |= {f"videos/{camera}/chunk_index": 0, f"videos/{camera}/file_index": number,
-                            f"videos/{camera}/from_timestamp": at / HZ,
-                            f"videos/{camera}/to_timestamp": (at + lengths[i]) / HZ}  # fmt: skip
+                place = {"chunk_index": 0, "file_index": number, "from_timestamp": at / HZ,
+                         "to_timestamp": (at + lengths[i]) / HZ}  # fmt: skip
+                rows[i] |= {f"videos/{camera}/{k}": x for k, x in place.items()}
                 at += lengths[i]
     for i in rows:
         if spoil:
@@ -194,3 +195,156 @@ def lerobot_v30(root, lengths=(12, 9, 15), data_files=((0, 1, 2),), video_files=
                           "file-{file_index:03d}.mp4"}  # fmt: skip
     (root / "meta/info.json").write_text(json.dumps(info))
     return truth
+
+
+def robomimic(path, steps=10, after=True):
+    """A file of robomimic with masks; `after`: with next_obs."""
+    import h5py
+
+    truth = []
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_args"] = json.dumps(
+            {"env_name": "Lift", "type": 1, "env_kwargs": {"control_freq": HZ}}
+        )
+        for i in (0, 2, 10):
+            actions, states = motion(i, steps + 1)
+            shown = pictures(i, steps + 1)
+            demo = data.create_group(f"demo_{i}")
+            demo.attrs["num_samples"] = steps
+            demo["actions"], demo["dones"] = actions[:-1], np.zeros(steps)
+            demo["rewards"] = np.zeros(steps)
+            half = np.full((steps + 1, 4), 0.5)  # a quaternion
+            for name, part in {"obs": slice(None, -1), "next_obs": slice(1, None)}.items():
+                if name == "obs" or after:
+                    obs = demo.create_group(name)
+                    obs["robot0_eef_pos"], obs["robot0_eef_quat"] = states[part, :3], half[part]
+                    obs["robot0_gripper_qpos"] = states[part, 6:]
+                    obs["agentview_image"] = shown[part]
+            truth.append((actions[:-1], states, shown))
+        file["mask/train"] = np.array([b"demo_0", b"demo_10"])
+    return truth
+
+
+def aloha(folder, count=3, steps=8, compress=False, sim=True):
+    """Files of ALOHA; `compress`: JPEG in rows that are filled up with zeros."""
+    import h5py
+    from PIL import Image
+
+    truth = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        rng = np.random.default_rng(i)
+        qpos = np.cumsum(rng.normal(0, 0.05, (steps, 14)), axis=0).astype(np.float32)
+        action = np.concatenate([qpos[1:], qpos[-1:]]) + np.float32(0.001)
+        shown = smooth(i, steps, (24, 32))
+        shown[..., 0] = 200  # red, so that swapped colours show
+        with h5py.File(folder / f"episode_{i}.hdf5", "w") as file:
+            file.attrs.update({"sim": sim, "compress": compress})
+            file["action"], obs = action, file.create_group("observations")
+            for key in ("qpos", "qvel", "effort"):
+                obs[key] = qpos if key == "qpos" else np.zeros_like(qpos)
+            if compress:
+                rows = []
+                for x in shown:
+                    Image.fromarray(x).save(buffer := io.BytesIO(), "jpeg", quality=95)
+                    rows.append(np.frombuffer(buffer.getvalue(), np.uint8))
+                filled = np.zeros((steps, max(map(len, rows)) + 7), np.uint8)
+                for row, x in zip(filled, rows, strict=True):
+                    row[: len(x)] = x
+                obs["images/cam_high"] = filled
+            else:
+                obs.create_dataset("images/cam_high", data=shown, chunks=(1, 24, 32, 3))
+        truth.append((action, qpos, shown))
+    return truth
+
+
+def _tensor(*shape, dtype="float32"):
+    return {"tensor": {"dtype": dtype, "encoding": "none", "shape": {
+        "dimensions": [str(n) for n in shape]} if shape else {}}}  # fmt: skip
+
+
+def _dict(**features):
+    return {"featuresDict": {"features": features}}
+
+
+def _image(*shape):
+    return {"image": {"dtype": "uint8", "encodingFormat": "jpeg", "shape": {
+        "dimensions": [str(n) for n in shape]}}}  # fmt: skip
+
+
+def rlds(folder, steps_features, rows, name="toy"):
+    """A version of a data set as TFDS lays it out: features.json and two files of TFRecord, by the
+    package tfrecord. `rows`: of each episode, path -> (list, "float" | "int" | "byte")."""
+    import tfrecord
+
+    folder = folder / name / "1.0.0"
+    folder.mkdir(parents=True)
+    tree = _dict(steps={"sequence": {"feature": steps_features, "length": "-1"}},
+                 episode_metadata=_dict(file_path={"text": {}}))  # fmt: skip
+    (folder / "features.json").write_text(json.dumps(tree))
+    half = (len(rows) + 1) // 2
+    for i, part in enumerate((rows[:half], rows[half:])):
+        writer = tfrecord.TFRecordWriter(folder / f"{name}-train.tfrecord-{i:05d}-of-00002")
+        for row in part:
+            writer.write(row)
+        writer.close()
+    return folder
+
+
+def rlds_libero(folder, lengths=(12, 9, 7)):
+    """LIBERO as OpenVLA converted it: (actions, states, JPEG files) of every episode."""
+    from wamjax.data import images
+
+    truth, rows = [], []
+    for i, steps in enumerate(lengths):
+        actions, states = (x.astype(np.float32) for x in motion(i, steps))
+        shown = [images.encode(x, "jpeg") for x in pictures(i, steps)]
+        rows.append({
+            "steps/action": (actions.ravel(), "float"),
+            "steps/observation/state": (states.ravel(), "float"),
+            "steps/observation/image": (shown, "byte"),
+            "steps/reward": ((np.arange(steps) == steps - 1).astype(float), "float"),
+            "steps/is_first": ((np.arange(steps) == 0).astype(int), "int"),
+            "steps/language_instruction": ([b"open the drawer"] * steps, "byte"),
+            "episode_metadata/file_path": ([f"/x/{i}.hdf5".encode()], "byte"),
+        })  # fmt: skip
+        truth.append((actions, states, shown))
+    features = _dict(
+        action=_tensor(7), reward=_tensor(), is_first=_tensor(dtype="bool"),
+        language_instruction={"text": {}},
+        observation=_dict(state=_tensor(8), image=_image(16, 24, 3)),
+    )  # fmt: skip
+    return rlds(folder, features, rows, "libero_object_no_noops"), truth
+
+
+def rlds_droid(folder, paths):
+    """DROID's features, an episode of 6 steps for each file_path; depth is to be left out."""
+    from wamjax.data import images
+
+    rows = []
+    for i, path in enumerate(paths):
+        rng = np.random.default_rng(i)
+        joints = rng.normal(size=(6, 7)).astype(np.float32)
+        shown = [images.encode(x, "jpeg") for x in pictures(i, 6)]
+        rows.append({
+            "steps/observation/joint_position": (joints.ravel(), "float"),
+            "steps/observation/gripper_position": (np.linspace(0, 1, 6), "float"),
+            "steps/action_dict/joint_velocity": (-joints.ravel(), "float"),
+            "steps/action_dict/gripper_position": (np.arange(6) % 2, "float"),
+            "steps/action": (np.zeros(42), "float"),
+            "steps/observation/wrist_image_left": (shown, "byte"),
+            "steps/language_instruction": ([b""] * 6, "byte"),
+            "steps/language_instruction_2": ([b"put it away"] * 6, "byte"),
+            "steps/is_last": ((np.arange(6) == 5).astype(int), "int"),
+            "episode_metadata/file_path": ([path.encode()], "byte"),
+            "episode_metadata/recording_folderpath": ([f"/rec/{i}".encode()], "byte"),
+        })  # fmt: skip
+    features = _dict(
+        action=_tensor(7), is_last=_tensor(dtype="bool"),
+        language_instruction={"text": {}}, language_instruction_2={"text": {}},
+        action_dict=_dict(joint_velocity=_tensor(7), gripper_position=_tensor(1)),
+        observation=_dict(joint_position=_tensor(7), gripper_position=_tensor(1),
+                          wrist_image_left=_image(16, 24, 3)),
+    )  # fmt: skip
+    return rlds(folder, features, rows, "droid")

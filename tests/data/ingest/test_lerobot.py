@@ -4,8 +4,6 @@ import json
 
 import numpy as np
 import pytest
-
-pytest.importorskip("pyarrow"), pytest.importorskip("av")
 from data.ingest import layouts
 from data.ingest.test_hdf5 import ingest, shown
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -41,7 +42,13 @@ class Files:
 
 def numbered(group: h5py.Group) -> list[str]:
     """Names such as demo_10 in the order of their numbers."""
-    return sorted(group, key=lambda name: (int("".join(filter(str.isdigit, name)) or 0), name))
+    return sorted(group, key=lambda name: (number(name), name))
+
+
+def number(name: str) -> int:
+    """The last number in a name; 0 where there is none."""
+    found = re.findall(r"\d+", name)
+    return int(found[-1]) if found else 0
 
 
 def json_of(attributes: Any, name: str) -> dict[str, Any]:

@@ -74,6 +74,11 @@ def resolve(reader: Reader, entries: Sequence[Entry], ask: Request) -> Plan:
     state_names, action_names = terms.names(state, about), terms.names(action, about)
     sample = _sample(reader, entries, state, action)
     dims = tuple(signals.grippers(action_names, sample[1]))
+    # Padding behind the end of an episode holds what is named so.
+    action_names = tuple(
+        name if i not in dims or signals.GRIPPER.search(name) else f"{name}.gripper"
+        for i, name in enumerate(action_names)
+    )
     kind = ask.action_is or signals.action_kind(*sample, dims)
     facts, warnings = {}, []
     old, new = _gripper(ask, sample, dims, state_names, action_names, facts, warnings)
@@ -143,8 +148,10 @@ def _check(ask: Request, about: About) -> None:
         raise ValueError(f"--discount={ask.discount:g} must be in (0, 1]")
     if ask.no_op < 0 or ask.fps < 0 or ask.source_fps < 0:
         raise ValueError("--no_op, --fps and --source_fps cannot be negative")
-    if not about.state and not ask.state:
-        raise ValueError(f"--state: the source has no state by itself; choose of {about.arrays}")
+    for key in ("state", "action"):
+        if not (getattr(about, key) or getattr(ask, key)):
+            arrays = ", ".join(f"{k} ({n})" for k, n in about.arrays.items())
+            raise ValueError(f"give --{key}: nothing in the source is named so; it has {arrays}")
 
 
 def _sample(reader: Reader, entries: Sequence[Entry], state, action):

@@ -159,7 +159,7 @@ def _results(
     count = min(workers, len(todo))
     pool = ProcessPoolExecutor(count, context, initializer=_open, initargs=(task,))
     try:
-        futures: dict[Future, int] = {pool.submit(_in_worker, i): i for i in todo}
+        futures: dict[Future, int] = {pool.submit(_in_worker, i, entries[i]): i for i in todo}
         yield ((futures[f], f.result()) for f in as_completed(futures))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -170,11 +170,11 @@ _HERE: dict[str, Any] = {}  # of a worker process
 
 def _open(task: Task) -> None:
     reader = open_reader(task.format, task.source, task.options)
-    _HERE.update(task=task, reader=reader, entries=list(reader.episodes()))
+    _HERE.update(task=task, reader=reader)
 
 
-def _in_worker(i: int) -> str:
-    return _one(_HERE["task"], _HERE["reader"], _HERE["entries"][i], i)
+def _in_worker(i: int, entry: Entry) -> str:
+    return _one(_HERE["task"], _HERE["reader"], entry, i)
 
 
 def _one(task: Task, reader: Reader, entry: Entry, i: int) -> str:

@@ -50,13 +50,17 @@ class Videos:
             self._open.pop(path, None)
             raise SourceError(f"{path} cannot be decoded: {error}") from error
 
-    def size(self, path: pathlib.Path) -> tuple[int, int]:
-        """(height, width)."""
+    def shape(self, path: pathlib.Path) -> tuple[int, int, float]:
+        """(height, width, frames per second).
+
+        Raises:
+          SourceError: the file cannot be opened; names it.
+        """
         try:
             _, stream = self._file(path)
         except (av.FFmpegError, OSError, IndexError) as error:
             raise SourceError(f"{path} cannot be decoded: {error}") from error
-        return stream.height, stream.width
+        return stream.height, stream.width, float(stream.average_rate or 0)
 
     def _file(self, path: pathlib.Path):
         if path not in self._open:
