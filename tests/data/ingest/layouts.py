@@ -143,13 +143,14 @@ def lerobot_v21(root, lengths=(12, 9, 15)):
 
 
 def lerobot_v30(root, lengths=(12, 9, 15), data_files=((0, 1, 2),), video_files=None, spoil=None,
-                gop=2, shards=((0,), (1, 2))):  # fmt: skip
+                gop=2, shards=((0,), (1, 2)), fps=HZ):  # fmt: skip
     """Files of LeRobot v3.0.
 
     Args:
       data_files, shards: numbers of the episodes in each file of data, and of metadata.
       video_files: camera -> likewise; by default the front camera has two files, the wrist one.
       spoil: changes a row of the metadata before it is written.
+      fps: that info.json says.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -188,7 +189,7 @@ def lerobot_v30(root, lengths=(12, 9, 15), data_files=((0, 1, 2),), video_files=
         pq.write_table(pa.Table.from_pylist([rows[i] for i in members]), path)
     tasks = {"task_index": [0, 1], "__index_level_0__": list(TASKS)}
     pq.write_table(pa.table(tasks), root / "meta/tasks.parquet")
-    info = {"codebase_version": "v3.0", "robot_type": "arm", "fps": HZ, "chunks_size": 1000,
+    info = {"codebase_version": "v3.0", "robot_type": "arm", "fps": fps, "chunks_size": 1000,
             "features": _features(), "total_episodes": len(lengths),
             "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
             "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/"

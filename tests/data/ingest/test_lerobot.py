@@ -87,6 +87,14 @@ def test_quantiles_are_of_the_data_not_of_its_metadata(tmp_path):
     assert np.allclose(found["q01"], np.quantile(actions, 0.01, axis=0))
 
 
+def test_a_rate_against_the_time_stamps_is_doubted(tmp_path):
+    layouts.lerobot_v30(tmp_path / "in", fps=30)
+    report, _ = ingest(tmp_path / "in", tmp_path / "out", "lerobot")
+    assert "the time stamps say 20 Hz, not 30: give --source_fps=20" in report["warnings"][0]
+    report, _ = ingest(tmp_path / "in", tmp_path / "right", "lerobot", source_fps=20)
+    assert report["warnings"] == []
+
+
 @pytest.mark.parametrize("gop", [2, 30])
 def test_any_frames_of_a_video_in_any_distance(tmp_path, gop):
     truth = layouts.lerobot_v30(tmp_path / "in", lengths=(50, 40, 60), gop=gop,

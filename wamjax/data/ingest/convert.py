@@ -72,7 +72,8 @@ def convert(
 
     Returns:
       (episode, what happened to it: {"steps", "no_ops", "off": seconds that observations are off
-      the new rate's times, "largest": of the summed actions, "late": see `Reader`}).
+      the new rate's times, "largest": of the summed actions, "late": see `Reader`, "rate": that the
+      time stamps say, 0 without, "gaps": steps that took half as long again}).
 
     Raises:
       SourceError: it cannot be read, or nothing of it is left; names the file.
@@ -117,6 +118,7 @@ def numbers(
         raise ValueError(f"{len(state)} states of {len(actions)} actions")
     done = steps.pair(actions, arrays.get("reward"), settings.pairing, reader.about.final)
     about = {"steps": len(actions), "no_ops": 0, "off": 0.0, "largest": 0.0}
+    about["rate"], about["gaps"] = _times(arrays.get("time"))
     if settings.no_op:
         mask = steps.no_ops(done.actions, settings.no_op, (*settings.grippers, -1)[0])
         done, about["no_ops"] = steps.keep(done, mask), int(np.sum(~mask))
@@ -135,6 +137,15 @@ def numbers(
                 actions[:, dim], settings.old_gripper, settings.new_gripper
             )
     return state, dataclasses.replace(done, actions=actions), about
+
+
+def _times(stamps: np.ndarray | None) -> tuple[float, int]:
+    """(steps per second, steps that took half as long again as usual) of time stamps in seconds."""
+    if stamps is None or len(stamps) < 2:
+        return 0.0, 0
+    passed = np.diff(np.asarray(stamps, np.float64))
+    usual = float(np.median(passed))
+    return (1 / usual, int(np.sum(passed > 1.5 * usual))) if usual > 0 else (0.0, 0)
 
 
 def _returns(done: steps.Steps, entry: Entry, settings: Settings) -> np.ndarray:

@@ -95,7 +95,8 @@ class Reader(Protocol):
 
     def arrays(self, i: int) -> Mapping[str, np.ndarray]:
         """The numbers of episode `i`: f32 or f64 (T, d), of observations (T + 1, d) if
-        `About.final`; "reward" (T,) where there are rewards.
+        `About.final`; "reward" (T,) where there are rewards; "time" (T,) in seconds where
+        observations have time stamps.
 
         Raises:
           SourceError: the file is damaged.

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import pathlib
 import shutil
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from typing import Any
@@ -34,6 +35,7 @@ from wamjax.metrics import say
 
 VERSION = 1  # of the parts
 REPORT = "ingest.json"
+WRONG_RATE = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,8 +218,8 @@ def _write(
     decided: Plan, bad: Mapping[int, str], progress: bool, format: str, source: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Writes the parts to the data set, in order."""
-    counts = {"read": 0, "no_ops": 0, "off": 0.0, "largest": 0.0, "late": 0.0}
-    written = 0
+    counts = {"read": 0, "no_ops": 0, "gaps": 0, "off": 0.0, "largest": 0.0, "late": 0.0}
+    written, rates = 0, []
     with records.Writer(out, decided.info) as writer:
         for i in tqdm.tqdm(good, unit="episode", desc="write", disable=not progress):
             part = msgpack.unpackb(_part(folder, i).read_bytes())
@@ -226,13 +228,15 @@ def _write(
             written += episode.length
             counts["read"] += about["steps"]
             counts["no_ops"] += about["no_ops"]
+            counts["gaps"] += about["gaps"]
+            rates += [about["rate"]] if about["rate"] else []
             for key in ("off", "largest", "late"):
                 counts[key] = max(counts[key], about[key])
         report = {
             "format": format, "source": source, "episodes": len(good), "steps": written,
             "steps of the source": counts["read"], **decided.facts, "no-ops dropped":
             counts["no_ops"], "bad": {entries[i].name: text for i, text in bad.items()},
-            "warnings": decided.warnings + _doubts(counts, decided),
+            "warnings": decided.warnings + _doubts(counts, rates, decided),
         }  # fmt: skip
         if decided.settings.fps != decided.settings.hz:
             report["resampled"] = (f"observations are at most {1e3 * counts['off']:.1f} ms off the "
@@ -244,8 +248,18 @@ def _write(
     return report
 
 
-def _doubts(counts: Mapping[str, float], decided: Plan) -> list[str]:
-    if decided.settings.fps != decided.settings.hz and counts["largest"] > 1.0:
-        return [f"summed deltas reach {counts['largest']:.3g}: a controller that takes [-1, 1] "
-                "clips them"]  # fmt: skip
-    return []
+def _doubts(
+    counts: Mapping[str, float], rates: Sequence[float], decided: Plan
+) -> list[str]:
+    hz, out = decided.settings.hz, []
+    if decided.settings.fps != hz and counts["largest"] > 1.0:
+        out.append(f"summed deltas reach {counts['largest']:.3g}: a controller that takes [-1, 1] "
+                   "clips them")  # fmt: skip
+    said = statistics.median(rates) if rates else hz
+    if abs(said / hz - 1) > WRONG_RATE:
+        out.append(f"the time stamps say {said:.4g} Hz, not {hz:g}: give --source_fps={said:.3g}, "
+                   "or correct the source")  # fmt: skip
+    if counts["gaps"]:
+        out.append(f"{counts['gaps']} of {counts['read']} steps took half as long again as usual, "
+                   "by their time stamps: frames were lost")  # fmt: skip
+    return out

@@ -50,16 +50,19 @@ def convention(
     if np.mean(ends) < 0.9 or high - low < 0.5:
         return "continuous"
     signed = low < -0.5
-    opens = _opens(states, actions, dim, names)
-    if opens == 0:
+    side = opens(states, actions, dim, names)
+    if side == 0:
         return "unclear"
     if signed:
-        return "plus_opens" if opens > 0 else "minus_opens"
-    return "one_opens" if opens > 0 else "zero_opens"
+        return "plus_opens" if side > 0 else "minus_opens"
+    return "one_opens" if side > 0 else "zero_opens"
 
 
-def _opens(states, actions, dim: int, names: Sequence[str]) -> int:
-    """1 if larger commands move the fingers apart, -1 if together, 0 if it cannot be said."""
+def opens(
+    states: Sequence[np.ndarray], actions: Sequence[np.ndarray], dim: int, names: Sequence[str]
+) -> int:
+    """Which side of a gripper's commands opens it: 1 the larger ones, -1 the smaller ones, 0 if it
+    cannot be said. Arguments as of `convention`."""
     fingers = [i for i, name in enumerate(names) if GRIPPER.search(name)]
     if not fingers:
         return 0
@@ -121,6 +124,31 @@ def _best(x: np.ndarray, columns: np.ndarray, same_units: bool) -> float:
             continue
         best = max(best, correlation(x, column))
     return best
+
+
+def together(
+    states: Sequence[np.ndarray], actions: Sequence[np.ndarray], lag: int, leave_out: Sequence[int]
+) -> float:
+    """How well actions go with the change of the state, `lag` steps later: mean correlation over
+    the dimensions, each with the one of the state that fits it best at any of three lags."""
+    best = []
+    for shift in (-1, 0, 1):
+        pairs = [_shifted(np.diff(s, axis=0)[: len(a)], a, shift)
+                 for s, a in zip(states, actions, strict=True)]  # fmt: skip
+        change, x = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        dims = [i for i in range(x.shape[1]) if i not in leave_out]
+        rows = [[abs(correlation(x[:, i], column)) for column in change.T] for i in dims]
+        best.append(np.array(rows))
+    if not best[0].size:
+        return 0.0
+    partner = np.max(best, axis=0).argmax(axis=1)
+    return float(np.mean(best[lag + 1][np.arange(len(partner)), partner]))
+
+
+def _shifted(change: np.ndarray, x: np.ndarray, lag: int) -> tuple[np.ndarray, np.ndarray]:
+    n = min(len(change), len(x))
+    first, last = max(0, -lag), n - max(0, lag)
+    return change[first + lag : last + lag], x[first:last]
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:

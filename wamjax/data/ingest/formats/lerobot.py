@@ -89,7 +89,7 @@ class LeRobot:
         out = {key: _matrix(table[key]) for key in self.about.arrays}
         if "next.reward" in out:
             out["reward"] = out["next.reward"][:, 0]
-        return out
+        return out | {"time": np.asarray(table["timestamp"], np.float64)}
 
     def frames(
         self, i: int, camera: str, steps: Sequence[int]
