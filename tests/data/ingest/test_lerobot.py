@@ -3,10 +3,13 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from data.ingest import layouts
 from data.ingest.test_hdf5 import ingest, shown
 
+from wamjax.data import images
 from wamjax.data.ingest.reader import SourceError, open_reader
 from wamjax.data.records import Reader
 
@@ -104,3 +107,54 @@ def test_any_frames_of_a_video_in_any_distance(tmp_path, gop):
         for steps in ([0, 1, 2], [5, 39], [3], [0, 25, 26, 39]):
             got = np.stack(list(reader.frames(i, "front", steps))).astype(int)
             assert abs(got - truth[i][2]["observation.images.front"][steps]).max() < 3
+
+
+def test_pictures_in_the_rows_tasks_by_an_index_and_depth_that_is_left_out(tmp_path):
+    """As converted data sets have them; PNG stays the bytes that it is."""
+    truth = layouts.lerobot_v30(tmp_path / "in")
+    rows = tmp_path / "in/data/chunk-000/file-000.parquet"
+    table, camera = pq.read_table(rows), layouts.CAMERAS[0]
+    cells = [{"bytes": images.encode(x), "path": None}
+             for _, _, frames in truth for x in frames[camera]]  # fmt: skip
+    pq.write_table(table.append_column(camera, pa.array(cells)), rows)
+    info = json.loads((tmp_path / "in/meta/info.json").read_text())
+    info["features"][camera]["dtype"] = "image"
+    info["features"]["observation.images.depth"] = {
+        "dtype": "video", "shape": [32, 48, 1], "info": {"video.is_depth_map": True}
+    }  # fmt: skip
+    info["features"][layouts.CAMERAS[1]]["shape"] = [3, 32, 48]
+    (tmp_path / "in/meta/info.json").write_text(json.dumps(info))
+    meta = tmp_path / "in/meta"
+    frame = pa.table({"task_index": [1, 0], "task": list(layouts.TASKS[::-1])})
+    pq.write_table(frame, meta / "tasks.parquet")
+    for shard in meta.glob("episodes/*/*.parquet"):  # the words are in tasks.parquet alone
+        pq.write_table(pq.read_table(shard).drop_columns(["tasks"]), shard)
+    report, episodes = ingest(tmp_path / "in", tmp_path / "out", "lerobot")
+    assert same(episodes, truth)
+    assert episodes[1].images["front"][2] == cells[12 + 2]["bytes"]
+    assert set(episodes[0].images) == {"front", "wrist"}
+    assert [n for n in report["notes"] if "depth is left out: observation.images.depth" in n]
+
+
+def test_a_damaged_parquet_file_costs_its_episodes_alone(tmp_path):
+    truth = layouts.lerobot_v30(tmp_path / "in", data_files=((0,), (1, 2)))
+    (tmp_path / "in/data/chunk-000/file-000.parquet").write_bytes(b"PAR1 no more")
+    report, episodes = ingest(tmp_path / "in", tmp_path / "out", "lerobot", skip_bad=1)
+    assert "file-000.parquet cannot be read" in report["bad"]["episode_000000"]
+    assert [len(e.actions) for e in episodes] == [len(t[0]) for t in truth[1:]]
+
+
+def test_a_row_that_lengths_do_not_fit_is_bad(tmp_path):
+    layouts.lerobot_v21(tmp_path / "in")
+    file = tmp_path / "in/meta/episodes.jsonl"
+    file.write_text(file.read_text().replace('"length": 9', '"length": 8'))
+    with pytest.raises(SourceError, match="episode_000001.parquet has 9 rows, .* says 8"):
+        ingest(tmp_path / "in", tmp_path / "out", "lerobot")
+
+
+def test_another_version_is_an_error_that_says_which_are_read(tmp_path):
+    layouts.lerobot_v21(tmp_path / "in")
+    file = tmp_path / "in/meta/info.json"
+    file.write_text(file.read_text().replace("v2.1", "v1.6"))
+    with pytest.raises(ValueError, match="'v1.6'; v2.0, v2.1, v3.0 are read"):
+        ingest(tmp_path / "in", tmp_path / "out", "lerobot")

@@ -24,6 +24,7 @@ from typing import Any
 import msgpack
 import tqdm
 
+from wamjax.console import say
 from wamjax.data import records
 from wamjax.data.episodes import check, pack, unpack
 from wamjax.data.ingest import plan
@@ -31,7 +32,6 @@ from wamjax.data.ingest.convert import Settings, convert
 from wamjax.data.ingest.plan import Plan, Request
 from wamjax.data.ingest.reader import Entry, Reader, SourceError, open_reader
 from wamjax.data.spec import Info
-from wamjax.metrics import say
 
 VERSION = 1  # of the parts
 REPORT = "ingest.json"

@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from wamjax.data.ingest.reader import SourceError
 
@@ -29,6 +30,7 @@ class Videos:
 
     def __init__(self, tolerance: float = TOLERANCE):
         self._tolerance = tolerance
+        self._converter = VideoReformatter()  # kept: making one costs more than a small frame
         self._open: collections.OrderedDict = collections.OrderedDict()
         self.off = 0.0
 
@@ -91,7 +93,7 @@ class Videos:
                 raise SourceError(f"{path}: the frame nearest to {want:.4f} s is {off:.4f} s off; "
                                   f"--option=tolerance={_above(off)} takes it")  # fmt: skip
             self.off = max(self.off, off)
-            yield best.to_ndarray(format="rgb24")
+            yield self._converter.reformat(best, format="rgb24").to_ndarray()
 
 
 def _above(seconds: float) -> float:

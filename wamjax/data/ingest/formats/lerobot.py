@@ -20,7 +20,7 @@ from wamjax.data.ingest.reader import About, Entry, SourceError
 from wamjax.data.ingest.video import TOLERANCE, Videos
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
-PREFIX = "observation.images."
+PREFIX, DEPTH = "observation.images.", "video.is_depth_map"
 STATE, ACTION = "observation.state", "action"
 COUNTERS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
@@ -64,6 +64,7 @@ class LeRobot:
         self._features = self._info["features"]
         self._videos = Videos(tolerance)
         self._notes: list[str] = []
+        self._keys = self._find_cameras()
         self._tasks = self._read_tasks()
         self._rows = self._read_rows()
         self._places: dict[int, Place] = {}
@@ -135,6 +136,14 @@ class LeRobot:
             file_index=row[f"videos/{key}/file_index"],
         )
         return Clip(self._source / name, row[f"videos/{key}/from_timestamp"])
+
+    def _find_cameras(self) -> dict[str, str]:
+        """Name -> feature; not of depth."""
+        keys = [k for k, value in self._features.items() if value["dtype"] in ("video", "image")]
+        depth = [k for k in keys if (self._features[k].get("info") or {}).get(DEPTH)]
+        if depth:
+            self._notes.append(f"depth is left out: {', '.join(depth)}")
+        return {key.removeprefix(PREFIX): key for key in keys if key not in depth}
 
     def _read_tasks(self) -> dict[int, str]:
         meta = self._source / "meta"
@@ -217,13 +226,16 @@ class LeRobot:
 
     def _check_videos(self) -> None:
         """Parts of video files that overlap: one of two episodes shows the other's frames."""
-        keys = [k for k, feature in self._features.items() if feature["dtype"] == "video"]
-        for key in keys:
-            parts = sorted(
-                (row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"],
-                 row[f"videos/{key}/from_timestamp"], row[f"videos/{key}/to_timestamp"], number)
-                for number, row in self._rows.items()
-            )  # fmt: skip
+        places = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+        for key in (k for k in self._keys.values() if self._features[k]["dtype"] == "video"):
+            names, parts = [f"videos/{key}/{place}" for place in places], []
+            for number, row in self._rows.items():
+                if lacks := [name for name in names if row.get(name) is None]:
+                    self._bad[number] = (f"{self._source}/meta/episodes: episode {number} has no "
+                                         f"{lacks[0]}")  # fmt: skip
+                else:
+                    parts.append((*(row[name] for name in names), number))
+            parts.sort()
             for before, after in zip(parts[:-1], parts[1:], strict=True):
                 if before[:2] == after[:2] and after[2] < before[3] - TOLERANCE:
                     pair = sorted((before[4], after[4]))
@@ -251,16 +263,10 @@ class LeRobot:
         return self._tasks.get(first["task_index"][0].as_py(), "")
 
     def _describe(self) -> About:
-        kinds = {key: value["dtype"] for key, value in self._features.items()}
-        depth = {k for k in kinds if self._features[k].get("info", {}).get("video.is_depth_map")}
-        keys = [k for k, kind in kinds.items() if kind in ("video", "image") and k not in depth]
-        self._keys = {key.removeprefix(PREFIX): key for key in keys}
         arrays = {
-            key: int(np.prod(self._features[key]["shape"])) for key, kind in kinds.items()
-            if kind.startswith(("float", "int", "bool")) and key not in COUNTERS
+            key: int(np.prod(value["shape"])) for key, value in self._features.items()
+            if value["dtype"].startswith(("float", "int", "bool")) and key not in COUNTERS
         }  # fmt: skip
-        if depth:
-            self._notes.append(f"depth is left out: {', '.join(sorted(depth))}")
         return About(
             hz=float(self._info["fps"]),
             cameras={name: _size(self._features[key]) for name, key in self._keys.items()},
