@@ -61,10 +61,12 @@ def define_flags() -> None:
     names = ", ".join(f"{k} {v}" for k, v in signals.CONVENTIONS.items())
     flags.DEFINE_string("gripper", "", f"convention to write (opens, closes): {names}")
     flags.DEFINE_string("gripper_is", "", "of the source, instead of what its numbers say")
-    flags.DEFINE_string("action_is", "", "delta or absolute, instead of what the numbers say")
+    flags.DEFINE_string("action_is", "", "delta, absolute or velocity, instead of what the "
+                        "numbers say")  # fmt: skip
     flags.DEFINE_list("relative", [], "A:B=C:D*SCALE: actions less states, e.g. 0:6,7:13")
     flags.DEFINE_list("absolute", [], "A:B=C:D*SCALE: the reverse, e.g. 0:3*0.05,3:6*0.5")
-    flags.DEFINE_string("instruction", "", "of all episodes, instead of the source's")
+    flags.DEFINE_string("instruction", "", "of all episodes, instead of the source's; {file} "
+                        "and {folder} are names of each")  # fmt: skip
     flags.DEFINE_float("discount", default.discount, "of the returns")
 
 

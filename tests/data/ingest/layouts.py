@@ -330,9 +330,9 @@ def rlds_droid(folder, paths):
         shown = [images.encode(x, "jpeg") for x in pictures(i, 6)]
         rows.append({
             "steps/observation/joint_position": (joints.ravel(), "float"),
-            "steps/observation/gripper_position": (np.linspace(0, 1, 6), "float"),
+            "steps/observation/gripper_position": ([0, 0, 0, 0, 0.5, 1], "float"),
             "steps/action_dict/joint_velocity": (-joints.ravel(), "float"),
-            "steps/action_dict/gripper_position": (np.arange(6) % 2, "float"),
+            "steps/action_dict/gripper_position": ([0, 0, 0, 1, 1, 1], "float"),
             "steps/action": (np.zeros(42), "float"),
             "steps/observation/wrist_image_left": (shown, "byte"),
             "steps/language_instruction": ([b""] * 6, "byte"),

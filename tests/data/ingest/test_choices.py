@@ -134,6 +134,25 @@ def test_a_gripper_is_recognised_and_rewritten(tmp_path, name):
     assert np.array_equal(first.actions[:, 6], np.where(actions[:, 6] > 0, 0, 1))
 
 
+def test_a_state_that_says_how_far_a_gripper_is_closed_is_read_so():
+    commands = np.repeat([0.0, 1.0, 0.0, 1.0], 5)[:, None]
+    closed = 0.5 + np.cumsum(np.append(0.0, (2 * commands - 1) * 0.1))[:, None]
+    assert signals.convention([closed], [commands], 0, ["gripper_closed"]) == "zero_opens"
+    assert signals.convention([1 - closed], [commands], 0, ["gripper"]) == "zero_opens"
+    assert signals.convention([closed], [commands], 0, ["gripper"]) == "one_opens"
+    assert signals.convention([closed], [commands], 0, ["x"]) == "unclear"
+
+
+def test_the_instruction_may_be_the_name_of_a_file_or_a_folder(tmp_path):
+    layouts.aloha(tmp_path / "fold_the_towel", count=1)
+    _, (episode,) = ingest(tmp_path, tmp_path / "out", "aloha", instruction="{folder}, please")
+    assert episode.instruction == "fold the towel, please"
+    layouts.libero(tmp_path / "open_it_demo.hdf5")
+    file = tmp_path / "open_it_demo.hdf5"
+    _, (episode, _) = ingest(file, tmp_path / "out2", instruction="{file}")
+    assert episode.instruction == "open it"
+
+
 def test_a_gripper_that_nobody_can_tell_is_asked_for(source, tmp_path):
     state = ("ee_states",)  # no fingers
     with pytest.raises(ValueError, match="give --gripper_is"):

@@ -91,6 +91,10 @@ def test_droid_is_of_successes_with_joint_velocities(tmp_path):
     info = Reader(tmp_path / "out").info
     assert info.control_hz == 15 and info.action_dim == info.proprio_dim == 8
     assert "1 records are left out" in report["notes"][0]
+    assert report["gripper"] == "gripper zero_opens" and report["actions are"] == "velocity"
+    _, slow = ingest(tmp_path / "droid", tmp_path / "slow", "droid", fps=5)
+    mean = -joints.reshape(2, 3, 7).mean(1)  # velocities do not add up
+    assert np.allclose(slow[1].actions[:, :7], mean, atol=1e-6) and slow[1].length == 2
     _, episodes = ingest(tmp_path / "droid", tmp_path / "all", "droid", {"files": ".*"})
     assert [e.success for e in episodes] == [True, False, True]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -34,9 +36,9 @@ class Settings:
       no_op: threshold of `steps.no_ops`; 0 = all actions stay.
       grippers: dimensions of the actions.
       old_gripper, new_gripper: conventions; equal = as they are.
-      summed: dimensions of the actions that are deltas, for another rate.
+      summed, averaged: dimensions of the actions that are deltas, or velocities, for another rate.
       relative, absolute: see `frame`.
-      instruction: for all episodes; '' = the source's.
+      instruction: for all episodes, {file} and {folder} in it are their names; '' = the source's.
       discount: of the returns.
       outcomes: whether the source says how episodes ended; else they count as successful
         demonstrations and have no returns.
@@ -58,6 +60,7 @@ class Settings:
     old_gripper: str
     new_gripper: str
     summed: tuple[int, ...]
+    averaged: tuple[int, ...]
     relative: tuple[frame.Move, ...]
     absolute: tuple[frame.Move, ...]
     instruction: str
@@ -99,7 +102,7 @@ def convert(
         images={camera: [shown[j] for j in back] for camera, shown in pictures.items()},
         proprio=state[done.seen].astype(np.float32),
         actions=done.actions.astype(np.float32),
-        instruction=settings.instruction or entry.instruction,
+        instruction=instruction(entry, settings),
         success=entry.success is not False,
         returns=_returns(done, entry, settings),
         task=entry.task or entry.instruction,
@@ -125,9 +128,8 @@ def numbers(
     actions = frame.absolute(done.actions, state[done.seen], settings.absolute)
     done = dataclasses.replace(done, actions=actions)
     if settings.fps != settings.hz:
-        summed = np.zeros(actions.shape[1], bool)
-        summed[list(settings.summed)] = True
-        done, about["off"] = steps.resample(done, settings.hz, settings.fps, summed)
+        summed, averaged = list(settings.summed), list(settings.averaged)
+        done, about["off"] = steps.resample(done, settings.hz, settings.fps, summed, averaged)
         about["largest"] = float(np.abs(done.actions[:, summed]).max(initial=0.0))
     done = steps.finish(done, settings.end)
     actions = frame.relative(done.actions, state[done.seen], settings.relative).copy()
@@ -137,6 +139,18 @@ def numbers(
                 actions[:, dim], settings.old_gripper, settings.new_gripper
             )
     return state, dataclasses.replace(done, actions=actions), about
+
+
+def instruction(entry: Entry, settings: Settings) -> str:
+    """What an episode is told to do."""
+    if not settings.instruction:
+        return entry.instruction
+    path = pathlib.Path(entry.file)
+    names = {"{file}": path.stem.removesuffix("_demo"), "{folder}": path.parent.name}
+    text = settings.instruction
+    for hole, name in names.items():
+        text = text.replace(hole, re.sub(r"[_\s]+", " ", name).strip())
+    return text
 
 
 def _times(stamps: np.ndarray | None) -> tuple[float, int]:

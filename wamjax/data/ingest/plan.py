@@ -10,7 +10,7 @@ from wamjax.config import did_you_mean
 from wamjax.data.images import RESIZES
 from wamjax.data.ingest import frame, signals, steps, terms
 from wamjax.data.ingest.convert import PICTURES, Settings
-from wamjax.data.ingest.reader import PAIRINGS, About, Entry, Reader, SourceError
+from wamjax.data.ingest.reader import KINDS, PAIRINGS, About, Entry, Reader, SourceError
 from wamjax.data.spec import Info
 
 SAMPLE = 8  # episodes whose numbers say what the conventions are
@@ -79,13 +79,14 @@ def resolve(reader: Reader, entries: Sequence[Entry], ask: Request) -> Plan:
         name if i not in dims or signals.GRIPPER.search(name) else f"{name}.gripper"
         for i, name in enumerate(action_names)
     )
-    kind = ask.action_is or signals.action_kind(*sample, dims)
+    kind = ask.action_is or ("" if ask.action else about.kind) or signals.action_kind(*sample, dims)
     facts, warnings = {}, []
     old, new = _gripper(ask, sample, dims, state_names, action_names, facts, warnings)
     hz, fps = _rates(ask, about, kind)
     cameras = _cameras(ask, about)
     size = tuple(ask.resize) or None
     moves = _moves(ask, state, action)
+    moving = tuple(i for i in range(len(action_names)) if i not in dims)
     outcomes = any(entry.success is not None for entry in entries)
     settings = Settings(
         cameras=cameras,
@@ -103,7 +104,8 @@ def resolve(reader: Reader, entries: Sequence[Entry], ask: Request) -> Plan:
         grippers=dims,
         old_gripper=old,
         new_gripper=new,
-        summed=tuple(i for i in range(len(action_names)) if kind == "delta" and i not in dims),
+        summed=moving if kind == "delta" else (),
+        averaged=moving if kind == "velocity" else (),
         relative=moves["relative"],
         absolute=moves["absolute"],
         instruction=ask.instruction,
@@ -137,7 +139,7 @@ def _check(ask: Request, about: About) -> None:
         ("end", ask.end, steps.ENDS),
         ("gripper", ask.gripper or "plus_opens", signals.CONVENTIONS),
         ("gripper_is", ask.gripper_is or "plus_opens", signals.CONVENTIONS),
-        ("action_is", ask.action_is or "delta", ("delta", "absolute")),
+        ("action_is", ask.action_is or "delta", KINDS),
     ):
         if value not in known:
             raise ValueError(f"--{flag}={value} is not one of {', '.join(known)}"
@@ -192,7 +194,7 @@ def _rates(ask: Request, about: About, kind: str) -> tuple[float, float]:
                          "between those that were taken")  # fmt: skip
     if fps != hz and kind == "unclear":
         raise ValueError(f"--fps={fps:g}: whether the actions are deltas, which add up, is not "
-                         "clear from the data: give --action_is=delta|absolute")  # fmt: skip
+                         f"clear from the data: give --action_is={'|'.join(KINDS)}")  # fmt: skip
     return hz, fps
 
 
@@ -236,7 +238,7 @@ def _facts(settings: Settings, info: Info, about: About, kind: str, ask: Request
         "action is left out",
         "late": "observation t is paired with action max(0, t - 1)",
     }
-    chosen = "" if ask.action_is else " (from the data)"
+    declared = ask.action_is or (about.kind and not ask.action)
     final = about.final or settings.pairing == "after"
     return {
         "robot": info.robot,
@@ -246,7 +248,7 @@ def _facts(settings: Settings, info: Info, about: About, kind: str, ask: Request
                     for new, old in settings.cameras.items()},
         "state": [f"{t.key}[{t.start}:{t.end}]{_turn(t)}" for t in settings.state],
         "action": [f"{t.key}[{t.start}:{t.end}]{_turn(t)}" for t in settings.action],
-        "actions are": kind + chosen,
+        "actions are": kind + ("" if declared else " (from the data)"),
         "relative": list(ask.relative),
         "absolute": list(ask.absolute),
         "pairing": pairings[settings.pairing],

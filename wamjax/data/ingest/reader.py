@@ -16,6 +16,7 @@ import numpy as np
 from wamjax.config import did_you_mean
 
 PAIRINGS = ("before", "after", "late")
+KINDS = ("delta", "absolute", "velocity")
 
 
 class SourceError(ValueError):
@@ -58,6 +59,7 @@ class About:
       pairing: "before": observation t was seen before action t; "after": it was stored once action
         t had been carried out; "late": action t was recorded a step late, so that observation t
         goes with action max(0, t - 1).
+      kind: of the actions by default, "delta", "absolute" or "velocity"; '' = as the numbers say.
       final: whether there are T + 1 observations for T actions.
       notes: what a person should know, for the report.
     """
@@ -70,6 +72,7 @@ class About:
     names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     robot: str = ""
     pairing: str = "before"
+    kind: str = ""
     final: bool = False
     notes: tuple[str, ...] = ()
 

@@ -19,6 +19,7 @@ import shutil
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import msgpack
@@ -163,6 +164,9 @@ def _results(
     try:
         futures: dict[Future, int] = {pool.submit(_in_worker, i, entries[i]): i for i in todo}
         yield ((futures[f], f.result()) for f in as_completed(futures))
+    except BrokenProcessPool:
+        raise OSError(f"one of {count} processes died, of too little memory? The same command "
+                      "continues; give fewer --workers") from None  # fmt: skip
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 GRIPPER = re.compile(r"grip|finger|\bclaw", re.I)
+CLOSED = re.compile(r"clos", re.I)  # of a name: it grows when the gripper closes
 # name -> (number that opens, number that closes)
 CONVENTIONS = {
     "minus_opens": (-1.0, 1.0),  # robosuite, LIBERO
@@ -38,7 +39,8 @@ def convention(
     Args:
       states, actions: (T or T + 1, p) and (T, a) of some episodes.
       dim: of the actions.
-      names: of the state's dimensions: fingers move apart when the gripper opens.
+      names: of the state's dimensions: fingers move apart when the gripper opens, and what is
+        named closed grows when it closes.
 
     Returns:
       A name of `CONVENTIONS`; "continuous" where it is no switch; "unclear" where it is one but
@@ -67,7 +69,8 @@ def opens(
     if not fingers:
         return 0
     # Two fingers mirror one another, so their signs differ: how far both are from the middle.
-    widths = [np.abs(s[: len(a), fingers]).sum(axis=1)
+    signs = np.array([-1.0 if CLOSED.search(names[i]) else 1.0 for i in fingers])
+    widths = [np.abs(s[: len(a), fingers]) @ signs
               for s, a in zip(states, actions, strict=True)]  # fmt: skip
     moves = np.concatenate([np.diff(w) for w in widths])
     commands = np.concatenate([a[: len(w) - 1, dim] for w, a in zip(widths, actions, strict=True)])

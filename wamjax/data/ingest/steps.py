@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -85,14 +86,17 @@ def _merged_reward(reward: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.bincount(groups, weights=reward, minlength=int(mask.sum()))
 
 
-def resample(steps: Steps, hz: float, fps: float, summed: np.ndarray) -> tuple[Steps, float]:
+def resample(
+    steps: Steps, hz: float, fps: float, summed: Sequence[int], averaged: Sequence[int] = ()
+) -> tuple[Steps, float]:
     """Fewer steps a second: the observations nearest to the new times.
 
-    A new action spans old ones: deltas are summed, targets and grippers are those of the last.
+    A new action spans old ones: deltas are summed, velocities averaged, targets and grippers are
+    those of the last.
 
     Args:
       hz, fps: the old rate and the new one.
-      summed: bool (a,), the dimensions that are deltas.
+      summed, averaged: dimensions that are deltas, and velocities.
 
     Returns:
       (steps, largest distance of an observation from its new time, in seconds).
@@ -109,7 +113,9 @@ def resample(steps: Steps, hz: float, fps: float, summed: np.ndarray) -> tuple[S
     edges = edges[: np.searchsorted(edges, count) + 1]
     first, last = edges[:-1], edges[1:]
     totals = np.add.reduceat(steps.actions, first, axis=0)
-    actions = np.where(summed, totals, steps.actions[last - 1])
+    actions = steps.actions[last - 1].copy()
+    actions[:, list(summed)] = totals[:, list(summed)]
+    actions[:, list(averaged)] = (totals / (last - first)[:, None])[:, list(averaged)]
     reward = None if steps.reward is None else np.add.reduceat(steps.reward, first)
     off = float(np.abs(edges[:-1] - exact[: len(first)]).max() / hz)
     seen = steps.seen[edges] if steps.final else steps.seen[first]

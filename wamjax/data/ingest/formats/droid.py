@@ -67,9 +67,10 @@ class Droid(Rlds):
             hz=15.0,
             state=("joint_position", "gripper_position"),
             action=("action_dict/joint_velocity", "action_dict/gripper_position"),
-            names={"joint_position": JOINTS, "gripper_position": ("gripper",),
+            names={"joint_position": JOINTS, "gripper_position": ("gripper_closed",),
                    "action_dict/joint_velocity": tuple(f"{j}_velocity" for j in JOINTS),
                    "action_dict/gripper_position": ("gripper",)},
+            kind="velocity",
             robot="droid",
             notes=(f"{out} records are left out: their file_path says no success, or nothing "
                    "moves",) * bool(out),

@@ -117,8 +117,10 @@ class LeRobot:
         """Rows of an episode; the one read last is kept."""
         number = self._numbers[i]
         if self._last is None or self._last[0] != number:
-            columns = [*self.about.arrays, "timestamp"]
-            self._last = number, _parquet(*self._places[number], columns)
+            place = self._places[number]
+            if self._one_file_each:
+                _check(place, number)
+            self._last = number, _parquet(*place, [*self.about.arrays, "timestamp"])
         return self._last[1]
 
     def _clip(self, number: int, key: str) -> Clip:
@@ -246,10 +248,7 @@ class LeRobot:
         name, row = f"episode_{number:06d}", self._rows.get(number, {})
         place = self._places.get(number)
         file = str(place.file if place else self._source)
-        error = self._bad.get(number, "")
-        if not error and self._one_file_each:
-            error = _error_of(place, number)
-        if error:
+        if error := self._bad.get(number, ""):
             return Entry(name=name, file=file, error=error)
         said = row.get("tasks")
         said = [said] if isinstance(said, str) else said or []
@@ -279,16 +278,14 @@ class LeRobot:
         )
 
 
-def _error_of(place: Place, number: int) -> str:
-    """What is wrong with a file of its own; '' if nothing is."""
-    try:
-        rows = pq.read_metadata(place.file).num_rows
-        first = _parquet(place.file, 0, 1, ["episode_index"])["episode_index"][0].as_py()
-    except (OSError, pa.ArrowException, SourceError, IndexError) as error:
-        return f"{place.file} cannot be read: {error}"
-    if rows != place.end:
-        return f"{place.file} has {rows} rows, meta/episodes.jsonl says {place.end}"
-    return "" if first == number else f"{place.file} holds episode {first}"
+def _check(place: Place, number: int) -> None:
+    """That a file of its own holds an episode, and all of it."""
+    rows = _parquet(place.file, columns=["episode_index"])["episode_index"]
+    if len(rows) != place.end:
+        raise SourceError(f"{place.file} has {len(rows)} rows, meta/episodes.jsonl says "
+                          f"{place.end}")  # fmt: skip
+    if rows[0].as_py() != number:
+        raise SourceError(f"{place.file} holds episode {rows[0].as_py()}")
 
 
 def _size(feature: Mapping[str, Any]) -> tuple[int, int]:
