@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import crc32c
+import h5py
 import numpy as np
 import pytest
 from data.ingest import layouts
@@ -165,3 +166,46 @@ def test_no_tensorflow_is_imported(tmp_path):
             f"list(open_reader('rlds', {str(folder)!r}, {{}}).arrays(0)); "
             "assert not {'tensorflow', 'tensorflow_datasets'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def droid_raw(root, steps=12, off=(3, 4)):
+    """An episode as DROID recorded it; in the steps `off` the movement was not enabled."""
+    rng = np.random.default_rng(0)
+    folder = root / "success" / "2023-06-01" / "Thu_1"
+    joints, moves = rng.normal(size=(steps, 7)), rng.normal(size=(steps, 7))
+    (folder / "recordings/MP4").mkdir(parents=True)
+    with h5py.File(folder / "trajectory.h5", "w") as file:
+        file["action/joint_velocity"] = moves
+        file["action/gripper_position"] = np.linspace(0, 1, steps)
+        file["observation/robot_state/joint_positions"] = joints
+        file["observation/robot_state/gripper_position"] = np.zeros(steps)
+        file["observation/controller_info/movement_enabled"] = ~np.isin(np.arange(steps), off)
+        for serial, kind in {"222": 1, "111": 0, "333": 1}.items():
+            file[f"observation/camera_type/{serial}"] = np.full(steps, kind)
+    shown = {serial: layouts.smooth(i, steps) for i, serial in enumerate(("111", "222", "333"))}
+    for serial, frames in shown.items():
+        layouts.encode_video(folder / f"recordings/MP4/{serial}.mp4", frames, fps=60)
+    (folder / "metadata_LAB+1.json").write_text(json.dumps({"current_task": "free play"}))
+    words = {"LAB+1": {"language_instruction1": "", "language_instruction2": "wipe it"}}
+    (root / "aggregated-annotations-030724.json").write_text(json.dumps(words))
+    return joints, moves, shown
+
+
+def test_droid_as_recorded_skips_what_did_not_move(tmp_path):
+    joints, moves, videos = droid_raw(tmp_path)
+    on = np.delete(np.arange(12), [3, 4])
+    report, (episode,) = ingest(tmp_path, tmp_path / "out", "droid_raw")
+    assert np.array_equal(episode.actions[:, :7], np.float32(moves[on]))
+    assert np.array_equal(episode.proprio[:-1, :7], np.float32(joints[on]))
+    assert episode.instruction == "wipe it" and episode.success
+    cameras = dict(zip(("wrist_image_left", "exterior_image_1_left", "exterior_image_2_left"),
+                       ("111", "222", "333"), strict=True))  # fmt: skip
+    assert set(episode.images) == set(cameras)
+    for camera, serial in cameras.items():
+        frames = shown(episode, camera)[:-1].astype(int)
+        assert abs(frames - videos[serial][on]).max() < 3, camera
+    assert Reader(tmp_path / "out").info.control_hz == 15  # the video says 60
+    (video,) = tmp_path.glob("**/222.mp4")
+    video.unlink()
+    with pytest.raises(SourceError, match="no video of exterior_image_1_left"):
+        ingest(tmp_path, tmp_path / "out2", "droid_raw")

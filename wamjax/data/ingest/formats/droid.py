@@ -16,6 +16,14 @@ from wamjax.data.ingest.formats.rlds import Part, Rlds
 from wamjax.data.ingest.reader import About, Entry
 
 JOINTS = tuple(f"joint_{i}" for i in range(7))
+STATE = ("joint_position", "gripper_position")
+ACTION = ("action_dict/joint_velocity", "action_dict/gripper_position")
+NAMES = {
+    "joint_position": JOINTS,
+    "gripper_position": ("gripper_closed",),
+    "action_dict/joint_velocity": tuple(f"{joint}_velocity" for joint in JOINTS),
+    "action_dict/gripper_position": ("gripper",),
+}
 
 
 def open(
@@ -65,11 +73,9 @@ class Droid(Rlds):
         return dataclasses.replace(
             about,
             hz=15.0,
-            state=("joint_position", "gripper_position"),
-            action=("action_dict/joint_velocity", "action_dict/gripper_position"),
-            names={"joint_position": JOINTS, "gripper_position": ("gripper_closed",),
-                   "action_dict/joint_velocity": tuple(f"{j}_velocity" for j in JOINTS),
-                   "action_dict/gripper_position": ("gripper",)},
+            state=STATE,
+            action=ACTION,
+            names=NAMES,
             kind="velocity",
             robot="droid",
             notes=(f"{out} records are left out: their file_path says no success, or nothing "
