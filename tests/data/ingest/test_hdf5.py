@@ -172,3 +172,7 @@ def test_roll_outs_of_aloha_have_videos_beside_them(tmp_path):
     assert abs(shown(episode, "cam_high")[:-1].astype(int) - frames).max() < 3
     assert episode.returns[-1] == 0.75 and episode.success  # a partial score stays one
     assert Reader(tmp_path / "out").info.control_hz == 25
+    with h5py.File(tmp_path / "episode_0.hdf5", "a") as f:  # a demonstration: nothing says success
+        del f.attrs["success_score"]
+    _, (episode,) = ingest(tmp_path, tmp_path / "demo", "cosmos_policy")
+    assert episode.success and not Reader(tmp_path / "demo").info.outcomes

@@ -158,3 +158,17 @@ def test_another_version_is_an_error_that_says_which_are_read(tmp_path):
     file.write_text(file.read_text().replace("v2.1", "v1.6"))
     with pytest.raises(ValueError, match="'v1.6'; v2.0, v2.1, v3.0 are read"):
         ingest(tmp_path / "in", tmp_path / "out", "lerobot")
+
+
+def test_names_as_openpi_writes_them(tmp_path):
+    truth = layouts.lerobot_v21(tmp_path / "in")
+    text = (tmp_path / "in/meta/info.json").read_text()
+    new = {"observation.state": "state", "action": "actions"}
+    for old, name in new.items():
+        text = text.replace(f'"{old}"', f'"{name}"')
+    (tmp_path / "in/meta/info.json").write_text(text)
+    for file in (tmp_path / "in").glob("data/*/*.parquet"):
+        table = pq.read_table(file)
+        names = [new.get(name, name) for name in table.column_names]
+        pq.write_table(table.rename_columns(names), file)
+    assert same(ingest(tmp_path / "in", tmp_path / "out", "lerobot")[1], truth)

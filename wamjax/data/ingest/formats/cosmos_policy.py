@@ -88,14 +88,15 @@ class RollOuts:
                     raise SourceError(f"{count} steps; of less than {SHORTEST} none is used")
                 said = dict(part.partition("=")[::2] for part in path.stem.split("--"))
                 won = file.attrs.get("success", file.attrs.get("success_score"))
-                won = said.get("success", "") == "True" if won is None else float(won) > 0.5
+                if won is None and "success" in said:
+                    won = said["success"] == "True"
                 return Entry(
                     name=name,
                     file=str(path),
                     length=count,
                     instruction=hdf5.text_of(file.attrs, "task_description"),
                     task=said.get("task", ""),
-                    success=bool(won),
+                    success=None if won is None else bool(float(won) > 0.5),
                 )
         except SourceError as error:
             return Entry(name=name, file=str(path), error=str(error))

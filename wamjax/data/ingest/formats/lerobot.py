@@ -21,7 +21,8 @@ from wamjax.data.ingest.video import TOLERANCE, Videos
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 PREFIX, DEPTH = "observation.images.", "video.is_depth_map"
-STATE, ACTION = "observation.state", "action"
+STATE = ("observation.state", "state")  # the second ones as openpi writes them
+ACTION = ("action", "actions")
 COUNTERS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
@@ -270,8 +271,8 @@ class LeRobot:
             hz=float(self._info["fps"]),
             cameras={name: _size(self._features[key]) for name, key in self._keys.items()},
             arrays=arrays,
-            state=(STATE,) if STATE in arrays else (),
-            action=(ACTION,),
+            state=tuple(key for key in STATE if key in arrays)[:1],
+            action=tuple(key for key in ACTION if key in arrays)[:1],
             names={key: _names(self._features[key].get("names")) for key in arrays},
             robot=self._info.get("robot_type") or "",
             notes=(f"LeRobot {self._info['codebase_version']}", *self._notes),
