@@ -25,7 +25,7 @@ def blocks(kind):
 
 def commands():
     lines = "\n".join(blocks("bash")).splitlines() + re.findall(r"`(python -m [^`]*)`", TEXT)
-    return [shlex.split(line)[2:] for line in lines if line.startswith("python -m")]
+    return [shlex.split(line, comments=True)[2:] for line in lines if line.startswith("python -m")]
 
 
 def test_every_command_parses_and_every_format_exists():
@@ -46,7 +46,7 @@ def test_every_name_of_a_rotation_and_a_convention_exists():
 
 def test_the_first_command_runs(tmp_path):
     layouts.libero(tmp_path / "lift_demo.hdf5")
-    arguments = [a for a in commands()[1][1:] if not a.startswith(("--source", "--out", "--work"))]
+    arguments = [a for a in commands()[2][1:] if not a.startswith(("--source", "--out", "--work"))]
     out = tmp_path / "out"
     with synthetic.command(ingest, *arguments, f"--source={tmp_path}", f"--out={out}"):
         ingest.main([])

@@ -22,8 +22,8 @@ from typing import Any
 
 from absl import app, flags
 
-from wamjax import cli, disk
-from wamjax.data.ingest import plan, reader, run, signals
+from wamjax import cli, console, disk
+from wamjax.data.ingest import guess, plan, reader, run, signals
 
 KEYS = ("cameras", "state", "action", "resize", "fit", "pictures", "fps", "source_fps", "pairing",
         "end", "no_op", "gripper", "gripper_is", "action_is", "relative", "absolute", "instruction",
@@ -33,7 +33,8 @@ KEYS = ("cameras", "state", "action", "resize", "fit", "pictures", "fps", "sourc
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
     flags.DEFINE_bool("list", False, "list the formats instead")
-    flags.DEFINE_string("format", None, "of the source; or a module of your own by its full name")
+    flags.DEFINE_string("format", None, "of the source, guessed by default; or a module of your "
+                        "own by its full name")  # fmt: skip
     flags.DEFINE_string("source", None, "its folder or file")
     flags.DEFINE_string("out", None, "folder of the data set; must not exist")
     flags.DEFINE_string("map", None, "file of json or toml with the choices below; flags win")
@@ -106,6 +107,22 @@ def options() -> dict[str, str]:
     return out
 
 
+def guessed(source: str) -> str:
+    """The format of a source.
+
+    Raises:
+      FileNotFoundError: there is no such source.
+      ValueError: nothing says what it is.
+    """
+    if not pathlib.Path(source).expanduser().exists():
+        raise FileNotFoundError(2, "no such file or directory", source)
+    if not (name := guess.guess(source)):
+        raise ValueError(f"nothing says which format {source} is of: give --format, one of "
+                         f"{', '.join(reader.formats())}")  # fmt: skip
+    console.say(f"--format={name}, by what is in it")
+    return name
+
+
 def show(report: dict[str, Any]) -> str:
     """The report as text."""
     lines = []
@@ -129,10 +146,10 @@ def main(argv: list[str]) -> None:
         for name, text in reader.formats().items():
             print(f"  {name:<14}{text}")
         return
-    if missing := [k for k in ("format", "source", "out") if not asked[k].value]:
+    if missing := [k for k in ("source", "out") if not asked[k].value]:
         raise app.UsageError(f"give {', '.join('--' + k for k in missing)} (or --list)")
     report = run.ingest(
-        asked.format,
+        asked.format or guessed(asked.source),
         disk.local(asked.source, "--source"),
         disk.local(asked.out, "--out"),
         request(),

@@ -18,6 +18,12 @@ STORED = np.dtype("<f4")
 LARGEST = 1e6  # no robot's unit makes a larger number; float32 resolves it to a sixteenth
 
 
+_OBSERVATIONS = (
+    ": an observation after the last action, too. Where there is none, wamjax.data.write_episodes "
+    "stores the last one twice and says so (Info.final_observation)"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Episode:
     """One episode of T actions and T + 1 observations.
@@ -127,7 +133,8 @@ def check(episode: Episode, info: Info) -> None:
     for key, shape in wanted.items():
         value = np.asarray(getattr(episode, key))
         if value.shape != shape:
-            raise ValueError(f"{key} is {value.shape}, the data set wants {shape}")
+            hint = _OBSERVATIONS if key == "proprio" and len(value) == steps else ""
+            raise ValueError(f"{key} is {value.shape}, the data set wants {shape}{hint}")
         if value.dtype.kind not in "fiub":
             raise ValueError(f"{key} is {value.dtype}, the data set wants numbers")
         _check_numbers(key, value)

@@ -12,6 +12,7 @@ import pytest
 from data.ingest import layouts
 from data.ingest.test_hdf5 import ingest
 
+from wamjax.data.ingest import guess
 from wamjax.data.ingest.reader import SourceError
 from wamjax.data.records import Reader
 
@@ -136,3 +137,25 @@ def test_a_source_without_pictures_of_one_size_says_so(tmp_path):
     with pytest.raises(SourceError, match=r"is \(8, 12\), others are \(16, 24\): give --resize"):
         ingest(tmp_path, tmp_path / "out")
     assert len(ingest(tmp_path, tmp_path / "out", resize=(16, 16))[1]) == 2
+
+
+def test_every_format_is_guessed_by_what_is_in_it(tmp_path):
+    layouts.libero(tmp_path / "l_demo.hdf5")
+    layouts.robomimic(tmp_path / "r.hdf5")
+    layouts.aloha(tmp_path / "aloha", count=1)
+    layouts.lerobot_v21(tmp_path / "v21", lengths=(3,))
+    layouts.rlds_libero(tmp_path / "rlds")
+    layouts.rlds_droid(tmp_path / "droid", ("/success/a",))
+    for name, format in {"l_demo.hdf5": "libero", "r.hdf5": "robomimic", "aloha": "aloha",
+                         "v21": "lerobot", "rlds": "rlds", "droid": "droid"}.items():  # fmt: skip
+        assert guess.guess(tmp_path / name) == format
+    (tmp_path / "empty").mkdir()
+    assert guess.guess(tmp_path / "empty") == ""
+
+
+def test_a_config_that_names_foreign_files_is_told_what_to_do_with_them(tmp_path):
+    layouts.lerobot_v21(tmp_path / "v21", lengths=(3,))
+    with pytest.raises(FileNotFoundError, match="looks like lerobot.*wamjax.ingest --format=lerob"):
+        Reader(tmp_path / "v21")
+    with pytest.raises(FileNotFoundError, match="wamjax.collect --out="):
+        Reader(tmp_path / "nowhere")

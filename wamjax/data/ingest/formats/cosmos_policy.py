@@ -23,7 +23,7 @@ from wamjax.data.ingest.video import Videos
 SHORTEST = 5
 _CAMERA = re.compile(r"(\w+)_images(_jpeg)?")
 NAMES = {
-    "proprio": ("finger_left", "finger_right", "x", "y", "z", "q0", "q1", "q2", "q3"),
+    "proprio": ("finger_left", "finger_right", "x", "y", "z", "qx", "qy", "qz", "qw"),
     "actions": ("dx", "dy", "dz", "drx", "dry", "drz", "gripper"),
 } | dict.fromkeys(("qpos", "qvel", "effort", "action", "relative_action"), JOINTS)
 
@@ -119,11 +119,17 @@ class RollOuts:
                 hz=20.0 if arm else hz,
                 cameras=cameras,
                 arrays=arrays,
-                state=("proprio",) if arm else ("qpos",),
+                state=_proprio(arrays) if arm else ("qpos",),
                 action=("actions",) if arm else ("action",),
                 names={k: names for k, names in NAMES.items() if arrays.get(k) == len(names)},
                 robot="" if arm else "aloha",
             )
+
+
+def _proprio(arrays: Mapping[str, int]) -> tuple[str, ...]:
+    if arrays.get("proprio") == 9:
+        return "proprio[0:5]", "proprio[5:9]:quat_xyzw"
+    return ("proprio",)
 
 
 def _cameras(file: h5py.File) -> dict[str, str]:

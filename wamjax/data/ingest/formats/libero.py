@@ -24,7 +24,7 @@ NAMES = {
     "ee_ori": ("rx", "ry", "rz"),
     "gripper_states": ("finger_left", "finger_right"),
     "joint_states": tuple(f"joint_{i}" for i in range(7)),
-    "robot_states": ("finger_left", "finger_right", "x", "y", "z", "qw", "qx", "qy", "qz"),
+    "robot_states": ("finger_left", "finger_right", "x", "y", "z", "qx", "qy", "qz", "qw"),
 }
 
 
@@ -53,7 +53,7 @@ def _state(widths: Mapping[str, int]) -> tuple[str, ...]:
         return "ee_states[0:3]", "ee_states[3:6]:axis_angle", "gripper_states"
     if "ee_pos" in widths:
         return "ee_pos", "ee_ori:axis_angle", "gripper_states"
-    return ("robot_states",)
+    return "robot_states[0:5]", "robot_states[5:9]:quat_xyzw"
 
 
 def _instruction(path: pathlib.Path, data: Mapping, demo: Mapping) -> str:

@@ -36,7 +36,9 @@ def open(source: pathlib.Path, split: str = "", flip: str = "no") -> Demos:
 
 
 def _state(widths: Mapping[str, int]) -> tuple[str, ...]:
-    return ("robot_states",) if "robot_states" in widths else robomimic.state(widths)
+    if "robot_states" not in widths:
+        return robomimic.state(widths)
+    return "robot_states[0:5]", "robot_states[5:9]:quat_xyzw"
 
 
 def _instruction(path: pathlib.Path, data: Mapping, demo: Mapping) -> str:
