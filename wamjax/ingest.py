@@ -84,10 +84,10 @@ def request() -> plan.Request:
             values = tomllib.loads(text) if asked.map.endswith(".toml") else json.loads(text)
         except ValueError as error:
             raise ValueError(f"--map={asked.map} cannot be read: {error}") from error
-    given = {key: asked[key].value for key in KEYS if asked[key].present}
-    if "resize" in given:
-        given["resize"] = _sizes(given["resize"])
-    return plan.request(values | given, f"--map={asked.map}")
+    choices = {key: asked[key].value for key in KEYS if asked[key].present}
+    if "resize" in choices:
+        choices["resize"] = _sizes(choices["resize"])
+    return plan.request(values | choices, f"--map={asked.map}")
 
 
 def _sizes(words: list[str]) -> list[int]:
@@ -107,7 +107,7 @@ def options() -> dict[str, str]:
     return out
 
 
-def guessed(source: str) -> str:
+def guess_format(source: str) -> str:
     """The format of a source.
 
     Raises:
@@ -149,7 +149,7 @@ def main(argv: list[str]) -> None:
     if missing := [k for k in ("source", "out") if not asked[k].value]:
         raise app.UsageError(f"give {', '.join('--' + k for k in missing)} (or --list)")
     report = run.ingest(
-        asked.format or guessed(asked.source),
+        asked.format or guess_format(asked.source),
         disk.local(asked.source, "--source"),
         disk.local(asked.out, "--out"),
         request(),

@@ -60,12 +60,12 @@ def _compare(reader, root: pathlib.Path, repeats: int) -> dict[str, float]:
     total = sum(entry.length for entry in reader.episodes())
     best = dict.fromkeys(passes, float("inf"))
     for _ in range(repeats):
-        shown = {}
+        frames = {}
         for name, read in passes.items():
             start = time.perf_counter()
-            shown[name] = [read(i) for i in range(len(reader.episodes()))]
+            frames[name] = [read(i) for i in range(len(reader.episodes()))]
             best[name] = min(best[name], time.perf_counter() - start)
-        for one, *others in zip(*shown.values(), strict=True):
+        for one, *others in zip(*frames.values(), strict=True):
             if not all(np.array_equal(one, other) for other in others):
                 raise AssertionError("the passes decode different frames")
     return {f"{name}_fps": total / seconds for name, seconds in best.items()}
@@ -75,7 +75,7 @@ def _video(root: pathlib.Path) -> pathlib.Path:
     return root / f"videos/{CAMERA}/chunk-000/file-000.mp4"
 
 
-def _seek_each(path: pathlib.Path, episode: int, count: int, kept: bool = False):
+def _seek_each(path: pathlib.Path, episode: int, count: int, reuse: bool = False):
     """Frames one by one: to the keyframe before it, and on to the frame."""
     import av
     from av.video.reformatter import VideoReformatter
@@ -94,7 +94,7 @@ def _seek_each(path: pathlib.Path, episode: int, count: int, kept: bool = False)
                     near = frame
                 if frame.time >= want:
                     break
-            yield (converter.reformat(near, format="rgb24").to_ndarray() if kept
+            yield (converter.reformat(near, format="rgb24").to_ndarray() if reuse
                    else near.to_ndarray(format="rgb24"))  # fmt: skip
 
 
@@ -157,6 +157,6 @@ def show(report: dict[str, Any]) -> None:
     columns = f"{'one pass':>12}{'a seek each':>14}{'ratio':>8}{'converter kept':>17}{'ratio':>8}"
     print(f"{'':16}{columns}")
     for name, row in report["rows"].items():
-        one, each, kept = (row[f"{k}_fps"] for k in ("one_pass", "seek_each", "converter_kept"))
-        print(f"{name:16}{one:>12,.0f}{each:>14,.0f}{one / each:>8.2f}{kept:>17,.0f}"
-              f"{one / kept:>8.2f}")  # fmt: skip
+        one, each, reuse = (row[f"{k}_fps"] for k in ("one_pass", "seek_each", "converter_kept"))
+        print(f"{name:16}{one:>12,.0f}{each:>14,.0f}{one / each:>8.2f}{reuse:>17,.0f}"
+              f"{one / reuse:>8.2f}")  # fmt: skip

@@ -140,8 +140,8 @@ def _conventions(reader: Reader, episodes: Sequence[Episode]) -> tuple[dict[str,
                         "stored after their action? `wamjax.ingest --pairing=after` pairs them "
                         "anew")  # fmt: skip
     if kind != "absolute":
-        moving = np.delete(np.concatenate(actions), dims, axis=1)
-        idle = float(np.mean(np.linalg.norm(moving, axis=1) < 1e-4))
+        motion = np.delete(np.concatenate(actions), dims, axis=1)
+        idle = float(np.mean(np.linalg.norm(motion, axis=1) < 1e-4))
         if idle > IDLE:
             warnings.append(f"{idle:.0%} of the steps do nothing; `wamjax.ingest --no_op=1e-4` "
                             "drops them as published")  # fmt: skip
@@ -187,13 +187,13 @@ def _jumps(reader: Reader, episodes) -> list[str]:
     usual = np.quantile(np.concatenate(moves), 0.95, axis=0)
     usual[[i for i, n in enumerate(reader.info.proprio_names) if signals.GRIPPER.search(n)]] = 0
     span = np.ptp(np.concatenate([e.proprio for _, e in episodes]), axis=0)
-    found: dict[int, list[str]] = {}
+    examination: dict[int, list[str]] = {}
     for (number, _), move in zip(episodes, moves, strict=True):
         far = (move > JUMP * usual) & (move > 0.2 * span) & (usual > 0)
         for step, dim in np.argwhere(far):
-            found.setdefault(int(dim), []).append(f"episode {number} step {step}")
+            examination.setdefault(int(dim), []).append(f"episode {number} step {step}")
     return [f"{_name('proprio', dim, reader.info)} jumps {len(places)} times: {_few(places)}"
-            for dim, places in sorted(found.items())]  # fmt: skip
+            for dim, places in sorted(examination.items())]  # fmt: skip
 
 
 def _pictures(reader: Reader, episodes):
@@ -338,15 +338,15 @@ def _few(values: Sequence[Any], count: int = 5) -> str:
     return text + (", ..." if len(values) > count else "")
 
 
-def as_text(found: Examination) -> str:
+def as_text(examination: Examination) -> str:
     """The examination for a terminal."""
-    lines = [f"{found.reader.path}"]
-    lines += [f"  {key:<14}{value}" for key, value in found.facts.items()]
-    lines += [f"warning: {text}" for text in found.warnings] or ["no warnings"]
+    lines = [f"{examination.reader.path}"]
+    lines += [f"  {key:<14}{value}" for key, value in examination.facts.items()]
+    lines += [f"warning: {text}" for text in examination.warnings] or ["no warnings"]
     return "\n".join(lines)
 
 
-def as_json(found: Examination) -> str:
+def as_json(examination: Examination) -> str:
     """The same for a program."""
-    facts = {"path": str(found.reader.path), "facts": dict(found.facts)}
-    return json.dumps(facts | {"warnings": list(found.warnings)}, indent=2)
+    facts = {"path": str(examination.reader.path), "facts": dict(examination.facts)}
+    return json.dumps(facts | {"warnings": list(examination.warnings)}, indent=2)

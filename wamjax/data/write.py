@@ -57,12 +57,12 @@ def write_episodes(
       FileExistsError: the data set exists.
       ValueError: an episode does not fit the first one, or an array is not as above; says which.
     """
-    said = {"control_hz": float(info)} if isinstance(info, int | float) else dict(info)
+    claim = {"control_hz": float(info)} if isinstance(info, int | float) else dict(info)
     rest = iter(episodes)
     first = next(rest, None)
     if first is None:
         raise ValueError(f"no episode to write to {path}")
-    whole = _info(said, first)
+    whole = _info(claim, first)
     with Writer(path, whole) as writer:
         for number, values in enumerate(itertools.chain([first], rest)):
             try:
@@ -73,18 +73,18 @@ def write_episodes(
     return whole
 
 
-def _info(said: dict[str, Any], first: Mapping[str, Any]) -> Info:
+def _info(claim: dict[str, Any], first: Mapping[str, Any]) -> Info:
     fields = {f.name for f in dataclasses.fields(Info)} - set(DERIVED)
-    for key in said:
+    for key in claim:
         if key not in fields:
             raise ValueError(f"info has no field {key!r} to say{did_you_mean(key, fields)}; there "
                              f"are {sorted(fields)}")  # fmt: skip
-    if "control_hz" not in said:
+    if "control_hz" not in claim:
         raise ValueError("info lacks 'control_hz', the control steps per second")
     _check(first)
     sizes = {}
-    for camera, shown in first["images"].items():
-        one = shown[0]
+    for camera, frames in first["images"].items():
+        one = frames[0]
         sizes[camera] = images.size(one) if isinstance(one, bytes) else np.shape(one)[:2]
     return Info(
         cameras=sizes,
@@ -92,7 +92,7 @@ def _info(said: dict[str, Any], first: Mapping[str, Any]) -> Info:
         action_dim=np.shape(first["actions"])[1],
         final_observation=len(first["proprio"]) > len(first["actions"]),
         outcomes=_has_outcome(first),
-        **said,
+        **claim,
     )
 
 
@@ -118,24 +118,25 @@ def _episode(
 ) -> Episode:
     _check(values)
     actions, proprio = (np.asarray(values[k], np.float32) for k in ("actions", "proprio"))
-    count, seen = len(actions), len(actions) + info.final_observation
+    count, observations = len(actions), len(actions) + info.final_observation
     has = {"proprio": len(proprio)}
     has |= {f"images of {c}": len(x) for c, x in values["images"].items()}
     for key, n in has.items():
-        if n != seen:
-            raise ValueError(f"{n} {key}, {count} actions need {seen}, as in the first episode")
+        if n != observations:
+            raise ValueError(f"{n} {key}, {count} actions need {observations}, as in the first "
+                             "episode")  # fmt: skip
     if _has_outcome(values) != info.outcomes:
         raise ValueError("rewards or success are known of some episodes only: give them for all "
                          "or for none")  # fmt: skip
     if not info.final_observation:
         proprio = np.concatenate([proprio, proprio[-1:]])
-    shown = {c: _encode(x, info.cameras.get(c), c, pictures) for c, x in values["images"].items()}
+    frames = {c: _encode(x, info.cameras.get(c), c, pictures) for c, x in values["images"].items()}
     rewards = _rewards(values, count)
     success = values.get("success")
     if success is None:
         success = rewards is None or bool(np.max(rewards, initial=0.0) > 0)
     return Episode(
-        images={c: x if info.final_observation else [*x, x[-1]] for c, x in shown.items()},
+        images={c: x if info.final_observation else [*x, x[-1]] for c, x in frames.items()},
         proprio=proprio,
         actions=actions,
         instruction=values["instruction"],
@@ -159,9 +160,9 @@ def _rewards(values: Mapping[str, Any], count: int) -> np.ndarray | None:
     return out
 
 
-def _encode(shown, size: tuple[int, int] | None, camera: str, kind: str) -> list[bytes]:
+def _encode(frames, size: tuple[int, int] | None, camera: str, kind: str) -> list[bytes]:
     out = []
-    for x in shown:
+    for x in frames:
         has = images.size(x) if isinstance(x, bytes) else np.shape(x)[:2]
         if size is not None and tuple(has) != tuple(size):
             raise ValueError(f"a picture of camera {camera!r} is {tuple(has)}, others are {size}")

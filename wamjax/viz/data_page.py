@@ -31,16 +31,16 @@ WIDTH, HEIGHT, BINS = 200, 70, 40
 TRACES = 5  # episodes
 
 
-def html(found: Examination) -> str:
+def html(examination: Examination) -> str:
     """The page."""
-    info = found.reader.info
+    info = examination.reader.info
     names = {"proprio": info.proprio_names, "actions": info.action_names}
-    parts = [f"<h1>{_text(found.reader.path)}</h1>", _warnings(found.warnings),
-             _table(found.facts)]  # fmt: skip
-    for camera, rows in found.pictures.items():
+    parts = [f"<h1>{_text(examination.reader.path)}</h1>", _warnings(examination.warnings),
+             _table(examination.facts)]  # fmt: skip
+    for camera, rows in examination.pictures.items():
         parts.append(f"<h2>Camera {_text(camera)}: are these upright, and in true colours?</h2>")
-        parts += [_strip(number, shown) for number, shown in rows]
-    episodes = [e for _, e in found.episodes]
+        parts += [_strip(number, frames) for number, frames in rows]
+    episodes = [e for _, e in examination.episodes]
     for key in ("actions", "proprio") if not info.action_free else ("proprio",):
         x = np.concatenate([getattr(e, key) for e in episodes])
         parts.append(f"<h2>{key}: how often which value</h2>")
@@ -52,13 +52,13 @@ def html(found: Examination) -> str:
             for i in range(x.shape[1])
         ))  # fmt: skip
     parts.append("<h2>Steps of the episodes</h2>")
-    lengths = found.reader.lengths.astype(np.float64)
+    lengths = examination.reader.lengths.astype(np.float64)
     parts.append(_plots([_histogram(lengths, "steps")]))
     parts.append("<h2>Instructions</h2>")
     parts.append(_instructions([e.instruction for e in episodes]))
     body = "\n".join(parts)
     return (f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>"
-            f"{_text(found.reader.path)}</title><style>{STYLE}</style></head><body>{body}</body>"
+            f"{_text(examination.reader.path)}</title><style>{STYLE}</style></head><body>{body}</body>"
             "</html>\n")  # fmt: skip
 
 
@@ -77,10 +77,10 @@ def _table(facts) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def _strip(number: int, shown: np.ndarray) -> str:
+def _strip(number: int, frames: np.ndarray) -> str:
     """Frames of an episode side by side."""
     tags = []
-    for x in shown:
+    for x in frames:
         size = x.shape[:2]
         if size[0] > 160:  # a page of original pictures would be too large
             x = images.resize(x, (160, round(size[1] * 160 / size[0])))

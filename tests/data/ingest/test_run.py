@@ -12,7 +12,7 @@ import pytest
 from data.ingest import layouts
 from data.ingest.test_hdf5 import ingest
 
-from wamjax.data.ingest import guess
+from wamjax.data.ingest import guess, reader
 from wamjax.data.ingest.reader import SourceError
 from wamjax.data.records import Reader
 
@@ -124,6 +124,18 @@ def test_a_format_and_an_option_that_do_not_exist(tmp_path):
         ingest(tmp_path, tmp_path / "out", options={"flap": "yes"})
     with pytest.raises(FileNotFoundError):
         ingest(pathlib.Path("nowhere"), tmp_path / "out")
+
+
+def test_a_package_that_lacks_is_named_with_its_extra(tmp_path, monkeypatch):
+    layouts.libero(tmp_path / "a_demo.hdf5")
+    for name in [n for n in sys.modules if n.startswith("wamjax.data.ingest.formats.")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("demos", "hdf5"):
+        monkeypatch.delitem(sys.modules, f"wamjax.data.ingest.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ImportError, match=r"needs h5py: pip install 'wamjax\[ingest\]'"):
+        ingest(tmp_path, tmp_path / "out")
+    assert "libero" in reader.formats()  # listed all the same
 
 
 def test_a_source_without_pictures_of_one_size_says_so(tmp_path):

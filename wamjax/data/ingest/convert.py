@@ -26,7 +26,7 @@ class Settings:
     Attributes:
       cameras: new name -> name in the source.
       sizes: new name -> (height, width).
-      resized: whether pictures of other sizes become so; else they are an error.
+      resize: whether pictures of other sizes become so; else they are an error.
       fit: "pad" or "stretch", see `images.resize`.
       pictures: "auto" leaves encoded ones as they are and stores others without loss; or "png" or
         "jpeg" for all.
@@ -36,7 +36,7 @@ class Settings:
       no_op: threshold of `steps.no_ops`; 0 = all actions stay.
       grippers: dimensions of the actions.
       old_gripper, new_gripper: conventions; equal = as they are.
-      summed, averaged: dimensions of the actions that are deltas, or velocities, for another rate.
+      deltas, velocities: dimensions of the actions that add up, or average, at another rate.
       relative, absolute: see `frame`.
       instruction: for all episodes, {file} and {folder} in it are their names; '' = the source's.
       discount: of the returns.
@@ -46,7 +46,7 @@ class Settings:
 
     cameras: Mapping[str, str]
     sizes: Mapping[str, tuple[int, int]]
-    resized: bool
+    resize: bool
     fit: str
     pictures: str
     state: tuple[Term, ...]
@@ -59,8 +59,8 @@ class Settings:
     grippers: tuple[int, ...]
     old_gripper: str
     new_gripper: str
-    summed: tuple[int, ...]
-    averaged: tuple[int, ...]
+    deltas: tuple[int, ...]
+    velocities: tuple[int, ...]
     relative: tuple[frame.Move, ...]
     absolute: tuple[frame.Move, ...]
     instruction: str
@@ -82,10 +82,10 @@ def convert(
       SourceError: it cannot be read, or nothing of it is left; names the file.
     """
     try:
-        state, done, about = numbers(reader, i, settings)
-        seen = np.unique(done.seen).tolist()
+        state, track, about = numbers(reader, i, settings)
+        observations = np.unique(track.observations).tolist()
         pictures = {
-            new: list(_pictures(reader.frames(i, old, seen), new, settings))
+            new: list(_pictures(reader.frames(i, old, observations), new, settings))
             for new, old in settings.cameras.items()
         }
     except SourceError:
@@ -93,18 +93,18 @@ def convert(
     except (ValueError, KeyError, IndexError) as error:
         raise SourceError(f"{entry.file} ({entry.name}): {error}") from error
     about["late"] = reader.late
-    _, back = np.unique(done.seen, return_inverse=True)
-    for camera, shown in pictures.items():
-        if len(shown) != back.max() + 1:
-            raise SourceError(f"{entry.file} ({entry.name}): {len(shown)} pictures of camera "
+    _, back = np.unique(track.observations, return_inverse=True)
+    for camera, frames in pictures.items():
+        if len(frames) != back.max() + 1:
+            raise SourceError(f"{entry.file} ({entry.name}): {len(frames)} pictures of camera "
                               f"{camera!r}, {back.max() + 1} are wanted")  # fmt: skip
     return Episode(
-        images={camera: [shown[j] for j in back] for camera, shown in pictures.items()},
-        proprio=state[done.seen].astype(np.float32),
-        actions=done.actions.astype(np.float32),
+        images={camera: [frames[j] for j in back] for camera, frames in pictures.items()},
+        proprio=state[track.observations].astype(np.float32),
+        actions=track.actions.astype(np.float32),
         instruction=instruction(entry, settings),
         success=entry.success is not False,
-        returns=_returns(done, entry, settings),
+        returns=_returns(track, entry, settings),
         task=entry.task or entry.instruction,
         seed=i,
     ), about
@@ -119,26 +119,26 @@ def numbers(
     actions = terms.assemble(settings.action, arrays)
     if len(state) != len(actions) + reader.about.final:
         raise ValueError(f"{len(state)} states of {len(actions)} actions")
-    done = steps.pair(actions, arrays.get("reward"), settings.pairing, reader.about.final)
+    track = steps.pair(actions, arrays.get("reward"), settings.pairing, reader.about.final)
     about = {"steps": len(actions), "no_ops": 0, "off": 0.0, "largest": 0.0}
     about["rate"], about["gaps"] = _times(arrays.get("time"))
     if settings.no_op:
-        mask = steps.no_ops(done.actions, settings.no_op, (*settings.grippers, -1)[0])
-        done, about["no_ops"] = steps.keep(done, mask), int(np.sum(~mask))
-    actions = frame.absolute(done.actions, state[done.seen], settings.absolute)
-    done = dataclasses.replace(done, actions=actions)
+        mask = steps.no_ops(track.actions, settings.no_op, (*settings.grippers, -1)[0])
+        track, about["no_ops"] = steps.keep(track, mask), int(np.sum(~mask))
+    actions = frame.absolute(track.actions, state[track.observations], settings.absolute)
+    track = dataclasses.replace(track, actions=actions)
     if settings.fps != settings.hz:
-        summed, averaged = list(settings.summed), list(settings.averaged)
-        done, about["off"] = steps.resample(done, settings.hz, settings.fps, summed, averaged)
-        about["largest"] = float(np.abs(done.actions[:, summed]).max(initial=0.0))
-    done = steps.finish(done, settings.end)
-    actions = frame.relative(done.actions, state[done.seen], settings.relative).copy()
+        deltas, velocities = list(settings.deltas), list(settings.velocities)
+        track, about["off"] = steps.resample(track, settings.hz, settings.fps, deltas, velocities)
+        about["largest"] = float(np.abs(track.actions[:, deltas]).max(initial=0.0))
+    track = steps.finish(track, settings.end)
+    actions = frame.relative(track.actions, state[track.observations], settings.relative).copy()
     if settings.old_gripper != settings.new_gripper:
         for dim in settings.grippers:
             actions[:, dim] = signals.switch(
                 actions[:, dim], settings.old_gripper, settings.new_gripper
             )
-    return state, dataclasses.replace(done, actions=actions), about
+    return state, dataclasses.replace(track, actions=actions), about
 
 
 def instruction(entry: Entry, settings: Settings) -> str:
@@ -157,42 +157,42 @@ def _times(stamps: np.ndarray | None) -> tuple[float, int]:
     """(steps per second, steps that took half as long again as usual) of time stamps in seconds."""
     if stamps is None or len(stamps) < 2:
         return 0.0, 0
-    passed = np.diff(np.asarray(stamps, np.float64))
-    usual = float(np.median(passed))
-    return (1 / usual, int(np.sum(passed > 1.5 * usual))) if usual > 0 else (0.0, 0)
+    durations = np.diff(np.asarray(stamps, np.float64))
+    usual = float(np.median(durations))
+    return (1 / usual, int(np.sum(durations > 1.5 * usual))) if usual > 0 else (0.0, 0)
 
 
-def _returns(done: steps.Steps, entry: Entry, settings: Settings) -> np.ndarray:
+def _returns(track: steps.Steps, entry: Entry, settings: Settings) -> np.ndarray:
     """Of the rewards, or of one for success at the end; none where nothing says either."""
     if not settings.outcomes:
         return np.zeros(0, np.float32)
-    reward = done.reward
+    reward = track.reward
     if reward is None:
-        reward = np.zeros(len(done.actions))
+        reward = np.zeros(len(track.actions))
         reward[-1] = entry.success is not False
     return steps.returns_of(reward, settings.discount)
 
 
 def _pictures(
-    shown: Iterable[bytes | np.ndarray], camera: str, settings: Settings
+    frames: Iterable[bytes | np.ndarray], camera: str, settings: Settings
 ) -> Iterable[bytes]:
     """Encoded pictures of the size that is asked for; those that need no change stay as they are.
 
     Raises:
       ValueError: damaged, or of another size.
     """
-    wanted, kind = tuple(settings.sizes[camera]), settings.pictures
-    for x in shown:
-        encoded = isinstance(x, bytes)
-        picture = images.decode(x) if encoded else np.asarray(x)  # damaged ones are found now
-        same = picture.shape[:2] == wanted
-        if not (same or settings.resized):
+    size, kind = tuple(settings.sizes[camera]), settings.pictures
+    for x in frames:
+        is_file = isinstance(x, bytes)
+        picture = images.decode(x) if is_file else np.asarray(x)  # damaged ones are found now
+        same = picture.shape[:2] == size
+        if not (same or settings.resize):
             raise ValueError(f"a picture of camera {camera!r} is {picture.shape[:2]}, others are "
-                             f"{wanted}: give --resize")  # fmt: skip
-        if encoded and same and kind == "auto":
+                             f"{size}: give --resize")  # fmt: skip
+        if is_file and same and kind == "auto":
             yield x
             continue
         if not same:
-            picture = images.resize(picture, wanted, settings.fit)
-        like = "jpeg" if encoded and x[:2] == b"\xff\xd8" else "png"
+            picture = images.resize(picture, size, settings.fit)
+        like = "jpeg" if is_file and x[:2] == b"\xff\xd8" else "png"
         yield images.encode(picture, like if kind == "auto" else kind)

@@ -94,37 +94,37 @@ class Demos:
                 yield from hdf5.pictures(last, [count - 1], flip)
 
     def _is_upside_down(self, attributes: Mapping) -> bool:
-        said = self._flip == "yes"
-        return self._layout.upside_down(attributes) if self._flip == "auto" else said
+        claim = self._flip == "yes"
+        return self._layout.upside_down(attributes) if self._flip == "auto" else claim
 
     def _list(self, path: pathlib.Path) -> None:
         name = relative(path, self._source)
         try:
             with self._files.open(path) as file:
                 data = file["data"]
-                for demo in self._chosen(file):
+                for demo in self._select(file):
                     self._places.append((path, demo))
                     self._entries.append(self._entry(path, f"{name}:{demo}", data, demo))
         except SourceError as error:
             self._places.append((path, ""))
             self._entries.append(Entry(name=name, file=str(path), error=str(error)))
 
-    def _chosen(self, file: h5py.File) -> list[str]:
-        names = hdf5.numbered(file["data"])
+    def _select(self, file: h5py.File) -> list[str]:
+        names = hdf5.in_order(file["data"])
         if not self._split:
             return names
         masks = file.get("mask", {})
         if self._split not in masks:
             raise SourceError(f"it has no /mask/{self._split}, but {sorted(masks)}")
-        wanted = {x.decode() if isinstance(x, bytes) else str(x) for x in masks[self._split][:]}
-        return [name for name in names if name in wanted]
+        members = {x.decode() if isinstance(x, bytes) else str(x) for x in masks[self._split][:]}
+        return [name for name in names if name in members]
 
     def _entry(self, path: pathlib.Path, name: str, data: h5py.Group, demo: str) -> Entry:
         group, text = data[demo], str(path)
         try:
             count = len(group["actions"])
-            done = group["dones"][:] if "dones" in group else None
-            reward = group["rewards"][:] if "rewards" in group else done
+            ends = group["dones"][:] if "dones" in group else None
+            reward = group["rewards"][:] if "rewards" in group else ends
             short = {k: len(x) for k, x in group["obs"].items() if len(x) != count}
         except (KeyError, OSError, RuntimeError) as error:
             return Entry(name=name, file=text, error=f"{path}: {demo}: {error}")
@@ -155,7 +155,7 @@ class Demos:
             widths = {k: n for k, n in widths.items() if k not in keys}
             settings = hdf5.json_of(data.attrs, "env_args").get("env_kwargs", {})
             final = "next_obs" in demo and set(demo["obs"]) <= set(demo["next_obs"])
-            turned = self._is_upside_down(data.attrs)
+            flip = self._is_upside_down(data.attrs)
             return About(
                 hz=float(settings.get("control_freq", self._layout.hz)),
                 cameras={k: hdf5.size(demo["obs"][key]) for k, key in self._keys.items()},
@@ -166,6 +166,6 @@ class Demos:
                 robot=hdf5.json_of(data.attrs, "env_args").get("env_name", ""),
                 pairing="after" if self._layout.after(data.attrs) else "before",
                 final=final,
-                notes=(f"pictures are {'upside down and are turned' if turned else 'upright'}",
+                notes=(f"pictures are {'upside down and are turned' if flip else 'upright'}",
                        *self._layout.notes),
             )  # fmt: skip

@@ -91,8 +91,8 @@ def absolute(actions: np.ndarray, states: np.ndarray, moves: Sequence[Move]) -> 
         x, s = _blocks(actions, states, move)
         if move.rotation:
             turn = rotations.read(x, move.rotation).as_rotvec() * move.scale
-            turned = Rotation.from_rotvec(turn) * rotations.read(s, move.rotation)
-            out[:, slice(*move.action)] = rotations.write(turned, move.rotation)
+            result = Rotation.from_rotvec(turn) * rotations.read(s, move.rotation)
+            out[:, slice(*move.action)] = rotations.write(result, move.rotation)
         else:
             out[:, slice(*move.action)] = x * move.scale + s
     return out

@@ -32,8 +32,8 @@ def _of_features(file: pathlib.Path) -> str:
         inner = steps["sequence"]["feature"]["featuresDict"]["features"]
     except (OSError, ValueError, KeyError):
         return ""
-    seen = inner.get("observation", {}).get("featuresDict", {}).get("features", {})
-    return "droid" if "action_dict" in inner and "wrist_image_left" in seen else "rlds"
+    observation = inner.get("observation", {}).get("featuresDict", {}).get("features", {})
+    return "droid" if "action_dict" in inner and "wrist_image_left" in observation else "rlds"
 
 
 def _of_hdf5(path: pathlib.Path) -> str:

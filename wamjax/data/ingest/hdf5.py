@@ -40,15 +40,15 @@ class Files:
             raise SourceError(f"{path} cannot be read: {text}") from error
 
 
-def numbered(group: h5py.Group) -> list[str]:
+def in_order(group: h5py.Group) -> list[str]:
     """Names such as demo_10 in the order of their numbers."""
     return sorted(group, key=lambda name: (number(name), name))
 
 
 def number(name: str) -> int:
     """The last number in a name; 0 where there is none."""
-    found = re.findall(r"\d+", name)
-    return int(found[-1]) if found else 0
+    digits = re.findall(r"\d+", name)
+    return int(digits[-1]) if digits else 0
 
 
 def json_of(attributes: Any, name: str) -> dict[str, Any]:
@@ -93,22 +93,22 @@ def is_camera(x: Any) -> bool:
     """Whether a dataset holds pictures: (T, h, w, 3) uint8, padded bytes (T, n) or a ragged row."""
     if not isinstance(x, h5py.Dataset):
         return False
-    return (x.ndim == 4 and x.shape[-1] == 3 and x.dtype == np.uint8) or encoded(x)
+    return (x.ndim == 4 and x.shape[-1] == 3 and x.dtype == np.uint8) or is_encoded(x)
 
 
-def encoded(x: h5py.Dataset) -> bool:
+def is_encoded(x: h5py.Dataset) -> bool:
     """Whether pictures are stored as PNG or JPEG."""
     return h5py.check_vlen_dtype(x.dtype) is not None or (x.ndim == 2 and x.dtype == np.uint8)
 
 
 def size(x: h5py.Dataset) -> tuple[int, int]:
     """(height, width) of the pictures."""
-    if not encoded(x):
+    if not is_encoded(x):
         return x.shape[1], x.shape[2]
-    return images.size(stripped(x[0]))
+    return images.size(strip(x[0]))
 
 
-def stripped(row: np.ndarray) -> bytes:
+def strip(row: np.ndarray) -> bytes:
     """An encoded picture without the zeros that rows of one length are filled with."""
     return np.asarray(row, np.uint8).tobytes().rstrip(b"\0")
 
@@ -126,10 +126,10 @@ def pictures(
         if step >= len(x):
             raise SourceError(f"{x.name} has {len(x)} pictures, number {step} is asked")
         row = x[step]
-        if not encoded(x):
+        if not is_encoded(x):
             yield np.ascontiguousarray(row[::-1]) if flip else row
             continue
-        data = stripped(row)
+        data = strip(row)
         if not (flip or bgr):
             yield data
             continue

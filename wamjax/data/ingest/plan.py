@@ -86,12 +86,12 @@ def resolve(reader: Reader, entries: Sequence[Entry], ask: Request) -> Plan:
     cameras = _cameras(ask, about)
     size = tuple(ask.resize) or None
     moves = _moves(ask, state, action)
-    moving = tuple(i for i in range(len(action_names)) if i not in dims)
+    motion = tuple(i for i in range(len(action_names)) if i not in dims)
     outcomes = any(entry.success is not None for entry in entries)
     settings = Settings(
         cameras=cameras,
         sizes={new: size or about.cameras[old] for new, old in cameras.items()},
-        resized=size is not None,
+        resize=size is not None,
         fit=ask.fit,
         pictures=ask.pictures,
         state=state,
@@ -104,8 +104,8 @@ def resolve(reader: Reader, entries: Sequence[Entry], ask: Request) -> Plan:
         grippers=dims,
         old_gripper=old,
         new_gripper=new,
-        summed=moving if kind == "delta" else (),
-        averaged=moving if kind == "velocity" else (),
+        deltas=motion if kind == "delta" else (),
+        velocities=motion if kind == "velocity" else (),
         relative=moves["relative"],
         absolute=moves["absolute"],
         instruction=ask.instruction,
@@ -113,9 +113,9 @@ def resolve(reader: Reader, entries: Sequence[Entry], ask: Request) -> Plan:
         outcomes=outcomes,
     )
     if moves["absolute"]:
-        gone = {i for move in moves["absolute"] for i in range(*move.action)}
-        left = tuple(i for i in settings.summed if i not in gone)
-        settings = dataclasses.replace(settings, summed=left)
+        changed_dims = {i for move in moves["absolute"] for i in range(*move.action)}
+        left = tuple(i for i in settings.deltas if i not in changed_dims)
+        settings = dataclasses.replace(settings, deltas=left)
     info = Info(
         cameras=settings.sizes,
         proprio_dim=len(state_names),
@@ -132,7 +132,7 @@ def resolve(reader: Reader, entries: Sequence[Entry], ask: Request) -> Plan:
 
 
 def _check(ask: Request, about: About) -> None:
-    for flag, value, known in (
+    for flag, value, names in (
         ("fit", ask.fit, RESIZES),
         ("pictures", ask.pictures, PICTURES),
         ("pairing", ask.pairing or about.pairing, PAIRINGS),
@@ -141,9 +141,9 @@ def _check(ask: Request, about: About) -> None:
         ("gripper_is", ask.gripper_is or "plus_opens", signals.CONVENTIONS),
         ("action_is", ask.action_is or "delta", KINDS),
     ):
-        if value not in known:
-            raise ValueError(f"--{flag}={value} is not one of {', '.join(known)}"
-                             f"{did_you_mean(value, known)}")  # fmt: skip
+        if value not in names:
+            raise ValueError(f"--{flag}={value} is not one of {', '.join(names)}"
+                             f"{did_you_mean(value, names)}")  # fmt: skip
     if ask.resize and (len(ask.resize) != 2 or min(ask.resize) < 1):
         raise ValueError(f"--resize={','.join(map(str, ask.resize))} must be HEIGHT,WIDTH")
     if not 0 < ask.discount <= 1:
@@ -209,9 +209,9 @@ def _moves(ask: Request, state, action) -> dict[str, tuple[frame.Move, ...]]:
 
 def _gripper(ask, sample, dims, state_names, action_names, facts, warnings) -> tuple[str, str]:
     """(old, new) convention; says what was found."""
-    found = {action_names[i]: signals.convention(*sample, i, state_names) for i in dims}
-    facts["gripper"] = ", ".join(f"{k} {v}" for k, v in found.items()) or "none found"
-    kinds = {ask.gripper_is} if ask.gripper_is else set(found.values())
+    conventions = {action_names[i]: signals.convention(*sample, i, state_names) for i in dims}
+    facts["gripper"] = ", ".join(f"{k} {v}" for k, v in conventions.items()) or "none found"
+    kinds = {ask.gripper_is} if ask.gripper_is else set(conventions.values())
     if ask.gripper_is:
         facts["gripper"] += f"; taken as {ask.gripper_is}, as asked"
     if not ask.gripper:
@@ -238,7 +238,7 @@ def _facts(settings: Settings, info: Info, about: About, kind: str, ask: Request
         "action is left out",
         "late": "observation t is paired with action max(0, t - 1)",
     }
-    declared = ask.action_is or (about.kind and not ask.action)
+    explicit = ask.action_is or (about.kind and not ask.action)
     final = about.final or settings.pairing == "after"
     return {
         "robot": info.robot,
@@ -248,7 +248,7 @@ def _facts(settings: Settings, info: Info, about: About, kind: str, ask: Request
                     for new, old in settings.cameras.items()},
         "state": [f"{t.key}[{t.start}:{t.end}]{_turn(t)}" for t in settings.state],
         "action": [f"{t.key}[{t.start}:{t.end}]{_turn(t)}" for t in settings.action],
-        "actions are": kind + ("" if declared else " (from the data)"),
+        "actions are": kind + ("" if explicit else " (from the data)"),
         "relative": list(ask.relative),
         "absolute": list(ask.absolute),
         "pairing": pairings[settings.pairing],

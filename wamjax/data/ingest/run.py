@@ -87,16 +87,16 @@ def ingest(
         raise FileExistsError(f"{out} exists and is kept; write somewhere else")
     reader = open_reader(format, source, options or {})
     entries = list(reader.episodes())[: limit or None]
-    decided = plan.resolve(reader, entries, ask)
+    choices = plan.resolve(reader, entries, ask)
     folder = out.with_name(f".{out.name}.ingest")
-    task = Task(format, str(source), dict(options or {}), decided.settings, decided.info,
+    task = Task(format, str(source), dict(options or {}), choices.settings, choices.info,
                 str(folder))  # fmt: skip
     with _begin(folder, task, entries):
         bad = _convert(task, reader, entries, workers, skip_bad, progress)
         good = [i for i in range(len(entries)) if i not in bad]
         if not good:
             raise SourceError(f"no episode of {source} can be read: {next(iter(bad.values()))}")
-        report = _write(out, folder, good, entries, decided, bad, progress, format, str(source))
+        report = _write(out, folder, good, entries, choices, bad, progress, format, str(source))
     shutil.rmtree(folder, ignore_errors=True)
     return report
 
@@ -219,12 +219,12 @@ def _add(bad: dict[int, str], i: int, error: str, skip_bad: int) -> None:
 
 def _write(
     out: pathlib.Path, folder: pathlib.Path, good: Sequence[int], entries: Sequence[Entry],
-    decided: Plan, bad: Mapping[int, str], progress: bool, format: str, source: str,
+    choices: Plan, bad: Mapping[int, str], progress: bool, format: str, source: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Writes the parts to the data set, in order."""
     counts = {"read": 0, "no_ops": 0, "gaps": 0, "off": 0.0, "largest": 0.0, "late": 0.0}
     written, rates = 0, []
-    with records.Writer(out, decided.info) as writer:
+    with records.Writer(out, choices.info) as writer:
         for i in tqdm.tqdm(good, unit="episode", desc="write", disable=not progress):
             part = msgpack.unpackb(_part(folder, i).read_bytes())
             episode, about = unpack(part["episode"]), part["about"]
@@ -238,11 +238,11 @@ def _write(
                 counts[key] = max(counts[key], about[key])
         report = {
             "format": format, "source": source, "episodes": len(good), "steps": written,
-            "steps of the source": counts["read"], **decided.facts, "no-ops dropped":
+            "steps of the source": counts["read"], **choices.facts, "no-ops dropped":
             counts["no_ops"], "bad": {entries[i].name: text for i, text in bad.items()},
-            "warnings": decided.warnings + _doubts(counts, rates, decided),
+            "warnings": choices.warnings + _doubts(counts, rates, choices),
         }  # fmt: skip
-        if decided.settings.fps != decided.settings.hz:
+        if choices.settings.fps != choices.settings.hz:
             report["resampled"] = (f"observations are at most {1e3 * counts['off']:.1f} ms off the "
                                    "new times")  # fmt: skip
         if counts["late"] > 1e-4:
@@ -253,15 +253,15 @@ def _write(
 
 
 def _doubts(
-    counts: Mapping[str, float], rates: Sequence[float], decided: Plan
+    counts: Mapping[str, float], rates: Sequence[float], choices: Plan
 ) -> list[str]:
-    hz, out = decided.settings.hz, []
-    if decided.settings.fps != hz and counts["largest"] > 1.0:
+    hz, out = choices.settings.hz, []
+    if choices.settings.fps != hz and counts["largest"] > 1.0:
         out.append(f"summed deltas reach {counts['largest']:.3g}: a controller that takes [-1, 1] "
                    "clips them")  # fmt: skip
-    said = statistics.median(rates) if rates else hz
-    if abs(said / hz - 1) > WRONG_RATE:
-        out.append(f"the time stamps say {said:.4g} Hz, not {hz:g}: give --source_fps={said:.3g}, "
+    rate = statistics.median(rates) if rates else hz
+    if abs(rate / hz - 1) > WRONG_RATE:
+        out.append(f"the time stamps say {rate:.4g} Hz, not {hz:g}: give --source_fps={rate:.3g}, "
                    "or correct the source")  # fmt: skip
     if counts["gaps"]:
         out.append(f"{counts['gaps']} of {counts['read']} steps took half as long again as usual, "

@@ -24,9 +24,9 @@ def grippers(names: Sequence[str], actions: Sequence[np.ndarray]) -> list[int]:
 
     By their names; where no name says it, those that take two values only.
     """
-    named = [i for i, name in enumerate(names) if GRIPPER.search(name)]
-    if named or not len(actions):
-        return named
+    by_name = [i for i, name in enumerate(names) if GRIPPER.search(name)]
+    if by_name or not len(actions):
+        return by_name
     x = np.concatenate(actions)
     return [i for i in range(x.shape[1]) if len(np.unique(x[:, i])) == 2]
 
@@ -74,11 +74,11 @@ def opens(
               for s, a in zip(states, actions, strict=True)]  # fmt: skip
     moves = np.concatenate([np.diff(w) for w in widths])
     commands = np.concatenate([a[: len(w) - 1, dim] for w, a in zip(widths, actions, strict=True)])
-    moving = np.abs(moves) > max(0.05 * np.abs(moves).max(initial=0.0), 1e-9)
-    if not moving.any():
+    motion = np.abs(moves) > max(0.05 * np.abs(moves).max(initial=0.0), 1e-9)
+    if not motion.any():
         return 0
     middle = (commands.min() + commands.max()) / 2
-    agreement = np.mean(np.sign(moves[moving]) * np.sign(commands[moving] - middle))
+    agreement = np.mean(np.sign(moves[motion]) * np.sign(commands[motion] - middle))
     return int(np.sign(agreement)) if abs(agreement) > DOUBT else 0
 
 

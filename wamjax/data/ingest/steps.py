@@ -17,20 +17,20 @@ class Steps:
     """Actions, and the observations that they go with.
 
     Attributes:
-      seen: int (T,) or (T + 1,): numbers of the source's observations, the last one after the last
+      observations: int (T,) or (T + 1,): numbers of the source's; the last one is after the last
         action if there is one more than actions.
       actions: (T, a).
       reward: (T,) or None.
     """
 
-    seen: np.ndarray
+    observations: np.ndarray
     actions: np.ndarray
     reward: np.ndarray | None = None
 
     @property
     def final(self) -> bool:
         """Whether there is an observation after the last action."""
-        return len(self.seen) > len(self.actions)
+        return len(self.observations) > len(self.actions)
 
 
 def pair(actions: np.ndarray, reward: np.ndarray | None, pairing: str, final: bool) -> Steps:
@@ -75,9 +75,11 @@ def keep(steps: Steps, mask: np.ndarray) -> Steps:
     """
     if not mask.any():
         raise ValueError("none of its actions does anything")
-    seen = np.append(steps.seen[:-1][mask], steps.seen[-1]) if steps.final else steps.seen[mask]
+    observations = steps.observations[: len(mask)][mask]
+    if steps.final:
+        observations = np.append(observations, steps.observations[-1])
     reward = None if steps.reward is None else _merged_reward(steps.reward, mask)
-    return Steps(seen, steps.actions[mask], reward)
+    return Steps(observations, steps.actions[mask], reward)
 
 
 def _merged_reward(reward: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -87,7 +89,7 @@ def _merged_reward(reward: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def resample(
-    steps: Steps, hz: float, fps: float, summed: Sequence[int], averaged: Sequence[int] = ()
+    steps: Steps, hz: float, fps: float, deltas: Sequence[int], velocities: Sequence[int] = ()
 ) -> tuple[Steps, float]:
     """Fewer steps a second: the observations nearest to the new times.
 
@@ -96,7 +98,7 @@ def resample(
 
     Args:
       hz, fps: the old rate and the new one.
-      summed, averaged: dimensions that are deltas, and velocities.
+      deltas, velocities: dimensions that are deltas, and velocities.
 
     Returns:
       (steps, largest distance of an observation from its new time, in seconds).
@@ -114,12 +116,12 @@ def resample(
     first, last = edges[:-1], edges[1:]
     totals = np.add.reduceat(steps.actions, first, axis=0)
     actions = steps.actions[last - 1].copy()
-    actions[:, list(summed)] = totals[:, list(summed)]
-    actions[:, list(averaged)] = (totals / (last - first)[:, None])[:, list(averaged)]
+    actions[:, list(deltas)] = totals[:, list(deltas)]
+    actions[:, list(velocities)] = (totals / (last - first)[:, None])[:, list(velocities)]
     reward = None if steps.reward is None else np.add.reduceat(steps.reward, first)
     off = float(np.abs(edges[:-1] - exact[: len(first)]).max() / hz)
-    seen = steps.seen[edges] if steps.final else steps.seen[first]
-    return Steps(seen, actions, reward), off
+    observations = steps.observations[edges] if steps.final else steps.observations[first]
+    return Steps(observations, actions, reward), off
 
 
 def finish(steps: Steps, end: str) -> Steps:
@@ -137,13 +139,14 @@ def finish(steps: Steps, end: str) -> Steps:
     if steps.final:
         return steps
     if end == "repeat":
-        return dataclasses.replace(steps, seen=np.append(steps.seen, steps.seen[-1]))
+        twice = np.append(steps.observations, steps.observations[-1])
+        return dataclasses.replace(steps, observations=twice)
     if len(steps.actions) < 2:
         raise ValueError("it has one action only, and --end=drop drops it")
     reward = steps.reward
     if reward is not None:
         reward = np.append(reward[:-2], reward[-2] + reward[-1])
-    return Steps(steps.seen, steps.actions[:-1], reward)
+    return Steps(steps.observations, steps.actions[:-1], reward)
 
 
 def returns_of(reward: np.ndarray, discount: float) -> np.ndarray:

@@ -65,18 +65,18 @@ def parse(text: str, about: About, flag: str) -> Term:
                          f"{did_you_mean(key, about.arrays)}; it has "
                          f"{', '.join(f'{k} ({n})' for k, n in about.arrays.items())}")  # fmt: skip
     total = about.arrays[key]
-    picked = _picked(match["cut"], total)
-    if not len(picked):
+    dims = _dims(match["cut"], total)
+    if not len(dims):
         raise ValueError(f"{flag}: {text!r} names no dimension: {key} has {total}")
     old = rotations.check(match["old"]) if match["old"] else ""
-    if old and len(picked) != rotations.SIZES[old]:
-        raise ValueError(f"{flag}: {text!r} has {len(picked)} dimensions, {old} has "
+    if old and len(dims) != rotations.SIZES[old]:
+        raise ValueError(f"{flag}: {text!r} has {len(dims)} dimensions, {old} has "
                          f"{rotations.SIZES[old]}")  # fmt: skip
     new = rotations.check(match["new"]) if match["new"] else old
-    return Term(key, picked[0], picked[-1] + 1, old, new)
+    return Term(key, dims[0], dims[-1] + 1, old, new)
 
 
-def _picked(cut: str | None, total: int) -> range:
+def _dims(cut: str | None, total: int) -> range:
     if cut is None:
         return range(total)
     if cut.lstrip("-").isdigit():
@@ -99,9 +99,9 @@ def names(terms: Sequence[Term], about: About) -> tuple[str, ...]:
     """Names of the dimensions: the source's where it has them, else made of the array's."""
     out: list[str] = []
     for term in terms:
-        known = about.names.get(term.key, ())[term.start : term.end]
-        if term.old == term.new and len(known) == term.size:
-            out += known
+        labels = about.names.get(term.key, ())[term.start : term.end]
+        if term.old == term.new and len(labels) == term.size:
+            out += labels
         elif term.size == 1 and about.arrays[term.key] == 1:
             out.append(term.key)
         else:

@@ -50,7 +50,7 @@ class File:
             if len(head) < 12:
                 raise SourceError(f"{self._path} is cut off after {at} bytes")
             length, checksum = struct.unpack("<QI", head)
-            if masked(crc32c(head[:8])) != checksum:
+            if mask(crc32c(head[:8])) != checksum:
                 raise SourceError(f"{self._path} is damaged at byte {at}: no record begins there")
             end = at + 12 + length
             if end + 4 > size:
@@ -80,7 +80,7 @@ def crc32c(data: bytes | memoryview) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-def masked(crc: int) -> int:
+def mask(crc: int) -> int:
     """As TFRecord stores a checksum."""
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 

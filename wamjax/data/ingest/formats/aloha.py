@@ -63,12 +63,12 @@ class Aloha:
     def _entry(self, path: pathlib.Path, name: str) -> Entry:
         try:
             with self._files.open(path) as file:
-                count, seen = len(file["action"]), len(file["observations/qpos"])
-                if count != seen or not count:
-                    raise SourceError(f"{count} actions, {seen} states")
-                said = [hdf5.text_of(file.attrs, k) for k in ("task_description", "language")]
+                count, states = len(file["action"]), len(file["observations/qpos"])
+                if count != states or not count:
+                    raise SourceError(f"{count} actions, {states} states")
+                claims = [hdf5.text_of(file.attrs, k) for k in ("task_description", "language")]
                 return Entry(name=name, file=str(path), length=count,
-                             instruction=next(filter(None, said), ""), task=path.parent.name,
+                             instruction=next(filter(None, claims), ""), task=path.parent.name,
                              success=_success(file))  # fmt: skip
         except SourceError as error:
             return Entry(name=name, file=str(path), error=str(error))
@@ -80,12 +80,12 @@ class Aloha:
         count = self._entries[good].length
         with self._files.open(self._paths[good]) as file:
             real = "sim" in file.attrs and not file.attrs["sim"]
-            shown = file.get("observations/images", {})
+            pictures = file.get("observations/images", {})
             arrays = hdf5.widths(file, count) | hdf5.widths(file["observations"], count)
             note = "a real robot: ACT trains with --pairing=late" if real else ""
             return About(
                 hz=HZ,
-                cameras={name: hdf5.size(x) for name, x in shown.items()},
+                cameras={name: hdf5.size(x) for name, x in pictures.items()},
                 arrays=arrays,
                 state=("qpos",),
                 action=("action",),

@@ -75,10 +75,10 @@ class RollOuts:
 
     def _video(self, i: int, file: h5py.File, camera: str) -> pathlib.Path:
         """Beside the file: what is stored may be a path of another machine."""
-        said = file["observations/video_paths"][camera][()]
-        said = said.decode() if isinstance(said, bytes) else str(said)
+        claims = file["observations/video_paths"][camera][()]
+        claims = claims.decode() if isinstance(claims, bytes) else str(claims)
         folder = self._paths[i].parent
-        return folder / said if (folder / said).exists() else folder / pathlib.Path(said).name
+        return folder / claims if (folder / claims).exists() else folder / pathlib.Path(claims).name
 
     def _entry(self, path: pathlib.Path, name: str) -> Entry:
         try:
@@ -86,17 +86,17 @@ class RollOuts:
                 count = len(file["actions"] if "actions" in file else file["action"])
                 if count < SHORTEST:
                     raise SourceError(f"{count} steps; of less than {SHORTEST} none is used")
-                said = dict(part.partition("=")[::2] for part in path.stem.split("--"))
-                won = file.attrs.get("success", file.attrs.get("success_score"))
-                if won is None and "success" in said:
-                    won = said["success"] == "True"
+                claims = dict(part.partition("=")[::2] for part in path.stem.split("--"))
+                success = file.attrs.get("success", file.attrs.get("success_score"))
+                if success is None and "success" in claims:
+                    success = claims["success"] == "True"
                 return Entry(
                     name=name,
                     file=str(path),
                     length=count,
                     instruction=hdf5.text_of(file.attrs, "task_description"),
-                    task=said.get("task", ""),
-                    success=None if won is None else bool(float(won) > 0.5),
+                    task=claims.get("task", ""),
+                    success=None if success is None else bool(float(success) > 0.5),
                 )
         except SourceError as error:
             return Entry(name=name, file=str(path), error=str(error))
@@ -107,12 +107,12 @@ class RollOuts:
             raise SourceError(f"no episode of {source} can be read: {self._entries[0].error}")
         count = self._entries[good].length
         with self._files.open(self._paths[good]) as file:
-            seen = file.get("observations", {})
-            arrays = hdf5.widths(file, count) | hdf5.widths(seen, count)
+            observations = file.get("observations", {})
+            arrays = hdf5.widths(file, count) | hdf5.widths(observations, count)
             arrays = {k: n for k, n in arrays.items() if not _CAMERA.fullmatch(k)}
             cameras = {name: hdf5.size(file[key]) for name, key in _cameras(file).items()}
             arm, hz = "actions" in arrays, HZ
-            for camera in seen.get("video_paths", {}):
+            for camera in observations.get("video_paths", {}):
                 height, width, hz = self._videos.shape(self._video(good, file, camera))
                 cameras[camera] = height, width
             return About(

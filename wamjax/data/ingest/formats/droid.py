@@ -51,14 +51,14 @@ class Droid(Rlds):
         self, source: pathlib.Path, split: str, language: str, files: str, ranges: str
     ):
         super().__init__(source, split, language)
-        chosen = json.loads(pathlib.Path(ranges).read_text()) if ranges else None
+        spans = json.loads(pathlib.Path(ranges).read_text()) if ranges else None
         parts, bad = [], {}
         for i, part in enumerate(self._parts):
             if i in self._bad:
                 bad[len(parts)] = self._bad[i]
                 parts.append(part)
                 continue
-            parts += self._chosen(i, part, files, chosen)
+            parts += self._select(i, part, files, spans)
         self._left_out = len(self._parts) - len({p[:2] for p in parts})
         self._parts, self._bad, self._last = parts, bad, (-1, {})
         if not parts:
@@ -89,8 +89,8 @@ class Droid(Rlds):
         success = "/success/" in path or ("/failure/" not in path and "success" in path)
         return dataclasses.replace(entry, success=success)
 
-    def _chosen(self, i: int, part: Part, files: str, ranges) -> list[Part]:
-        with self._named(i):
+    def _select(self, i: int, part: Part, files: str, ranges) -> list[Part]:
+        with self._where(i):
             values = self._features(i)
             path = self.text(values, "file_path")
             if not re.match(files, path):

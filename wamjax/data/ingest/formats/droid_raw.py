@@ -45,8 +45,8 @@ class DroidRaw:
 
     def __init__(self, source: pathlib.Path, files: str, annotations: str):
         self._files, self._videos = hdf5.Files(), Videos(0.5 / HZ)
-        given = [pathlib.Path(annotations)] if annotations else sorted(source.glob(ANNOTATIONS))
-        self._words = json.loads(given[0].read_text()) if given else {}
+        tables = [pathlib.Path(annotations)] if annotations else sorted(source.glob(ANNOTATIONS))
+        self._words = json.loads(tables[0].read_text()) if tables else {}
         paths = files_of(source, "trajectory.h5")
         self._paths = [p for p in paths if re.match(files, relative(p, source))]
         if not self._paths:
@@ -90,8 +90,8 @@ class DroidRaw:
                 if not on.any():
                     raise SourceError("in no step the movement is enabled")
             metadata, number = self._metadata(path)
-            said = self._words.get(number, {})
-            words = [said[key] for key in sorted(said) if key.startswith("language_instruction")]
+            claims = self._words.get(number, {})
+            words = [claims[k] for k in sorted(claims) if k.startswith("language_instruction")]
             return Entry(
                 name=name,
                 file=str(path),
@@ -123,9 +123,9 @@ class DroidRaw:
     def _serials(self, i: int, file: h5py.File) -> dict[str, str]:
         """Camera -> serial number: by the metadata, else by the types in the file."""
         metadata, _ = self._metadata(self._paths[i])
-        known = {camera: str(metadata[k]) for k, camera in SERIALS.items() if metadata.get(k)}
-        if known:
-            return known
+        serials = {camera: str(metadata[k]) for k, camera in SERIALS.items() if metadata.get(k)}
+        if serials:
+            return serials
         kinds = {s: int(x[0]) for s, x in file.get("observation/camera_type", {}).items()}
         outside = sorted(serial for serial, kind in kinds.items() if kind != 0)
         out = dict(zip(OUTSIDE, outside, strict=False))

@@ -185,8 +185,8 @@ class LeRobot:
             try:
                 self._locate_in(file)
             except SourceError as error:
-                named = [n for n, row in self._rows.items() if self._data_file(row) == file]
-                self._bad |= dict.fromkeys(named, str(error))
+                numbers = [n for n, row in self._rows.items() if self._data_file(row) == file]
+                self._bad |= dict.fromkeys(numbers, str(error))
         for number in self._rows:
             if number not in self._places and number not in self._bad:
                 self._bad[number] = f"{self._data_file(self._rows[number])} has no row of it"
@@ -216,8 +216,8 @@ class LeRobot:
                 continue
             count = place.end - place.start
             wrong["data/file_index"] += self._data_file(row) != place.file
-            said = row.get("dataset_from_index", total), row.get("dataset_to_index", total + count)
-            wrong["dataset_from_index"] += said != (total, total + count)
+            claim = row.get("dataset_from_index", total), row.get("dataset_to_index", total + count)
+            wrong["dataset_from_index"] += claim != (total, total + count)
             wrong["length"] += row.get("length", count) != count
             total += count
         self._notes += [f"{key} of {n} episodes is wrong in the metadata; the rows were counted"
@@ -251,9 +251,9 @@ class LeRobot:
         file = str(place.file if place else self._source)
         if error := self._bad.get(number, ""):
             return Entry(name=name, file=file, error=error)
-        said = row.get("tasks")
-        said = [said] if isinstance(said, str) else said or []
-        text = str(said[0]) if len(said) else self._task_of(place)
+        claim = row.get("tasks")
+        claim = [claim] if isinstance(claim, str) else claim or []
+        text = str(claim[0]) if len(claim) else self._task_of(place)
         return Entry(name=name, file=file, length=place.end - place.start, instruction=text)
 
     def _task_of(self, place: Place) -> str:
@@ -296,11 +296,11 @@ def _size(feature: Mapping[str, Any]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _names(said: Any) -> tuple[str, ...]:
+def _names(claim: Any) -> tuple[str, ...]:
     """Names of dimensions, which are a list or a list under some key."""
-    if isinstance(said, Mapping):
-        said = next(iter(said.values()), None)
-    return tuple(map(str, said)) if isinstance(said, Sequence) and said else ()
+    if isinstance(claim, Mapping):
+        claim = next(iter(claim.values()), None)
+    return tuple(map(str, claim)) if isinstance(claim, Sequence) and claim else ()
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:

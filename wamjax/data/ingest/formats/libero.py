@@ -57,9 +57,9 @@ def _state(widths: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def _instruction(path: pathlib.Path, data: Mapping, demo: Mapping) -> str:
-    said = hdf5.json_of(data, "problem_info").get("language_instruction", "")
-    said = said if isinstance(said, str) else "".join(said)
-    return said.strip().strip('"') or hdf5.text_of(demo, "task_description") or of_name(path.stem)
+    claim = hdf5.json_of(data, "problem_info").get("language_instruction", "")
+    claim = claim if isinstance(claim, str) else "".join(claim)
+    return claim.strip().strip('"') or hdf5.text_of(demo, "task_description") or of_name(path.stem)
 
 
 def of_name(stem: str) -> str:

@@ -92,7 +92,7 @@ class Rlds:
 
     def arrays(self, i: int) -> Mapping[str, np.ndarray]:
         """See `Reader.arrays`."""
-        with self._named(i):
+        with self._where(i):
             values, out = self._features(i), {}
             for key, width in self.about.arrays.items():
                 out[key] = self._cut(i, tfrecord.numbers(values[_path(key, values)]), width)
@@ -102,7 +102,7 @@ class Rlds:
 
     def frames(self, i: int, camera: str, steps: Sequence[int]) -> Iterator[bytes]:
         """See `Reader.frames`."""
-        with self._named(i):
+        with self._where(i):
             values, start = self._features(i), self._parts[i].start
             rows = tfrecord.strings(values[_path(camera, values)])
             if len(rows) <= start + max(steps):
@@ -140,7 +140,7 @@ class Rlds:
         if i in self._bad:
             return Entry(name=path.name, file=str(path), error=self._bad[i])
         try:
-            with self._named(i):
+            with self._where(i):
                 values = self._features(i)
                 count = self._count(values)
                 if not count:
@@ -202,12 +202,12 @@ class Rlds:
             self._files[i] = (_ArrayRecords if array else tfrecord.File)(self._paths[i])
         return self._files[i]
 
-    def _named(self, i: int) -> _Named:
+    def _where(self, i: int) -> _Where:
         part = self._parts[i]
-        return _Named(f"{self._paths[part.file]}: record {part.record}")
+        return _Where(f"{self._paths[part.file]}: record {part.record}")
 
 
-class _Named:
+class _Where:
     """Errors of what is inside say where."""
 
     def __init__(self, where: str):
@@ -239,11 +239,11 @@ class _ArrayRecords:
 
 def _version(source: pathlib.Path) -> pathlib.Path:
     """The folder with features.json, at the source or below."""
-    found = sorted(source.rglob("features.json"))
-    if len(found) != 1:
-        what = f"{len(found)} data sets, name one" if found else "no features.json"
+    files = sorted(source.rglob("features.json"))
+    if len(files) != 1:
+        what = f"{len(files)} data sets, name one" if files else "no features.json"
         raise ValueError(f"{source} holds {what}: --source is <name>/<version>")
-    return found[0].parent
+    return files[0].parent
 
 
 def _files(folder: pathlib.Path, split: str) -> list[pathlib.Path]:

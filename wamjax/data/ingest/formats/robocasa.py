@@ -42,5 +42,5 @@ def _state(widths: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def _instruction(path: pathlib.Path, data: Mapping, demo: Mapping) -> str:
-    said = hdf5.json_of(demo, "ep_meta").get("lang", "")
-    return str(said).strip() or hdf5.text_of(demo, "task_description")
+    claim = hdf5.json_of(demo, "ep_meta").get("lang", "")
+    return str(claim).strip() or hdf5.text_of(demo, "task_description")

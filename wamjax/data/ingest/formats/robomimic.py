@@ -38,7 +38,7 @@ def open(source: pathlib.Path, split: str = "", flip: str = "no") -> Demos:
 
 def state(widths: Mapping[str, int]) -> tuple[str, ...]:
     """Position, quaternion and fingers of the first arm, as robomimic's image policies read."""
-    wanted = {"robot0_eef_pos": "", "robot0_eef_quat": ":quat_xyzw", "robot0_gripper_qpos": ""}
-    return tuple(k + kind for k, kind in wanted.items() if k in widths) or tuple(
+    kinds = {"robot0_eef_pos": "", "robot0_eef_quat": ":quat_xyzw", "robot0_gripper_qpos": ""}
+    return tuple(k + kind for k, kind in kinds.items() if k in widths) or tuple(
         key for key in widths if key.startswith("robot") and key.endswith(("pos", "qpos"))
     )
