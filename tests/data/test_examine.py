@@ -133,6 +133,18 @@ def test_every_fault_is_named(tmp_path, change, said):
     assert [w for w in warnings if re.search(said, w)], warnings
 
 
+def test_short_episodes_and_plain_scenes_are_not_taken_for_faults_of_cameras(tmp_path):
+    def plain(i, episode):
+        shown = np.full((24, 16, 24, 3), 90, np.uint8)
+        shown[:, 3 + 2 * i : 5 + 2 * i, 4 * i : 4 * i + 3] = 200, 30, 30
+        shown[::2, 1, 1] = 255
+        episode["images"]["front"] = shown
+
+    assert not [w for w in examine(write(tmp_path / "a", plain)).warnings if "camera" in w]
+    warnings = examine(write(tmp_path / "b", steps=1)).warnings
+    assert not [w for w in warnings if "camera" in w] and [w for w in warnings if "one step" in w]
+
+
 def test_swapped_colours_beside_the_others_are_seen(tmp_path):
     def change(i, episode):
         shown = episode["images"]["front"].copy()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from wamjax.data.tokens import tokenize
 
 SAMPLE, SHOWN = 12, 5  # episodes whose pictures are looked at, and frames of each
 DARK, FLAT, WHITE = 14.0, 3.0, 245.0  # grey levels
+PLAIN, ALIKE = 10.0, 0.6  # grey levels of a scene, correlation of two pictures of it
 NARROW = 0.02  # of its range, where a dimension spends 98 % of its steps
 JUMP = 8.0  # times the 95th percentile of steps
 IDLE = 0.2  # share of steps in which nothing moves
@@ -75,7 +77,7 @@ def examine(path, others: Sequence[str] = ()) -> Examination:
     warnings = [
         *bad,
         *faults,
-        *_cameras(pictures),
+        *_cameras(pictures, reader.lengths),
         *doubts,
         *_narrow(reader, statistics),
         *_jumps(reader, episodes),
@@ -85,7 +87,7 @@ def examine(path, others: Sequence[str] = ()) -> Examination:
         *_statistics(reader, statistics),
         *checks([source], statistics),
         *itertools.chain(*(lost([source], statistics, mode) for mode in MODES)),
-        *rates([source, *(Source(str(p), Reader(p)) for p in others)]),
+        *rates([source, *(Source(pathlib.Path(p).name, Reader(p)) for p in others)]),
         *_origin(reader),
     ]  # fmt: skip
     return Examination(reader, _facts(reader) | facts, warnings, episodes, pictures, statistics)
@@ -211,7 +213,7 @@ def _pictures(reader: Reader, episodes):
     return out, faults
 
 
-def _cameras(pictures) -> list[str]:
+def _cameras(pictures, lengths: np.ndarray) -> list[str]:
     out = []
     for camera, rows in pictures.items():
         levels = {n: (x.mean(), x.std(axis=(1, 2)).mean()) for n, x in rows}
@@ -220,7 +222,7 @@ def _cameras(pictures) -> list[str]:
             "white": [n for n, (mean, _) in levels.items() if mean > WHITE],
             "of one colour": [n for n, (mean, std) in levels.items()
                               if std < FLAT and DARK <= mean <= WHITE],
-            "frozen": [n for n, x in rows if len(x) > 1 and (x == x[0]).all()
+            "frozen": [n for n, x in rows if lengths[n] >= SHOWN and (x == x[0]).all()
                        and levels[n][1] >= FLAT],
         }.items():  # fmt: skip
             if odd:
@@ -245,10 +247,13 @@ def _turned(camera: str, rows) -> list[str]:
     first = np.stack([x.astype(np.float64).mean(axis=0) for _, x in rows])
     middle = np.median(first, axis=0)
     out: dict[str, list[int]] = {}
+    if middle.std() < PLAIN:  # all that there is moves
+        return []
     for (number, _), x in zip(rows, first, strict=True):
         now = signals.correlation(x.ravel(), middle.ravel())
         for what, turn in _TURNS.items():
-            if signals.correlation(turn(x).ravel(), middle.ravel()) > now + 0.2:
+            then = signals.correlation(turn(x).ravel(), middle.ravel())
+            if then > max(ALIKE, now + 0.2):
                 out.setdefault(what, []).append(number)
                 break
     return [f"camera {camera!r} is {what}, beside the other episodes, in {_few(odd)}"
