@@ -59,3 +59,16 @@ def test_bench_counts_the_flops_of_a_prefill_and_ten_steps(monkeypatch):
     assert act_row["flop_utilisation"] == act_row["flops"] / 4e9
     assert act_row["times_faster_than_torch"] == [0.23, 0.25]
     assert json.loads(json.dumps(report)) == report
+
+
+def test_both_ways_through_a_video_give_the_same_frames(monkeypatch, capsys):
+    from wamjax.bench import video
+
+    monkeypatch.setattr(video, "SIZES", ((32, 48),))
+    monkeypatch.setattr(video, "CODECS", {"h264": video.CODECS["h264"]})
+    report = video.run(1, episodes=2, steps=5)  # raises if a frame differs
+    (row,) = report["rows"].values()
+    assert set(row) == {"one_pass_fps", "seek_each_fps", "converter_kept_fps"}
+    assert min(row.values()) > 0
+    video.show(report)
+    assert "h264 32x48" in capsys.readouterr().out

@@ -1,9 +1,10 @@
-"""Looks at a config before money is spent on it.
+"""Looks at a config, or at a data set, before money is spent on it.
 
     python -m wamjax.doctor --config=experiments/configs/fast_wam_libero.py
     python -m wamjax.doctor --config=... --devices=64 --json --out=report/
     python -m wamjax.doctor --config=experiments/configs/dit_imagenet.py --sizes
     python -m wamjax.doctor --config=experiments/configs/quickstart.py --keys
+    python -m wamjax.doctor --data=DIR --out=report/
 
 Says how many parameters each expert has, what a sample costs to train on and to act on or to make,
 how much memory the state takes on each device of a mesh, draws the visibility tables, and checks
@@ -11,6 +12,11 @@ the data (constant dimensions, values that the statistics do not fit, episodes s
 window). With --sizes it also counts the published sizes and designs of DiT on the same pictures;
 --keys lists every key of the config instead, its value and what it means. Nothing is trained and no
 parameter is allocated. A config that cannot be trained is an error.
+
+Of a data set it tells what the numbers and the pictures say: ranges, constant and nearly constant
+dimensions, jumps, the gripper's convention, delta or absolute, cameras that are dark or turned,
+rates that differ, instructions that are missing, episodes of one step or there twice, statistics of
+something else. With --out also as a page for a browser, with pictures and histograms: one file.
 """
 
 from __future__ import annotations
@@ -21,14 +27,15 @@ import json
 import math
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from wamjax import cli, flops, tree, wam
+from wamjax import cli, disk, flops, tree, wam
 from wamjax import config as configs
 from wamjax.models import dit
 from wamjax.models.layers import unconstrained
@@ -222,16 +229,22 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "experiment file", lock_config=True)
     flags.DEFINE_integer("devices", 0, "devices of the mesh; 0 = the smallest that fits it")
     flags.DEFINE_bool("json", False, "print json")
-    flags.DEFINE_string("out", None, "folder for the pictures of the tables")
+    flags.DEFINE_list("data", [], "folder of a data set to look at instead; more of them if they "
+                      "are to be mixed with it")  # fmt: skip
+    flags.DEFINE_string("out", None, "folder for the pictures of the tables, or for data.html")
     flags.DEFINE_bool("sizes", False, "also count the published sizes and designs of DiT")
     flags.DEFINE_bool("keys", False, "list the keys of the config instead")
-    flags.mark_flag_as_required("config")
 
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
     asked = flags.FLAGS
+    if asked.data:
+        _look(asked.data, asked.out, asked.json)
+        return
     config = asked.config
+    if config is None:
+        raise app.UsageError("give --config, or --data")
     if asked.keys:
         _print_keys(config, asked.json)
         return
@@ -244,6 +257,20 @@ def main(argv: list[str]) -> None:
         print()
     else:
         _print(report)
+
+
+def _look(paths: Sequence[str], out: str | None, as_json: bool) -> None:
+    """At a data set."""
+    from wamjax.data import examine
+    from wamjax.viz import data_page
+
+    found = examine.examine(paths[0], paths[1:])
+    print(examine.as_json(found) if as_json else examine.as_text(found))
+    if out:
+        page = pathlib.Path(out) / "data.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        disk.write_text(page, data_page.html(found))
+        print(f"wrote {page}", file=sys.stderr if as_json else sys.stdout)
 
 
 def _print_keys(config: ConfigDict, as_json: bool) -> None:

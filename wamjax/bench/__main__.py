@@ -4,6 +4,7 @@ python -m wamjax.bench fast_wam --json
 python -m wamjax.bench dit --sizes=S/2,B/2
 python -m wamjax.bench weights --mesh=data=4,fsdp=16
 python -m wamjax.bench serve
+python -m wamjax.bench video
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Any
 from absl import app, flags
 
 from wamjax import cli
-from wamjax.bench import conversion, dit, fast_wam, weights
+from wamjax.bench import conversion, dit, fast_wam, video, weights
 from wamjax.wam.fast_wam.uses import MODES
 
-BENCHMARKS = {"fast_wam": fast_wam, "dit": dit, "weights": weights}
+BENCHMARKS = {"fast_wam": fast_wam, "dit": dit, "weights": weights, "video": video}
 NAMES = (*BENCHMARKS, "serve")  # the last needs an extra
 
 
@@ -84,6 +85,8 @@ def _run(name: str, asked: Any) -> dict[str, Any]:
         return _module(name).run(
             clients, asked.seconds, asked.max_batch, asked.policy_ms, asked.bundle
         )
+    if name == "video":
+        return video.run(asked.repeats)
     try:
         if asked.convert:
             return conversion.run(asked.convert, asked.scratch)

@@ -15,4 +15,17 @@
 * `mixture`: exact counts of every source in every batch, and in every shard of it
 * `pipeline`: the training iterator (grain)
 * `checks`: warnings about data, and a description of a batch
+* `ingest`: what others recorded, in their formats
+* `write`: what is in arrays
 """
+
+__all__ = ["write_episodes"]
+
+
+def __getattr__(name: str):
+    """Not on import: it pulls what reads and writes records."""
+    if name != "write_episodes":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from wamjax.data.write import write_episodes
+
+    return write_episodes

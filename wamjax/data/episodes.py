@@ -18,6 +18,12 @@ STORED = np.dtype("<f4")
 LARGEST = 1e6  # no robot's unit makes a larger number; float32 resolves it to a sixteenth
 
 
+_OBSERVATIONS = (
+    ": an observation after the last action, too. Where there is none, wamjax.data.write_episodes "
+    "stores the last one twice and says so (Info.final_observation)"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Episode:
     """One episode of T actions and T + 1 observations.
@@ -28,7 +34,8 @@ class Episode:
       actions: f32 (T, a), robot units; (T, 0) where they are not recorded.
       instruction: in words.
       success: whether the task was achieved.
-      returns: f32 (T,), discounted sum of the rewards to come.
+      returns: f32 (T,), discounted sum of the rewards to come; (0,) where neither rewards nor
+        success were recorded.
       task: its name.
       seed: what the episode was made from.
     """
@@ -121,12 +128,13 @@ def check(episode: Episode, info: Info) -> None:
     wanted = {
         "actions": (steps, 0 if info.action_free else info.action_dim),
         "proprio": (steps + 1, info.proprio_dim),
-        "returns": (steps,),
+        "returns": (steps if info.outcomes else 0,),
     }
     for key, shape in wanted.items():
         value = np.asarray(getattr(episode, key))
         if value.shape != shape:
-            raise ValueError(f"{key} is {value.shape}, the data set wants {shape}")
+            hint = _OBSERVATIONS if key == "proprio" and len(value) == steps else ""
+            raise ValueError(f"{key} is {value.shape}, the data set wants {shape}{hint}")
         if value.dtype.kind not in "fiub":
             raise ValueError(f"{key} is {value.dtype}, the data set wants numbers")
         _check_numbers(key, value)

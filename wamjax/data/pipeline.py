@@ -166,6 +166,14 @@ def _iterate(config, data: grain.MapDataset):
     return iter(data.to_iter_dataset(options))
 
 
+def _check_outcomes(sources: Sequence[Source]) -> None:
+    for source in sources:
+        if not source.reader.info.outcomes:
+            raise ValueError(f"{source.where} holds neither rewards nor success, and values are to "
+                             "be learned from it: set config.data.outcome to False, or write it "
+                             "with them")  # fmt: skip
+
+
 def batches(
     config,
     spec: DataSpec,
@@ -174,6 +182,8 @@ def batches(
     rows: Sequence[int] | None = None,
 ) -> grain.MapDataset:
     """The same by random access: batch i at index i."""
+    if config.data.outcome:
+        _check_outcomes(sources)
     counts = mixture.counts({s.name: s.weight for s in sources}, config.data.batch_size)
     schedule = mixture.Schedule(counts, rows)
     cache = embeddings_of(config, sources) if config.model.text.kind == "context" else None

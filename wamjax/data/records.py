@@ -29,6 +29,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from wamjax import disk, locks
 from wamjax.data import frames, normalize
 from wamjax.data.episodes import Episode, check, pack, unpack
+from wamjax.data.ingest.guess import advice
 from wamjax.data.shards import OPTIONS, RecordError, Shards, shard_name
 from wamjax.data.spec import Info
 
@@ -120,6 +121,10 @@ class Writer:
             kept.append(np.asarray(getattr(episode, key), np.float32))
             self._digests[key].append(normalize.digest(kept[-1]))
 
+    def note(self, name: str, value: Any) -> None:
+        """Writes json beside the episodes, as what is to be known of their origin."""
+        write_json(self._folder / name, value)
+
     def _write_frames(self, number: int, episode: Episode) -> dict[str, Any]:
         """Appends the pictures of an episode; says where they are."""
         places = {}
@@ -181,10 +186,11 @@ class Reader:
     def __init__(self, path: str | os.PathLike, limit: int = 0):
         self.path = pathlib.Path(path)
         if not (self.path / "spec.json").exists():
-            raise FileNotFoundError(
-                f"there is no data set in {self.path} (no spec.json); collect one by "
-                f"`python -m wamjax.collect --out={self.path}`, or correct config.data"
+            what = advice(self.path) or (
+                f"collect one by `python -m wamjax.collect --out={self.path}`, make one of what "
+                "others recorded by wamjax.ingest, or correct config.data"
             )
+            raise FileNotFoundError(f"there is no data set in {self.path} (no spec.json); {what}")
         self.info = Info.from_json(read_json(self.path / "spec.json"), f"{self.path}/spec.json")
         self.index = read_json(self.path / "index.json")
         if lacks := [k for k in ("lengths", "shards") if k not in self.index]:

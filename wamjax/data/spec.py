@@ -82,6 +82,7 @@ class Info:
       collection: the settings that it was collected with, to recognise it by.
       final_observation: whether what was seen after the last action is there; else an episode has
         as many observations as actions, and its last one is stored twice.
+      outcomes: whether rewards or success were recorded; else episodes have no returns.
     """
 
     cameras: Mapping[str, tuple[int, int]]
@@ -94,6 +95,7 @@ class Info:
     action_free: bool = False
     collection: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     final_observation: bool = True
+    outcomes: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Plain json, with the format version."""
@@ -102,7 +104,8 @@ class Info:
     @staticmethod
     def from_json(values: Mapping[str, Any], where: str) -> Info:
         """The reverse of `to_json`; `where` names the file in errors."""
-        values = {"final_observation": True} | dict(values)  # data sets before it had the key
+        later = {"final_observation": True, "outcomes": True}  # data sets before it had these
+        values = later | dict(values)
         version = values.pop("format", None)
         if version not in READABLE:
             raise ValueError(

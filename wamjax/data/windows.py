@@ -112,7 +112,8 @@ class Windows:
             actions[len(known) :, self._held] = known[-1, self._held]
         end, final = min(start + spec.chunk, episode.length), self.reader.info.final_observation
         last = episode.length - (not final)
-        score, to_go = outcome(episode.returns, end, final)
+        outcomes = self.reader.info.outcomes
+        score, to_go = outcome(episode.returns, end, final) if outcomes else (0.0, 0)
         return {
             **self._seen(number, start, episode),
             "proprio": episode.proprio[start].astype(np.float32),

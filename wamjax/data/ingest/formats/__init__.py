@@ -1,0 +1,1 @@
+"""One module for each format; its name is the format's."""

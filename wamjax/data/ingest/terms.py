@@ -1,0 +1,121 @@
+"""Terms: which numbers of a source become the state or the action, in which order.
+
+    KEY                       all dimensions of an array
+    KEY[3:6]                  some of them; [6] is one
+    KEY[3:6]:axis_angle       ... that are a rotation, named so that it is treated as one
+    KEY:quat_xyzw:rotation_6d ... written in another representation
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from wamjax.config import did_you_mean
+from wamjax.data.ingest import rotations
+from wamjax.data.ingest.reader import About
+
+_TERM = re.compile(r"(?P<key>[^\[\]:]+)(\[(?P<cut>[-\d:]*)\])?(:(?P<old>\w+)(:(?P<new>\w+))?)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """A block of dimensions.
+
+    Attributes:
+      key: array of the source.
+      start, end: its dimensions.
+      old, new: representation of a rotation there and here; '' = no rotation.
+    """
+
+    key: str
+    start: int
+    end: int
+    old: str = ""
+    new: str = ""
+
+    @property
+    def size(self) -> int:
+        """Dimensions here."""
+        return rotations.SIZES[self.new] if self.new else self.end - self.start
+
+    def read(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """f64 (n, size)."""
+        x = np.asarray(arrays[self.key], np.float64)
+        x = x.reshape(len(x), -1)[:, self.start : self.end]
+        return rotations.convert(x, self.old, self.new) if self.old != self.new else x
+
+
+def parse(text: str, about: About, flag: str) -> Term:
+    """A term against what a source has.
+
+    Raises:
+      ValueError: it is no term, there is no such array, or too few dimensions.
+    """
+    match = _TERM.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"{flag}: {text!r} is no term; write KEY, KEY[0:3] or "
+                         "KEY[3:6]:axis_angle:rotation_6d")  # fmt: skip
+    key = match["key"]
+    if key not in about.arrays:
+        raise ValueError(f"{flag}: the source has no array {key!r}"
+                         f"{did_you_mean(key, about.arrays)}; it has "
+                         f"{', '.join(f'{k} ({n})' for k, n in about.arrays.items())}")  # fmt: skip
+    total = about.arrays[key]
+    dims = _dims(match["cut"], total)
+    if not len(dims):
+        raise ValueError(f"{flag}: {text!r} names no dimension: {key} has {total}")
+    old = rotations.check(match["old"]) if match["old"] else ""
+    if old and len(dims) != rotations.SIZES[old]:
+        raise ValueError(f"{flag}: {text!r} has {len(dims)} dimensions, {old} has "
+                         f"{rotations.SIZES[old]}")  # fmt: skip
+    new = rotations.check(match["new"]) if match["new"] else old
+    return Term(key, dims[0], dims[-1] + 1, old, new)
+
+
+def _dims(cut: str | None, total: int) -> range:
+    if cut is None:
+        return range(total)
+    if cut.lstrip("-").isdigit():
+        i = int(cut) + total * (int(cut) < 0)
+        return range(i, i + 1) if 0 <= i < total else range(0)
+    ends = cut.split(":")
+    if len(ends) != 2 or not all(re.fullmatch(r"-?\d*", x) for x in ends):
+        return range(0)
+    first, last = (int(x) if x else None for x in ends)
+    out = range(total)[slice(first, last)]
+    return out if last is None or last <= total else range(0)
+
+
+def assemble(terms: Sequence[Term], arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The blocks side by side: f64 (n, sum of sizes)."""
+    return np.concatenate([term.read(arrays) for term in terms], axis=1)
+
+
+def names(terms: Sequence[Term], about: About) -> tuple[str, ...]:
+    """Names of the dimensions: the source's where it has them, else made of the array's."""
+    out: list[str] = []
+    for term in terms:
+        labels = about.names.get(term.key, ())[term.start : term.end]
+        if term.old == term.new and len(labels) == term.size:
+            out += labels
+        elif term.size == 1 and about.arrays[term.key] == 1:
+            out.append(term.key)
+        else:
+            label = f"{term.key}.{term.new}" if term.new else term.key
+            first = 0 if term.new else term.start
+            out += [f"{label}[{first + i}]" for i in range(term.size)]
+    return tuple(out)
+
+
+def rotation_blocks(terms: Sequence[Term]) -> dict[tuple[int, int], str]:
+    """(start, end) among the assembled dimensions -> representation, of the rotations."""
+    out, at = {}, 0
+    for term in terms:
+        if term.new:
+            out[at, at + term.size] = term.new
+        at += term.size
+    return out
