@@ -14,8 +14,8 @@ MODULES = {
     for path in ROOT.rglob("*.py")
 }
 COMMANDS = {
-    "collect", "convert", "doctor", "evaluate", "export_policy", "foresight", "reconstruct",
-    "rollouts", "sample", "stats", "train",
+    "collect", "convert", "doctor", "evaluate", "export_policy", "foresight", "ingest",
+    "reconstruct", "rollouts", "sample", "stats", "train",
 }  # fmt: skip
 # Modules that any may use: they know nothing of the others.
 GROUND = {"config", "config_keys", "console", "disk", "locks", "tree", "hardware"}
