@@ -262,14 +262,14 @@ def main(argv: list[str]) -> None:
 def _look(paths: Sequence[str], out: str | None, as_json: bool) -> None:
     """At a data set."""
     from wamjax.data import examine
-    from wamjax.viz import data_page
+    from wamjax.data import page as pages
 
     found = examine.examine(paths[0], paths[1:])
     print(examine.as_json(found) if as_json else examine.as_text(found))
     if out:
         page = pathlib.Path(out) / "data.html"
         page.parent.mkdir(parents=True, exist_ok=True)
-        disk.write_text(page, data_page.html(found))
+        disk.write_text(page, pages.html(found))
         print(f"wrote {page}", file=sys.stderr if as_json else sys.stdout)
 
 
