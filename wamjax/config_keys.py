@@ -152,6 +152,7 @@ FROZEN = (
     "objective.video_shift",
     "objective.action_shift",
     "objective.scheme",
+    "objective.prefix_max",
     "precision.params",
     "optim.name",
     "optim.ema_decay",
