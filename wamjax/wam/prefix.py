@@ -64,7 +64,7 @@ def pin(prefix: Prefix, most: int, steps: int) -> Pin:
     Raises:
       ValueError: the actions and counts are not of these shapes.
     """
-    actions, count = jnp.asarray(prefix.actions), jnp.asarray(prefix.count)
+    actions, count = map(jnp.asarray, prefix)
     if actions.ndim != 3 or count.shape != actions.shape[:1] or actions.shape[1] > steps:
         raise ValueError(f"prefix: actions {actions.shape} and count {count.shape} must be "
                          f"(b, d, a) and (b,), d at most {steps}")  # fmt: skip
