@@ -101,7 +101,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("eval.tasks", (), "tasks; () = those of the training data"),
     ("eval.episodes", 0, "episodes after training; 0 = no evaluation"),
     ("eval.execute", 8, "actions executed of each planned chunk"),
-    ("eval.join", "sync", "how chunks follow each other under a delay: a key of envs.joins.WAYS"),
+    ("eval.join", "sync", "how chunks follow each other under a delay: one of envs.joins.WAYS"),
     ("eval.delay", 0, "control steps that go by between an observation and the plan made of it"),
     ("eval.max_steps", 40, "control steps after which an episode has failed"),
     ("eval.batch_size", 64, "episodes in one program"),

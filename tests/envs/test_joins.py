@@ -36,7 +36,8 @@ def test_synchronous_waits_where_it_is_and_starts_at_the_first_action():
     motion, grip = carried_out("sync", 2, plans=2)[0][:, [0, 3]].T
     np.testing.assert_array_equal(motion, [0, 0, 100, 101, 102, 0, 0, 200, 201, 202])
     np.testing.assert_array_equal(grip, [0, 0, 100, 101, 102, 102, 102, 200, 201, 202])
-    np.testing.assert_array_equal(carried_out("sync", 0, 2)[0][:, 0], [100, 101, 102, 200, 201, 202])
+    at_once = carried_out("sync", 0, 2)[0][:, 0]
+    np.testing.assert_array_equal(at_once, [100, 101, 102, 200, 201, 202])
 
 
 @pytest.mark.parametrize("way", ["switch", "prefix"])
@@ -148,7 +149,8 @@ def test_host_environments_join_chunks_as_the_tabletop_does():
     first = 1 + late.proprio[:, 0, :1]
     np.testing.assert_array_equal(late.actions[:, :2], 0)
     np.testing.assert_allclose(late.actions[:, 2:5, 0], first * ramp[:3], rtol=1e-6)
-    np.testing.assert_allclose(late.actions[:, 5, 0], (1 + late.proprio[:, 3, 0]) * ramp[2], rtol=1e-6)
+    second = 1 + late.proprio[:, 3, 0]
+    np.testing.assert_allclose(late.actions[:, 5, 0], second * ramp[2], rtol=1e-6)
     np.testing.assert_allclose(
         plain.actions[:, 3:6, 0], (1 + plain.proprio[:, 3, :1]) * ramp[:3], rtol=1e-6
     )
@@ -160,7 +162,7 @@ def test_chunks_that_are_too_short_are_named():
     with pytest.raises(ValueError, match="eval.delay = -1 must not be negative"):
         Join("switch", -1).check(4, 8)
     for execute in (2, 6):
-        with pytest.raises(ValueError, match=rf"execute = {execute} must lie in 3 to 5: plans of 8"):
+        with pytest.raises(ValueError, match=rf"execute = {execute} must lie in 3 to 5: plans"):
             Join("blend", 3).check(execute, 8)
     Join("sync", 9).check(8, 8)
     with pytest.raises(ValueError, match="execute = 3 must lie in 6 to 2"):

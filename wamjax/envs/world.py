@@ -118,8 +118,8 @@ class World(Protocol):
 
         Args:
           policy: ``policy(observation, keys) -> actions (e, j, a)`` in robot units, or
-            ``-> (actions, extras)``; jittable. One that chunks are joined to by "prefix" is called
-            with a third argument, see `Join.committed`. The observation is a batch {"images": camera ->
+            ``-> (actions, extras)``; jittable. If chunks are joined by "prefix", it is called with
+            a third argument, see `Join.committed`. The observation is a batch {"images": camera ->
             uint8 (e, h, w, 3), "proprio": float32 (e, p)} and `told`; keys are (e,), one for each
             episode and plan, so that what an episode draws does not depend on its neighbours. Pass
             parameters as ``jax.tree_util.Partial(function, params)``: a closure would bake them in.

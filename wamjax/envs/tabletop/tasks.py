@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from wamjax.envs.tabletop.shifts import Shift
 from wamjax.envs.tabletop import world
+from wamjax.envs.tabletop.shifts import Shift
 from wamjax.envs.tabletop.world import (
     BLOCK_HEIGHT,
     MAX_DELAY,
@@ -162,9 +162,8 @@ def step(state: State, action: Float[Array, "4"], shift: Shift) -> State:
 def drift(state: State) -> Float[Array, "blocks 2"]:
     """How far the table will carry each block in the next step; a held block not at all."""
     spin = jnp.asarray(_SPIN)[state.task]
-    turn = jnp.stack(
-        [jnp.stack([jnp.cos(spin) - 1, -jnp.sin(spin)]), jnp.stack([jnp.sin(spin), jnp.cos(spin) - 1])]
-    )
+    less, sine = jnp.cos(spin) - 1, jnp.sin(spin)
+    turn = jnp.array([[less, -sine], [sine, less]])
     lies = (jnp.arange(NUM_BLOCKS) != state.held) & (state.blocks[:, 0] < PARKED)
     return jnp.where(((spin != 0) & lies)[:, None], state.blocks @ turn.T, 0.0)
 

@@ -21,7 +21,6 @@ from wamjax.wam.objectives import codec_of
 from wamjax.wam.protocols import Method
 from wamjax.wam.slots import groups_of
 
-
 NO_PREFIX = (
     "config.objective.prefix_max = {}: Cosmos Policy cannot be given the first actions of a chunk. "
     "One slot is its whole chunk, repeated to fill a latent frame that has one noise level and is "
