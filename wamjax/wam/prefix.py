@@ -58,12 +58,15 @@ def pin(prefix: Prefix, most: int, steps: int) -> Pin:
     """A prefix as slots of a chunk, in its own units.
 
     Args:
-      most: counts beyond it count as it.
+      most: counts beyond it count as it; of a policy, 0: it takes no prefix.
       steps: of the chunk.
 
     Raises:
-      ValueError: the actions and counts are not of these shapes.
+      ValueError: there is to be no prefix, or actions and counts are not of these shapes.
     """
+    if not most:
+        raise ValueError("this policy takes no prefix: it was trained with "
+                         "objective.prefix_max = 0")  # fmt: skip
     actions, count = map(jnp.asarray, prefix)
     if actions.ndim != 3 or count.shape != actions.shape[:1] or actions.shape[1] > steps:
         raise ValueError(f"prefix: actions {actions.shape} and count {count.shape} must be "
@@ -71,3 +74,8 @@ def pin(prefix: Prefix, most: int, steps: int) -> Pin:
     count = jnp.minimum(count, min(most, actions.shape[1]))
     rest = ((0, 0), (0, steps - actions.shape[1]), (0, 0))
     return Pin(jnp.pad(actions, rest), first(count, steps))
+
+
+def describe(most: int) -> str:
+    """What a prefix adds to the picture of `uses.describe`."""
+    return f"\nof the actions the first 0 to {most} are given" if most else ""

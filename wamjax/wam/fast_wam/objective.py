@@ -101,7 +101,8 @@ class FastWAM(Denoises, Policy):
 
     def describe(self) -> str:
         """The roles of all groups in every use, as text."""
-        return uses.describe(self.uses, [(g.name, g.name) for g in self.network.groups])
+        text = uses.describe(self.uses, [(g.name, g.name) for g in self.network.groups])
+        return text + prefixes.describe(self.prefix_max)
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a training batch."""
@@ -279,7 +280,9 @@ class FastWAM(Denoises, Policy):
         """
         done = self.sample(params, normalizers, observation, rng, mode, noise, prefix=prefix)
         actions = normalizers["actions"].inverse(at_least_float32(done["action"]))
-        return actions if prefix is None else pinned(self._pin(prefix), actions)
+        if prefix is None:
+            return actions
+        return pinned(prefixes.pin(prefix, self.prefix_max, self.chunk), actions)
 
     def sample(
         self,
@@ -310,7 +313,7 @@ class FastWAM(Denoises, Policy):
             raise ValueError(f"{self.variant} acts in modes {self.modes}, not {mode!r}{hint}")
         pins = {}
         if prefix is not None:
-            pin = self._pin(prefix)
+            pin = prefixes.pin(prefix, self.prefix_max, self.chunk)
             pins["action"] = pin._replace(values=normalizers["actions"].forward(pin.values))
         first, contexts = self._observe(params, normalizers, observation)
         given, cache, video = {"first": first}, None, {}
@@ -340,12 +343,6 @@ class FastWAM(Denoises, Policy):
         first, video = self._imagined(params, normalizers, observation, rng, noise)
         latents = jnp.concatenate([first, video["future"]], axis=1)
         return bound_codec(self.codec, params).decode(latents)
-
-    def _pin(self, prefix: Prefix) -> Pin:
-        if not self.prefix_max:
-            raise ValueError("this policy takes no prefix: it was trained with "
-                             "objective.prefix_max = 0")  # fmt: skip
-        return prefixes.pin(prefix, self.prefix_max, self.chunk)
 
     def _imagined(self, params, normalizers, observation, rng, noise, states: bool = False):
         """The latent of the observed frame, and {"future": those after it}."""
