@@ -72,6 +72,7 @@ def watch(policy: trained.Policy, config: ConfigDict, episodes: int) -> Plans:
     config = config.copy_and_resolve_references()
     # The end of every chunk is seen.
     config.eval.max_steps, config.eval.execute = config.eval.max_steps // chunk * chunk, chunk
+    config.eval.join, config.eval.delay = "sync", 0
     tasks, numbers = closed_loop.task_names(config, world), np.arange(episodes)
     names = [tasks[i % len(tasks)] for i in numbers]
     policy = dataclasses.replace(policy, cameras=tuple(config.data.cameras))

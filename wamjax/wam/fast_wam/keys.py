@@ -14,6 +14,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("objective.video_weight", 1.0, "weight of the video loss"),
     ("objective.cond_noise_prob", 0.5, "how often idm's conditioning video is noised in training"),
     ("objective.idm_prob", 0.5, "share of a batch that optional_idm trains as idm"),
+    ("objective.prefix_max", 0, "most first actions of a chunk that are given in training"),
     (
         "objective.action_from_video",
         False,
@@ -32,6 +33,7 @@ def read(config) -> tuple[str, ...]:
         "objective.*_weight",
         "objective.weighting",
         "objective.action_from_video",
+        "objective.prefix_max",
         "objective.infer_steps",
         "objective.solver",
         *(["objective.cond_noise_prob"] if "idm" in variant else []),
