@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from wamjax.models import attention
@@ -35,6 +37,7 @@ from wamjax.models.layers import (
     modulate,
     unconstrained,
 )
+from wamjax.models.padding import Padding
 from wamjax.models.rope import Rope, rotate
 
 KeyValue = tuple[Array, Array]
@@ -142,6 +145,7 @@ class Stream:
       groups: static (name, length) of each group, in token order.
       bias: position bias: (n, l, l) added to the logits of every layer (T5), or int (l, l) buckets
         for experts whose layers own a table (umT5).
+      padding: static; how the slots in `x` are padded, with `rope` and the lengths in `groups`.
     """
 
     x: Float[Array, "b l d"]
@@ -149,6 +153,17 @@ class Stream:
     rope: Rope | None
     groups: tuple[tuple[str, int], ...] = struct.field(pytree_node=False)
     bias: Array | None = None
+    padding: Padding | None = struct.field(pytree_node=False, default=None)
+
+    def existing(self) -> dict[str, np.ndarray]:
+        """group -> which of its keys exist, (1, s), for groups with padding."""
+        if self.padding is None:
+            return {}
+        return {group: self.padding.keys(length) for group, length in self.groups}
+
+    def without_padding(self, x: Array) -> Array:
+        """Keys or values (b, n, s, k) of a group as they are cached."""
+        return x if self.padding is None else self.padding.remove(x, axis=2)
 
 
 class Adaptation(NamedTuple):
@@ -300,7 +315,9 @@ class ExpertBlock(nn.Module):
         x = self._leave("self", stream.x, self.self_attn.output(attended), adaptation)
         if self.spec.cross != "none":
             query = self.cross_attn.query(self._enter("cross", x, adaptation))
-            y = self.cross_attn.output(self._read(query, *context))
+            query = checkpoint_name(query, "query")
+            attended = checkpoint_name(self._read(query, *context), "attended")
+            y = self.cross_attn.output(attended)
             x = self._leave("cross", x, y, adaptation)
         return self._leave("ffn", x, self.ffn(self._enter("ffn", x, adaptation)), adaptation)
 
@@ -317,6 +334,7 @@ class ExpertBlock(nn.Module):
         return getattr(self, f"{name}_norm")(x)
 
     def _leave(self, name: str, x: Array, y: Array, adaptation) -> Array:
+        y = checkpoint_name(y, "projected")
         gate = adaptation[name].gate if name in adaptation else None
         y = (x + y).astype(x.dtype) if gate is None else gated_add(x, gate, y)
         return self.constrain(y, "batch", "tokens", "embed")

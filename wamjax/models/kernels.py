@@ -17,8 +17,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 KERNELS = ("auto", "xla", "cudnn", "splash")
 LANES = 128  # of a TPU; blocks of splash are multiples of it
@@ -29,7 +30,8 @@ SPLASH_KEYS = 1024
 # wide heads on v5p, and divide what lengths are padded to.
 BLOCKS = (768, 512, 384, 256, 128)
 
-Dense = Callable[[Array, Array, Array], Array]
+Dense = Callable[..., Array]
+Keys = Bool[np.ndarray, " s"] | None  # which keys exist, known when a program is traced
 
 
 def attend(
@@ -37,24 +39,25 @@ def attend(
     q: Float[Array, "b n l k"],
     k: Float[Array, "b n s k"],
     v: Float[Array, "b n s k"],
+    keys: Keys = None,
+    *,
     xla: Dense,
 ) -> Float[Array, "b n l k"]:
     """Unmasked attention by a kernel.
 
     Args:
       kernel: one of `KERNELS`.
-      xla: what computes it without a special kernel.
+      keys: which keys exist; all by default.
+      xla: what computes it without a special kernel, given (q, k, v, keys).
     """
-    if kernel == "xla":
-        return xla(q, k, v)
-    if kernel == "splash":
-        return splash(q, k, v)
-    if kernel == "cudnn":
-        return cudnn(q, k, v)
-    by_platform = choose(q, k)
-    if not by_platform:
-        return xla(q, k, v)
-    return jax.lax.platform_dependent(q, k, v, default=xla, **by_platform)
+    functions = {"xla": xla, "splash": splash, "cudnn": cudnn}
+    if kernel in functions:
+        return functions[kernel](q, k, v, keys)
+    with_keys = {name: functools.partial(function, keys=keys)
+                 for name, function in {"default": xla, **choose(q, k)}.items()}  # fmt: skip
+    if len(with_keys) == 1:
+        return xla(q, k, v, keys)
+    return jax.lax.platform_dependent(q, k, v, **with_keys)
 
 
 def choose(q: Float[Array, "b n l k"], k: Float[Array, "b n s k"]) -> dict[str, Dense]:
@@ -69,7 +72,7 @@ def choose(q: Float[Array, "b n l k"], k: Float[Array, "b n s k"]) -> dict[str, 
     return out
 
 
-def cudnn(q: Array, k: Array, v: Array) -> Array:
+def cudnn(q: Array, k: Array, v: Array, keys: Keys = None) -> Array:
     """cuDNN's flash attention.
 
     Raises:
@@ -79,28 +82,29 @@ def cudnn(q: Array, k: Array, v: Array) -> Array:
         raise ValueError(f"model.attention='cudnn' computes in bfloat16 or float16, not {q.dtype}: "
                          "set precision.compute=bfloat16, or model.attention=auto")  # fmt: skip
     heads_last = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    y = jax.nn.dot_product_attention(*heads_last, implementation="cudnn")
+    mask = None if keys is None else jnp.asarray(keys)[None, None, None]
+    y = jax.nn.dot_product_attention(*heads_last, mask=mask, implementation="cudnn")
     return jnp.swapaxes(y, 1, 2)
 
 
-def splash(q: Array, k: Array, v: Array, interpret: bool | None = None) -> Array:
+def splash(q: Array, k: Array, v: Array, keys: Keys = None, interpret: bool | None = None) -> Array:
     """The Pallas kernel of JAX for TPUs; elsewhere its reference interpreter, for tests.
 
     Tokens are padded to whole blocks; padded keys are of another segment, so nothing sees them.
     """
     if interpret is None:
-        run = functools.partial(_splash, interpret=False)
-        slow = functools.partial(_splash, interpret=True)
+        run = functools.partial(_splash, keys=keys, interpret=False)
+        slow = functools.partial(_splash, keys=keys, interpret=True)
         return _over_mesh(lambda *x: jax.lax.platform_dependent(*x, default=slow, tpu=run))(q, k, v)
-    return _over_mesh(functools.partial(_splash, interpret=interpret))(q, k, v)
+    return _over_mesh(functools.partial(_splash, keys=keys, interpret=interpret))(q, k, v)
 
 
-def _splash(q: Array, k: Array, v: Array, interpret: bool) -> Array:
+def _splash(q: Array, k: Array, v: Array, keys: Keys, interpret: bool) -> Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    rows, keys = q.shape[2], k.shape[2]
-    block_q, block_k = _block(rows), _block(keys)
+    rows, columns = q.shape[2], k.shape[2]
+    block_q, block_k = _block(rows), _block(columns)
     q = _padded(q * q.shape[-1] ** -0.5, block_q)
     k, v = _padded(k, block_k), _padded(v, block_k)
     sizes = kernels.BlockSizes(
@@ -112,10 +116,11 @@ def _splash(q: Array, k: Array, v: Array, interpret: bool) -> Array:
         mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
     )
     segments = None
-    if k.shape[2] > keys:
+    exist = np.ones(columns, bool) if keys is None else keys
+    exist = np.pad(exist, (0, k.shape[2] - columns))
+    if not exist.all():
         segments = kernels.SegmentIds(
-            q=jnp.zeros(q.shape[2], jnp.int32),
-            kv=(jnp.arange(k.shape[2]) >= keys).astype(jnp.int32),
+            q=jnp.zeros(q.shape[2], jnp.int32), kv=jnp.asarray(~exist, jnp.int32)
         )
     y = jax.vmap(kernel, in_axes=(0, 0, 0, None))(q, k, v, segments)
     return y[:, :, :rows].astype(v.dtype)

@@ -30,6 +30,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("model.rope_scale", (1.0, 1.0, 1.0), "stretch along (t, h, w), see rope.ntk_bases"),
     ("model.context_rows", 0, "rows of text that attention counts; zero where not given"),
     ("model.remat", "none", "what is recomputed: none, full, or a policy in between"),
+    ("model.pad_slots", "auto", "slots padded to whole tiles: auto (on TPUs), on, off"),
     ("model.unroll", 1, "layers unrolled in the scan over blocks"),
     ("model.residual", "compute", "dtype that blocks add up in: compute (precision's) or float32"),
     ("model.codec.kind", "pixel", "pixel, cosine, cached, palette, or trained: kl, fsq, vq"),
@@ -58,6 +59,7 @@ TRANSFORMER = (
     "model.unroll",
     "model.residual",
     "model.attention",
+    "model.pad_slots",
 )
 
 _GRID = ("spatial", "temporal")

@@ -23,11 +23,23 @@ from wamjax.models.layers import at_least_float32, unconstrained
 from wamjax.models.visibility import Visibility
 
 RESIDUALS = ("compute", "float32")
+# What the backward pass keeps of a block, from most memory to least: everything; outputs of all
+# linear maps; those but the wide hidden layer of the feed-forward network; queries, keys, values
+# and what was attended; the input alone; the input in the memory of the host.
+_ATTENTION = ("qkv", "attended")
+_PROJECTIONS = (*_ATTENTION, "query", "context", "projected")
 REMAT_POLICIES = {
     "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("qkv", "attended"),
+    "projections": jax.checkpoint_policies.save_only_these_names(*_PROJECTIONS),
+    "attention": jax.checkpoint_policies.save_only_these_names(*_ATTENTION),
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=(),
+        names_which_can_be_offloaded=("input",),
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -71,6 +83,7 @@ class Block(nn.Module):
         Returns:
           (tokens of the next layer, this layer's slice of the emitted cache).
         """
+        tokens = checkpoint_name(tokens, "input")
         streams = {e: s.replace(x=tokens[e]) for e, s in streams.items()}
         layers = {
             spec.name: ExpertBlock(
@@ -90,12 +103,19 @@ class Block(nn.Module):
             if stream.bias is not None:
                 ((group, _),) = stream.groups  # a position bias is of one group
                 bias[group] = layers[name].bias(stream)
-        emitted = {g: (k[g], v[g]) for g in emit or ()}
+        emitted = {
+            g: (stream.without_padding(k[g]), stream.without_padding(v[g]))
+            for stream in streams.values()
+            for g, _ in stream.groups
+            if g in (emit or ())
+        }
+        for stream in streams.values():
+            valid = stream.existing() | valid
         for group, (keys, values) in layer_cache.tokens.items():
             k[group], v[group] = keys, values
         context = dict(layer_cache.context)
         for name, text in contexts.items():
-            context[name] = layers[name].cross_attn.key_value(text)
+            context[name] = checkpoint_name(layers[name].cross_attn.key_value(text), "context")
         going = {name: stream for name, stream in streams.items() if name not in self.ends}
         q = {g: q[g] for stream in going.values() for g, _ in stream.groups}
         attended = self.attention(q, k, v, visibility, valid, bias)
