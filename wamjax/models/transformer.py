@@ -25,10 +25,13 @@ from wamjax.models.visibility import Visibility
 RESIDUALS = ("compute", "float32")
 # What the backward pass keeps of a block, from most memory to least: everything; outputs of all
 # linear maps; those but the wide hidden layer of the feed-forward network; queries, keys, values
-# and what was attended; the input alone; the input in the memory of the host.
+# and what was attended; the input alone; the input in the memory of the host. "auto" is one of
+# these, chosen when a training step is compiled (`training.compile.compile_fitting`), and
+# everything elsewhere.
 _ATTENTION = ("qkv", "attended")
 _PROJECTIONS = (*_ATTENTION, "query", "context", "projected")
 REMAT_POLICIES = {
+    "auto": None,
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "projections": jax.checkpoint_policies.save_only_these_names(*_PROJECTIONS),
@@ -225,7 +228,7 @@ class Transformer(nn.Module):
     def _block(self) -> type[nn.Module]:
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"remat {self.remat!r} is not one of {sorted(REMAT_POLICIES)}")
-        if self.remat == "none":
+        if REMAT_POLICIES[self.remat] is None:
             return Block
         # Common subexpressions cannot meet across iterations of a scan, so the barrier that
         # prevents them would only cost.
