@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from wamjax.config import did_you_mean
@@ -57,7 +58,7 @@ def attend(
     if mask is not None:
         logits = jnp.where(mask[:, None] if mask.ndim == 3 else mask, logits, -jnp.inf)
     weights = _softmax(logits, zeros).astype(v.dtype)
-    return jnp.einsum("bnls,bnsk->bnlk", weights, v)
+    return checkpoint_name(jnp.einsum("bnls,bnsk->bnlk", weights, v), kernels.RESULT)
 
 
 def _softmax(logits: Array, zeros: int) -> Array:
@@ -84,7 +85,8 @@ def _dense_forward(q, k, v, keys=None):
     if keys is not None:
         logits = jnp.where(keys, logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    y = jnp.einsum("bnls,bnsk->bnlk", weights, v)
+    # Named here and not by whom it is for, or a backward pass that keeps it would compute it anew.
+    y = checkpoint_name(jnp.einsum("bnls,bnsk->bnlk", weights, v), kernels.RESULT)
     return y, (q, k, v, weights, y)
 
 

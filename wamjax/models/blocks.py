@@ -316,8 +316,7 @@ class ExpertBlock(nn.Module):
         if self.spec.cross != "none":
             query = self.cross_attn.query(self._enter("cross", x, adaptation))
             query = checkpoint_name(query, "query")
-            attended = checkpoint_name(self._read(query, *context), "attended")
-            y = self.cross_attn.output(attended)
+            y = self.cross_attn.output(self._read(query, *context))
             x = self._leave("cross", x, y, adaptation)
         return self._leave("ffn", x, self.ffn(self._enter("ffn", x, adaptation)), adaptation)
 

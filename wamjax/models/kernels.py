@@ -18,10 +18,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 KERNELS = ("auto", "xla", "cudnn", "splash")
+RESULT = "attended"  # by this name a rematerialised backward pass keeps what attention computed
 LANES = 128  # of a TPU; blocks of splash are multiples of it
 # Keys from which splash pays: at 326 tokens it is worth one point of utilisation and costs compile
 # time, at 1,764 it is about seven times as fast as the logits in memory (compiled for v5p).
@@ -84,7 +86,7 @@ def cudnn(q: Array, k: Array, v: Array, keys: Keys = None) -> Array:
     heads_last = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     mask = None if keys is None else jnp.asarray(keys)[None, None, None]
     y = jax.nn.dot_product_attention(*heads_last, mask=mask, implementation="cudnn")
-    return jnp.swapaxes(y, 1, 2)
+    return checkpoint_name(jnp.swapaxes(y, 1, 2), RESULT)
 
 
 def splash(q: Array, k: Array, v: Array, keys: Keys = None, interpret: bool | None = None) -> Array:
@@ -113,8 +115,9 @@ def _splash(q: Array, k: Array, v: Array, keys: Keys, interpret: bool) -> Array:
     )  # fmt: skip
     mask = masks.MultiHeadMask([masks.FullMask((q.shape[2], k.shape[2]))] * q.shape[1])
     kernel = kernels.make_splash_mha(
-        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
-    )
+        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
+        residual_checkpoint_name=RESULT,
+    )  # fmt: skip
     segments = None
     exist = np.ones(columns, bool) if keys is None else keys
     exist = np.pad(exist, (0, k.shape[2] - columns))

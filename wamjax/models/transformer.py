@@ -17,7 +17,7 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from wamjax.models import attention
+from wamjax.models import attention, kernels
 from wamjax.models.blocks import ExpertBlock, ExpertSpec, KeyValue, Stream
 from wamjax.models.layers import at_least_float32, unconstrained
 from wamjax.models.visibility import Visibility
@@ -28,7 +28,7 @@ RESIDUALS = ("compute", "float32")
 # and what was attended; the input alone; the input in the memory of the host. "auto" is one of
 # these, chosen when a training step is compiled (`training.compile.compile_fitting`), and
 # everything elsewhere.
-_ATTENTION = ("qkv", "attended")
+_ATTENTION = ("qkv", kernels.RESULT)
 _PROJECTIONS = (*_ATTENTION, "query", "context", "projected")
 REMAT_POLICIES = {
     "auto": None,
@@ -122,7 +122,6 @@ class Block(nn.Module):
         going = {name: stream for name, stream in streams.items() if name not in self.ends}
         q = {g: q[g] for stream in going.values() for g, _ in stream.groups}
         attended = self.attention(q, k, v, visibility, valid, bias)
-        attended = checkpoint_name(attended, "attended")
         tokens = {}
         for name, stream in going.items():
             parts = [attended[g] for g, _ in stream.groups]
