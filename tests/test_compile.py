@@ -59,19 +59,21 @@ def test_every_flag_has_a_reason_and_every_tpu_a_list():
 
 
 def test_automatic_remat_takes_the_first_policy_that_fits():
-    tried = []
+    tried, chip = [], device("tpu", "TPU v5")
 
     def compile_step(work, *_):
         tried.append(work)
-        if work == "none":
+        if work == "projections":
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory on HBM")
-        return mock.Mock(memory={"fits": work in ("attention", "full")})
+        return mock.Mock(memory={"fits": work == "full"})
 
     with mock.patch.object(compiling, "compile_step", compile_step):
-        *_, remat = compiling.compile_fitting(lambda policy: policy, "auto", None)
-        assert remat == "attention" and tried == ["none", "projections", "attention"]
+        *_, remat = compiling.compile_fitting(lambda policy: policy, "auto", chip)
+        assert remat == "full" and tried == ["projections", "attention", "full"]
+        cpu = device("cpu", "cpu")
+        assert compiling.compile_fitting(lambda policy: policy, "auto", cpu)[2] == "none"
         with pytest.raises(jax.errors.JaxRuntimeError, match="EXHAUSTED"):
-            compiling.compile_fitting(lambda policy: policy, "none", None)
+            compiling.compile_fitting(lambda policy: policy, "projections", chip)
     assert set(compiling.LADDER) <= set(REMAT_POLICIES) - {"auto"}
 
 

@@ -17,6 +17,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
+from wamjax.models.transformer import REMAT_POLICIES
 from wamjax.training.compile import LADDER
 
 Report = dict[str, Any]
@@ -39,7 +40,8 @@ def run(
       values: the flags.
       compile_for: see `aot.compile_for`.
     """
-    rungs = [r for r in reversed(LADDER) if not values.remats or r in values.remats]
+    policies = [p for p in REMAT_POLICIES if p in (values.remats or LADDER)]
+    rungs = policies[::-1]  # from least memory to most
     given = config.data.batch_size // len(devices)
     batches = sorted(int(n) for n in values.batches) or [given, 2 * given, 4 * given]
     reports, sides = [], _sides(values.topology)

@@ -191,13 +191,19 @@ class Projections(nn.Module):
             self.q_norm, self.k_norm = RMSNorm(), RMSNorm()
 
     def query(self, x: Float[Array, "b l d"]) -> Float[Array, "b n l k"]:
-        return self._norm_and_split("q_norm", self.q(x))
+        return self._norm_and_split("q_norm", self._linear("q", x))
 
     def key_value(self, x: Float[Array, "b s d"]) -> KeyValue:
-        return self._norm_and_split("k_norm", self.k(x)), self._split(self.v(x))
+        keys = self._norm_and_split("k_norm", self._linear("k", x))
+        return keys, self._split(self._linear("v", x))
 
     def output(self, y: Float[Array, "b n l k"]) -> Float[Array, "b l d"]:
         return self.o(rearrange(y, "b n l k -> b l (n k)"))
+
+    def _linear(self, name: str, x: Array) -> Array:
+        """Before norm and rotation: those are cheap to repeat in a backward pass, which needs what
+        went into them."""
+        return checkpoint_name(getattr(self, name)(x), "qkv")
 
     def _norm_and_split(self, norm: str, x: Array) -> Array:
         if self.qk_norm == "full":  # over all heads jointly
@@ -315,7 +321,6 @@ class ExpertBlock(nn.Module):
         x = self._leave("self", stream.x, self.self_attn.output(attended), adaptation)
         if self.spec.cross != "none":
             query = self.cross_attn.query(self._enter("cross", x, adaptation))
-            query = checkpoint_name(query, "query")
             y = self.cross_attn.output(self._read(query, *context))
             x = self._leave("cross", x, y, adaptation)
         return self._leave("ffn", x, self.ffn(self._enter("ffn", x, adaptation)), adaptation)

@@ -29,7 +29,7 @@ RESIDUALS = ("compute", "float32")
 # these, chosen when a training step is compiled (`training.compile.compile_fitting`), and
 # everything elsewhere.
 _ATTENTION = ("qkv", kernels.RESULT)
-_PROJECTIONS = (*_ATTENTION, "query", "context", "projected")
+_PROJECTIONS = (*_ATTENTION, "projected")
 REMAT_POLICIES = {
     "auto": None,
     "none": None,
@@ -100,7 +100,6 @@ class Block(nn.Module):
         adaptations = {name: layers[name].adapt(stream) for name, stream in streams.items()}
         for name, stream in streams.items():
             projected = layers[name].project(stream, adaptations[name])
-            projected = checkpoint_name(projected, "qkv")
             for target, whole in zip((q, k, v), projected, strict=True):
                 target.update(_split_groups(whole, stream.groups))
             if stream.bias is not None:
@@ -118,7 +117,7 @@ class Block(nn.Module):
             k[group], v[group] = keys, values
         context = dict(layer_cache.context)
         for name, text in contexts.items():
-            context[name] = checkpoint_name(layers[name].cross_attn.key_value(text), "context")
+            context[name] = layers[name].cross_attn.key_value(text)
         going = {name: stream for name, stream in streams.items() if name not in self.ends}
         q = {g: q[g] for stream in going.values() for g, _ in stream.groups}
         attended = self.attention(q, k, v, visibility, valid, bias)

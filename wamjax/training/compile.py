@@ -23,10 +23,9 @@ from wamjax import hardware
 from wamjax.console import say
 from wamjax.training.step import Plan
 
-# Policies by memory, most first, that "auto" tries. Keeping every array of a layer (none, dots) is
-# estimated to be slower than recomputing the wide hidden layer (projections): the scan copies what
-# it keeps. See the tables in tpu/README.md.
-LADDER = ("none", "projections", "attention", "full", "offload")
+# The policies that "auto" tries, the fastest first where all fit: keeping every array of a layer is
+# estimated to be slower than to repeat the cheap ones, since the scan copies what it keeps.
+LADDER = ("projections", "attention", "full", "offload")
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -148,7 +147,7 @@ def compile_fitting(
     Args:
       planned: the step under a policy of `transformer.REMAT_POLICIES`.
       remat: the policy, or "auto": the first of `LADDER` whose program fits the memory, as the
-        compiler sees it; where it does not say, as on CPU, the first.
+        compiler sees it; "none" on what has no known memory, as a CPU.
 
     Returns:
       (the plan, its program, the policy).
@@ -156,7 +155,8 @@ def compile_fitting(
     Raises:
       ValueError, jax.errors.JaxRuntimeError: as `compile_step`, where nothing fits.
     """
-    rungs = LADDER if remat == "auto" else (remat,)
+    automatic = LADDER if hardware.chip(device) else ("none",)
+    rungs = automatic if remat == "auto" else (remat,)
     for rung in rungs:
         work = planned(rung)
         try:
