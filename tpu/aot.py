@@ -63,7 +63,11 @@ ENVIRONMENT = {
 }
 
 
-VERSIONS = {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "libtpu")}
+VERSIONS = {
+    p.metadata["Name"]: p.version
+    for p in importlib.metadata.distributions()
+    if p.metadata["Name"] in ("jax", "jaxlib", "libtpu")
+}
 
 
 def devices_of(topology: str) -> list[jax.Device]:
@@ -103,7 +107,7 @@ def compile_for(
             return json.loads(place.read_text())
         program = compile_step(work, devices[0], config.compile.flags, lowered)
         model = model_flops(objective, config, work.state.params, work.batch)
-        executed = flops.count(work.step, work.state, work.batch)
+        executed = flops.count_by(work.step, work.state, work.batch)
     hlo = program.step.as_text()
     report = {
         "topology": topology,
@@ -116,8 +120,9 @@ def compile_for(
         "compiler_options": program.options,
         "parameters": tree.count_by_expert(work.state.params),
         "flops": {
-            "step": executed,
-            "step_per_device": executed // len(devices),
+            "step": sum(executed.values()),
+            "step_per_device": sum(executed.values()) // len(devices),
+            "kernels": executed.get("kernel", 0),
             "model": model,
             "model_per_sample": model // config.data.batch_size,
         },
@@ -125,7 +130,14 @@ def compile_for(
         "collectives": {
             kind: dataclasses.asdict(traffic) for kind, traffic in collectives.count(hlo).items()
         },
-        "estimate": estimate.of(hlo, hardware.chip(devices[0]), topology, len(devices), model),
+        "estimate": estimate.of(
+            hlo,
+            hardware.chip(devices[0]),
+            topology,
+            len(devices),
+            model,
+            executed.get("kernel", 0),
+        ),
         "seconds": {
             "trace_and_lower": round(program.lower_seconds, 1),
             "compile": round(program.compile_seconds, 1),

@@ -124,6 +124,24 @@ def text(reports: list[Report], config_file: str) -> str:
     return "\n".join(lines)
 
 
+def row(name: str, report: Report) -> str:
+    """One candidate as a row of the table of tpu/README.md."""
+    guess, mfu = report["estimate"]["seconds"], report["estimate"]["mfu"]
+    mesh = ", ".join(f"{a} {n}" for a, n in report["mesh"].items() if n > 1)
+    cells = [
+        name,
+        f"{report['topology']}, {mesh}",
+        f"{report['batch_size']:,} ({report['batch_size'] // report['devices']})",
+        report["remat"],
+        f"{sum(report['estimate']['cycles'].values()) / 1e6:.1f}",
+        f"{guess['step'] * 1e3:.1f}",
+        f"{guess['collectives_exposed'] * 1e3:.1f}",
+        f"{mfu['step']:.1%} ({mfu['compute_alone']:.1%})",
+        f"{report['memory']['peak_bytes'] / 2**30:.1f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
 def _sides(topology: str) -> list[int]:
     return [int(n) for n in re.findall(r"\d+", topology.partition(":")[2])]
 
