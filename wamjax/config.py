@@ -23,7 +23,7 @@ from wamjax import disk
 from wamjax.config_keys import BEFORE, FROZEN, RENAMED, SOURCE, TABLE
 
 # Below a key of `FROZEN`, but they change how a step is computed, not what.
-_THAWED = {"model.remat", "model.unroll", "model.attention"}
+_THAWED = {"model.remat", "model.unroll", "model.attention", "model.pad_slots"}
 
 # What `validate` knows of values.
 _POSITIVE = (

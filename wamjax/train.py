@@ -41,7 +41,7 @@ from wamjax.console import say
 from wamjax.training import guards, optim, sharding
 from wamjax.training import state as states
 from wamjax.training.checkpoint import Checkpoints
-from wamjax.training.compile import compile_step, keep_programs
+from wamjax.training.compile import compile_fitting, keep_programs
 from wamjax.training.metrics import Profile, Recorder
 from wamjax.training.state import TrainState
 from wamjax.training.step import Plan, model_flops, plan
@@ -124,7 +124,7 @@ def run(
             if config.eval.episodes > 0:
                 _check_evaluation(config, data.spec, objective)
             _draw_masks(objective, workdir)
-            job = Job(config, workdir, mesh, peak, data, objective, checkpoints)
+            job = Job(config, workdir, mesh, peak, data, objective, checkpoints, make_objective)
             with jax.set_mesh(mesh), guards.together():
                 if not _loop(job, *prepare(job)):
                     return False
@@ -143,6 +143,7 @@ class Job:
     data: Data
     objective: Any
     checkpoints: Checkpoints
+    make_objective: Callable[[ConfigDict, Any], Any] = build_objective
 
 
 def prepare(job: Job):
@@ -156,7 +157,7 @@ def prepare(job: Job):
     work = plan(objective, tx, config, job.mesh)
     say(f"parameters\n{tree.describe(work.state.params)}")
     checkpoints.check_room(work.state)
-    step, flops = _program(job, work)
+    step, flops = _program(job, work, tx)
     if (newest := checkpoints.latest) is not None:
         state = checkpoints.restore(work.state, job.data.iterator)
         if checkpoints.latest != newest:  # it was damaged, and this one was not compared yet
@@ -176,14 +177,25 @@ def prepare(job: Job):
     return jax.jit(start, out_shardings=places, donate_argnums=0)(params), step, flops
 
 
-def _program(job: Job, work: Plan):
+def _program(job: Job, work: Plan, tx):
     """The compiled step and its model FLOPs; logs memory and time."""
-    program = compile_step(work, job.mesh.devices.flat[0], job.config.compile.flags)
+    config = job.config
+
+    def planned(remat: str) -> Plan:
+        if remat == config.model.remat:
+            return work
+        other = config.copy_and_resolve_references()
+        other.model.remat = remat
+        return plan(job.make_objective(other, job.data.spec), tx, other, job.mesh)
+
+    device = job.mesh.devices.flat[0]
+    _, program, remat = compile_fitting(planned, config.model.remat, device, config.compile.flags)
     flops = model_flops(job.objective, job.config, work.state.params, work.batch)
     size = program.memory and program.memory["peak_bytes"]
     peak = f"{size / 1e6:,.1f} MB a device" if size else "unknown memory"
     seconds = program.lower_seconds + program.compile_seconds
     chosen = f" with {len(program.options)} flags" if program.options else ""
+    chosen += f", remat {remat}" if remat != config.model.remat else ""
     say(f"step compiled in {seconds:.1f} s for {dict(job.mesh.shape)}{chosen}: peak {peak}, "
         f"{flops:.3e} FLOPs")  # fmt: skip
     return program.step, float(flops)

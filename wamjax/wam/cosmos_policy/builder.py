@@ -104,6 +104,7 @@ def _network(model, layout: Layout, codec, spec: DataSpec) -> DiT:
         unroll=model.unroll,
         attention=attention.named(model.attention),
         residual=model.residual,
+        pad_slots=model.pad_slots,
         constrain=constrain,
     )
 

@@ -43,7 +43,7 @@ def read(config) -> tuple[str, ...]:
         "objective.action_weight",
         "objective.infer_steps",
         "objective.solver",
-        *models.TRANSFORMER,
+        *models.SHELL,
         "model.patch",
         "model.time_scale",
         "model.modulation_rank",

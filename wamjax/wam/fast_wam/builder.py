@@ -53,6 +53,7 @@ def build(config, spec) -> FastWAM:
         unroll=model.unroll,
         attention=attention.named(model.attention),
         residual=model.residual,
+        pad_slots=model.pad_slots,
         constrain=constrain,
     )
     optional = objective.variant == "optional_idm"

@@ -38,7 +38,7 @@ def read(config) -> tuple[str, ...]:
         "objective.solver",
         *(["objective.cond_noise_prob"] if "idm" in variant else []),
         *(["objective.idm_prob"] if variant == "optional_idm" else []),
-        *models.TRANSFORMER,
+        *models.SHELL,
         "model.action.*",
         "model.patch",
         "model.context_width",
