@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import json
 import math
-import pathlib
 import sys
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from wamjax import cli, flops, tree, wam
+from wamjax import cli, files, flops, tree, wam
 from wamjax import config as configs
 from wamjax.models import dit
 from wamjax.models.layers import unconstrained
@@ -247,7 +246,7 @@ def main(argv: list[str]) -> None:
     fixed = math.prod(abs(int(config.mesh[a])) for a in sharding.AXES)
     report = diagnose(config, asked.devices or fixed, asked.sizes)
     if asked.out:
-        _draw(config, pathlib.Path(asked.out))
+        _draw(config, files.path(asked.out, "--out"))
     if asked.json:
         json.dump(report, sys.stdout, indent=2)
         print()
@@ -265,7 +264,7 @@ def _print_keys(config: ConfigDict, as_json: bool) -> None:
         print(f"{f'{key} = {value!r}':<48}  {text}")
 
 
-def _draw(config: ConfigDict, folder: pathlib.Path) -> None:
+def _draw(config: ConfigDict, folder: files.Path) -> None:
     from wamjax.data import pipeline
     from wamjax.viz import masks
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -24,7 +23,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from wamjax import cli
+from wamjax import cli, files
 from wamjax.console import say
 from wamjax.training import checkpoint
 from wamjax.training import state as states
@@ -199,7 +198,7 @@ def run(
     given: int | None = None,
     frames: int = 0,
     **changes,
-) -> pathlib.Path:
+) -> files.Path:
     """Samples from a run and writes them; see the top of this file.
 
     Args:
@@ -212,7 +211,7 @@ def run(
     """
     from wamjax.viz import sheet, video
 
-    output = pathlib.Path(output or pathlib.Path(workdir) / "media")
+    output = files.path(output or files.path(workdir, "--workdir") / "media", "--output")
     sampler, config = load(workdir, step, **changes)  # by all processes together
     path = output / "samples.png"
     if jax.process_index() > 0:
