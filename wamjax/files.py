@@ -14,7 +14,6 @@ import errno
 import fnmatch
 import functools
 import hashlib
-import importlib.util
 import io
 import os
 import pathlib
@@ -80,12 +79,34 @@ def absolute(place: str | os.PathLike) -> Path:
 @functools.cache
 def _prepare_buckets(asked: str) -> None:
     os.environ.setdefault("EPATH_USE_TF", "false")  # else epath would import TensorFlow for it
-    if importlib.util.find_spec("gcsfs") is None:
-        raise NotWritable(f"{asked} is in a bucket, which needs gcsfs: pip install 'wamjax[gcs]'")
-    import fsspec.config
+    try:
+        import fsspec.config
+        import gcsfs  # noqa: F401  what epath reads buckets by
+    except ImportError:
+        raise NotWritable(
+            f"{asked} is in a bucket, which needs gcsfs: pip install 'wamjax[gcs]'"
+        ) from None
 
     # What other processes write is to be seen; a list that is kept would hide it.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+
+
+def reach(place: Path, fix: str) -> None:
+    """Asks a bucket for something; of a path of this machine there is nothing to ask.
+
+    Raises:
+      NotWritable: it does not answer, or not to us; ends with `fix`.
+    """
+    if not is_remote(place):
+        return
+    try:
+        place.exists()
+    except Exception as error:  # of the network, of permissions: whatever gcsfs lets through
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise NotWritable(
+            f"cannot reach {place} ({text}): log in by `gcloud auth application-default login`, "
+            f"or {fix}"
+        ) from None
 
 
 def make_folder(folder: Path, fix: str) -> None:
@@ -95,14 +116,7 @@ def make_folder(folder: Path, fix: str) -> None:
       NotWritable: it cannot be made, reached, or written to; ends with `fix`.
     """
     if is_remote(folder):
-        try:
-            folder.exists()
-        except Exception as error:  # of the network, of permissions: whatever gcsfs lets through
-            text = " ".join(str(error).split())[:200] or type(error).__name__
-            raise NotWritable(
-                f"cannot reach {folder} ({text}): log in by `gcloud auth application-default "
-                f"login`, or {fix}"
-            ) from None
+        reach(folder, fix)
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -105,6 +105,7 @@ def run(
         raise ValueError(f"config.precision {dict(config.precision)} needs JAX_ENABLE_X64=1 in the "
                          "environment: without it JAX computes in float32")  # fmt: skip
     workdir = files.path(workdir, "--workdir")
+    files.reach(workdir, "give another --workdir")
     if _is_done(config, workdir):
         return True
     keep_programs(config.compile.cache)

@@ -173,6 +173,9 @@ def _continue(folder: files.Path, job: dict[str, Any]) -> None:
 
 def _write_part(reader, part: slice, info: LatentInfo, encode, batch_size, places, bar) -> None:
     """Both files of some episodes; they get their names when they are complete."""
+    for place in places:
+        for stray in files.glob(place.parent, f".*-{place.name}"):  # of a process that was killed
+            files.remove(stray)
     with contextlib.ExitStack() as drafts:
         writers = []
         for place in places:

@@ -306,6 +306,7 @@ _EMA = {"auto": None, "average": True, "params": False}
 def _opened(workdir: str | os.PathLike) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints of a run, to be read; at least one."""
     folder = files.absolute(files.path(workdir, "--workdir")) / FOLDER
+    files.reach(folder, "give another --workdir")
     if not folder.is_dir():
         raise FileNotFoundError(f"{workdir} holds no {FOLDER}/ folder: not a run's --workdir")
     with step_items.manager(folder, create=False) as manager:
