@@ -1,8 +1,8 @@
 """A server of Google Cloud Storage on this machine: what its clients ask of buckets, in memory.
 
 The clients are the real ones: gcsfs (behind `etils.epath`), TensorStore (behind Orbax) and that of
-ArrayRecord are told by environment variables where it is. As in a bucket an object appears when all of it has arrived,
-there are no folders, no renaming and no appending.
+ArrayRecord are told by environment variables where it is. As in a bucket an object appears when all
+of it has arrived, there are no folders and there is no appending.
 
 Source of the interface: https://cloud.google.com/storage/docs/json_api/v1
 """
@@ -256,5 +256,6 @@ def environment(server: Server) -> dict[str, str]:
     """What tells the clients of a process to use it."""
     return {"STORAGE_EMULATOR_HOST": server.url, "TENSORSTORE_GCS_HTTP_URL": server.url,
             "CLOUD_STORAGE_EMULATOR_ENDPOINT": server.url,
-            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token", "EPATH_USE_TF": "false", "NO_GCE_CHECK": "true",
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token", "EPATH_USE_TF": "false",
+            "NO_GCE_CHECK": "true",
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}  # fmt: skip

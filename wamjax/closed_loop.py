@@ -181,7 +181,7 @@ def told(config: ConfigDict, objective, instructions) -> dict[str, np.ndarray]:
     from wamjax.data.tokens import tokenize
 
     if "context" in objective.batch_spec(1):
-        cache = EmbeddingCache(files.path(config.data.root) / config.data.embeddings)
+        cache = EmbeddingCache(files.below(files.path(config.data.root), config.data.embeddings))
         return {"context": np.stack([cache.lookup(text) for text in instructions])}
     length = config.data.instruction_length
     return {"instruction": np.stack([tokenize(text, length) for text in instructions])}

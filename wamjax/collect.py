@@ -135,7 +135,7 @@ def ensure_collected(source, root) -> files.Path:
         )
     )
     name = f"{world.name}-{_fingerprint(world, settings)}"
-    path = files.path(root) / (source.path or name)
+    path = files.below(files.path(root), source.path or name)
     if not files.is_there(path, SPEC):
         with turn(path):
             if not files.is_there(path, SPEC):  # another process may have been faster

@@ -276,7 +276,10 @@ class _Job:
         if not (asked or data.embeddings):
             raise ValueError("the text embeddings are missing: give --embeddings=DIR, a folder of "
                              "wamjax.data.embeddings")  # fmt: skip
-        path = storage.path(asked or data_root(data.root) / data.embeddings, "--embeddings")
+        if asked:
+            path = storage.path(asked, "--embeddings")
+        else:
+            path = storage.below(data_root(data.root), data.embeddings)
         cache = EmbeddingCache(path)
         have = len(cache) > 0, cache.settings.length, cache.width
         want = True, self.spec.instruction_length, self.config.model.context_width
@@ -303,7 +306,7 @@ def _said(data) -> dict[str, list[tuple[str, ...]]]:
 
     out: dict[str, list[tuple[str, ...]]] = {"action_names": [], "proprio_names": []}
     for entry in data.sources.values():
-        file = data_root(data.root) / storage.path(entry.path) / "spec.json"
+        file = storage.below(data_root(data.root), entry.path) / "spec.json"
         if entry.collect.episodes:
             world = open_world(entry.collect.env)
             names = world.action_names, world.proprio_names

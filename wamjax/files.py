@@ -70,6 +70,12 @@ def is_remote(place: str | os.PathLike) -> bool:
     return os.fspath(place).startswith(BUCKET)
 
 
+def below(root: Path, place: str | os.PathLike, name: str = "the path") -> Path:
+    """The path of a config: below `root`, unless it says itself where it begins; see `path`."""
+    out = path(place, name)
+    return out if is_remote(out) or out.is_absolute() else root / out
+
+
 def absolute(place: str | os.PathLike) -> Path:
     """The path from the root; addresses are that already."""
     out = path(place)

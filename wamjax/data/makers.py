@@ -86,7 +86,7 @@ def latents(root: str, split: str, *, path: str = "") -> Arrays:
     """
     if not path:
         raise ValueError("latents wants a path: config.data.arrays = 'latents:path=FILE'")
-    file = data_root(root) / files.path(path.replace("{split}", split))
+    file = files.below(data_root(root), path.replace("{split}", split))
     if split == "test" and "{split}" not in path:
         raise ValueError(f"there is no test split of {file}; put '{{split}}' into the path")
     arrays = load(file)

@@ -218,7 +218,7 @@ def embeddings_of(config, sources: Sequence[Source]) -> EmbeddingCache:
             "config.model.text.kind = 'context' wants text embeddings: set config.data.embeddings "
             "to the folder of a cache (see wamjax.data.embeddings)"
         )
-    path = data_root(config.data.root) / files.path(config.data.embeddings)
+    path = files.below(data_root(config.data.root), config.data.embeddings)
     cache = EmbeddingCache(path)
     for source in sources:
         cache.require(source.reader.index["instructions"], source.reader.path)

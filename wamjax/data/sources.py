@@ -131,7 +131,7 @@ def _path(name: str, entry, root: str) -> files.Path:
         return collect.ensure_collected(entry, root)
     if not entry.path:
         raise ValueError(f"config.data.sources.{name} has neither a path nor collect.episodes")
-    return root / files.path(entry.path, "config.data.sources")
+    return files.below(root, entry.path, f"config.data.sources.{name}.path")
 
 
 def _spec(sources: list[Source], data, words: bool) -> DataSpec:

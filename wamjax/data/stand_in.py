@@ -38,7 +38,7 @@ def ensure(config) -> None:
         if not (entry.path and config.data.declared.action_dim):
             raise ValueError(f"config.data.sources.{name}.stand_in wants a path, and the sizes of "
                              "config.data.declared")  # fmt: skip
-        path = root / files.path(entry.path)
+        path = files.below(root, entry.path)
         if not files.is_there(path, SPEC):
             with turn(path):
                 if not files.is_there(path, SPEC):  # another process may have been faster
@@ -107,7 +107,7 @@ def _picture(size: tuple[int, int], t: int, number: int) -> bytes:
 
 
 def _embed(config, root: files.Path, instructions: Sequence[str]) -> None:
-    path = root / files.path(config.data.embeddings)
+    path = files.below(root, config.data.embeddings)
     length, width = config.data.instruction_length, config.model.context_width
     settings = embeddings.Settings("stand-in", length, template=embeddings.FAST_WAM)
     if (path / "cache.json").exists():
