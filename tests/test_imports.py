@@ -18,7 +18,9 @@ COMMANDS = {
     "reconstruct", "rollouts", "sample", "serve", "stats", "train",
 }  # fmt: skip
 # Modules that any may use: they know nothing of the others.
-GROUND = {"config", "config_keys", "console", "disk", "hardware", "locks", "named", "tree"}
+GROUND = {
+    "config", "config_keys", "console", "disk", "files", "hardware", "locks", "named", "tree",
+}
 # room -> rooms that it may import; further ones in `DOORS`.
 MAY = {
     "diffusion": set(),

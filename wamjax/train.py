@@ -24,7 +24,6 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,7 +34,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from wamjax import cli, disk, hardware, tree, wam
+from wamjax import cli, disk, files, hardware, tree, wam
 from wamjax import config as configs
 from wamjax.console import say
 from wamjax.training import guards, optim, sharding
@@ -105,7 +104,8 @@ def run(
     if "float64" in config.precision.values() and not jax.config.jax_enable_x64:
         raise ValueError(f"config.precision {dict(config.precision)} needs JAX_ENABLE_X64=1 in the "
                          "environment: without it JAX computes in float32")  # fmt: skip
-    workdir = disk.local(workdir, "--workdir")
+    workdir = files.path(workdir, "--workdir")
+    files.reach(workdir, "give another --workdir")
     if _is_done(config, workdir):
         return True
     keep_programs(config.compile.cache)
@@ -113,7 +113,7 @@ def run(
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_config(config, mesh)
     peak = _peak(config, mesh)
-    disk.make_folder(workdir, "give another --workdir")
+    files.make_folder(workdir, "give another --workdir")
     with guards.alone(workdir), disk.sentence(workdir):
         with Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
             _check_config(config, checkpoints)
@@ -137,7 +137,7 @@ class Job:
     """What stays the same from the first step of a run to the last."""
 
     config: ConfigDict
-    workdir: pathlib.Path
+    workdir: files.Path
     mesh: Mesh
     peak: tuple[float, str]
     data: Data
@@ -258,7 +258,7 @@ def _peak(config, mesh: Mesh) -> tuple[float, str]:
     return rate * (mesh.size if known else jax.process_count()), name
 
 
-def _is_done(config, workdir: pathlib.Path) -> bool:
+def _is_done(config, workdir: files.Path) -> bool:
     done = _read(workdir / "DONE", step=int)
     if done is None or done["step"] < config.total_steps:
         return False
@@ -271,7 +271,7 @@ def _is_done(config, workdir: pathlib.Path) -> bool:
     return True
 
 
-def _read(path: pathlib.Path, **types: type) -> dict[str, Any] | None:
+def _read(path: files.Path, **types: type) -> dict[str, Any] | None:
     """The json of a file of a run, which has keys of these types; or None if there is none, or none
     that can be read. What these files say the checkpoints say, too."""
     try:
@@ -351,14 +351,14 @@ def _check_statistics(statistics: dict[str, Any], checkpoints: Checkpoints) -> N
             )
 
 
-def _start_folder(config, workdir: pathlib.Path) -> None:
+def _start_folder(config, workdir: files.Path) -> None:
     if jax.process_index() == 0:
         (workdir / "media").mkdir(parents=True, exist_ok=True)
         (workdir / "DONE").unlink(missing_ok=True)
         configs.save(config, workdir / "config.json")
 
 
-def _draw_masks(objective, workdir: pathlib.Path) -> None:
+def _draw_masks(objective, workdir: files.Path) -> None:
     from wamjax.viz import masks
 
     if jax.process_index() == 0:
@@ -385,7 +385,7 @@ def _first_batch(job: Job, batch: dict[str, np.ndarray]) -> None:
         pictures.save(batch, job.workdir / "media" / "batch.png")
 
 
-def _finish(config, workdir: pathlib.Path, objective) -> None:
+def _finish(config, workdir: files.Path, objective) -> None:
     """Plots, samples or evaluation, DONE; a run killed in here comes back to here."""
     if jax.process_index() == 0:
         from wamjax.viz import plots
@@ -404,7 +404,7 @@ def _finish(config, workdir: pathlib.Path, objective) -> None:
 
         evaluation.run(config, workdir)
     if jax.process_index() == 0:
-        disk.write_text(workdir / "DONE", json.dumps({"step": config.total_steps}) + "\n")
+        files.write_text(workdir / "DONE", json.dumps({"step": config.total_steps}) + "\n")
     guards.barrier()  # at its exit no process waits for long
     say(f"done: {workdir}")
 
@@ -419,7 +419,7 @@ def main(argv: list[str]) -> None:
     with guards.company():
         try:
             run(values.config, values.workdir)
-        except (guards.Diverged, guards.Occupied, disk.NoRoom, disk.NotWritable) as error:
+        except (guards.Diverged, guards.Occupied, disk.NoRoom, files.NotWritable) as error:
             raise SystemExit(f"stopped: {error}") from None
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import math
 import os
-import pathlib
 import warnings
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from wamjax import files as storage
 from wamjax import tree, wam
 from wamjax.bundle import files
 from wamjax.bundle.files import CODEC, PLANNER, TEXT, WEIGHTS, Manifest
@@ -269,7 +269,7 @@ def load_policy(
       ValueError: it does not fit this wamjax, or there is no such mode; `files.BadBundle` or
         `integrity.Damaged` where it is not what was written.
     """
-    folder, manifest = pathlib.Path(path), files.read(path)
+    folder, manifest = storage.path(path), files.read(path)
     config = manifest.config
     objective = wam.build(config, manifest.spec)
     mode = check_mode(objective, mode or manifest.mode)
@@ -310,7 +310,7 @@ def check_mode(objective: Any, mode: str | None) -> str | None:
     return mode
 
 
-def _params(objective: Any, config, folder: pathlib.Path, mesh: Mesh | None) -> Any:
+def _params(objective: Any, config, folder: storage.Path, mesh: Mesh | None) -> Any:
     """Parameters from disk, laid out for sampling."""
     stored = store.read(folder / store.PARAMS)
     abstract = jax.eval_shape(functools.partial(states.init_params, objective, config))

@@ -123,7 +123,7 @@ class Grouped:
 def named(kind: str) -> Callable:
     """The attention that ``config.model.attention`` names: a kernel, or "masked", the reference.
 
-    A kernel of one's own, MODULE:FUNCTION, is ``f(q, k, v, keys)`` of (b, n, l, k) and (b, n, s, k);
+    One of one's own, MODULE:FUNCTION, is ``f(q, k, v, keys)`` of (b, n, l, k) and (b, n, s, k);
     `keys` says which exist, None for all.
 
     Raises:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from wamjax import files
 from wamjax.config import did_you_mean
 from wamjax.console import say
 from wamjax.envs.joins import SYNC, Join, jerk
@@ -194,7 +194,7 @@ def told(config: ConfigDict, objective, instructions) -> dict[str, np.ndarray]:
     from wamjax.data.tokens import tokenize
 
     if "context" in objective.batch_spec(1):
-        cache = EmbeddingCache(pathlib.Path(config.data.root) / config.data.embeddings)
+        cache = EmbeddingCache(files.below(files.path(config.data.root), config.data.embeddings))
         return {"context": np.stack([cache.lookup(text) for text in instructions])}
     length = config.data.instruction_length
     return {"instruction": np.stack([tokenize(text, length) for text in instructions])}
