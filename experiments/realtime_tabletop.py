@@ -11,7 +11,7 @@ planning on from what is carried out meanwhile, which one of the two was trained
 was not. The delay is counted in steps, so the machine does not matter. Writes table.md and
 table.json: success and mean jerk (`wamjax.envs.joins.jerk`). Resumable, between runs and rows.
 
-On one CPU core: 8 minutes for a training of 400 steps, and half a minute for a cell of the table.
+On two CPU cores: 1 to 2 s for a training step, and half a minute for a cell of the table.
 """
 
 from __future__ import annotations
