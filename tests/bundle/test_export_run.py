@@ -19,7 +19,7 @@ from wamjax.bundle import files
 from wamjax.bundle.policy import _act
 from wamjax.data.embeddings import EmbeddingCache, Settings
 from wamjax.data.spec import DataSpec
-from wamjax.data.tokens import tokenize
+from wamjax.data.tokens import Vocabulary
 from wamjax.envs import tabletop
 from wamjax.export_policy import Choices
 from wamjax.runs import trained
@@ -34,7 +34,8 @@ def act_by_run(policy, seen, key, spec=SPEC, cache=None):
     video = np.concatenate([seen["images"][c] for c in spec.cameras], axis=-2)
     batch = {"video": video[None, None], "proprio": seen["proprio"][None]}
     if cache is None:
-        batch["instruction"] = tokenize(seen["instruction"], spec.instruction_length)[None]
+        ids = spec.vocabulary.tokenize(seen["instruction"], spec.instruction_length)
+        batch["instruction"] = ids[None]
     else:
         batch["context"] = cache.lookup(seen["instruction"])[None]
     act = jax.jit(lambda p, o, k: p.actions(p.params, o, k))
@@ -72,7 +73,7 @@ def test_a_batch_of_robots_is_one_call(exported):
     got = policy(seen, 1)
     assert got.shape == (3, 8, 3)
     video = np.concatenate([seen["images"][c] for c in SPEC.cameras], axis=-2)[:, None]
-    ids = np.stack([tokenize(t, SPEC.instruction_length) for t in seen["instruction"]])
+    ids = np.stack([Vocabulary().tokenize(t, SPEC.instruction_length) for t in seen["instruction"]])
     batch = {"video": video, "proprio": seen["proprio"], "instruction": ids}
     want = jax.jit(lambda p, o, k: p.actions(p.params, o, k))(before, batch, jax.random.key(1))
     np.testing.assert_array_equal(got, want)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from wamjax.data.latents import Latents
 from wamjax.data.records import Reader, RecordError
 from wamjax.data.skips import Skips
 from wamjax.data.spec import DataSpec
-from wamjax.data.tokens import tokenize
+from wamjax.data.tokens import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def data_root(root: str) -> pathlib.Path:
 
 
 def open_sources(
-    data, cached: bool = False, words: bool = True
+    data, cached: bool = False, words: bool = True, known: Sequence[str] = ()
 ) -> tuple[DataSpec, dict[str, Any], list[Source]]:
     """Opens all sources, collecting those that are to be collected and do not exist yet.
 
@@ -76,6 +76,7 @@ def open_sources(
       data: ``config.data``.
       cached: the latents of the windows are wanted, not their pictures.
       words: instructions become ids of their words, which must not be too many.
+      known: words that have the first ids, of a run that is gone on from.
 
     Returns:
       (spec, statistics, sources); the statistics are over the sources with actions, and of those
@@ -100,7 +101,7 @@ def open_sources(
         numbers = entry.weight, entry.action_free, offset, made
         sources.append(Source(name, reader, *numbers, entry.rollout, entry.ended, skips))
         offset += len(reader)
-    return _spec(sources, data, words), _statistics(sources, data.normalization), sources
+    return _spec(sources, data, words, known), _statistics(sources, data.normalization), sources
 
 
 def missing(data) -> dict[str, pathlib.Path]:
@@ -137,7 +138,7 @@ def _path(name: str, entry, root: str) -> pathlib.Path:
     return root / pathlib.Path(entry.path).expanduser()
 
 
-def _spec(sources: list[Source], data, words: bool) -> DataSpec:
+def _spec(sources: list[Source], data, words: bool, known: Sequence[str]) -> DataSpec:
     first, size = labelled(sources)[0], tuple(data.image_size)
     names = tuple(data.cameras) or tuple(first.cameras)
     if any(size) and first.latents:
@@ -147,11 +148,6 @@ def _spec(sources: list[Source], data, words: bool) -> DataSpec:
         _check_agreement(source, first, names, any(size))
         if source.latents:
             _check_latents(source, data, names)
-        for text in source.reader.index["instructions"] if words else ():
-            try:
-                tokenize(text, data.instruction_length)
-            except ValueError as error:
-                raise ValueError(f"{source.where}: {error}") from error
     info = first.reader.info
     spec = DataSpec(
         cameras={name: size if any(size) else first.cameras[name] for name in names},
@@ -163,9 +159,23 @@ def _spec(sources: list[Source], data, words: bool) -> DataSpec:
         instruction_length=data.instruction_length,
         control_hz=info.control_hz,
         resize=data.resize if any(size) else "",
+        words=_vocabulary(sources, data, known).words if words else (),
     )
     _ = spec.composite  # raises if the cameras cannot stand side by side
     return spec
+
+
+def _vocabulary(sources: list[Source], data, known: Sequence[str]) -> Vocabulary:
+    """Of the instructions of all sources, none of which may be too long."""
+    texts = [(s, text) for s in sources for text in s.reader.index["instructions"]]
+    numbered = data.vocabulary == "words"
+    out = Vocabulary.of((text for _, text in texts), known) if numbered else Vocabulary()
+    for source, text in texts:
+        try:
+            out.tokenize(text, data.instruction_length)
+        except ValueError as error:
+            raise ValueError(f"{source.where}: {error}") from error
+    return out
 
 
 _ADVICE = {"control_hz": "; write one of them again with every n-th step, or with steps in between"}
