@@ -14,11 +14,13 @@ MODULES = {
     for path in ROOT.rglob("*.py")
 }
 COMMANDS = {
-    "collect", "convert", "doctor", "drive", "evaluate", "export_policy", "foresight",
+    "collect", "convert", "doctor", "drive", "evaluate", "export_policy", "foresight", "ingest",
     "reconstruct", "rollouts", "sample", "serve", "stats", "train",
 }  # fmt: skip
 # Modules that any may use: they know nothing of the others.
-GROUND = {"config", "config_keys", "console", "disk", "hardware", "locks", "named", "tree"}
+GROUND = {
+    "config", "config_keys", "console", "disk", "files", "hardware", "locks", "named", "tree",
+}
 # room -> rooms that it may import; further ones in `DOORS`.
 MAY = {
     "diffusion": set(),
@@ -29,7 +31,7 @@ MAY = {
     "envs": {"data"},
     "weights": {"models", "training"},
     "runs": {"data", "envs", "training", "viz", "wam", "models", "scores"},
-    "viz": {"envs", "models", "diffusion", "training", "runs", "cli"},
+    "viz": {"envs", "models", "diffusion", "training", "runs", "cli", "data"},
     "scores": {"models", "viz"},
     "bundle": {"data", "models", "runs", "training", "wam", "weights"},
     "serving": {"bundle", "data", "envs", "training", "viz"},

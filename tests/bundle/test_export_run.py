@@ -17,6 +17,7 @@ from wam.test_cosmos_configs import get
 import wamjax
 from wamjax import export_policy
 from wamjax.bundle import files
+from wamjax.bundle.observation import BadObservation
 from wamjax.bundle.policy import _act
 from wamjax.data.embeddings import EmbeddingCache, Settings
 from wamjax.data.spec import DataSpec
@@ -92,6 +93,39 @@ def test_one_program_serves_all_calls(exported):
         policy(runs.observation(seed=seed, text=f"do {seed}"), seed)
     policy(runs.observation(), jax.random.key(3))
     assert _act._cache_size() == count
+
+
+def test_a_prefix_is_given_back_and_one_program_serves_all_of_them(exported, tmp_path):
+    runs.save(tmp_path / "run", runs.fast_wam(**{"objective.prefix_max": 3}))
+    export_policy.from_run(tmp_path / "run", tmp_path / "bundle", progress=False)
+    policy = wamjax.load_policy(tmp_path / "bundle")
+    assert policy.prefix_max == 3 and exported[0].prefix_max == 0
+    seen, actions = runs.observation(), np.linspace(-1, 1, 9, dtype=np.float32).reshape(3, 3)
+    free = policy(seen, 0)
+    count = _act._cache_size()
+    for d in (1, 3):
+        got = policy(seen, 0, prefix=(actions, d))
+        np.testing.assert_array_equal(got[:d], actions[:d])
+        assert np.abs(got[d:] - free[d:]).max() > 1e-3
+        short = policy(seen, 0, prefix=(actions[:d], d))
+        np.testing.assert_array_equal(short, got)
+    np.testing.assert_array_equal(policy(seen, 0, prefix=(actions, 0)), free)
+    assert _act._cache_size() == count
+    several = policy(runs.observation(batch=2), 0, prefix=(np.stack([actions] * 2), [0, 2]))
+    np.testing.assert_array_equal(several[1, :2], actions[:2])
+    assert np.abs(several[0, :2] - actions[:2]).max() > 1e-3
+
+    for prefix, message in (
+        ((actions, 4), "counts 4 must lie in 0 to 3"),
+        ((actions[:1], 2), "counts 2 must lie in 0 to 1"),
+        ((actions[:, :2], 2), r"actions have shape \(3, 2\), they must be \(1, at most 3, 3\)"),
+        ((actions, 1.5), "counts are 1.5, they must be 1 integers"),
+        ((actions * np.nan, 1), "not finite"),
+    ):
+        with pytest.raises(BadObservation, match=message):
+            policy(seen, 0, prefix=prefix)
+    with pytest.raises(BadObservation, match="takes no prefix: .* objective.prefix_max = 0"):
+        exported[0](seen, 0, prefix=(actions, 1))
 
 
 def test_the_bundle_says_what_it_is(exported):

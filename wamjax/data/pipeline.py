@@ -9,13 +9,13 @@ threads nor on the number of processes, and the iterator's state is the number o
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
+from wamjax import files
 from wamjax.console import say
 from wamjax.data import arrays, mixture, stand_in
 from wamjax.data import checks as checks_of
@@ -233,7 +233,7 @@ def embeddings_of(config, sources: Sequence[Source]) -> EmbeddingCache:
             "config.model.text.kind = 'context' wants text embeddings: set config.data.embeddings "
             "to the folder of a cache (see wamjax.data.embeddings)"
         )
-    path = data_root(config.data.root) / pathlib.Path(config.data.embeddings).expanduser()
+    path = files.below(data_root(config.data.root), config.data.embeddings)
     cache = EmbeddingCache(path)
     for source in sources:
         cache.require(source.reader.index["instructions"], source.reader.path)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import pathlib
 import sys
 import threading
 
 from tqdm import tqdm
 
+from wamjax import files
 from wamjax.data.shards import RecordError
 
 TRIES = 64  # windows that are tried in the place of a bad one
@@ -23,7 +23,7 @@ class Skips:
 
     def __init__(self, limit: int = 0):
         self.limit = limit
-        self._bad: dict[tuple[pathlib.Path, int], str] = {}
+        self._bad: dict[tuple[files.Path, int], str] = {}
         self._lock = threading.Lock()
 
     @property
@@ -31,7 +31,7 @@ class Skips:
         """Episodes so far."""
         return len(self._bad)
 
-    def add(self, path: pathlib.Path, episode: int, error: RecordError) -> None:
+    def add(self, path: files.Path, episode: int, error: RecordError) -> None:
         """Counts a bad episode of the data set in `path`, and says so the first time.
 
         Raises:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from wamjax import disk
+from wamjax import files
 from wamjax.console import say
 from wamjax.data import latents, normalize, published_statistics
 from wamjax.data.episodes import LARGEST
@@ -56,15 +54,14 @@ class Source:
         return f"config.data.sources.{self.name} ({self.reader.path})"
 
 
-def cache_root() -> pathlib.Path:
+def cache_root() -> files.Path:
     """Where the embedded world's data sets are kept when ``config.data.root`` is empty."""
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(cache) / "wamjax" / "data"
+    return files.path(files.cache() / "data")
 
 
-def data_root(root: str) -> pathlib.Path:
+def data_root(root: str) -> files.Path:
     """What relative paths of a config start at."""
-    return disk.local(root, "config.data.root") if root else cache_root()
+    return files.path(root, "config.data.root") if root else cache_root()
 
 
 def open_sources(
@@ -104,7 +101,7 @@ def open_sources(
     return _spec(sources, data, words, known), _statistics(sources, data.normalization), sources
 
 
-def missing(data) -> dict[str, pathlib.Path]:
+def missing(data) -> dict[str, files.Path]:
     """name -> folder of the sources of ``config.data`` that are not there, and not collected."""
     entries = {n: e for n, e in data.sources.items() if not e.collect.episodes}
     paths = {name: _path(name, entry, data.root) for name, entry in entries.items()}
@@ -127,7 +124,7 @@ def labelled(sources: list[Source]) -> list[Source]:
     return out
 
 
-def _path(name: str, entry, root: str) -> pathlib.Path:
+def _path(name: str, entry, root: str) -> files.Path:
     root = data_root(root)
     if entry.collect.episodes > 0:
         from wamjax.envs import collection  # here: data does not otherwise depend on the world
@@ -135,7 +132,7 @@ def _path(name: str, entry, root: str) -> pathlib.Path:
         return collection.ensure_collected(entry, root)
     if not entry.path:
         raise ValueError(f"config.data.sources.{name} has neither a path nor collect.episodes")
-    return root / pathlib.Path(entry.path).expanduser()
+    return files.below(root, entry.path, f"config.data.sources.{name}.path")
 
 
 def _spec(sources: list[Source], data, words: bool, known: Sequence[str]) -> DataSpec:

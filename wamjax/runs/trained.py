@@ -49,9 +49,21 @@ class Policy:
     resize: str = ""
     words: tuple[str, ...] = ()
 
-    def actions(self, params, observation, key):
-        """(b, j, a) in robot units; traceable."""
-        return self.objective.policy(params, self.normalizers, observation, key, self.mode)
+    @property
+    def prefix_max(self) -> int:
+        """Most first actions of a chunk that it may be given; 0: it takes no prefix."""
+        return self.objective.prefix_max
+
+    def actions(self, params, observation, key, prefix=None):
+        """(b, j, a) in robot units; traceable.
+
+        Args:
+          prefix: see `protocols.Policy.policy`.
+        """
+        more = {} if prefix is None else {"prefix": prefix}
+        return self.objective.policy(
+            params, self.normalizers, observation, key, self.mode, **more
+        )
 
     def see(self, images):
         """Pictures of a world's cameras as one picture, in the sizes that the policy takes."""
@@ -59,9 +71,9 @@ class Policy:
             images = Resize(dict(self.sizes), self.resize).forward({"images": images})["images"]
         return composite(images, self.cameras)
 
-    def act(self, observation, key):
+    def act(self, observation, key, prefix=None):
         """The same with its own parameters."""
-        return self.actions(self.params, observation, key)
+        return self.actions(self.params, observation, key, prefix)
 
 
 def load(

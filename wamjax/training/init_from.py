@@ -11,14 +11,13 @@ Everything else is an error, and all of it is said.
 
 from __future__ import annotations
 
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
-from wamjax import tree
+from wamjax import files, tree
 from wamjax.training import adapters
 from wamjax.training import state as states
 from wamjax.weights import store
@@ -159,7 +158,7 @@ def _vocabulary_of(folder: str) -> tuple[str, tuple[str, ...]] | None:
     """``data.vocabulary`` and words of a run, or of weights of one; None = nothing is said."""
     from wamjax.training import checkpoint
 
-    path = pathlib.Path(folder)
+    path = files.path(folder)
     if (path / store.ABOUT).exists():
         known = store.about(path).get("plain", {}).get("words")
         return None if known is None else ("words" if known else "hash", tuple(known))

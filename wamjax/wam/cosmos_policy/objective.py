@@ -286,6 +286,7 @@ class CosmosPolicy(Denoises, Policy):
         rng: Array | None,
         mode: str | None = None,
         noise=None,
+        prefix=None,
     ) -> Float[Array, "b j a"]:
         """A chunk of actions in robot units, in one program.
 
@@ -299,7 +300,12 @@ class CosmosPolicy(Denoises, Policy):
             step (an approximation, see `sampling.frozen_error`); or "plan".
           noise: to start from instead of draws of `rng`: as in `act`, or of "plan" as in
             `planning.plan`.
+
+        Raises:
+          ValueError: there is a prefix: one slot holds the whole chunk, see `builder.NO_PREFIX`.
         """
+        if prefix is not None:
+            raise ValueError("Cosmos Policy takes no prefix: one slot holds the whole chunk")
         mode = mode or MODES[0]
         if mode not in MODES:
             raise ValueError(f"acting has modes {MODES}, not {mode!r}{did_you_mean(mode, MODES)}")
