@@ -10,10 +10,11 @@ import numpy as np
 
 from wamjax import files
 from wamjax.console import say
-from wamjax.data import latents, normalize, published_statistics
+from wamjax.data import latents, normalize, published_statistics, records
 from wamjax.data.episodes import LARGEST
 from wamjax.data.latents import Latents
-from wamjax.data.records import Reader, RecordError
+from wamjax.data.readers import Reader, is_elsewhere, open_elsewhere
+from wamjax.data.records import RecordError
 from wamjax.data.skips import Skips
 from wamjax.data.spec import DataSpec
 from wamjax.data.tokens import Vocabulary
@@ -86,10 +87,13 @@ def open_sources(
         raise ValueError("config.data.sources is empty; add an entry by wamjax.config.source(...)")
     sources, offset, skips = [], 0, Skips(data.skip_bad)
     for name, entry in data.sources.items():
-        path = _path(name, entry, data.root)
-        if cached:
-            latents.require(path)
-        reader = Reader(path, entry.episodes)
+        if is_elsewhere(entry.path) and not entry.collect.episodes:
+            path, reader = entry.path, _elsewhere(name, entry, data, cached)
+        else:
+            path = _path(name, entry, data.root)
+            if cached:
+                latents.require(path)
+            reader = records.Reader(path, entry.episodes)
         if not (cached or reader.info.cameras):
             raise ValueError(f"config.data.sources.{name} ({path}) holds no pictures: train on its "
                              "latents by config.model.codec.kind = 'cached', or name the data set "
@@ -103,7 +107,8 @@ def open_sources(
 
 def missing(data) -> dict[str, files.Path]:
     """name -> folder of the sources of ``config.data`` that are not there, and not collected."""
-    entries = {n: e for n, e in data.sources.items() if not e.collect.episodes}
+    entries = {n: e for n, e in data.sources.items()
+               if not (e.collect.episodes or is_elsewhere(e.path))}  # fmt: skip
     paths = {name: _path(name, entry, data.root) for name, entry in entries.items()}
     return {name: path for name, path in paths.items() if not (path / "spec.json").exists()}
 
@@ -122,6 +127,15 @@ def labelled(sources: list[Source]) -> list[Source]:
         raise ValueError("every one of config.data.sources is action_free: nothing to learn acting "
                          "from, and no statistics to normalise by")  # fmt: skip
     return out
+
+
+def _elsewhere(name: str, entry, data, cached: bool) -> Reader:
+    """A source that is read in place."""
+    if cached:
+        raise ValueError(f"config.data.sources.{name}.path = {entry.path!r} is read in place, and "
+                         "config.model.codec.kind = 'cached' wants latents: write it by "
+                         "wamjax.ingest, and its latents by wamjax.data.precompute")  # fmt: skip
+    return open_elsewhere(entry.path, data_root(data.root), entry.episodes, data.skip_bad)
 
 
 def _path(name: str, entry, root: str) -> files.Path:
@@ -222,8 +236,10 @@ def _statistics(sources: list[Source], mode: str) -> dict[str, Any]:
     """Stored ones where they are of exactly the episodes in use, else over all of those."""
     acting = labelled(sources)
     acting = [s for s in acting if not s.rollout] or acting
-    if len(acting) == 1 and len(acting[0].reader) == len(acting[0].reader.index["lengths"]):
-        return checked(acting[0].reader.stored_statistics(), acting[0].reader, mode)
+    one = acting[0].reader
+    if len(acting) == 1 and len(one) == len(one.index["lengths"]):
+        if (stored := one.stored_statistics()) is not None:
+            return checked(stored, one, mode)
     return compute_statistics((s.reader for s in acting), acting[0].skips)
 
 
