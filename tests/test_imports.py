@@ -41,7 +41,6 @@ DOORS = {
     ("config_keys", "models"): "keys stand beside their owners",
     ("config_keys", "wam"): "keys stand beside their owners",
     ("wam", "data"): "the spec of a run, by its json",
-    ("wam.fast_wam.builder", "data"): "builds from the sizes of the data",
     ("wam.fast_wam.builder", "training"): "hands the mesh in",
     ("wam.cosmos_policy.builder", "data"): "builds from the sizes of the data",
     ("wam.cosmos_policy.builder", "training"): "hands the mesh in",

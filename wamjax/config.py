@@ -48,6 +48,7 @@ _ONE_OF = {
     "model.residual": ("compute", "float32"),
     "model.text.kind": ("tokens", "context"),
     "data.resize": ("pad", "stretch"),
+    "data.vocabulary": ("words", "hash"),
 }
 
 

@@ -84,6 +84,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("data.normalization", "min_max", "min_max, mean_std or quantile, of actions and proprio"),
     ("data.padding", "hold:grip", "behind the end: hold:NAME,... of actions, others 0; normalized"),
     ("data.instruction_length", 12, "instruction tokens (n); shorter ones are padded"),
+    ("data.vocabulary", "words", "words: those of the data have an id each; hash: may share one"),
     (
         "data.declared.camera_size",
         (0, 0),
@@ -139,7 +140,7 @@ RENAMED = {
 }
 
 # What the code did before a key existed, where that is not the default of the key.
-BEFORE = {"data.padding": "normalized"}
+BEFORE = {"data.padding": "normalized", "data.vocabulary": "hash"}
 
 # Keys that a checkpoint's meaning rests on: they refuse to change on resume.
 FROZEN = (
@@ -172,6 +173,7 @@ FROZEN = (
     "data.image_size",
     "data.resize",
     "data.instruction_length",
+    "data.vocabulary",
     "data.batch_size",
     "data.declared",
     "data.sources.*.weight",

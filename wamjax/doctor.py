@@ -195,7 +195,7 @@ def _data_warnings(config: ConfigDict) -> list[str]:
         return [f"config.data.sources.{name}: no data in {path}, so nothing of the data was checked"
                 for name, path in absent.items()]  # fmt: skip
     spec, statistics, sources = pipeline.open_episodes(config)
-    doubts = pipeline.doubts(config, statistics, sources)
+    doubts = pipeline.doubts(config, spec, statistics, sources)
     hold = padding(config.data.padding)
     return pipeline.checks(sources, statistics, spec, hold) + doubts
 

@@ -38,7 +38,7 @@ from wamjax import config as configs
 from wamjax import files as storage
 from wamjax.bundle import files
 from wamjax.bundle.policy import check_mode
-from wamjax.data import pipeline, published_statistics
+from wamjax.data import pipeline, published_statistics, tokens
 from wamjax.data.embeddings import EmbeddingCache
 from wamjax.data.normalize import check_same, normalizers
 from wamjax.data.sources import data_root
@@ -118,6 +118,8 @@ def _plan_by_run(job: _Job, run: Found, planner: str | os.PathLike) -> None:
     found = checkpoint.find(planner, step)
     ours, theirs = (normalizers(x.statistics, x.config.data.normalization) for x in (run, found))
     check_same(ours, theirs, f"the planner {planner}")
+    ours, theirs = (x.statistics["spec"].get("words", ()) for x in (run, found))
+    tokens.check_same(ours, theirs, f"the planner {planner}")
     job.add_planner(found.config, stored.shapes, stored.slice, str(planner))
 
 
@@ -243,6 +245,8 @@ class _Job:
     def _add(self, part: str, shapes, get, config: ConfigDict | None, source: str = "") -> None:
         about = {"family": self.config.objective.name, "layout": None, "sizes": {},
                  "source": source or self.source, "plain": {"step": self.step}}  # fmt: skip
+        if self.config.model.text.kind == "tokens":  # what its embedding of words is of
+            about["plain"]["words"] = list(self.spec.words)
         self.parts[part] = files.slices_of(shapes, get, config), about
 
     def _codec(self) -> Codec | None:

@@ -157,7 +157,7 @@ def by_level(policy: trained.Policy, config: ConfigDict) -> dict[str, list[float
     """Losses at `SIGMAS`, on one batch of the run's data."""
     from wamjax.data import pipeline
 
-    batch = next(pipeline.open_data(config)[2])
+    batch = next(pipeline.open_data(config, known=policy.words)[2])
     batch = {k: jnp.asarray(batch[k]) for k in policy.objective.batch_spec(1)}
     args = policy.params, batch, jax.random.key(0), jnp.asarray(SIGMAS, jnp.float32)
     found = jax.jit(policy.objective.by_level)(*args)

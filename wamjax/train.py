@@ -24,7 +24,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -37,7 +37,7 @@ from ml_collections import ConfigDict, config_flags
 from wamjax import cli, disk, files, hardware, tree, wam
 from wamjax import config as configs
 from wamjax.console import say
-from wamjax.training import guards, optim, sharding
+from wamjax.training import guards, init_from, optim, sharding
 from wamjax.training import state as states
 from wamjax.training.checkpoint import Checkpoints
 from wamjax.training.compile import compile_fitting, keep_programs
@@ -61,12 +61,14 @@ class Data:
     statistics: dict[str, Any]
 
 
-def build_data(config: ConfigDict, rows: np.ndarray | None = None) -> Data:
-    """Collects what is missing, then opens the pipeline; `rows` of each batch, or all."""
+def build_data(
+    config: ConfigDict, rows: np.ndarray | None = None, known: Sequence[str] = ()
+) -> Data:
+    """Collects what is missing, then opens the pipeline; for the arguments see `open_data`."""
     from wamjax.data import pipeline
 
     with guards.first():  # one collects
-        spec, statistics, iterator = pipeline.open_data(config, rows)
+        spec, statistics, iterator = pipeline.open_data(config, rows, known)
     # A checkpoint must be usable without the data, so it carries the sizes as well.
     return Data(spec, iterator, statistics | {"spec": spec.to_json()})
 
@@ -79,7 +81,7 @@ def build_objective(config: ConfigDict, spec):
 def run(
     config: ConfigDict,
     workdir: str | os.PathLike,
-    make_data: Callable[[ConfigDict, np.ndarray], Data] = build_data,
+    make_data: Callable[[ConfigDict, np.ndarray], Data] | None = None,
     make_objective: Callable[[ConfigDict, Any], Any] = build_objective,
     devices: list[jax.Device] | None = None,
 ) -> bool:
@@ -88,7 +90,7 @@ def run(
     Args:
       config: resolved, from `wamjax.config.base_config`.
       workdir: of the run; continued if it has checkpoints.
-      make_data, make_objective: what is trained on what.
+      make_data, make_objective: what is trained on what; `build_data` by default.
       devices: all devices by default.
 
     Returns:
@@ -118,6 +120,8 @@ def run(
         with Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
             _check_config(config, checkpoints)
             _start_folder(config, workdir)
+            known = init_from.words(config, checkpoints)
+            make_data = make_data or functools.partial(build_data, known=known)
             data = make_data(config, sharding.batch_rows(mesh, config.data.batch_size))
             _check_statistics(data.statistics, checkpoints)
             objective = make_objective(config, data.spec)
@@ -169,8 +173,6 @@ def prepare(job: Job):
     if not config.init_from.path:
         create = functools.partial(states.create, objective, tx, config)
         return jax.jit(create, out_shardings=places)(), step, flops
-    from wamjax.training import init_from
-
     say(f"starting from {config.init_from.path}")
     params = init_from.params(objective, config, work.state.params)
     start = functools.partial(states.start, tx=tx, config=config)
@@ -342,6 +344,11 @@ def _check_statistics(statistics: dict[str, Any], checkpoints: Checkpoints) -> N
     if without:  # a checkpoint from before statistics said which episodes they are of
         say(f"checkpoint {checkpoints.latest} has no digest of the episodes that it was trained "
             "on: only the numbers of its statistics are compared")  # fmt: skip
+    # Of words only those that are new or gone: there may be many.
+    gone, more = (set(a.get("spec.words", ())) - set(b.get("spec.words", ()))
+                  for a, b in ((old, new), (new, old)))  # fmt: skip
+    if gone or more:
+        old, new = (x | {"spec.words": tuple(sorted(y))} for x, y in ((old, gone), (new, more)))
     for key in [*old, *(k for k in new if k not in without)]:
         if old.get(key) != new.get(key):
             raise ValueError(

@@ -1,5 +1,6 @@
 """A run as a bundle: the same actions to the last bit, when nothing of the run is left."""
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -20,10 +21,11 @@ from wamjax.bundle.observation import BadObservation
 from wamjax.bundle.policy import _act
 from wamjax.data.embeddings import EmbeddingCache, Settings
 from wamjax.data.spec import DataSpec
-from wamjax.data.tokens import tokenize
+from wamjax.data.tokens import Vocabulary
 from wamjax.envs import tabletop
 from wamjax.export_policy import Choices
 from wamjax.runs import trained
+from wamjax.runs.closed_loop import told
 from wamjax.training import sharding
 from wamjax.weights import store
 
@@ -35,7 +37,8 @@ def act_by_run(policy, seen, key, spec=SPEC, cache=None):
     video = np.concatenate([seen["images"][c] for c in spec.cameras], axis=-2)
     batch = {"video": video[None, None], "proprio": seen["proprio"][None]}
     if cache is None:
-        batch["instruction"] = tokenize(seen["instruction"], spec.instruction_length)[None]
+        ids = spec.vocabulary.tokenize(seen["instruction"], spec.instruction_length)
+        batch["instruction"] = ids[None]
     else:
         batch["context"] = cache.lookup(seen["instruction"])[None]
     act = jax.jit(lambda p, o, k: p.actions(p.params, o, k))
@@ -73,7 +76,7 @@ def test_a_batch_of_robots_is_one_call(exported):
     got = policy(seen, 1)
     assert got.shape == (3, 8, 3)
     video = np.concatenate([seen["images"][c] for c in SPEC.cameras], axis=-2)[:, None]
-    ids = np.stack([tokenize(t, SPEC.instruction_length) for t in seen["instruction"]])
+    ids = np.stack([Vocabulary().tokenize(t, SPEC.instruction_length) for t in seen["instruction"]])
     batch = {"video": video, "proprio": seen["proprio"], "instruction": ids}
     want = jax.jit(lambda p, o, k: p.actions(p.params, o, k))(before, batch, jax.random.key(1))
     np.testing.assert_array_equal(got, want)
@@ -140,6 +143,32 @@ def test_the_bundle_says_what_it_is(exported):
     assert step == 5 and stored.arrays.keys() == dtypes.keys()
 
 
+def test_words_of_the_data_go_along(tmp_path):
+    words = ("block", "lift", "the")
+    spec = dataclasses.replace(SPEC, words=words)
+    runs.save(tmp_path / "run", runs.fast_wam(), spec, (2,))
+    runs.save(tmp_path / "hashed", runs.fast_wam(), SPEC, (2,))
+    export_policy.from_run(tmp_path / "run", tmp_path / "b", progress=False)
+    policy, before = wamjax.load_policy(tmp_path / "b"), trained.load(tmp_path / "run")[0]
+    hashed = trained.load(tmp_path / "hashed")[0]
+    assert policy.manifest.spec.words == before.words == words and hashed.words == ()
+    asked, length = runs.fast_wam(), SPEC.instruction_length
+    asked.data.instruction_length = length
+    ids = Vocabulary(words).tokenize("lift the block", length)
+    seen = runs.observation()
+    np.testing.assert_array_equal(policy.admit(seen)["instruction"], ids[None])
+    np.testing.assert_array_equal(told(asked, before, ["lift the block"])["instruction"], ids[None])
+    assert told(asked, hashed, ["lift the block"])["instruction"][0, 1] == 289
+    want = act_by_run(before, seen, jax.random.key(0), spec)
+    np.testing.assert_array_equal(policy(seen, 0), want)
+    assert not np.array_equal(want, act_by_run(hashed, seen, jax.random.key(0)))
+    text = (tmp_path / "b" / "policy.json").read_text()
+    plain = re.sub(r',\s*"digest": "[0-9a-f]+"', "", text)
+    (tmp_path / "b" / "policy.json").write_text(plain.replace('"lift"', '"the"', 1))
+    with pytest.raises(ValueError, match="spec.words are no words, each once"):
+        wamjax.load_policy(tmp_path / "b")
+
+
 def test_step_mode_dtype_and_names_are_chosen(tmp_path):
     runs.save(tmp_path / "run", runs.fast_wam("joint"))
     chosen = Choices(mode="direct", dtype="float32", action_names=("x", "y", "z"))
@@ -188,6 +217,13 @@ def test_a_planner_goes_along(tmp_path):
     export_policy.from_run(tmp_path / "run", tmp_path / "b", None, planner, None, False)
     seen = runs.observation(spec)
     planned = trained.load(tmp_path / "run", mode="plan", planner=planner)[0]
+    worded = dataclasses.replace(spec, words=("lift",))
+    odd = runs.save(tmp_path / "odd", other, worded, (4,), seed=9)
+    said = f"the planner {odd} gives words other ids"
+    with pytest.raises(ValueError, match=said):
+        trained.load(tmp_path / "run", mode="plan", planner=odd)
+    with pytest.raises(ValueError, match=said):
+        export_policy.from_run(tmp_path / "run", tmp_path / "c", None, odd, None, False)
     other.data.normalization = "mean_std"
     strange = runs.save(tmp_path / "strange", other, spec, (4,), seed=9)
     said = f"the planner {strange} was trained on actions that were normalised otherwise"

@@ -14,10 +14,11 @@ from wamjax import config as configs
 from wamjax import flops, tree, wam
 from wamjax.data import pipeline
 from wamjax.data.spec import DataSpec
+from wamjax.doctor import diagnose
 from wamjax.envs import tabletop
 from wamjax.training import optim, partition, sharding
 from wamjax.training import state as states
-from wamjax.training.sharding import Shape, diagnose
+from wamjax.training.sharding import Shape
 from wamjax.training.step import forward_flops, model_flops
 from wamjax.wam.cosmos_policy import presets
 from wamjax.wam.cosmos_policy.layouts import LAYOUTS

@@ -232,6 +232,9 @@ def _check(manifest: Manifest) -> None:
         names = getattr(manifest, key)
         if names and (len(names) != size or not all(isinstance(n, str) for n in names)):
             raise ValueError(f"{key} names {len(names)} dimensions, there are {size}")
+    numbered = spec.words
+    if not all(isinstance(w, str) for w in numbered) or len(set(numbered)) != len(numbered):
+        raise ValueError(f"spec.words are no words, each once: {str(numbered)[:60]}")
     texts = manifest.statistics.get("instructions", [])
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"statistics.instructions is no list of texts: {str(texts)[:60]}")

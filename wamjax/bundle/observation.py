@@ -124,7 +124,7 @@ class Observer:
             if count > room:
                 raise BadObservation(f"instruction {text!r} has {count} words, the policy reads at "
                                      f"most {room}: say it in fewer")  # fmt: skip
-            return Tokenize(room).forward({"instruction": text})
+            return Tokenize(room, self.spec.vocabulary).forward({"instruction": text})
         if text not in self.cache:
             known = instructions(self.cache)
             raise BadObservation(

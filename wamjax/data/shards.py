@@ -6,6 +6,7 @@ import itertools
 import sys
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
@@ -36,6 +37,13 @@ class Shards:
         self._ends = list(itertools.accumulate(counts))
         self._readers: list[ArrayRecordReader | None] = [None] * len(counts)
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_readers": [None] * len(self._counts), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()  # files are opened again
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import threading
+from typing import Any
 
 from tqdm import tqdm
 
@@ -24,6 +25,13 @@ class Skips:
     def __init__(self, limit: int = 0):
         self.limit = limit
         self._bad: dict[tuple[files.Path, int], str] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
         self._lock = threading.Lock()
 
     @property

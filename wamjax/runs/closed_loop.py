@@ -162,7 +162,7 @@ def play(
         tasks,
         keys,
         shift=shift,
-        told=told(config, policy.objective, [world.tasks[task] for task in tasks]),
+        told=told(config, policy, [world.tasks[task] for task in tasks]),
         cameras=tuple(config.data.cameras),
         max_steps=config.eval.max_steps,
         execute=config.eval.execute,
@@ -184,20 +184,20 @@ def seeing(function: Callable) -> Callable:
     return call
 
 
-def told(config: ConfigDict, objective, instructions) -> dict[str, np.ndarray]:
+def told(config: ConfigDict, policy: Policy, instructions) -> dict[str, np.ndarray]:
     """Instructions as a policy takes them, leading axis e: ids of words, or text embeddings.
 
     Raises:
       ValueError: an instruction that is too long, or that has no embedding.
     """
     from wamjax.data.embeddings import EmbeddingCache
-    from wamjax.data.tokens import tokenize
+    from wamjax.data.tokens import Vocabulary
 
-    if "context" in objective.batch_spec(1):
+    if "context" in policy.objective.batch_spec(1):
         cache = EmbeddingCache(files.below(files.path(config.data.root), config.data.embeddings))
         return {"context": np.stack([cache.lookup(text) for text in instructions])}
-    length = config.data.instruction_length
-    return {"instruction": np.stack([tokenize(text, length) for text in instructions])}
+    length, vocabulary = config.data.instruction_length, Vocabulary(policy.words)
+    return {"instruction": np.stack([vocabulary.tokenize(t, length) for t in instructions])}
 
 
 def join_of(config: ConfigDict, world: World) -> Join:

@@ -47,7 +47,7 @@ def _predictions(
     if not objective.imagines:
         return None
     steps = frames.shape[1]
-    words = told(config, objective, done.instructions)
+    words = told(config, policy, done.instructions)
     imagine = jax.jit(
         lambda params, observation, key: objective.imagine(
             params, policy.normalizers, observation, key

@@ -128,11 +128,16 @@ def instruction(task: str) -> str:
     return tuple(TABLE.values())[task_id(task)].instruction
 
 
-def instruction_tokens(length: int) -> Int[np.ndarray, "tasks n"]:
-    """The instructions of all tasks as token ids, padded to `length`; row i is `TASKS[i]`."""
-    from wamjax.data.tokens import tokenize  # here: the world itself does not depend on the data
+def instruction_tokens(length: int, words: tuple[str, ...] = ()) -> Int[np.ndarray, "tasks n"]:
+    """Gives the instructions of all tasks as token ids, padded to `length`; row i is `TASKS[i]`.
 
-    return np.stack([tokenize(TABLE[name].instruction, length) for name in TASKS])
+    Args:
+      words: those of the policy that is told them, see `wamjax.data.tokens.Vocabulary`.
+    """
+    from wamjax.data.tokens import Vocabulary  # here: the world does not depend on the data
+
+    vocabulary = Vocabulary(words)
+    return np.stack([vocabulary.tokenize(TABLE[name].instruction, length) for name in TASKS])
 
 
 def kind(state: State) -> Int[Array, ""]:

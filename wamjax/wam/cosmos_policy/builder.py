@@ -6,7 +6,6 @@ import numpy as np
 
 from wamjax.data import mixture
 from wamjax.data.spec import DataSpec
-from wamjax.data.tokens import VOCAB
 from wamjax.diffusion import noise
 from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.models import attention, blocks
@@ -94,7 +93,7 @@ def _network(model, layout: Layout, codec, spec: DataSpec) -> DiT:
         text="cross",
         text_net="none",
         context_width=model.context_width,
-        vocabulary=VOCAB if model.text.kind == "tokens" else 0,
+        vocabulary=spec.vocabulary.size if model.text.kind == "tokens" else 0,
         instruction_length=spec.instruction_length,
         positions=model.positions,
         rope_scale=tuple(model.rope_scale),

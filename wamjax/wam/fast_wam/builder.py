@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from wamjax.config import did_you_mean
-from wamjax.data.tokens import VOCAB
 from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.diffusion.solvers import SOLVERS
 from wamjax.models import attention
@@ -48,7 +47,7 @@ def build(config, spec) -> FastWAM:
         instruction_length=spec.instruction_length,
         patch=model.patch,
         freq_dim=model.freq_dim,
-        vocabulary=VOCAB if model.text.kind == "tokens" else 0,
+        vocabulary=spec.vocabulary.size if model.text.kind == "tokens" else 0,
         remat=model.remat,
         unroll=model.unroll,
         attention=attention.named(model.attention),
