@@ -58,6 +58,15 @@ def count_by(fn: Callable, *args, while_trip_count: int | None = None) -> dict[s
     return dict(_jaxpr(live, while_trip_count))
 
 
+def calls(fn: Callable, *args) -> dict[str, int]:
+    """How often one call ``fn(*args)`` runs each jitted function inside of it, by its name.
+
+    Args:
+      fn, *args: as of `count_by`. Of a `cond` the branch with most of them is counted.
+    """
+    return dict(_calls(jax.make_jaxpr(fn)(*args).jaxpr))
+
+
 def count_training(fn: Callable, params: Any, *args) -> int:
     """FLOPs of ``fn(params, *args)`` and its gradient by `params`, with nothing computed twice.
 
@@ -84,6 +93,18 @@ def _jaxpr(jaxpr: Jaxpr, trips: int | None) -> Counter:
     total = Counter()
     for eqn in jaxpr.eqns:
         total.update(_equation(eqn, trips))
+    return total
+
+
+def _calls(jaxpr: Jaxpr) -> Counter:
+    total = Counter()
+    for eqn in jaxpr.eqns:
+        inner = [_calls(j) for j in _jaxprs_in(eqn.params)]
+        if eqn.primitive.name == "cond":
+            inner = [max(inner, key=lambda c: c.total())]
+        total.update(_times(sum(inner, Counter()), _repeats(eqn.primitive.name, eqn.params, None)))
+        if eqn.primitive.name in ("jit", "pjit"):
+            total[eqn.params["name"]] += 1
     return total
 
 
