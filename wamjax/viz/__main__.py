@@ -68,7 +68,7 @@ def _run(asked) -> None:
 
 def _need(asked, *names: str) -> None:
     for name in names:
-        if asked[name].value is None:
+        if getattr(asked, name) is None:
             raise app.UsageError(f"give --{name}")
 
 

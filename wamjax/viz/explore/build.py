@@ -24,9 +24,8 @@ from wamjax.wam.loss import Denoises
 FILE = "explore.html"
 SECTIONS = {
     "noising": ("Noise", "From a real example to noise and back",
-                "What training shows the network, and where sampling comes from: the data mixed "
-                "with noise at the levels that sampling visits, last level first in training, "
-                "first level first in sampling."),
+                "An example of the data, mixed with noise at the levels that sampling visits, from "
+                "noise to data. Training draws a level by chance, and asks for the way back."),
     "schemes": ("Order", "Autoregression and diffusion, step by step",
                 "The same clip made in different orders. A frame is drawn as noisy as its level; "
                 "the number of evaluations is what speed is paid in."),

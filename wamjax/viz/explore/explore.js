@@ -49,7 +49,8 @@ function choice(label, names, change) {
   return element("div", { class: "choice", role: "group", "aria-label": label }, ...buttons);
 }
 
-// A slider with buttons; `show(step)` draws. Keys reach that of the section in view.
+// A slider with buttons; `show(step)` draws, from the first `reset` on. Keys reach the player of the
+// section in view.
 class Player {
   constructor(section, count, show, pace = 500) {
     this.show = show;
@@ -65,7 +66,7 @@ class Player {
     this.node = element("div", { class: "player" }, step(-1, "◀", "one step back"), this.button,
       step(1, "▶|", "one step on"), this.slider, this.label);
     section.player = this;
-    this.reset(count);
+    [this.count, this.step] = [count, 0];
   }
   reset(count, at = 0) {
     this.count = count;
@@ -110,7 +111,7 @@ function noising(section) {
     group = groups[i];
     player.reset(group.levels.length, Math.min(player.step, group.levels.length - 1));
   }), player.node, facts, picture, curve);
-  player.reset(group.levels.length);
+  player.reset(group.levels.length, Math.floor(group.levels.length / 2));
 
   function show(step) {
     const [level, alpha, sigma] = [group.levels[step], group.alpha[step], group.sigma[step]];
@@ -288,7 +289,7 @@ function slots(section) {
     const start = i === null ? "" : `${names[i][0]}, of group ${names[i][1]}, is ${use.states[i]} in ${use.name}. `;
     say.textContent = `${start}${use.name}: p( ${shorten(made)} | ${shorten(given)} ), table ${use.table}`;
   }
-  player.go(0);
+  player.reset(uses.length);
 }
 
 function shorten(names) {
@@ -374,6 +375,13 @@ function tables(section) {
       context.fillRect(edge * cell, 0, line, canvas.height);
       context.fillRect(0, edge * cell, canvas.width, line);
     }
+    const letters = Math.round(canvas.width / 45);
+    context.font = `${letters}px system-ui, sans-serif`;
+    table.groups.forEach((group, i) => {  // names on the diagonal, where they fit
+      if (table.tokens[i] * cell < 1.3 * letters) return;
+      context.fillStyle = rows[edges[i]][edges[i]] ? ink.paper : ink.ink;
+      context.fillText(group, (edges[i] + 0.5) * cell + letters / 4, edges[i] * cell + 1.1 * letters);
+    });
     tell(q, null);
   }
 

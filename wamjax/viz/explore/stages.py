@@ -26,6 +26,7 @@ from wamjax.wam.objectives import bind
 MARK = "wamjax_stage_"
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}  # a mesh of one device
 TIMED = 10  # calls
+TOKEN = "token"  # what a network predicts that has no groups of outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,10 @@ class Stage:
     @property
     def name(self) -> str:
         """What it does, in few words."""
+        if TOKEN in self.predicts and not self.emits:
+            return f"predict the tokens of {' + '.join(self.computed)}"
+        if TOKEN in self.predicts:
+            return "the next token" if self.cached else f"prefill {' + '.join(self.emits)}"
         if self.predicts:
             return f"denoise {' + '.join(self.predicts)}"
         if self.emits:
@@ -184,7 +189,7 @@ class _Recorder:
         with self._opened(call):
             outputs, cache = method(*args, **kwargs)
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
-        predicts = tuple(outputs) if isinstance(outputs, dict) else ()
+        predicts = tuple(outputs) if isinstance(outputs, dict) else (TOKEN,)
         call.stage = dataclasses.replace(call.stage, predicts=predicts, cache_bytes=size)
         return outputs, cache
 
