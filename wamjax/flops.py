@@ -58,13 +58,15 @@ def count_by(fn: Callable, *args, while_trip_count: int | None = None) -> dict[s
     return dict(_jaxpr(live, while_trip_count))
 
 
-def calls(fn: Callable, *args) -> dict[str, int]:
-    """How often one call ``fn(*args)`` runs each jitted function inside of it, by its name.
+def count_calls(fn: Callable, *args) -> tuple[int, dict[str, int]]:
+    """`count` of a call ``fn(*args)``, and how often it runs each jitted function inside of it.
 
-    Args:
-      fn, *args: as of `count_by`. Of a `cond` the branch with most of them is counted.
+    Returns:
+      (FLOPs, name of the function -> runs); of a `cond` the branch with most calls is counted.
     """
-    return dict(_calls(jax.make_jaxpr(fn)(*args).jaxpr))
+    closed = jax.make_jaxpr(fn)(*args)
+    live, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    return _jaxpr(live, None).total(), dict(_calls(live))
 
 
 def count_training(fn: Callable, params: Any, *args) -> int:

@@ -117,11 +117,11 @@ def programs(config: ConfigDict, objective, params, measure: bool = False):
     if measure:
         fresh = jax.jit(lambda key: compute_cast(objective.init(key), dtype))(jax.random.key(0))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    one = objective.batch_spec(1)
+    one, costs = objective.batch_spec(1), {}
 
     def record(name, program, *args):
         say(f"tracing {name}")
-        return stages.record(name, objective, program, cast, *args, measure=fresh)
+        return stages.record(name, objective, program, cast, *args, measure=fresh, costs=costs)
 
     out = []
     if objective.kind == "policy":

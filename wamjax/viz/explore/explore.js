@@ -268,16 +268,15 @@ function slots(section) {
   const { names, uses } = DATA.slots;
   if (!uses.length) return;
   const say = element("p", { class: "facts", "aria-live": "polite" }, "");
-  let chosen = 0;
   const rows = uses.map((use, u) => element("tr", {}, element("th", { scope: "row" }, use.name),
     ...use.states.map((state, i) => element("td", { class: `slot ${state}`, tabindex: -1,
-      onclick: () => tell(u, i) }, state))));
+      onclick: () => { player.move(u - player.step); tell(u, i); } }, state))));
   const head = element("tr", {}, element("th"), ...names.map(([name]) =>
     element("th", { scope: "col" }, name)));
   section.append(element("div", { class: "wide" }, element("table", { class: "slots" }, head, ...rows)),
     legend([["given", "given: clean, no loss"], ["predicted", "predicted: noised, has a loss"],
       ["hidden", "hidden: noised, no loss"], ["absent", "absent: not computed"]]), say);
-  const player = new Player(section, uses.length, (u) => { chosen = u; tell(u, null); }, 900);
+  const player = new Player(section, uses.length, (u) => tell(u, null), 900);
   section.insertBefore(player.node, section.querySelector(".wide"));
 
   function tell(u, i) {
@@ -336,14 +335,18 @@ function tables(section) {
     rows = unfold(table.mask);
     size = rows.length;
     edges = [0];
-    for (const tokens of table.tokens) edges.push(edges[edges.length - 1] + tokens);
+    for (const cells of table.cells) edges.push(edges[edges.length - 1] + cells);
+    const total = table.tokens.reduce((sum, tokens) => sum + tokens, 0);
     canvas.width = canvas.height = size * scale();
     canvas.style.imageRendering = "pixelated";
     about.textContent = `${table.name}: ${table.groups.map((g, i) =>
       `${g} ${plural(table.tokens[i], "token")}`).join(", ")}; ${number(100 * table.share)} % of ` +
-      `${size} × ${size} pairs attended.`;
-    keeps.textContent = table.keeps.length
-      ? `While the others are denoised, the keys and values of ${listed(table.keeps)} cannot change: ` +
+      `${total} × ${total} pairs attended.` +
+      (table.each > 1 ? ` A cell is about ${table.each} × ${table.each} tokens.` : "");
+    keeps.textContent = !table.given.length
+      ? "Nothing is given at the start. What was made is given to what comes after, and is cached " +
+        "where it sees nothing that still changes."
+      : table.keeps.length ? `While the others are denoised, the keys and values of ${listed(table.keeps)} cannot change: ` +
         "they are given, and see only what is given. They are computed once."
       : "Nothing stays constant while the others are denoised: every given group sees what changes. " +
         "Nothing is cached but the text.";
@@ -378,9 +381,9 @@ function tables(section) {
     const letters = Math.round(canvas.width / 45);
     context.font = `${letters}px system-ui, sans-serif`;
     table.groups.forEach((group, i) => {  // names on the diagonal, where they fit
-      if (table.tokens[i] * cell < 1.3 * letters) return;
-      context.fillStyle = rows[edges[i]][edges[i]] ? ink.paper : ink.ink;
-      context.fillText(group, (edges[i] + 0.5) * cell + letters / 4, edges[i] * cell + 1.1 * letters);
+      if (table.cells[i] * cell < 1.3 * letters) return;
+      context.fillStyle = rows[edges[i + 1] - 1][edges[i]] ? ink.paper : ink.ink;
+      context.fillText(group, edges[i] * cell + letters / 2, edges[i + 1] * cell - letters / 2);
     });
     tell(q, null);
   }
@@ -388,14 +391,15 @@ function tables(section) {
   function tell(q, k) {
     const to = table.groups.filter((_, i) => rows[q].subarray(edges[i], edges[i + 1]).includes(1));
     const sum = rows[q].reduce((a, b) => a + b, 0);
+    const amount = table.each > 1 ? `about ${sum * table.each} tokens` : plural(sum, "token");
     say.textContent = k === null
-      ? `${place(q)} attends ${plural(sum, "token")} of ${listed(to)}`
+      ? `${place(q)} attends ${amount} of ${listed(to)}`
       : `${place(q)} ${rows[q][k] ? "attends" : "does not attend"} ${place(k)}`;
   }
 
-  function place(token) {
-    const i = edges.findIndex((edge, j) => token >= edge && token < edges[j + 1]);
-    const own = token - edges[i], each = table.tokens[i] / table.slots[i];
+  function place(cell) {
+    const i = edges.findIndex((edge, j) => cell >= edge && cell < edges[j + 1]);
+    const own = (cell - edges[i]) * table.each, each = table.tokens[i] / table.slots[i];
     const slot = Number.isInteger(each) && table.slots[i] > 1 && each > 1
       ? ` (slot ${Math.floor(own / each)}, token ${own % each})` : "";
     return `token ${own} of ${table.groups[i]}${slot}`;

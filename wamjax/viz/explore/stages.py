@@ -98,6 +98,7 @@ def record(
     params: Any,
     *args,
     measure: Any = None,
+    costs: dict | None = None,
 ) -> Program:
     """Traces ``program(params, *args)``.
 
@@ -105,7 +106,9 @@ def record(
       objective: of `program`; has a `network`.
       params, *args: `jax.ShapeDtypeStruct`s; nothing is computed.
       measure: parameters to time every stage with; None times nothing.
+      costs: of the stages of other programs of the objective, which are not counted again.
     """
+    costs = {} if costs is None else costs
     recorder = _Recorder(type(objective.network))
 
     def traced(*args):
@@ -115,10 +118,8 @@ def record(
             return program(*args)
 
     with jax.set_mesh(sharding.make_mesh(ONE, jax.devices()[:1])):  # a loss wants one
-        times = flops.calls(traced, params, *args)
-        total = flops.count(program, params, *args)
+        total, times = flops.count_calls(traced, params, *args)
     merged: dict[tuple, Stage] = {}
-    costs: dict[Any, tuple[int, float]] = {}
     for i, call in enumerate(recorder.calls):
         repeats = times.get(f"{MARK}{i}", 0)
         if not repeats:  # of a trace that was thrown away

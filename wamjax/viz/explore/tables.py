@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from wamjax.models.visibility import Visibility, cacheable
 from wamjax.wam.slots import Role
 from wamjax.wam.uses import Use
 
+CELLS = 2000  # of a side of a mask; with more tokens a cell stands for several
 
 def state(use: Use, group: str) -> str:
     """What slots of a group are in a use: "given", "predicted", "hidden" or "absent"."""
@@ -52,18 +54,30 @@ def _table(
     counts: Mapping[str, int],
 ) -> dict[str, Any]:
     table = table.restrict([g for g in table.groups if g in tokens])
-    mask = table.mask(tokens)
+    lengths = {g: tokens[g] for g in table.groups}
+    each = math.ceil(sum(lengths.values()) / CELLS)
+    cells = {g: math.ceil(n / each) for g, n in lengths.items()}
     return {
         "use": use,
         "name": table.name,
         "groups": table.groups,
-        "tokens": [tokens[g] for g in table.groups],
+        "tokens": list(lengths.values()),
         "slots": [max(counts[g], 1) for g in table.groups],
         "causal": table.causal,
-        "mask": runs(mask),
-        "share": float(mask.mean()),
+        "each": each,
+        "cells": list(cells.values()),
+        "mask": runs(table.mask(cells)),
+        "share": attended(table, lengths) / sum(lengths.values()) ** 2,
+        "given": given,
         "keeps": cacheable(table, [g for g in given if g in table.groups]),
     }
+
+
+def attended(table: Visibility, lengths: Mapping[str, int]) -> int:
+    """How many pairs of tokens attend: the sum of ``table.mask(lengths)``, which may be large."""
+    pairs = sum(lengths[q] * lengths[k] for q in table.groups for k in table.keys(q))
+    own = (lengths[g] for g in table.causal if table.sees(g, g))
+    return pairs - sum(n * (n - 1) // 2 for n in own)
 
 
 def runs(mask: np.ndarray) -> list[list[Any]]:
