@@ -483,15 +483,26 @@ function programs(section) {
 const SECTIONS = { noising, schemes, slots, tables, programs };
 for (const [name, draw] of Object.entries(SECTIONS)) draw(document.getElementById(name));
 
+let active = null;  // the section that was last touched or asked for
+
+const visible = (section) => {
+  const box = section.getBoundingClientRect();
+  return box.bottom > 0 && box.top < window.innerHeight;
+};
+
 function inView() {
+  if (active?.player && visible(active)) return active;
   const middle = window.innerHeight / 3;
-  const parts = [...document.querySelectorAll("section")].filter((s) => s.player);
-  const distance = (s) => {
-    const box = s.getBoundingClientRect();
-    return box.top <= middle && box.bottom >= middle ? 0
-      : Math.min(Math.abs(box.top - middle), Math.abs(box.bottom - middle));
+  const distance = (section) => {
+    const box = section.getBoundingClientRect();
+    return Math.max(0, box.top - middle, middle - box.bottom);
   };
-  return parts.sort((a, b) => distance(a) - distance(b))[0];
+  return [...document.querySelectorAll("section")].filter((section) => section.player)
+    .sort((a, b) => distance(a) - distance(b))[0];
+}
+
+for (const kind of ["pointerdown", "focusin"]) {
+  document.addEventListener(kind, (event) => { active = event.target.closest("section") ?? active; });
 }
 
 document.addEventListener("keydown", (event) => {
@@ -499,7 +510,8 @@ document.addEventListener("keydown", (event) => {
   const slider = event.target.type === "range";
   const names = Object.keys(SECTIONS), key = event.key;
   if (key >= "1" && key <= String(names.length)) {
-    document.getElementById(names[key - 1]).scrollIntoView();
+    active = document.getElementById(names[key - 1]);
+    active.scrollIntoView();
     event.preventDefault();
     return;
   }
