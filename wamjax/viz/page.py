@@ -137,10 +137,10 @@ def embed(name: str, value: Any) -> str:
     return f"<script type='application/json' id='{text(name)}'>{safe}</script>"
 
 
-def embedded(html: str, name: str) -> Any:
+def embedded(written: str, name: str) -> Any:
     """What `embed` put into a page."""
-    start = html.index(">", html.index(f"<script type='application/json' id='{name}'")) + 1
-    return json.loads(html[start : html.index("</script>", start)])
+    start = written.index(">", written.index(f"<script type='application/json' id='{name}'")) + 1
+    return json.loads(written[start : written.index("</script>", start)])
 
 
 def _finite(value: Any) -> Any:

@@ -20,8 +20,10 @@ from wamjax.training.step import compute_cast
 from wamjax.viz import page
 from wamjax.viz.explore import noising, schemes, stages, tables
 from wamjax.wam.loss import Denoises
+from wamjax.wam.video.autoregressive import Autoregressive
 
 FILE = "explore.html"
+SCRIPTS = ("parts.js", "sections.js", "keys.js")  # one after the other
 SECTIONS = {
     "noising": ("Noise", "From a real example to noise and back",
                 "An example of the data, mixed with noise at the levels that sampling visits, from "
@@ -48,7 +50,8 @@ def write(config: ConfigDict, output: str | pathlib.Path, measure: bool = False)
       measure: also time every stage, with fresh parameters, on this machine.
 
     Raises:
-      ValueError: a config that cannot be trained, or of what has no network over groups.
+      ValueError: a config that cannot be trained, or of a codec, or of a method whose network is
+        not known here.
     """
     folder = disk.local(output, "--output")
     disk.make_folder(folder, "give another --output")
@@ -71,7 +74,8 @@ def html(found: dict[str, Any]) -> str:
         parts.append(f"<section id='{key}'><h2>{title}</h2><p>{words}</p>{more}</section>")
     parts.append(page.embed("explore", {k: found[k] for k in SECTIONS}))
     here = resources.files(__package__)
-    style, script = ((here / f"explore.{kind}").read_text() for kind in ("css", "js"))
+    script = "\n".join((here / name).read_text() for name in SCRIPTS)
+    style = (here / "explore.css").read_text()
     return page.page(f"wamjax: {found['title']}", "\n".join(parts), style, script)
 
 
@@ -80,10 +84,10 @@ def data(config: ConfigDict, measure: bool = False) -> dict[str, Any]:
     configs.validate(config)
     wam.check_training(config)
     objective = wam.build(config, pipeline.spec_of(config))
-    if objective.kind not in ("policy", "pictures"):
-        raise ValueError(f"config.objective.name = {config.objective.name!r} trains a "
-                         f"{objective.kind}; there is something to explore of policies and of "
-                         "models of pictures")  # fmt: skip
+    if not isinstance(objective, Denoises | Autoregressive):
+        raise ValueError(f"config.objective.name = {config.objective.name!r}: the explorer shows "
+                         "methods that denoise slots or predict tokens, which this does "
+                         "not")  # fmt: skip
     params = jax.eval_shape(objective.init, jax.random.key(0))
     found = programs(config, objective, params, measure)
     tokens: dict[str, int] = {}
