@@ -31,6 +31,7 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.15rem; margin-top: 2rem; } h3 { font
 table { border-collapse: collapse; } .wide { overflow-x: auto; }
 td, th { padding: .15rem 1rem .15rem 0; vertical-align: top; text-align: left; }
 td:first-child { color: var(--soft); } th { color: var(--soft); font-weight: 600; }
+table.told td:last-child { min-width: 16rem; color: var(--soft); }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 ul.warnings { background: var(--warn); border-left: 4px solid #e69500; padding: .6rem 2rem; }
 p.fine { background: var(--fine); border-left: 4px solid var(--good); padding: .6rem 1rem; }
@@ -88,12 +89,16 @@ def table(facts: Mapping[str, Any]) -> str:
     return rows(facts.items())
 
 
-def rows(lines: Iterable[Sequence[Any]], head: Sequence[str] = ()) -> str:
-    """A table with a column for each item of a line; it scrolls where it is too wide."""
+def rows(lines: Iterable[Sequence[Any]], head: Sequence[str] = (), kind: str = "") -> str:
+    """A table with a column for each item of a line; it scrolls where it is too wide.
+
+    Args:
+      kind: "told" where the last column is a sentence.
+    """
     top = f"<tr>{''.join(f'<th>{text(x)}</th>' for x in head)}</tr>" if head else ""
     cells = ("".join(f"<td>{text(x)}</td>" for x in line) for line in lines)
     body = "".join(f"<tr>{line}</tr>" for line in cells)
-    return f"<div class='wide'><table>{top}{body}</table></div>"
+    return f"<div class='wide'><table class='{kind}'>{top}{body}</table></div>"
 
 
 def plots(figures: Iterable[str]) -> str:

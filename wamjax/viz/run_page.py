@@ -22,6 +22,7 @@ from wamjax.viz.intervals import wilson
 FILE = "report.html"
 # First letters of pictures of a run -> what they are; in this order, what is none of them last.
 PICTURES = {
+    "success": "Success by task",
     "losses": "Losses",
     "samples": "Samples",
     "reconstructions": "Reconstructions",
@@ -66,7 +67,7 @@ def html(workdir: pathlib.Path) -> str:
     changed = [(key, _value(base), _value(now), configs.doc(key))
                for key, (base, now) in changes(config).items()]  # fmt: skip
     parts.append(f"<h2>Config: {len(changed)} keys differ from the base</h2>")
-    parts.append(page.rows(changed, ("key", "base", "this run", "")))
+    parts.append(page.rows(changed, ("key", "base", "this run", ""), "told"))
     parts.append("<h2>Versions</h2>")
     parts.append(page.table(_versions(results)))
     return page.page(title, "\n".join(parts))
