@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from wamjax.config import did_you_mean
@@ -121,9 +122,14 @@ class CosmosPolicy(Denoises, Policy):
         """Who sees whom, one table for all uses or one for each."""
         return tuple(dict.fromkeys(u.table for u in self.uses))
 
+    @property
+    def slot_names(self) -> tuple[tuple[str, str], ...]:
+        """(name, group) of every slot."""
+        return tuple((name_of(s), s.group) for s in self.layout.slots)
+
     def describe(self) -> str:
         """The roles of all slots in every use, as text."""
-        return uses.describe(self.uses, [(name_of(s), s.group) for s in self.layout.slots])
+        return uses.describe(self.uses, self.slot_names)
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a training batch."""
@@ -214,6 +220,10 @@ class CosmosPolicy(Denoises, Policy):
         if "bf16_times" in self.compat:
             return HalfToldFlow(**vars(self.process))
         return self.process
+
+    def levels_of(self, group: str) -> np.ndarray:
+        """The levels at which it is sampled: all groups alike."""
+        return self.sampler({}).schedule(self.steps)
 
     def reduce(
         self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
