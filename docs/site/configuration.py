@@ -18,12 +18,12 @@ PAGE = pathlib.Path(__file__).parents[1] / "configuration.md"
 HEAD = """# Configuration
 
 Every key, its default and what it is. The file is written by `docs/site/configuration.py` from the
-tables beside their owners (`wamjax/config_keys.py`, `wamjax/models/keys.py` and the `keys.py` of each
-method), and a test compares it.
+tables beside their owners (`wamjax/config_keys.py`, `wamjax/models/keys.py` and the `keys.py` of
+each method), and a test compares it.
 
 A config file has a function `get_config(arg)` that starts from `wamjax.config.base_config()` and
-changes values; `--config.KEY=VALUE` on the command line changes one more. A key that does not exist is an
-error with a suggestion, and so is one that is set and that the chosen method does not read.
+changes values; `--config.KEY=VALUE` on the command line changes one more. A key that does not exist
+is an error with a suggestion, and so is one that is set and that the chosen method does not read.
 `python -m wamjax.doctor --config=FILE --keys` prints the keys with the values of a config.
 
 A key with ❄ gives a checkpoint its meaning: it cannot change when a run is continued.
