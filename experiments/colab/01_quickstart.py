@@ -20,12 +20,12 @@
 #
 # # Quickstart: from nothing to a robot that acts
 #
-# A small Fast-WAM, a video model with an action head, learns three tasks of an embedded robot world from
-# demonstrations. You watch it learn, watch it act, change one number and do it again.
+# A small Fast-WAM, a video model with an action head, learns three tasks of an embedded robot
+# world from demonstrations. You watch it learn, watch it act, change one number and do it again.
 #
 # * **Hardware**: a CPU is enough; a GPU or TPU is used if the installed JAX sees one.
-# * **Time**: five to ten minutes for a run on two CPU cores, of which collecting and evaluating are a part;
-#   so ten to twenty for both.
+# * **Time**: five to ten minutes for a run on two CPU cores, of which collecting and evaluating
+#   are a part; so ten to twenty for both.
 # * **Expected**: about 97 % of the episodes succeed (untrained about 1 %).
 #
 # It takes the package alone and no checkout: the config is written below, in ten lines.
@@ -54,8 +54,8 @@ miniature = False  # @param {type: "boolean"}
 # %% [markdown]
 # ## The config
 #
-# A config file is a function that starts from the defaults and changes values. Presets of the package hold what
-# belongs together. A key that does not exist is an error with a suggestion.
+# A config file is a function that starts from the defaults and changes values. Presets of the
+# package hold what belongs together. A key that does not exist is an error with a suggestion.
 
 # %%
 import pathlib
@@ -104,9 +104,10 @@ print(command("doctor", f"--config={root / 'quickstart.py'}"))
 # %% [markdown]
 # ## Train and watch
 #
-# Training is a process of its own, as on any machine: `python -m wamjax.train --config=FILE --workdir=DIR`.
-# This cell starts it, and draws what it writes into `metrics.jsonl`. If you interrupt the cell, run it again:
-# the run goes on from its newest checkpoint.
+# Training is a process of its own, as on any machine:
+# `python -m wamjax.train --config=FILE --workdir=DIR`. This cell starts it, and draws what it
+# writes into `metrics.jsonl`. If you interrupt the cell, run it again: the run goes on from its
+# newest checkpoint.
 
 # %%
 import json
@@ -179,9 +180,10 @@ first = train("first", total=total)
 
 # %%
 low, high = first["interval"]
-print(f"success {first['success_rate']:.1%} [{low:.1%}, {high:.1%}] of {first['episodes']} episodes")
-print(f"untrained {first['untrained_success_rate']:.1%}; the same actions in another scene, without "
-      f"looking {first['blind_success_rate']:.1%}")  # fmt: skip
+rate, count = first["success_rate"], first["episodes"]
+print(f"success {rate:.1%} [{low:.1%}, {high:.1%}] of {count} episodes")
+print(f"untrained {first['untrained_success_rate']:.1%}")
+print(f"the same actions in another scene, without looking {first['blind_success_rate']:.1%}")
 for task, result in first["per_task"].items():
     print(f"  {task:16} {result['success_rate']:.1%}")
 
@@ -194,14 +196,16 @@ for task, result in first["per_task"].items():
 from IPython.display import Image, Video
 
 display(Image(root / "first" / "media" / "batch.png"))
-display(Image(root / "first" / "media" / "mask_fast_wam.png") if variant == "fast" else variant)
+for picture in (root / "first" / "media").glob("mask_*.png"):
+    display(Image(picture))
 Video(root / "first" / "media" / "rollout.mp4", embed=True)
 
 # %% [markdown]
 # ## Change one number
 #
-# Any key can be set on the command line. Half of the steps, with everything else the same; or change the cell: another
-# learning rate (`--config.optim.learning_rate=1e-3`), fewer demonstrations, another variant above.
+# Any key can be set on the command line. Half of the steps, with everything else the same; or
+# change the cell: another learning rate (`--config.optim.learning_rate=1e-3`), fewer
+# demonstrations, another variant above.
 
 # %%
 second = train("second", f"--config.total_steps={max(total // 2, 1)}", total=max(total // 2, 1))
@@ -215,6 +219,8 @@ for name, result in (("first", first), ("second", second)):
 # %% [markdown]
 # ## What next
 #
-# * `python -m wamjax.evaluate --workdir=wamjax-quickstart/first --shift=lighting`: the same policy in worse light.
-# * `02_noise_to_video`: what "denoising" means, in pictures. `03_three_factorizations`: the tables behind it.
+# * `python -m wamjax.evaluate --workdir=wamjax-quickstart/first --shift=lighting`: the same policy
+#   in worse light.
+# * `02_noise_to_video`: what "denoising" means, in pictures. `03_three_factorizations`: the tables
+#   behind it.
 # * Your own demonstrations: `docs/data.md`. On a robot: `docs/robot.md`.
