@@ -13,15 +13,19 @@ import sys
 import pytest
 from test_docs_commands import parse
 
+from wamjax.__main__ import COMMANDS
+from wamjax.wam.fast_wam.uses import FAST
 from wamjax.weights import families
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+README = ROOT / "README.md"
+PAGES = [README, *sorted(DOCS.glob("*.md"))]
 # These have tests of their own.
 ELSEWHERE = {"data.md", "robot.md"}
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.M | re.S)
 # Of others: what they do with their arguments is not ours.
+CONFIG = "experiments/configs/quickstart.py"
 OTHERS = ("pip install", ". .venv", "python3 -m venv", "mkdocs ", "jupytext ", "jupyter ")
 
 
@@ -48,10 +52,13 @@ def test_every_command_parses_and_every_script_knows_its_flags(monkeypatch):
     for page, line in commands():
         words = shlex.split(line, comments=True)
         if words[:2] == ["python", "-m"] and words[2].startswith("wamjax"):
-            name = {"wamjax.bench": "wamjax.bench.__main__"}.get(words[2], words[2])
-            flags = words[4:] if name.startswith("wamjax.bench") else words[3:]  # which one
-            if name != "wamjax" and flags not in ([], ["--help"]):
-                ours.append([name, *flags])
+            which = words[2] in ("wamjax.bench", "wamjax.viz")  # folders, which take a word
+            name = f"{words[2]}.__main__" if which else words[2]
+            flags = words[4:] if which else words[3:]
+            # What a reader has to fill in is a config that exists.
+            flags = [f.replace("FILE[:ARG]", CONFIG).replace("=FILE", f"={CONFIG}") for f in flags]
+            if name != "wamjax" and flags not in ([], ["--help"], ["..."]):
+                ours.append([name, *(f for f in flags if f != "--config.key=value")])
         elif words[0] == "python" and words[1].endswith(".py"):
             scripts.append((page, words[1:]))
         else:
@@ -67,6 +74,26 @@ def test_every_command_parses_and_every_script_knows_its_flags(monkeypatch):
         for argument in arguments:
             assert argument.lstrip("-").partition("=")[0] in known, (page, script, argument)
     assert len(scripts) >= 5
+
+
+def test_the_two_commands_stand_in_the_readme_as_they_are_run():
+    """The second is what `.ci/run` runs; both install before they start."""
+    one, two = (x for x in blocks(README, "bash"))
+    first, second = one.strip(), two.strip()
+    script = (ROOT / ".ci" / "run").read_text()
+    assert re.search(r"^tests='(.*)'$", script, re.M)[1] == second
+    assert second.split(" && ")[:2] == first.split(" && ")[:2]
+    assert first.endswith(f"--config={CONFIG} --workdir=runs/quickstart") and "\n" not in first
+    assert len(README.read_text().splitlines()) < 130
+    shown = [line.rstrip() for line in str(FAST).splitlines()[1:]]
+    assert all(f"\n{line}" in README.read_text() for line in shown)
+    for link in re.findall(r"\]\(([^)#]+)", README.read_text()):
+        assert (ROOT / link).is_file(), link
+
+
+def test_the_readme_lists_every_command():
+    listed = set(re.findall(r"python -m wamjax\.(\w+)", README.read_text()))
+    assert {c for c in COMMANDS if "." not in c} == listed
 
 
 def printed(page):
@@ -151,7 +178,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
          f"--config-file={DOCS / 'site' / 'mkdocs.yml'}"], text=True, capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for page in PAGES:
+    for page in PAGES[1:]:
         place = tmp_path if page.stem == "index" else tmp_path / page.stem
         assert (place / "index.html").stat().st_size > 5000
     # Nothing is fetched when a page is read.
