@@ -49,7 +49,7 @@ print("wamjax", wamjax.__version__, "on", jax.devices()[0].platform)
 
 # %% tags=["parameters"]
 # @title Numbers { run: "auto" }
-layers = 4  # @param {type: "slider", min: 1, max: 12, step: 1}
+layers = 4  # @param {type: "slider", min: 2, max: 12, step: 1}
 width = 128  # @param [64, 128, 256] {type: "raw"}
 calls = 20  # @param {type: "integer"}
 variants = ("fast", "joint", "idm")  # @param {type: "raw"}
@@ -141,8 +141,8 @@ plt.show()
 #
 # ## What it is worth
 #
-# Policies of the quickstart's world, at the sizes above, untrained. The same objective acts with
-# its cache and without.
+# Policies of the quickstart's world, at the sizes above, with random parameters. The same
+# objective acts with its cache and without.
 
 # %%
 import dataclasses
@@ -193,9 +193,21 @@ class Same:
     forward = inverse = staticmethod(lambda x: x)
 
 
+def random_params(objective):
+    """Of no use, but none is zero: a fresh network's outputs are, whatever it attends."""
+    params = objective.init(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [
+        x + 0.1 * jax.random.normal(key, x.shape, x.dtype)
+        for x, key in zip(leaves, keys, strict=True)
+    ]
+    return objective.prepare(jax.tree.unflatten(tree, moved))
+
+
 def timed(objective, mode=None):
     """(milliseconds of a call, median; its actions)."""
-    params = jax.jit(lambda key: objective.prepare(objective.init(key)))(jax.random.key(0))
+    params = jax.jit(random_params, static_argnums=0)(objective)
     seen = {k: jnp.ones(s.shape, s.dtype) for k, s in objective.observation_spec(1).items()}
     normalizers = {"actions": Same, "proprio": Same}
     act = jax.jit(lambda p, x, key: objective.policy(p, normalizers, x, key, mode))
@@ -213,24 +225,25 @@ for variant in variants:
     objective = fast_wam(variant)
     with_cache, actions = timed(objective)
     without, reference = timed(dataclasses.replace(objective, use_cache=False))
-    largest = float(np.abs(actions - reference).max())
+    largest = float(np.abs(actions - reference).max() / np.abs(reference).max())
     results[f"fast_wam {variant}"] = without, with_cache
     print(f"fast_wam {variant:12} {without:7.1f} ms, with the cache {with_cache:7.1f}; "
-          f"actions differ by {largest:.1e}")  # fmt: skip
-    assert largest < 1e-4
+          f"actions differ by {largest:.1e} of the largest")  # fmt: skip
+    assert largest < 1e-3
 
 # %% [markdown]
 # Cosmos Policy has no cache as published; `prefix` is exact under its own table and `frozen` is
-# not.
+# not: from the second layer on, keys and values of what is given follow what is denoised.
 
 # %%
 exact, actions = timed(cosmos_policy("bidirectional"))
 frozen, approximate = timed(cosmos_policy("bidirectional"), mode="frozen")
 prefix, _ = timed(cosmos_policy("prefix"))
 results |= {"cosmos_policy frozen": (exact, frozen), "cosmos_policy prefix": (exact, prefix)}
-largest = float(np.abs(actions - approximate).max())
+largest = float(np.abs(actions - approximate).max() / np.abs(actions).max())
 print(f"bidirectional {exact:.1f} ms, frozen {frozen:.1f}, prefix {prefix:.1f}")
-print(f"frozen changes the actions of this untrained policy by {largest:.1e} at most")
+print(f"frozen changes the actions of these parameters by {largest:.1e} of the largest")
+assert largest > 0
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 3))
