@@ -326,7 +326,7 @@ def _check_evaluation(config, spec, objective) -> None:
     from wamjax.runs import closed_loop
 
     config = config.copy_and_resolve_references()
-    config.data.cameras = tuple(getattr(spec, "cameras", ()))
+    config.data.cameras = tuple(spec.cameras) if objective.kind == "policy" else ()
     closed_loop.check(config, objective)
 
 

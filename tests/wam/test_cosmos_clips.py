@@ -19,7 +19,7 @@ from wamjax.wam.cosmos_policy.augment import (
     augment,
     centre_crop,
 )
-from wamjax.wam.cosmos_policy.clips import assemble, decode, encode, frames_per_slot, split
+from wamjax.wam.cosmos_policy.clips import assemble, decode, encode, split
 from wamjax.wam.cosmos_policy.layouts import LAYOUTS, name_of, parse
 
 LIBERO = parse(LAYOUTS["libero"])
@@ -34,9 +34,9 @@ def images(size=16, frames=2, cameras=LIBERO.cameras, b=1):
 
 
 def test_a_slot_is_as_many_frames_as_a_latent_of_the_codec():
-    assert frames_per_slot(wan21()) == 4
-    assert frames_per_slot(PixelCodec(8)) == 1
-    assert frames_per_slot(CachedLatents(16, 8, 4)) == 4
+    assert wan21().temporal == 4
+    assert PixelCodec(8).temporal == 1
+    assert CachedLatents(16, 8, 4).temporal == 4
     for name, whole, needed in (("libero", 33, 13), ("robocasa", 41, 17), ("aloha", 41, 17)):
         layout = parse(LAYOUTS[name])
         pictures = images(2, cameras=layout.cameras)

@@ -63,6 +63,11 @@ class DDPM(Process):
         if self.variance not in ("small", "large", "learned"):
             raise ValueError(f"variance {self.variance!r} is not 'small', 'large' or 'learned'")
 
+    @property
+    def outputs(self) -> int:
+        """Twice as many as the data has where the variance is learned."""
+        return 2 if self.variance == "learned" else 1
+
     # ---- the path ----
 
     def alpha_sigma(self, level: Array) -> tuple[Array, Array]:

@@ -39,6 +39,11 @@ class Process:
     predicts: str
     weighting: str
 
+    @property
+    def outputs(self) -> int:
+        """Values that a network puts out for each one of the data."""
+        return 1
+
     # ---- the path ----
 
     def alpha_sigma(self, level: Array) -> tuple[Array, Array]:

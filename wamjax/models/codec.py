@@ -33,6 +33,7 @@ class Codec(Protocol):
     """What the objectives need of a codec."""
 
     key: str  # name of the batch entry it reads
+    temporal: int  # frames of a latent after the first
 
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Latent (t, h, w, c) of a clip."""
@@ -49,7 +50,9 @@ class Codec(Protocol):
 
 
 class Parameterless:
-    """`init` and `bind` of a codec that has no parameters."""
+    """`init` and `bind` of a codec that has no parameters, and a latent for each frame."""
+
+    temporal = 1
 
     def init(self, rng: Array) -> dict[str, Any]:
         del rng

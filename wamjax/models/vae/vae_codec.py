@@ -44,6 +44,11 @@ class VAECodec:
     def network(self) -> Autoencoder:
         return Autoencoder(self.sizes, self.bottleneck.features)
 
+    @property
+    def temporal(self) -> int:
+        """Frames of a latent after the first."""
+        return self.sizes.time_stride
+
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         return self.sizes.latent_shape(frames, height, width)
 

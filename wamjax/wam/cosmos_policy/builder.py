@@ -13,7 +13,7 @@ from wamjax.models.blocks import ExpertSpec
 from wamjax.models.dit import DiT
 from wamjax.training.sharding import constrain
 from wamjax.wam.codecs import codec_of
-from wamjax.wam.cosmos_policy import clips, keys, layouts
+from wamjax.wam.cosmos_policy import keys, layouts
 from wamjax.wam.cosmos_policy.layouts import Layout
 from wamjax.wam.cosmos_policy.objective import CosmosPolicy
 from wamjax.wam.cosmos_policy.planning import Planning, sample_bytes
@@ -75,7 +75,7 @@ def build(config, spec) -> CosmosPolicy:
 
 def _network(model, layout: Layout, codec, spec: DataSpec) -> DiT:
     """The video model of Cosmos-Predict2; its sinusoid is as wide as the network."""
-    frames = 1 + clips.frames_per_slot(codec) * (len(layout) - 1)
+    frames = 1 + codec.temporal * (len(layout) - 1)
     slots, h, w, c = codec.shape(frames, *spec.cameras[layout.cameras[0]])
     assert slots == len(layout)
     sizes = dict(lora_rank=model.modulation_rank, context_rows=model.context_rows)

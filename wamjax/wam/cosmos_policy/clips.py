@@ -23,12 +23,6 @@ from wamjax.wam.cosmos_policy.layouts import Layout
 Images = Mapping[str, Array]
 
 
-def frames_per_slot(codec: Codec) -> int:
-    """k: pixel frames of every slot but the first."""
-    sizes = getattr(codec, "sizes", None)
-    return sizes.time_stride if sizes else getattr(codec, "temporal", 1)
-
-
 def split(video: UInt8[Array, "b f H W 3"], widths: Mapping[str, int]) -> dict[str, Array]:
     """A composite cut into its cameras, (b, f, h, w, 3) each.
 
@@ -47,7 +41,7 @@ def assemble(layout: Layout, images: Images, slots: int, k: int) -> UInt8[Array,
     Args:
       images: camera -> (b, 2, h, w, 3), now and at the end of the chunk; or (b, 1, h, w, 3), and
         then the present stands for the future, which only fills its slots.
-      k: see `frames_per_slot`.
+      k: pixel frames of every slot but the first.
     """
     first = images[layout.cameras[0]][:, :1]
     frames = []
@@ -62,7 +56,7 @@ def assemble(layout: Layout, images: Images, slots: int, k: int) -> UInt8[Array,
 
 def encode(layout: Layout, codec: Codec, images: Images, slots: int) -> Float[Array, "b t h w c"]:
     """Latents of the first `slots` slots; those of numbers are of black pictures."""
-    return codec.encode(assemble(layout, images, slots, frames_per_slot(codec)))
+    return codec.encode(assemble(layout, images, slots, codec.temporal))
 
 
 def decode(
@@ -77,7 +71,7 @@ def decode(
       latents: of all slots.
       images: the observation, see `assemble`.
     """
-    k, at = frames_per_slot(codec), layout.decoded
+    k, at = codec.temporal, layout.decoded
     if k == 1:
         frames = codec.decode(latents[:, np.array(list(at.values()))])
         return {camera: frames[:, i] for i, camera in enumerate(at)}

@@ -55,7 +55,7 @@ def denoising(config, spec) -> Denoising:
         heads=model.heads,
         head_dim=model.head_dim,
         patch=model.patch,
-        outputs=(1 + (getattr(process, "variance", "") == "learned")) * latent[-1],
+        outputs=process.outputs * latent[-1],
         conditioning=model.conditioning,
         classes=inputs.classes,
         text=route,
