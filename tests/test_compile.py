@@ -77,6 +77,23 @@ def test_automatic_remat_takes_the_first_policy_that_fits():
     assert set(compiling.LADDER) <= set(REMAT_POLICIES) - {"auto"}
 
 
+def test_flags_that_do_not_fit_are_left_out(monkeypatch):
+    monkeypatch.setattr(compiling, "say", lambda text: None)
+    tried = []
+
+    def compile_(compiler_options):
+        tried.append(compiler_options)
+        if len(tried) == 1:
+            raise jax.errors.JaxRuntimeError("Ran out of memory in memory space vmem")
+        return mock.Mock(memory_analysis=lambda: None)
+
+    lowered = mock.Mock(compile=compile_)
+    program = compiling.compile_step(None, device("tpu", "TPU v5"), lowered=lowered)
+    left_out = {flag.name for flag in compiling.SCATTER}
+    assert left_out <= set(tried[0]) and program.options == tried[1]
+    assert set(tried[1]) == set(tried[0]) - left_out
+
+
 def device(platform, kind):
     return mock.Mock(platform=platform, device_kind=kind)
 
@@ -85,7 +102,7 @@ def test_flags_are_those_of_the_chip(monkeypatch):
     said = []
     monkeypatch.setattr(compiling, "say", said.append)
     v5p = {flag.name: flag.value for flag in compiling.FLAGS["TPU v5p"]}
-    assert compiling.options(device("tpu", "TPU v5")) == v5p and len(v5p) == 9
+    assert compiling.options(device("tpu", "TPU v5")) == v5p and len(v5p) == 11
     assert compiling.options(device("gpu", "NVIDIA H100 80GB HBM3")) == {}
     assert compiling.options(jax.devices()[0]) == {} and not said
     assert compiling.options(device("tpu", "TPU v9")) == {}

@@ -21,7 +21,7 @@ CLOCK = {"TPU v4": 1.05e9, "TPU v5e": 1.5e9, "TPU v5p": 1.75e9, "TPU v6e": 1.75e
 # Part -> what the name of an operation contains, the first that matches. Names are those of the
 # modules and of the einsums of attention.
 PARTS = (
-    ("codec", r"(?i)codec|vae|encoder/"),
+    ("codec", r"(?i)codec|vae"),
     ("optimiser and cast", r"^jit\(train_step\)/(?!.*jvp\((?!\)))"),
     ("feed-forward", r"/ffn/"),
     ("attention", r"bn[lsk]+,|_read|/blocks/(?!.*/)"),

@@ -75,9 +75,16 @@ LAYOUT = (
     ),
 )
 
+# Gradients are scattered while the layer before computes; without the memory the fusions that do it
+# do not fit.
+SCATTER = (
+    Flag("xla_enable_async_reduce_scatter_fusion", "true", "gradients of FSDP may overlap"),
+    Flag("xla_tpu_scoped_vmem_limit_kib", "32768", "of 64 MiB that v5p has; 16 are too few for it"),
+)
+
 # By the name of the chip in `hardware.CHIPS`. Every TPU has a list, so that none is forgotten.
 FLAGS: dict[str, tuple[Flag, ...]] = {
-    "TPU v5p": OVERLAP + LAYOUT,
+    "TPU v5p": OVERLAP + LAYOUT + SCATTER,
     "TPU v5e": OVERLAP + LAYOUT,
     "TPU v6e": OVERLAP + LAYOUT,
     "TPU v4": (),  # not tried
@@ -127,7 +134,7 @@ def compile_step(
     lowered = lowered or lower(work, device)
     middle = time.perf_counter()
     try:
-        compiled = lowered.compile(compiler_options=chosen or None)
+        compiled, chosen = _compile(lowered, chosen)
     except jax.errors.JaxRuntimeError as error:
         if "compile option" not in str(error):
             raise
@@ -137,6 +144,18 @@ def compile_step(
         ) from error
     end = time.perf_counter()
     return Program(compiled, chosen, memory(compiled, device), middle - begin, end - middle)
+
+
+def _compile(lowered: jax.stages.Lowered, chosen: dict[str, str]):
+    """The program and its flags, without `SCATTER` where its fusions do not fit into VMEM."""
+    try:
+        return lowered.compile(compiler_options=chosen or None), chosen
+    except jax.errors.JaxRuntimeError as error:
+        rest = {k: v for k, v in chosen.items() if k not in {flag.name for flag in SCATTER}}
+        if "space vmem" not in str(error) or rest == chosen:
+            raise
+    say("gradients are not scattered beside the computation: those fusions do not fit into VMEM")
+    return lowered.compile(compiler_options=rest), rest
 
 
 def compile_fitting(
