@@ -18,9 +18,10 @@ import pytest
 import toy
 from bundle import runs
 from data import synthetic
+from data import test_latents as latents
 from PIL import Image
 
-from wamjax import export_policy, files, locks
+from wamjax import export_policy, files, locks, trained
 from wamjax.bundle import files as bundles
 from wamjax.bundle.policy import load_policy
 from wamjax.data import tensors
@@ -30,7 +31,6 @@ from wamjax.training import guards, metrics
 from wamjax.training.checkpoint import Checkpoints, restore_params
 from wamjax.tree import flatten
 from wamjax.viz import masks
-from wamjax.weights import store
 
 gcs = pytest.importorskip("gcs")
 ROOT = pathlib.Path(toy.__file__).parents[1]
@@ -220,10 +220,10 @@ def losses(workdir):
 
 
 def test_a_run_in_a_bucket_is_killed_and_goes_on_bit_for_bit(server, tmp_path, capsys):
-    bucket, config = "gs://bucket/runs/one", toy.config(**{"checkpoint.every": 2})
+    bucket, config = "gs://bucket/runs/one", toy.config(total_steps=6, **{"checkpoint.every": 2})
     flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
     env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, toy.__file__, bucket, "12", "11", "checkpoint.every=2"]
+    command = [sys.executable, toy.__file__, bucket, "6", "5", "checkpoint.every=2"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = server.names("bucket/runs/one/")
@@ -233,10 +233,10 @@ def test_a_run_in_a_bucket_is_killed_and_goes_on_bit_for_bit(server, tmp_path, c
     said = capsys.readouterr().err
     assert "continuing from checkpoint" in said and "sign of life" not in said
     assert toy.run(config, tmp_path, **one)
-    assert losses(bucket) == losses(tmp_path) and len(losses(bucket)) == 12
-    assert state_of(bucket) == state_of(tmp_path) and state_of(bucket)[0] == 12
+    assert losses(bucket) == losses(tmp_path) and len(losses(bucket)) == 6
+    assert state_of(bucket) == state_of(tmp_path) and state_of(bucket)[0] == 6
     assert toy.run(config, bucket, **one)
-    assert f"{bucket} is done at step 12" in capsys.readouterr().err
+    assert f"{bucket} is done at step 6" in capsys.readouterr().err
     run = files.path(bucket)
     assert names(run) == ["DONE", "checkpoints", "config.json", "media", "metrics.jsonl"]
     ours, local = restore_params(bucket), restore_params(tmp_path)
@@ -247,16 +247,16 @@ def test_a_run_in_a_bucket_is_killed_and_goes_on_bit_for_bit(server, tmp_path, c
     assert Image.open(files.fetch(run / "media" / "mask.png")).size[0] > 100
     # A flipped bit: the checkpoint is set aside, and trained again from the one before.
     place = "bucket/runs/one/checkpoints"
-    whole = {name.removeprefix(f"{place}/12/") for name in server.names(f"{place}/12/")}
-    name = max(server.names(f"{place}/12/optimizer/d/"), key=lambda n: len(server.objects[n][0]))
+    whole = {name.removeprefix(f"{place}/6/") for name in server.names(f"{place}/6/")}
+    name = max(server.names(f"{place}/6/optimizer/d/"), key=lambda n: len(server.objects[n][0]))
     data = bytearray(server.objects[name][0])
     data[len(data) // 2] ^= 1
     server.put(name, data)
     (run / "DONE").unlink()
     assert toy.run(config, bucket, **one)
-    assert f"checkpoint 12 is set aside as {bucket}" in capsys.readouterr().err
-    aside = server.names(f"{place}/damaged-12/")
-    assert {name.removeprefix(f"{place}/damaged-12/") for name in aside} == whole
+    assert f"checkpoint 6 is set aside as {bucket}" in capsys.readouterr().err
+    aside = server.names(f"{place}/damaged-6/")
+    assert {name.removeprefix(f"{place}/damaged-6/") for name in aside} == whole
     assert state_of(bucket) == state_of(tmp_path)
 
 
@@ -284,6 +284,21 @@ def test_a_data_set_is_written_and_read(root):
         Reader(path)[5]
 
 
+def test_latents_go_on_where_they_were_interrupted(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT", 0.2)
+    monkeypatch.setattr(locks, "PATIENCE", 1.0)
+    demos, out = synthetic.write(tmp_path / "demos"), root / "latents"
+    with pytest.raises(KeyboardInterrupt):
+        latents.write(demos, out, encode=latents.Counting(fail_at=5), shard_bytes=3000)
+    assert not out.exists()
+    count = latents.write(demos, out, shard_bytes=3000)
+    assert 0 < count < sum(synthetic.LENGTHS) and latents.opened(out).read(2, 4)[0, 0, 0, 1] == 4
+    latents.write(demos, tmp_path / "whole", shard_bytes=3000)
+    assert latents.contents(files.path(tmp_path / "whole")) == latents.contents(out)
+    with pytest.raises(FileExistsError, match="latents exists"):
+        latents.write(demos, out)
+
+
 def test_embeddings_are_kept(root):
     cache = EmbeddingCache.create(root / "texts", Settings("toy", 4))
     cache.add({"lift it": np.ones((2, 8))})
@@ -291,7 +306,7 @@ def test_embeddings_are_kept(root):
     assert "lift it" in again and again.lookup("lift it").sum() == 16
 
 
-def test_a_bundle_is_made_of_a_run_there_and_acts(server, tmp_path):
+def test_a_bundle_is_made_of_a_run_there_and_loaded(server, tmp_path):
     run, bundle = "gs://bucket/runs/policy", "gs://bucket/bundles/policy"
     runs.save(run, runs.fast_wam(), steps=(3,))
     export_policy.from_run(run, bundle, progress=False)
@@ -299,9 +314,6 @@ def test_a_bundle_is_made_of_a_run_there_and_acts(server, tmp_path):
         export_policy.from_run(run, bundle, progress=False)
     export_policy.from_run(run, tmp_path / "bundle", progress=False)
     assert bundles.read(bundle).to_json() == bundles.read(tmp_path / "bundle").to_json()
-    ours, local = (store.source(f"{b}/weights")[0] for b in (bundle, tmp_path / "bundle"))
-    for path, array in ours.arrays.items():
-        np.testing.assert_array_equal(array.read().result(), local.arrays[path].read().result())
-    assert ours.arrays.keys() == local.arrays.keys()
-    actions = load_policy(bundle)(runs.observation(), 0)
-    assert actions.shape == (8, 3) and np.isfinite(actions).all()
+    ours, local = (load_policy(b)._acting.params for b in (bundle, tmp_path / "bundle"))
+    assert jax.tree.all(jax.tree.map(np.array_equal, ours, local))
+    assert trained.load(run)[2] == 3

@@ -245,3 +245,18 @@ def test_measured_rate_names_itself():
     rate, text = hardware.denominator(seconds=0.02)
     assert 1e8 < rate < 1e14
     assert "measured" in text and "float32" in text and f"{rate / 1e9:.4g}" in text
+
+
+def test_calls_are_counted_through_loops_and_what_is_dead_is_not():
+    @jax.jit
+    def inner(x):
+        return x @ x
+
+    def outer(x):
+        dead = inner(x)
+        del dead
+        return lax.fori_loop(0, 3, lambda _, y: lax.scan(
+            lambda c, _: (inner(c), None), y, None, length=2)[0], x)  # fmt: skip
+
+    total, calls = flops.count_calls(outer, spec(4, 4))
+    assert calls["inner"] == 6 and total == 6 * 2 * 4**3 == flops.count(outer, spec(4, 4))

@@ -31,7 +31,7 @@ MAY = {
     "envs": {"data"},
     "weights": {"models", "training"},
     "runs": {"data", "envs", "training", "viz", "wam", "models", "scores"},
-    "viz": {"envs", "models", "diffusion", "training", "runs", "cli", "data"},
+    "viz": {"envs", "models", "diffusion", "training", "runs", "cli", "data", "wam", "flops"},
     "scores": {"models", "viz"},
     "bundle": {"data", "models", "runs", "training", "wam", "weights"},
     "serving": {"bundle", "data", "envs", "training", "viz"},
@@ -52,6 +52,7 @@ DOORS = {
     ("training.checkpoint", "weights"): "parameters, one by one",
     ("data.makers", "envs"): "clips of the tabletop, by name",
     ("data.sources", "envs"): "a source that is missing is collected",
+    ("data.page", "viz"): "the frame that all pages share",
 }
 
 

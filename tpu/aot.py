@@ -236,7 +236,9 @@ def main(argv: list[str]) -> None:
             reports = search.run(config, devices, values, compile_for)
             report = {"search": reports}
         else:
-            report = compile_for(config, devices, values.topology, values.cache)
+            args = config, devices, values.topology, values.cache
+            automatic = config.model.remat == "auto"
+            report = search.fitting(*args, compile_for) if automatic else compile_for(*args)
     except (ValueError, jax.errors.JaxRuntimeError) as error:
         sys.exit(f"does not compile: {str(error).splitlines()[0]}")
     config_file = config_flags.get_config_filename(values["config"])

@@ -42,7 +42,7 @@ def run(
     """
     policies = [p for p in REMAT_POLICIES if p in (values.remats or LADDER)]
     rungs = policies[::-1]  # from least memory to most
-    given = config.data.batch_size // len(devices)
+    given = max(config.data.batch_size // len(devices), 1)
     batches = sorted(int(n) for n in values.batches) or [given, 2 * given, 4 * given]
     reports, sides = [], _sides(values.topology)
     meshes = [tuple(map(int, m.split(":"))) for m in values.meshes] or list(_meshes(sides))
@@ -54,7 +54,12 @@ def run(
                 case.mesh.update(data=data, fsdp=fsdp, tensor=1)
                 case.data.batch_size = batch * len(devices)
                 case.model.remat = remat
-                report = _one(case, devices, values, compile_for)
+                try:
+                    report = one(case, devices, values.topology, values.cache, compile_for)
+                except ValueError as error:  # of the mesh
+                    print(f"data {data} x fsdp {fsdp}: {str(error).splitlines()[0]}", flush=True)
+                    too_much = 0
+                    break
                 reports.append(report)
                 print(line(report), flush=True)
                 if not report["memory"].get("fits", True):
@@ -63,14 +68,30 @@ def run(
     return reports
 
 
-def _one(case: ConfigDict, devices, values, compile_for) -> Report:
+def one(
+    case: ConfigDict, devices: list[jax.Device], topology: str, cache: str, compile_for: Callable
+) -> Report:
+    """The report of one candidate, which may be that it does not fit."""
     try:
-        return compile_for(case, devices, values.topology, values.cache)
+        return compile_for(case, devices, topology, cache)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
     return {"mesh": dict(case.mesh), "batch_size": case.data.batch_size,
             "remat": case.model.remat, "memory": {"fits": False}}  # fmt: skip
+
+
+def fitting(
+    config: ConfigDict, devices: list[jax.Device], topology: str, cache: str, compile_for: Callable
+) -> Report:
+    """The report under the policy that ``model.remat="auto"`` comes to in training."""
+    for remat in LADDER:
+        case = config.copy_and_resolve_references()
+        case.model.remat = remat
+        report = one(case, devices, topology, cache, compile_for)
+        if report["memory"].get("fits", True):
+            return report
+    raise ValueError(f"no policy of {LADDER} fits")
 
 
 def front(reports: list[Report]) -> list[Report]:

@@ -59,6 +59,17 @@ def count_by(fn: Callable, *args, while_trip_count: int | None = None) -> dict[s
     return dict(_jaxpr(live, while_trip_count))
 
 
+def count_calls(fn: Callable, *args) -> tuple[int, dict[str, int]]:
+    """`count` of a call ``fn(*args)``, and how often it runs each jitted function inside of it.
+
+    Returns:
+      (FLOPs, name of the function -> runs); of a `cond` the branch with most calls is counted.
+    """
+    closed = jax.make_jaxpr(fn)(*args)
+    live, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    return _jaxpr(live, None).total(), dict(_calls(live))
+
+
 def count_training(fn: Callable, params: Any, *args) -> int:
     """FLOPs of ``fn(params, *args)`` and its gradient by `params`, with nothing computed twice.
 
@@ -85,6 +96,18 @@ def _jaxpr(jaxpr: Jaxpr, trips: int | None) -> Counter:
     total = Counter()
     for eqn in jaxpr.eqns:
         total.update(_equation(eqn, trips))
+    return total
+
+
+def _calls(jaxpr: Jaxpr) -> Counter:
+    total = Counter()
+    for eqn in jaxpr.eqns:
+        inner = [_calls(j) for j in _jaxprs_in(eqn.params)]
+        if eqn.primitive.name == "cond":
+            inner = [max(inner, key=lambda c: c.total())]
+        total.update(_times(sum(inner, Counter()), _repeats(eqn.primitive.name, eqn.params, None)))
+        if eqn.primitive.name in ("jit", "pjit"):
+            total[eqn.params["name"]] += 1
     return total
 
 

@@ -4,10 +4,13 @@ import types
 
 import cycles
 import estimate
+import jax
 import pytest
 import search
 
+from wamjax import config as configs
 from wamjax import hardware
+from wamjax.training.compile import LADDER
 
 HLO = """\
 HloModule jit_train_step, is_scheduled=true
@@ -71,8 +74,6 @@ def test_the_front_has_what_no_other_beats_and_says_how_to_train_it():
 
 def test_the_search_compiles_nothing_that_is_known_not_to_fit(monkeypatch):
     monkeypatch.setattr(search, "line", lambda report: "")
-    from wamjax import config as configs
-
     config = configs.base_config()
     config.data.batch_size = 8
     values = types.SimpleNamespace(
@@ -96,3 +97,17 @@ def test_the_search_compiles_nothing_that_is_known_not_to_fit(monkeypatch):
     # At 16 nothing is kept, so at 32 and 64 neither.
     assert tried[:3] == [(16, "full"), (16, "projections"), (16, "none")]
     assert tried[3:] == [(32, "full"), (32, "projections"), (64, "full")]
+
+
+def test_an_estimate_of_automatic_remat_is_of_what_training_compiles():
+    def compile_for(case, devices, topology, cache):
+        remat = case.model.remat
+        if remat == LADDER[0]:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory on HBM")
+        return report(8, remat, 1, 90 if remat == "full" else 99)
+
+    config = configs.base_config()
+    config.model.remat = "auto"
+    assert search.fitting(config, [], "", "", compile_for)["remat"] == "full"
+    with pytest.raises(ValueError, match="no policy of"):
+        search.fitting(config, [], "", "", lambda *_: report(8, "", 1, 99))

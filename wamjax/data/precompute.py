@@ -158,7 +158,7 @@ def _continue(folder: files.Path, job: dict[str, Any]) -> None:
     job = json.loads(json.dumps(job))
     file = folder / "job.json"
     if not file.exists():
-        for stray in folder.iterdir():
+        for stray in files.glob(folder, "*"):
             if stray.name != "lock":
                 stray.unlink()
         records.write_json(file, job)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from wamjax.diffusion.process import Process, align
@@ -130,7 +131,7 @@ def denoising_loss(
 class Denoises:
     """The loss of an objective that denoises, from what is its own: draws, and how to average.
 
-    A sub-class has `network` and
+    A sub-class has `network`, `steps` of sampling, and
 
       draw(params, batch, rng)   a `Draw` for each table that the batch is seen under
       process_of(group)          its process
@@ -144,6 +145,10 @@ class Denoises:
     def bind(self, params: Params, constrain: Callable = unconstrained) -> Callable:
         """The network as a function, see `objectives.bind`."""
         return bind(self.network, params, constrain)
+
+    def levels_of(self, group: str) -> np.ndarray:
+        """The levels at which a group is sampled, from noise to data, (steps + 1,)."""
+        return self.process_of(group).schedule(self.steps)
 
     def loss(
         self, params: Params, batch: Groups, rng: Array, average: Params | None = None

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from wamjax.models.visibility import Visibility
 from wamjax.wam.prefix import Prefix
+from wamjax.wam.uses import Use
 
 Batch = dict[str, Array]
 Params = dict[str, Any]
@@ -45,6 +46,16 @@ class Objective(Protocol):
     @property
     def tables(self) -> tuple[Visibility, ...]:
         """The visibility tables that it trains under; none without attention over groups."""
+        return ()
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """What examples of a batch train; none without slots."""
+        return ()
+
+    @property
+    def slot_names(self) -> tuple[tuple[str, str], ...]:
+        """(name, group) of every slot, in order."""
         return ()
 
     def describe(self) -> str:

@@ -56,6 +56,15 @@ def groups_of(slots: Iterable[Slot]) -> tuple[GroupSpec, ...]:
     return tuple(GroupSpec(group, expert, tuple(at)) for (group, expert), at in places.items())
 
 
+def names_of(groups: Iterable[GroupSpec]) -> tuple[tuple[str, str], ...]:
+    """(name, group) of every slot of groups: by its position, where it is not alone."""
+    return tuple(
+        (f"{g.name} {p}" if len(g.positions) > 1 else g.name, g.name)
+        for g in groups
+        for p in g.positions
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Factorization:
     """A named assignment of roles to groups: policy, world model, inverse dynamics, ..."""

@@ -32,7 +32,7 @@ from wamjax.wam.loss import Denoises, Draw, SlotLosses
 from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params
 from wamjax.wam.prefix import Pin, Prefix
 from wamjax.wam.protocols import Policy
-from wamjax.wam.slots import Role
+from wamjax.wam.slots import Role, names_of
 from wamjax.wam.uses import Use
 
 Batch = dict[str, Array]
@@ -98,6 +98,11 @@ class FastWAM(Denoises, Policy):
     def tables(self) -> tuple[Visibility, ...]:
         """The visibility tables that this variant trains under."""
         return tuple(u.table for u in self.uses)
+
+    @property
+    def slot_names(self) -> tuple[tuple[str, str], ...]:
+        """(name, group) of every latent frame and every step of actions."""
+        return names_of(self.network.groups)
 
     def describe(self) -> str:
         """The roles of all groups in every use, as text."""

@@ -28,7 +28,7 @@ from wamjax.wam.denoiser import Denoiser
 from wamjax.wam.loss import Denoises, Draw, SlotLosses
 from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params
 from wamjax.wam.protocols import Pictures
-from wamjax.wam.slots import Role, groups_of, masked_mean
+from wamjax.wam.slots import Role, groups_of, masked_mean, names_of
 from wamjax.wam.uses import Use
 from wamjax.wam.video.schemes import Scheme, slots_of, use_of
 
@@ -89,6 +89,16 @@ class Denoising(Denoises, Pictures):
     def tables(self) -> tuple[Visibility, ...]:
         """The visibility table."""
         return (self.use.table,)
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """The one use."""
+        return (self.use,)
+
+    @property
+    def slot_names(self) -> tuple[tuple[str, str], ...]:
+        """(name, group) of every latent frame."""
+        return names_of(self.network.groups)
 
     def describe(self) -> str:
         """The roles of all groups, as text."""

@@ -1,0 +1,53 @@
+"""A page in headless Chromium: what it shows, and every error of its scripts."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+PROGRAM = next(filter(None, map(shutil.which, NAMES)), "")
+_FIRST = """<script>window.failures = [];
+addEventListener("error", (e) => failures.push(String(e.message)));
+addEventListener("unhandledrejection", (e) => failures.push(String(e.reason)));
+addEventListener("securitypolicyviolation", (e) => failures.push(`blocked: ${e.blockedURI}`));
+</script>"""
+_LAST = """<script>{
+let result = null;
+try { result = (() => { %s })(); } catch (error) { failures.push(String(error)); }
+const out = document.createElement("pre");
+out.id = "outcome";
+out.textContent = JSON.stringify({ failures, result });
+document.body.append(out);
+}</script></body>"""
+
+
+def run(page: str, folder, script: str, width: int = 1000, dark: bool = False):
+    """What `script`, the body of a function, returns at the end of a page; fails on any error.
+
+    Writes page.png, a screenshot, into the folder.
+    """
+    if not PROGRAM:
+        pytest.skip("no Chromium")
+    page = page.replace("<style>", _FIRST + "<style>", 1).replace("</body>", _LAST % script)
+    path = folder / "page.html"
+    path.write_text(page)
+    colours = [f"--blink-settings=preferredColorScheme={int(not dark)}"]
+    common = [
+        PROGRAM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+        f"--user-data-dir={folder / 'profile'}", f"--window-size={width},1600", *colours,
+    ]  # fmt: skip
+    last = ["--virtual-time-budget=2000", path.as_uri()]
+    for wanted in (["--dump-dom"], [f"--screenshot={folder / 'page.png'}"]):
+        command = [*common, *wanted, *last]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-2000:]
+        if wanted == ["--dump-dom"]:
+            found = re.search(r'<pre id="outcome">(.*?)</pre>', done.stdout, re.S)
+    assert found, "the page's scripts did not come to their end"
+    outcome = json.loads(html.unescape(found[1]))
+    assert outcome["failures"] == []
+    return outcome["result"]

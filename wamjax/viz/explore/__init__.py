@@ -1,0 +1,1 @@
+"""A config explained by its own objects, as one page."""

@@ -1,0 +1,211 @@
+"""The page of a config: its objects asked, one file written."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from importlib import resources
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from wamjax import config as configs
+from wamjax import disk, tree, wam
+from wamjax.console import say
+from wamjax.data import pipeline
+from wamjax.data.sources import missing
+from wamjax.training.step import compute_cast
+from wamjax.viz import page
+from wamjax.viz.explore import noising, schemes, stages, tables
+from wamjax.wam.loss import Denoises
+from wamjax.wam.video.autoregressive import Autoregressive
+
+FILE = "explore.html"
+SCRIPTS = ("parts.js", "sections.js", "keys.js")  # one after the other
+SECTIONS = {
+    "noising": ("Noise", "From a real example to noise and back",
+                "An example of the data, mixed with noise at the levels that sampling visits, from "
+                "noise to data. Training draws a level by chance, and asks for the way back."),
+    "schemes": ("Order", "Autoregression and diffusion, step by step",
+                "The same clip made in different orders. A frame is drawn as noisy as its level; "
+                "the number of evaluations is what speed is paid in."),
+    "slots": ("Slots", "One network, several uses",
+              "A sample is a row of slots. A use gives some, predicts others, and leaves others "
+              "out."),
+    "tables": ("Masks", "Who sees whom, token by token",
+               "Rows attend columns. Point at a pair, or step through the rows."),
+    "programs": ("Cache", "What is computed, what is read, and what it costs",
+                 "Every evaluation of the network that a program runs, as its own trace tells."),
+}  # fmt: skip
+KEYS = ("<p class='note'>Keys: 1 to 5 choose a section, ← and → step, space plays. "
+        "On a phone: the buttons, the slider, and a finger on the mask.</p>")  # fmt: skip
+
+
+def write(config: ConfigDict, output: str | pathlib.Path, measure: bool = False) -> pathlib.Path:
+    """Writes explore.html of a config into a folder; returns its path.
+
+    Args:
+      measure: also time every stage, with fresh parameters, on this machine.
+
+    Raises:
+      ValueError: a config that cannot be trained, or of a codec, or of a method whose network is
+        not known here.
+    """
+    folder = disk.local(output, "--output")
+    disk.make_folder(folder, "give another --output")
+    path = folder / FILE
+    disk.write_text(path, html(data(config, measure)))
+    return path
+
+
+def html(found: dict[str, Any]) -> str:
+    """The page of `data`."""
+    links = "".join(
+        f"<a href='#{key}'>{i + 1} {short}</a>" for i, (key, (short, *_)) in enumerate(
+            SECTIONS.items())
+    )  # fmt: skip
+    parts = [f"<h1>{page.text(found['title'])}</h1>", page.table(found["facts"]), KEYS,
+             f"<nav>{links}</nav>"]  # fmt: skip
+    for key, (_, title, words) in SECTIONS.items():
+        note = found["notes"].get(key, "")
+        more = f"<p class='note'>{page.text(note)}</p>" if note else ""
+        parts.append(f"<section id='{key}'><h2>{title}</h2><p>{words}</p>{more}</section>")
+    parts.append(page.embed("explore", {k: found[k] for k in SECTIONS}))
+    here = resources.files(__package__)
+    script = "\n".join((here / name).read_text() for name in SCRIPTS)
+    style = (here / "explore.css").read_text()
+    return page.page(f"wamjax: {found['title']}", "\n".join(parts), style, script)
+
+
+def data(config: ConfigDict, measure: bool = False) -> dict[str, Any]:
+    """All that the page shows, from the objects that the config builds."""
+    configs.validate(config)
+    wam.check_training(config)
+    objective = wam.build(config, pipeline.spec_of(config))
+    if not isinstance(objective, Denoises | Autoregressive):
+        raise ValueError(f"config.objective.name = {config.objective.name!r}: the explorer shows "
+                         "methods that denoise slots or predict tokens, which this does "
+                         "not")  # fmt: skip
+    params = jax.eval_shape(objective.init, jax.random.key(0))
+    found = programs(config, objective, params, measure)
+    tokens: dict[str, int] = {}
+    for program in found:
+        for stage in program.stages:
+            for group, number in (stage.cached | stage.computed).items():
+                tokens[group] = max(number, tokens.get(group, 0))
+    ways, note = _ways(config, objective)
+    notes = {"noising": note}
+    if not objective.uses:
+        notes["slots"] = "This method has no slots: it predicts every token from those before."
+    if measure:
+        notes["programs"] = f"Milliseconds are of {jax.devices()[0].device_kind}, batch 1."
+    return {
+        "title": config.objective.name,
+        "facts": _facts(config, objective, params),
+        "notes": notes,
+        "noising": ways,
+        "schemes": _schemes(objective, tokens),
+        "slots": tables.slots(objective),
+        "tables": tables.tables(objective, tokens),
+        "programs": [_program(p) for p in found],
+    }
+
+
+def programs(config: ConfigDict, objective, params, measure: bool = False):
+    """The ways of acting or of making pictures, and the forward pass of training."""
+    dtype = config.precision.compute
+    cast = jax.eval_shape(lambda p: compute_cast(p, dtype), params)
+    fresh = None
+    if measure:
+        fresh = jax.jit(lambda key: compute_cast(objective.init(key), dtype))(jax.random.key(0))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    one, costs = objective.batch_spec(1), {}
+
+    def record(name, program, *args):
+        say(f"tracing {name}")
+        return stages.record(name, objective, program, cast, *args, measure=fresh, costs=costs)
+
+    out = []
+    if objective.kind == "policy":
+        same = {"actions": _Same(), "proprio": _Same()}
+        observation = objective.observation_spec(1)
+        for mode in objective.modes:
+            out.append(record(
+                f"act: {mode}", lambda p, o, k, mode=mode: objective.policy(p, same, o, k, mode),
+                observation, key,
+            ))  # fmt: skip
+        if objective.imagines:
+            out.append(record("imagine", lambda p, o, k: objective.imagine(p, same, o, k),
+                              observation, key))  # fmt: skip
+    else:
+        condition = {k: v for k, v in one.items() if k != objective.codec.key}
+        out.append(record("sample", lambda p, c, k: objective.clips(p, c, k, count=1),
+                          condition, key))  # fmt: skip
+        whole = one[objective.codec.key]
+        if given := objective.always_given:
+            begun = jax.ShapeDtypeStruct((1, given, *whole.shape[2:]), whole.dtype)
+            out[-1] = record("sample", lambda p, c, k, g: objective.clips(p, c, k, g, count=1),
+                             condition, key, begun)  # fmt: skip
+    batch = objective.batch_spec(objective.row)
+    name = f"train: the forward pass of {objective.row}"
+    return [*out, record(name, objective.loss, batch, key)]
+
+
+class _Same:
+    """Normalisation that costs nothing."""
+
+    def forward(self, x):
+        return x
+
+    inverse = forward
+
+
+def _program(program: stages.Program) -> dict[str, Any]:
+    rows = [dataclasses.asdict(s) | {"name": s.name} for s in program.stages]
+    return {"name": program.name, "flops": program.flops, "rest": program.rest, "stages": rows}
+
+
+def _ways(config: ConfigDict, objective) -> tuple[list[dict[str, Any]], str]:
+    """What `noising.ways` says of the config's data, or why it says nothing."""
+    if not isinstance(objective, Denoises):
+        return [], "This method predicts tokens; nothing is noised."
+    if jax.eval_shape(objective.codec.init, jax.random.key(0)):
+        return [], ("The codec of this config has weights of its own, which a config does not "
+                    "hold: there are no latents to noise.")  # fmt: skip
+    if config.data.kind == "episodes":
+        absent = [str(path) for name, path in missing(config.data).items()
+                  if not config.data.sources[name].stand_in]  # fmt: skip
+        if absent:
+            return [], f"There is no data in {', '.join(absent)}."
+    try:
+        batch = next(iter(pipeline.open_data(config)[2]))
+    except OSError as error:
+        return [], f"The data could not be opened: {error}"
+    batch = {k: np.asarray(v)[: objective.row] for k, v in batch.items()}
+    return noising.ways(objective, batch, config.seed), ""
+
+
+def _schemes(objective, tokens: dict[str, int]) -> list[dict[str, Any]]:
+    """For the clips of this config: as long, in as many steps, as many tokens to a frame."""
+    if isinstance(objective, Denoises):
+        groups = [g for g in objective.network.groups if g.expert == "video" and g.name in tokens]
+        frames = len({p for g in groups for p in g.positions})
+        each = tokens[groups[0].name] // len(groups[0].positions)
+        way = noising.levels(objective, groups[-1].name)
+        shares = way["sigma"] / (way["alpha"] + way["sigma"])
+    else:
+        frames, *grid = objective.network.grid
+        each, shares = int(np.prod(grid)), np.linspace(1, 0, 11)
+    return schemes.all_of(frames, shares, each)
+
+
+def _facts(config: ConfigDict, objective, params) -> dict[str, str]:
+    counts = tree.count_by_expert(params)
+    return {
+        "method": f"{type(objective).__name__}, {wam.label(config)}",
+        "parameters": ", ".join(f"{name} {count:,}" for name, count in counts.items()),
+        "batch": ", ".join(f"{k} {tuple(s.shape[1:])}" for k, s in objective.batch_spec(1).items()),
+        "codec": type(objective.codec).__name__,
+    }
