@@ -74,6 +74,11 @@ def test_a_source_of_ones_own_is_read_in_place_and_trained_on(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, mine, other)
     assert train.run(asked, tmp_path / "run", devices=jax.devices()[:1])
     assert trained.load(tmp_path / "run")[0].words == spec.words
+    asked.total_steps, asked.data.sources.demos.path = 3, "plugs.reader:slow"
+    with pytest.raises(ValueError, match=r"'spec.words' of the data are \('slowly',\), .* \(\)"):
+        train.run(asked, tmp_path / "run", devices=jax.devices()[:1])
+    asked.data.sources.demos.path = "plugs.reader:Dot"
+    assert train.run(asked, tmp_path / "run", devices=jax.devices()[:1])
     assert not list(tmp_path.glob("*.array*")) and not (tmp_path / "plugs.reader:Dot").exists()
     for path, said in (
         ("plugs.reader:Dott", "has no 'Dott', did you mean 'Dot'"),

@@ -112,7 +112,12 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
 )
 
 SOURCE: tuple[tuple[str, Any, str], ...] = (
-    ("path", "", "folder of the data set, below data.root; '' = named by what is collected"),
+    (
+        "path",
+        "",
+        "folder of the data set, below data.root, or FORMAT:PATH, or MODULE:ATTRIBUTE, which are "
+        "read in place; '' = named by what is collected",
+    ),
     ("weight", 1.0, "share of a batch, relative to the other sources; counts are exact"),
     ("action_free", False, "video only: the actions are treated as unknown"),
     ("episodes", 0, "use the first so many episodes; 0 = all"),

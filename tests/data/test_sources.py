@@ -8,6 +8,7 @@ from wamjax.config import base_config
 from wamjax.data.checks import alike, checks
 from wamjax.data.records import Reader, Writer
 from wamjax.data.sources import compute_statistics, open_sources
+from wamjax.data.spec import DataSpec
 from wamjax.data.tokens import Vocabulary
 
 
@@ -166,12 +167,14 @@ def test_words_that_share_a_token_are_found(tmp_path):
     config.data.vocabulary = "hash"
     spec, _, sources = open_sources(config.data)
     assert spec.words == () and alike(sources, 8, spec.vocabulary) == []
+    assert "words" not in spec.to_json()  # as in checkpoints of before
     with Writer(tmp_path / "b", synthetic.info()) as writer:  # two that do share one
         for i, task in enumerate(("bowl", "microwave")):
             writer.write(synthetic.episode(i, 5, synthetic.info(), task))
     config = synthetic.config(tmp_path, a={"path": "a"}, b={"path": "b"})
     spec, _, sources = open_sources(config.data)
     assert spec.words == ("block", "bowl", "lift", "microwave", "the")
+    assert DataSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
     assert alike(sources, 8, spec.vocabulary) == []
     lines = "\n".join(alike(sources, 8, Vocabulary()))
     assert "the words ['bowl', 'microwave'] of the instructions share token" in lines

@@ -12,15 +12,19 @@ class Dot:
 
     late = 0.0
 
-    def __init__(self, name="side"):
+    def __init__(self, name="side", say="go"):
+        self.say = say
         self.about = About(
             hz=5.0, cameras={name: (16, 16)}, arrays={"x": 2, "dx": 1}, state=("x",),
             action=("dx",), robot="dot", kind="delta", final=True,
         )  # fmt: skip
 
     def episodes(self):
-        return [Entry(name=f"dot {i}", file="made", length=n, instruction=f"go {way}", success=True)
-                for i, (n, way) in enumerate(zip(STEPS, ("left", "right", "left"), strict=True))]
+        ways = zip(STEPS, ("left", "right", "left"), strict=True)
+        return [
+            Entry(f"dot {i}", "made", steps, f"{self.say} {way}", success=True)
+            for i, (steps, way) in enumerate(ways)
+        ]
 
     def arrays(self, i):
         x = np.linspace(0, 1 + i, STEPS[i] + 1)
@@ -33,6 +37,11 @@ class Dot:
             picture = np.zeros((16, 16, 3), np.uint8)
             picture[8, t % 16] = 255 - i
             yield picture
+
+
+def slow():
+    """The same in other words."""
+    return Dot(say="slowly go")
 
 
 def broken():

@@ -56,7 +56,8 @@ def test_what_cannot_be_read_in_place_is_said(tmp_path):
         file["data/demo_1/actions"][3] = np.nan
     with pytest.raises(RecordError, match="demo_1.*actions holds non-finite numbers.*skip_bad"):
         opened(tmp_path, "libero:a_demo.hdf5")
-    with h5py.File(tmp_path / "a_demo.hdf5", "a") as file:
+    layouts.libero(tmp_path / "b_demo.hdf5")
+    with h5py.File(tmp_path / "b_demo.hdf5", "a") as file:
         del file["data/demo_1/actions"]
     with pytest.raises(ValueError, match=r"demo_1.*\(1 bad episodes; config.data.skip_bad = 0"):
-        opened(tmp_path, "libero:a_demo.hdf5")
+        opened(tmp_path, "libero:b_demo.hdf5")
