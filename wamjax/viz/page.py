@@ -40,7 +40,8 @@ p.note { color: var(--soft); }
 .strip img { height: 6rem; margin-right: 2px; }
 .strip span { color: var(--soft); margin-right: .6rem; }
 .plots { display: flex; flex-wrap: wrap; gap: .8rem; }
-.plots img, .plots video { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+.plots img, .plots video { max-width: 100%; max-height: 34rem; height: auto; background: #fff;
+  border-radius: 4px; }
 figure { margin: 0; max-width: 100%; } figcaption { font-size: .8rem; color: var(--soft); }
 svg { background: var(--panel); } rect { fill: var(--accent); }
 polyline { fill: none; stroke-width: 1; }
