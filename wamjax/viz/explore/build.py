@@ -122,11 +122,11 @@ def programs(config: ConfigDict, objective, params, measure: bool = False):
     if measure:
         fresh = jax.jit(lambda key: compute_cast(objective.init(key), dtype))(jax.random.key(0))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    one, costs = objective.batch_spec(1), {}
+    one = objective.batch_spec(1)
 
     def record(name, program, *args):
         say(f"tracing {name}")
-        return stages.record(name, objective, program, cast, *args, measure=fresh, costs=costs)
+        return stages.record(name, objective, program, cast, *args, measure=fresh)
 
     out = []
     if objective.kind == "policy":
