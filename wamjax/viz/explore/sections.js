@@ -293,7 +293,8 @@ function programs(section) {
     const many = stage.repeats > 1 ? `${stage.repeats} times ` : "";
     const text = { computed: "; keys and values of the text are made",
       cached: "; keys and values of the text are read", "": "" }[stage.text];
-    say.textContent = `${many}${stage.name}: ${operations(stage.flops)} each` +
+    const rows = stage.rows > 1 ? ` (${stage.rows} examples together)` : "";
+    say.textContent = `${many}${stage.name}${rows}: ${operations(stage.flops)} each` +
       (stage.milliseconds === null ? "" : `, ${number(stage.milliseconds)} ms`) +
       `; computes ${count(stage.computed)}, reads ${count(stage.cached)} from the cache` +
       (Object.keys(stage.emits).length ? `, adds ${count(stage.emits)} (${bytes(stage.cache_bytes)})` : "") +

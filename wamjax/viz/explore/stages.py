@@ -198,7 +198,9 @@ class _Recorder:
         outputs, cache = call.program(f"{MARK}{len(self.calls)}")(params, arrays)
         self._open = None
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
-        predicts = tuple(outputs) if isinstance(outputs, dict) else (TOKEN,)
+        predicts: tuple[str, ...] = (TOKEN,)
+        if isinstance(outputs, dict):
+            predicts = tuple(g for g in call.stage.computed if g in outputs)
         call.stage = dataclasses.replace(call.stage, predicts=predicts, cache_bytes=size)
         self.calls.append(call)
         return outputs, cache
