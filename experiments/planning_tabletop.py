@@ -103,7 +103,7 @@ def choice(run: pathlib.Path) -> dict[str, dict[str, float]]:
             closed_loop.episode_keys(config, "evaluate", np.arange(48)),
             np.array([tabletop.task_id(name) for name in names], np.int32),
             tabletop.Shift.none(),
-            closed_loop.told(config, objective, [tabletop.instruction(name) for name in names]),
+            closed_loop.told(config, policy, [tabletop.instruction(name) for name in names]),
             max_steps=16,
             execute=flags.FLAGS.execute,
         )

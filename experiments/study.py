@@ -118,7 +118,13 @@ def rows(run: pathlib.Path, shift: str = "none") -> dict[str, dict]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def measure(run: pathlib.Path, ways: dict[str, dict], ready: Callable, shift: str = "none") -> None:
+def measure(
+    run: pathlib.Path,
+    ways: dict[str, dict],
+    ready: Callable,
+    shift: str = "none",
+    latency: bool = True,
+) -> None:
     """Rolls out every way in which a trained policy can act; `rows` reads what came out.
 
     A row holds what `runs.closed_loop.roll_out` says, the number of parameters, the training step
@@ -129,6 +135,7 @@ def measure(run: pathlib.Path, ways: dict[str, dict], ready: Callable, shift: st
       ways: row -> how to act, as `ready` takes it.
       ready: how to act (a copy) -> (policy, config, step), as `runs.trained.load` gives them.
       shift: of the world, by name.
+      latency: whether it is measured.
     """
     from wamjax import tree
     from wamjax.envs.world import open_world, shift_of
@@ -145,7 +152,7 @@ def measure(run: pathlib.Path, ways: dict[str, dict], ready: Callable, shift: st
         world = open_world(config.eval.env)
         found = closed_loop.roll_out(policy, config, shift_of(world, shift), world)
         found |= {"parameters": tree.count(policy.params), "steps": step}
-        if shift == "none":
+        if latency and shift == "none":
             found["latency_ms"] = trained.latency(policy, config, calls=20)
         done[name] = found
         _rows_file(run, shift).write_text(json.dumps(done, indent=2) + "\n")

@@ -11,6 +11,7 @@ from test_video_configs import clips
 
 from wamjax import hardware, train, wam
 from wamjax.models.palette import Palette
+from wamjax.models.transformer import REMAT_POLICIES
 from wamjax.training import compile as compiling
 from wamjax.training import optim, sharding
 from wamjax.training.compile import keep_programs
@@ -55,6 +56,25 @@ def test_every_flag_has_a_reason_and_every_tpu_a_list():
         assert len({flag.name for flag in flags}) == len(flags)
     tpus = {chip.name for chip in hardware.CHIPS.values() if chip.name.startswith("TPU")}
     assert set(compiling.FLAGS) == tpus
+
+
+def test_automatic_remat_takes_the_first_policy_that_fits():
+    tried, chip = [], device("tpu", "TPU v5")
+
+    def compile_step(work, *_):
+        tried.append(work)
+        if work == "projections":
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory on HBM")
+        return mock.Mock(memory={"fits": work == "full"})
+
+    with mock.patch.object(compiling, "compile_step", compile_step):
+        *_, remat = compiling.compile_fitting(lambda policy: policy, "auto", chip)
+        assert remat == "full" and tried == ["projections", "attention", "full"]
+        cpu = device("cpu", "cpu")
+        assert compiling.compile_fitting(lambda policy: policy, "auto", cpu)[2] == "none"
+        with pytest.raises(jax.errors.JaxRuntimeError, match="EXHAUSTED"):
+            compiling.compile_fitting(lambda policy: policy, "projections", chip)
+    assert set(compiling.LADDER) <= set(REMAT_POLICIES) - {"auto"}
 
 
 def device(platform, kind):

@@ -139,6 +139,14 @@ def test_a_run_of_before_a_key_goes_on_as_it_was_trained():
         configs.check_resume(saved, new, "checkpoint 1")
     new.data.padding = "normalized"
     assert set(configs.check_resume(saved, new, "checkpoint 1")) == {"data.padding"}
+    del saved["data"]["vocabulary"]  # words were hashed
+    assert configs.load(saved).data.vocabulary == "hash"
+    with pytest.raises(ValueError, match="data.vocabulary was 'hash' when .* now 'words'"):
+        configs.check_resume(saved, new, "checkpoint 1")
+    new.data.vocabulary = "hash"
+    assert set(configs.check_resume(saved, new, "checkpoint 1")) == {
+        "data.padding", "data.vocabulary"
+    }  # fmt: skip
     # A key that came later must be as its default, which is what the code did.
     del saved["objective"]["video_shift"]
     new.objective.video_shift = 3.0

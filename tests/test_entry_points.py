@@ -111,6 +111,8 @@ def test_a_policy_is_what_was_trained(job):
     act = jax.jit(lambda p: p.actions(p.params, observation, key))
     actions = act(policy)
     assert actions.shape == (2, config.data.chunk, tabletop.ACTION_DIM)
+    words = {w for task in tabletop.TASKS for w in tabletop.instruction(task).split()}
+    assert set(policy.words) <= words and list(policy.words) == sorted(policy.words) != []
     fresh = trained.untrained(policy, config)
     assert jax.tree.structure(fresh.params) == jax.tree.structure(policy.params)
     assert not np.allclose(actions, act(fresh))

@@ -102,6 +102,23 @@ def test_the_floor_is_what_the_same_actions_reach_without_looking():
     assert low < looking["success_rate"] < high
 
 
+def test_a_delay_costs_success_and_the_robot_waits_or_goes_on():
+    """The same policy, whose two actions are one: to be late is to act on where it was."""
+
+    def late(way, delay, execute):
+        asked = config(episodes=12, batch_size=12, execute=execute, join=way, delay=delay)
+        asked.eval.blind = False
+        policy = trained.Policy(Homing(), jnp.float32(4.0), {})
+        return closed_loop.roll_out(policy, asked, {})
+
+    want = {k: v for k, v in rolled(12, 12).items() if k != "blind_success_rate"}
+    assert late("sync", 0, 2) == want and late("switch", 0, 2) == want
+    waits, goes = late("sync", 1, 1), late("switch", 1, 1)
+    reach = [x["per_task"]["reach_left_zone"] for x in (late("sync", 0, 1), waits, goes)]
+    assert reach[0]["steps"] < reach[2]["steps"] and reach[0]["steps"] < reach[1]["steps"]
+    assert waits["jerk"] > 1.5 * goes["jerk"] > 0  # stop and go
+
+
 def test_a_killed_evaluation_goes_on_without_repeating(tmp_path, monkeypatch):
     asked, policy = config(episodes=12, batch_size=4), trained.Policy(Homing(), jnp.float32(4), {})
     path, about = tmp_path / "episodes.jsonl", {"step": 3}
@@ -161,6 +178,9 @@ def test_errors_name_the_offender_before_anything_is_loaded(key, value, shift, m
     [
         ({"eval.tasks": ("pick_rod",)}, "no task 'pick_rod', did you mean 'pick_red'"),
         ({"eval.execute": 9}, "eval.execute = 9, and a plan has 8 actions"),
+        ({"eval.join": "blind"}, r"eval.join = 'blind' must be one of .* did you mean 'blend'"),
+        ({"eval.delay": 3, "eval.join": "switch"}, "eval.execute = 2 must lie in 3 to 5: plans of"),
+        ({"eval.delay": 1, "eval.join": "prefix"}, "prefixes of at most 0 actions .objective.pref"),
         ({"eval.execute": 0}, "eval.execute = 0 must be at least 1"),
         ({"eval.batch_size": 0}, "eval.batch_size = 0 must be at least 1"),
         ({"eval.episodes": -5}, "eval.episodes = -5 must be at least 1"),
@@ -231,12 +251,13 @@ def test_options_of_the_command_are_in_the_name_of_the_file(tmp_path, monkeypatc
 
     with pytest.raises(app.UsageError, match="0 episodes: give --episodes"):
         command()
-    command("--episodes=3", "--execute=1", "--tasks=pick_red,reach_red",
-            "--dials=colours=0.1,action_delay=2")  # fmt: skip
+    command("--episodes=3", "--execute=1", "--tasks=pick_red,reach_red", "--join=blend",
+            "--delay=1", "--dials=colours=0.1,action_delay=2")  # fmt: skip
+    assert asked.eval.join == "blend" and asked.eval.delay == 1
     assert asked.eval.episodes == 3 and asked.eval.execute == 1
     assert asked.eval.tasks == ("pick_red", "reach_red")
     assert asked.eval.shift.to_dict() == {"colours": 0.1, "action_delay": 2}
-    label = "episodes3_execute1_pick_red-reach_red_colours0.1_action_delay2"
+    label = "episodes3_execute1_pick_red-reach_red_joinblend_delay1_colours0.1_action_delay2"
     assert seen["rest"] == ("RUN", None, None, "none", None, label, None)
     with pytest.raises(app.UsageError, match="--dials=lighting is not of the form DIAL=NUMBER"):
         command("--dials=lighting")

@@ -8,7 +8,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 MODULES = {"tensorflow-datasets": "tensorflow_datasets", "scikit-learn": "sklearn",
            "prometheus-client": "prometheus_client"}  # fmt: skip
 INDIRECT = {"packaging"}  # metaworld imports it and does not say so
-CHOICES = {"tpu", "cuda", "test", "dev", "all"}  # of hardware, for tests, and of the others
+# Of hardware, for tests, of the others; and what builds pages and runs notebooks.
+CHOICES = {"tpu", "cuda", "test", "dev", "all", "docs", "notebooks"}
 
 
 def test_every_package_of_an_extra_is_imported():

@@ -14,11 +14,13 @@ MODULES = {
     for path in ROOT.rglob("*.py")
 }
 COMMANDS = {
-    "collect", "convert", "doctor", "drive", "evaluate", "export_policy", "foresight",
+    "collect", "convert", "doctor", "drive", "evaluate", "export_policy", "foresight", "ingest",
     "reconstruct", "rollouts", "sample", "serve", "stats", "train",
 }  # fmt: skip
 # Modules that any may use: they know nothing of the others.
-GROUND = {"config", "config_keys", "console", "disk", "hardware", "locks", "named", "tree"}
+GROUND = {
+    "config", "config_keys", "console", "disk", "files", "hardware", "locks", "named", "tree",
+}
 # room -> rooms that it may import; further ones in `DOORS`.
 MAY = {
     "diffusion": set(),
@@ -39,7 +41,6 @@ DOORS = {
     ("config_keys", "models"): "keys stand beside their owners",
     ("config_keys", "wam"): "keys stand beside their owners",
     ("wam", "data"): "the spec of a run, by its json",
-    ("wam.fast_wam.builder", "data"): "builds from the sizes of the data",
     ("wam.fast_wam.builder", "training"): "hands the mesh in",
     ("wam.cosmos_policy.builder", "data"): "builds from the sizes of the data",
     ("wam.cosmos_policy.builder", "training"): "hands the mesh in",
@@ -51,6 +52,7 @@ DOORS = {
     ("training.checkpoint", "weights"): "parameters, one by one",
     ("data.makers", "envs"): "clips of the tabletop, by name",
     ("data.sources", "envs"): "a source that is missing is collected",
+    ("data.page", "viz"): "the frame that all pages share",
 }
 
 

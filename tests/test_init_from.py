@@ -1,18 +1,22 @@
 """Starting from converted weights and from runs, with a list of what may be missing."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
 import pytest
 import toy
+from bundle import runs
+from data import synthetic
 from weights.test_convert import published, save
 
-from wamjax import convert, tree
+from wamjax import convert, export_policy, tree
+from wamjax.data import pipeline
 from wamjax.training import init_from, sharding
 from wamjax.training import state as states
 from wamjax.training.checkpoint import restore_params
-from wamjax.wam import expert_init
+from wamjax.wam.fast_wam import expert_init
 from wamjax.weights import families, store
 
 WAN = families.named(
@@ -135,3 +139,29 @@ def test_sources_of_several_parts(wan, tmp_path):
         init_from.sources(f"{wan},{wan}")
     with pytest.raises(FileNotFoundError, match="gone is neither a folder of wamjax.convert"):
         init_from.sources(f"{wan},codec={tmp_path / 'gone'}")
+
+
+def test_words_keep_the_ids_of_what_a_run_starts_from(tmp_path):
+    fresh, words = types.SimpleNamespace(latest=None), ("block", "the", "open")
+    spec = dataclasses.replace(runs.SPEC, words=words)
+    runs.save(tmp_path / "run", runs.fast_wam(), spec, steps=(2,))
+    export_policy.from_run(tmp_path / "run", tmp_path / "b", progress=False)
+    synthetic.write(tmp_path / "a")
+    config = synthetic.config(tmp_path, a={"path": "a"})
+    assert init_from.words(config, fresh) == ()
+    for source in (tmp_path / "run", tmp_path / "b" / "weights"):
+        config.init_from.path = f"{source},codec={tmp_path / 'gone'}"
+        config.data.vocabulary = "words"
+        assert init_from.words(config, fresh) == words
+        config.data.vocabulary = "hash"
+        with pytest.raises(ValueError, match="= 'hash', and .* was trained with 'words'"):
+            init_from.words(config, fresh)
+        config.init_from.fresh = ("text/.*",)
+        assert init_from.words(config, fresh) == ()
+        config.init_from.fresh = ()
+    config.data.vocabulary = "words"
+    mine, _, iterator = pipeline.open_data(config, known=words)
+    assert mine.words == ("block", "the", "open", "lift")
+    assert (next(iterator)["instruction"][:, :4] == [4, 2, 1, 0]).all()  # lift the block
+    stopped = types.SimpleNamespace(latest=3, statistics=lambda: {"spec": mine.to_json()})
+    assert init_from.words(config, stopped) == mine.words

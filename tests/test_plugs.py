@@ -2,16 +2,19 @@
 
 import functools
 import json
+import pickle
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from envs import fake
-from plugs import other
+from plugs import other, reader
 
 from wamjax import config as configs
 from wamjax import train, wam, weights
+from wamjax.data import pipeline
+from wamjax.data.windows import Windows
 from wamjax.envs.world import open_world
 from wamjax.models import attention
 from wamjax.models.visibility import causal
@@ -51,6 +54,34 @@ def test_a_method_and_a_world_of_ones_own_are_trained_and_evaluated(tmp_path, mo
     assert evaluation.versions(world)["wamjax"]
     with pytest.raises(ValueError, match="a Cloning does not plan"):
         policy.objective.with_planner(policy.objective)
+
+
+def test_a_source_of_ones_own_is_read_in_place_and_trained_on(tmp_path):
+    asked = config()
+    asked.data.sources.demos = configs.source(path="plugs.reader:Dot", episodes=2)
+    asked.total_steps, asked.eval.episodes, asked.data.root = 2, 0, str(tmp_path)
+    spec, statistics, sources = pipeline.open_episodes(asked)
+    assert spec.words == ("go", "left", "right") and spec.cameras == {"side": (16, 16)}
+    assert statistics["proprio"]["max"][0] == 2  # of the first two episodes
+    windows = Windows(sources[0].reader, spec)
+    assert len(windows) == sum(reader.STEPS[:2])
+    again = pickle.loads(pickle.dumps(windows))  # as a worker process gets it
+    for i in (3, 9, 14):
+        mine, other = windows[i], again[i]
+        episode, step = windows.locate(i)
+        assert np.argwhere(mine["images"]["side"][0])[0].tolist() == [8, step, 0]
+        assert mine["images"]["side"].max() == 255 - episode
+        jax.tree.map(np.testing.assert_array_equal, mine, other)
+    assert train.run(asked, tmp_path / "run", devices=jax.devices()[:1])
+    assert trained.load(tmp_path / "run")[0].words == spec.words
+    assert not list(tmp_path.glob("*.array*")) and not (tmp_path / "plugs.reader:Dot").exists()
+    for path, said in (
+        ("plugs.reader:Dott", "has no 'Dott', did you mean 'Dot'"),
+        ("plugs.reader:broken", "has no camera 'side'; it has ..front.."),
+    ):
+        asked.data.sources.demos.path = path
+        with pytest.raises(ValueError, match=said):
+            pipeline.open_episodes(asked)
 
 
 def test_names_of_plugs_that_do_not_exist_are_said():

@@ -11,7 +11,7 @@ import pytest
 import toy
 
 from wamjax import config as configs
-from wamjax import disk, train
+from wamjax import files, train
 from wamjax.data.sources import data_root
 from wamjax.training import guards, metrics
 from wamjax.training.checkpoint import Checkpoints, restore_params
@@ -281,21 +281,21 @@ def test_a_bad_config_of_a_done_run_is_said_and_ignored(finished, capsys):
 
 def test_a_file_is_never_half_written(tmp_path, monkeypatch):
     path = tmp_path / "DONE"
-    disk.write_text(path, "old")
+    files.write_text(path, "old")
     monkeypatch.setattr(os, "fsync", lambda _: 1 / 0)  # the machine goes down
     with pytest.raises(ZeroDivisionError):
-        disk.write_text(path, "a longer text")
+        files.write_text(path, "a longer text")
     assert path.read_text() == "old"
 
 
-@pytest.mark.parametrize("workdir", ["gs://bucket/runs/first", pathlib.Path("s3://bucket/run")])
+@pytest.mark.parametrize("workdir", ["az://bucket/runs/first", pathlib.Path("s3://bucket/run")])
 def test_a_bucket_is_refused_before_anything_is_made(tmp_path, monkeypatch, workdir):
     monkeypatch.chdir(tmp_path)
     for use in (lambda: run(toy.config(), workdir), lambda: restore_params(workdir)):
-        with pytest.raises(disk.NotWritable, match=r"--workdir=\w\w:/.*mount the bucket"):
+        with pytest.raises(files.NotWritable, match=r"--workdir=\w\w:/.*mount the bucket"):
             use()
-    with pytest.raises(disk.NotWritable, match="config.data.root=gs://x.*mount the bucket"):
-        data_root("gs://x")
+    with pytest.raises(files.NotWritable, match="config.data.root=s3://x.*mount the bucket"):
+        data_root("s3://x")
     assert not list(tmp_path.iterdir())
 
 
@@ -305,9 +305,9 @@ def test_a_home_that_cannot_be_written_to_is_an_error_that_names_what_to_set(tmp
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     config = toy.config(**{"data.frames": 1})
     config.data.sources.demos = configs.source(collect={"episodes": 1})
-    with pytest.raises(disk.NotWritable, match=r"home/.cache/.*config.data.root .*XDG_CACHE_HOME"):
+    with pytest.raises(files.NotWritable, match=r"home/.cache/.*config.data.root .*XDG_CACHE_HOME"):
         train.build_data(config)
-    with pytest.raises(disk.NotWritable, match="cannot make the folder .*another --workdir"):
+    with pytest.raises(files.NotWritable, match="cannot make the folder .*another --workdir"):
         run(toy.config(), tmp_path / "home" / "run")
 
 

@@ -5,8 +5,16 @@
         --mesh=data=4,fsdp=16 --out=report.json
 
 Nothing is allocated and nothing runs: the compiler gets shapes and shardings, as `wamjax.train`
-would give them. So the report says what fits and what is communicated, not how fast it is. The
-published 6 B model takes about five minutes on two cores.
+would give them. So the report says what fits and what is communicated, and what a step is estimated
+to take (`estimate`), which nobody measured. The published 6 B model takes about five minutes on two
+cores.
+
+    python tpu/aot.py --config=experiments/configs/dit_imagenet.py --topology=v5p:4x4x4 --search \
+        --out=report.json
+
+compiles over meshes, examples on a device and what is recomputed, and names the fastest and what
+needs less memory, with the command that trains it (`search`). Programs that were compiled before
+are read from --cache.
 
 Meshes: one axis must not cover all dimensions of the torus, or gathers turn into all-reduces. On
 v5p:4x4x4 take fsdp=16 (two of three dimensions), on v5e:16x16 or v6e:16x16 fsdp=16 (one of two).
@@ -17,6 +25,7 @@ Exit status: 0 when it compiles and fits; 1 when it does not fit the memory or t
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -25,17 +34,20 @@ import sys
 from typing import Any
 
 import collectives
+import estimate
 import jax
+import search
 from absl import app, flags
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from wamjax import config as configs
-from wamjax import flops, tree, wam
+from wamjax import flops, hardware, tree, wam
 from wamjax.data import pipeline
 from wamjax.training import optim, sharding
-from wamjax.training.compile import compile_step
+from wamjax.training.compile import compile_step, lower
+from wamjax.training.compile import options as compile_options
 from wamjax.training.step import model_flops, plan
 
 Report = dict[str, Any]
@@ -51,6 +63,13 @@ ENVIRONMENT = {
 }
 
 
+VERSIONS = {
+    p.metadata["Name"]: p.version
+    for p in importlib.metadata.distributions()
+    if p.metadata["Name"] in ("jax", "jaxlib", "libtpu")
+}
+
+
 def devices_of(topology: str) -> list[jax.Device]:
     """The devices of a slice that does not exist here; the runtime becomes the CPU."""
     jax.config.update("jax_platforms", "cpu")
@@ -61,12 +80,16 @@ def devices_of(topology: str) -> list[jax.Device]:
     return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
 
 
-def compile_for(config: ConfigDict, devices: list[jax.Device]) -> Report:
+def compile_for(
+    config: ConfigDict, devices: list[jax.Device], topology: str, cache: str = ""
+) -> Report:
     """Compiles ``config``'s training step for a slice and describes the result.
 
     Args:
       config: resolved; ``config.mesh`` must fit the slice, ``data.batch_size`` the mesh.
       devices: of the slice, see `devices_of`.
+      topology: its name.
+      cache: folder of reports by program, written and read; '' for none.
 
     Raises:
       ValueError: a mesh that does not fit, or a flag that the compiler rejects.
@@ -78,33 +101,59 @@ def compile_for(config: ConfigDict, devices: list[jax.Device]) -> Report:
     objective = wam.build(config, pipeline.spec_of(config))
     with jax.set_mesh(mesh):
         work = plan(objective, optim.make(config), config, mesh)
-        program = compile_step(work, devices[0], config.compile.flags)
+        lowered = lower(work, devices[0])
+        place = cache and pathlib.Path(cache) / f"{_hash(lowered, config, devices)}.json"
+        if place and place.exists():
+            return json.loads(place.read_text())
+        program = compile_step(work, devices[0], config.compile.flags, lowered)
         model = model_flops(objective, config, work.state.params, work.batch)
-        executed = flops.count(work.step, work.state, work.batch)
-    return {
+        executed = flops.count_by(work.step, work.state, work.batch)
+    hlo = program.step.as_text()
+    report = {
+        "topology": topology,
         "device_kind": devices[0].device_kind,
         "devices": len(devices),
         "mesh": dict(mesh.shape),
         "batch_size": config.data.batch_size,
-        "versions": {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "libtpu")},
+        "remat": config.model.remat,
+        "versions": VERSIONS,
         "compiler_options": program.options,
         "parameters": tree.count_by_expert(work.state.params),
         "flops": {
-            "step": executed,
-            "step_per_device": executed // len(devices),
+            "step": sum(executed.values()),
+            "step_per_device": sum(executed.values()) // len(devices),
+            "kernels": executed.get("kernel", 0),
             "model": model,
             "model_per_sample": model // config.data.batch_size,
         },
         "memory": program.memory,
         "collectives": {
-            kind: dataclasses.asdict(traffic)
-            for kind, traffic in collectives.count(program.step.as_text()).items()
+            kind: dataclasses.asdict(traffic) for kind, traffic in collectives.count(hlo).items()
         },
+        "estimate": estimate.of(
+            hlo,
+            hardware.chip(devices[0]),
+            topology,
+            len(devices),
+            model,
+            executed.get("kernel", 0),
+        ),
         "seconds": {
             "trace_and_lower": round(program.lower_seconds, 1),
             "compile": round(program.compile_seconds, 1),
         },
     }
+    if place:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(report))
+    return report
+
+
+def _hash(lowered: Any, config: ConfigDict, devices: list[jax.Device]) -> str:
+    """Of all that decides on a report: the program, the flags, the devices, the compiler."""
+    options = compile_options(devices[0]) if config.compile.flags else {}
+    parts = [lowered.as_text(), sorted(options.items()), VERSIONS, devices[0].device_kind]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def _mesh(config: ConfigDict, devices: list[jax.Device]) -> Mesh:
@@ -139,6 +188,16 @@ def text(report: Report) -> str:
             f"{kind:<20} {traffic['count']:>6} of together {_gib(traffic['bytes'])} a device "
             f"and step, {overlapped:.0%} overlapped"
         )
+    guess, mfu = report["estimate"]["seconds"], report["estimate"]["mfu"]
+    lines += [
+        "cycles       "
+        + "  ".join(f"{part} {n / 1e6:.1f} M" for part, n in report["estimate"]["cycles"].items()),
+        f"estimated    {guess['step'] * 1e3:.1f} ms a step: compute {guess['compute'] * 1e3:.1f}, "
+        f"collectives beside it {guess['collectives_exposed'] * 1e3:.1f} and overlapped "
+        f"{guess['collectives_overlapped'] * 1e3:.1f}",
+        f"utilisation  {mfu['step']:.1%} of {report['estimate']['denominator']}, "
+        f"{mfu['compute_alone']:.1%} without collectives; estimated, not measured",
+    ]
     seconds, versions = report["seconds"], report["versions"]
     lines.append(
         f"seconds      {seconds['trace_and_lower']} to trace and lower, "
@@ -169,17 +228,26 @@ def main(argv: list[str]) -> None:
     devices = devices_of(values.topology)
     if values.batch_per_device:
         config.data.batch_size = values.batch_per_device * len(devices) // config.mesh.tensor
+    if values.remat:
+        config.model.remat = values.remat
     config.compile.flags = values.flags and config.compile.flags
     try:
-        report = {"topology": values.topology} | compile_for(config, devices)
+        if values.search:
+            reports = search.run(config, devices, values, compile_for)
+            report = {"search": reports}
+        else:
+            args = config, devices, values.topology, values.cache
+            automatic = config.model.remat == "auto"
+            report = search.fitting(*args, compile_for) if automatic else compile_for(*args)
     except (ValueError, jax.errors.JaxRuntimeError) as error:
         sys.exit(f"does not compile: {str(error).splitlines()[0]}")
-    print(text(report))
+    config_file = config_flags.get_config_filename(values["config"])
+    print(search.text(reports, config_file) if values.search else text(report))
     if values.out:
         path = pathlib.Path(values.out)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=2) + "\n")
-    if not report["memory"].get("fits", True):
+    if not values.search and not report["memory"].get("fits", True):
         sys.exit("does not fit")
 
 
@@ -187,8 +255,11 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "experiment file, as FILE[:ARG]")
     flags.DEFINE_string("topology", "v5p:4x4x4", "slice to compile for, as libtpu names it")
     flags.DEFINE_string("mesh", "", "axes, e.g. data=4,fsdp=16; config.mesh by default")
+    flags.DEFINE_string("remat", "", "what is recomputed; config.model.remat by default")
     flags.DEFINE_bool("flags", True, "compile with the flags of wamjax.training.compile")
     flags.DEFINE_integer("batch_per_device", 0, "examples; config.data.batch_size over all if 0")
     flags.DEFINE_string("out", "", "also write the report as json")
+    flags.DEFINE_string("cache", "", "folder of reports by program")
+    search.define_flags()
     flags.mark_flag_as_required("config")
     app.run(main)

@@ -19,6 +19,9 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?)\s([a-z][\w\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_IOTA = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
@@ -30,15 +33,21 @@ class Traffic:
       count: how many run, loops counted as often as they run.
       bytes: of their results.
       async_bytes: those of the bytes that overlap with computation.
+      sent, sent_async: size of the groups -> bytes that a device sends, by the ring algorithms;
+        all, and those that overlap. Without collectives whose groups are not in the text.
     """
 
     count: int = 0
     bytes: int = 0
     async_bytes: int = 0
+    sent: dict[int, int] = dataclasses.field(default_factory=dict)
+    sent_async: dict[int, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Op:
+class Op:
+    """An operation: its name, the type of its result, what it is, its operands and attributes."""
+
     name: str
     result: str  # type, as text
     opcode: str
@@ -51,7 +60,7 @@ def count(hlo: str) -> dict[str, Traffic]:
     Raises:
       ValueError: the text has no entry computation, or a loop whose trip count is not found.
     """
-    computations, entry = _parse(hlo)
+    computations, entry = parse(hlo)
     started = {
         re.match(r"%?([\w.\-]+)", op.rest).group(1)
         for ops in computations.values()
@@ -71,11 +80,13 @@ def count(hlo: str) -> dict[str, Traffic]:
             if kind in KINDS:
                 is_async = op.name in started
                 if is_async or not overlapped:
+                    size = _group(op, computations)
                     _add(out[kind], times, _nbytes(op.result), is_async)
+                    _send(out[kind], kind, size, times * _nbytes(op.result), is_async)
                 continue
-            again = _trips(op, computations) if op.opcode == "while" else 1
-            for called in _called(op):
-                walk(called, times * again)
+            again = trips(op, computations) if op.opcode == "while" else 1
+            for callee in called(op):
+                walk(callee, times * again)
 
     walk(entry, 1)
     return dict(out)
@@ -87,28 +98,60 @@ def _add(traffic: Traffic, times: int, size: int, is_async: bool) -> None:
     traffic.async_bytes += times * size * is_async
 
 
-def _parse(hlo: str) -> tuple[dict[str, list[_Op]], str]:
-    computations: dict[str, list[_Op]] = {}
+def _send(traffic: Traffic, kind: str, size: int, result: int, is_async: bool) -> None:
+    """Counts what a device sends for a result of so many bytes in groups of `size` devices."""
+    if size < 2:
+        return
+    others = (size - 1) / size
+    factors = {"all-reduce": 2 * others, "reduce-scatter": size - 1, "collective-permute": 1}
+    sent = round(result * factors.get(kind, others))
+    traffic.sent[size] = traffic.sent.get(size, 0) + sent
+    if is_async:
+        traffic.sent_async[size] = traffic.sent_async.get(size, 0) + sent
+
+
+def _group(op: Op, computations: dict[str, list[Op]]) -> int:
+    """Devices that an operation, or what it calls, joins; 0 where the text does not say."""
+    texts = [op.rest] + [inner.rest for name in called(op) for inner in computations[name]]
+    for text in texts:
+        if listed := _LISTED.search(text):
+            return listed.group(1).count(",") + 1
+        if iota := _IOTA.search(text):
+            return int(iota.group(1))
+        if mesh := _MESH.search(text):
+            sizes = {axis: int(n) for axis, n in re.findall(r"'(\w+)'=(\d+)", mesh.group(1))}
+            return math.prod(sizes[axis] for axis in re.findall(r"'(\w+)'", mesh.group(2)))
+    return 0
+
+
+def parse(hlo: str) -> tuple[dict[str, list[Op]], str]:
+    """Splits a program into the operations of each computation, and the name of its entry.
+
+    Raises:
+      ValueError: the text has no entry computation.
+    """
+    computations: dict[str, list[Op]] = {}
     entry, current = None, []
     for line in hlo.splitlines():
         if header := _HEADER.match(line):
             current = computations.setdefault(header.group(2), [])
             entry = header.group(2) if header.group(1) else entry
         elif op := _LINE.match(line):
-            current.append(_Op(*op.groups()))
+            current.append(Op(*op.groups()))
     if entry is None:
         raise ValueError("no ENTRY computation: is this the text of a compiled program?")
     return computations, entry
 
 
-def _called(op: _Op) -> list[str]:
+def called(op: Op) -> list[str]:
+    """Names of the computations that an operation runs."""
     names = _CALLED.findall(op.rest)
     for branches in _BRANCHES.findall(op.rest):
         names += [n.strip(" %") for n in branches.split(",")]
     return names
 
 
-def _trips(op: _Op, computations: dict[str, list[_Op]]) -> int:
+def trips(op: Op, computations: dict[str, list[Op]]) -> int:
     """The bound in ``counter < constant`` of a loop's condition."""
     condition = re.search(r"condition=%?([\w.\-]+)", op.rest).group(1)
     ops = {o.name: o for o in computations[condition]}

@@ -11,7 +11,6 @@ import difflib
 import fnmatch
 import json
 import os
-import pathlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,11 +18,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from wamjax import disk
+from wamjax import files
 from wamjax.config_keys import BEFORE, FROZEN, RENAMED, SOURCE, TABLE
 
 # Below a key of `FROZEN`, but they change how a step is computed, not what.
-_THAWED = {"model.remat", "model.unroll", "model.attention"}
+_THAWED = {"model.remat", "model.unroll", "model.attention", "model.pad_slots"}
 
 # What `validate` knows of values.
 _POSITIVE = (
@@ -49,6 +48,7 @@ _ONE_OF = {
     "model.residual": ("compute", "float32"),
     "model.text.kind": ("tokens", "context"),
     "data.resize": ("pad", "stretch"),
+    "data.vocabulary": ("words", "hash"),
 }
 
 
@@ -180,7 +180,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def save(config: ConfigDict, path: str | os.PathLike) -> None:
     """Writes ``config`` as json, in one atomic step."""
-    disk.write_text(pathlib.Path(path), json.dumps(to_json(config), indent=2) + "\n")
+    files.write_text(path, json.dumps(to_json(config), indent=2) + "\n")
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def load(path_or_json: str | os.PathLike | dict) -> ConfigDict:
     """
     given = path_or_json
     if not isinstance(given, dict):
-        given = json.loads(pathlib.Path(given).read_text())
+        given = json.loads(files.path(given).read_text())
     config = base_config()
     known = flatten(config)
     config.update_from_flattened_dict(BEFORE)

@@ -84,6 +84,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("data.normalization", "min_max", "min_max, mean_std or quantile, of actions and proprio"),
     ("data.padding", "hold:grip", "behind the end: hold:NAME,... of actions, others 0; normalized"),
     ("data.instruction_length", 12, "instruction tokens (n); shorter ones are padded"),
+    ("data.vocabulary", "words", "words: those of the data have an id each; hash: may share one"),
     (
         "data.declared.camera_size",
         (0, 0),
@@ -101,6 +102,8 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("eval.tasks", (), "tasks; () = those of the training data"),
     ("eval.episodes", 0, "episodes after training; 0 = no evaluation"),
     ("eval.execute", 8, "actions executed of each planned chunk"),
+    ("eval.join", "sync", "how chunks follow each other under a delay: one of envs.joins.WAYS"),
+    ("eval.delay", 0, "control steps that go by between an observation and the plan made of it"),
     ("eval.max_steps", 40, "control steps after which an episode has failed"),
     ("eval.batch_size", 64, "episodes in one program"),
     ("eval.seed", 0, "seed of the episodes"),
@@ -137,7 +140,7 @@ RENAMED = {
 }
 
 # What the code did before a key existed, where that is not the default of the key.
-BEFORE = {"data.padding": "normalized"}
+BEFORE = {"data.padding": "normalized", "data.vocabulary": "hash"}
 
 # Keys that a checkpoint's meaning rests on: they refuse to change on resume.
 FROZEN = (
@@ -152,6 +155,7 @@ FROZEN = (
     "objective.video_shift",
     "objective.action_shift",
     "objective.scheme",
+    "objective.prefix_max",
     "precision.params",
     "optim.name",
     "optim.ema_decay",
@@ -169,6 +173,7 @@ FROZEN = (
     "data.image_size",
     "data.resize",
     "data.instruction_length",
+    "data.vocabulary",
     "data.batch_size",
     "data.declared",
     "data.sources.*.weight",

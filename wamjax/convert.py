@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import functools
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +32,7 @@ import tqdm
 from absl import app, flags, logging
 
 from wamjax import cli
+from wamjax import files as storage
 from wamjax.training import checkpoint
 from wamjax.training.integrity import Damaged
 from wamjax.weights import api, families, files, sizing, store
@@ -85,18 +85,18 @@ def send_out(
 
     `ema` is of `store.source`.
     """
-    shapes, get, sizes, layout_then, step = _ours(family, pathlib.Path(source), config, ema)
+    shapes, get, sizes, layout_then, step = _ours(family, storage.path(source), config, ema)
     layout = layout or layout_then or next(iter(families.family(family).layouts))
     tensors = api.published(family, shapes, get, sizes, layout, dtype)
     known = {"step": step, "torch_dtype": f"torch.{next(iter(tensors.values())).dtype}"}
     names = families.family(family).layouts[layout].plain
-    is_torch = pathlib.Path(output).suffix in files.TORCH
+    is_torch = storage.path(output).suffix in files.TORCH
     plain = {name: known[name] for name in names} if is_torch else {}
     with _bar("export", sum(x.nbytes for x in tensors.values()), progress) as bar:
         files.write(output, _watched(tensors, bar), plain)
 
 
-def _ours(family: str, source: pathlib.Path, config: api.Config, ema: bool | None):
+def _ours(family: str, source: storage.Path, config: api.Config, ema: bool | None):
     """(shapes, slices, sizes, layout or None, step) of a folder of ours, or of a run."""
     params, step = store.source(source, ema)
     shapes, get = merged(params)

@@ -1,77 +1,26 @@
-"""What is written to disks: whether it can be, whether there is room, and that no file is half."""
+"""Whether there is room on a disk for what is written; buckets have room."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
-import os
-import pathlib
 import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 
-_BUCKET = re.compile(r"[a-z][a-z0-9+.-]+:/")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+from wamjax import files
+
 # TensorStore says it in words.
 _FULL_TEXT = re.compile("No space left on device|Disk quota exceeded")
-
-
-class NotWritable(OSError):
-    """A place that cannot be written to, and what to set instead."""
 
 
 class NoRoom(OSError):
     """A disk that is full, or would be."""
 
 
-def local(path: str | os.PathLike, name: str) -> pathlib.Path:
-    """A path of this machine, its home expanded; `name` is the flag or key that gave it.
-
-    Raises:
-      NotWritable: it is a bucket or another address, which would become a folder named "gs:".
-    """
-    if _BUCKET.match(text := os.fspath(path)):
-        raise NotWritable(
-            f"{name}={text} is an address, and this wamjax reads and writes local or mounted "
-            "folders alone: mount the bucket (gs:// by gcsfuse) and give the folder where it is "
-            "mounted, or give a local folder and copy it afterwards"
-        )
-    return pathlib.Path(path).expanduser()
-
-
-def make_folder(path: pathlib.Path, fix: str) -> None:
-    """Makes a folder that can be written to.
-
-    Raises:
-      NotWritable: it cannot be made, or not be written to; ends with `fix`.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if _is_full(error):
-            raise
-        raise NotWritable(f"cannot make the folder {path} ({error.strerror}): {fix}") from None
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise NotWritable(f"the folder {path} cannot be written to: {fix}")
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file in one step: after a crash it is the old one or the new one, and never half.
-
-    Its bytes are on the disk before it takes the place of the old one; otherwise a machine that
-    goes down leaves an empty file under the name.
-    """
-    draft = path.with_suffix(path.suffix + ".tmp")
-    with draft.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
-def check_room(folder: pathlib.Path, size: int, count: int) -> str:
+def check_room(folder: files.Path, size: int, count: int) -> str:
     """Whether checkpoints fit on a disk before anything is computed.
 
     Args:
@@ -85,6 +34,8 @@ def check_room(folder: pathlib.Path, size: int, count: int) -> str:
     Raises:
       NoRoom: there is no room for one.
     """
+    if files.is_remote(folder):
+        return ""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -99,7 +50,7 @@ def check_room(folder: pathlib.Path, size: int, count: int) -> str:
 
 
 @contextlib.contextmanager
-def sentence(folder: pathlib.Path, what: str = "what is written", size: int = 0) -> Iterator[None]:
+def sentence(folder: files.Path, what: str = "what is written", size: int = 0) -> Iterator[None]:
     """Says in one sentence that a disk is full, whatever library found out, and how.
 
     Args:
@@ -119,6 +70,8 @@ def sentence(folder: pathlib.Path, what: str = "what is written", size: int = 0)
             raise
         # A coroutine of Orbax is forgotten on the way, which Python mentions at its end.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        if files.is_remote(folder):  # what goes there is put together here
+            folder = files.path(tempfile.gettempdir())
         free = shutil.disk_usage(folder).free
         needed = f" of {_bytes(size)}" if size else ""
         raise NoRoom(
@@ -132,7 +85,7 @@ def _is_full(error: BaseException | None) -> bool:
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if getattr(error, "errno", None) in _FULL or _FULL_TEXT.search(str(error)):
+        if getattr(error, "errno", None) in files.FULL or _FULL_TEXT.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

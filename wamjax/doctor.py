@@ -25,7 +25,6 @@ import dataclasses
 import functools
 import json
 import math
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +34,7 @@ import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from wamjax import cli, disk, flops, tree, wam
+from wamjax import cli, files, flops, tree, wam
 from wamjax import config as configs
 from wamjax.models import dit
 from wamjax.models.layers import unconstrained
@@ -196,7 +195,7 @@ def _data_warnings(config: ConfigDict) -> list[str]:
         return [f"config.data.sources.{name}: no data in {path}, so nothing of the data was checked"
                 for name, path in absent.items()]  # fmt: skip
     spec, statistics, sources = pipeline.open_episodes(config)
-    doubts = pipeline.doubts(config, statistics, sources)
+    doubts = pipeline.doubts(config, spec, statistics, sources)
     hold = padding(config.data.padding)
     return pipeline.checks(sources, statistics, spec, hold) + doubts
 
@@ -251,7 +250,7 @@ def main(argv: list[str]) -> None:
     fixed = math.prod(abs(int(config.mesh[a])) for a in sharding.AXES)
     report = diagnose(config, asked.devices or fixed, asked.sizes)
     if asked.out:
-        _draw(config, pathlib.Path(asked.out))
+        _draw(config, files.path(asked.out, "--out"))
     if asked.json:
         json.dump(report, sys.stdout, indent=2)
         print()
@@ -262,14 +261,14 @@ def main(argv: list[str]) -> None:
 def _look(paths: Sequence[str], out: str | None, as_json: bool) -> None:
     """At a data set."""
     from wamjax.data import examine
-    from wamjax.viz import data_page
+    from wamjax.data import page as pages
 
     found = examine.examine(paths[0], paths[1:])
     print(examine.as_json(found) if as_json else examine.as_text(found))
     if out:
-        page = pathlib.Path(out) / "data.html"
+        page = files.path(out) / "data.html"
         page.parent.mkdir(parents=True, exist_ok=True)
-        disk.write_text(page, data_page.html(found))
+        files.write_text(page, pages.html(found))
         print(f"wrote {page}", file=sys.stderr if as_json else sys.stdout)
 
 
@@ -283,7 +282,7 @@ def _print_keys(config: ConfigDict, as_json: bool) -> None:
         print(f"{f'{key} = {value!r}':<48}  {text}")
 
 
-def _draw(config: ConfigDict, folder: pathlib.Path) -> None:
+def _draw(config: ConfigDict, folder: files.Path) -> None:
     from wamjax.data import pipeline
     from wamjax.viz import masks
 

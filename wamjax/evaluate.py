@@ -4,6 +4,7 @@
     python -m wamjax.evaluate --workdir=runs/quickstart --shift=lighting --mode=imagine
     python -m wamjax.evaluate --workdir=runs/quickstart --dials=colours=0.1,action_delay=2
     python -m wamjax.evaluate --workdir=runs/quickstart --tasks=pick_red --execute=4 --episodes=96
+    python -m wamjax.evaluate --workdir=runs/realtime --join=blend --delay=3 --execute=6
     python -m wamjax.evaluate --workdir=runs/cosmos --mode=plan --planner=runs/planner
     python -m wamjax.evaluate --workdir=runs/quickstart --latency
 
@@ -36,6 +37,8 @@ def define_flags() -> None:
     flags.DEFINE_list("tasks", None, "tasks; those of the training data by default")
     flags.DEFINE_integer("episodes", None, "episodes; config.eval.episodes by default")
     flags.DEFINE_integer("execute", None, "actions of each plan that are executed")
+    flags.DEFINE_string("join", None, "how chunks follow each other: one of envs.joins.WAYS")
+    flags.DEFINE_integer("delay", None, "control steps from an observation to its plan")
     flags.DEFINE_bool("latency", False, "only measure the latency of one plan")
     checkpoint.define_ema_flag()
 
@@ -59,7 +62,7 @@ def main(argv: list[str]) -> None:
 def _choose(config: ConfigDict, asked) -> str:
     """Puts what is asked for into ``config.eval``; returns it as part of a file's name."""
     parts = []
-    for key in ("episodes", "execute", "tasks"):
+    for key in ("episodes", "execute", "tasks", "join", "delay"):
         if (value := asked[key].value) is not None:
             config.eval[key] = tuple(value) if key == "tasks" else value
             parts.append("-".join(value) if key == "tasks" else f"{key}{value}")

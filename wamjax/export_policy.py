@@ -26,7 +26,6 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -36,9 +35,10 @@ from ml_collections import ConfigDict, config_flags
 
 from wamjax import cli, tree, wam
 from wamjax import config as configs
+from wamjax import files as storage
 from wamjax.bundle import files
 from wamjax.bundle.policy import check_mode
-from wamjax.data import pipeline, published_statistics
+from wamjax.data import pipeline, published_statistics, tokens
 from wamjax.data.embeddings import EmbeddingCache
 from wamjax.data.normalize import check_same, normalizers
 from wamjax.data.sources import data_root
@@ -118,6 +118,8 @@ def _plan_by_run(job: _Job, run: Found, planner: str | os.PathLike) -> None:
     found = checkpoint.find(planner, step)
     ours, theirs = (normalizers(x.statistics, x.config.data.normalization) for x in (run, found))
     check_same(ours, theirs, f"the planner {planner}")
+    ours, theirs = (x.statistics["spec"].get("words", ()) for x in (run, found))
+    tokens.check_same(ours, theirs, f"the planner {planner}")
     job.add_planner(found.config, stored.shapes, stored.slice, str(planner))
 
 
@@ -243,6 +245,8 @@ class _Job:
     def _add(self, part: str, shapes, get, config: ConfigDict | None, source: str = "") -> None:
         about = {"family": self.config.objective.name, "layout": None, "sizes": {},
                  "source": source or self.source, "plain": {"step": self.step}}  # fmt: skip
+        if self.config.model.text.kind == "tokens":  # what its embedding of words is of
+            about["plain"]["words"] = list(self.spec.words)
         self.parts[part] = files.slices_of(shapes, get, config), about
 
     def _codec(self) -> Codec | None:
@@ -262,11 +266,11 @@ class _Job:
         if sizes != want:
             raise ValueError(f"--codec={self.choices.codec} has (channels, pixels, frames) "
                              f"{sizes}, the policy {want}")  # fmt: skip
-        stored = store.read(pathlib.Path(self.choices.codec) / store.PARAMS)
+        stored = store.read(storage.path(self.choices.codec, "--codec") / store.PARAMS)
         self.parts[files.CODEC] = files.slices_of(stored.shapes, stored.slice), about
         return codec
 
-    def _embeddings(self) -> pathlib.Path | None:
+    def _embeddings(self) -> storage.Path | None:
         """The folder of the text embeddings, checked."""
         data, asked = self.config.data, self.choices.embeddings
         if self.config.model.text.kind != "context":
@@ -276,7 +280,10 @@ class _Job:
         if not (asked or data.embeddings):
             raise ValueError("the text embeddings are missing: give --embeddings=DIR, a folder of "
                              "wamjax.data.embeddings")  # fmt: skip
-        path = pathlib.Path(asked or data_root(data.root) / data.embeddings).expanduser()
+        if asked:
+            path = storage.path(asked, "--embeddings")
+        else:
+            path = storage.below(data_root(data.root), data.embeddings)
         cache = EmbeddingCache(path)
         have = len(cache) > 0, cache.settings.length, cache.width
         want = True, self.spec.instruction_length, self.config.model.context_width
@@ -303,7 +310,7 @@ def _said(data) -> dict[str, list[tuple[str, ...]]]:
 
     out: dict[str, list[tuple[str, ...]]] = {"action_names": [], "proprio_names": []}
     for entry in data.sources.values():
-        file = data_root(data.root) / pathlib.Path(entry.path).expanduser() / "spec.json"
+        file = storage.below(data_root(data.root), entry.path) / "spec.json"
         if entry.collect.episodes:
             world = open_world(entry.collect.env)
             names = world.action_names, world.proprio_names

@@ -43,7 +43,8 @@ def count(fn: Callable, *args, while_trip_count: int | None = None) -> int:
 
 
 def count_by(fn: Callable, *args, while_trip_count: int | None = None) -> dict[str, int]:
-    """FLOPs of one call ``fn(*args)`` by primitive (``dot_general``, ``conv_general_dilated``).
+    """FLOPs of one call ``fn(*args)`` by primitive (``dot_general``, ``conv_general_dilated``), or
+    ``kernel``: what a Pallas kernel computes on some platform, whatever computes it on this one.
 
     Args:
       fn: any traceable function, jitted or not. Bind static arguments with `functools.partial`.
@@ -126,7 +127,9 @@ def _equation(eqn, trips: int | None) -> Counter:
     if not any(inner):
         return Counter()
     if name == "cond":
-        return max(inner, key=lambda c: c.total())
+        most = max(inner, key=lambda c: c.total())
+        by_kernel = any(_has_kernel(getattr(j, "jaxpr", j)) for j in params["branches"])
+        return Counter(kernel=most.total()) if by_kernel else most
     return _times(sum(inner, Counter()), _repeats(name, params, trips))
 
 

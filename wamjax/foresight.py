@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +23,7 @@ from absl import flags
 from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
 
-from wamjax import cli, disk, wam
+from wamjax import cli, files, wam
 from wamjax.console import say
 from wamjax.envs.world import open_world
 from wamjax.runs import closed_loop, trained
@@ -72,6 +71,7 @@ def watch(policy: trained.Policy, config: ConfigDict, episodes: int) -> Plans:
     config = config.copy_and_resolve_references()
     # The end of every chunk is seen.
     config.eval.max_steps, config.eval.execute = config.eval.max_steps // chunk * chunk, chunk
+    config.eval.join, config.eval.delay = "sync", 0
     tasks, numbers = closed_loop.task_names(config, world), np.arange(episodes)
     names = [tasks[i % len(tasks)] for i in numbers]
     policy = dataclasses.replace(policy, cameras=tuple(config.data.cameras))
@@ -157,7 +157,7 @@ def by_level(policy: trained.Policy, config: ConfigDict) -> dict[str, list[float
     """Losses at `SIGMAS`, on one batch of the run's data."""
     from wamjax.data import pipeline
 
-    batch = next(pipeline.open_data(config)[2])
+    batch = next(pipeline.open_data(config, known=policy.words)[2])
     batch = {k: jnp.asarray(batch[k]) for k in policy.objective.batch_spec(1)}
     args = policy.params, batch, jax.random.key(0), jnp.asarray(SIGMAS, jnp.float32)
     found = jax.jit(policy.objective.by_level)(*args)
@@ -176,9 +176,9 @@ def run(
     Raises:
       ValueError: it predicts neither frames nor values.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = files.path(workdir, "--workdir")
     average = None if ema is None else checkpoint.name_of(ema)
-    parts = mode, step, planner and pathlib.Path(planner).name, average
+    parts = mode, step, planner and files.name(planner), average
     suffix = "".join(f"_{x}" for x in parts if x is not None)
     policy, config, step = trained.load(workdir, step, mode, planner, ema)
     objective = policy.objective
@@ -204,14 +204,14 @@ def run(
         result["frozen"] = {"mean": float(mean), "relative": float(relative)}
         say(f"mode frozen: actions change by {relative:.1%} of how they vary")
     text = json.dumps(result, indent=2) + "\n"
-    disk.write_text(workdir / f"foresight{suffix}.json", text)
+    files.write_text(workdir / f"foresight{suffix}.json", text)
     return result
 
 
 # ---- pictures ----
 
 
-def draw_values(found: dict[str, Any], path: pathlib.Path) -> None:
+def draw_values(found: dict[str, Any], path: files.Path) -> None:
     """Achieved over predicted, a dot for each bin, as large as it has plans."""
     made = figures.figure(4.6, 4.2)
     axes = made.add_subplot()
@@ -229,7 +229,7 @@ def draw_values(found: dict[str, Any], path: pathlib.Path) -> None:
     figures.write(made, path)
 
 
-def draw_futures(plans: Plans, path: pathlib.Path) -> None:
+def draw_futures(plans: Plans, path: files.Path) -> None:
     """Now, predicted and real of the plans in whose course most changed."""
     from wamjax.viz import sheet
 
@@ -241,7 +241,7 @@ def draw_futures(plans: Plans, path: pathlib.Path) -> None:
     sheet.save(clips, path, titles)
 
 
-def draw_levels(found: dict[str, list[float]], path: pathlib.Path) -> None:
+def draw_levels(found: dict[str, list[float]], path: files.Path) -> None:
     """Loss over the noise-to-signal ratio, a line for each use."""
     made = figures.figure(6, 3.6)
     axes = made.add_subplot()

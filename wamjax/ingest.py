@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import app, flags
 
-from wamjax import cli, console, disk
+from wamjax import cli, console, files
 from wamjax.data.ingest import guess, plan, reader, run, signals
 
 KEYS = ("cameras", "state", "action", "resize", "fit", "pictures", "fps", "source_fps", "pairing",
@@ -139,6 +139,19 @@ def show(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _local(place: str, flag: str) -> pathlib.Path:
+    """A folder or file of this machine: others' formats are read by libraries that know no bucket.
+
+    Raises:
+      UsageError: it is in one.
+    """
+    found = files.path(place, flag)
+    if files.is_remote(found):
+        raise app.UsageError(f"{flag}={place} is in a bucket: mount it and give the folder where "
+                             "it is mounted, or copy it here")  # fmt: skip
+    return pathlib.Path(found)
+
+
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
     asked = flags.FLAGS
@@ -150,8 +163,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"give {', '.join('--' + k for k in missing)} (or --list)")
     report = run.ingest(
         asked.format or guess_format(asked.source),
-        disk.local(asked.source, "--source"),
-        disk.local(asked.out, "--out"),
+        _local(asked.source, "--source"),
+        _local(asked.out, "--out"),
         request(),
         options(),
         workers=asked.workers,

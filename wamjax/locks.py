@@ -1,14 +1,38 @@
-"""Locks of files, where the system has them; elsewhere nothing is kept out, and nothing breaks."""
+"""Locks of files, where the system has them; elsewhere nothing is kept out, and nothing breaks.
+
+A bucket has none. There `hold` keeps an object with signs of life: who finds one that gives signs
+leaves, and who finds that another one has taken its place is told so.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import pathlib
 import platform
-from typing import IO
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+from wamjax import files
+from wamjax.console import say
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+BEAT = 20.0  # seconds from one sign of life to the next
+PATIENCE = 90.0  # seconds without one after which a holder counts as dead
+_held: set[str] = set()  # tokens of this process
+
+
+class Held(BlockingIOError):
+    """Another process holds it; the message says which, or "" if that is not known."""
 
 
 def lock(file: IO, wait: bool = False) -> bool:
@@ -37,3 +61,104 @@ def lock(file: IO, wait: bool = False) -> bool:
 def host() -> str:
     """The name of this machine."""
     return platform.node()
+
+
+@contextlib.contextmanager
+def hold(place: files.Path, lost: Callable[[str], None]) -> Iterator[None]:
+    """Holds an object of a bucket while the block runs.
+
+    It says process and machine, and changes every `BEAT` seconds. One that does not change for
+    `PATIENCE` is of a process that died, however it died, and is taken over; no two clocks are
+    compared. Of a process of this machine that is gone this is known at once. Two that begin in the
+    same moment both succeed, and one of them is told within a beat.
+
+    Args:
+      lost: is called, in another thread, when another process has taken it.
+
+    Raises:
+      Held: another process does.
+    """
+    _wait_for_death(place)
+    own = {"process": os.getpid(), "host": host(), "boot": _boot(), "token": secrets.token_hex(8)}
+    files.write_text(place, json.dumps(own))
+    _held.add(own["token"])
+    stop = threading.Event()
+
+    def live() -> None:
+        beats = 0
+        while not stop.wait(BEAT if beats else min(BEAT, 2.0)):
+            beats += 1
+            try:
+                found = _read(place)
+                if found is not None and found["token"] != own["token"]:
+                    lost(_name(found))
+                    return
+                files.write_text(place, json.dumps(own | {"beats": beats}))
+            except Exception as error:  # a network that is gone comes back; a lock cannot help it
+                say(f"warning: {place} cannot be renewed: {error}")
+
+    thread = threading.Thread(target=live, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        _held.discard(own["token"])
+        found = _read(place)
+        if found is not None and found["token"] == own["token"]:
+            place.unlink(missing_ok=True)
+
+
+def _wait_for_death(place: files.Path) -> None:
+    first = _read(place)
+    if first is None or _is_gone(first):
+        return
+    say(f"{place} says that {_name(first)} is at work there: waiting up to {PATIENCE:.0f} s for a "
+        "sign of life")  # fmt: skip
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        time.sleep(min(BEAT, PATIENCE) / 4)
+        found = _read(place)
+        if found is None:
+            return
+        if found != first:
+            raise Held(_name(found))
+    say(f"{_name(first)} gave none: it is dead, and its place taken")
+
+
+def _read(place: files.Path) -> dict[str, Any] | None:
+    """What the object says, if there is one that can be read."""
+    try:
+        found = json.loads(place.read_text())
+        return found if isinstance(found, dict) and "token" in found else None
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _name(found: dict[str, Any]) -> str:
+    return f"process {found.get('process')} on {found.get('host')}"
+
+
+def _is_gone(found: dict[str, Any]) -> bool:
+    """Whether it is certain that it is of a process of this machine that has ended."""
+    here = bool(_boot()) and (found.get("host"), found.get("boot")) == (host(), _boot())
+    if not here or found["token"] in _held:
+        return False
+    if found.get("process") == os.getpid():
+        return True  # and not this one
+    try:
+        os.kill(int(found["process"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, TypeError, ValueError, KeyError):
+        return False
+    return False
+
+
+def _boot() -> str:
+    """What tells a machine, since it was started, from others of the same name; Linux has it."""
+    try:
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

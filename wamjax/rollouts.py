@@ -10,7 +10,6 @@ the run is evaluated on. The same arguments give the same data set.
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ import tqdm
 from absl import flags
 from ml_collections import ConfigDict
 
-from wamjax import cli
+from wamjax import cli, files
 from wamjax.data import images
 from wamjax.data.records import Episode, Writer
 from wamjax.data.spec import Info
@@ -129,7 +128,7 @@ def main(argv: list[str]) -> None:
     asked = flags.FLAGS
     policy, config, step = trained.load(asked.workdir, asked.step, asked.mode)
     tasks = tuple(config.eval.tasks or open_world(config.eval.env).tasks)
-    about = {"run": pathlib.Path(asked.workdir).name, "step": int(step), "mode": asked.mode}
+    about = {"run": files.name(asked.workdir), "step": int(step), "mode": asked.mode}
     summary = record(policy, config, asked.out, tasks, asked.episodes, asked.seed, about)
     print(", ".join(f"{k} {v:g}" for k, v in summary.items()))
     print(f"wrote {asked.out}")

@@ -11,13 +11,12 @@ Fast-WAM and Cosmos Policy are written by ``--format`` and read by ``--source``,
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 import numpy as np
 from absl import app, flags
 
-from wamjax import cli
+from wamjax import cli, files
 from wamjax.data import published_statistics
 from wamjax.data.checks import checks, lost
 from wamjax.data.normalize import MODES
@@ -55,14 +54,13 @@ def table(statistics: dict[str, Any], names: dict[str, tuple[str, ...]]) -> str:
     return "\n".join(lines)
 
 
-def plot(reader: Reader, folder: pathlib.Path, skips: Skips | None = None) -> list[pathlib.Path]:
+def plot(reader: Reader, folder: files.Path, skips: Skips | None = None) -> list[files.Path]:
     """A histogram of every dimension, one picture for each key."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    folder.mkdir(parents=True, exist_ok=True)
     episodes, out = _good(reader, skips), []
     for key in ("proprio",) if reader.info.action_free else ("proprio", "actions"):
         x = np.concatenate([getattr(episode, key) for episode in episodes])
@@ -74,7 +72,8 @@ def plot(reader: Reader, folder: pathlib.Path, skips: Skips | None = None) -> li
             axis.set_yticks([])
         figure.tight_layout()
         out.append(folder / f"{key}.png")
-        figure.savefig(out[-1], dpi=100)
+        with files.draft(out[-1], replace=True) as draft:
+            figure.savefig(draft, dpi=100)
         plt.close(figure)
     return out
 
@@ -137,7 +136,7 @@ def main(argv: list[str]) -> None:
         published_statistics.write(found, values.out, values.format)
         print(f"wrote {values.out}")
     if values.plots:
-        for file in plot(reader, pathlib.Path(values.plots), skips):
+        for file in plot(reader, files.path(values.plots, "--plots"), skips):
             print(f"wrote {file}")
 
 

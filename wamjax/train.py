@@ -24,8 +24,7 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -35,13 +34,13 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from wamjax import cli, disk, hardware, tree, wam
+from wamjax import cli, disk, files, hardware, tree, wam
 from wamjax import config as configs
 from wamjax.console import say
-from wamjax.training import guards, optim, sharding
+from wamjax.training import guards, init_from, optim, sharding
 from wamjax.training import state as states
 from wamjax.training.checkpoint import Checkpoints
-from wamjax.training.compile import compile_step, keep_programs
+from wamjax.training.compile import compile_fitting, keep_programs
 from wamjax.training.metrics import Profile, Recorder
 from wamjax.training.state import TrainState
 from wamjax.training.step import Plan, model_flops, plan
@@ -62,12 +61,14 @@ class Data:
     statistics: dict[str, Any]
 
 
-def build_data(config: ConfigDict, rows: np.ndarray | None = None) -> Data:
-    """Collects what is missing, then opens the pipeline; `rows` of each batch, or all."""
+def build_data(
+    config: ConfigDict, rows: np.ndarray | None = None, known: Sequence[str] = ()
+) -> Data:
+    """Collects what is missing, then opens the pipeline; for the arguments see `open_data`."""
     from wamjax.data import pipeline
 
     with guards.first():  # one collects
-        spec, statistics, iterator = pipeline.open_data(config, rows)
+        spec, statistics, iterator = pipeline.open_data(config, rows, known)
     # A checkpoint must be usable without the data, so it carries the sizes as well.
     return Data(spec, iterator, statistics | {"spec": spec.to_json()})
 
@@ -80,7 +81,7 @@ def build_objective(config: ConfigDict, spec):
 def run(
     config: ConfigDict,
     workdir: str | os.PathLike,
-    make_data: Callable[[ConfigDict, np.ndarray], Data] = build_data,
+    make_data: Callable[[ConfigDict, np.ndarray], Data] | None = None,
     make_objective: Callable[[ConfigDict, Any], Any] = build_objective,
     devices: list[jax.Device] | None = None,
 ) -> bool:
@@ -89,7 +90,7 @@ def run(
     Args:
       config: resolved, from `wamjax.config.base_config`.
       workdir: of the run; continued if it has checkpoints.
-      make_data, make_objective: what is trained on what.
+      make_data, make_objective: what is trained on what; `build_data` by default.
       devices: all devices by default.
 
     Returns:
@@ -105,7 +106,8 @@ def run(
     if "float64" in config.precision.values() and not jax.config.jax_enable_x64:
         raise ValueError(f"config.precision {dict(config.precision)} needs JAX_ENABLE_X64=1 in the "
                          "environment: without it JAX computes in float32")  # fmt: skip
-    workdir = disk.local(workdir, "--workdir")
+    workdir = files.path(workdir, "--workdir")
+    files.reach(workdir, "give another --workdir")
     if _is_done(config, workdir):
         return True
     keep_programs(config.compile.cache)
@@ -113,18 +115,20 @@ def run(
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_config(config, mesh)
     peak = _peak(config, mesh)
-    disk.make_folder(workdir, "give another --workdir")
+    files.make_folder(workdir, "give another --workdir")
     with guards.alone(workdir), disk.sentence(workdir):
         with Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
             _check_config(config, checkpoints)
             _start_folder(config, workdir)
+            known = init_from.words(config, checkpoints)
+            make_data = make_data or functools.partial(build_data, known=known)
             data = make_data(config, sharding.batch_rows(mesh, config.data.batch_size))
             _check_statistics(data.statistics, checkpoints)
             objective = make_objective(config, data.spec)
             if config.eval.episodes > 0:
                 _check_evaluation(config, data.spec, objective)
             _draw_masks(objective, workdir)
-            job = Job(config, workdir, mesh, peak, data, objective, checkpoints)
+            job = Job(config, workdir, mesh, peak, data, objective, checkpoints, make_objective)
             with jax.set_mesh(mesh), guards.together():
                 if not _loop(job, *prepare(job)):
                     return False
@@ -137,12 +141,13 @@ class Job:
     """What stays the same from the first step of a run to the last."""
 
     config: ConfigDict
-    workdir: pathlib.Path
+    workdir: files.Path
     mesh: Mesh
     peak: tuple[float, str]
     data: Data
     objective: Any
     checkpoints: Checkpoints
+    make_objective: Callable[[ConfigDict, Any], Any] = build_objective
 
 
 def prepare(job: Job):
@@ -156,7 +161,7 @@ def prepare(job: Job):
     work = plan(objective, tx, config, job.mesh)
     say(f"parameters\n{tree.describe(work.state.params)}")
     checkpoints.check_room(work.state)
-    step, flops = _program(job, work)
+    step, flops = _program(job, work, tx)
     if (newest := checkpoints.latest) is not None:
         state = checkpoints.restore(work.state, job.data.iterator)
         if checkpoints.latest != newest:  # it was damaged, and this one was not compared yet
@@ -168,22 +173,31 @@ def prepare(job: Job):
     if not config.init_from.path:
         create = functools.partial(states.create, objective, tx, config)
         return jax.jit(create, out_shardings=places)(), step, flops
-    from wamjax.training import init_from
-
     say(f"starting from {config.init_from.path}")
     params = init_from.params(objective, config, work.state.params)
     start = functools.partial(states.start, tx=tx, config=config)
     return jax.jit(start, out_shardings=places, donate_argnums=0)(params), step, flops
 
 
-def _program(job: Job, work: Plan):
+def _program(job: Job, work: Plan, tx):
     """The compiled step and its model FLOPs; logs memory and time."""
-    program = compile_step(work, job.mesh.devices.flat[0], job.config.compile.flags)
+    config = job.config
+
+    def planned(remat: str) -> Plan:
+        if remat == config.model.remat:
+            return work
+        other = config.copy_and_resolve_references()
+        other.model.remat = remat
+        return plan(job.make_objective(other, job.data.spec), tx, other, job.mesh)
+
+    device = job.mesh.devices.flat[0]
+    _, program, remat = compile_fitting(planned, config.model.remat, device, config.compile.flags)
     flops = model_flops(job.objective, job.config, work.state.params, work.batch)
     size = program.memory and program.memory["peak_bytes"]
     peak = f"{size / 1e6:,.1f} MB a device" if size else "unknown memory"
     seconds = program.lower_seconds + program.compile_seconds
     chosen = f" with {len(program.options)} flags" if program.options else ""
+    chosen += f", remat {remat}" if remat != config.model.remat else ""
     say(f"step compiled in {seconds:.1f} s for {dict(job.mesh.shape)}{chosen}: peak {peak}, "
         f"{flops:.3e} FLOPs")  # fmt: skip
     return program.step, float(flops)
@@ -246,7 +260,7 @@ def _peak(config, mesh: Mesh) -> tuple[float, str]:
     return rate * (mesh.size if known else jax.process_count()), name
 
 
-def _is_done(config, workdir: pathlib.Path) -> bool:
+def _is_done(config, workdir: files.Path) -> bool:
     done = _read(workdir / "DONE", step=int)
     if done is None or done["step"] < config.total_steps:
         return False
@@ -259,7 +273,7 @@ def _is_done(config, workdir: pathlib.Path) -> bool:
     return True
 
 
-def _read(path: pathlib.Path, **types: type) -> dict[str, Any] | None:
+def _read(path: files.Path, **types: type) -> dict[str, Any] | None:
     """The json of a file of a run, which has keys of these types; or None if there is none, or none
     that can be read. What these files say the checkpoints say, too."""
     try:
@@ -330,6 +344,11 @@ def _check_statistics(statistics: dict[str, Any], checkpoints: Checkpoints) -> N
     if without:  # a checkpoint from before statistics said which episodes they are of
         say(f"checkpoint {checkpoints.latest} has no digest of the episodes that it was trained "
             "on: only the numbers of its statistics are compared")  # fmt: skip
+    # Of words only those that are new or gone: there may be many.
+    gone, more = (set(a.get("spec.words", ())) - set(b.get("spec.words", ()))
+                  for a, b in ((old, new), (new, old)))  # fmt: skip
+    if gone or more:
+        old, new = (x | {"spec.words": tuple(sorted(y))} for x, y in ((old, gone), (new, more)))
     for key in [*old, *(k for k in new if k not in without)]:
         if old.get(key) != new.get(key):
             raise ValueError(
@@ -339,14 +358,14 @@ def _check_statistics(statistics: dict[str, Any], checkpoints: Checkpoints) -> N
             )
 
 
-def _start_folder(config, workdir: pathlib.Path) -> None:
+def _start_folder(config, workdir: files.Path) -> None:
     if jax.process_index() == 0:
         (workdir / "media").mkdir(parents=True, exist_ok=True)
         (workdir / "DONE").unlink(missing_ok=True)
         configs.save(config, workdir / "config.json")
 
 
-def _draw_masks(objective, workdir: pathlib.Path) -> None:
+def _draw_masks(objective, workdir: files.Path) -> None:
     from wamjax.viz import masks
 
     if jax.process_index() == 0:
@@ -373,7 +392,7 @@ def _first_batch(job: Job, batch: dict[str, np.ndarray]) -> None:
         pictures.save(batch, job.workdir / "media" / "batch.png")
 
 
-def _finish(config, workdir: pathlib.Path, objective) -> None:
+def _finish(config, workdir: files.Path, objective) -> None:
     """Plots, samples or evaluation, DONE; a run killed in here comes back to here."""
     if jax.process_index() == 0:
         from wamjax.viz import plots
@@ -392,7 +411,7 @@ def _finish(config, workdir: pathlib.Path, objective) -> None:
 
         evaluation.run(config, workdir)
     if jax.process_index() == 0:
-        disk.write_text(workdir / "DONE", json.dumps({"step": config.total_steps}) + "\n")
+        files.write_text(workdir / "DONE", json.dumps({"step": config.total_steps}) + "\n")
     guards.barrier()  # at its exit no process waits for long
     say(f"done: {workdir}")
 
@@ -407,7 +426,7 @@ def main(argv: list[str]) -> None:
     with guards.company():
         try:
             run(values.config, values.workdir)
-        except (guards.Diverged, guards.Occupied, disk.NoRoom, disk.NotWritable) as error:
+        except (guards.Diverged, guards.Occupied, disk.NoRoom, files.NotWritable) as error:
             raise SystemExit(f"stopped: {error}") from None
 
 

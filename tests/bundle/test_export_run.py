@@ -1,5 +1,6 @@
 """A run as a bundle: the same actions to the last bit, when nothing of the run is left."""
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -16,13 +17,15 @@ from wam.test_cosmos_configs import get
 import wamjax
 from wamjax import export_policy
 from wamjax.bundle import files
+from wamjax.bundle.observation import BadObservation
 from wamjax.bundle.policy import _act
 from wamjax.data.embeddings import EmbeddingCache, Settings
 from wamjax.data.spec import DataSpec
-from wamjax.data.tokens import tokenize
+from wamjax.data.tokens import Vocabulary
 from wamjax.envs import tabletop
 from wamjax.export_policy import Choices
 from wamjax.runs import trained
+from wamjax.runs.closed_loop import told
 from wamjax.training import sharding
 from wamjax.weights import store
 
@@ -34,7 +37,8 @@ def act_by_run(policy, seen, key, spec=SPEC, cache=None):
     video = np.concatenate([seen["images"][c] for c in spec.cameras], axis=-2)
     batch = {"video": video[None, None], "proprio": seen["proprio"][None]}
     if cache is None:
-        batch["instruction"] = tokenize(seen["instruction"], spec.instruction_length)[None]
+        ids = spec.vocabulary.tokenize(seen["instruction"], spec.instruction_length)
+        batch["instruction"] = ids[None]
     else:
         batch["context"] = cache.lookup(seen["instruction"])[None]
     act = jax.jit(lambda p, o, k: p.actions(p.params, o, k))
@@ -72,7 +76,7 @@ def test_a_batch_of_robots_is_one_call(exported):
     got = policy(seen, 1)
     assert got.shape == (3, 8, 3)
     video = np.concatenate([seen["images"][c] for c in SPEC.cameras], axis=-2)[:, None]
-    ids = np.stack([tokenize(t, SPEC.instruction_length) for t in seen["instruction"]])
+    ids = np.stack([Vocabulary().tokenize(t, SPEC.instruction_length) for t in seen["instruction"]])
     batch = {"video": video, "proprio": seen["proprio"], "instruction": ids}
     want = jax.jit(lambda p, o, k: p.actions(p.params, o, k))(before, batch, jax.random.key(1))
     np.testing.assert_array_equal(got, want)
@@ -91,6 +95,39 @@ def test_one_program_serves_all_calls(exported):
     assert _act._cache_size() == count
 
 
+def test_a_prefix_is_given_back_and_one_program_serves_all_of_them(exported, tmp_path):
+    runs.save(tmp_path / "run", runs.fast_wam(**{"objective.prefix_max": 3}))
+    export_policy.from_run(tmp_path / "run", tmp_path / "bundle", progress=False)
+    policy = wamjax.load_policy(tmp_path / "bundle")
+    assert policy.prefix_max == 3 and exported[0].prefix_max == 0
+    seen, actions = runs.observation(), np.linspace(-1, 1, 9, dtype=np.float32).reshape(3, 3)
+    free = policy(seen, 0)
+    count = _act._cache_size()
+    for d in (1, 3):
+        got = policy(seen, 0, prefix=(actions, d))
+        np.testing.assert_array_equal(got[:d], actions[:d])
+        assert np.abs(got[d:] - free[d:]).max() > 1e-3
+        short = policy(seen, 0, prefix=(actions[:d], d))
+        np.testing.assert_array_equal(short, got)
+    np.testing.assert_array_equal(policy(seen, 0, prefix=(actions, 0)), free)
+    assert _act._cache_size() == count
+    several = policy(runs.observation(batch=2), 0, prefix=(np.stack([actions] * 2), [0, 2]))
+    np.testing.assert_array_equal(several[1, :2], actions[:2])
+    assert np.abs(several[0, :2] - actions[:2]).max() > 1e-3
+
+    for prefix, message in (
+        ((actions, 4), "counts 4 must lie in 0 to 3"),
+        ((actions[:1], 2), "counts 2 must lie in 0 to 1"),
+        ((actions[:, :2], 2), r"actions have shape \(3, 2\), they must be \(1, at most 3, 3\)"),
+        ((actions, 1.5), "counts are 1.5, they must be 1 integers"),
+        ((actions * np.nan, 1), "not finite"),
+    ):
+        with pytest.raises(BadObservation, match=message):
+            policy(seen, 0, prefix=prefix)
+    with pytest.raises(BadObservation, match="takes no prefix: .* objective.prefix_max = 0"):
+        exported[0](seen, 0, prefix=(actions, 1))
+
+
 def test_the_bundle_says_what_it_is(exported):
     policy, _, folder = exported
     said = policy.manifest
@@ -104,6 +141,32 @@ def test_the_bundle_says_what_it_is(exported):
     # It is also a folder that a run can start from.
     stored, step = store.source(folder / "weights")
     assert step == 5 and stored.arrays.keys() == dtypes.keys()
+
+
+def test_words_of_the_data_go_along(tmp_path):
+    words = ("block", "lift", "the")
+    spec = dataclasses.replace(SPEC, words=words)
+    runs.save(tmp_path / "run", runs.fast_wam(), spec, (2,))
+    runs.save(tmp_path / "hashed", runs.fast_wam(), SPEC, (2,))
+    export_policy.from_run(tmp_path / "run", tmp_path / "b", progress=False)
+    policy, before = wamjax.load_policy(tmp_path / "b"), trained.load(tmp_path / "run")[0]
+    hashed = trained.load(tmp_path / "hashed")[0]
+    assert policy.manifest.spec.words == before.words == words and hashed.words == ()
+    asked, length = runs.fast_wam(), SPEC.instruction_length
+    asked.data.instruction_length = length
+    ids = Vocabulary(words).tokenize("lift the block", length)
+    seen = runs.observation()
+    np.testing.assert_array_equal(policy.admit(seen)["instruction"], ids[None])
+    np.testing.assert_array_equal(told(asked, before, ["lift the block"])["instruction"], ids[None])
+    assert told(asked, hashed, ["lift the block"])["instruction"][0, 1] == 289
+    want = act_by_run(before, seen, jax.random.key(0), spec)
+    np.testing.assert_array_equal(policy(seen, 0), want)
+    assert not np.array_equal(want, act_by_run(hashed, seen, jax.random.key(0)))
+    text = (tmp_path / "b" / "policy.json").read_text()
+    plain = re.sub(r',\s*"digest": "[0-9a-f]+"', "", text)
+    (tmp_path / "b" / "policy.json").write_text(plain.replace('"lift"', '"the"', 1))
+    with pytest.raises(ValueError, match="spec.words are no words, each once"):
+        wamjax.load_policy(tmp_path / "b")
 
 
 def test_step_mode_dtype_and_names_are_chosen(tmp_path):
@@ -154,6 +217,13 @@ def test_a_planner_goes_along(tmp_path):
     export_policy.from_run(tmp_path / "run", tmp_path / "b", None, planner, None, False)
     seen = runs.observation(spec)
     planned = trained.load(tmp_path / "run", mode="plan", planner=planner)[0]
+    worded = dataclasses.replace(spec, words=("lift",))
+    odd = runs.save(tmp_path / "odd", other, worded, (4,), seed=9)
+    said = f"the planner {odd} gives words other ids"
+    with pytest.raises(ValueError, match=said):
+        trained.load(tmp_path / "run", mode="plan", planner=odd)
+    with pytest.raises(ValueError, match=said):
+        export_policy.from_run(tmp_path / "run", tmp_path / "c", None, odd, None, False)
     other.data.normalization = "mean_std"
     strange = runs.save(tmp_path / "strange", other, spec, (4,), seed=9)
     said = f"the planner {strange} was trained on actions that were normalised otherwise"

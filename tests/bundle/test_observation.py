@@ -6,9 +6,10 @@ from bundle import runs
 
 from wamjax.bundle.observation import BadObservation, Observer, instructions
 from wamjax.data.embeddings import EmbeddingCache, Settings
-from wamjax.data.tokens import tokenize
+from wamjax.data.tokens import Vocabulary
 
 OBSERVER = Observer(runs.SPEC)
+tokenize = Vocabulary().tokenize
 
 
 def test_one_robot_and_several():

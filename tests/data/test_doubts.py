@@ -90,10 +90,10 @@ def test_instructions_that_the_tokeniser_cannot_tell_apart_are_named(tmp_path):
     write(tmp_path / "a", lambda i, e: {"instruction": texts[i]})
     config = synthetic.config(tmp_path, a={"path": "a"})
     spec, statistics, sources = open_sources(config.data)
-    same, blank = checks.alike(sources, 8)
+    same, blank = checks.alike(sources, 8, spec.vocabulary)
     assert "['Lift it', 'lift it!'] are the same" in same
     assert "['举起'] have no word" in blank
-    assert {same, blank} <= set(pipeline.doubts(config, statistics, sources))
+    assert {same, blank} <= set(pipeline.doubts(config, spec, statistics, sources))
 
 
 def test_embeddings_that_were_cut_are_named_and_those_that_are_equal(tmp_path, capsys):
@@ -116,7 +116,7 @@ def test_embeddings_that_were_cut_are_named_and_those_that_are_equal(tmp_path, c
         config = synthetic.config(tmp_path, a={"path": f"data{length}"})
         config.model.text.kind, config.data.embeddings = "context", str(path)
         config.data.instruction_length, config.model.context_width = length, 8
-        _, statistics, sources = open_sources(config.data, words=False)
-        lines = pipeline.doubts(config, statistics, sources)
+        spec, statistics, sources = open_sources(config.data, words=False)
+        lines = pipeline.doubts(config, spec, statistics, sources)
         for words in ("same embedding", "probably cut"):
             assert any(words in line for line in lines) == (length == 8)

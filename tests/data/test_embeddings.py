@@ -97,7 +97,7 @@ def test_an_unfinished_file_is_not_read(tmp_path, monkeypatch):
     def killed(*_):
         raise RuntimeError("killed")
 
-    monkeypatch.setattr("pathlib.Path.replace", killed)
+    monkeypatch.setattr("wamjax.files.os.replace", killed)
     with pytest.raises(RuntimeError, match="killed"):
         cache.add({"a": np.ones((2, 4))})
     monkeypatch.undo()

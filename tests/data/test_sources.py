@@ -5,9 +5,10 @@ import pytest
 from data import synthetic
 
 from wamjax.config import base_config
-from wamjax.data.checks import checks
-from wamjax.data.records import Reader
+from wamjax.data.checks import alike, checks
+from wamjax.data.records import Reader, Writer
 from wamjax.data.sources import compute_statistics, open_sources
+from wamjax.data.tokens import Vocabulary
 
 
 def opened(root, **sources):
@@ -159,12 +160,19 @@ def test_checks_find_what_is_wrong_and_nothing_else(tmp_path):
     assert "2 dimensions, the statistics have 3" in "\n".join(checks(sources, other))
 
 
-def test_words_that_share_a_token_are_found(tmp_path, monkeypatch):
+def test_words_that_share_a_token_are_found(tmp_path):
     synthetic.write(tmp_path / "a", (40,) * 4)
-    _, statistics, sources = opened(tmp_path, a={"path": "a"})
-    monkeypatch.setattr("wamjax.data.checks.token", len)
-    assert "['block']" not in "\n".join(checks(sources, statistics))
-    monkeypatch.setattr("wamjax.data.checks.token", lambda word: len(word) // 4)
-    assert "['block', 'lift'] of the instructions share token 1" in "\n".join(
-        checks(sources, statistics)
-    )
+    config = synthetic.config(tmp_path, a={"path": "a"})
+    config.data.vocabulary = "hash"
+    spec, _, sources = open_sources(config.data)
+    assert spec.words == () and alike(sources, 8, spec.vocabulary) == []
+    with Writer(tmp_path / "b", synthetic.info()) as writer:  # two that do share one
+        for i, task in enumerate(("bowl", "microwave")):
+            writer.write(synthetic.episode(i, 5, synthetic.info(), task))
+    config = synthetic.config(tmp_path, a={"path": "a"}, b={"path": "b"})
+    spec, _, sources = open_sources(config.data)
+    assert spec.words == ("block", "bowl", "lift", "microwave", "the")
+    assert alike(sources, 8, spec.vocabulary) == []
+    lines = "\n".join(alike(sources, 8, Vocabulary()))
+    assert "the words ['bowl', 'microwave'] of the instructions share token" in lines
+    assert "the instructions ['bowl the block', 'microwave the block'] are the same" in lines

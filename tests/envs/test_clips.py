@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from wamjax import files
 from wamjax.envs import tabletop
 from wamjax.envs.tabletop import clips as module
 from wamjax.envs.tabletop.clips import Settings, chunks, ensure_clips, shrink
@@ -102,15 +103,15 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch, error):
 
 
 def test_who_comes_second_takes_what_is_there(made, tmp_path, monkeypatch):
-    rename = module.os.rename
+    replace = files.os.replace
 
     def late(source, target):
-        rename(made[0] / target.name, tmp_path / target.name)  # the other process, just before
-        rename(source, target)
+        replace(made[0] / target.name, tmp_path / target.name)  # the other process, just before
+        replace(source, target)
 
-    monkeypatch.setattr(module.os, "rename", late)
+    monkeypatch.setattr(files.os, "replace", late)
     got = ensure_clips(SMALL, tmp_path, progress=False)
-    rename(next(tmp_path.iterdir()), made[0] / next(tmp_path.iterdir()).name)
+    replace(next(tmp_path.iterdir()), made[0] / next(tmp_path.iterdir()).name)
     assert got["video"].shape == (20, 4, 64, 64, 3)
 
 

@@ -204,9 +204,9 @@ def test_evaluation_and_recording_know_any_world(tmp_path, monkeypatch):
                         "batch_size": 4})  # fmt: skip
     told = closed_loop.told
 
-    def with_side(config, objective, instructions):
+    def with_side(config, policy, instructions):
         left = np.array([[text == "go left"] for text in instructions])
-        words = told(config, objective, instructions)
+        words = told(config, policy, instructions)
         return words | {"left": np.where(left, words["instruction"][:, 1:2], -1)}
 
     monkeypatch.setattr(closed_loop, "told", with_side)

@@ -9,7 +9,7 @@ import pytest
 from models.helpers import random_params
 
 from wamjax import config as configs
-from wamjax import wam
+from wamjax import flops, wam
 from wamjax.data.spec import DataSpec
 from wamjax.models import kernels
 from wamjax.models.attention import attend, grouped, masked, named
@@ -95,6 +95,8 @@ def test_auto_is_xla_where_nothing_faster_is_known():
     wide = jnp.zeros((1, 2, kernels.SPLASH_KEYS, 64))
     assert kernels.choose(wide, wide) == {"tpu": kernels.splash}
     assert kernels.choose(wide[..., :40], wide[..., :40]) == {}
+    work = flops.count_by(lambda x: attend(x, x, x, kernel="auto"), wide)
+    assert work == {"kernel": 2 * 2 * 2 * kernels.SPLASH_KEYS**2 * 64}
 
 
 def test_auto_takes_the_kernel_of_the_platform_that_is_compiled_for():

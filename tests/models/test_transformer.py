@@ -188,6 +188,8 @@ def test_masked_path_and_remat_policies_give_the_same_gradients():
         {"remat": "full"},
         {"remat": "attention", "unroll": 2},
         {"attention": attention.masked, "remat": "dots"},
+        {"remat": "projections"},
+        {"remat": "offload"},
     ):
         assert_trees_close(gradient(**changes), want, rtol=1e-4, atol=1e-5)
 

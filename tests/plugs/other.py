@@ -11,9 +11,11 @@ from wamjax.weights.table import Row
 CALLS = []
 
 
-def kernel(q, k, v):
+def kernel(q, k, v, keys=None):
     CALLS.append(q.shape)
     logits = jnp.einsum("bnlk,bnsk->bnls", q, k) * q.shape[-1] ** -0.5
+    if keys is not None:
+        logits = jnp.where(keys, logits, -jnp.inf)
     return jnp.einsum("bnls,bnsk->bnlk", jax.nn.softmax(logits, axis=-1), v)
 
 

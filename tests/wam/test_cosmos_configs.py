@@ -14,10 +14,11 @@ from wamjax import config as configs
 from wamjax import flops, tree, wam
 from wamjax.data import pipeline
 from wamjax.data.spec import DataSpec
+from wamjax.doctor import diagnose
 from wamjax.envs import tabletop
 from wamjax.training import optim, partition, sharding
 from wamjax.training import state as states
-from wamjax.training.sharding import Shape, diagnose
+from wamjax.training.sharding import Shape
 from wamjax.training.step import forward_flops, model_flops
 from wamjax.wam.cosmos_policy import presets
 from wamjax.wam.cosmos_policy.layouts import LAYOUTS
@@ -222,6 +223,10 @@ def test_a_memory_budget_becomes_samples():
 
 def test_data_that_do_not_fit_are_named():
     for changes, message in (
+        (
+            {"objective.prefix_max": 2},
+            "objective.prefix_max = 2: .* One slot is its whole chunk, repeated to fill a latent",
+        ),
         ({"data.frames": 3}, "config.data.frames is 2, not 3"),
         ({"data.frame_stride": 4}, "config.data.frame_stride is 16, not 4"),
         ({"data.outcome": False}, "config.data.outcome is True, not False"),

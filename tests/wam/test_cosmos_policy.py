@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from wamjax.training import state as states
 from wamjax.training.sharding import batch_sharding, constrain, make_mesh, params_shardings
 from wamjax.training.step import make_train_step
 from wamjax.tree import flatten
-from wamjax.wam.cosmos_policy import targets
+from wamjax.wam.cosmos_policy import averages, targets
 from wamjax.wam.cosmos_policy.checks import COMPAT
 from wamjax.wam.cosmos_policy.injection import extract
 from wamjax.wam.cosmos_policy.sampling import join
@@ -27,15 +26,6 @@ from wamjax.wam.cosmos_policy.uses import uses
 
 KEY = jax.random.key(0)
 T = len(tiny.LAYOUT)
-
-
-class Errors(NamedTuple):
-    """Of every slot of every example, (b, t), and what the examples train."""
-
-    velocity: jax.Array
-    l1: jax.Array
-    weight: jax.Array
-    use: jax.Array
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -49,8 +39,8 @@ def errors(objective, params, batch, level):
         dataclasses.replace(draw, level={g: level[draw.at] for g in draw.level})
         for draw in objective.draw(params, batch, KEY)
     ]
-    parts = objective._by_slot([objective.denoising_loss(params, draw) for draw in draws])
-    return Errors(*parts, jnp.concatenate([draw.use for draw in draws]))
+    losses = [objective.denoising_loss(params, draw) for draw in draws]
+    return averages.rows(objective.layout, objective.action_weight, draws, losses)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -135,8 +135,13 @@ def euler(velocity, x, grids):
     return x
 
 
-def oracle_chunk(mode, shifts, steps=3):
-    """Whole sampling loops in torch, everything recomputed at every step as published."""
+def oracle_chunk(mode, shifts, steps=3, prefix=None):
+    """Whole sampling loops in torch, everything recomputed at every step as published.
+
+    Args:
+      prefix: (actions (b, d, a), count): the first of each chunk are these at every step, at level
+        0; the slopes there do not matter.
+    """
     _, oracle = models()
     x = {k: tensor(v) for k, v in data().items() if k not in ("first", "future", "cond")}
     first, noise = channels_first(data()["first"]), channels_first(data()["future"])
@@ -149,6 +154,11 @@ def oracle_chunk(mode, shifts, steps=3):
         levels = zeros[:, : video.shape[2]].clone()
         levels[:, 1:] = video_level
         level = torch.full((BATCH,), float(action_level), dtype=torch.float64)
+        if prefix is not None:
+            action, level = action.clone(), level[:, None].repeat(1, tiny.CHUNK)
+            for row, count in enumerate(prefix[1]):
+                action[row, :count] = tensor(prefix[0][row, :count])
+                level[row, :count] = 0
         clips, a = oracle([video], [levels], action, level, x["text"], x["state"], mask(name))
         return clips[0][:, :, 1:], a
 
@@ -172,14 +182,9 @@ def oracle_chunk(mode, shifts, steps=3):
     )
 
 
-@pytest.mark.parametrize(
-    "variant, mode", [("fast", "direct"), ("joint", "joint"), ("idm", "imagine")]
-)
-def test_sampled_actions(variant, mode, monkeypatch):
-    """`policy` with its cache against the published loops without one."""
-    objective = tiny.fast_wam(variant, vocabulary=0)
+def acted(objective, mode, monkeypatch, prefix=None):
+    """Its actions in float64, from the noise of `data`."""
     x = data()
-    (want,) = oracle_chunk(mode, shifts=(5.0, 1.0))
     monkeypatch.setattr(type(objective), "_noise", lambda self, group, first, rng, noise: x[group])
 
     def observe(self, params, *_):
@@ -189,11 +194,38 @@ def test_sampled_actions(variant, mode, monkeypatch):
     monkeypatch.setattr(type(objective), "_observe", observe)
 
     class Identity:
-        inverse = staticmethod(lambda a: a)
+        forward = inverse = staticmethod(lambda a: a)
 
     with jax.enable_x64(True):
-        run = jax.jit(lambda p: objective.policy(p, {"actions": Identity}, {}, None, mode))
-        got = run(models()[0])
-    assert np.std(want.numpy()) > 0.1
+        run = jax.jit(
+            lambda p, f: objective.policy(p, {"actions": Identity}, {}, None, mode, prefix=f)
+        )
+        got = run(models()[0], prefix)
     assert got.dtype == np.float64
+    return got
+
+
+MODES = [("fast", "direct"), ("joint", "joint"), ("idm", "imagine")]
+
+
+@pytest.mark.parametrize("variant, mode", MODES)
+def test_sampled_actions(variant, mode, monkeypatch):
+    """`policy` with its cache against the published loops without one."""
+    (want,) = oracle_chunk(mode, shifts=(5.0, 1.0))
+    got = acted(tiny.fast_wam(variant, vocabulary=0), mode, monkeypatch)
+    assert np.std(want.numpy()) > 0.1
     assert relative(got, want.numpy()) < 1e-10
+
+
+@pytest.mark.parametrize("variant, mode", MODES)
+def test_sampled_actions_behind_a_prefix(variant, mode, monkeypatch):
+    """The masked loops, in which given actions have a level of their own in every token."""
+    prefix = np.random.default_rng(8).standard_normal((BATCH, 2, tiny.ACTION)), np.array([1, 2])
+    (want,) = oracle_chunk(mode, shifts=(5.0, 1.0), prefix=prefix)
+    objective = tiny.fast_wam(variant, vocabulary=0, prefix_max=2)
+    got = np.asarray(acted(objective, mode, monkeypatch, prefix))
+    for row, count in enumerate(prefix[1]):
+        np.testing.assert_array_equal(got[row, :count], prefix[0][row, :count])
+        assert relative(got[row, count:], want.numpy()[row, count:]) < 1e-10
+    (without,) = oracle_chunk(mode, shifts=(5.0, 1.0))
+    assert relative(got[:, 2:], without.numpy()[:, 2:]) > 1e-3

@@ -123,7 +123,7 @@ class TorchWam:
           videos: clips (b, c, t, h, w), one after the other in the sequence, each at its own
             positions from 0 (imagine-then-act carries two).
           video_levels: for each clip, (b, t) levels in [0, 1] of its latent frames.
-          actions, action_level: (b, j, a) and (b,).
+          actions, action_level: (b, j, a) and (b,), or (b, j) where the steps have their own.
           text, state: (b, s, c) and (b, p).
           mask: bool (tokens, tokens), True attends.
         """
@@ -144,7 +144,9 @@ class TorchWam:
 
         a = linear(self.action.p, "action_encoder", actions)
         chunk = actions.shape[1]
-        _, a6 = self.action.time(1000 * action_level[:, None].expand(-1, chunk))
+        if action_level.ndim == 1:
+            action_level = action_level[:, None].expand(-1, chunk)
+        _, a6 = self.action.time(1000 * action_level)
         a_phase = phases(torch.arange(chunk), self.head_dim)
 
         split = x.shape[1]

@@ -25,12 +25,13 @@ import tqdm
 from ml_collections import ConfigDict
 
 from wamjax import config as configs
+from wamjax import files as storage
 from wamjax.data import published_statistics
 from wamjax.data.spec import DataSpec
 from wamjax.models.vae.vae_codec import VAECodec
 from wamjax.training import integrity
 from wamjax.training.step import KEPT_PRECISE
-from wamjax.weights import files, store
+from wamjax.weights import store
 from wamjax.weights.plan import Slice
 from wamjax.weights.tensor import Tensor
 
@@ -116,15 +117,15 @@ def write(
     """
     size = sum(x.nbytes for slices, _ in parts.values() for x in slices.values())
     bar = tqdm.tqdm(total=size, unit="B", unit_scale=True, desc="export", disable=not progress)
-    with files.draft(output) as draft, bar:
+    with storage.draft(output, last=MANIFEST) as draft, bar:
         draft.mkdir()
         for name, (slices, about) in parts.items():
             store.write(draft / name, slices, about, bar.update)
         if embeddings is not None:
             (draft / TEXT).mkdir()
-            source = pathlib.Path(embeddings)
-            for file in [source / "cache.json", *source.glob("embeddings-*.safetensors")]:
-                shutil.copyfile(file, draft / TEXT / file.name)
+            source = storage.path(embeddings)
+            for file in [source / "cache.json", *storage.glob(source, "embeddings-*.safetensors")]:
+                shutil.copyfile(storage.fetch(file), draft / TEXT / file.name)
         values = json.loads(json.dumps(manifest.to_json()))
         values["files"] = {f"{TEXT}/{file.name}": _digest(file)
                            for file in sorted((draft / TEXT).glob("*"))}  # fmt: skip
@@ -139,7 +140,7 @@ def read(folder: str | os.PathLike) -> Manifest:
       FileNotFoundError: there is none, or a part of it is gone.
       BadBundle: it is of another format, is damaged, or says what cannot be.
     """
-    folder = pathlib.Path(folder)
+    folder = storage.path(folder)
     file = folder / MANIFEST
     if not file.exists():
         raise FileNotFoundError(_no_bundle(folder))
@@ -158,12 +159,12 @@ def fingerprint(folder: str | os.PathLike) -> str:
     the digests of its weights among it."""
     out = hashlib.sha256()
     for file in (MANIFEST, *(f"{part}/{store.ABOUT}" for part in (WEIGHTS, PLANNER, CODEC))):
-        path = pathlib.Path(folder) / file
-        out.update(path.read_bytes() if path.is_file() else b"")
+        path = storage.path(folder) / file
+        out.update(path.read_bytes() if path.exists() else b"")
     return out.hexdigest()[:16]
 
 
-def _no_bundle(folder: pathlib.Path) -> str:
+def _no_bundle(folder: storage.Path) -> str:
     """What a folder is instead of a bundle, and how one is made of it."""
     from wamjax.training import checkpoint
 
@@ -181,11 +182,11 @@ def _no_bundle(folder: pathlib.Path) -> str:
             "--workdir=RUN --output=BUNDLE")  # fmt: skip
 
 
-def _digest(file: pathlib.Path) -> str:
+def _digest(file: pathlib.Path | storage.Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def _manifest(file: pathlib.Path) -> Manifest:
+def _manifest(file: storage.Path) -> Manifest:
     """What ``policy.json`` says, if it can be true.
 
     Raises:
@@ -231,6 +232,9 @@ def _check(manifest: Manifest) -> None:
         names = getattr(manifest, key)
         if names and (len(names) != size or not all(isinstance(n, str) for n in names)):
             raise ValueError(f"{key} names {len(names)} dimensions, there are {size}")
+    numbered = spec.words
+    if not all(isinstance(w, str) for w in numbered) or len(set(numbered)) != len(numbered):
+        raise ValueError(f"spec.words are no words, each once: {str(numbered)[:60]}")
     texts = manifest.statistics.get("instructions", [])
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"statistics.instructions is no list of texts: {str(texts)[:60]}")

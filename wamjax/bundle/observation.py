@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from wamjax import files
 from wamjax.config import did_you_mean
 from wamjax.data import embeddings, tensors, tokens
 from wamjax.data.embeddings import EmbeddingCache
@@ -123,7 +124,7 @@ class Observer:
             if count > room:
                 raise BadObservation(f"instruction {text!r} has {count} words, the policy reads at "
                                      f"most {room}: say it in fewer")  # fmt: skip
-            return Tokenize(room).forward({"instruction": text})
+            return Tokenize(room, self.spec.vocabulary).forward({"instruction": text})
         if text not in self.cache:
             known = instructions(self.cache)
             raise BadObservation(
@@ -140,7 +141,7 @@ def instructions(cache: EmbeddingCache) -> list[str]:
     before, after = cache.settings.template.split("{instruction}")
     prompts = {
         prompt
-        for file in cache.path.glob("embeddings-*.safetensors")
+        for file in files.glob(cache.path, "embeddings-*.safetensors")
         for prompt in tensors.read(file)[1].values()
     }
     texts = {p.removeprefix(before).removesuffix(after) for p in prompts}

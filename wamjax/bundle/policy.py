@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import math
 import os
-import pathlib
 import warnings
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from wamjax import files as storage
 from wamjax import tree, wam
 from wamjax.bundle import files
 from wamjax.bundle.files import CODEC, PLANNER, TEXT, WEIGHTS, Manifest
@@ -28,6 +28,7 @@ from wamjax.runs import trained
 from wamjax.training import init_from, sharding
 from wamjax.training import state as states
 from wamjax.training.step import compute_cast
+from wamjax.wam.prefix import Prefix
 from wamjax.weights import store
 from wamjax.weights.codecs import load_codec
 
@@ -66,6 +67,7 @@ class LoadedPolicy:
     Attributes:
       manifest: config, sizes, names and statistics, see `files.Manifest`.
       mode: how it acts.
+      prefix_max: most first actions of a chunk that it may be given; 0: it takes no prefix.
       observer: checks and turns observations.
       instructions: those of the demonstrations, if the run kept them.
       limits: what it refuses.
@@ -83,28 +85,37 @@ class LoadedPolicy:
         self.instructions = tuple(manifest.statistics.get("instructions", ()))
         self.manifest, self.observer = manifest, observer
         self.mode = acting.mode or modes_of(acting.objective)[0]
+        self.prefix_max = acting.prefix_max
         self._acting, self._codec = acting, codec
 
     def __repr__(self) -> str:
         return f"LoadedPolicy({self.manifest.source!r}, step {self.manifest.step}, {self.mode!r})"
 
     def __call__(
-        self, observation: dict[str, Any], seed_or_key: int | Array = 0
+        self,
+        observation: dict[str, Any],
+        seed_or_key: int | Array = 0,
+        prefix: tuple[Any, Any] | None = None,
     ) -> Float[np.ndarray, "*b j a"]:
         """A chunk of actions in the units of the robot, float32.
 
         Args:
           observation: of one robot, or of b of them; see `Observer`.
           seed_or_key: of the noise; the same one gives the same actions.
+          prefix: (actions (d, a) or (b, d, a), how many of them count: a number or (b,)): those
+            that a robot will carry out from this observation on, whatever is planned, at most
+            `prefix_max`; the chunk begins with them. One program serves every prefix, and none.
 
         Raises:
-          BadObservation: the observation is not what this policy takes, or beyond its limits.
+          BadObservation: the observation or the prefix is not what this policy takes, or beyond
+            its limits.
           NotFinite: the policy came to no numbers.
         """
         arrays, batched = self._arrays(observation)
         is_seed = isinstance(seed_or_key, int | np.integer)
         key = jax.random.key(seed_or_key) if is_seed else seed_or_key
-        actions = self.act(arrays, key)
+        given = self._prefix(prefix, len(arrays["proprio"]))
+        actions = self.act(arrays, key, given)
         if not np.isfinite(actions).all():
             row = int(np.argwhere(~np.isfinite(actions))[0][0])
             raise NotFinite(
@@ -121,9 +132,17 @@ class LoadedPolicy:
         """
         return self._arrays(observation)[0]
 
-    def act(self, arrays: dict[str, np.ndarray], key: Array) -> Float[np.ndarray, "b j a"]:
-        """Acts on what `admit` gave, of any number of robots; may come to no numbers."""
-        return np.asarray(_act(self._acting, self._codec, arrays, key))
+    def act(
+        self, arrays: dict[str, np.ndarray], key: Array, prefix: Prefix | None = None
+    ) -> Float[np.ndarray, "b j a"]:
+        """Acts on what `admit` gave, of any number of robots; may come to no numbers.
+
+        Args:
+          prefix: as a call makes it; none by default.
+        """
+        if prefix is None:
+            prefix = self._prefix(None, len(arrays["proprio"]))
+        return np.asarray(_act(self._acting, self._codec, arrays, key, prefix))
 
     def with_mode(self, mode: str | None) -> LoadedPolicy:
         """The same policy, with the same parameters, acting in another way.
@@ -139,6 +158,33 @@ class LoadedPolicy:
         arrays, batched = self.observer(observation)
         self._check(observation["instruction"], arrays["proprio"])
         return arrays, batched
+
+    def _prefix(self, prefix: tuple[Any, Any] | None, size: int) -> Prefix | None:
+        """Checked, and as long as any: of the width that all calls share."""
+        most, width = self.prefix_max, self.manifest.spec.action_dim
+        if not most:
+            if prefix is not None:
+                raise BadObservation(f"{self!r} takes no prefix: it was trained with "
+                                     "objective.prefix_max = 0")  # fmt: skip
+            return None
+        prefix = (np.zeros((size, 0, width)), 0) if prefix is None else prefix
+        actions, count = np.asarray(prefix[0], np.float32), np.asarray(prefix[1])
+        actions = actions[None] if actions.ndim == 2 else actions
+        if actions.ndim != 3 or actions.shape[::2] != (size, width):
+            raise BadObservation(f"prefix: actions have shape {np.shape(prefix[0])}, they must be "
+                                 f"({size}, at most {most}, {width})")  # fmt: skip
+        if count.shape not in ((), (size,)) or not np.issubdtype(count.dtype, np.integer):
+            raise BadObservation(f"prefix: counts are {prefix[1]!r}, they must be {size} integers")
+        longest = min(most, actions.shape[1])
+        if (count < 0).any() or (count > longest).any():
+            raise BadObservation(f"prefix: counts {count.tolist()} must lie in 0 to {longest}")
+        count = np.broadcast_to(count, size).astype(np.int32)
+        own = np.zeros((size, most, width), np.float32)
+        own[:, : actions.shape[1]] = actions[:, :most]
+        own[np.arange(most) >= count[:, None]] = 0
+        if not np.isfinite(own).all():
+            raise BadObservation("prefix: there are actions that are not finite")
+        return Prefix(own, count)
 
     def _check(self, texts, proprio: np.ndarray) -> None:
         """Says what is unlike the demonstrations, or refuses it; see `Limits`."""
@@ -187,14 +233,20 @@ class LoadedPolicy:
 
 
 @jax.jit
-def _act(acting: trained.Policy, codec: Codec | None, observation, key: Array) -> Array:
+def _act(
+    acting: trained.Policy,
+    codec: Codec | None,
+    observation: dict[str, Array],
+    key: Array,
+    prefix: Prefix | None = None,
+) -> Array:
     """The one program: pictures and state to actions (b, j, a) in robot units."""
     if codec is not None:
         latents = codec.encode(observation["video"])
         # Cached latents are kept in this dtype.
         observation = {k: v for k, v in observation.items() if k != "video"}
         observation[acting.objective.codec.key] = latents.astype(jnp.bfloat16)
-    return acting.actions(acting.params, observation, key)
+    return acting.actions(acting.params, observation, key, prefix)
 
 
 def load_policy(
@@ -217,7 +269,7 @@ def load_policy(
       ValueError: it does not fit this wamjax, or there is no such mode; `files.BadBundle` or
         `integrity.Damaged` where it is not what was written.
     """
-    folder, manifest = pathlib.Path(path), files.read(path)
+    folder, manifest = storage.path(path), files.read(path)
     config = manifest.config
     objective = wam.build(config, manifest.spec)
     mode = check_mode(objective, mode or manifest.mode)
@@ -258,7 +310,7 @@ def check_mode(objective: Any, mode: str | None) -> str | None:
     return mode
 
 
-def _params(objective: Any, config, folder: pathlib.Path, mesh: Mesh | None) -> Any:
+def _params(objective: Any, config, folder: storage.Path, mesh: Mesh | None) -> Any:
     """Parameters from disk, laid out for sampling."""
     stored = store.read(folder / store.PARAMS)
     abstract = jax.eval_shape(functools.partial(states.init_params, objective, config))

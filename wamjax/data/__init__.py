@@ -15,6 +15,7 @@
 * `mixture`: exact counts of every source in every batch, and in every shard of it
 * `pipeline`: the training iterator (grain)
 * `checks`: warnings about data, and a description of a batch
+* `examine`, `page`: what is likely to be a mistake in a data set, and how a person sees it
 * `ingest`: what others recorded, in their formats
 * `write`: what is in arrays
 """

@@ -13,7 +13,7 @@ from wamjax.data.normalize import CONSTANT, KEYS
 from wamjax.data.records import Episode, RecordError
 from wamjax.data.sources import Source
 from wamjax.data.spec import DataSpec
-from wamjax.data.tokens import token, tokenize, words
+from wamjax.data.tokens import Vocabulary, words
 from wamjax.data.windows import held
 
 SAMPLED = 64  # episodes of a source that are read
@@ -39,7 +39,7 @@ def checks(
     for source in sources:
         out += _ranges(source, statistics, names)
         out += _episodes(source, spec)
-    return out + _collisions(sources)
+    return out
 
 
 def lost(sources: Sequence[Source], statistics: Mapping[str, Any], mode: str) -> list[str]:
@@ -80,13 +80,13 @@ def _speed(source: Source, count: int) -> np.ndarray:
     return np.concatenate(moves).mean(axis=0) if moves else np.zeros(dims)
 
 
-def alike(sources: Sequence[Source], length: int) -> list[str]:
-    """Warnings of instructions that have the same words for the tokeniser, or none."""
+def alike(sources: Sequence[Source], length: int, vocabulary: Vocabulary) -> list[str]:
+    """Warnings of instructions, and words, that are the same to the tokeniser, or nothing."""
     same = defaultdict(set)
     for source in sources:
         for text in source.reader.index.get("instructions", ()):
-            same[tuple(tokenize(text, length).tolist())].add(text)
-    out = [
+            same[tuple(vocabulary.tokenize(text, length).tolist())].add(text)
+    out = _collisions(sources, vocabulary) + [
         f"the instructions {sorted(group)} are the same to the tokeniser (it knows a-z and 0-9, "
         "and no case): the policy cannot tell them apart"
         for group in same.values()
@@ -205,16 +205,16 @@ def _episodes(source: Source, spec: DataSpec | None) -> list[str]:
     return out
 
 
-def _collisions(sources: Sequence[Source]) -> list[str]:
+def _collisions(sources: Sequence[Source], vocabulary: Vocabulary) -> list[str]:
     """Words that the tokeniser cannot tell apart."""
     same = defaultdict(set)
     for source in sources:
-        for text in source.reader.index["instructions"]:
+        for text in source.reader.index.get("instructions", ()):
             for word in words(text):
-                same[token(word)].add(word)
+                same[vocabulary.token(word)].add(word)
     return [
         f"the words {sorted(group)} of the instructions share token {i}: the policy cannot tell "
-        "them apart"
+        "them apart; config.data.vocabulary = 'words' gives each its own"
         for i, group in same.items()
         if len(group) > 1
     ]

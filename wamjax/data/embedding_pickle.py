@@ -17,6 +17,7 @@ import pathlib
 
 import numpy as np
 
+from wamjax import files
 from wamjax.weights import bounds, torch_files
 from wamjax.weights.bounds import BadFile
 from wamjax.weights.tensor import Tensor
@@ -29,7 +30,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
       FileNotFoundError: there is no such file.
       BadFile: it is no such pickle; names what it holds instead.
     """
-    path = pathlib.Path(path)
+    path = files.fetch(path)
     values = torch_files.read(path)
     if not isinstance(values, dict) or not values:
         raise BadFile(f"{path} holds {_kind(values)}, not a dict of embeddings by instruction")

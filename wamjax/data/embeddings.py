@@ -25,7 +25,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +34,7 @@ import tqdm
 from absl import app, flags
 from jaxtyping import Bool, Float
 
-from wamjax import cli
+from wamjax import cli, files
 from wamjax.data import tensors
 from wamjax.data.records import Reader
 from wamjax.named import resolve
@@ -89,7 +88,7 @@ class EmbeddingCache:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(path)
+        self.path = files.path(path)
         file = self.path / "cache.json"
         if not file.exists():
             raise FileNotFoundError(
@@ -102,7 +101,7 @@ class EmbeddingCache:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{file} cannot be read ({error}); fill the cache again") from error
         self._rows: dict[str, np.ndarray] = {}
-        for shard in sorted(self.path.glob("embeddings-*.safetensors")):
+        for shard in files.glob(self.path, "embeddings-*.safetensors"):
             self._rows |= tensors.read(shard)[0]
 
     @classmethod
@@ -112,12 +111,11 @@ class EmbeddingCache:
         Raises:
           ValueError: there is one with other settings.
         """
-        path = pathlib.Path(path)
+        path = files.path(path)
         if not (path / "cache.json").exists():
             path.mkdir(parents=True, exist_ok=True)
-            draft = path / f".cache.json.{os.getpid()}"
-            draft.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
-            draft.replace(path / "cache.json")
+            text = json.dumps(dataclasses.asdict(settings), indent=2) + "\n"
+            files.write_text(path / "cache.json", text)
         cache = cls(path)
         have, want = dataclasses.asdict(cache.settings), dataclasses.asdict(settings)
         if have != want:
@@ -314,7 +312,7 @@ def define_flags() -> None:
 
 def open_from_flags(values: Any) -> EmbeddingCache:
     """The cache that the flags name: existing, or new if they say all that it takes."""
-    if (pathlib.Path(values.cache) / "cache.json").exists():
+    if (files.path(values.cache, "--cache") / "cache.json").exists():
         cache = EmbeddingCache(values.cache)
         given = {"encoder": values.encoder, "length": values.length}
         settings = {k: v for k, v in given.items() if v is not None}
@@ -355,7 +353,7 @@ def main(argv: list[str]) -> None:
         return
     texts = [text for path in values.data for text in Reader(path).index["instructions"]]
     if values.instructions:
-        lines = pathlib.Path(values.instructions).read_text().splitlines()
+        lines = files.path(values.instructions, "--instructions").read_text().splitlines()
         texts += [line.strip() for line in lines if line.strip()]
     if not texts:
         raise app.UsageError("give instructions by --data=DATASET or --instructions=FILE")

@@ -23,7 +23,7 @@ from wamjax.data.normalize import CONSTANT, MODES
 from wamjax.data.records import Reader, RecordError, read_json
 from wamjax.data.skips import Skips
 from wamjax.data.sources import Source, compute_statistics
-from wamjax.data.tokens import tokenize
+from wamjax.data.tokens import Vocabulary
 
 SAMPLE, SHOWN = 12, 5  # episodes whose pictures are looked at, and frames of each
 DARK, FLAT, WHITE = 14.0, 3.0, 245.0  # grey levels
@@ -266,12 +266,13 @@ def _instructions(source: Source) -> list[str]:
     long = [t for t in texts if len(t.split()) > TOKENS]
     if long:
         return [*out, f"{len(long)} instructions have more than {TOKENS} words: {long[0]!r}"]
+    vocabulary = Vocabulary.of(texts)
     try:
         for text in texts:
-            tokenize(text, TOKENS)
+            vocabulary.tokenize(text, TOKENS)
     except ValueError as error:
         return [*out, str(error)]
-    return out + [x for x in alike([source], TOKENS) if "['']" not in x]
+    return out + [x for x in alike([source], TOKENS, vocabulary) if "['']" not in x]
 
 
 def _lengths(reader: Reader) -> list[str]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ import msgpack
 import numpy as np
 from jaxtyping import BFloat16
 
+from wamjax import files
 from wamjax.data.records import RecordError
 from wamjax.data.shards import Shards
 
@@ -108,7 +108,7 @@ class Latents:
     """
 
     def __init__(self, path: str | os.PathLike, lengths: Sequence[int]):
-        self.path = pathlib.Path(path)
+        self.path = files.path(path)
         file = self.path / FILE
         require(self.path)
         try:
@@ -155,7 +155,7 @@ class Latents:
             ) from error
 
 
-def require(path: pathlib.Path) -> None:
+def require(path: files.Path) -> None:
     """Raises FileNotFoundError unless `path` is a data set with latents; says how to make it."""
     if not (path / FILE).exists():
         raise FileNotFoundError(

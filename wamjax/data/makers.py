@@ -8,12 +8,12 @@ options that follow the name, ``digits:size=8``. An image is a clip of one frame
 from __future__ import annotations
 
 import importlib
-import pathlib
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
+from wamjax import files
 from wamjax.data import tensors
 from wamjax.data.arrays import Arrays, ArraySpec, Table
 from wamjax.data.sources import data_root
@@ -86,7 +86,7 @@ def latents(root: str, split: str, *, path: str = "") -> Arrays:
     """
     if not path:
         raise ValueError("latents wants a path: config.data.arrays = 'latents:path=FILE'")
-    file = data_root(root) / pathlib.Path(path.replace("{split}", split)).expanduser()
+    file = files.below(data_root(root), path.replace("{split}", split))
     if split == "test" and "{split}" not in path:
         raise ValueError(f"there is no test split of {file}; put '{{split}}' into the path")
     arrays = load(file)
@@ -99,7 +99,7 @@ def latents(root: str, split: str, *, path: str = "") -> Arrays:
     return Arrays(arrays, sizes)
 
 
-def load(path: pathlib.Path) -> dict[str, np.ndarray]:
+def load(path: files.Path) -> dict[str, np.ndarray]:
     """Arrays by name, of a .safetensors or .npz file or a folder of .npy files; nothing is pickled.
 
     Raises:
@@ -110,10 +110,10 @@ def load(path: pathlib.Path) -> dict[str, np.ndarray]:
         return tensors.read(path)[0]
     try:
         if path.is_dir():
-            files = sorted(path.glob("*.npy"))
-            return {file.stem: np.load(file, mmap_mode="r") for file in files}
+            arrays = files.glob(path, "*.npy")
+            return {file.stem: np.load(files.fetch(file), mmap_mode="r") for file in arrays}
         if path.suffix == ".npz" and path.exists():
-            with np.load(path) as arrays:
+            with np.load(files.fetch(path)) as arrays:
                 return dict(arrays)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error

@@ -9,13 +9,13 @@ threads nor on the number of processes, and the iterator's state is the number o
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
+from wamjax import files
 from wamjax.console import say
 from wamjax.data import arrays, mixture, stand_in
 from wamjax.data import checks as checks_of
@@ -43,13 +43,14 @@ _KEYS = ("proprio", "actions", "frame_valid", "action_valid", "episode")
 _OUTCOME = ("future_proprio", "score", "to_go", "rollout")
 
 
-def open_data(config, rows: Sequence[int] | None = None):
+def open_data(config, rows: Sequence[int] | None = None, known: Sequence[str] = ()):
     """What a training run needs of its data, of either kind.
 
     Args:
       config: the whole config.
       rows: those of each batch that are to be made, see `training.sharding.batch_rows`; all of them
         by default.
+      known: words that have the first ids, of a run that is gone on from.
 
     Returns:
       (spec, statistics, iterator): `DataSpec` and statistics of episodes, or `ArraySpec` and {};
@@ -62,8 +63,8 @@ def open_data(config, rows: Sequence[int] | None = None):
         table = arrays.open_table(config.data)
         data = arrays.batches(config, table, rows)
         return table.spec, {}, _iterate(config, data)
-    spec, statistics, sources = open_episodes(config)
-    for line in doubts(config, statistics, sources):
+    spec, statistics, sources = open_episodes(config, known)
+    for line in doubts(config, spec, statistics, sources):
         say(f"warning: {line}")
     # What a policy was told in training, so that it can say when it is told something else.
     told = sorted({text for s in sources for text in s.reader.index["instructions"]})
@@ -74,13 +75,15 @@ def open_data(config, rows: Sequence[int] | None = None):
 INSTRUCTIONS = 10_000  # kept in a checkpoint, at most
 
 
-def doubts(config, statistics: dict[str, Any], sources: Sequence[Source]) -> list[str]:
+def doubts(
+    config, spec: DataSpec, statistics: dict[str, Any], sources: Sequence[Source]
+) -> list[str]:
     """Warnings of what a run of `config` would lose or confuse of its data; reads few records."""
     out = checks_of.lost(sources, statistics, config.data.normalization) + checks_of.rates(sources)
     if config.model.text.kind == "context":
         cache = embeddings_of(config, sources)
         return out + cache.doubts(t for s in sources for t in s.reader.index["instructions"])
-    return out + checks_of.alike(sources, config.data.instruction_length)
+    return out + checks_of.alike(sources, spec.instruction_length, spec.vocabulary)
 
 
 def kind_of(config) -> str:
@@ -90,7 +93,9 @@ def kind_of(config) -> str:
     return config.data.kind
 
 
-def open_episodes(config) -> tuple[DataSpec, dict[str, Any], list[Source]]:
+def open_episodes(
+    config, known: Sequence[str] = ()
+) -> tuple[DataSpec, dict[str, Any], list[Source]]:
     """The sources as the model of `config` reads them, see `open_sources`; makes stand-ins first.
 
     Raises:
@@ -98,7 +103,7 @@ def open_episodes(config) -> tuple[DataSpec, dict[str, Any], list[Source]]:
     """
     stand_in.ensure(config)
     words = config.model.text.kind == "tokens"
-    opened = open_sources(config.data, config.model.codec.kind == "cached", words)
+    opened = open_sources(config.data, config.model.codec.kind == "cached", words, known)
     said = declared(config.data)
     if said:
         for key, value in said.to_json().items():
@@ -228,7 +233,7 @@ def embeddings_of(config, sources: Sequence[Source]) -> EmbeddingCache:
             "config.model.text.kind = 'context' wants text embeddings: set config.data.embeddings "
             "to the folder of a cache (see wamjax.data.embeddings)"
         )
-    path = data_root(config.data.root) / pathlib.Path(config.data.embeddings).expanduser()
+    path = files.below(data_root(config.data.root), config.data.embeddings)
     cache = EmbeddingCache(path)
     for source in sources:
         cache.require(source.reader.index["instructions"], source.reader.path)

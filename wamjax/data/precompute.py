@@ -14,11 +14,11 @@ after an interruption goes on after the last complete file.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -30,7 +30,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float, UInt8
 from ml_collections import config_flags
 
-from wamjax import cli
+from wamjax import cli, files
 from wamjax.data import latents, layout, normalize, records
 from wamjax.data.latents import LatentInfo
 from wamjax.data.records import Episode, Reader
@@ -67,8 +67,8 @@ def precompute(
       ValueError: latents of another shape, or not finite; or what is there of an interrupted call
         was written from other data or with other settings.
     """
-    out = pathlib.Path(out)
-    if out.exists():
+    out = files.path(out, "--out")
+    if files.is_there(out, records.SPEC):
         raise FileExistsError(f"{out} exists; remove it or write somewhere else")
     parts = _plan(reader.lengths, info, shard_bytes)
     folder = out.with_name(f".{out.name}.latents")
@@ -85,16 +85,16 @@ def precompute(
         done = 0
         with bar:
             for i, part in enumerate(parts):
-                names = [shard_name(i, len(parts), stem) for stem in ("episodes", "latents")]
-                files = [folder / name for name in names]
-                if all(file.exists() for file in files):
+                stems = "episodes", "latents"
+                places = [folder / shard_name(i, len(parts), stem) for stem in stems]
+                if all(place.exists() for place in places):
                     bar.update(windows[i])
                     continue
-                _write_part(reader, part, info, encode, batch_size, files, bar)
+                _write_part(reader, part, info, encode, batch_size, places, bar)
                 done += windows[i]
         _complete(folder, reader, info, parts, windows)
-        (folder / "lock").unlink()
-        folder.rename(out)
+        (folder / "lock").unlink(missing_ok=True)
+        files.move(folder, out, last=records.SPEC)
     return done
 
 
@@ -153,17 +153,15 @@ def _job(reader: Reader, info: LatentInfo, parts: Sequence[slice]) -> dict[str, 
     }
 
 
-def _continue(folder: pathlib.Path, job: dict[str, Any]) -> None:
+def _continue(folder: files.Path, job: dict[str, Any]) -> None:
     """Checks that what is in `folder` belongs to `job`; empties it if there is no telling."""
     job = json.loads(json.dumps(job))
     file = folder / "job.json"
     if not file.exists():
-        for stray in folder.iterdir():
+        for stray in files.glob(folder, "*"):
             if stray.name != "lock":
                 stray.unlink()
-        draft = folder / "job.json.tmp"
-        records.write_json(draft, job)
-        draft.replace(file)
+        records.write_json(file, job)
     have = records.read_json(file)
     if have != job:
         differ = {k: (have.get(k), v) for k, v in job.items() if have.get(k) != v}
@@ -173,23 +171,25 @@ def _continue(folder: pathlib.Path, job: dict[str, Any]) -> None:
         )
 
 
-def _write_part(reader, part: slice, info: LatentInfo, encode, batch_size, files, bar) -> None:
+def _write_part(reader, part: slice, info: LatentInfo, encode, batch_size, places, bar) -> None:
     """Both files of some episodes; they get their names when they are complete."""
-    drafts = [file.with_suffix(".tmp") for file in files]
-    for draft in drafts:
-        draft.unlink(missing_ok=True)
-    writers = [ArrayRecordWriter(str(draft), OPTIONS) for draft in drafts]
-    try:
-        for i, episode, video in _episodes(reader, part, layout.parse(info.layout)):
-            writers[0].write(records.pack(dataclasses.replace(episode, images={})))
-            for start, x in _encoded(i, video, info, encode, batch_size):
-                writers[1].write(latents.pack(i, start, x))
-                bar.update()
-    finally:
-        for writer in writers:
-            writer.close()
-    for draft, file in zip(drafts, files, strict=True):
-        draft.replace(file)
+    for place in places:
+        for stray in files.glob(place.parent, f".*-{place.name}"):  # of a process that was killed
+            files.remove(stray)
+    with contextlib.ExitStack() as drafts:
+        writers = []
+        for place in places:
+            draft = drafts.enter_context(files.draft(place, replace=True))
+            writers.append(ArrayRecordWriter(str(draft), OPTIONS))
+        try:
+            for i, episode, video in _episodes(reader, part, layout.parse(info.layout)):
+                writers[0].write(records.pack(dataclasses.replace(episode, images={})))
+                for start, x in _encoded(i, video, info, encode, batch_size):
+                    writers[1].write(latents.pack(i, start, x))
+                    bar.update()
+        finally:
+            for writer in writers:
+                writer.close()
 
 
 def _episodes(
@@ -236,7 +236,7 @@ def _encoded(
             yield start, x
 
 
-def _complete(folder: pathlib.Path, reader: Reader, info: LatentInfo, parts, windows) -> None:
+def _complete(folder: files.Path, reader: Reader, info: LatentInfo, parts, windows) -> None:
     """The json files, from what was written: that reads every episode once more."""
     lengths = reader.lengths.tolist()
     index = {
@@ -280,11 +280,11 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
     asked = flags.FLAGS
-    codec = asked.codec or f"{asked.encode} {pathlib.Path(asked.weights).name}"
+    codec = asked.codec or f"{asked.encode} {files.name(asked.weights)}"
     info = latent_info(asked.config, asked.layout, codec, asked.stride)
     encode = resolve(asked.encode, "--encode")(asked.weights)
     count = precompute(Reader(asked.data), asked.out, info, encode, asked.batch_size)
-    size = sum(file.stat().st_size for file in pathlib.Path(asked.out).iterdir())
+    size = files.size(asked.out)
     print(f"{asked.out}: {count} windows encoded, latents {info.shape}, {size / 1e6:,.1f} MB")
 
 

@@ -17,10 +17,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from wamjax import files
 from wamjax.data.normalize import CONSTANT, KEYS, MODES, normalizers
 
 FAST_WAM, COSMOS_POLICY, OURS = "fast_wam", "cosmos_policy", "wamjax"
@@ -45,7 +45,7 @@ def read(path: str | os.PathLike) -> Json:
       FileNotFoundError: there is no such file.
       ValueError: it is in none of the formats, or lacks rows; all of them are named.
     """
-    path = pathlib.Path(path)
+    path = files.path(path)
     try:
         return from_published(json.loads(path.read_text()), str(path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -54,10 +54,7 @@ def read(path: str | os.PathLike) -> Json:
 
 def write(statistics: Mapping[str, Any], path: str | os.PathLike, form: str) -> None:
     """Writes statistics in one of `FORMATS`; see `to_published`."""
-    path = pathlib.Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(to_published(statistics, form), indent=4) + "\n")
-    draft.replace(path)
+    files.write_text(path, json.dumps(to_published(statistics, form), indent=4) + "\n")
 
 
 def form_of(values: Any) -> str | None:

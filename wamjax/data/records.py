@@ -13,12 +13,13 @@ bytes); nothing is pickled. Format 1 had the pictures in the records of the epis
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import dataclasses
+import functools
+import glob
 import json
 import os
-import pathlib
-import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -26,12 +27,15 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from wamjax import disk, locks
+from wamjax import files, locks
+from wamjax.console import say
 from wamjax.data import frames, normalize
 from wamjax.data.episodes import Episode, check, pack, unpack
 from wamjax.data.ingest.guess import advice
 from wamjax.data.shards import OPTIONS, RecordError, Shards, shard_name
 from wamjax.data.spec import Info
+
+SPEC = "spec.json"
 
 __all__ = [
     "Episode",
@@ -59,7 +63,7 @@ class Writer:
     """
 
     def __init__(self, path: str | os.PathLike, info: Info, shard_bytes: int = 2**28):
-        self.path = pathlib.Path(path)
+        self.path = files.path(path)
         self.info = info
         self._shard_bytes = shard_bytes
         name = f"{_partial(self.path)}{socket.gethostname()}-{os.getpid()}"
@@ -72,17 +76,20 @@ class Writer:
         if not info.action_free:
             self._arrays["actions"] = []
         self._digests: dict[str, list[str]] = {key: [] for key in self._arrays}
+        self._held = contextlib.ExitStack()
+        self._drafts = contextlib.ExitStack()  # of the shards that are being written
         self._shard: ArrayRecordWriter | None = None
         self._frames: ArrayRecordWriter | None = None
         self._size = self._records = 0  # bytes of this shard, records of frames of all
 
     def __enter__(self) -> Writer:
-        if self.path.exists():
+        if files.is_there(self.path, SPEC):
             raise FileExistsError(f"{self.path} exists and is kept; write somewhere else")
         _remove_orphans(self.path)
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
-        self._held = lock(self._folder)
+        files.remove(self._folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if not files.is_remote(self._folder):  # in a bucket its name is of this process alone
+            self._held.enter_context(lock(self._folder))
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -93,7 +100,8 @@ class Writer:
                 self._close_shard()
         finally:
             self._held.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._drafts.close()
+            files.remove(self._folder)
 
     def write(self, episode: Episode) -> None:
         """Appends an episode.
@@ -144,31 +152,35 @@ class Writer:
         if not self._index["lengths"]:
             raise ValueError(f"no episode was written to {self.path}")
         count = len(self._index["shards"])
-        for draft in sorted(self._folder.glob("*.draft")):
+        for draft in files.glob(self._folder, "*.draft"):
             stem, i = draft.stem.split("-")
             draft.rename(self._folder / shard_name(int(i), count, stem))
         index = self._index | {"instructions": sorted(self._instructions)}
         write_json(self._folder / "index.json", index | {"digests": self._digests})
         write_json(self._folder / "statistics.json", normalize.statistics(self._arrays))
-        write_json(self._folder / "spec.json", self.info.to_json())
-        (self._folder / "lock").unlink()
-        self._folder.rename(self.path)
+        write_json(self._folder / SPEC, self.info.to_json())
+        (self._folder / "lock").unlink(missing_ok=True)
+        files.move(self._folder, self.path, last=SPEC)
 
     def _open_shard(self) -> None:
         i = len(self._index["shards"])
-        self._shard = ArrayRecordWriter(str(self._folder / f"episodes-{i:05d}.draft"), OPTIONS)
+        self._shard = self._writer(f"episodes-{i:05d}.draft")
         self._index["shards"].append(0)
         if self.info.cameras:
-            name = self._folder / f"{frames.STEM}-{i:05d}.draft"
-            self._frames = ArrayRecordWriter(str(name), OPTIONS)
+            self._frames = self._writer(f"{frames.STEM}-{i:05d}.draft")
             self._index["frames"].append(0)
         self._size = 0
+
+    def _writer(self, name: str) -> ArrayRecordWriter:
+        place = self._drafts.enter_context(files.draft(self._folder / name))
+        return ArrayRecordWriter(str(place), OPTIONS)
 
     def _close_shard(self) -> None:
         for shard in (self._shard, self._frames):
             if shard is not None:
                 shard.close()
         self._shard = self._frames = None
+        self._drafts.close()  # into their folder
 
 
 class Reader:
@@ -184,14 +196,14 @@ class Reader:
     """
 
     def __init__(self, path: str | os.PathLike, limit: int = 0):
-        self.path = pathlib.Path(path)
-        if not (self.path / "spec.json").exists():
+        self.path = files.path(path)
+        if not (self.path / SPEC).exists():
             what = advice(self.path) or (
                 f"collect one by `python -m wamjax.collect --out={self.path}`, make one of what "
                 "others recorded by wamjax.ingest, or correct config.data"
             )
             raise FileNotFoundError(f"there is no data set in {self.path} (no spec.json); {what}")
-        self.info = Info.from_json(read_json(self.path / "spec.json"), f"{self.path}/spec.json")
+        self.info = Info.from_json(read_json(self.path / SPEC), f"{self.path}/{SPEC}")
         self.index = read_json(self.path / "index.json")
         if lacks := [k for k in ("lengths", "shards") if k not in self.index]:
             raise ValueError(f"{self.path}/index.json lacks {lacks}: copy it again from where it "
@@ -283,32 +295,44 @@ class Reader:
         return read_json(self.path / "statistics.json")
 
 
-def _partial(path: pathlib.Path) -> str:
+def _partial(path: files.Path) -> str:
     """Prefix of the folders that a data set is written into."""
     return f".{path.name}.partial-"
 
 
-def lock(folder: pathlib.Path):
-    """Marks a folder as being written, until what it returns is closed or the process dies.
+def lock(folder: files.Path):
+    """Marks a folder as being written: a context manager, until it ends or the process dies.
 
     Raises:
       OSError: another process writes it.
     """
+    if files.is_remote(folder):
+        return locks.hold(folder.with_name(f"{folder.name}.lock"), functools.partial(_stop, folder))
     file = (folder / "lock").open("w")
     locks.lock(file)
     return file
 
 
+def _stop(folder: files.Path, other: str) -> None:
+    say(f"{folder} was taken by {other}, which writes it now: stopping")
+    _thread.interrupt_main()
+
+
 @contextlib.contextmanager
-def turn(path: pathlib.Path) -> Iterator[None]:
+def turn(path: files.Path) -> Iterator[None]:
     """Waits while another process makes `path`, which is then there; others wait for this one.
 
     By a file beside it, which the system lets go when a process ends, however it ends. Where the
     file system knows no locks nobody waits: what is made twice is complete at one rename, too.
     """
     place = path.with_name(f".{path.name}.lock")
-    disk.make_folder(place.parent, "set config.data.root to a folder that can be written to, or "
+    files.make_folder(place.parent, "set config.data.root to a folder that can be written to, or "
                      "XDG_CACHE_HOME, below which data is kept if data.root is empty")  # fmt: skip
+    if files.is_remote(path):
+        say(f"{path} is in a bucket, which has no locks: another process that makes it now does "
+            "the same work, and the first one counts")  # fmt: skip
+        yield
+        return
     while True:
         with place.open("a") as file:
             if not locks.lock(file, wait=True):
@@ -323,31 +347,35 @@ def turn(path: pathlib.Path) -> Iterator[None]:
             return
 
 
-def _is_at(file, place: pathlib.Path) -> bool:
+def _is_at(file, place: files.Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(file.fileno()), place.stat())
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(place))
     except FileNotFoundError:
         return False
 
 
-def _remove_orphans(path: pathlib.Path) -> None:
+def _remove_orphans(path: files.Path) -> None:
     """Folders left by processes that were killed."""
-    for folder in path.parent.glob(f"{_partial(path)}*"):
+    for folder in files.glob(path.parent, f"{glob.escape(_partial(path))}*"):
+        if files.is_remote(folder):
+            say(f"{folder} is of a process that was killed, or is still writing: remove it if "
+                f"nothing writes {path}")  # fmt: skip
         if not (folder / "lock").exists():
             continue
         try:
-            lock(folder).close()
+            with lock(folder):
+                pass
         except OSError:
             continue  # its process is alive
-        shutil.rmtree(folder, ignore_errors=True)
+        files.remove(folder)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: files.Path, value: Any) -> None:
     """Writes a line of json."""
-    path.write_text(json.dumps(value) + "\n")
+    files.write_text(path, json.dumps(value) + "\n")
 
 
-def read_json(path: pathlib.Path) -> Any:
+def read_json(path: files.Path) -> Any:
     """Reads json; a ValueError names the file."""
     try:
         return json.loads(path.read_text())

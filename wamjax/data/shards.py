@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import pathlib
+import sys
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
+
+from wamjax import files
 
 # For writers. Pictures are compressed already, latents do not compress. Groups of one record:
 # random access reads no other.
@@ -28,17 +31,24 @@ class Shards:
       stem: what their names begin with.
     """
 
-    def __init__(self, folder: pathlib.Path, counts: Sequence[int], stem: str = "episodes"):
+    def __init__(self, folder: files.Path, counts: Sequence[int], stem: str = "episodes"):
         self._files = [folder / shard_name(i, len(counts), stem) for i in range(len(counts))]
         self._counts = counts
         self._ends = list(itertools.accumulate(counts))
         self._readers: list[ArrayRecordReader | None] = [None] * len(counts)
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_readers": [None] * len(self._counts), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()  # files are opened again
+
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def locate(self, i: int) -> tuple[pathlib.Path, int]:
+    def locate(self, i: int) -> tuple[files.Path, int]:
         """The file of record `i`, and its position there."""
         shard, position = self._find(i)
         return self._files[shard], position
@@ -64,8 +74,10 @@ class Shards:
                 if not self._files[shard].exists():
                     raise ValueError("the file does not exist")
                 options = "readahead_buffer_size:0"
-                name = str(self._files[shard])
-                reader = ArrayRecordReader(name, options, file_reader_buffer_size=2**15)
+                place = self._files[shard]
+                if sys.platform != "linux":  # only there ArrayRecord itself reads buckets
+                    place = files.fetch(place)
+                reader = ArrayRecordReader(str(place), options, file_reader_buffer_size=2**15)
                 found, expected = reader.num_records(), self._counts[shard]
                 if found != expected:
                     raise ValueError(f"{found} records found in the file, {expected} were written")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import pathlib
 import sys
 import threading
+from typing import Any
 
 from tqdm import tqdm
 
+from wamjax import files
 from wamjax.data.shards import RecordError
 
 TRIES = 64  # windows that are tried in the place of a bad one
@@ -23,7 +24,14 @@ class Skips:
 
     def __init__(self, limit: int = 0):
         self.limit = limit
-        self._bad: dict[tuple[pathlib.Path, int], str] = {}
+        self._bad: dict[tuple[files.Path, int], str] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
         self._lock = threading.Lock()
 
     @property
@@ -31,7 +39,7 @@ class Skips:
         """Episodes so far."""
         return len(self._bad)
 
-    def add(self, path: pathlib.Path, episode: int, error: RecordError) -> None:
+    def add(self, path: files.Path, episode: int, error: RecordError) -> None:
         """Counts a bad episode of the data set in `path`, and says so the first time.
 
         Raises:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from wamjax import disk
+from wamjax import files
 from wamjax.console import say
-from wamjax.data import latents, normalize, published_statistics
+from wamjax.data import latents, normalize, published_statistics, records
 from wamjax.data.episodes import LARGEST
 from wamjax.data.latents import Latents
-from wamjax.data.records import Reader, RecordError
+from wamjax.data.readers import Reader, is_elsewhere, open_elsewhere
+from wamjax.data.records import RecordError
 from wamjax.data.skips import Skips
 from wamjax.data.spec import DataSpec
-from wamjax.data.tokens import tokenize
+from wamjax.data.tokens import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,19 +55,18 @@ class Source:
         return f"config.data.sources.{self.name} ({self.reader.path})"
 
 
-def cache_root() -> pathlib.Path:
+def cache_root() -> files.Path:
     """Where the embedded world's data sets are kept when ``config.data.root`` is empty."""
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(cache) / "wamjax" / "data"
+    return files.path(files.cache() / "data")
 
 
-def data_root(root: str) -> pathlib.Path:
+def data_root(root: str) -> files.Path:
     """What relative paths of a config start at."""
-    return disk.local(root, "config.data.root") if root else cache_root()
+    return files.path(root, "config.data.root") if root else cache_root()
 
 
 def open_sources(
-    data, cached: bool = False, words: bool = True
+    data, cached: bool = False, words: bool = True, known: Sequence[str] = ()
 ) -> tuple[DataSpec, dict[str, Any], list[Source]]:
     """Opens all sources, collecting those that are to be collected and do not exist yet.
 
@@ -76,6 +74,7 @@ def open_sources(
       data: ``config.data``.
       cached: the latents of the windows are wanted, not their pictures.
       words: instructions become ids of their words, which must not be too many.
+      known: words that have the first ids, of a run that is gone on from.
 
     Returns:
       (spec, statistics, sources); the statistics are over the sources with actions, and of those
@@ -88,10 +87,13 @@ def open_sources(
         raise ValueError("config.data.sources is empty; add an entry by wamjax.config.source(...)")
     sources, offset, skips = [], 0, Skips(data.skip_bad)
     for name, entry in data.sources.items():
-        path = _path(name, entry, data.root)
-        if cached:
-            latents.require(path)
-        reader = Reader(path, entry.episodes)
+        if is_elsewhere(entry.path) and not entry.collect.episodes:
+            path, reader = entry.path, _elsewhere(name, entry, data, cached)
+        else:
+            path = _path(name, entry, data.root)
+            if cached:
+                latents.require(path)
+            reader = records.Reader(path, entry.episodes)
         if not (cached or reader.info.cameras):
             raise ValueError(f"config.data.sources.{name} ({path}) holds no pictures: train on its "
                              "latents by config.model.codec.kind = 'cached', or name the data set "
@@ -100,12 +102,13 @@ def open_sources(
         numbers = entry.weight, entry.action_free, offset, made
         sources.append(Source(name, reader, *numbers, entry.rollout, entry.ended, skips))
         offset += len(reader)
-    return _spec(sources, data, words), _statistics(sources, data.normalization), sources
+    return _spec(sources, data, words, known), _statistics(sources, data.normalization), sources
 
 
-def missing(data) -> dict[str, pathlib.Path]:
+def missing(data) -> dict[str, files.Path]:
     """name -> folder of the sources of ``config.data`` that are not there, and not collected."""
-    entries = {n: e for n, e in data.sources.items() if not e.collect.episodes}
+    entries = {n: e for n, e in data.sources.items()
+               if not (e.collect.episodes or is_elsewhere(e.path))}  # fmt: skip
     paths = {name: _path(name, entry, data.root) for name, entry in entries.items()}
     return {name: path for name, path in paths.items() if not (path / "spec.json").exists()}
 
@@ -126,7 +129,16 @@ def labelled(sources: list[Source]) -> list[Source]:
     return out
 
 
-def _path(name: str, entry, root: str) -> pathlib.Path:
+def _elsewhere(name: str, entry, data, cached: bool) -> Reader:
+    """A source that is read in place."""
+    if cached:
+        raise ValueError(f"config.data.sources.{name}.path = {entry.path!r} is read in place, and "
+                         "config.model.codec.kind = 'cached' wants latents: write it by "
+                         "wamjax.ingest, and its latents by wamjax.data.precompute")  # fmt: skip
+    return open_elsewhere(entry.path, data_root(data.root), entry.episodes, data.skip_bad)
+
+
+def _path(name: str, entry, root: str) -> files.Path:
     root = data_root(root)
     if entry.collect.episodes > 0:
         from wamjax.envs import collection  # here: data does not otherwise depend on the world
@@ -134,10 +146,10 @@ def _path(name: str, entry, root: str) -> pathlib.Path:
         return collection.ensure_collected(entry, root)
     if not entry.path:
         raise ValueError(f"config.data.sources.{name} has neither a path nor collect.episodes")
-    return root / pathlib.Path(entry.path).expanduser()
+    return files.below(root, entry.path, f"config.data.sources.{name}.path")
 
 
-def _spec(sources: list[Source], data, words: bool) -> DataSpec:
+def _spec(sources: list[Source], data, words: bool, known: Sequence[str]) -> DataSpec:
     first, size = labelled(sources)[0], tuple(data.image_size)
     names = tuple(data.cameras) or tuple(first.cameras)
     if any(size) and first.latents:
@@ -147,11 +159,6 @@ def _spec(sources: list[Source], data, words: bool) -> DataSpec:
         _check_agreement(source, first, names, any(size))
         if source.latents:
             _check_latents(source, data, names)
-        for text in source.reader.index["instructions"] if words else ():
-            try:
-                tokenize(text, data.instruction_length)
-            except ValueError as error:
-                raise ValueError(f"{source.where}: {error}") from error
     info = first.reader.info
     spec = DataSpec(
         cameras={name: size if any(size) else first.cameras[name] for name in names},
@@ -163,9 +170,23 @@ def _spec(sources: list[Source], data, words: bool) -> DataSpec:
         instruction_length=data.instruction_length,
         control_hz=info.control_hz,
         resize=data.resize if any(size) else "",
+        words=_vocabulary(sources, data, known).words if words else (),
     )
     _ = spec.composite  # raises if the cameras cannot stand side by side
     return spec
+
+
+def _vocabulary(sources: list[Source], data, known: Sequence[str]) -> Vocabulary:
+    """Of the instructions of all sources, none of which may be too long."""
+    texts = [(s, text) for s in sources for text in s.reader.index["instructions"]]
+    numbered = data.vocabulary == "words"
+    out = Vocabulary.of((text for _, text in texts), known) if numbered else Vocabulary()
+    for source, text in texts:
+        try:
+            out.tokenize(text, data.instruction_length)
+        except ValueError as error:
+            raise ValueError(f"{source.where}: {error}") from error
+    return out
 
 
 _ADVICE = {"control_hz": "; write one of them again with every n-th step, or with steps in between"}
@@ -215,8 +236,10 @@ def _statistics(sources: list[Source], mode: str) -> dict[str, Any]:
     """Stored ones where they are of exactly the episodes in use, else over all of those."""
     acting = labelled(sources)
     acting = [s for s in acting if not s.rollout] or acting
-    if len(acting) == 1 and len(acting[0].reader) == len(acting[0].reader.index["lengths"]):
-        return checked(acting[0].reader.stored_statistics(), acting[0].reader, mode)
+    one = acting[0].reader
+    if len(acting) == 1 and len(one) == len(one.index["lengths"]):
+        if (stored := one.stored_statistics()) is not None:
+            return checked(stored, one, mode)
     return compute_statistics((s.reader for s in acting), acting[0].skips)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
+
+from wamjax.data.tokens import Vocabulary
 
 FORMAT_VERSION = 2  # of what is written; 1 had the pictures in the records of the episodes
 READABLE = (1, 2)
@@ -25,6 +28,8 @@ class DataSpec:
       control_hz: control steps per second.
       resize: how pictures of other sizes become those of `cameras`, see `transforms.Resize`; '' =
         there are none.
+      words: of the instructions, in the order of their ids; () = all are hashed, see
+        `tokens.Vocabulary`.
     """
 
     cameras: Mapping[str, tuple[int, int]]
@@ -36,6 +41,12 @@ class DataSpec:
     instruction_length: int
     control_hz: float
     resize: str = ""
+    words: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What gives the words of instructions their ids."""
+        return Vocabulary(self.words)
 
     @property
     def composite(self) -> tuple[int, int]:
@@ -58,14 +69,16 @@ class DataSpec:
     def to_json(self) -> dict[str, Any]:
         """Plain json, to keep in a checkpoint. The cameras are a list: their order matters."""
         cameras = [[name, *size] for name, size in self.cameras.items()]
-        out = dataclasses.asdict(self) | {"cameras": cameras}
-        return out if self.resize else {k: v for k, v in out.items() if k != "resize"}
+        out = dataclasses.asdict(self) | {"cameras": cameras, "words": list(self.words)}
+        later = ("resize", "words")  # specs of before say nothing of them
+        return {k: v for k, v in out.items() if v or k not in later}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> DataSpec:
         """The reverse of `to_json`."""
         cameras = {name: (h, w) for name, h, w in values["cameras"]}
-        return DataSpec(**dict(values) | {"cameras": cameras})
+        words = tuple(values.get("words", ()))
+        return DataSpec(**dict(values) | {"cameras": cameras, "words": words})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,16 +9,16 @@ codec and of the text encoder. `codec` and `text_encoder` can also be named in t
 from __future__ import annotations
 
 import hashlib
-import pathlib
 import re
 import tempfile
 from collections.abc import Sequence
 
 import numpy as np
 
+from wamjax import files
 from wamjax.data import embeddings, images, precompute
 from wamjax.data.embeddings import EmbeddingCache
-from wamjax.data.records import Episode, Reader, Writer, turn
+from wamjax.data.records import SPEC, Episode, Reader, Writer, turn
 from wamjax.data.sources import data_root
 from wamjax.data.spec import Info
 
@@ -38,10 +38,10 @@ def ensure(config) -> None:
         if not (entry.path and config.data.declared.action_dim):
             raise ValueError(f"config.data.sources.{name}.stand_in wants a path, and the sizes of "
                              "config.data.declared")  # fmt: skip
-        path = root / pathlib.Path(entry.path).expanduser()
-        if not path.exists():
+        path = files.below(root, entry.path)
+        if not files.is_there(path, SPEC):
             with turn(path):
-                if not path.exists():  # another process may have been faster
+                if not files.is_there(path, SPEC):  # another process may have been faster
                     print(f"making {entry.stand_in} random episodes in {path}: a stand-in",
                           flush=True)  # fmt: skip
                     _make(config, path, entry.stand_in, entry.action_free)
@@ -49,7 +49,7 @@ def ensure(config) -> None:
             _embed(config, root, Reader(path).index["instructions"])
 
 
-def _make(config, path: pathlib.Path, count: int, action_free: bool) -> None:
+def _make(config, path: files.Path, count: int, action_free: bool) -> None:
     if config.model.codec.kind != "cached":
         _write(config, path, count, action_free)
         return
@@ -58,14 +58,13 @@ def _make(config, path: pathlib.Path, count: int, action_free: bool) -> None:
     info = precompute.latent_info(config, cameras, "stand-in")
     sizes = config.model.codec
     encode = codec(f"{sizes.channels}x{sizes.spatial}x{sizes.temporal}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        pictures = pathlib.Path(folder) / "pictures"
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = files.path(folder) / "pictures"
         _write(config, pictures, count, action_free)
         precompute.precompute(Reader(pictures), path, info, encode, progress=False)
 
 
-def _write(config, path: pathlib.Path, count: int, action_free: bool) -> None:
+def _write(config, path: files.Path, count: int, action_free: bool) -> None:
     """Random walks of the state; actions are its differences; pictures are a moving square."""
     said, cameras = config.data.declared, config.data.cameras
     size = tuple(said.camera_size)
@@ -107,8 +106,8 @@ def _picture(size: tuple[int, int], t: int, number: int) -> bytes:
     return images.encode(out)
 
 
-def _embed(config, root: pathlib.Path, instructions: Sequence[str]) -> None:
-    path = root / pathlib.Path(config.data.embeddings).expanduser()
+def _embed(config, root: files.Path, instructions: Sequence[str]) -> None:
+    path = files.below(root, config.data.embeddings)
     length, width = config.data.instruction_length, config.model.context_width
     settings = embeddings.Settings("stand-in", length, template=embeddings.FAST_WAM)
     if (path / "cache.json").exists():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 
+from wamjax import files
 from wamjax.weights import safetensors, tensor
 
 
@@ -20,10 +20,8 @@ def write(
     Raises:
       ValueError: an array of a dtype that the format does not have.
     """
-    path = pathlib.Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    safetensors.write(draft, {name: tensor.of(x) for name, x in arrays.items()}, metadata)
-    draft.replace(path)
+    with files.draft(path, replace=True) as draft:
+        safetensors.write(draft, {name: tensor.of(x) for name, x in arrays.items()}, metadata)
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -34,11 +32,12 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]
     Raises:
       ValueError: it is not such a file, or cut off.
     """
+    local = files.fetch(path)
     try:
-        places, metadata = safetensors.layout(path)
+        places, metadata = safetensors.layout(local)
     except ValueError as error:
         raise ValueError(f"{path} is no safetensors file, or is cut off: {error}") from error
-    raw = np.memmap(path, np.uint8, "r")
+    raw = np.memmap(local, np.uint8, "r")
     return {name: _array(raw, *place) for name, place in places.items()}, metadata
 
 

@@ -1,43 +1,87 @@
-"""Instructions to token ids without a vocabulary file: one stable hash per lower-case word."""
+"""Instructions to token ids: one for each word of the data, and a stable hash of every other."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
-VOCAB = 1024  # ids are in [1, VOCAB); 0 is padding
+SIZE = 1024  # ids of a vocabulary, at least; 0 is padding
+UNKNOWN = 64  # of these, at least, behind those of its words
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words; punctuation separates."""
+    """Splits a text into lower-case words; punctuation separates."""
     return re.findall(r"[a-z0-9']+", text.lower())
 
 
-def token(word: str) -> int:
-    """The id of a word. Two words may share one: `wamjax.data.checks` looks for that."""
-    digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % (VOCAB - 1) + 1
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """The ids of words: those of `words` are 1 to n, all others share the ids behind them.
+
+    An unknown word is never taken for one of `words`; two unknown ones may share an id. Without
+    `words` every word is hashed, as it was before data said its words.
+
+    Attributes:
+      words: of the instructions that are trained on, in the order of their ids.
+    """
+
+    words: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(texts: Iterable[str], first: Sequence[str] = ()) -> Vocabulary:
+        """Numbers the words of texts, sorted, behind those of a run that is gone on from."""
+        more = {word for text in texts for word in words(text)} - set(first)
+        return Vocabulary((*first, *sorted(more)))
+
+    @property
+    def size(self) -> int:
+        """Number of ids, with that of padding: rows of an embedding."""
+        return max(SIZE, len(self.words) + UNKNOWN)
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        return {word: i for i, word in enumerate(self.words, 1)}
+
+    def token(self, word: str) -> int:
+        """Gives the id of a lower-case word."""
+        if (known := self._ids.get(word)) is not None:
+            return known
+        digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
+        first = len(self.words) + 1
+        return int.from_bytes(digest, "big") % (self.size - first) + first
+
+    def tokenize(self, text: str, length: int) -> Int[np.ndarray, " n"]:
+        """Gives the ids of the words of a text, int32, padded with 0 to `length`.
+
+        Raises:
+          ValueError: more than `length` words.
+        """
+        ids = [self.token(word) for word in words(text)]
+        if len(ids) > length:
+            raise ValueError(
+                f"instruction {text!r} has {len(ids)} words, room is for {length}; raise "
+                "config.data.instruction_length"
+            )
+        return np.array([*ids, *[0] * (length - len(ids))], np.int32)
 
 
-def tokenize(text: str, length: int) -> Int[np.ndarray, " n"]:
-    """The ids of the words of `text`, padded with 0 to `length`.
+def check_same(ours: Sequence[str], theirs: Sequence[str], who: str) -> None:
+    """Checks that two policies give words the same ids.
+
+    Args:
+      who: the second one, for the message.
 
     Raises:
-      ValueError: more than `length` words.
+      ValueError: they do not.
     """
-    return np.array(_ids(text, length), np.int32)
-
-
-@functools.lru_cache(maxsize=4096)
-def _ids(text: str, length: int) -> tuple[int, ...]:
-    ids = [token(word) for word in words(text)]
-    if len(ids) > length:
-        raise ValueError(
-            f"instruction {text!r} has {len(ids)} words, room is for {length}; raise "
-            "config.data.instruction_length"
-        )
-    return (*ids, *[0] * (length - len(ids)))
+    if tuple(ours) != tuple(theirs):
+        odd = sorted(set(ours) ^ set(theirs))[:5]
+        raise ValueError(f"{who} gives words other ids ({odd} are of one of the two alone): train "
+                         "both on the same instructions, or one from the other (init_from.path), "
+                         "or both with config.data.vocabulary = 'hash'")  # fmt: skip

@@ -19,7 +19,7 @@ from wamjax.data import images as pictures
 from wamjax.data.embeddings import EmbeddingCache
 from wamjax.data.normalize import Normalizer
 from wamjax.data.spec import DataSpec
-from wamjax.data.tokens import tokenize
+from wamjax.data.tokens import Vocabulary
 
 Sample = dict[str, Any]
 
@@ -147,12 +147,14 @@ class Tokenize:
     """The instruction's words to ids. Ids cannot be turned back: they stay as they are."""
 
     length: int
+    vocabulary: Vocabulary
 
     def forward(self, sample: Sample) -> Sample:
         """Text to int32 (n,)."""
         if not isinstance(sample.get("instruction"), str):
             return sample
-        return sample | {"instruction": tokenize(sample["instruction"], self.length)}
+        ids = self.vocabulary.tokenize(sample["instruction"], self.length)
+        return sample | {"instruction": ids}
 
     def inverse(self, sample: Sample) -> Sample:
         """Nothing to do."""
@@ -191,7 +193,8 @@ def sample_transforms(
       cache: of text embeddings, for models that read those; else instructions become word ids.
       padded: see `Normalize`.
     """
-    text = Tokenize(spec.instruction_length) if cache is None else Embed(cache)
+    words = Tokenize(spec.instruction_length, spec.vocabulary)
+    text = words if cache is None else Embed(cache)
     proprio = {"future_proprio": normalizers["proprio"]} if "proprio" in normalizers else {}
     seen = (*views(spec).transforms, Normalize(dict(normalizers) | proprio, padded), text)
     return Chain(seen)

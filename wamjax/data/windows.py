@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from wamjax.data.latents import Latents, frames_of, starts
-from wamjax.data.records import Episode, Reader, RecordError
+from wamjax.data.readers import Reader
+from wamjax.data.records import Episode, RecordError
 from wamjax.data.skips import TRIES, Skips, instead
 from wamjax.data.spec import DataSpec
 

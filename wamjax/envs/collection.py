@@ -16,10 +16,11 @@ import jax
 import numpy as np
 import tqdm
 
+from wamjax import files
 from wamjax.config import did_you_mean
 from wamjax.console import say
 from wamjax.data import images
-from wamjax.data.records import Episode, Reader, Writer, turn
+from wamjax.data.records import SPEC, Episode, Reader, Writer, turn
 from wamjax.data.spec import FORMAT_VERSION, Info
 from wamjax.envs.world import Demonstrations, World, open_world
 
@@ -92,7 +93,7 @@ def collect(out, settings: Settings, progress: bool = True) -> dict[str, Any]:
                 writer.write(episode)
                 steps += episode.length
                 bar.update()
-    size = sum(f.stat().st_size for f in pathlib.Path(out).iterdir())
+    size = files.size(out)
     return {
         "episodes": settings.episodes,
         "steps": steps,
@@ -103,7 +104,7 @@ def collect(out, settings: Settings, progress: bool = True) -> dict[str, Any]:
     }
 
 
-def ensure_collected(source, root) -> pathlib.Path:
+def ensure_collected(source, root) -> files.Path:
     """The folder of a source's data set, collected now unless it was before.
 
     Args:
@@ -128,10 +129,10 @@ def ensure_collected(source, root) -> pathlib.Path:
         )
     )
     name = f"{world.name}-{_fingerprint(world, settings)}"
-    path = pathlib.Path(root) / (source.path or name)
-    if not path.exists():
+    path = files.below(files.path(root), source.path or name)
+    if not files.is_there(path, SPEC):
         with turn(path):
-            if not path.exists():  # another process may have been faster
+            if not files.is_there(path, SPEC):  # another process may have been faster
                 _collect_into(path, settings)
     have, want = dict(Reader(path).info.collection), settings.to_json()
     if not have:
@@ -149,12 +150,12 @@ def ensure_collected(source, root) -> pathlib.Path:
     return path
 
 
-def _collect_into(path: pathlib.Path, settings: Settings) -> None:
+def _collect_into(path: files.Path, settings: Settings) -> None:
     say(f"collecting {settings.episodes} episodes into {path}")
     try:
         collect(path, settings)
     except OSError:  # on a file system without locks two processes may collect the same
-        if not (path / "spec.json").exists():
+        if not (path / SPEC).exists():
             raise
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ import numpy as np
 from jaxtyping import Array
 
 from wamjax.envs import worker as workers
+from wamjax.envs.joins import SYNC, Ahead, Join
 from wamjax.envs.world import SETTLE, Demonstrations, Dials, Recording, outcome
 
 RESTARTS = 3
@@ -85,6 +87,7 @@ class HostWorld:
         max_steps: int = 0,
         execute: int = 8,
         record: bool = False,
+        join: Join = SYNC,
     ) -> Recording:
         """See `World.roll_out`; more episodes than workers run in rounds."""
         most, cameras = max_steps or self.max_steps, cameras or tuple(self.cameras)
@@ -103,7 +106,7 @@ class HostWorld:
                     self, pool[: len(rows)], [tasks[r] for r in rows], keys[filled], shift,
                     cameras, most, record,
                 )  # fmt: skip
-                parts.append(round_.run(policy, some, execute))
+                parts.append(round_.run(policy, some, execute, join))
         return _joined(parts)
 
     def demonstrate(
@@ -200,19 +203,28 @@ class _Round:
         self.now: dict[str, np.ndarray] = {}
         self.frames: dict[str, np.ndarray] = {}
 
-    def run(self, policy: Callable, told: Mapping[str, Any], execute: int) -> Recording:
+    def run(
+        self, policy: Callable, told: Mapping[str, Any], execute: int, join: Join
+    ) -> Recording:
         self._reset()
-        size, extras = len(self.keys), []
+        size, extras, span = len(self.keys), [], join.span(execute)
+        ahead = join.begin(size, join.delay, self.actions.shape[2])  # until a plan says how far
         fill = np.arange(size) % len(self.tasks)
-        for number in range(-(-self.most // execute)):
+        for number in range(-(-self.most // span)):
             now = {name: picture[fill] for name, picture in self.now.items()}
             at = self.proprio[np.arange(len(self.tasks)), self.at][fill]
             observation = {"images": now, "proprio": at, **told}
-            chunk, extra = _call(policy, observation, self.keys, number)
-            chunk = self._checked(np.asarray(chunk), execute)[: len(self.tasks)]
+            committed = join.committed(ahead)
+            chunk, extra = _call(policy, observation, self.keys, number, committed)
+            chunk = self._checked(np.asarray(chunk), execute)
+            if number == 0:
+                join.check(execute, chunk.shape[1])
+                ahead = join.begin(*chunk.shape)
+            actions, ahead = _joined_to(join, ahead, chunk, execute)
             if extra is not None:
                 extras.append(jax.tree.map(lambda x: np.asarray(x)[: len(self.tasks)], extra))
-            self._play(chunk[:, : min(execute, self.most - number * execute)])
+            actions = np.asarray(actions)[: len(self.tasks), : self.most - number * span]
+            self._play(actions)
             if not self.open.any() and not extras:
                 break
         success, steps, rewards, returns = outcome(self.achieved, self.world.discount)
@@ -325,11 +337,17 @@ def _seeds(keys: Array) -> list[int]:
 
 
 @jax.jit
-def _call(policy: Callable, observation, keys: Array, number) -> tuple[Array, Any]:
+def _call(policy: Callable, observation, keys: Array, number, committed) -> tuple[Array, Any]:
     """One plan for all episodes; keys as in the jitted world."""
     own = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, 1), number))(keys)
-    result = policy(observation, own)
+    prefix = () if committed is None else (committed,)
+    result = policy(observation, own, *prefix)
     return result if isinstance(result, tuple) else (result, None)
+
+
+@functools.partial(jax.jit, static_argnames=("join", "execute"))
+def _joined_to(join: Join, ahead: Ahead, chunk: Array, execute: int) -> tuple[Array, Ahead]:
+    return join(ahead, chunk, execute)
 
 
 def _joined(parts: Sequence[Recording]) -> Recording:

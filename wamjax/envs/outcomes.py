@@ -1,18 +1,19 @@
 """What came of every episode of an evaluation, kept as it goes, so that a killed one goes on.
 
 episodes.jsonl has a first line that says what was asked, then one for each episode: {"kind",
-"episode", "task", "success", "steps", "crashes"}.
+"episode", "task", "success", "steps", "crashes", "jerk"}.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+
+from wamjax import files
 
 Row = dict[str, Any]
 
@@ -28,7 +29,7 @@ class Outcomes:
 
     def __init__(
         self,
-        path: pathlib.Path | None = None,
+        path: files.Path | None = None,
         asked: Mapping[str, Any] | None = None,
         anew: bool = False,
     ):
@@ -48,9 +49,9 @@ class Outcomes:
         """Whether all these episodes are there."""
         return all((kind, int(n)) in self._rows for n in numbers)
 
-    def add(self, kind: str, outcomes: Iterable[tuple[int, str, int, int, int]]) -> None:
-        """Keeps (episode, task, success, steps, crashes); on disk before this returns."""
-        names = "episode", "task", "success", "steps", "crashes"
+    def add(self, kind: str, outcomes: Iterable[tuple[int, str, int, int, int, float]]) -> None:
+        """Keeps (episode, task, success, steps, crashes, jerk); on disk before this returns."""
+        names = "episode", "task", "success", "steps", "crashes", "jerk"
         rows = [{"kind": kind, **dict(zip(names, row, strict=True))} for row in outcomes]
         new = [row for row in rows if (row["kind"], row["episode"]) not in self._rows]
         self._rows |= {(row["kind"], row["episode"]): row for row in new}
@@ -63,13 +64,16 @@ class Outcomes:
     def _write(self, rows: Iterable[Row], mode: str) -> None:
         if self._path is None:
             return
-        with open(self._path, mode) as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        if mode == "w":
+            files.write_text(self._path, text)
+            return
+        with contextlib.closing(files.Journal(self._path)) as journal:
+            journal.write(text)
+            journal.flush(must=True)
 
 
-def _lines(path: pathlib.Path) -> Iterable[Row]:
+def _lines(path: files.Path) -> Iterable[Row]:
     for line in path.read_text().splitlines():
         try:
             yield json.loads(line)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from wamjax.config import did_you_mean
+from wamjax.envs.joins import SYNC, Join
 from wamjax.named import find
 
 Dials = Mapping[str, float]
@@ -21,6 +22,7 @@ SETTLE = 3  # steps that a recorded episode goes on after success
 # "module:attribute" of the worlds that come with the package.
 WORLDS = {
     "tabletop": "wamjax.envs.tabletop.embedded:Tabletop",
+    "turntable": "wamjax.envs.tabletop.embedded:Turntable",
     "metaworld": "wamjax.envs.metaworld:world",
 }
 
@@ -110,12 +112,14 @@ class World(Protocol):
         max_steps: int,
         execute: int,
         record: bool = False,
+        join: Join = SYNC,
     ) -> Recording:
         """Runs a policy in closed loop, all episodes at once.
 
         Args:
           policy: ``policy(observation, keys) -> actions (e, j, a)`` in robot units, or
-            ``-> (actions, extras)``; jittable. The observation is a batch {"images": camera ->
+            ``-> (actions, extras)``; jittable. If chunks are joined by "prefix", it is called with
+            a third argument, see `Join.committed`. The observation is a batch {"images": camera ->
             uint8 (e, h, w, 3), "proprio": float32 (e, p)} and `told`; keys are (e,), one for each
             episode and plan, so that what an episode draws does not depend on its neighbours. Pass
             parameters as ``jax.tree_util.Partial(function, params)``: a closure would bake them in.
@@ -127,6 +131,8 @@ class World(Protocol):
           max_steps: steps after which an episode has failed.
           execute: actions executed of each plan before the policy looks again.
           record: whether to keep the frames.
+          join: how plans follow each other, and how late they come; a world that cannot be late
+            need not take it.
 
         Raises:
           ValueError: the policy returns fewer actions than `execute`, or of another width.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from wamjax.config import did_you_mean
@@ -32,6 +33,7 @@ def attend(
     bias: Float[Array, "n l s"] | None = None,
     zeros: int = 0,
     kernel: str = "xla",
+    keys: Bool[np.ndarray, " s"] | None = None,
 ) -> Float[Array, "b n l k"]:
     """Softmax attention with scale ``1 / sqrt(k)``; the softmax runs in float32.
 
@@ -45,16 +47,19 @@ def attend(
         denominator of the softmax and nothing to its numerator.
       kernel: see `wamjax.models.kernels`; of calls without a mask, a bias or zeros, which XLA
         computes.
+      keys: which keys exist, static; all by default. Any kernel computes without the others.
     """
     if mask is None and bias is None and not zeros:
-        return kernels.attend(kernel, q, k, v, xla=_dense)
+        return kernels.attend(kernel, q, k, v, keys, xla=_dense)
+    if keys is not None:
+        mask = keys[None] if mask is None else mask & keys
     logits = _logits(q, k)
     if bias is not None:
         logits += bias
     if mask is not None:
         logits = jnp.where(mask[:, None] if mask.ndim == 3 else mask, logits, -jnp.inf)
     weights = _softmax(logits, zeros).astype(v.dtype)
-    return jnp.einsum("bnls,bnsk->bnlk", weights, v)
+    return checkpoint_name(jnp.einsum("bnls,bnsk->bnlk", weights, v), kernels.RESULT)
 
 
 def _softmax(logits: Array, zeros: int) -> Array:
@@ -67,8 +72,8 @@ def _softmax(logits: Array, zeros: int) -> Array:
 
 
 @jax.custom_vjp
-def _dense(q, k, v):
-    return _dense_forward(q, k, v)[0]
+def _dense(q, k, v, keys=None):
+    return _dense_forward(q, k, v, keys)[0]
 
 
 def _logits(q: Array, k: Array) -> Array:
@@ -76,9 +81,13 @@ def _logits(q: Array, k: Array) -> Array:
     return jnp.einsum("bnlk,bnsk->bnls", q, k, preferred_element_type=at_least_float32(q).dtype)
 
 
-def _dense_forward(q, k, v):
-    weights = jax.nn.softmax(_logits(q, k), axis=-1).astype(v.dtype)
-    y = jnp.einsum("bnls,bnsk->bnlk", weights, v)
+def _dense_forward(q, k, v, keys=None):
+    logits = _logits(q, k)
+    if keys is not None:
+        logits = jnp.where(keys, logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    # Named here and not by whom it is for, or a backward pass that keeps it would compute it anew.
+    y = checkpoint_name(jnp.einsum("bnls,bnsk->bnlk", weights, v), kernels.RESULT)
     return y, (q, k, v, weights, y)
 
 
@@ -95,7 +104,7 @@ def _dense_backward(saved, dy):
     dlogits = (weights * (dweights - rows) * scale).astype(q.dtype)
     dq = jnp.einsum("bnls,bnsk->bnlk", dlogits, k)
     dk = jnp.einsum("bnls,bnlk->bnsk", dlogits, q)
-    return dq, dk, dv
+    return dq, dk, dv, None
 
 
 _dense.defvjp(_dense_forward, _dense_backward)
@@ -114,7 +123,8 @@ class Grouped:
 def named(kind: str) -> Callable:
     """The attention that ``config.model.attention`` names: a kernel, or "masked", the reference.
 
-    A kernel of one's own, MODULE:FUNCTION, is ``f(q, k, v)`` of (b, n, l, k) and (b, n, s, k).
+    One of one's own, MODULE:FUNCTION, is ``f(q, k, v, keys)`` of (b, n, l, k) and (b, n, s, k);
+    `keys` says which exist, None for all.
 
     Raises:
       ValueError: there is no such one.
@@ -150,7 +160,8 @@ def grouped(
       q: queries (b, n, l_g, k) by group.
       k, v: keys and values (b, n, s_g, k) by group; may hold more groups than `q` (a cache).
       visibility: the table; key groups that are not in `k` are absent and skipped.
-      valid: group -> which of its keys exist, (b | 1, s_g); all, if not mentioned.
+      valid: group -> which of its keys exist, (b | 1, s_g); all, if not mentioned. A numpy array
+        (1, s_g) is static.
       bias: group -> (n, l_g, l_g) added to the logits of a group with itself.
       kernel: see `attend`.
 
@@ -164,13 +175,16 @@ def grouped(
         if not keys:
             raise ValueError(f"{queries} see no present group in table {visibility.name!r}")
         lengths = {g: k[g].shape[2] for g in keys}
+        static = _static(lengths, valid)
+        unknown = {} if static is not None else valid
         y = attend(
             _join(q, queries),
             _join(k, keys),
             _join(v, keys),
-            _mask(queries, lengths, visibility, valid),
+            _mask(queries, lengths, visibility, unknown),
             _bias(queries, lengths, bias),
             kernel=kernel,
+            keys=static,
         )
         start = 0
         for group in queries:
@@ -214,6 +228,16 @@ def masked(
         outputs[group] = y[:, :, start : start + lengths[group]]
         start += lengths[group]
     return outputs
+
+
+def _static(lengths, valid: Groups) -> Bool[np.ndarray, " s"] | None:
+    """Which keys of a call exist, where that is known when it is traced: padding of slots."""
+    parts = {g: valid[g] for g in lengths if g in valid}
+    if not parts or not all(isinstance(x, np.ndarray) and len(x) == 1 for x in parts.values()):
+        return None
+    return np.concatenate(
+        [parts[g][0] if g in parts else np.ones(n, bool) for g, n in lengths.items()]
+    )
 
 
 def _mask(queries, lengths, visibility: Visibility, valid: Groups) -> Array | None:

@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from wamjax.models import attention
@@ -35,6 +37,7 @@ from wamjax.models.layers import (
     modulate,
     unconstrained,
 )
+from wamjax.models.padding import Padding
 from wamjax.models.rope import Rope, rotate
 
 KeyValue = tuple[Array, Array]
@@ -142,6 +145,7 @@ class Stream:
       groups: static (name, length) of each group, in token order.
       bias: position bias: (n, l, l) added to the logits of every layer (T5), or int (l, l) buckets
         for experts whose layers own a table (umT5).
+      padding: static; how the slots in `x` are padded, with `rope` and the lengths in `groups`.
     """
 
     x: Float[Array, "b l d"]
@@ -149,6 +153,17 @@ class Stream:
     rope: Rope | None
     groups: tuple[tuple[str, int], ...] = struct.field(pytree_node=False)
     bias: Array | None = None
+    padding: Padding | None = struct.field(pytree_node=False, default=None)
+
+    def existing(self) -> dict[str, np.ndarray]:
+        """group -> which of its keys exist, (1, s), for groups with padding."""
+        if self.padding is None:
+            return {}
+        return {group: self.padding.keys(length) for group, length in self.groups}
+
+    def without_padding(self, x: Array) -> Array:
+        """Keys or values (b, n, s, k) of a group as they are cached."""
+        return x if self.padding is None else self.padding.remove(x, axis=2)
 
 
 class Adaptation(NamedTuple):
@@ -176,13 +191,19 @@ class Projections(nn.Module):
             self.q_norm, self.k_norm = RMSNorm(), RMSNorm()
 
     def query(self, x: Float[Array, "b l d"]) -> Float[Array, "b n l k"]:
-        return self._norm_and_split("q_norm", self.q(x))
+        return self._norm_and_split("q_norm", self._linear("q", x))
 
     def key_value(self, x: Float[Array, "b s d"]) -> KeyValue:
-        return self._norm_and_split("k_norm", self.k(x)), self._split(self.v(x))
+        keys = self._norm_and_split("k_norm", self._linear("k", x))
+        return keys, self._split(self._linear("v", x))
 
     def output(self, y: Float[Array, "b n l k"]) -> Float[Array, "b l d"]:
         return self.o(rearrange(y, "b n l k -> b l (n k)"))
+
+    def _linear(self, name: str, x: Array) -> Array:
+        """Before norm and rotation: those are cheap to repeat in a backward pass, which needs what
+        went into them."""
+        return checkpoint_name(getattr(self, name)(x), "qkv")
 
     def _norm_and_split(self, norm: str, x: Array) -> Array:
         if self.qk_norm == "full":  # over all heads jointly
@@ -317,6 +338,7 @@ class ExpertBlock(nn.Module):
         return getattr(self, f"{name}_norm")(x)
 
     def _leave(self, name: str, x: Array, y: Array, adaptation) -> Array:
+        y = checkpoint_name(y, "projected")
         gate = adaptation[name].gate if name in adaptation else None
         y = (x + y).astype(x.dtype) if gate is None else gated_add(x, gate, y)
         return self.constrain(y, "batch", "tokens", "embed")

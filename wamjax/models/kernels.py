@@ -17,12 +17,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from wamjax.named import find
 
 KERNELS = ("auto", "xla", "cudnn", "splash")
+RESULT = "attended"  # by this name a rematerialised backward pass keeps what attention computed
 LANES = 128  # of a TPU; blocks of splash are multiples of it
 # Keys from which splash pays: at 326 tokens it is worth one point of utilisation and costs compile
 # time, at 1,764 it is about seven times as fast as the logits in memory (compiled for v5p).
@@ -31,7 +34,8 @@ SPLASH_KEYS = 1024
 # wide heads on v5p, and divide what lengths are padded to.
 BLOCKS = (768, 512, 384, 256, 128)
 
-Dense = Callable[[Array, Array, Array], Array]
+Dense = Callable[..., Array]
+Keys = Bool[np.ndarray, " s"] | None  # which keys exist, known when a program is traced
 
 
 def attend(
@@ -39,26 +43,27 @@ def attend(
     q: Float[Array, "b n l k"],
     k: Float[Array, "b n s k"],
     v: Float[Array, "b n s k"],
+    keys: Keys = None,
+    *,
     xla: Dense,
 ) -> Float[Array, "b n l k"]:
     """Unmasked attention by a kernel.
 
     Args:
-      kernel: one of `KERNELS`, or MODULE:FUNCTION of one's own.
-      xla: what computes it without a special kernel.
+      kernel: one of `KERNELS`, or MODULE:FUNCTION of one's own, given (q, k, v, keys).
+      keys: which keys exist; all by default.
+      xla: what computes it without a special kernel, given (q, k, v, keys).
     """
-    if kernel == "xla":
-        return xla(q, k, v)
-    if kernel == "splash":
-        return splash(q, k, v)
-    if kernel == "cudnn":
-        return cudnn(q, k, v)
+    functions = {"xla": xla, "splash": splash, "cudnn": cudnn}
+    if kernel in functions:
+        return functions[kernel](q, k, v, keys)
     if kernel != "auto":
-        return find(kernel, {}, "config.model.attention")(q, k, v)
-    by_platform = choose(q, k)
-    if not by_platform:
-        return xla(q, k, v)
-    return jax.lax.platform_dependent(q, k, v, default=xla, **by_platform)
+        return find(kernel, {}, "config.model.attention")(q, k, v, keys)
+    with_keys = {name: functools.partial(function, keys=keys)
+                 for name, function in {"default": xla, **choose(q, k)}.items()}  # fmt: skip
+    if len(with_keys) == 1:
+        return xla(q, k, v, keys)
+    return jax.lax.platform_dependent(q, k, v, **with_keys)
 
 
 def choose(q: Float[Array, "b n l k"], k: Float[Array, "b n s k"]) -> dict[str, Dense]:
@@ -73,7 +78,7 @@ def choose(q: Float[Array, "b n l k"], k: Float[Array, "b n s k"]) -> dict[str, 
     return out
 
 
-def cudnn(q: Array, k: Array, v: Array) -> Array:
+def cudnn(q: Array, k: Array, v: Array, keys: Keys = None) -> Array:
     """cuDNN's flash attention.
 
     Raises:
@@ -83,28 +88,29 @@ def cudnn(q: Array, k: Array, v: Array) -> Array:
         raise ValueError(f"model.attention='cudnn' computes in bfloat16 or float16, not {q.dtype}: "
                          "set precision.compute=bfloat16, or model.attention=auto")  # fmt: skip
     heads_last = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    y = jax.nn.dot_product_attention(*heads_last, implementation="cudnn")
-    return jnp.swapaxes(y, 1, 2)
+    mask = None if keys is None else jnp.asarray(keys)[None, None, None]
+    y = jax.nn.dot_product_attention(*heads_last, mask=mask, implementation="cudnn")
+    return checkpoint_name(jnp.swapaxes(y, 1, 2), RESULT)
 
 
-def splash(q: Array, k: Array, v: Array, interpret: bool | None = None) -> Array:
+def splash(q: Array, k: Array, v: Array, keys: Keys = None, interpret: bool | None = None) -> Array:
     """The Pallas kernel of JAX for TPUs; elsewhere its reference interpreter, for tests.
 
     Tokens are padded to whole blocks; padded keys are of another segment, so nothing sees them.
     """
     if interpret is None:
-        run = functools.partial(_splash, interpret=False)
-        slow = functools.partial(_splash, interpret=True)
+        run = functools.partial(_splash, keys=keys, interpret=False)
+        slow = functools.partial(_splash, keys=keys, interpret=True)
         return _over_mesh(lambda *x: jax.lax.platform_dependent(*x, default=slow, tpu=run))(q, k, v)
-    return _over_mesh(functools.partial(_splash, interpret=interpret))(q, k, v)
+    return _over_mesh(functools.partial(_splash, keys=keys, interpret=interpret))(q, k, v)
 
 
-def _splash(q: Array, k: Array, v: Array, interpret: bool) -> Array:
+def _splash(q: Array, k: Array, v: Array, keys: Keys, interpret: bool) -> Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    rows, keys = q.shape[2], k.shape[2]
-    block_q, block_k = _block(rows), _block(keys)
+    rows, columns = q.shape[2], k.shape[2]
+    block_q, block_k = _block(rows), _block(columns)
     q = _padded(q * q.shape[-1] ** -0.5, block_q)
     k, v = _padded(k, block_k), _padded(v, block_k)
     sizes = kernels.BlockSizes(
@@ -113,13 +119,15 @@ def _splash(q: Array, k: Array, v: Array, interpret: bool) -> Array:
     )  # fmt: skip
     mask = masks.MultiHeadMask([masks.FullMask((q.shape[2], k.shape[2]))] * q.shape[1])
     kernel = kernels.make_splash_mha(
-        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
-    )
+        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
+        residual_checkpoint_name=RESULT,
+    )  # fmt: skip
     segments = None
-    if k.shape[2] > keys:
+    exist = np.ones(columns, bool) if keys is None else keys
+    exist = np.pad(exist, (0, k.shape[2] - columns))
+    if not exist.all():
         segments = kernels.SegmentIds(
-            q=jnp.zeros(q.shape[2], jnp.int32),
-            kv=(jnp.arange(k.shape[2]) >= keys).astype(jnp.int32),
+            q=jnp.zeros(q.shape[2], jnp.int32), kv=jnp.asarray(~exist, jnp.int32)
         )
     y = jax.vmap(kernel, in_axes=(0, 0, 0, None))(q, k, v, segments)
     return y[:, :, :rows].astype(v.dtype)

@@ -29,7 +29,8 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("model.modulation_rank", 256, "rank of the modulation (Cosmos Policy)"),
     ("model.rope_scale", (1.0, 1.0, 1.0), "stretch along (t, h, w), see rope.ntk_bases"),
     ("model.context_rows", 0, "rows of text that attention counts; zero where not given"),
-    ("model.remat", "none", "what is recomputed: none, full, or a policy in between"),
+    ("model.remat", "none", "recomputed: none, dots, projections, attention, full, offload; auto"),
+    ("model.pad_slots", "auto", "slots padded to whole tiles: auto (on TPUs), on, off"),
     ("model.unroll", 1, "layers unrolled in the scan over blocks"),
     ("model.residual", "compute", "dtype that blocks add up in: compute (precision's) or float32"),
     ("model.codec.kind", "pixel", "pixel, cosine, cached, palette, or trained: kl, fsq, vq"),
@@ -59,6 +60,8 @@ TRANSFORMER = (
     "model.residual",
     "model.attention",
 )
+# And one over slots.
+SHELL = (*TRANSFORMER, "model.pad_slots")
 
 _GRID = ("spatial", "temporal")
 _TRAINED = (*_GRID, "width", "mean", "std")

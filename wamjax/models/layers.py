@@ -39,6 +39,13 @@ def widest() -> np.dtype:
     return jnp.zeros(()).dtype
 
 
+def on_tpu() -> bool:
+    """Whether what is being traced is for a TPU: the devices of the mesh that is set, which need
+    not be here, or the default ones."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (jax.default_backend() if device is None else device.platform) == "tpu"
+
+
 def unconstrained(x: Array, *names: str | None) -> Array:
     """The default of every `constrain` argument: leaves the sharding of `x` to the compiler.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from wamjax.models.layers import at_least_float32
+from wamjax.models.layers import at_least_float32, on_tpu
 
 Rope = tuple[Array, Array]  # cos and sin, each (l, k / 2)
 
@@ -76,6 +78,8 @@ def rotate(x: Float[Array, "b n l k"], table: Rope, style: str = "pairs") -> Arr
       style: which dimensions form a pair, (2i, 2i + 1) for "pairs" (Wan) or (i, i + k / 2) for
         "half" (Cosmos).
     """
+    if on_tpu():
+        return by_matmul(style, x, *table)
     y = at_least_float32(x)
     cos, sin = (jnp.asarray(part, y.dtype) for part in table)
     if style == "half":
@@ -85,3 +89,48 @@ def rotate(x: Float[Array, "b n l k"], table: Rope, style: str = "pairs") -> Arr
     even, odd = y[..., 0::2], y[..., 1::2]
     rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
     return rotated.reshape(x.shape).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def by_matmul(
+    style: str, x: Float[Array, "b n l k"], cos: Float[Array, "l h"], sin: Float[Array, "l h"]
+) -> Array:
+    """The same as `rotate` for the matrix unit of a TPU, where exchanging the dimensions of a pair
+    is a copy into another layout: they are exchanged by a matrix of zeros, ones and minus ones,
+    whose products are exact. Constants have no gradient.
+    """
+    y = at_least_float32(x)
+    repeat = functools.partial(jnp.repeat, repeats=2) if style == "pairs" else _twice
+    cos, sin = (repeat(jnp.asarray(part, y.dtype), axis=-1) for part in (cos, sin))
+    other = jnp.matmul(
+        x,
+        jnp.asarray(_exchange(style, x.shape[-1]), x.dtype),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=y.dtype,
+    )
+    return (y * cos + other * sin).astype(x.dtype)
+
+
+def _by_matmul_forward(style: str, x: Array, cos: Array, sin: Array):
+    return by_matmul(style, x, cos, sin), (cos, sin)
+
+
+def _by_matmul_backward(style: str, table: Rope, gradient: Array):
+    cos, sin = table
+    return by_matmul(style, gradient, cos, -sin), None, None  # back by the same angle
+
+
+by_matmul.defvjp(_by_matmul_forward, _by_matmul_backward)
+
+
+def _twice(x: Array, axis: int) -> Array:
+    return jnp.concatenate([x, x], axis=axis)
+
+
+def _exchange(style: str, size: int) -> np.ndarray:
+    """(k, k): what of the other dimension of its pair enters each dimension."""
+    first = np.arange(0, size, 2) if style == "pairs" else np.arange(size // 2)
+    second = first + (1 if style == "pairs" else size // 2)
+    matrix = np.zeros((size, size))
+    matrix[second, first], matrix[first, second] = -1, 1
+    return matrix

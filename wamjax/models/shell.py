@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from wamjax.models import attention
+from wamjax.models import attention, padding
 from wamjax.models.blocks import ExpertSpec, Stream
 from wamjax.models.experts import Time, VideoExpert
 from wamjax.models.layers import unconstrained
@@ -73,6 +73,7 @@ class Shell(nn.Module, kw_only=True):
       freq_dim, time_scale: of the embedding of noise levels, see there.
       rope_scale: along (time, height, width); see `rope.ntk_bases`.
       remat, unroll, residual, attention, constrain: see `Transformer`.
+      pad_slots: whether slots are padded to whole tiles, see `padding.choose`.
     """
 
     video_spec: ExpertSpec
@@ -92,6 +93,7 @@ class Shell(nn.Module, kw_only=True):
     residual: str = "compute"
     attention: Callable = attention.grouped
     constrain: Callable = unconstrained
+    pad_slots: str = "auto"
 
     def setup(self):
         height, width, channels = self.latent
@@ -190,6 +192,7 @@ class Shell(nn.Module, kw_only=True):
             present.setdefault(group.expert, []).append(group)
         streams = {e: self._stream(e, gs, values, times) for e, gs in present.items()}
         contexts = self._contexts(contexts, present, times)
+        valid = {g: _padded(streams, g, keys) for g, keys in (valid or {}).items()}
         tokens, cache = self.transformer(streams, contexts, visibility, cache, emit, valid)
         outputs: Groups = {}
         for expert, groups in present.items():
@@ -198,6 +201,8 @@ class Shell(nn.Module, kw_only=True):
                 length = lengths[group.name]
                 if group.name in predict:
                     part = tokens[expert][:, start : start + length]
+                    if slots := streams[expert].padding:
+                        part = slots.remove(part)
                     outputs[group.name] = self._output(group, part, times[group.name])
                 start += length
         return outputs, cache
@@ -221,11 +226,20 @@ class Shell(nn.Module, kw_only=True):
             lambda *rows: self._constrained(jnp.concatenate(rows, axis=1)),
             *(times[g.name].modulation for g in groups),
         )
+        table = self._rope(expert, groups, x.shape[1])
+        lengths = {name: x.shape[1] for name, x in tokens}
+        rows = [m.shape[1] for m in jax.tree.leaves(modulation)]
+        slots = padding.choose(self.pad_slots, x.shape[1], rows[0]) if rows else None
+        if slots:
+            x = slots.pad(x)
+            table = table and (slots.pad(table[0], 0, 1), slots.pad(table[1], 0))
+            lengths = {g: n // slots.slot * slots.size for g, n in lengths.items()}
         return Stream(
             x=self.constrain(x, "batch", "tokens", "embed"),
             modulation=modulation,
-            rope=self._rope(expert, groups, x.shape[1]),
-            groups=tuple((name, x.shape[1]) for name, x in tokens),
+            rope=table,
+            groups=tuple(lengths.items()),
+            padding=slots,
         )
 
     def _constrained(self, rows: Array) -> Array:
@@ -259,3 +273,11 @@ class Shell(nn.Module, kw_only=True):
     def _grid(self) -> tuple[int, int]:
         """(rows, columns) of tokens of a latent frame."""
         return self.latent[0] // self.patch, self.latent[1] // self.patch
+
+
+def _padded(streams: dict[str, Stream], group: str, keys: Array) -> Array:
+    """Which keys of a group exist, with those that its stream pads it by, which do not."""
+    for stream in streams.values():
+        if stream.padding and group in dict(stream.groups):
+            return stream.padding.pad(keys, 1, False)
+    return keys

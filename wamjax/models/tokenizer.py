@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Int
 
+from wamjax import files
+
 EXTRA = "pip install 'wamjax[text]'"
 FILES = ("spiece.model", "tokenizer.json")
 PAD, EOS = "<pad>", "</s>"
@@ -96,7 +98,7 @@ def load(path: str | os.PathLike, clean: bool = False) -> Tokenizer:
       ImportError: the library that reads the file is missing; says how to install it.
       ValueError: the file is no tokenizer of this family.
     """
-    path = pathlib.Path(path).expanduser()
+    path = files.path(path)
     if path.is_dir():
         found = [path / name for name in FILES if (path / name).exists()]
         if not found:
@@ -105,7 +107,7 @@ def load(path: str | os.PathLike, clean: bool = False) -> Tokenizer:
     if not path.exists():
         raise FileNotFoundError(f"there is no tokenizer file {path}")
     read = _from_json if path.suffix == ".json" else _from_model
-    return dataclasses.replace(read(path), clean=clean)
+    return dataclasses.replace(read(files.fetch(path)), clean=clean)
 
 
 def clean_text(text: str) -> str:

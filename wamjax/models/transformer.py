@@ -17,17 +17,32 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from wamjax.models import attention
+from wamjax.models import attention, kernels
 from wamjax.models.blocks import ExpertBlock, ExpertSpec, KeyValue, Stream
 from wamjax.models.layers import at_least_float32, unconstrained
 from wamjax.models.visibility import Visibility
 
 RESIDUALS = ("compute", "float32")
+# What the backward pass keeps of a block, from most memory to least: everything; outputs of all
+# linear maps; those but the wide hidden layer of the feed-forward network; queries, keys, values
+# and what was attended; the input alone; the input in the memory of the host. "auto" is one of
+# these, chosen when a training step is compiled (`training.compile.compile_fitting`), and
+# everything elsewhere.
+_ATTENTION = ("qkv", kernels.RESULT)
+_PROJECTIONS = (*_ATTENTION, "projected")
 REMAT_POLICIES = {
+    "auto": None,
     "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("qkv", "attended"),
+    "projections": jax.checkpoint_policies.save_only_these_names(*_PROJECTIONS),
+    "attention": jax.checkpoint_policies.save_only_these_names(*_ATTENTION),
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=(),
+        names_which_can_be_offloaded=("input",),
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -71,6 +86,7 @@ class Block(nn.Module):
         Returns:
           (tokens of the next layer, this layer's slice of the emitted cache).
         """
+        tokens = checkpoint_name(tokens, "input")
         streams = {e: s.replace(x=tokens[e]) for e, s in streams.items()}
         layers = {
             spec.name: ExpertBlock(
@@ -84,13 +100,19 @@ class Block(nn.Module):
         adaptations = {name: layers[name].adapt(stream) for name, stream in streams.items()}
         for name, stream in streams.items():
             projected = layers[name].project(stream, adaptations[name])
-            projected = checkpoint_name(projected, "qkv")
             for target, whole in zip((q, k, v), projected, strict=True):
                 target.update(_split_groups(whole, stream.groups))
             if stream.bias is not None:
                 ((group, _),) = stream.groups  # a position bias is of one group
                 bias[group] = layers[name].bias(stream)
-        emitted = {g: (k[g], v[g]) for g in emit or ()}
+        emitted = {
+            g: (stream.without_padding(k[g]), stream.without_padding(v[g]))
+            for stream in streams.values()
+            for g, _ in stream.groups
+            if g in (emit or ())
+        }
+        for stream in streams.values():
+            valid = stream.existing() | valid
         for group, (keys, values) in layer_cache.tokens.items():
             k[group], v[group] = keys, values
         context = dict(layer_cache.context)
@@ -99,7 +121,6 @@ class Block(nn.Module):
         going = {name: stream for name, stream in streams.items() if name not in self.ends}
         q = {g: q[g] for stream in going.values() for g, _ in stream.groups}
         attended = self.attention(q, k, v, visibility, valid, bias)
-        attended = checkpoint_name(attended, "attended")
         tokens = {}
         for name, stream in going.items():
             parts = [attended[g] for g, _ in stream.groups]
@@ -205,7 +226,7 @@ class Transformer(nn.Module):
     def _block(self) -> type[nn.Module]:
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"remat {self.remat!r} is not one of {sorted(REMAT_POLICIES)}")
-        if self.remat == "none":
+        if REMAT_POLICIES[self.remat] is None:
             return Block
         # Common subexpressions cannot meet across iterations of a scan, so the barrier that
         # prevents them would only cost.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +17,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from wamjax import files
 from wamjax.config import did_you_mean
 from wamjax.console import say
+from wamjax.envs.joins import SYNC, Join, jerk
 from wamjax.envs.outcomes import Outcomes
 from wamjax.envs.world import Dials, Recording, World, open_world, shift_of
 from wamjax.runs.trained import Policy
@@ -71,6 +72,12 @@ def check(config: ConfigDict, objective, world: World | None = None) -> None:
     if asked.execute > (chunk := spec["actions"].shape[1]):
         raise ValueError(f"config.eval.execute = {asked.execute}, and a plan has {chunk} actions "
                          "(data.chunk)")  # fmt: skip
+    join = join_of(config, world)
+    join.check(asked.execute, chunk)
+    if join.way == "prefix" and join.delay > objective.prefix_max:
+        raise ValueError(f"config.eval.delay = {join.delay}: the policy takes prefixes of at most "
+                         f"{objective.prefix_max} actions (objective.prefix_max), for join "
+                         "'prefix'")  # fmt: skip
 
 
 def roll_out(
@@ -89,8 +96,9 @@ def roll_out(
       kind: of the policy, in the record.
 
     Returns:
-      {"success_rate", "interval" (95 %, Wilson's), "episodes", "per_task": {task: {"success_rate",
-      "interval", "episodes", "steps"}}, "outcomes", "crashes"}; and "blind_success_rate" if
+      {"success_rate", "interval" (95 %, Wilson's), "episodes", "jerk" (mean, see `joins.jerk`),
+      "per_task": {task: {"success_rate", "interval", "episodes", "steps", "jerk"}}, "outcomes",
+      "crashes"}; and "blind_success_rate" if
       ``config.eval.blind``: that of the same actions in another scene of their task, without
       looking. Outcomes are 0 or 1 for each episode: equal settings give equal episodes, whatever
       acts in them, so that outcomes can be compared one by one.
@@ -109,10 +117,11 @@ def roll_out(
         names = [tasks[i % len(tasks)] for i in numbers]
         keys = episode_keys(config, "evaluate", numbers)
         done = play(policy, config, world, names, keys, shift)
-        _keep(record, kind, counted, tasks, done)
+        hold = _hold(config, world)
+        _keep(record, kind, counted, tasks, done, hold)
         if blind:
             replayed = _blind(done, config, world, keys, shift)
-            _keep(record, "blind", counted, tasks, replayed)
+            _keep(record, "blind", counted, tasks, replayed, hold)
         rate = np.mean([row["success"] for row in record.rows(kind, total)])
         say(f"  {counted[-1] + 1}/{total} episodes: success {rate:.1%}")
     rows = record.rows(kind, total)
@@ -142,19 +151,23 @@ def play(
     Args:
       config: also names the cameras that it looks through, in their order.
       function: ``function(policy, observation, keys)`` of an observation as the policy takes it
-        gives its actions, or those and more.
+        gives its actions, or those and more; with a prefix as fourth argument where
+        ``config.eval.join`` is "prefix".
     """
     policy = dataclasses.replace(policy, cameras=tuple(config.data.cameras))
+    join = join_of(config, world)
+    late = {} if join == SYNC else {"join": join}  # only such a world must be able to be late
     return world.roll_out(
         jax.tree_util.Partial(seeing(function), policy),
         tasks,
         keys,
         shift=shift,
-        told=told(config, policy.objective, [world.tasks[task] for task in tasks]),
+        told=told(config, policy, [world.tasks[task] for task in tasks]),
         cameras=tuple(config.data.cameras),
         max_steps=config.eval.max_steps,
         execute=config.eval.execute,
         record=record,
+        **late,
     )
 
 
@@ -162,29 +175,44 @@ def play(
 def seeing(function: Callable) -> Callable:
     """`function` of what a world shows and tells. One for each: a new one would compile anew."""
 
-    def call(policy: Policy, observation, keys):
+    def call(policy: Policy, observation, keys, *prefix):
         images = observation["images"]
         seen = {k: v for k, v in observation.items() if k != "images"}
         seen["video"] = policy.see(images)[:, None]
-        return function(policy, seen, keys)
+        return function(policy, seen, keys, *prefix)
 
     return call
 
 
-def told(config: ConfigDict, objective, instructions) -> dict[str, np.ndarray]:
+def told(config: ConfigDict, policy: Policy, instructions) -> dict[str, np.ndarray]:
     """Instructions as a policy takes them, leading axis e: ids of words, or text embeddings.
 
     Raises:
       ValueError: an instruction that is too long, or that has no embedding.
     """
     from wamjax.data.embeddings import EmbeddingCache
-    from wamjax.data.tokens import tokenize
+    from wamjax.data.tokens import Vocabulary
 
-    if "context" in objective.batch_spec(1):
-        cache = EmbeddingCache(pathlib.Path(config.data.root) / config.data.embeddings)
+    if "context" in policy.objective.batch_spec(1):
+        cache = EmbeddingCache(files.below(files.path(config.data.root), config.data.embeddings))
         return {"context": np.stack([cache.lookup(text) for text in instructions])}
-    length = config.data.instruction_length
-    return {"instruction": np.stack([tokenize(text, length) for text in instructions])}
+    length, vocabulary = config.data.instruction_length, Vocabulary(policy.words)
+    return {"instruction": np.stack([vocabulary.tokenize(t, length) for t in instructions])}
+
+
+def join_of(config: ConfigDict, world: World) -> Join:
+    """How chunks are joined, as ``config.eval`` says."""
+    return Join(config.eval.join, config.eval.delay, _hold(config, world))
+
+
+def _hold(config: ConfigDict, world: World) -> tuple[bool, ...]:
+    """Which actions keep their last command while a robot stands still, as behind the end of its
+    demonstrations."""
+    from wamjax.data.windows import GRIPPER, held, padding
+
+    words = padding(config.data.padding)
+    names = world.action_names
+    return tuple(held((GRIPPER,) if words is None else words, names, len(names)).tolist())
 
 
 def episode_keys(config: ConfigDict, purpose: str, indices: np.ndarray) -> jax.Array:
@@ -211,6 +239,7 @@ def _rates(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "interval": [float(rate.low), float(rate.high)],
         "episodes": len(rows),
         "steps": float(np.mean(reached)) if reached else None,
+        "jerk": float(np.mean([row["jerk"] for row in rows])),
     }
 
 
@@ -233,10 +262,14 @@ def _replay(observation, keys):
     return observation["actions"]
 
 
-def _keep(record: Outcomes, kind: str, numbers, tasks, done: Recording) -> None:
+def _keep(record: Outcomes, kind: str, numbers, tasks, done: Recording, hold) -> None:
     """Adds what came of the episodes of all processes, whose shares follow one another."""
-    parts = (done.success, done.steps, done.crashes)
+    parts = (done.success, done.steps, done.crashes, jerk(done.actions, done.steps, hold))
     if jax.process_count() > 1:
         parts = (multihost_utils.process_allgather(x, tiled=True) for x in parts)
     rows = zip(numbers, *parts, strict=False)
-    record.add(kind, [(int(n), tasks[n % len(tasks)], *map(int, rest)) for n, *rest in rows])
+    record.add(
+        kind,
+        [(int(n), tasks[n % len(tasks)], *map(int, counts), round(float(jerky), 6))
+         for n, *counts, jerky in rows],
+    )  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import wamjax
-from wamjax import disk, wam
+from wamjax import files, wam
 from wamjax.console import say
 from wamjax.envs.outcomes import Outcomes
 from wamjax.envs.world import Dials, World, open_world, shift_of
@@ -54,11 +53,11 @@ def run(
     """
     from wamjax.viz import plots
 
-    workdir = pathlib.Path(workdir)
+    workdir = files.path(workdir, "--workdir")
     world = open_world(config.eval.env)
     dials = shift_of(world, shift, config.eval.shift)
     parts = [mode, shift if shift != "none" else None, step]
-    parts += [pathlib.Path(planner).name if planner else None, label or None]
+    parts += [files.name(planner) if planner else None, label or None]
     parts += [None if ema is None else checkpoint.name_of(ema)]
     suffix = "".join(f"_{p}" for p in parts if p is not None)
     policy, own, step = trained.load(workdir, step, mode, planner, ema)
@@ -82,8 +81,8 @@ def run(
     result |= about
     if jax.process_index() == 0:
         result["latency_ms"] = trained.latency(policy, config)
-        (workdir / "media").mkdir(exist_ok=True)
-        disk.write_text(path, json.dumps(result, indent=2) + "\n")
+        (workdir / "media").mkdir(parents=True, exist_ok=True)
+        files.write_text(path, json.dumps(result, indent=2) + "\n")
         plots.success(result, workdir / "media" / f"success{suffix}.png")
         video = workdir / "media" / f"rollout{suffix}.mp4"
         save_video(policy, config, world, dials, result["outcomes"], video)

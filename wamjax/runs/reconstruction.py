@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from wamjax import config as configs
+from wamjax import files
 from wamjax.console import say
 from wamjax.models.vae.vae_codec import VAECodec
 from wamjax.training.checkpoint import restore_params
@@ -31,7 +31,7 @@ def use(config: ConfigDict, folder: str | os.PathLike) -> None:
     Raises:
       FileNotFoundError: the folder is no finished run of a codec.
     """
-    folder = pathlib.Path(folder)
+    folder = files.path(folder)
     report = folder / "media" / REPORT
     if not report.exists():
         raise FileNotFoundError(f"{folder} is no finished run of a codec: there is no {report}")
@@ -80,7 +80,7 @@ def run(
     }
     if ids.size:
         report |= {k: float(v) for k, v in health(jnp.asarray(ids), codec.vocabulary).items()}
-    media = pathlib.Path(workdir) / "media"
+    media = files.path(workdir, "--workdir") / "media"
     (media / REPORT).write_text(json.dumps(report, indent=2) + "\n")
     _draw(media / "reconstructions.png", truth, made, scores.psnr(errors))
     say(f"{count} clips reconstructed: {report['psnr']:.1f} dB")
@@ -113,7 +113,7 @@ def through(codec: VAECodec, video) -> tuple[jax.Array, jax.Array, jax.Array]:
     return codec.decode(latents), latents, ids
 
 
-def _draw(path: pathlib.Path, truth: np.ndarray, made: np.ndarray, psnr: np.ndarray) -> None:
+def _draw(path: files.Path, truth: np.ndarray, made: np.ndarray, psnr: np.ndarray) -> None:
     from wamjax.viz import sheet
 
     rows = np.stack([truth[:SHOWN], made[:SHOWN]], axis=1).reshape(-1, *truth.shape[1:])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from wamjax import files
 from wamjax.console import say
 from wamjax.training import state as states
 from wamjax.training.checkpoint import find, restore_params
@@ -185,7 +185,7 @@ def run(
     given: int | None = None,
     frames: int = 0,
     **changes,
-) -> pathlib.Path:
+) -> files.Path:
     """Samples from a run and writes them; see the top of this file.
 
     Args:
@@ -198,7 +198,7 @@ def run(
     """
     from wamjax.viz import sheet, video
 
-    output = pathlib.Path(output or pathlib.Path(workdir) / "media")
+    output = files.path(output or files.path(workdir, "--workdir") / "media", "--output")
     sampler, config = load(workdir, step, **changes)  # by all processes together
     path = output / "samples.png"
     if jax.process_index() > 0:

@@ -24,7 +24,7 @@ LATENCY_CALLS = 50
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("params", "normalizers"),
-    meta_fields=("objective", "mode", "cameras", "sizes", "resize"),
+    meta_fields=("objective", "mode", "cameras", "sizes", "resize", "words"),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Policy:
@@ -37,6 +37,7 @@ class Policy:
       cameras: that it looks through in a world, in the order of its pictures.
       sizes, resize: of each camera's pictures, and how others become such; see
         `transforms.Resize`. '' = they are.
+      words: that have ids of their own, see `tokens.Vocabulary`.
     """
 
     objective: Any
@@ -46,10 +47,23 @@ class Policy:
     cameras: tuple[str, ...] = ()
     sizes: tuple[tuple[str, tuple[int, int]], ...] = ()
     resize: str = ""
+    words: tuple[str, ...] = ()
 
-    def actions(self, params, observation, key):
-        """(b, j, a) in robot units; traceable."""
-        return self.objective.policy(params, self.normalizers, observation, key, self.mode)
+    @property
+    def prefix_max(self) -> int:
+        """Most first actions of a chunk that it may be given; 0: it takes no prefix."""
+        return self.objective.prefix_max
+
+    def actions(self, params, observation, key, prefix=None):
+        """(b, j, a) in robot units; traceable.
+
+        Args:
+          prefix: see `protocols.Policy.policy`.
+        """
+        more = {} if prefix is None else {"prefix": prefix}
+        return self.objective.policy(
+            params, self.normalizers, observation, key, self.mode, **more
+        )
 
     def see(self, images):
         """Pictures of a world's cameras as one picture, in the sizes that the policy takes."""
@@ -57,9 +71,9 @@ class Policy:
             images = Resize(dict(self.sizes), self.resize).forward({"images": images})["images"]
         return composite(images, self.cameras)
 
-    def act(self, observation, key):
+    def act(self, observation, key, prefix=None):
         """The same with its own parameters."""
-        return self.actions(self.params, observation, key)
+        return self.actions(self.params, observation, key, prefix)
 
 
 def load(
@@ -82,6 +96,7 @@ def load(
       FileNotFoundError, ValueError: there is no checkpoint, or the planner does not go with it.
     """
     from wamjax import wam
+    from wamjax.data import tokens
     from wamjax.data.normalize import check_same, normalizers
 
     found = find(workdir, step)
@@ -96,9 +111,11 @@ def load(
         other, _, _ = load(planner)
         objective = objective.with_planner(other.objective)
         check_same(normalise, other.normalizers, f"the planner {planner}")
+        tokens.check_same(spec.words, other.words, f"the planner {planner}")
         params = params | {"planner": other.params}
     sizes = tuple(spec.cameras.items())
-    acting = Policy(objective, params, normalise, mode, tuple(spec.cameras), sizes, spec.resize)
+    seeing = tuple(spec.cameras), sizes, spec.resize
+    acting = Policy(objective, params, normalise, mode, *seeing, words=spec.words)
     return acting, config, step
 
 

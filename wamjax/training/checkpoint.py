@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pathlib
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -26,7 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from wamjax import config as configs
-from wamjax import disk, tree
+from wamjax import disk, files, tree
 from wamjax.console import say
 from wamjax.training import guards, integrity, partition, step_items
 from wamjax.training.integrity import Damaged
@@ -58,7 +56,7 @@ class Checkpoints:
     """The checkpoints of a run directory; a context manager that waits for the last save."""
 
     def __init__(self, workdir: str | os.PathLike, keep: int):
-        self.folder = pathlib.Path(workdir).absolute() / FOLDER
+        self.folder = files.absolute(workdir) / FOLDER
         self._manager = step_items.manager(
             self.folder, max_to_keep=keep, enable_async_checkpointing=True
         )
@@ -210,8 +208,8 @@ class Checkpoints:
                 yield
         except disk.NoRoom:
             if jax.process_index() == 0:
-                for partial in self.folder.glob(TEMPORARY):
-                    shutil.rmtree(partial, ignore_errors=True)
+                for partial in files.glob(self.folder, TEMPORARY):
+                    files.remove(partial)
             raise
 
 
@@ -307,7 +305,8 @@ _EMA = {"auto": None, "average": True, "params": False}
 @contextlib.contextmanager
 def _opened(workdir: str | os.PathLike) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints of a run, to be read; at least one."""
-    folder = disk.local(workdir, "--workdir").absolute() / FOLDER
+    folder = files.absolute(files.path(workdir, "--workdir")) / FOLDER
+    files.reach(folder, "give another --workdir")
     if not folder.is_dir():
         raise FileNotFoundError(f"{workdir} holds no {FOLDER}/ folder: not a run's --workdir")
     with step_items.manager(folder, create=False) as manager:
@@ -326,7 +325,7 @@ def _newest_whole(
     steps = sorted(manager.all_steps())
     if asked is not None:
         if asked not in steps:
-            workdir = pathlib.Path(manager.directory).parent
+            workdir = files.path(manager.directory).parent
             raise FileNotFoundError(f"{workdir} has no checkpoint {asked}; it has {steps}")
         return read(asked)
     for older in reversed([None, *steps[:-1]]):
@@ -346,7 +345,7 @@ def _found(manager: ocp.CheckpointManager, step: int) -> Found:
 def _stored(manager: ocp.CheckpointManager, step: int, ema: bool | None) -> store.Stored:
     """The parameters of a checkpoint, or their average, with their digests."""
     written = step_items.read_digests(manager, step)
-    folder = pathlib.Path(manager.directory) / str(step)
+    folder = files.path(manager.directory) / str(step)
     has_ema = (folder / "ema").is_dir()
     if written is not None:
         has_ema = bool(_of_item(written["arrays"], "ema"))

@@ -13,6 +13,7 @@ import os
 import pathlib
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,9 @@ from wamjax import hardware
 from wamjax.console import say
 from wamjax.training.step import Plan
 
+# The policies that "auto" tries, the fastest first where all fit: keeping every array of a layer is
+# estimated to be slower than to repeat the cheap ones, since the scan copies what it keeps.
+LADDER = ("projections", "attention", "full", "offload")
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -98,21 +102,29 @@ class Program(NamedTuple):
     compile_seconds: float
 
 
-def compile_step(work: Plan, device: jax.Device, flags: bool = True) -> Program:
+def lower(work: Plan, device: jax.Device) -> jax.stages.Lowered:
+    """Traces a planned step and lowers it for devices like `device`, which need not be here."""
+    # The runtime of a slice that is not here is the CPU, which is not what to lower for.
+    platforms = ("tpu",) if device.platform == "tpu" else None
+    return work.step.trace(work.state, work.batch).lower(lowering_platforms=platforms)
+
+
+def compile_step(
+    work: Plan, device: jax.Device, flags: bool = True, lowered: jax.stages.Lowered | None = None
+) -> Program:
     """Compiles a planned step for devices like `device`, which need not be here.
 
     Args:
       flags: whether to use those of `FLAGS`.
+      lowered: from `lower`, where it was called before.
 
     Raises:
       ValueError: the compiler does not know one of the flags.
       jax.errors.JaxRuntimeError: ``RESOURCE_EXHAUSTED`` when a device's memory does not suffice.
     """
     chosen = options(device) if flags else {}
-    # The runtime of a slice that is not here is the CPU, which is not what to lower for.
-    platforms = ("tpu",) if device.platform == "tpu" else None
     begin = time.perf_counter()
-    lowered = work.step.trace(work.state, work.batch).lower(lowering_platforms=platforms)
+    lowered = lowered or lower(work, device)
     middle = time.perf_counter()
     try:
         compiled = lowered.compile(compiler_options=chosen or None)
@@ -125,6 +137,37 @@ def compile_step(work: Plan, device: jax.Device, flags: bool = True) -> Program:
         ) from error
     end = time.perf_counter()
     return Program(compiled, chosen, memory(compiled, device), middle - begin, end - middle)
+
+
+def compile_fitting(
+    planned: Callable[[str], Plan], remat: str, device: jax.Device, flags: bool = True
+) -> tuple[Plan, Program, str]:
+    """Compiles a step that recomputes as little as fits.
+
+    Args:
+      planned: the step under a policy of `transformer.REMAT_POLICIES`.
+      remat: the policy, or "auto": the first of `LADDER` whose program fits the memory, as the
+        compiler sees it; "none" on what has no known memory, as a CPU.
+
+    Returns:
+      (the plan, its program, the policy).
+
+    Raises:
+      ValueError, jax.errors.JaxRuntimeError: as `compile_step`, where nothing fits.
+    """
+    automatic = LADDER if hardware.chip(device) else ("none",)
+    rungs = automatic if remat == "auto" else (remat,)
+    for rung in rungs:
+        work = planned(rung)
+        try:
+            program = compile_step(work, device, flags)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or rung == rungs[-1]:
+                raise
+            continue
+        if rung == rungs[-1] or (program.memory or {}).get("fits", True):
+            return work, program, rung
+    raise AssertionError("the last policy returns or raises")
 
 
 def options(device: jax.Device) -> dict[str, str]:

@@ -7,7 +7,6 @@ import collections
 import contextlib
 import itertools
 import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from wamjax import locks
+from wamjax import files, locks
 
 LAG = 2  # steps from a signal in one process to the stop of all
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as dead
@@ -67,17 +66,28 @@ def check_streak(row: dict[str, float], limit: int, last_checkpoint: int | None)
 
 
 @contextlib.contextmanager
-def alone(workdir: pathlib.Path) -> Iterator[None]:
+def alone(workdir: files.Path) -> Iterator[None]:
     """Keeps other trainings out of a run's folder; of several processes the first one does.
 
     Held by the file ``.lock`` in it, which the system lets go when the process ends, however it
-    ends. Where the file system knows no locks nothing is kept out.
+    ends. Where the file system knows no locks nothing is kept out. In a bucket, see `locks.hold`.
 
     Raises:
       Occupied: one does.
     """
     if jax.process_index() > 0:
         yield
+        return
+    advice = "wait for it or stop it, or use another --workdir"
+    if files.is_remote(workdir):
+        try:
+            with locks.hold(
+                workdir / ".lock",
+                lambda other: _end(f"{workdir} was taken by {other}, which trains there now"),
+            ):
+                yield
+        except locks.Held as error:
+            raise Occupied(f"{workdir} is in use: {error} trains there; {advice}") from None
         return
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / ".lock", "a+") as file:
@@ -87,7 +97,7 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
             file.seek(0)
             raise Occupied(
                 f"{workdir} is in use: {file.read().strip() or 'another process'} trains there; "
-                "wait for it or stop it, or use another --workdir"
+                f"{advice}"
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {locks.host()}")

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from wamjax import tree
+from wamjax import files, tree
 from wamjax.training import adapters
 from wamjax.training import state as states
 from wamjax.weights import store
@@ -124,6 +124,50 @@ def check(
     if lines:
         raise ValueError(f"{what}:" + "".join(lines))
     return missing
+
+
+def words(config, checkpoints) -> tuple[str, ...]:
+    """Finds the words that have the first ids in a run: its own, or those of what it starts from.
+
+    Args:
+      checkpoints: of the run.
+
+    Raises:
+      ValueError: what it starts from gives words ids in the other way, so that its embedding of
+        them would mean nothing.
+    """
+    if checkpoints.latest is not None:
+        return tuple(checkpoints.statistics().get("spec", {}).get("words", ()))
+    if config.model.text.kind != "tokens" or config.data.kind != "episodes":
+        return ()
+    asked, fresh = config.data.vocabulary, config.init_from.fresh
+    for part in filter(None, map(str.strip, config.init_from.path.split(","))):
+        if "=" in part or (said := _vocabulary_of(part)) is None:
+            continue
+        was, known = said
+        if was != asked and any(path.endswith("/embedding") and not _listed(path, fresh)
+                                for path in store.source(part)[0].shapes):  # fmt: skip
+            raise ValueError(f"config.data.vocabulary = {asked!r}, and {part} was trained with "
+                             f"{was!r}: set it to that, or name its embedding of words in "
+                             "config.init_from.fresh")  # fmt: skip
+        return known if was == asked else ()
+    return ()
+
+
+def _vocabulary_of(folder: str) -> tuple[str, tuple[str, ...]] | None:
+    """``data.vocabulary`` and words of a run, or of weights of one; None = nothing is said."""
+    from wamjax.training import checkpoint
+
+    path = files.path(folder)
+    if (path / store.ABOUT).exists():
+        known = store.about(path).get("plain", {}).get("words")
+        return None if known is None else ("words" if known else "hash", tuple(known))
+    if not (path / checkpoint.FOLDER).is_dir():
+        return None  # an error where it is read
+    config, statistics, _ = checkpoint.find(path)
+    if config.model.text.kind != "tokens" or config.data.kind != "episodes":
+        return None
+    return config.data.vocabulary, tuple(statistics.get("spec", {}).get("words", ()))
 
 
 def _listed(path: str, rules: Sequence[str]) -> bool:

@@ -15,7 +15,6 @@ import datetime
 import json
 import math
 import os
-import pathlib
 import secrets
 import sys
 import time
@@ -26,7 +25,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from wamjax import disk
+from wamjax import files
 from wamjax.console import say
 
 FILE = "metrics.jsonl"
@@ -36,7 +35,7 @@ Row = dict[str, float]
 
 def read(workdir: str | os.PathLike) -> list[Row]:
     """All rows of a run's metrics.jsonl; NaN for null. A torn last line is left out."""
-    path = pathlib.Path(workdir) / FILE
+    path = files.path(workdir) / FILE
     if not path.exists():
         return []
     rows = []
@@ -51,8 +50,8 @@ def read(workdir: str | os.PathLike) -> list[Row]:
 
 def rewind(workdir: str | os.PathLike, step: int) -> None:
     """Drops all lines after `step`, in one atomic replacement of the file."""
-    path = pathlib.Path(workdir) / FILE
-    disk.write_text(path, "".join(_line(r) for r in read(workdir) if r["step"] <= step))
+    path = files.path(workdir) / FILE
+    files.write_text(path, "".join(_line(r) for r in read(workdir) if r["step"] <= step))
 
 
 class Recorder:
@@ -72,7 +71,7 @@ class Recorder:
         self._file, self._bar, self._extra = None, None, []
         if self._writes:
             rewind(workdir, start)
-            self._file = open(pathlib.Path(workdir) / FILE, "a")  # noqa: SIM115
+            self._file = files.Journal(files.path(workdir) / FILE)
             self._extra = writers(workdir, config)
             bar = sys.stderr.isatty()
             self._bar = tqdm(total=self.total, initial=start, disable=not bar, unit="step")
@@ -128,8 +127,7 @@ class Recorder:
     def flush(self) -> None:
         """Puts every line on disk: a checkpoint must not be newer than its lines."""
         if self._writes:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._file.flush(must=True)
 
     def _window(self) -> Row:
         now = time.perf_counter()
@@ -167,7 +165,7 @@ class Recorder:
 class TensorBoard:
     """Writes rows as TensorBoard scalars, without TensorFlow."""
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: files.Path):
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
@@ -183,14 +181,16 @@ class TensorBoard:
 class WandB:
     """Writes rows to a wandb project; a resumed run goes on in the same wandb run."""
 
-    def __init__(self, project: str, workdir: pathlib.Path, config):
+    def __init__(self, project: str, workdir: files.Path, config):
         try:
             import wandb
         except ImportError as error:
             raise ImportError(_missing("log.wandb", "wandb")) from error
-        path = workdir.absolute()
+        path = files.absolute(workdir)
+        place = files.cache() / "wandb" if files.is_remote(path) else workdir
+        os.makedirs(place, exist_ok=True)
         self._run = wandb.init(
-            project=project, id=_wandb_id(path), name=path.name, dir=str(workdir), resume="allow",
+            project=project, id=_wandb_id(path), name=path.name, dir=str(place), resume="allow",
             config=config.to_dict(),
         )  # fmt: skip
         self.close = self._run.finish
@@ -199,19 +199,20 @@ class WandB:
         self._run.log(row, step=int(row["step"]))
 
 
-def _wandb_id(folder: pathlib.Path) -> str:
+def _wandb_id(folder: files.Path) -> str:
     """Kept in the folder: others may have the same name, and a folder may move."""
     kept = folder / "wandb_id.txt"
     if not kept.exists():
         # A run that older code started went by the name of its folder.
         begun = (folder / "wandb").is_dir()
-        kept.write_text(folder.name if begun else f"{folder.name}-{secrets.token_hex(4)}")
+        name = folder.name if begun else f"{folder.name}-{secrets.token_hex(4)}"
+        files.write_text(kept, name)
     return kept.read_text()
 
 
 def writers(workdir, config) -> list[TensorBoard | WandB]:
     """The extra writers that ``config.log`` asks for."""
-    workdir, out = pathlib.Path(workdir), []
+    workdir, out = files.path(workdir), []
     if config.log.tensorboard:
         out.append(TensorBoard(workdir / "tensorboard"))
     if config.log.wandb:
@@ -222,8 +223,8 @@ def writers(workdir, config) -> list[TensorBoard | WandB]:
 class Profile:
     """Traces the steps that ``config.profile`` asks for."""
 
-    def __init__(self, config, folder: pathlib.Path):
-        self.folder, self._running = folder, False
+    def __init__(self, config, folder: files.Path):
+        self.folder, self._running, self._draft = folder, False, contextlib.ExitStack()
         self.first = config.profile.start
         self.last = self.first + config.profile.steps
 
@@ -238,12 +239,16 @@ class Profile:
         if self._running and step >= self.last:
             self._stop()
         if not self._running and self.first <= step < self.last:
-            jax.profiler.start_trace(str(self.folder))
+            place = self.folder
+            if files.is_remote(place):  # the profiler writes on this machine
+                place = self._draft.enter_context(files.draft(place / f"from_{step}", replace=True))
+            jax.profiler.start_trace(str(place))
             self._running = True
 
     def _stop(self) -> None:
         if self._running:
             jax.profiler.stop_trace()
+            self._draft.close()
             self._running = False
             say(f"profile: {self.folder}")
 

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import logging
-import pathlib
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from wamjax import tree
+from wamjax import files, tree
 from wamjax.console import say
 from wamjax.training import integrity
 from wamjax.training.integrity import Damaged
@@ -31,7 +30,7 @@ Tree = Any
 Digests = dict[str, dict[str, Any]]
 
 
-def manager(folder: pathlib.Path, **options) -> ocp.CheckpointManager:
+def manager(folder: files.Path, **options) -> ocp.CheckpointManager:
     """A manager that knows every item by name, so that it can also tell what is in a step."""
     _say_errors_once()
     return ocp.CheckpointManager(
@@ -89,7 +88,7 @@ def digests_of(arrays: dict[str, Tree], plain: dict[str, Any], iterator) -> dict
 
 def read_digests(manager: ocp.CheckpointManager, step: int) -> Digests | None:
     """The digests of a step; None, and a line that says so, if it is of a version without them."""
-    if not (pathlib.Path(manager.directory) / str(step) / "digests").exists():
+    if not (files.path(manager.directory) / str(step) / "digests").exists():
         _say_unchecked(manager.directory, step)
         return None
     args = ocp.args.Composite(digests=ocp.args.JsonRestore())
@@ -121,7 +120,7 @@ def read_json(manager: ocp.CheckpointManager, step: int, item: str) -> dict[str,
     return found
 
 
-def check_unchanged(saved: Tree, written: Digests | None, folder: pathlib.Path) -> None:
+def check_unchanged(saved: Tree, written: Digests | None, folder: files.Path) -> None:
     """That the shapes that an item says are those that it had."""
     shapes = {path: list(x.shape) for path, x in tree.flatten(saved).items()}
     if written is not None and shapes != written["shapes"]:
@@ -157,7 +156,7 @@ def shapes_of(manager: ocp.CheckpointManager, step: int, item: str) -> Tree:
 
 
 def read_position(
-    folder: pathlib.Path, step: int, written: Digests | None
+    folder: files.Path, step: int, written: Digests | None
 ) -> dict[str, Any]:
     """Where the data stood. Each process left its position; all are the number of the next batch,
     of which each made some rows, so it goes for any number of processes.
@@ -167,17 +166,17 @@ def read_position(
     """
     own = folder / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
     with reading(folder.parent.parent, step):
-        files = [own] if own.exists() else sorted(folder.glob("process_*-of-*.json"))
-        if not files:
+        found = [own] if own.exists() else files.glob(folder, "process_*-of-*.json")
+        if not found:
             raise FileNotFoundError(f"{folder} holds no position of the data")
-        positions = [json.loads(file.read_text()) for file in files]
-    for file, position in zip(files, positions, strict=True):
+        positions = [json.loads(file.read_text()) for file in found]
+    for file, position in zip(found, positions, strict=True):
         if written is not None and integrity.of_json(position) not in written["data"].values():
             raise Damaged(f"{file} is damaged: it is not what was written")
-    for file, position in zip(files, positions, strict=True):
+    for file, position in zip(found, positions, strict=True):
         if position != positions[0]:
             raise ValueError(
-                f"{file} is at {position}, {files[0].name} at {positions[0]}, and now there are "
+                f"{file} is at {position}, {found[0].name} at {positions[0]}, and now there are "
                 f"{jax.process_count()} processes: continue with as many as before"
             )
     return positions[0]

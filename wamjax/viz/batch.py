@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 
+from wamjax import files
 from wamjax.viz import figures, sheet, video
 
 _DIMMED = 0.35
@@ -15,10 +16,10 @@ _IMAGES, _CLIPS = 64, 12  # of a batch without actions
 
 def save(
     batch: Mapping[str, np.ndarray],
-    path: str | Path,
+    path: str | os.PathLike,
     examples: int = 4,
     decode: Callable[[np.ndarray], str] | None = None,
-) -> Path:
+) -> files.Path:
     """Draws each example as a strip of frames over its instruction, actions and proprio.
 
     Frames and actions marked invalid (padding past the end of the episode) are drawn dimmed. A
@@ -57,7 +58,7 @@ def save(
     return figures.write(made, path, dpi=100)
 
 
-def _sheet(batch: Mapping[str, np.ndarray], path: str | Path, decode) -> Path:
+def _sheet(batch: Mapping[str, np.ndarray], path: str | os.PathLike, decode) -> files.Path:
     key = "video" if "video" in batch else "latents"
     examples = _IMAGES if batch[key].shape[1] == 1 else _CLIPS
     batch = {k: np.asarray(v)[:examples] for k, v in batch.items()}

@@ -5,8 +5,10 @@ Safe in threads, without a display, and beside a user's own pyplot session.
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING
+
+from wamjax import files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,9 +33,8 @@ def plain(axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def write(made: Figure, path: str | Path, dpi: int = 120) -> Path:
+def write(made: Figure, path: str | os.PathLike, dpi: int = 120) -> files.Path:
     """Writes the figure, making parent folders, in the format of the suffix. Returns the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made.savefig(path, dpi=dpi)
-    return path
+    with files.draft(path, replace=True) as draft:
+        made.savefig(draft, dpi=dpi)
+    return files.path(path)

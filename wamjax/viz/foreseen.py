@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import pathlib
-
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from wamjax import files
 from wamjax.envs.world import Recording
 from wamjax.viz import video
 
 
-def save(policy, config: ConfigDict, done: Recording, path: pathlib.Path) -> None:
+def save(policy, config: ConfigDict, done: Recording, path: files.Path) -> None:
     """What happened, and beside it what was predicted at each new plan.
 
     Variants that do not predict video get the real frames only.
@@ -48,7 +47,7 @@ def _predictions(
     if not objective.imagines:
         return None
     steps = frames.shape[1]
-    words = told(config, objective, done.instructions)
+    words = told(config, policy, done.instructions)
     imagine = jax.jit(
         lambda params, observation, key: objective.imagine(
             params, policy.normalizers, observation, key

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
+from wamjax import files
 from wamjax.models.visibility import Visibility
 from wamjax.viz import figures
 
@@ -21,8 +22,8 @@ def text(visibility: Visibility, lengths: Mapping[str, int] | None = None) -> st
 
 
 def save(
-    visibility: Visibility, path: str | Path, lengths: Mapping[str, int] | None = None
-) -> Path:
+    visibility: Visibility, path: str | os.PathLike, lengths: Mapping[str, int] | None = None
+) -> files.Path:
     """Draws the table: row attends column where the cell is filled.
 
     Args:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from wamjax import files
 from wamjax.viz import figures
 from wamjax.viz.intervals import Interval, student_t, wilson
 
 
-def losses(workdir: str | Path, path: str | Path | None = None) -> Path:
+def losses(workdir: str | os.PathLike, path: str | os.PathLike | None = None) -> files.Path:
     """Draws every loss of ``metrics.jsonl``, and under them gradient norm and learning rate.
 
     Thin lines are the recorded values, thick ones a running mean over about 2 % of the run. Steps
@@ -28,7 +29,7 @@ def losses(workdir: str | Path, path: str | Path | None = None) -> Path:
     """
     from wamjax.training import metrics
 
-    workdir = Path(workdir)
+    workdir = files.path(workdir)
     rows = metrics.read(workdir)
     names = sorted({k for row in rows for k in row if k.split("/")[0].startswith("loss")})
     if not names:
@@ -56,7 +57,7 @@ def losses(workdir: str | Path, path: str | Path | None = None) -> Path:
     return figures.write(made, path or workdir / "media" / "losses.png")
 
 
-def success(result: Mapping[str, Any] | str | Path, path: str | Path) -> Path:
+def success(result: Mapping[str, Any] | str | os.PathLike, path: str | os.PathLike) -> files.Path:
     """Draws the success rate of each task with its 95 % Wilson interval.
 
     Args:
@@ -65,7 +66,7 @@ def success(result: Mapping[str, Any] | str | Path, path: str | Path) -> Path:
       path: a PNG.
     """
     if not isinstance(result, Mapping):
-        result = json.loads(Path(result).read_text())
+        result = json.loads(files.path(result).read_text())
     rows = [*result["per_task"].items(), ("all tasks", result)]
     made = figures.figure(7.5, 1.5 + 0.38 * len(rows))
     axes = made.add_subplot()
@@ -91,9 +92,9 @@ def success(result: Mapping[str, Any] | str | Path, path: str | Path) -> Path:
 
 def ablation(
     table: Mapping[str, Mapping[str, Sequence[float]]],
-    path: str | Path,
+    path: str | os.PathLike,
     latency: Mapping[str, float] | None = None,
-) -> Path:
+) -> files.Path:
     """Draws success by variant under each condition: bars are means over seeds, dots are seeds.
 
     Args:

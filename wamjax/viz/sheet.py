@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from wamjax import files
 from wamjax.viz import video
 
 TILE = 64  # pixels: what the shorter side of a smaller picture is brought up to
@@ -61,9 +62,8 @@ def captioned(tiles: Sequence[np.ndarray], titles: Sequence[str] | None) -> list
     return out
 
 
-def save(clips: np.ndarray, path: str | Path, titles=None, columns: int = 0) -> Path:
+def save(clips: np.ndarray, path: str | os.PathLike, titles=None, columns: int = 0) -> files.Path:
     """Writes a `sheet` as PNG, making parent folders."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet(clips, titles, columns)).save(path)
-    return path
+    with files.draft(path, replace=True) as draft:
+        Image.fromarray(sheet(clips, titles, columns)).save(draft)
+    return files.path(path)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
+import pathlib
 import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from wamjax import files
 from wamjax.viz.figures import BAD, GOOD
 
 _WATCHABLE = 192  # pixels: what the shorter side of a smaller picture is brought up to
 
 
-def save_mp4(frames: np.ndarray, path: str | Path, fps: float, scale: int = 0) -> Path:
+def save_mp4(frames: np.ndarray, path: str | os.PathLike, fps: float, scale: int = 0) -> files.Path:
     """Writes an H.264 video that browsers play.
 
     Args:
@@ -35,20 +37,22 @@ def save_mp4(frames: np.ndarray, path: str | Path, fps: float, scale: int = 0) -
     _, h, w, _ = frames.shape
     # The codec halves the colour planes, so both sides must be even.
     frames = np.pad(frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), "edge")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = files.path(path)
     try:
         import imageio_ffmpeg
 
         program = imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError):
         return save_gif(frames, path.with_suffix(".gif"), fps)
-    _encode(program, frames, path, fps)
+    with files.draft(path, replace=True) as draft:
+        _encode(program, frames, draft, fps, path)
     return path
 
 
-def _encode(program: str, frames: np.ndarray, path: Path, fps: float) -> None:
-    """Has ffmpeg write `frames`.
+def _encode(
+    program: str, frames: np.ndarray, draft: pathlib.Path, fps: float, path: files.Path
+) -> None:
+    """Has ffmpeg write `frames` into `draft`, which becomes `path`.
 
     Not by `imageio_ffmpeg.write_frames`: it runs Python between fork and exec, which may deadlock a
     process with the threads of JAX. A process group of its own, which needs no such code, keeps an
@@ -58,7 +62,7 @@ def _encode(program: str, frames: np.ndarray, path: Path, fps: float) -> None:
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{w}x{h}", "-r", f"{fps:.6g}", "-i", "-"]
     pixels = np.ascontiguousarray(frames).data.cast("B")
     for codec in (["-vcodec", "libx264", "-crf", "10"], ["-q:v", "2"]):  # not every ffmpeg has x264
-        command = [program, "-y", "-v", "error", *raw, *codec, "-pix_fmt", "yuv420p", str(path)]
+        command = [program, "-y", "-v", "error", *raw, *codec, "-pix_fmt", "yuv420p", str(draft)]
         done = subprocess.run(command, input=pixels, capture_output=True, process_group=0)
         if not done.returncode:
             return
@@ -66,13 +70,13 @@ def _encode(program: str, frames: np.ndarray, path: Path, fps: float) -> None:
     raise OSError(f"{path}: ffmpeg ended with {done.returncode}: {why}")
 
 
-def save_gif(frames: np.ndarray, path: str | Path, fps: float) -> Path:
+def save_gif(frames: np.ndarray, path: str | os.PathLike, fps: float) -> files.Path:
     """Writes a looping GIF (256 colours for each frame, time in steps of 10 ms)."""
     images = [Image.fromarray(f) for f in _checked(frames)]
-    images[0].save(
-        path, save_all=True, append_images=images[1:], duration=max(20, round(1000 / fps)), loop=0
-    )
-    return Path(path)
+    options = {"duration": max(20, round(1000 / fps)), "loop": 0}
+    with files.draft(path, replace=True) as draft:
+        images[0].save(draft, save_all=True, append_images=images[1:], **options)
+    return files.path(path)
 
 
 def upscale(frames: np.ndarray, factor: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +17,14 @@ import numpy as np
 from jaxtyping import Array
 
 from wamjax.diffusion.flow import STRAIGHT
-from wamjax.diffusion.process import Process
+from wamjax.diffusion.process import Process, align
 from wamjax.diffusion.solvers import SOLVERS
 from wamjax.diffusion.stochastic import ancestral
 from wamjax.models.layers import widest
 from wamjax.models.transformer import Cache
 from wamjax.models.visibility import Visibility, cacheable
 from wamjax.wam.loss import plain
+from wamjax.wam.prefix import Pin
 
 Groups = dict[str, Array]
 
@@ -104,10 +106,18 @@ class Denoiser:
         _, new = self.network(values, times, {}, table, cache=cache, emit=emit)
         return Cache(new.tokens, cache.context)
 
-    def step(self, cache: Cache, values: Groups, times, predict: tuple[str, ...], **extra):
+    def step(
+        self,
+        cache: Cache,
+        values: Groups,
+        times,
+        predict: tuple[str, ...],
+        pins: Mapping[str, Pin] | None = None,
+        **extra,
+    ):
         """One evaluation: outputs for `predict` given the cache."""
         table = self.visibility.restrict({*values, *cache.tokens})
-        values = self._encoded(values, predict)
+        values = self._encoded(values, predict, pins)
         return self.network(values, times, {}, table, cache=cache, predict=predict, **extra)[0]
 
     def sample(
@@ -122,6 +132,7 @@ class Denoiser:
         extras: dict[str, Array] | None = None,
         states: bool = False,
         fresh: Groups | None = None,
+        pins: Mapping[str, Pin] | None = None,
     ) -> tuple[Groups, Cache]:
         """Denoises `noise` along `schedules` while `given` stays clean.
 
@@ -134,12 +145,14 @@ class Denoiser:
           extras: further arguments of the network that have a value for every level, (steps + 1,).
           states: return the whole way.
           fresh: group -> standard normals (steps, ...) of "ancestral", instead of draws of `rng`.
+          pins: of groups of `noise`: slots that are clean at every step, and in what is returned.
+            The network is told as many levels of such a group as it has slots.
 
         Returns:
           (denoised groups, the cache for a later stage); with `states`, the groups at every level
           of their schedules, (steps + 1, ...), from the start to what is denoised.
         """
-        predicted = tuple(noise)
+        predicted, pins = tuple(noise), dict(pins or {})
         if self.use_cache:
             cache, rest = self.prefill(given, contexts, predicted, cache)
             contexts = {}
@@ -147,16 +160,19 @@ class Denoiser:
             rest = given
         still = self._clean_times(rest)
         grids = {g: jnp.asarray(s, widest()) for g, s in schedules.items()}
+        clean = self._clean_times({g: noise[g] for g in pins})
         points = jax.vmap(self._times_at)(grids), extras or {}
         scale = {g: self.process.c_in(s) for g, s in grids.items()}
 
         def output(x: Groups, point):
             (now, extra), factor = point
             x = {g: v * factor[g].astype(v.dtype) for g, v in x.items()}
+            x |= {g: pinned(pin, x[g]) for g, pin in pins.items()}
+            now = now | {g: _told(pin, clean[g], now[g]) for g, pin in pins.items()}
             if self.use_cache:
-                return self.step(cache, rest | x, still | now, predicted, **extra)
+                return self.step(cache, rest | x, still | now, predicted, pins, **extra)
             table = self.visibility.restrict({*rest, *x})
-            values = self._encoded(rest | x, predicted)
+            values = self._encoded(rest | x, predicted, pins)
             return self.network(values, still | now, contexts, table, predict=predicted, **extra)[0]
 
         points = points, scale
@@ -168,12 +184,20 @@ class Denoiser:
                     "solver 'ancestral' adds noise at every step: give a key or the noise"
                 )
             options = {"states": states, "noise": fresh}
-            return ancestral(output, noise, schedules, points, self.process, rng, **options), cache
-        return SOLVERS[solver](output, noise, schedules, points, self.process, states), cache
+            done = ancestral(output, noise, schedules, points, self.process, rng, **options)
+        else:
+            done = SOLVERS[solver](output, noise, schedules, points, self.process, states)
+        # What solvers make of pinned slots on the way is never read.
+        return done | {g: pinned(pin, done[g]) for g, pin in pins.items()}, cache
 
-    def _encoded(self, values: Groups, predicted: tuple[str, ...]) -> Groups:
+    def _encoded(
+        self,
+        values: Groups,
+        predicted: tuple[str, ...],
+        pins: Mapping[str, Pin] | None = None,
+    ) -> Groups:
         given = {g: jnp.full((1, 1), g not in predicted) for g in values}
-        return self.encode(values, given)
+        return self.encode(values, given | {g: pin.mask for g, pin in (pins or {}).items()})
 
     def _times_at(self, levels: Groups):
         """Time conditioning of one level for each group."""
@@ -184,3 +208,13 @@ class Denoiser:
         """Time conditioning of groups at the level of data."""
         clean = float(self.process.schedule(1)[-1])
         return self._times_at({g: jnp.asarray(clean, widest()) for g in groups})
+
+
+def pinned(pin: Pin, values: Array) -> Array:
+    """Values (..., b, m, ...) with those of the pin where it is."""
+    return jnp.where(align(pin.mask, pin.values), pin.values.astype(values.dtype), values)
+
+
+def _told(pin: Pin, clean: Any, now: Any) -> Any:
+    """Time conditioning of slots: that of data where they are pinned."""
+    return jax.tree.map(lambda c, n: jnp.where(align(pin.mask, n), c, n), clean, now)

@@ -20,6 +20,7 @@ import jax
 from jaxtyping import Array, Float
 
 from wamjax.models.visibility import Visibility
+from wamjax.wam.prefix import Prefix
 from wamjax.wam.uses import Use
 
 Batch = dict[str, Array]
@@ -93,12 +94,14 @@ class Policy(Objective, Protocol):
 
     Attributes:
       discount: of the return that it predicts, for each control step.
+      prefix_max: most first actions of a chunk that `policy` may be given; 0: it takes no prefix.
       judges: whether it can say what it expects of its actions.
       denoises: whether `by_level` knows what its loss is at noise levels.
     """
 
     kind: ClassVar[str] = "policy"
     discount: float = 1.0
+    prefix_max: int = 0
     judges: ClassVar[bool] = False
     denoises: ClassVar[bool] = False
 
@@ -136,6 +139,7 @@ class Policy(Objective, Protocol):
         rng: Array | None,
         mode: str | None = None,
         noise: Any = None,
+        prefix: Prefix | None = None,
     ) -> Float[Array, "b j a"]:
         """A chunk of actions in robot units.
 
@@ -146,6 +150,11 @@ class Policy(Objective, Protocol):
           rng: one key, or one for each example.
           mode: one of `modes`; the first by default.
           noise: to start from instead of draws of `rng`.
+          prefix: first actions of the chunk that the robot is committed to, at most `prefix_max`;
+            they come back unchanged.
+
+        Raises:
+          ValueError: it takes no prefix, and there is one.
         """
         raise NotImplementedError
 

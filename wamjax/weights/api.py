@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wamjax import files as storage
 from wamjax import tree
 from wamjax.weights import families, files, sizing, store
 from wamjax.weights.plan import Mismatch, Plan, Slice
@@ -46,7 +46,7 @@ def load(
       Mismatch: keys or shapes are not those of the family; names the first of each kind.
       Damaged: a folder of `convert` is not what was written.
     """
-    path = pathlib.Path(path)
+    path = storage.path(path)
     if (path / store.ABOUT).exists():
         plan, params = _converted(family, path, config)
         return tree.unflatten(params.load(_wanted(plan, shardings, dtype, params.arrays)))
@@ -78,7 +78,7 @@ def _wanted(
     return out
 
 
-def _converted(family: str, folder: pathlib.Path, config: Config) -> tuple[Plan, store.Stored]:
+def _converted(family: str, folder: storage.Path, config: Config) -> tuple[Plan, store.Stored]:
     """The key map of a folder of `convert`, and its parameters."""
     about = store.about(folder)
     if about["family"] != family:

@@ -12,13 +12,13 @@ computed has the dtype of the weights.
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
+from wamjax import files
 from wamjax.models import tokenizer as tokenizers
 from wamjax.weights import api, families, store
 from wamjax.weights.codecs import load_codec
@@ -49,7 +49,7 @@ def text(weights: str | os.PathLike, length: int) -> Text:
       FileNotFoundError: there is no tokenizer in the folder.
       ValueError: the folder holds something else.
     """
-    about, place = store.about(weights), pathlib.Path(weights) / store.TOKENIZER
+    about, place = store.about(weights), files.path(weights) / store.TOKENIZER
     family = about["family"]
     if family not in CLEAN:
         known = ", ".join(CLEAN)

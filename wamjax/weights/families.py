@@ -6,10 +6,10 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from wamjax import files
 from wamjax.config import did_you_mean
 from wamjax.config_keys import RENAMED
 from wamjax.models import t5
@@ -230,7 +230,7 @@ def changes(name: str, config: Sizes | str | os.PathLike | None = None) -> dict[
     given = config or {}
     if not isinstance(given, Mapping):
         with bounds.reading(given, "holds no sizes"):
-            given = bounds.read_json(pathlib.Path(given).read_bytes())
+            given = bounds.read_json(files.path(given).read_bytes())
             if not isinstance(given, dict):
                 raise ValueError(f"it is {bounds.short(given)}")
     old = {key: KEYS[key] for key in given if key not in known and KEYS.get(key) in known}

@@ -5,13 +5,12 @@ Keys of nested dicts are joined by "/", which no state dict uses: ``mot/mixtures
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from wamjax import files as storage
 from wamjax.weights import bounds, safetensors, torch_files
 from wamjax.weights.bounds import BadFile
 from wamjax.weights.tensor import Tensor, Tensors
@@ -40,7 +39,7 @@ def read(path: str | os.PathLike) -> Contents:
       FileNotFoundError, ValueError: it is not there, or not clear which.
       BadFile: it cannot be read; names the file and what is wrong with it.
     """
-    path = pathlib.Path(path)
+    path = storage.path(path)
     if path.is_dir():
         path = _only(path)
     if path.name.endswith(".index.json"):
@@ -48,17 +47,17 @@ def read(path: str | os.PathLike) -> Contents:
     return _one(path)
 
 
-def _one(path: pathlib.Path) -> Contents:
+def _one(path: storage.Path) -> Contents:
     if path.suffix in SAFETENSORS:
-        return Contents(safetensors.read(path), {})
+        return Contents(safetensors.read(storage.fetch(path)), {})
     if path.suffix in TORCH:
-        value = torch_files.read(path)
+        value = torch_files.read(storage.fetch(path))
         with bounds.reading(path, "is no torch file that can be read"):
             return _flatten(value)
     raise ValueError(f"{path} is none of {', '.join((*SAFETENSORS, *TORCH))}")
 
 
-def _only(folder: pathlib.Path) -> pathlib.Path:
+def _only(folder: storage.Path) -> storage.Path:
     """The one thing in a folder that holds weights; an index goes before its shards."""
     names = sorted(p.name for p in folder.iterdir())
     for endings in ((".index.json",), SAFETENSORS, TORCH):
@@ -70,13 +69,14 @@ def _only(folder: pathlib.Path) -> pathlib.Path:
     raise FileNotFoundError(f"{folder} holds no weights: {names or 'it is empty'}")
 
 
-def _sharded(index: pathlib.Path) -> dict[str, Tensor]:
+def _sharded(index: storage.Path) -> dict[str, Tensor]:
     """The tensors of all shards; the index and they must agree."""
     with bounds.reading(index, "is no index of shards"):
-        size = bounds.size_of(index)
+        local = storage.fetch(index)
+        size = bounds.size_of(local)
         if size > bounds.HEADER:
             raise ValueError(f"it has {size} bytes, no model needs more than {bounds.HEADER}")
-        where = bounds.read_json(index.read_bytes())["weight_map"]
+        where = bounds.read_json(local.read_bytes())["weight_map"]
         if not isinstance(where, dict) or not all(isinstance(n, str) for n in where.values()):
             raise ValueError("its weight_map is not names of files by key")
         for key in where:
@@ -158,10 +158,10 @@ def write(
       FileExistsError: it is there already.
       ValueError: keys or values that the format does not have.
     """
-    path = pathlib.Path(path)
+    path = storage.path(path)
     if plain and path.suffix not in TORCH:
         raise ValueError(f"only a torch file ({', '.join(TORCH)}) holds {sorted(plain)}: {path}")
-    with draft(path) as place:
+    with storage.draft(path) as place:
         if path.suffix in TORCH:
             torch_files.write(place, nested({**tensors, **(plain or {})}))
         elif path.suffix in SAFETENSORS:
@@ -169,25 +169,3 @@ def write(
         else:
             place.mkdir()
             safetensors.write_sharded(place, tensors, limit)
-
-
-@contextlib.contextmanager
-def draft(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A place to write a file or folder that appears at `path` when it is complete, or never.
-
-    Raises:
-      FileExistsError: there is one already.
-    """
-    path = pathlib.Path(path).absolute()
-    if path.exists():
-        raise FileExistsError(f"{path} exists; remove it or choose another output")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    place = path.with_name(f".{os.getpid()}-{path.name}")  # keeps the ending
-    try:
-        yield place
-        place.rename(path)
-    finally:
-        if place.is_dir():
-            shutil.rmtree(place)
-        else:
-            place.unlink(missing_ok=True)

@@ -119,7 +119,7 @@ def _offsets(path, name: str, entry: Any) -> tuple[int, int]:
 def write(
     path: str | os.PathLike, tensors: Tensors, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a file, reading one tensor at a time. Not atomic: see `files.draft`.
+    """Writes a file, reading one tensor at a time. Not atomic: see `wamjax.files.draft`.
 
     Raises:
       ValueError: a dtype that the format does not have.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 from einops import EinopsError, rearrange
 
+from wamjax import files
 from wamjax.models import dit
 from wamjax.weights import bounds, families, store
 from wamjax.weights.plan import Mismatch, Plan
@@ -218,7 +218,7 @@ def _beside(
     family: str, path: str | os.PathLike | None, layers: int, inner: int
 ) -> dict[str, Any]:
     """What the published ``config.json`` beside a file says, if it is of a network as large."""
-    place = pathlib.Path(path or "")
+    place = files.path(path or "")
     place = (place if place.is_dir() else place.parent) / "config.json"
     if path is None or not place.is_file():
         return {}

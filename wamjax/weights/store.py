@@ -29,11 +29,11 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from absl import logging
 
+from wamjax import files as storage
 from wamjax import tree
 from wamjax.models import tokenizer as tokenizers
 from wamjax.training import integrity
 from wamjax.training.integrity import Damaged
-from wamjax.weights import files
 from wamjax.weights.plan import Slice
 from wamjax.weights.tensor import Tensor
 
@@ -66,7 +66,7 @@ def write(
     layers: dict[str, int] = {}
     for path, layer in slices:
         layers[path] = layers.get(path, 0) + (layer is not None)
-    with files.draft(folder) as draft:
+    with storage.draft(folder, last=ABOUT) as draft:
         draft.mkdir()
         place = draft / PARAMS
         leaves = {path: np.zeros((), slices[path, 0 if n else None].dtype)
@@ -83,7 +83,7 @@ def write(
             digests[path] = integrity.text(total)
         for file in beside:
             (draft / TOKENIZER).mkdir(exist_ok=True)
-            shutil.copyfile(file, draft / TOKENIZER / file.name)
+            shutil.copyfile(storage.fetch(file), draft / TOKENIZER / file.name)
         text = {**about, "format": FORMAT, "digests": digests,
                 "files": {file.name: _of_file(file) for file in beside}}  # fmt: skip
         text = json.loads(json.dumps(text))  # what will be read: lists and text keys
@@ -96,12 +96,12 @@ def _of_about(text: Mapping[str, Any]) -> str:
     return integrity.of_json({k: v for k, v in text.items() if k != "digest"})
 
 
-def _of_file(path: pathlib.Path) -> str:
+def _of_file(path: storage.Path | pathlib.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _tokenizer_files(path: str | os.PathLike) -> list[pathlib.Path]:
-    path = pathlib.Path(path)
+def _tokenizer_files(path: str | os.PathLike) -> list[storage.Path]:
+    path = storage.path(path)
     files = [path / name for name in tokenizers.FILES] if path.is_dir() else [path]
     found = [file for file in files if file.name in tokenizers.FILES and file.exists()]
     if not found:
@@ -315,7 +315,7 @@ def read(folder: str | os.PathLike, digests: Mapping[str, str] | None = None) ->
       FileNotFoundError: it is none.
       Damaged: it is broken, or has not the arrays of the digests.
     """
-    folder = pathlib.Path(folder).absolute()
+    folder = storage.absolute(folder)
     if not (folder / "_METADATA").exists():
         raise FileNotFoundError(f"{folder} is no Orbax checkpoint of parameters")
     try:
@@ -335,20 +335,20 @@ def read(folder: str | os.PathLike, digests: Mapping[str, str] | None = None) ->
 
 
 @functools.cache
-def _say_unchecked(folder: pathlib.Path) -> None:
+def _say_unchecked(folder: storage.Path) -> None:
     logging.warning(
         "%s is of an earlier version and has no digests: flipped bits in it go unnoticed; convert "
         "or export it again", folder,
     )  # fmt: skip
 
 
-def _open(folder: pathlib.Path) -> dict[str, ts.TensorStore]:
+def _open(folder: storage.Path) -> dict[str, ts.TensorStore]:
     about = json.loads((folder / "_METADATA").read_text())
     arrays = {}
     for entry in about["tree_metadata"].values():
         names = [str(part["key"]) for part in entry["key_metadata"]]
-        base, name = {"driver": "file", "path": f"{folder}/"}, ".".join(names)
-        kvstore = {"driver": "file", "path": f"{folder / name}/"}
+        base, name = _kvstore(folder), ".".join(names)
+        kvstore = _kvstore(folder / name)
         if about["use_ocdbt"]:
             kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
         driver = "zarr3" if about["use_zarr3"] else "zarr"
@@ -356,7 +356,15 @@ def _open(folder: pathlib.Path) -> dict[str, ts.TensorStore]:
     return {path: future.result() for path, future in arrays.items()}
 
 
-def _check_chunks(folder: pathlib.Path, arrays: Mapping[str, ts.TensorStore]) -> None:
+def _kvstore(folder: storage.Path) -> dict[str, str]:
+    """A folder, in TensorStore's words."""
+    if not storage.is_remote(folder):
+        return {"driver": "file", "path": f"{folder}/"}
+    bucket, _, place = str(folder).removeprefix(storage.BUCKET).partition("/")
+    return {"driver": "gcs", "bucket": bucket, "path": f"{place}/"}
+
+
+def _check_chunks(folder: storage.Path, arrays: Mapping[str, ts.TensorStore]) -> None:
     """Raises `Damaged` if a file of an array is gone; `write` leaves none out."""
     for path, array in arrays.items():
         place = folder / path.replace("/", ".")
@@ -382,7 +390,7 @@ def source(path: str | os.PathLike, ema: bool | None = None) -> tuple[Stored, in
     """
     from wamjax.training import checkpoint
 
-    path = pathlib.Path(path)
+    path = storage.path(path)
     if (path / ABOUT).exists():
         if ema:
             raise ValueError(f"{path} holds converted weights: they have no moving average")
@@ -401,7 +409,7 @@ def about(folder: str | os.PathLike) -> dict[str, Any]:
       FileNotFoundError, ValueError: it is none, or of another format.
       Damaged: it, or a file of a tokenizer beside it, is not what was written.
     """
-    folder = pathlib.Path(folder)
+    folder = storage.path(folder)
     path = folder / ABOUT
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no {ABOUT}: it was not made by wamjax.convert")

@@ -280,7 +280,7 @@ def _known(budget: pickles.Budget, inside: bool = False) -> pickles.Known:
 def write(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
     """Writes nested dicts of `Tensor` and plain data; ``torch.load(weights_only=True)`` reads it.
 
-    One tensor is in memory at a time. Not atomic: see `files.draft`.
+    One tensor is in memory at a time. Not atomic: see `wamjax.files.draft`.
 
     Raises:
       ValueError: a dtype that torch's storages do not have, or a value that is not plain data.

@@ -98,8 +98,16 @@ def convert(
         if len(frames) != back.max() + 1:
             raise SourceError(f"{entry.file} ({entry.name}): {len(frames)} pictures of camera "
                               f"{camera!r}, {back.max() + 1} are wanted")  # fmt: skip
+    shown = {camera: [frames[j] for j in back] for camera, frames in pictures.items()}
+    return dataclasses.replace(numbered(state, track, i, entry, settings), images=shown), about
+
+
+def numbered(
+    state: np.ndarray, track: steps.Steps, i: int, entry: Entry, settings: Settings
+) -> Episode:
+    """Makes an episode of `numbers`, without pictures."""
     return Episode(
-        images={camera: [frames[j] for j in back] for camera, frames in pictures.items()},
+        images={},
         proprio=state[track.observations].astype(np.float32),
         actions=track.actions.astype(np.float32),
         instruction=instruction(entry, settings),
@@ -107,7 +115,7 @@ def convert(
         returns=_returns(track, entry, settings),
         task=entry.task or entry.instruction,
         seed=i,
-    ), about
+    )
 
 
 def numbers(

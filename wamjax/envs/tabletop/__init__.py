@@ -30,13 +30,15 @@ from wamjax.envs.tabletop.rollout import MAX_STEPS, Episodes, Rollout, expert_ep
 from wamjax.envs.tabletop.shifts import SHIFTS, Shift
 from wamjax.envs.tabletop.tasks import (
     TASKS,
+    TURNING,
     instruction,
     instruction_tokens,
     reset,
+    step,
     success,
     task_id,
 )
-from wamjax.envs.tabletop.world import ACTION_DIM, CONTROL_HZ, PROPRIO_DIM, State, step
+from wamjax.envs.tabletop.world import ACTION_DIM, CONTROL_HZ, PROPRIO_DIM, State
 
 __all__ = [
     "ACTION_DIM",
@@ -46,6 +48,7 @@ __all__ = [
     "PROPRIO_DIM",
     "SHIFTS",
     "TASKS",
+    "TURNING",
     "Episodes",
     "Rollout",
     "Shift",

@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -24,11 +21,13 @@ import jax
 import numpy as np
 import tqdm
 
+from wamjax import files
 from wamjax.data.records import turn
 from wamjax.data.sources import cache_root
 from wamjax.envs import tabletop
 from wamjax.envs.tabletop.render import SIZE
 
+LAST = "settings.json"
 CHUNK = 128  # episodes simulated, and frames drawn, by one call
 NOISE = 0.1  # on the expert's actions, in action units: a slightly shaky hand
 MOVING = 0.75  # a clip shows at least this share of the most travel that its episode has to show
@@ -72,13 +71,14 @@ def ensure_clips(settings: Settings, root: str = "", progress: bool = True) -> d
       KeyError, ValueError: settings that make no clips.
     """
     _check(settings)
-    root = pathlib.Path(root).expanduser() if root else cache_root()
+    root = files.path(root, "config.data.root") if root else cache_root()
     path = root / f"clips-{_fingerprint(settings)}"
-    if not path.exists():
+    if not files.is_there(path, LAST):
         with turn(path):
-            if not path.exists():  # another process may have been faster
+            if not files.is_there(path, LAST):  # another process may have been faster
                 _make(settings, path, progress)
-    return {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in ("video", "task")}
+    places = {name: files.fetch(path / f"{name}.npy") for name in ("video", "task")}
+    return {name: np.load(place, mmap_mode="r") for name, place in places.items()}
 
 
 def chunks(settings: Settings) -> Iterator[dict[str, np.ndarray]]:
@@ -131,14 +131,13 @@ def shrink(pictures: np.ndarray, size: int) -> np.ndarray:
     return np.round(squares.mean(axis=(-2, -4))).astype(np.uint8)
 
 
-def _make(settings: Settings, path: pathlib.Path, progress: bool) -> None:
-    """Writes into a hidden folder beside `path` and renames it when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+def _make(settings: Settings, path: files.Path, progress: bool) -> None:
+    """Writes beside `path` what gets that name when it is complete."""
     shape = (settings.count, settings.frames, settings.size, settings.size, 3)
     bar = tqdm.tqdm(total=settings.count, unit="clip", desc="clips", disable=not progress)
     try:
-        with bar:
+        with files.draft(path, last=LAST) as folder, bar:
+            folder.mkdir()
             create = np.lib.format.open_memmap
             video = create(folder / "video.npy", "w+", np.uint8, shape)
             task = create(folder / "task.npy", "w+", np.int32, shape[:1])
@@ -150,12 +149,10 @@ def _make(settings: Settings, path: pathlib.Path, progress: bool) -> None:
                 start = end
             video.flush()
             task.flush()
-        (folder / "settings.json").write_text(json.dumps(settings._asdict()) + "\n")
-        os.rename(folder, path)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
+            (folder / LAST).write_text(json.dumps(settings._asdict()) + "\n")
+    except OSError:
         # Another process may have been faster: then these clips are there, and are the same.
-        if not (isinstance(error, OSError) and path.exists()):
+        if not files.is_there(path, LAST):
             raise
 
 

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from wamjax.envs.joins import SYNC, Join
 from wamjax.envs.tabletop.render import CAMERAS, render_episode
 from wamjax.envs.tabletop.rollout import MAX_STEPS, Rollout, expert_episodes, rollout
 from wamjax.envs.tabletop.shifts import SHIFTS, Shift
-from wamjax.envs.tabletop.tasks import TASKS, instruction, task_id
+from wamjax.envs.tabletop.tasks import TASKS, TURNING, instruction, task_id
 from wamjax.envs.tabletop.world import CONTROL_HZ, State
 from wamjax.envs.world import Demonstrations, Dials, Recording
 
@@ -49,11 +50,12 @@ class Tabletop:
         max_steps: int = MAX_STEPS,
         execute: int = 8,
         record: bool = False,
+        join: Join = SYNC,
     ) -> Recording:
         """See `World.roll_out`; one jitted program."""
         del cameras  # what the policy does not look at is not drawn
         done = rollout(
-            policy, keys, _ids(tasks), Shift(**shift), told, max_steps, execute, record
+            policy, keys, _ids(tasks), Shift(**shift), told, max_steps, execute, record, join
         )
         return _recording(tasks, jax.tree.map(np.asarray, done._replace(states=None)))
 
@@ -81,6 +83,13 @@ class Tabletop:
         rows = np.arange(len(tasks)) if draw is None else np.asarray(draw(done), int)
         where = [(row, t) for row in rows for t in range(episodes.length[row] + 1)]
         return done._replace(recording=record._replace(frames=_draw(episodes.states, where)))
+
+
+class Turntable(Tabletop):
+    """The same robot at a table that turns under the blocks: what it saw is no longer so."""
+
+    name = "turntable"
+    tasks = {task: instruction(task) for task in TURNING}
 
 
 def _ids(tasks: Sequence[str]) -> np.ndarray:

@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from wamjax.envs.joins import SYNC, Join
 from wamjax.envs.tabletop import tasks
 from wamjax.envs.tabletop.expert import intention, with_noise
 from wamjax.envs.tabletop.render import observe, render
 from wamjax.envs.tabletop.shifts import Shift
-from wamjax.envs.tabletop.world import ACTION_DIM, State, proprio, step
+from wamjax.envs.tabletop.tasks import step
+from wamjax.envs.tabletop.world import ACTION_DIM, State, proprio
 from wamjax.envs.world import SETTLE
 
 MAX_STEPS = 40  # control steps in which the expert all but always succeeds
@@ -72,6 +74,7 @@ def rollout(
     max_steps: int = MAX_STEPS,
     execute: int = 8,
     record: bool = False,
+    join: Join = SYNC,
 ) -> Rollout:
     """Runs a policy in closed loop, all episodes at once, as one jitted program.
 
@@ -85,6 +88,7 @@ def rollout(
       max_steps: steps after which an episode has failed.
       execute: actions executed of each planned chunk before the policy looks again.
       record: whether to render and return every frame (24 kB each).
+      join: how plans follow each other, and how late they come.
 
     Raises:
       ValueError: the policy returns fewer actions than `execute`, or of another width.
@@ -92,27 +96,38 @@ def rollout(
     if not isinstance(policy, jax.tree_util.Partial):
         policy = jax.tree_util.Partial(policy)
     task_ids, told = jnp.asarray(task_ids), dict(told or {})
-    return _rollout(policy, keys, task_ids, shift, told, max_steps, execute, record)
+    return _rollout(policy, keys, task_ids, shift, told, max_steps, execute, record, join)
 
 
-@functools.partial(jax.jit, static_argnames=("max_steps", "execute", "record"))
-def _rollout(policy, keys, task_ids, shift, told, max_steps, execute, record) -> Rollout:
+@functools.partial(jax.jit, static_argnames=("max_steps", "execute", "record", "join"))
+def _rollout(policy, keys, task_ids, shift, told, max_steps, execute, record, join) -> Rollout:
     def act(states, actions):
         states = jax.vmap(step, (0, 0, None))(states, actions, shift)
         return states, (states, jax.vmap(tasks.success)(states))
 
-    def plan_and_act(states, number):
+    def plan(states, number, committed):
         observation = jax.vmap(observe, (0, None))(states, shift)
         # From the episode's own key: what it draws does not depend on its neighbours.
         own = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, 1), number))(keys)
-        chunk, extras = _checked(policy({**observation, **told}, own), len(task_ids), execute)
-        actions = jnp.swapaxes(chunk[:, :execute], 0, 1)
+        prefix = () if committed is None else (committed,)
+        return _checked(policy({**observation, **told}, own, *prefix), len(task_ids), execute)
+
+    def plan_and_act(carry, number):
+        states, ahead = carry
+        chunk, extras = plan(states, number, join.committed(ahead))
+        actions, ahead = join(ahead, chunk, execute)
+        actions = jnp.swapaxes(actions, 0, 1)
         states, (visited, achieved) = jax.lax.scan(act, states, actions)
-        return states, (visited, achieved, actions, extras)
+        return (states, ahead), (visited, achieved, actions, extras)
 
     first = jax.vmap(tasks.reset, (0, 0, None))(keys, task_ids, shift)
-    plans = jnp.arange(-(-max_steps // execute))
-    _, (visited, achieved, actions, extras) = jax.lax.scan(plan_and_act, first, plans)
+    plans = jnp.arange(-(-max_steps // join.span(execute)))
+    ahead = join.begin(len(task_ids), join.delay, ACTION_DIM)  # until a plan says how far
+    if join != SYNC:
+        chunk, _ = jax.eval_shape(plan, first, 0, join.committed(ahead))
+        join.check(execute, chunk.shape[1])
+        ahead = join.begin(*chunk.shape)
+    _, (visited, achieved, actions, extras) = jax.lax.scan(plan_and_act, (first, ahead), plans)
     # (plans, execute, e, ...) -> (e, t, ...)
     visited, achieved, actions = jax.tree.map(
         lambda x: jnp.moveaxis(x.reshape(-1, *x.shape[2:])[:max_steps], 0, 1),

@@ -3,6 +3,10 @@
 Red, blue and green blocks and both zones are always there, so no picture gives the task away: only
 the instruction does. Zones are selected by position (left, right) or by colour (yellow, purple;
 which side is which varies), blocks by colour. A new task is a new row.
+
+In the tasks of the turntable (`TURNING`) the table turns under the blocks, always the same way, so
+that one picture tells where a block will be. They come after the others and are a world of their
+own, "turntable": what trains or acts on all tasks of the tabletop does not get them.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from wamjax.envs.tabletop import world
 from wamjax.envs.tabletop.shifts import Shift
 from wamjax.envs.tabletop.world import (
     BLOCK_HEIGHT,
@@ -40,6 +45,7 @@ ZONE_AREA = ((0.35, 0.45), (0.65, 0.7))  # the right zone; the left one is its m
 GRIPPER_AREA = ((-0.5, -0.4, 0.5), (0.5, 0.3, 0.8))
 SEPARATION = 0.34  # between blocks at the start: a gripper fits in between to push
 PARKED = 9.0  # coordinate of absent blocks
+SPIN = 0.06  # of the turntable, in rad a control step: up to 0.04, half of AT_BLOCK
 NUM_TINTS = NUM_BLOCKS + 3  # the blocks, the two zones, the table
 
 
@@ -70,6 +76,7 @@ class Task(NamedTuple):
     kind: Kind
     block: int = 0
     goal: Goal = Goal.LEFT
+    spin: float = 0.0  # of the table, rad a control step, counter-clockwise around its centre
 
 
 RED, BLUE = 0, 1
@@ -90,33 +97,47 @@ TABLE: dict[str, Task] = {
     "place_blue_on_right_zone": Task(
         "put the blue block on the right zone", Kind.PLACE, BLUE, Goal.RIGHT
     ),
+    "reach_red_turning": Task(
+        "reach the red block on the turning table", Kind.REACH_BLOCK, RED, spin=SPIN
+    ),
+    "pick_red_turning": Task(
+        "pick up the red block from the turning table", Kind.PICK, RED, spin=SPIN
+    ),
 }
-TASKS: tuple[str, ...] = tuple(TABLE)
+TASKS: tuple[str, ...] = tuple(name for name, row in TABLE.items() if not row.spin)
+TURNING: tuple[str, ...] = tuple(name for name, row in TABLE.items() if row.spin)
 _KIND, _BLOCK, _GOAL = (
     np.array([getattr(row, field) for row in TABLE.values()], np.int32)
     for field in ("kind", "block", "goal")
 )
+_SPIN = np.array([row.spin for row in TABLE.values()], np.float32)
 
 
 def task_id(name: str) -> int:
-    """The index of a task in `TASKS`."""
-    if name not in TABLE:
-        near = difflib.get_close_matches(name, TASKS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the tasks are {', '.join(TASKS)}"
+    """The index of a task in `TABLE`; those of `TASKS` come first."""
+    names = tuple(TABLE)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the tasks are {', '.join(names)}"
         raise KeyError(f"tabletop has no task {name!r}; {hint}")
-    return TASKS.index(name)
+    return names.index(name)
 
 
 def instruction(task: str) -> str:
     """The instruction of a task, in words."""
-    return TABLE[TASKS[task_id(task)]].instruction
+    return tuple(TABLE.values())[task_id(task)].instruction
 
 
-def instruction_tokens(length: int) -> Int[np.ndarray, "tasks n"]:
-    """The instructions of all tasks as token ids, padded to `length`; row i is `TASKS[i]`."""
-    from wamjax.data.tokens import tokenize  # here: the world itself does not depend on the data
+def instruction_tokens(length: int, words: tuple[str, ...] = ()) -> Int[np.ndarray, "tasks n"]:
+    """Gives the instructions of all tasks as token ids, padded to `length`; row i is `TASKS[i]`.
 
-    return np.stack([tokenize(row.instruction, length) for row in TABLE.values()])
+    Args:
+      words: those of the policy that is told them, see `wamjax.data.tokens.Vocabulary`.
+    """
+    from wamjax.data.tokens import Vocabulary  # here: the world does not depend on the data
+
+    vocabulary = Vocabulary(words)
+    return np.stack([vocabulary.tokenize(TABLE[name].instruction, length) for name in TASKS])
 
 
 def kind(state: State) -> Int[Array, ""]:
@@ -135,6 +156,21 @@ def goal(state: State) -> Float[Array, "2"]:
     zones = (state.zones[0], state.zones[1])
     coloured = (state.zones[state.yellow], state.zones[1 - state.yellow])
     return jnp.stack([*zones, *coloured, right_side])[jnp.asarray(_GOAL)[state.task]]
+
+
+def step(state: State, action: Float[Array, "4"], shift: Shift) -> State:
+    """One control step: of `world.step`, and then the table of a turntable's task turns."""
+    state = world.step(state, action, shift)
+    return state._replace(blocks=state.blocks + drift(state))
+
+
+def drift(state: State) -> Float[Array, "blocks 2"]:
+    """How far the table will carry each block in the next step; a held block not at all."""
+    spin = jnp.asarray(_SPIN)[state.task]
+    less, sine = jnp.cos(spin) - 1, jnp.sin(spin)
+    turn = jnp.array([[less, -sine], [sine, less]])
+    lies = (jnp.arange(NUM_BLOCKS) != state.held) & (state.blocks[:, 0] < PARKED)
+    return jnp.where(((spin != 0) & lies)[:, None], state.blocks @ turn.T, 0.0)
 
 
 def success(state: State) -> Bool[Array, ""]:

@@ -6,7 +6,6 @@ import numpy as np
 
 from wamjax.data import mixture
 from wamjax.data.spec import DataSpec
-from wamjax.data.tokens import VOCAB
 from wamjax.diffusion import noise
 from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.models import attention, blocks
@@ -21,6 +20,13 @@ from wamjax.wam.cosmos_policy.planning import Planning, sample_bytes
 from wamjax.wam.protocols import Method
 from wamjax.wam.slots import groups_of
 
+NO_PREFIX = (
+    "config.objective.prefix_max = {}: Cosmos Policy cannot be given the first actions of a chunk. "
+    "One slot is its whole chunk, repeated to fill a latent frame that has one noise level and is "
+    "averaged over its copies, so no step of it is a slot of its own; set it to 0, or train "
+    "objective.name='fast_wam'"
+)
+
 
 def build(config, spec) -> CosmosPolicy:
     """Cosmos Policy from ``config.model``, ``config.objective`` and the sizes of the data.
@@ -29,6 +35,8 @@ def build(config, spec) -> CosmosPolicy:
       ValueError: data and config do not fit each other; the key is named.
     """
     model, objective = config.model, config.objective
+    if objective.prefix_max:
+        raise ValueError(NO_PREFIX.format(objective.prefix_max))
     layout = layouts.parse(objective.slots)
     if not isinstance(spec, DataSpec):
         raise ValueError("objective.name='cosmos_policy' trains on episodes: data.kind='episodes'")
@@ -85,7 +93,7 @@ def _network(model, layout: Layout, codec, spec: DataSpec) -> DiT:
         text="cross",
         text_net="none",
         context_width=model.context_width,
-        vocabulary=VOCAB if model.text.kind == "tokens" else 0,
+        vocabulary=spec.vocabulary.size if model.text.kind == "tokens" else 0,
         instruction_length=spec.instruction_length,
         positions=model.positions,
         rope_scale=tuple(model.rope_scale),
@@ -95,6 +103,7 @@ def _network(model, layout: Layout, codec, spec: DataSpec) -> DiT:
         unroll=model.unroll,
         attention=attention.named(model.attention),
         residual=model.residual,
+        pad_slots=model.pad_slots,
         constrain=constrain,
     )
 

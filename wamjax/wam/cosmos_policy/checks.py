@@ -95,7 +95,7 @@ def check_planner(policy, other) -> None:
       ValueError: it was trained on something else, or sees it otherwise; says what.
     """
     # How it is computed may differ.
-    plain = dict(remat="none", unroll=1, attention=grouped)
+    plain = dict(remat="none", unroll=1, attention=grouped, pad_slots="off")
     one, two = (
         dataclasses.replace(x, network=x.network.clone(**plain)) for x in (policy, other)
     )

@@ -39,10 +39,11 @@ def read(config) -> tuple[str, ...]:
     """Keys of ``config.objective`` and ``config.model`` that matter, as patterns."""
     return (
         *(key for key, _, _ in TABLE),
+        "objective.prefix_max",  # to say why it must be 0
         "objective.action_weight",
         "objective.infer_steps",
         "objective.solver",
-        *models.TRANSFORMER,
+        *models.SHELL,
         "model.patch",
         "model.time_scale",
         "model.modulation_rank",

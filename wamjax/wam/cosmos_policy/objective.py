@@ -27,7 +27,7 @@ from wamjax.models.transformer import Cache, unstack
 from wamjax.models.visibility import Visibility, bidirectional
 from wamjax.wam import noise as noises
 from wamjax.wam import shares, uses
-from wamjax.wam.cosmos_policy import checks, clips, injection, targets
+from wamjax.wam.cosmos_policy import averages, checks, clips, injection, targets
 from wamjax.wam.cosmos_policy import uses as cosmos_uses
 from wamjax.wam.cosmos_policy.augment import STRENGTHS, centre_crop
 from wamjax.wam.cosmos_policy.layouts import Layout, name_of
@@ -43,7 +43,6 @@ Batch = dict[str, Array]
 Groups = dict[str, Array]
 Params = dict[str, Any]
 
-LOSS_SCALE = 10.0  # of the public code
 MODES = ("direct", "frozen", "plan")
 
 
@@ -229,57 +228,18 @@ class CosmosPolicy(Denoises, Policy):
     def reduce(
         self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
     ) -> tuple[Array, dict[str, Array]]:
-        """Mean squared error of the velocity over all slots of all examples, times 10.
-
-        A slot without a loss counts as zero, as published, so an example weighs by how many it has.
-        The public loss is EDM's, 10 w(sigma) |x0 - D|^2 with w = ((1 + sigma) / sigma)^2, which is
-        this (specification, 5.3).
-
-        Returns:
-          (loss, metrics): means over the examples of each use, NaN for a use that no example
-          trains: loss_USE, which weighted by the shares of the uses sum to the loss; for slots that
-          have a loss velocity/USE/SLOT, the mean squared error, and l1/USE/SLOT, that of x0 in
-          absolute value, which is what the published convergence targets are in.
-        """
-        error, l1, weight = self._by_slot(losses)
-        use = jnp.concatenate([draw.use for draw in draws])
-        total, metrics = LOSS_SCALE * jnp.mean(weight * error, axis=1), {}
-        for i, one in enumerate(self.uses):
-            mine = (use == i) & jnp.any(weight, axis=1)
-            count = jnp.sum(mine)
-
-            def mean(x, mine=mine, count=count):
-                return jnp.where(count > 0, jnp.sum(jnp.where(mine, x, 0)) / count, jnp.nan)
-
-            metrics[f"loss_{one.name}"] = mean(total)
-            for t, slot in enumerate(self.layout.slots):
-                if slot.group in one.trained:
-                    metrics[f"velocity/{one.name}/{name_of(slot)}"] = mean(error[:, t])
-                    metrics[f"l1/{one.name}/{name_of(slot)}"] = mean(l1[:, t])
-        return LOSS_SCALE * jnp.mean(weight * error), metrics
+        """The mean over all slots of all examples, and metrics; see `averages`."""
+        rows = averages.rows(self.layout, self.action_weight, draws, losses)
+        return averages.loss(rows), averages.metrics(self.layout, self.uses, rows)
 
     def examples(
         self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
     ) -> dict[str, Array]:
         """"loss" of every example, its "use", and the parts that each slot has, "slots" (b, t),
         which sum to it."""
-        error, _, weight = self._by_slot(losses)
-        slots = LOSS_SCALE * weight * error / weight.shape[1]
-        use = jnp.concatenate([draw.use for draw in draws])
-        return {"loss": jnp.sum(slots, axis=1), "slots": slots, "use": use}
-
-    def _by_slot(self, losses: Sequence[dict[str, SlotLosses]]) -> tuple[Array, Array, Array]:
-        """Squared errors of the velocity, absolute ones of x0, and weights in the loss, (b, t)."""
-        rows = []
-        for parts in losses:
-            like = next(iter(parts.values())).error
-            none = {g: jnp.zeros((like.shape[0], m)) for g, m in self.layout.sizes.items()}
-            error, l1, weight = dict(none), dict(none), dict(none)
-            for group, part in parts.items():
-                factor = self.action_weight if group == "action" else 1.0
-                error[group], l1[group], weight[group] = part.error, part.l1, factor * part.mask
-            rows.append([jnp.concatenate(list(x.values()), axis=1) for x in (error, l1, weight)])
-        return tuple(jnp.concatenate(x) for x in zip(*rows, strict=True))
+        rows = averages.rows(self.layout, self.action_weight, draws, losses)
+        slots = averages.SCALE * rows.weight * rows.velocity / rows.weight.shape[1]
+        return {"loss": jnp.sum(slots, axis=1), "slots": slots, "use": rows.use}
 
     # ---- acting, predicting, judging ----
 
@@ -296,6 +256,7 @@ class CosmosPolicy(Denoises, Policy):
         rng: Array | None,
         mode: str | None = None,
         noise=None,
+        prefix=None,
     ) -> Float[Array, "b j a"]:
         """A chunk of actions in robot units, in one program.
 
@@ -309,7 +270,12 @@ class CosmosPolicy(Denoises, Policy):
             step (an approximation, see `sampling.frozen_error`); or "plan".
           noise: to start from instead of draws of `rng`: as in `act`, or of "plan" as in
             `planning.plan`.
+
+        Raises:
+          ValueError: there is a prefix: one slot holds the whole chunk, see `builder.NO_PREFIX`.
         """
+        if prefix is not None:
+            raise ValueError("Cosmos Policy takes no prefix: one slot holds the whole chunk")
         mode = mode or MODES[0]
         if mode not in MODES:
             raise ValueError(f"acting has modes {MODES}, not {mode!r}{did_you_mean(mode, MODES)}")

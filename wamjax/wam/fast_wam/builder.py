@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from wamjax.config import did_you_mean
-from wamjax.data.tokens import VOCAB
 from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.diffusion.solvers import SOLVERS
 from wamjax.models import attention
@@ -27,6 +26,8 @@ def build(config, spec) -> FastWAM:
          f"one of {sorted(SOLVERS)}{did_you_mean(objective.solver, SOLVERS)}"),
         ("data.frames", spec.frames, spec.frames > 1, "at least 2: there is a future to predict"),
         ("model.head_dim", model.head_dim, model.head_dim % 2 == 0, "even, for rotary positions"),
+        ("objective.prefix_max", objective.prefix_max, 0 <= objective.prefix_max < spec.chunk,
+         f"0, or less than data.chunk = {spec.chunk}: the actions behind it are what is learnt"),
     ):  # fmt: skip
         if not allowed:
             raise ValueError(f"config.{key} = {value!r} must be {wanted}")
@@ -46,11 +47,12 @@ def build(config, spec) -> FastWAM:
         instruction_length=spec.instruction_length,
         patch=model.patch,
         freq_dim=model.freq_dim,
-        vocabulary=VOCAB if model.text.kind == "tokens" else 0,
+        vocabulary=spec.vocabulary.size if model.text.kind == "tokens" else 0,
         remat=model.remat,
         unroll=model.unroll,
         attention=attention.named(model.attention),
         residual=model.residual,
+        pad_slots=model.pad_slots,
         constrain=constrain,
     )
     optional = objective.variant == "optional_idm"
@@ -70,6 +72,7 @@ def build(config, spec) -> FastWAM:
         shares=(objective.idm_prob, 1 - objective.idm_prob) if optional else (1.0,),
         cond_noise_prob=objective.cond_noise_prob,
         action_from_video=objective.action_from_video,
+        prefix_max=objective.prefix_max,
         steps=objective.infer_steps,
         solver=objective.solver,
     )

@@ -23,12 +23,14 @@ from wamjax.models.mot import MixtureOfTransformers
 from wamjax.models.transformer import unstack
 from wamjax.models.visibility import Visibility, bidirectional
 from wamjax.wam import noise as noises
+from wamjax.wam import prefix as prefixes
 from wamjax.wam import shares, uses
-from wamjax.wam.denoiser import Denoiser
+from wamjax.wam.denoiser import Denoiser, pinned
 from wamjax.wam.fast_wam import expert_init
 from wamjax.wam.fast_wam.uses import MODES, uses_of
 from wamjax.wam.loss import Denoises, Draw, SlotLosses
 from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params
+from wamjax.wam.prefix import Pin, Prefix
 from wamjax.wam.protocols import Policy
 from wamjax.wam.slots import Role, names_of
 from wamjax.wam.uses import Use
@@ -51,6 +53,8 @@ class FastWAM(Denoises, Policy):
       shares: of the variant's uses in a batch.
       cond_noise_prob: how often the conditioning video of imagine-then-act is noised in training.
       action_from_video: whether `init` derives the action expert from the video expert.
+      prefix_max: most first actions of a chunk that are given, in training for an example as many
+        as it draws; see `wam.prefix`.
       steps, solver: of sampling.
     """
 
@@ -69,6 +73,7 @@ class FastWAM(Denoises, Policy):
     shares: tuple[float, ...] = (1.0,)
     cond_noise_prob: float = 0.5
     action_from_video: bool = False
+    prefix_max: int = 0
     steps: int = 10
     solver: str = "euler"
     use_cache: bool = True
@@ -101,7 +106,8 @@ class FastWAM(Denoises, Policy):
 
     def describe(self) -> str:
         """The roles of all groups in every use, as text."""
-        return uses.describe(self.uses, [(g.name, g.name) for g in self.network.groups])
+        text = uses.describe(self.uses, [(g.name, g.name) for g in self.network.groups])
+        return text + prefixes.describe(self.prefix_max)
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a training batch."""
@@ -211,6 +217,9 @@ class FastWAM(Denoises, Policy):
             if group == "action":
                 labelled = jnp.any(valid["action"], axis=1, keepdims=True)
                 role[group] = jnp.where(labelled, role[group], Role.ABSENT)
+                if self.prefix_max:
+                    key = jax.random.fold_in(rng, len(purposes))
+                    role[group] = prefixes.given(key, role[group], self.prefix_max)
             mask[group] = (role[group] == Role.PREDICTED) & valid[group]
         if "cond" in use.present:
             coin, own, normal = jax.random.split(keys["cond"], 3)
@@ -259,6 +268,7 @@ class FastWAM(Denoises, Policy):
         rng: Array | None,
         mode: str | None = None,
         noise: Batch | None = None,
+        prefix: Prefix | None = None,
     ) -> Float[Array, "b j a"]:
         """A chunk of actions in robot units: encode, prefill, solve, un-normalise, in one program.
 
@@ -270,9 +280,14 @@ class FastWAM(Denoises, Policy):
           mode: one of `modes`; the first by default.
           noise: standard normals to start from, instead of draws of `rng`: "action" (b, j, a), and
             "future" (b, t - 1, h, w, c) where video is denoised too.
+          prefix: actions that the robot is committed to, at most `prefix_max` of them: given, clean
+            at every step of the solver, and returned as they are.
         """
-        done = self.sample(params, normalizers, observation, rng, mode, noise)
-        return normalizers["actions"].inverse(at_least_float32(done["action"]))
+        done = self.sample(params, normalizers, observation, rng, mode, noise, prefix=prefix)
+        actions = normalizers["actions"].inverse(at_least_float32(done["action"]))
+        if prefix is None:
+            return actions
+        return pinned(prefixes.pin(prefix, self.prefix_max, self.chunk), actions)
 
     def sample(
         self,
@@ -283,6 +298,7 @@ class FastWAM(Denoises, Policy):
         mode: str | None = None,
         noise: Batch | None = None,
         states: bool = False,
+        prefix: Prefix | None = None,
     ) -> Batch:
         """What `policy` denoises, as the networks hold it; arguments as there.
 
@@ -300,6 +316,10 @@ class FastWAM(Denoises, Policy):
         if mode not in self.modes:
             hint = did_you_mean(mode, self.modes)
             raise ValueError(f"{self.variant} acts in modes {self.modes}, not {mode!r}{hint}")
+        pins = {}
+        if prefix is not None:
+            pin = prefixes.pin(prefix, self.prefix_max, self.chunk)
+            pins["action"] = pin._replace(values=normalizers["actions"].forward(pin.values))
         first, contexts = self._observe(params, normalizers, observation)
         given, cache, video = {"first": first}, None, {}
         options = dict(contexts=contexts, rng=rng, noise=noise, states=states)
@@ -310,7 +330,7 @@ class FastWAM(Denoises, Policy):
         else:
             denoiser = self._denoiser(params, self.uses[-1])
         groups = ("future", "action") if mode == "joint" else ("action",)
-        done, _ = self._denoise(denoiser, groups, given, cache=cache, **options)
+        done, _ = self._denoise(denoiser, groups, given, cache=cache, pins=pins, **options)
         return video | done
 
     def imagine(
@@ -343,9 +363,9 @@ class FastWAM(Denoises, Policy):
     @property
     def rows(self) -> dict[str, int]:
         """Levels that the network is told of each group: one for each latent frame, and one for
-        all actions, which are as noisy as each other."""
-        specs = self.network.groups
-        return {g.name: len(g.positions) if g.expert == "video" else 1 for g in specs}
+        all actions, which are as noisy as each other, unless the first may be given."""
+        each = "video", "action" if self.prefix_max else ""
+        return {g.name: len(g.positions) if g.expert in each else 1 for g in self.network.groups}
 
     def _clean(self, params: Params, batch: Batch) -> dict[str, Array]:
         latents = bound_codec(self.codec, params).encode(batch[self.codec.key])
@@ -385,6 +405,7 @@ class FastWAM(Denoises, Policy):
         noise: Batch | None,
         states: bool,
         cache=None,
+        pins: dict[str, Pin] | None = None,
     ):
         """Samples `groups` along their schedules."""
         for group in groups if noise is not None else ():
@@ -395,7 +416,7 @@ class FastWAM(Denoises, Policy):
         begin = {g: self._noise(g, given["first"], rng, noise) for g in groups}
         schedules = {g: self.process_of(g).schedule(self.steps) for g in groups}
         return denoiser.sample(
-            given, begin, schedules, contexts, cache, self.solver, states=states
+            given, begin, schedules, contexts, cache, self.solver, states=states, pins=pins
         )
 
     def _noise(self, group: str, first: Array, rng: Array | None, noise: Batch | None) -> Array:

@@ -73,6 +73,7 @@ def denoising(config, spec) -> Denoising:
         unroll=model.unroll,
         attention=attention.named(model.attention),
         residual=model.residual,
+        pad_slots=model.pad_slots,
         constrain=constrain,
     )
     interval = {}

@@ -33,7 +33,7 @@ def denoising(config) -> tuple[str, ...]:
         "objective.infer_steps",
         "objective.solver",
         *(["objective.video_shift"] if flow else []),
-        *models.TRANSFORMER,
+        *models.SHELL,
         "model.patch",
         "model.freq_dim",
         "model.conditioning",

@@ -1,0 +1,262 @@
+# ---
+# jupyter:
+#   colab:
+#     private_outputs: true
+#     provenance: []
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/wamjax/blob/main/experiments/colab/02_noise_to_video.ipynb)
+#
+# # From noise to video
+#
+# What a denoiser does, on a plane where everything is known: data become noise, and noise becomes
+# data, along the path of diffusion and along the straight path of a flow. Then what makes a video
+# model autoregressive or not (a table), and the four ways in which DiT is told the time and the
+# class.
+#
+# * **Hardware**: a CPU. Nothing is trained.
+# * **Time**: one to two minutes, nearly all of it compiling.
+# * **Expected**: given pairs of data and noise are straight in a flow, its trajectories are not;
+#   UniPC on the flow comes within 0.1 of the exact end points in 5 steps; causal schemes attend
+#   half of the pairs of tokens and a bit; the designs of DiT differ in parameters and in what
+#   attention sees, not in the transformer.
+#
+# It takes the package alone and no checkout.
+
+# %%
+import subprocess
+import sys
+
+if "google.colab" in sys.modules:  # everywhere else: pip install 'wamjax[notebooks]' beforehand
+    source = "wamjax @ git+https://github.com/OWNER/wamjax"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
+
+import jax
+
+import wamjax
+
+print("wamjax", wamjax.__version__, "on", jax.devices()[0].platform)
+
+# %% tags=["parameters"]
+# @title Numbers { run: "auto" }
+points = 512  # @param {type: "integer"}
+shown = 24  # @param {type: "slider", min: 4, max: 60, step: 1}
+states = 51  # @param {type: "integer"}
+steps = (2, 3, 5, 10, 20, 50)  # @param {type: "raw"}
+frames = 6  # @param {type: "slider", min: 2, max: 12, step: 1}
+tokens = 4  # @param {type: "integer"}
+
+# %% [markdown]
+# ## Forwards: data become noise
+#
+# A *process* says what is left of the data and how much noise there is at each level:
+# $x = \alpha x_0 + \sigma \varepsilon$. Diffusion (DDPM) keeps the variance at one, a rectified
+# flow goes straight, $x = (1 - \tau)\,x_0 + \tau\,\varepsilon$. Move the slider from data to
+# noise.
+
+# %%
+import ipywidgets
+import matplotlib.pyplot as plt
+import numpy as np
+
+from wamjax.viz import paths
+
+data = paths.moons().sample(jax.random.key(0), points)
+noise = jax.random.normal(jax.random.key(1), data.shape)
+forward = {name: np.asarray(paths.pairs(name, data, noise, states))[::-1] for name in paths.PATHS}
+
+
+def plane(axes, x, title):
+    axes.plot(*np.asarray(x).T, ".", ms=3, alpha=0.6)
+    axes.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal", title=title)
+    axes.set_axis_off()
+
+
+def noising(level=0):
+    figure, axes = plt.subplots(1, 2, figsize=(8, 4))
+    for panel, (name, x) in zip(axes, forward.items(), strict=True):
+        plane(panel, x[level], f"{name}, {level / (states - 1):.0%} of the way to noise")
+    plt.show()
+
+
+ipywidgets.interact(noising, level=(0, states - 1));
+
+# %% [markdown]
+# ## Backwards: noise becomes data
+#
+# The data are a mixture of Gaussians, so the perfect network is known in closed form
+# (`wamjax/diffusion/mixture.py`), and all error is the solver's. These are the exact trajectories.
+
+# %%
+start = jax.random.normal(jax.random.key(2), (points, 2))
+exact = {name: np.asarray(paths.trajectories(name, start, states=states)) for name in paths.PATHS}
+
+
+def denoising(until=states - 1):
+    figure, axes = plt.subplots(1, 2, figsize=(8, 4))
+    for panel, (name, x) in zip(axes, exact.items(), strict=True):
+        plane(panel, x[until], f"{name}, {until / (states - 1):.0%} of the way to data")
+        panel.plot(x[: until + 1, :shown, 0], x[: until + 1, :shown, 1], lw=0.8, color="C1")
+    plt.show()
+
+
+ipywidgets.interact(denoising, until=(0, states - 1));
+
+# %% [markdown]
+# Straight is not quite what they are: a path from *its own* data to *its own* noise is straight in
+# a flow, but many such paths cross, and the network learns their mean. `detour` is the length of a
+# path over the distance of its ends, less one.
+
+# %%
+for kind, found in (("given pairs", forward), ("trajectories", exact)):
+    for name, x in found.items():
+        bent = paths.curvature(x[:, :256])
+        print(f"{kind:13} {name:10} detour {bent['detour']:.3f}")
+
+# %% [markdown]
+# ## How many network calls?
+#
+# End points of a solver with few steps, against the exact ones.
+
+# %%
+def error(name, solver, count):
+    """Distance of the end points from the exact ones, root mean square."""
+    process = paths.PATHS[name]
+    begin = process.corrupt(0.0, start, process.schedule(count)[0])
+    ends = paths.sample(name, solver, count, begin, jax.random.key(3))
+    return float(np.sqrt(np.mean(np.sum((np.asarray(ends) - exact[name][-1]) ** 2, axis=-1))))
+
+
+pairs = ("diffusion", "ddim"), ("diffusion", "euler"), ("flow", "euler"), ("flow", "unipc")
+errors = {pair: [error(*pair, n) for n in steps] for pair in pairs}
+figure, axes = plt.subplots(figsize=(6, 4))
+for (name, solver), values in errors.items():
+    axes.plot(steps, values, "o-" if name == "flow" else "o--", label=f"{name}, {solver}", ms=4)
+    print(f"{name:10} {solver:6}", *(f"{n}: {v:.3f}  " for n, v in zip(steps, values, strict=True)))
+axes.set(xscale="log", yscale="log", xlabel="steps", ylabel="error (data have std 1)")
+axes.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# `python -m wamjax.viz paths --output=DIR` measures all solvers, with network calls instead of
+# steps.
+#
+# ## Autoregressive or diffusion: a table
+#
+# A clip is a list of groups of frames. Three choices make a scheme: which frames share a noise
+# level, which are given, and who sees whom. These are the package's own objects
+# (`wamjax/wam/video/schemes.py`), not drawings.
+
+# %%
+from collections import Counter
+
+from wamjax.models.visibility import bidirectional, cacheable, causal
+from wamjax.wam.video.schemes import SCHEMES, slots_of
+
+
+def table_of(name):
+    """The visibility of a scheme, and the frames of each of its groups."""
+    scheme = SCHEMES[name]
+    clip = slots_of(scheme, frames - frames % 2 + scheme.first)
+    groups = Counter(slot.group for slot in clip)
+    return (causal if scheme.causal else bidirectional)(*groups), groups
+
+
+figure, axes = plt.subplots(1, len(SCHEMES), figsize=(3 * len(SCHEMES), 3.4))
+for panel, name in zip(axes, SCHEMES, strict=True):
+    table, groups = table_of(name)
+    mask = table.mask({group: tokens * count for group, count in groups.items()})
+    panel.imshow(mask, cmap="Blues", vmin=0, vmax=1.3)
+    panel.set(title=f"{name}\n{mask.mean():.0%} of pairs", xlabel="attended", xticks=[], yticks=[])
+axes[0].set_ylabel("attends")
+plt.show()
+
+# %% [markdown]
+# Step by step: which frames are noisy, which are done, and whose keys and values are in the cache.
+# Under a causal table what is done sees only what is done, so it is computed once; where all see
+# all, nothing can be kept.
+
+# %%
+def generation(scheme="blocks", step=1):
+    table, groups = table_of(scheme)
+    names = list(groups)
+    done = names[: min(step, len(names))] if SCHEMES[scheme].causal else []
+    kept = cacheable(table, done)
+    figure, axes = plt.subplots(figsize=(7, 1.6))
+    for i, name in enumerate(names):
+        now = name not in done and (not SCHEMES[scheme].causal or i == len(done))
+        colour = "C0" if name in kept else "C1" if now else "lightgrey"
+        text = "cached" if name in kept else "denoised now" if now else "later"
+        axes.add_patch(plt.Rectangle((i, 0), 0.95, 1, color=colour))
+        axes.text(i + 0.47, 0.5, f"{name}\n{groups[name]} frames\n{text}", ha="center", va="center")
+    axes.set(xlim=(0, len(names)), ylim=(0, 1))
+    axes.set_axis_off()
+    plt.show()
+
+
+ipywidgets.interact(generation, scheme=list(SCHEMES), step=(0, frames));
+
+# %% [markdown]
+# The price is measured in `BUILD_NOTES.md`: causal schemes give up to half a dB for caches and for
+# clips of any length.
+#
+# ## Four ways to condition DiT
+#
+# Time and class enter by `adaln_zero` (scale, shift and a gate that starts at zero), `adaln`
+# (without the gate), by `cross_attention` to two tokens, or `in_context` as two more tokens. One
+# key of a config, `model.conditioning`.
+
+# %%
+from wamjax import config as configs
+from wamjax import tree, wam
+from wamjax.data import arrays
+from wamjax.models.dit import CONDITIONING
+
+
+def digits(design):
+    """A small DiT of 8x8 digits, and the shapes of its parameters; nothing is allocated."""
+    config = configs.base_config()
+    model, objective = config.model, config.objective
+    config.data.kind, config.data.declared.arrays = "arrays", "video=1x8x8x1,label=:10"
+    model.layers, model.heads, model.head_dim = 4, 4, 16
+    model.video.width, model.video.ffn, model.patch, model.freq_dim = 64, 256, 2, 128
+    model.codec.kind, model.codec.patch, model.positions = "pixel", 1, "sincos"
+    model.label, model.conditioning = True, design
+    objective.name, objective.weighting = "denoising", "uniform"
+    built = wam.build(config, arrays.declared(config.data))
+    return built, tree.flatten(jax.eval_shape(built.init, jax.random.key(0)))
+
+
+shapes = {}
+for design in CONDITIONING:
+    built, shapes[design] = digits(design)
+    count = sum(int(np.prod(x.shape)) for x in shapes[design].values())
+    print(f"{design:16} {count:8,} parameters; attention:", *built.tables[0].groups)
+
+# %%
+def parameters_of(design=CONDITIONING[0]):
+    """What a design has that not all have."""
+    common = set.intersection(*(set(s) for s in shapes.values()))
+    for path, x in shapes[design].items():
+        if path not in common:
+            print(f"{path:48} {x.shape}")
+
+
+ipywidgets.interact(parameters_of, design=list(CONDITIONING));
+
+# %% [markdown]
+# On digits the four are not told apart (96 to 97 % of the samples are the digit asked for,
+# `BUILD_NOTES.md`); at the size of ImageNet the paper finds adaLN-Zero ahead.
+#
+# Next: `03_three_factorizations`, where slots are more than frames.

@@ -1,0 +1,261 @@
+# ---
+# jupyter:
+#   colab:
+#     private_outputs: true
+#     provenance: []
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/wamjax/blob/main/experiments/colab/03_three_factorizations.ipynb)
+#
+# # One network, three factorizations
+#
+# Policy, world model and value function are one network under other *roles*. Here are the slots,
+# the roles and the tables of Cosmos Policy and of Fast-WAM, printed from the objects that train;
+# which keys and values may be kept while the rest is denoised, and what keeping them is worth on
+# this machine.
+#
+# * **Hardware**: a CPU; with a GPU or TPU the latencies are other ones. Nothing is trained:
+#   latency does not depend on it.
+# * **Time**: one to three minutes, nearly all of it compiling.
+# * **Expected**: with and without the cache the actions are equal to rounding, and acting from the
+#   cache is faster.
+#
+# It takes the package alone and no checkout.
+
+# %%
+import subprocess
+import sys
+
+if "google.colab" in sys.modules:  # everywhere else: pip install 'wamjax[notebooks]' beforehand
+    source = "wamjax @ git+https://github.com/OWNER/wamjax"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
+
+import jax
+
+import wamjax
+
+print("wamjax", wamjax.__version__, "on", jax.devices()[0].platform)
+
+# %% tags=["parameters"]
+# @title Numbers { run: "auto" }
+layers = 4  # @param {type: "slider", min: 2, max: 12, step: 1}
+width = 128  # @param [64, 128, 256] {type: "raw"}
+calls = 20  # @param {type: "integer"}
+variants = ("fast", "joint", "idm")  # @param {type: "raw"}
+
+# %% [markdown]
+# ## Slots
+#
+# Cosmos Policy writes everything that a robot senses and does into one clip. A layout is a list of
+# words.
+
+# %%
+from wamjax.wam.cosmos_policy import layouts
+from wamjax.wam.cosmos_policy import uses as cosmos
+from wamjax.wam.uses import describe
+
+layout = layouts.named("libero")
+print(layout)
+
+# %% [markdown]
+# ## Roles
+#
+# The policy $p(a, s', V \mid s)$, the world model $p(s', V \mid s, a)$ and the value function
+# $p(V \mid s, a, s')$: the same slots, given or predicted.
+
+# %%
+print(describe(cosmos.uses(), [(layouts.name_of(s), s.group) for s in layout.slots]))
+
+# %% [markdown]
+# Roles are numbers, a row for each example of a batch. A network is told them as noise levels: 0
+# where a slot is given.
+
+# %%
+import numpy as np
+
+from wamjax.wam.uses import roles
+
+for group, rows in roles(cosmos.uses(), layout.sizes).items():
+    print(f"{group:8}", dict(zip([u.name for u in cosmos.uses()], rows.tolist(), strict=True)))
+
+# %% [markdown]
+# Fast-WAM has frames and a chunk of actions, and five variants:
+
+# %%
+from wamjax.wam.fast_wam.uses import USES
+
+groups = [(g, g) for g in ("first", "future", "cond", "action")]
+for name, trained in USES.items():
+    print(name)
+    print(describe(trained, groups))
+
+# %% [markdown]
+# ## Who sees whom, and what may be kept
+#
+# `cacheable` is three lines of the package: of the given groups, those that see, transitively,
+# given groups only.
+
+# %%
+from wamjax.models.visibility import cacheable
+
+tables = {f"fast_wam {n}": u[-1] for n, u in USES.items() if n != "optional_idm"}
+tables |= {f"cosmos_policy {v}": cosmos.uses(visibility=v)[0] for v in cosmos.VISIBILITIES}
+for name, use in tables.items():
+    print(f"{name}\n{use.table}\nkept: {', '.join(cacheable(use.table, use.given)) or 'nothing'}\n")
+
+# %%
+import matplotlib.pyplot as plt
+from matplotlib.patches import Patch
+
+figure, axes = plt.subplots(2, 3, figsize=(10, 6.4))
+for panel, (name, use) in zip(axes.flat, tables.items(), strict=True):
+    table, kept = use.table, cacheable(use.table, use.given)
+    cells = table.matrix().astype(int)
+    cells[np.ix_([g in kept for g in table.groups], [True] * len(table.groups))] *= 2
+    panel.imshow(cells, cmap="Blues", vmin=0, vmax=2.5)
+    marks = range(len(table.groups))
+    panel.set_xticks(marks, table.groups, rotation=45)
+    panel.set_yticks(marks, table.groups)
+    panel.set_title(name)
+figure.legend(handles=[Patch(color=plt.cm.Blues(0.4), label="attends, in every step"),
+                       Patch(color=plt.cm.Blues(0.8), label="attends, computed once")],
+              loc="lower center", ncols=2, frameon=False)  # fmt: skip
+figure.tight_layout(rect=(0, 0.05, 1, 1))
+plt.show()
+
+# %% [markdown]
+# Cosmos Policy as published lets everything see everything, so nothing is constant. Under
+# `prefix`, for which it has to be trained, what is given sees only what is given. The third way,
+# `frozen`, keeps the first step's keys and values although they would change: an approximation.
+#
+# ## What it is worth
+#
+# Policies of the quickstart's world, at the sizes above, with random parameters. The same
+# objective acts with its cache and without.
+
+# %%
+import dataclasses
+import time
+
+import jax.numpy as jnp
+
+from wamjax import config as configs
+from wamjax import wam
+from wamjax.data.spec import DataSpec
+from wamjax.envs import tabletop
+from wamjax.wam.cosmos_policy import presets as cosmos_presets
+from wamjax.wam.fast_wam import presets as fast_wam_presets
+
+
+def spec_of(data):
+    """The sizes that data of the embedded world would decide."""
+    return DataSpec(
+        cameras={name: tabletop.CAMERAS[name] for name in data.cameras},
+        proprio_dim=tabletop.PROPRIO_DIM, action_dim=tabletop.ACTION_DIM, chunk=data.chunk,
+        frames=data.frames, frame_stride=data.frame_stride,
+        instruction_length=data.instruction_length, control_hz=tabletop.CONTROL_HZ,
+    )  # fmt: skip
+
+
+def sized(config):
+    config.model.layers, config.model.video.width, config.model.video.ffn = layers, width, 4 * width
+    return wam.build(config, spec_of(config.data))
+
+
+def fast_wam(variant):
+    config = configs.base_config()
+    fast_wam_presets.fast_wam(config, variant, "2026-08")
+    fast_wam_presets.tabletop(config)
+    return sized(config)
+
+
+def cosmos_policy(visibility):
+    config = configs.base_config()
+    cosmos_presets.tabletop(config)
+    config.objective.visibility = visibility
+    return sized(config)
+
+
+class Same:
+    """Statistics that change nothing."""
+
+    forward = inverse = staticmethod(lambda x: x)
+
+
+def random_params(objective):
+    """Of no use, but none is zero: a fresh network's outputs are, whatever it attends."""
+    params = objective.init(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [
+        x + 0.1 * jax.random.normal(key, x.shape, x.dtype)
+        for x, key in zip(leaves, keys, strict=True)
+    ]
+    return objective.prepare(jax.tree.unflatten(tree, moved))
+
+
+def timed(objective, mode=None):
+    """(milliseconds of a call, median; its actions)."""
+    params = jax.jit(random_params, static_argnums=0)(objective)
+    seen = {k: jnp.ones(s.shape, s.dtype) for k, s in objective.observation_spec(1).items()}
+    normalizers = {"actions": Same, "proprio": Same}
+    act = jax.jit(lambda p, x, key: objective.policy(p, normalizers, x, key, mode))
+    actions = np.asarray(act(params, seen, jax.random.key(1)))
+    times = []
+    for _ in range(calls):
+        begin = time.perf_counter()
+        act(params, seen, jax.random.key(1)).block_until_ready()
+        times.append(1e3 * (time.perf_counter() - begin))
+    return float(np.median(times)), actions
+
+
+results = {}
+for variant in variants:
+    objective = fast_wam(variant)
+    with_cache, actions = timed(objective)
+    without, reference = timed(dataclasses.replace(objective, use_cache=False))
+    largest = float(np.abs(actions - reference).max() / np.abs(reference).max())
+    results[f"fast_wam {variant}"] = without, with_cache
+    print(f"fast_wam {variant:12} {without:7.1f} ms, with the cache {with_cache:7.1f}; "
+          f"actions differ by {largest:.1e} of the largest")  # fmt: skip
+    assert largest < 1e-3
+
+# %% [markdown]
+# Cosmos Policy has no cache as published; `prefix` is exact under its own table and `frozen` is
+# not: from the second layer on, keys and values of what is given follow what is denoised.
+
+# %%
+exact, actions = timed(cosmos_policy("bidirectional"))
+frozen, approximate = timed(cosmos_policy("bidirectional"), mode="frozen")
+prefix, _ = timed(cosmos_policy("prefix"))
+results |= {"cosmos_policy frozen": (exact, frozen), "cosmos_policy prefix": (exact, prefix)}
+largest = float(np.abs(actions - approximate).max() / np.abs(actions).max())
+print(f"bidirectional {exact:.1f} ms, frozen {frozen:.1f}, prefix {prefix:.1f}")
+print(f"frozen changes the actions of these parameters by {largest:.1e} of the largest")
+assert largest > 0
+
+# %%
+figure, axes = plt.subplots(figsize=(7, 3))
+for i, (before, after) in enumerate(results.values()):
+    axes.barh(i + 0.2, before, 0.35, color="lightgrey", label="without" if i == 0 else None)
+    axes.barh(i - 0.2, after, 0.35, color="C0", label="with the cache" if i == 0 else None)
+axes.set_yticks(range(len(results)), results)
+axes.set_xlabel("milliseconds of a plan")
+axes.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# Small networks on a CPU are bound by memory as much as by operations, so the times say less than
+# the counts of operations that `python -m wamjax.doctor --config=FILE` gives for any size.
+# `python -m wamjax.bench fast_wam` measures at LIBERO's token geometry.

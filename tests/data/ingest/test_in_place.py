@@ -1,0 +1,62 @@
+"""A foreign source as it is, against the data set that is made of it."""
+
+import pickle
+
+import h5py
+import jax
+import numpy as np
+import pytest
+from data import synthetic
+from data.ingest import layouts
+
+from wamjax.data import pipeline
+from wamjax.data.ingest import run
+from wamjax.data.shards import RecordError
+from wamjax.data.sources import missing, open_sources
+
+
+def opened(root, path, **changes):
+    config = synthetic.config(root, demos={"path": path} | changes)
+    config.data.cameras = ()
+    return config, *open_sources(config.data)
+
+
+def test_windows_in_place_are_those_of_the_data_set_that_is_made(tmp_path):
+    layouts.libero(tmp_path / "a_demo.hdf5")
+    run.ingest("libero", tmp_path / "a_demo.hdf5", tmp_path / "made", progress=False)
+    config, spec, statistics, (source,) = opened(tmp_path, "libero:a_demo.hdf5")
+    made, said, stored, (other,) = opened(tmp_path, "made")
+    assert spec == said and source.reader.info == other.reader.info
+    for key in ("instructions", "lengths", "tasks", "success"):
+        assert list(source.reader.index[key]) == list(other.reader.index[key])
+    for key in ("proprio", "actions"):
+        for name in ("min", "max", "mean", "digest"):
+            np.testing.assert_array_equal(statistics[key][name], stored[key][name])
+    ours, theirs = (pipeline.batches(c, spec, statistics, [s])
+                    for c, s in ((config, source), (made, other)))  # fmt: skip
+    for i in range(6):
+        jax.tree.map(np.testing.assert_array_equal, ours[i], theirs[i])
+    reader = pickle.loads(pickle.dumps(source.reader))
+    stored = pickle.loads(pickle.dumps(other.reader))
+    (camera, *_), at = spec.cameras, [3, 0, 3]
+    np.testing.assert_array_equal(reader[1].frames(camera, at), stored[1].frames(camera, at))
+    assert missing(config.data) == {}
+
+
+def test_what_cannot_be_read_in_place_is_said(tmp_path):
+    layouts.libero(tmp_path / "a_demo.hdf5")
+    with pytest.raises(FileNotFoundError, match="gone.hdf5"):
+        opened(tmp_path, "libero:gone.hdf5")
+    with pytest.raises(ValueError, match="3 episodes are asked of libero:.*, which has 2"):
+        opened(tmp_path, "libero:a_demo.hdf5", episodes=3)
+    config = synthetic.config(tmp_path, demos={"path": "libero:a_demo.hdf5"})
+    with pytest.raises(ValueError, match="is read in place, and .*'cached' wants latents"):
+        open_sources(config.data, cached=True)
+    with h5py.File(tmp_path / "a_demo.hdf5", "a") as file:
+        file["data/demo_1/actions"][3] = np.nan
+    with pytest.raises(RecordError, match="demo_1.*actions holds non-finite numbers.*skip_bad"):
+        opened(tmp_path, "libero:a_demo.hdf5")
+    with h5py.File(tmp_path / "a_demo.hdf5", "a") as file:
+        del file["data/demo_1/actions"]
+    with pytest.raises(ValueError, match=r"demo_1.*\(1 bad episodes; config.data.skip_bad = 0"):
+        opened(tmp_path, "libero:a_demo.hdf5")

@@ -1,0 +1,128 @@
+"""Padded slots change nothing: outputs, gradients, caches, kernels."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models.helpers import assert_trees_close, random_params
+
+from wamjax.models import attention, blocks, padding
+from wamjax.models.blocks import ExpertSpec
+from wamjax.models.dit import DiT
+from wamjax.models.mot import MixtureOfTransformers
+from wamjax.models.shell import GroupSpec
+from wamjax.models.visibility import bidirectional, table
+
+# 15 tokens a slot become 16, and 7 actions 8.
+SIZES = dict(latent=(10, 6, 4), layers=2, heads=2, head_dim=12, freq_dim=24)
+GROUPS = (
+    GroupSpec("first", "video", (0,)),
+    GroupSpec("future", "video", (1, 2)),
+    GroupSpec("action", "action", tuple(range(7))),
+)
+MIXTURE = MixtureOfTransformers(
+    video_spec=ExpertSpec("video", 24, 32),
+    action_spec=ExpertSpec("action", 16, 24),
+    groups=GROUPS,
+    action_dim=3,
+    context_width=8,
+    instruction_length=4,
+    **SIZES,
+)
+COSMOS = DiT(
+    video_spec=ExpertSpec("video", 24, 32, **blocks.COSMOS, lora_rank=4),
+    groups=GROUPS[:2],
+    text="cross",
+    text_net="none",
+    context_width=24,
+    positions="rope",
+    **SIZES,
+)
+FAST = table("fast", {"first": "first", "future": "first future", "action": "first action"})
+CASES = {
+    "fast": (MIXTURE, FAST, attention.grouped),
+    "splash": (MIXTURE, FAST, attention.named("splash")),
+    "cosmos": (COSMOS, bidirectional("first", "future"), attention.grouped),
+}
+
+
+def inputs(network):
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    values = {"first": draw(2, 1, 10, 6, 4), "future": draw(2, 2, 10, 6, 4)}
+    levels = {"first": draw(2, 1), "future": draw(2, 2)}
+    if len(network.groups) == 3:
+        values["action"], levels["action"] = draw(2, 7, 3), draw(2, 1)
+    condition = {"context": draw(2, 4, network.context_width), "proprio": draw(2, 5)}
+    return values, levels, condition
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_and_gradients_are_those_without_padding(name):
+    network, visibility, kernel = CASES[name]
+    network = network.clone(attention=kernel, remat="full")
+    values, levels, condition = inputs(network)
+    init = functools.partial(network.init, visibility=visibility, method="evaluate")
+    abstract = jax.eval_shape(init, jax.random.key(0), values, levels, condition)["params"]
+    params = random_params(abstract)
+
+    def run(kind):
+        @jax.jit
+        def loss(params, values):
+            outputs = network.clone(pad_slots=kind).apply(
+                {"params": params}, values, levels, condition, visibility, method="evaluate"
+            )
+            return sum(jnp.mean(jnp.sin(3 * y)) for y in outputs.values()), outputs
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, values)
+
+    assert_trees_close(run("on"), run("off"), rtol=2e-4, atol=2e-6)
+
+
+def test_caches_are_without_padding_and_fit_programs_with_it():
+    values, levels, condition = inputs(MIXTURE)
+    init = functools.partial(MIXTURE.init, visibility=FAST, method="evaluate")
+    params = random_params(
+        jax.eval_shape(init, jax.random.key(0), values, levels, condition)["params"]
+    )
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def two_stages(first, then):
+        def call(kind, method, *args, **options):
+            network = MIXTURE.clone(pad_slots=kind)
+            return network.apply({"params": params}, *args, method=method, **options)
+
+        contexts = call(first, "conditions", condition).contexts
+        times = call(first, "times", levels)
+        head = {"first": values["first"]}
+        # One of the frames' tokens does not exist.
+        valid = {"first": jnp.arange(15)[None] != 4}
+        _, cache = call(first, "__call__", head, times, contexts, FAST, emit=("first",),
+                        valid=valid)  # fmt: skip
+        assert cache.tokens["first"][0].shape == (2, 2, 2, 15, 12)
+        rest = {g: v for g, v in values.items() if g != "first"}
+        predict = tuple(rest)
+        outputs, _ = call(then, "__call__", rest, times, {}, FAST, cache, predict, valid=valid)
+        return cache, outputs
+
+    want = two_stages("off", "off")
+    assert_trees_close(two_stages("on", "off"), want, rtol=2e-4, atol=2e-6)
+    assert_trees_close(two_stages("off", "on"), want, rtol=2e-4, atol=2e-6)
+
+
+def test_automatic_padding_is_for_tpus():
+    assert padding.choose("auto", 294, 3) is None
+    device = jax.sharding.AbstractDevice("TPU v5", num_cores=1, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert padding.choose("auto", 294, 3) == (98, 104)
+        assert padding.choose("off", 294, 3) is None
+    assert padding.choose("on", 256, 1) is None  # whole tiles
+    assert padding.choose("on", 32, 32) is None  # eight times as many
+    with pytest.raises(ValueError, match="model.pad_slots = 'always'"):
+        padding.choose("always", 98, 1)

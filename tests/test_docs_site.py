@@ -1,0 +1,192 @@
+"""docs/: commands parse, Python prints what stands below it, names exist, and the site builds."""
+
+import ast
+import contextlib
+import glob
+import io
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from test_docs_commands import parse
+
+from wamjax.__main__ import COMMANDS
+from wamjax.wam.fast_wam.uses import FAST
+from wamjax.weights import families
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+PAGES = [README, *sorted(DOCS.glob("*.md"))]
+# These have tests of their own.
+ELSEWHERE = {"data.md", "robot.md"}
+FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.M | re.S)
+# Of others: what they do with their arguments is not ours.
+CONFIG = "experiments/configs/quickstart.py"
+OTHERS = ("pip install", ". .venv", "python3 -m venv", "mkdocs ", "jupytext ", "jupyter ")
+
+
+def blocks(page, language):
+    return [code for kind, _, code in FENCE.findall(page.read_text()) if kind == language]
+
+
+def lines(page):
+    """The commands of a page, in blocks and in sentences."""
+    quoted = re.findall(r"`(python (?:-m )?\S[^`]*)`", FENCE.sub("", page.read_text()))
+    text = "".join(blocks(page, "bash") + blocks(page, "sh")).replace("\\\n", " ")
+    return [part for line in [*text.splitlines(), *quoted] for part in line.split(" && ") if part]
+
+
+def commands():
+    for page in PAGES:
+        if page.name not in ELSEWHERE:
+            for line in lines(page):
+                yield page.name, line
+
+
+def test_every_command_parses_and_every_script_knows_its_flags(monkeypatch):
+    ours, scripts = [], []
+    for page, line in commands():
+        words = shlex.split(line, comments=True)
+        if words[:2] == ["python", "-m"] and words[2].startswith("wamjax"):
+            which = words[2] in ("wamjax.bench", "wamjax.viz")  # folders, which take a word
+            name = f"{words[2]}.__main__" if which else words[2]
+            flags = words[4:] if which else words[3:]
+            # What a reader has to fill in is a config that exists.
+            flags = [f.replace("FILE[:ARG]", CONFIG).replace("=FILE", f"={CONFIG}") for f in flags]
+            if name != "wamjax" and flags not in ([], ["--help"], ["..."]):
+                ours.append([name, *(f for f in flags if f != "--config.key=value")])
+        elif words[0] == "python" and words[1].endswith(".py"):
+            scripts.append((page, words[1:]))
+        else:
+            assert line.startswith(OTHERS) or words[:3] == ["python", "-m", "pytest"], (page, line)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    errors = parse(ours)
+    assert len(ours) > 30 and not errors, errors
+    for page, (script, *arguments) in scripts:
+        source = (ROOT / script).read_text()
+        known = re.findall(r"(?:DEFINE_\w+\(\s*|add_argument\(\s*)\"(?:--)?(\w+)\"", source)
+        study = (ROOT / "experiments" / "study.py").read_text()
+        known += re.findall(r"(?:DEFINE_\w+\(\s*)\"(\w+)\"", study) + ["config"]
+        for argument in arguments:
+            assert argument.lstrip("-").partition("=")[0] in known, (page, script, argument)
+    assert len(scripts) >= 5
+
+
+def test_the_two_commands_stand_in_the_readme_as_they_are_run():
+    """The second is what `.ci/run` runs; both install before they start."""
+    one, two = (x for x in blocks(README, "bash"))
+    first, second = one.strip(), two.strip()
+    script = (ROOT / ".ci" / "run").read_text()
+    assert re.search(r"^tests='(.*)'$", script, re.M)[1] == second
+    assert second.split(" && ")[:2] == first.split(" && ")[:2]
+    assert first.endswith(f"--config={CONFIG} --workdir=runs/quickstart") and "\n" not in first
+    assert len(README.read_text().splitlines()) < 130
+    shown = [line.rstrip() for line in str(FAST).splitlines()[1:]]
+    assert all(f"\n{line}" in README.read_text() for line in shown)
+    for link in re.findall(r"\]\(([^)#]+)", README.read_text()):
+        assert (ROOT / link).is_file(), link
+
+
+def test_the_readme_lists_every_command():
+    listed = set(re.findall(r"python -m wamjax\.(\w+)", README.read_text()))
+    assert {c for c in COMMANDS if "." not in c} == listed
+
+
+def printed(page):
+    """(code, what is said to be printed) of the Python blocks that a text block follows."""
+    found = FENCE.findall(page.read_text())
+    for (kind, _, code), (after, _, text) in zip(found, found[1:], strict=False):
+        if (kind, after) == ("python", "text"):
+            yield code, text
+
+
+@pytest.mark.parametrize("name", ["index.md", "concepts.md"])
+def test_python_prints_what_stands_below_it(name):
+    names, cases = {}, list(printed(DOCS / name))
+    assert len(cases) >= 2
+    for code, text in cases:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(code, names)
+        assert out.getvalue() == text
+
+
+def test_every_file_that_a_page_names_is_there():
+    named = set()
+    for page in PAGES:
+        places = r"`((?:wamjax|tests|experiments|docs|tpu)/[\w./]+)`"
+        for path in re.findall(places, page.read_text()):
+            assert (ROOT / path).exists(), (page.name, path)
+            named.add(path)
+    assert len(named) > 25
+    configs = {p.stem for p in (ROOT / "experiments" / "configs").glob("*.py")}
+    methods = (DOCS / "methods.md").read_text()
+    of_tables = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| `.*", methods, re.M)))
+    published = {n for n in of_tables if n.startswith(("cosmos_policy_", "fast_wam_", "quick"))}
+    assert published <= configs and len(published) >= 6
+
+
+def test_the_numbers_of_methods_are_in_the_notes():
+    """With their intervals: what the notes do not say must not stand on a page."""
+    notes = " ".join((ROOT / "BUILD_NOTES.md").read_text().replace("**", "").split())
+    page = " ".join((DOCS / "methods.md").read_text().split())
+    found = re.findall(r"-?\d[\d.]* \[-?\d[\d.]*, -?\d[\d.]*\]", page)
+    assert len(found) > 25
+    for number in found:
+        value, interval = number.split(" ", 1)
+        assert number in notes or f"{value} % {interval}" in notes, number
+
+
+def messages():
+    """Every sentence of the package, `{}` where something is put in."""
+    for path in glob.glob(str(ROOT / "wamjax" / "**" / "*.py"), recursive=True):
+        for node in ast.walk(ast.parse(pathlib.Path(path).read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (v.value if isinstance(v, ast.Constant) else "{}" for v in node.values)
+                yield "".join(parts)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_every_error_of_the_page_is_one_of_the_code():
+    headings = re.findall(r"^### (.*)$", (DOCS / "errors.md").read_text(), re.M)
+    every = list(messages())
+    assert len(headings) > 20
+    for heading in headings:
+        pattern = re.compile(".*".join(re.escape(p.strip()) for p in heading.split("…")), re.S)
+        assert any(pattern.search(m) for m in every), heading
+
+
+def test_the_reference_is_what_the_keys_say():
+    out = subprocess.run(
+        [sys.executable, "-c", "import configuration as c; print(c.page(), end='')"], text=True,
+        capture_output=True, check=True, env={"PYTHONPATH": f"{ROOT}:{DOCS / 'site'}"},
+    ).stdout  # fmt: skip
+    page = (DOCS / "configuration.md").read_text()
+    assert page == out, "run python docs/site/configuration.py"
+    assert "`objective.variant` ❄" in page and page.count("\n| `") > 150
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("material")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", f"--site-dir={tmp_path}",
+         f"--config-file={DOCS / 'site' / 'mkdocs.yml'}"], text=True, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for page in PAGES[1:]:
+        place = tmp_path if page.stem == "index" else tmp_path / page.stem
+        assert (place / "index.html").stat().st_size > 5000
+    # Nothing is fetched when a page is read.
+    html = (tmp_path / "index.html").read_text()
+    assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"https?://", html)
+
+
+def test_families_of_pages_exist():
+    for _, line in commands():
+        for name in re.findall(r"--family=(\w+)(?=\s|$)", line):
+            assert families.family(name)

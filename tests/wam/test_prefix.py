@@ -1,0 +1,169 @@
+"""First actions of a chunk that are given: in the loss, in the solver, and in what comes back."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from wam import tiny
+
+from wamjax.data.normalize import Normalizer
+from wamjax.wam.fast_wam.uses import MODES
+from wamjax.wam.loss import denoising_loss
+from wamjax.wam.prefix import Prefix
+from wamjax.wam.slots import Role
+
+KEY = jax.random.key(0)
+SIZE, MOST = 4, tiny.CHUNK - 1
+SCALES = {
+    "actions": Normalizer(jnp.array([0.3, -0.2]), jnp.array([2.0, 0.7]), 1.0),
+    "proprio": Normalizer(0.0, 1.0, 1.0),
+}
+
+
+def observation(size=SIZE):
+    batch = tiny.batch(size)
+    return {"video": batch["video"][:, :1]} | {k: batch[k] for k in ("proprio", "instruction")}
+
+
+def prefix(*count, seed=3):
+    draw = np.random.default_rng(seed).uniform(-1, 1, (len(count), MOST, tiny.ACTION))
+    return Prefix(jnp.asarray(draw, jnp.float32), jnp.asarray(count))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def act(objective, mode, prefix=None):
+    params = tiny.params(objective.variant)
+    return objective.policy(params, SCALES, observation(), KEY, mode, prefix=prefix)
+
+
+def test_counts_are_uniform_and_only_predicted_slots_are_given():
+    objective = tiny.fast_wam("fast", prefix_max=MOST)
+    batch = tiny.batch(600)
+    batch["action_valid"] = batch["action_valid"].at[:150].set(False)
+    (draw,) = objective.draw({}, batch, KEY)
+    role = np.asarray(draw.role["action"])
+    assert role.shape == (600, tiny.CHUNK) and (role[:150] == Role.ABSENT).all()
+    given = role[150:] == Role.GIVEN
+    count = given.sum(axis=1)
+    np.testing.assert_array_equal(given, np.arange(tiny.CHUNK) < count[:, None])
+    share = np.bincount(count, minlength=MOST + 1) / len(count)
+    assert len(share) == MOST + 1 and np.abs(share - 1 / (MOST + 1)).max() < 0.06
+    np.testing.assert_array_equal(draw.mask["action"], role == Role.PREDICTED)
+    assert (np.asarray(draw.role["future"]) == Role.PREDICTED).all()
+
+
+def test_given_actions_enter_clean_and_what_is_predicted_at_them_has_no_gradient():
+    objective = tiny.fast_wam("fast", prefix_max=MOST)
+    (draw,) = objective.draw({}, tiny.batch(40), KEY)
+    given = np.asarray(draw.role["action"]) == Role.GIVEN
+    assert 0 < given.mean() < 1
+    seen = {}
+
+    def network(values, levels, condition, table, predict, outputs):
+        seen.update(values=values["action"], levels=levels["action"])
+        return {"future": values["future"], "action": outputs}
+
+    def total(outputs):
+        run = functools.partial(network, outputs=outputs)
+        losses = denoising_loss(run, draw, objective.process_of)
+        return objective.reduce([draw], [losses])[0]
+
+    slope = np.abs(jax.grad(total)(draw.clean["action"])).sum(axis=-1)
+    np.testing.assert_array_equal(slope == 0, given)
+    values, levels, clean = (np.asarray(x) for x in (*seen.values(), draw.clean["action"]))
+    np.testing.assert_array_equal(values[given], clean[given])
+    assert (levels[given] == 0).all() and (levels[~given] > 0).all()
+    assert np.abs(values - clean)[~given].min() > 0
+
+
+@pytest.mark.parametrize("variant", ["fast", "joint", "idm", "no_cotrain", "optional_idm"])
+def test_without_a_prefix_the_loss_is_the_one_of_before_and_every_variant_trains_with_one(variant):
+    plain, with_prefix = tiny.fast_wam(variant), tiny.fast_wam(variant, prefix_max=MOST)
+    params, batch = tiny.params(variant), tiny.batch()
+
+    def drawn(objective):
+        return objective.draw(params, batch, KEY)
+
+    for one, other in zip(drawn(plain), drawn(with_prefix), strict=True):
+        assert one.role["action"].shape == (len(one.at), 1)
+        same = dataclasses.replace(other, role=one.role, mask=one.mask)
+        jax.tree.map(np.testing.assert_array_equal, one, same)  # all other chance is the same
+
+    value, metrics = jax.jit(with_prefix.loss)(params, batch, KEY)
+    before = jax.jit(plain.loss)(params, batch, KEY)[1]
+    assert metrics["loss_video"] == before["loss_video"] and np.isfinite(value)
+    assert abs(metrics["loss_action"] - before["loss_action"]) > 1e-4
+
+
+def test_the_loss_ignores_the_prefix_but_for_what_the_rest_sees_of_it():
+    """With attention and cross-attention muted nothing sees it."""
+    objective, params = tiny.fast_wam("fast", prefix_max=MOST), tiny.params("fast")
+    attention = params["blocks"]["action"]["self_attn"]
+    muted = attention | {"o": jax.tree.map(np.zeros_like, attention["o"])}
+    action = params["blocks"]["action"] | {"self_attn": muted}
+    alone = params | {"blocks": params["blocks"] | {"action": action}}
+    draws = objective.draw(params, tiny.batch(8), KEY)
+    given = draws[0].role["action"] == Role.GIVEN
+    clean = draws[0].clean["action"]
+    moved = dataclasses.replace(
+        draws[0], clean=draws[0].clean | {"action": clean + given[..., None]}
+    )
+    run = jax.jit(lambda p, draw: objective.loss_of(p, [draw])[0])
+    assert run(alone, draws[0]) == run(alone, moved)
+    assert abs(run(params, draws[0]) - run(params, moved)) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "variant, mode", [(v, m) for v in ("joint", "optional_idm") for m in MODES[v]]
+)
+def test_a_prefix_comes_back_unchanged_and_the_rest_follows_it_with_and_without_cache(
+    variant, mode
+):
+    objective = tiny.fast_wam(variant, prefix_max=MOST)
+    asked = prefix(0, 1, 2, 2)
+    got = np.asarray(act(objective, mode, asked))
+    mask = np.arange(tiny.CHUNK) < np.asarray(asked.count)[:, None]
+    np.testing.assert_array_equal(got[:, :MOST][mask[:, :MOST]], asked.actions[mask[:, :MOST]])
+    free = np.asarray(act(objective, mode))
+    np.testing.assert_allclose(got[0], free[0], atol=1e-6)  # nothing is committed
+    assert np.abs(got - free)[1:, MOST].min() > 1e-4  # what follows is another plan
+    beyond = asked._replace(actions=jnp.where(mask[:, :MOST, None], asked.actions, jnp.nan))
+    np.testing.assert_array_equal(act(objective, mode, beyond), got)
+    want = act(dataclasses.replace(objective, use_cache=False), mode, asked)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["heun", "unipc"])
+def test_every_solver_keeps_the_prefix_clean_on_the_whole_way(solver, monkeypatch):
+    objective = tiny.fast_wam("fast", prefix_max=MOST, solver=solver, use_cache=False)
+    asked, seen = prefix(0, 1, 2, 2), []
+    params = tiny.params("fast")
+    mask = np.arange(tiny.CHUNK) < np.asarray(asked.count)[:, None]
+    normal = np.asarray(SCALES["actions"].forward(asked.actions))
+
+    class Spy(type(objective.network)):
+        def __call__(self, values, times, *args, **kwargs):
+            if "action" in values:
+                jax.debug.callback(lambda x: seen.append(np.array(x)), values["action"])
+            return super().__call__(values, times, *args, **kwargs)
+
+    names = {f.name: getattr(objective.network, f.name)
+             for f in dataclasses.fields(objective.network) if f.name not in ("parent", "name")}
+    spied = dataclasses.replace(objective, network=Spy(**names))
+    way = spied.sample(params, SCALES, observation(), KEY, states=True, prefix=asked)["action"]
+    jax.effects_barrier()
+    assert len(seen) >= objective.steps
+    for x in (*seen, *np.asarray(way)):
+        np.testing.assert_array_equal(x[:, :MOST][mask[:, :MOST]], normal[mask[:, :MOST]])
+        assert np.isfinite(x).all()
+
+
+def test_no_prefix_where_none_was_trained_and_errors_name_the_fix():
+    with pytest.raises(ValueError, match=r"takes no prefix: .* objective.prefix_max = 0"):
+        act(tiny.fast_wam("fast"), "direct", prefix(1, 1, 1, 1))
+    objective = tiny.fast_wam("fast", prefix_max=MOST)
+    with pytest.raises(ValueError, match=r"count \(3,\) must be \(b, d, a\) and \(b,\)"):
+        act(objective, "direct", prefix(1, 1, 1, 1)._replace(count=jnp.ones(3)))

@@ -1,0 +1,75 @@
+"""What a step of a compiled program is estimated to take, and which utilisation that is.
+
+Compute is the compiler's own estimate of cycles (`cycles`), at an assumed clock. Communication is a
+model: bytes that leave a device by the usual ring algorithms, over the links of the dimensions of
+the torus that a group spans. Collectives that the compiler does not overlap come on top of
+compute; those that it overlaps are hidden, unless the wire is busy for longer than both.
+Nothing of it was measured on hardware.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import collectives
+import cycles
+
+# Bytes a second that one device sends along one dimension of the torus: 0.9 of the data sheet's
+# links, both directions together.
+WIRE = {"TPU v4": 90e9, "TPU v5e": 90e9, "TPU v5p": 180e9, "TPU v6e": 200e9, "TPU7x": 180e9}
+# Pallas kernels have no estimate: their FLOPs at this part of the peak.
+KERNELS = 0.6
+
+
+def of(
+    hlo: str, chip: Any, topology: str, devices: int, model: int, kernels: int = 0
+) -> dict[str, Any]:
+    """The estimate of one step.
+
+    Args:
+      hlo: of the compiled program.
+      chip: `wamjax.hardware.Chip`.
+      topology: as libtpu names it, for the sides of the torus: v5p:4x4x4.
+      model: FLOPs of a step that are the model's own.
+      kernels: FLOPs of a step in Pallas kernels.
+
+    Returns:
+      cycles by part; seconds; utilisation of the data sheet's peak of all devices by `model`,
+      from the compute alone and from the whole step.
+    """
+    parts = cycles.count(hlo)
+    compute = sum(parts.values()) / cycles.CLOCK[chip.name]
+    compute += kernels / devices / (KERNELS * chip.peak_flops)
+    sides = [int(n) for n in re.findall(r"\d+", topology.partition(":")[2])]
+    rate = WIRE[chip.name]
+    exposed, hidden = 0.0, 0.0
+    for traffic in collectives.count(hlo).values():
+        for size, sent in traffic.sent.items():
+            late = traffic.sent_async.get(size, 0)
+            exposed += (sent - late) / (rate * dimensions(size, sides))
+            hidden += late / (rate * dimensions(size, sides))
+    step = max(compute + exposed, exposed + hidden)
+    peak = devices * chip.peak_flops
+    return {
+        "clock_hz": cycles.CLOCK[chip.name],
+        "cycles": parts,
+        "seconds": {
+            "compute": compute,
+            "collectives_exposed": exposed,
+            "collectives_overlapped": hidden,
+            "step": step,
+        },
+        "mfu": {"compute_alone": model / compute / peak, "step": model / step / peak},
+        "denominator": f"{devices} x {chip.peak_flops / 1e12:g} TFLOP/s ({chip.name}, bfloat16)",
+    }
+
+
+def dimensions(size: int, sides: list[int]) -> int:
+    """Dimensions of the torus that a group of devices spans, at least one."""
+    spanned, covered = 0, 1
+    for side in sides:
+        if covered >= size:
+            break
+        spanned, covered = spanned + (side > 1), covered * side
+    return max(spanned, 1)

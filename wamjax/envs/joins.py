@@ -1,0 +1,154 @@
+"""How chunks of actions follow each other when planning takes time, counted in control steps.
+
+A plan that is made of what was seen at step t is there at step t + delay. The ways to go on:
+
+    sync      stand still until the plan is there, then carry out `execute` actions of it
+    switch    go on with the old plan and change to the new one where time has got to
+    blend     the same, but from the old plan to the new one linearly, as far as both reach
+    ensemble  every plan that says something of a step has a part in it, older ones a little more
+              (temporal ensembling of ACT, arXiv 2304.13705)
+    prefix    the policy is told the actions that will be carried out meanwhile and plans on from
+              them (training-time real-time chunking, arXiv 2608.01880)
+
+All but the first observe every `execute` steps and never stop. Before the first plan there is
+nothing to go on with: the robot waits, and the plan starts at its first action. Delays are counted
+in steps and not in time, so that results do not depend on a machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from wamjax.config import did_you_mean
+
+WAYS = ("sync", "switch", "blend", "ensemble", "prefix")
+AGE = 0.01  # ACT: the i-th oldest plan has weight exp(-AGE i)
+
+
+class Ahead(NamedTuple):
+    """What a robot does from now on, unless something else is planned.
+
+    Attributes:
+      actions: of the next steps.
+      plans: how many plans had a part in each; 0 where the robot would stand still.
+    """
+
+    actions: Float[Array, "e h a"]
+    plans: Int[Array, " h"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Join:
+    """A way to join chunks under a delay; hashable.
+
+    Attributes:
+      way: one of `WAYS`.
+      delay: control steps from an observation to the first action of its plan.
+      hold: which dimensions of the actions keep their last command while the robot stands still;
+        the others are 0, as is everything before the first plan.
+    """
+
+    way: str = "sync"
+    delay: int = 0
+    hold: tuple[bool, ...] = ()
+
+    def span(self, execute: int) -> int:
+        """Control steps from one observation to the next."""
+        return execute + self.delay if self.way == "sync" else execute
+
+    def check(self, execute: int, chunk: int) -> None:
+        """That chunks can be joined so.
+
+        Raises:
+          ValueError: no such way, or chunks are too short; names the key of the config.
+        """
+        if self.way not in WAYS:
+            raise ValueError(f"config.eval.join = {self.way!r} must be one of {WAYS}"
+                             f"{did_you_mean(self.way, WAYS)}")  # fmt: skip
+        if self.delay < 0:
+            raise ValueError(f"config.eval.delay = {self.delay} must not be negative")
+        least, most = (1, chunk) if self.way == "sync" else (self.delay, chunk - self.delay)
+        if not least <= execute <= most:
+            raise ValueError(
+                f"config.eval.execute = {execute} must lie in {least} to {most}: plans of {chunk} "
+                f"actions (data.chunk) are joined by {self.way!r} {self.delay} steps late"
+            )
+
+    def begin(self, episodes: int, chunk: int, width: int) -> Ahead:
+        """Before the first plan. `chunk` does not matter to "sync"."""
+        steps = 1 if self.way == "sync" else chunk
+        return Ahead(jnp.zeros((episodes, steps, width)), jnp.zeros(steps, jnp.int32))
+
+    def committed(self, ahead: Ahead) -> tuple[Array, Array] | None:
+        """Actions (e, delay, a) that are carried out while the next plan is made and how many of
+        them there are (e,), for policies that plan on from them; see `wamjax.wam.prefix.Prefix`."""
+        if self.way != "prefix" or not self.delay:
+            return None
+        count = jnp.where(ahead.plans[0] > 0, self.delay, 0)
+        actions = ahead.actions[:, : self.delay]
+        return actions, jnp.broadcast_to(count, actions.shape[:1])
+
+    def __call__(
+        self, ahead: Ahead, chunk: Float[Array, "e j a"], execute: int
+    ) -> tuple[Float[Array, "e s a"], Ahead]:
+        """Joins a plan of what is seen now, which will be there `delay` steps later.
+
+        Returns:
+          (the actions until the next observation, `span` of them; what is ahead then).
+        """
+        if self.way == "sync":
+            actions = chunk[:, :execute]
+            if self.delay:
+                wait = jnp.repeat(ahead.actions, self.delay, axis=1)
+                actions = jnp.concatenate([wait.astype(actions.dtype), actions], axis=1)
+            return actions, Ahead(self._still(actions), ahead.plans)
+        old, plans = ahead.actions.astype(chunk.dtype), ahead.plans
+        start = plans[0] == 0  # nothing is carried out meanwhile, so nothing of the plan is late
+        late = jnp.roll(chunk, self.delay, axis=1)
+        chunk = jnp.where(start, late, chunk)
+        index = jnp.arange(chunk.shape[1])
+        share = jnp.where(index < self.delay, 0.0, self._share(plans, index))
+        merged = jnp.where(share[:, None] == 1, chunk, old + share[:, None] * (chunk - old))
+        still = jnp.repeat(self._still(merged), execute, axis=1)
+        count = jnp.concatenate([plans + 1, jnp.zeros(execute, jnp.int32)])[execute:]
+        rest = jnp.concatenate([merged[:, execute:], still], axis=1)
+        return merged[:, :execute], Ahead(rest, count)
+
+    def _share(self, plans: Int[Array, " h"], index: Int[Array, " h"]) -> Float[Array, " h"]:
+        """The part of the new plan in each step; all of it where there is no other."""
+        if self.way == "blend":
+            overlap = jnp.sum(plans > 0) - self.delay
+            share = (index - self.delay + 1) / (overlap + 1)
+        elif self.way == "ensemble":
+            weight = jnp.exp(-AGE * plans)  # of a plan that comes after so many
+            share = weight / ((1 - weight * np.exp(-AGE)) / (1 - np.exp(-AGE)))
+        else:
+            return jnp.ones(index.shape)
+        return jnp.where(plans > 0, share, 1.0)
+
+    def _still(self, actions: Float[Array, "e s a"]) -> Float[Array, "e 1 a"]:
+        """Standing still after these actions."""
+        hold = np.array(self.hold or [False] * actions.shape[2])
+        return jnp.where(hold, actions[:, -1:], 0.0)
+
+
+SYNC = Join()
+
+
+def jerk(
+    actions: Float[np.ndarray, "e t a"], steps: Int[np.ndarray, " e"], hold: tuple[bool, ...]
+) -> Float[np.ndarray, " e"]:
+    """How jerky the first `steps` actions of each episode are: 0 of fewer than three.
+
+    The mean length of the second difference of motions, which are displacements in a step; so it
+    is proportional to the jerk of the commanded path. Dimensions that hold are no motions.
+    """
+    motions = np.asarray(actions)[..., ~np.array(hold or [False] * actions.shape[2])]
+    change = np.linalg.norm(np.diff(motions, n=2, axis=1), axis=2)
+    counted = np.arange(change.shape[1]) < np.asarray(steps)[:, None] - 2
+    return (change * counted).sum(axis=1) / np.maximum(counted.sum(axis=1), 1)

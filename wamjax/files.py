@@ -1,0 +1,374 @@
+"""Where runs, data sets, checkpoints, bundles and caches lie: on this machine, or in a bucket.
+
+Every path of those is an `etils.epath.Path`, made by `path`: of a folder, or ``gs://BUCKET/...``.
+What is written appears when it is complete, or never: on a disk by a rename; in a bucket an object
+appears at the end of its upload, and of a folder the file by which it is known goes last. What a
+library cannot write or read there is written here and sent (`draft`), or fetched once (`fetch`).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import errno
+import fnmatch
+import functools
+import hashlib
+import io
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import IO
+
+from etils import epath
+
+from wamjax.console import say
+
+Path = epath.Path
+BUCKET = "gs://"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")
+_AT_ONCE = 2**22  # bytes: gcsfs sends so much in one call, which is seen as a whole or not at all
+_THREADS = 16  # transfers at a time
+
+
+class NotWritable(OSError):
+    """A place that cannot be written to, or reached, and what to set instead."""
+
+
+def path(place: str | os.PathLike, name: str = "the path") -> Path:
+    """The path of a file or folder, a home expanded; `name` is the flag or key that gave it.
+
+    Raises:
+      NotWritable: it is an address of another kind than gs://, which would become a folder named
+        "s3:"; or what reads buckets is not installed.
+    """
+    text = os.fspath(place)
+    if text.startswith(BUCKET):
+        _prepare_buckets(f"{name}={text}")
+    elif _ADDRESS.match(text):
+        raise NotWritable(
+            f"{name}={text} is an address, and this wamjax reads and writes gs://BUCKET/... and "
+            "local or mounted folders alone: mount the bucket and give the folder where it is "
+            "mounted, or give a local folder and copy it afterwards"
+        )
+    out = epath.Path(text)
+    return out if is_remote(out) else out.expanduser()
+
+
+def name(place: str | os.PathLike) -> str:
+    """The last part of a path."""
+    return pathlib.PurePosixPath(os.fspath(place)).name
+
+
+def is_remote(place: str | os.PathLike) -> bool:
+    """Whether it lies in a bucket."""
+    return os.fspath(place).startswith(BUCKET)
+
+
+def below(root: Path, place: str | os.PathLike, name: str = "the path") -> Path:
+    """The path of a config: below `root`, unless it says itself where it begins; see `path`."""
+    out = path(place, name)
+    return out if is_remote(out) or out.is_absolute() else root / out
+
+
+def absolute(place: str | os.PathLike) -> Path:
+    """The path from the root; addresses are that already."""
+    out = path(place)
+    return out if is_remote(out) else epath.Path(os.path.abspath(out))
+
+
+@functools.cache
+def _prepare_buckets(asked: str) -> None:
+    os.environ.setdefault("EPATH_USE_TF", "false")  # else epath would import TensorFlow for it
+    try:
+        import fsspec.config
+        import gcsfs  # noqa: F401  what epath reads buckets by
+    except ImportError:
+        raise NotWritable(
+            f"{asked} is in a bucket, which needs gcsfs: pip install 'wamjax[gcs]'"
+        ) from None
+
+    # What other processes write is to be seen; a list that is kept would hide it.
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+
+
+def reach(place: Path, fix: str) -> None:
+    """Asks a bucket for something; of a path of this machine there is nothing to ask.
+
+    Raises:
+      NotWritable: it does not answer, or not to us; ends with `fix`.
+    """
+    if not is_remote(place):
+        return
+    try:
+        place.exists()
+    except Exception as error:  # of the network, of permissions: whatever gcsfs lets through
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise NotWritable(
+            f"cannot reach {place} ({text}): log in by `gcloud auth application-default login`, "
+            f"or {fix}"
+        ) from None
+
+
+def make_folder(folder: Path, fix: str) -> None:
+    """Makes a folder that can be written to; a bucket has none, and is only reached.
+
+    Raises:
+      NotWritable: it cannot be made, reached, or written to; ends with `fix`.
+    """
+    if is_remote(folder):
+        reach(folder, fix)
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise NotWritable(f"cannot make the folder {folder} ({error.strerror}): {fix}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise NotWritable(f"the folder {folder} cannot be written to: {fix}")
+
+
+def size(place: str | os.PathLike) -> int:
+    """Bytes of a file, or of the files that lie in a folder."""
+    place = path(place)
+    if not is_remote(place):
+        folder = os.path.isdir(place)
+        return sum(map(os.path.getsize, _inside(place))) if folder else os.path.getsize(place)
+    return sum(x.stat().length for x in _inside(place)) if place.is_dir() else place.stat().length
+
+
+def _inside(folder: Path) -> list[Path]:
+    """All files below a folder."""
+    start = BUCKET if is_remote(folder) else ""  # fsspec leaves it out
+    return sorted(
+        epath.Path(start + os.fspath(top).removeprefix(start)) / name
+        for top, _, names in folder.walk()
+        for name in names
+    )
+
+
+# ---- writing ----
+
+
+@contextlib.contextmanager
+def atomic(place: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
+    """A file to write, "w" or "wb": after a crash it is the old one or the new one, never half.
+
+    Its bytes are on the disk before it takes the place of the old one; otherwise a machine that
+    goes down leaves an empty file under the name. In a bucket it is sent when the block ends.
+    """
+    place = path(place)
+    if is_remote(place):
+        with tempfile.TemporaryFile() as data:
+            text = io.TextIOWrapper(data, "utf-8") if mode == "w" else data
+            yield text
+            text.flush()
+            data.seek(0)
+            _send(data, place)
+            if mode == "w":
+                text.detach()
+        return
+    temporary = _beside(place)
+    try:
+        with temporary.open(mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, place)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(place: str | os.PathLike, text: str) -> None:
+    """Writes a text, see `atomic`."""
+    with atomic(place) as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def draft(
+    place: str | os.PathLike, last: str = "", replace: bool = False
+) -> Iterator[pathlib.Path]:
+    """A place on this machine for a file or folder that appears at `place` when it is complete.
+
+    Args:
+      last: the file by which a folder is known; in a bucket it goes last.
+      replace: a file that is there.
+
+    Raises:
+      FileExistsError: there is one, and it is not to be replaced.
+    """
+    place = absolute(place)
+    if not replace and is_there(place, last):
+        raise FileExistsError(f"{place} exists; remove it or choose another output")
+    if is_remote(place):
+        with tempfile.TemporaryDirectory(prefix="wamjax-") as folder:
+            yield pathlib.Path(folder) / place.name
+            _send_all(epath.Path(folder) / place.name, place, last)
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(_beside(place))
+    try:
+        yield temporary
+        os.replace(temporary, place)
+    finally:
+        remove(temporary)
+
+
+def move(folder: Path, place: Path, last: str) -> None:
+    """Moves a folder of files to where it is looked for; in a bucket `last` goes last.
+
+    Raises:
+      FileExistsError: there is one.
+    """
+    if is_there(place, last):
+        raise FileExistsError(f"{place} exists and is kept; write somewhere else")
+    if not is_remote(place):
+        os.rename(folder, place)
+        return
+    remove(place)  # what a move that broke off left
+    mark = place / ".incomplete"  # epath moves files only to where there are some
+    mark.write_text(f"is being moved from {folder}\n")
+    for file in _inside(folder):
+        if file.name != last:
+            file.rename(place / file.name)
+    (folder / last).rename(place / last)
+    mark.unlink()
+
+
+def remove(place: str | os.PathLike) -> None:
+    """Removes a file or folder with all that is in it, if there is one."""
+    if is_remote(place):
+        epath.Path(place).rmtree(missing_ok=True)
+    elif os.path.isdir(place):
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        pathlib.Path(place).unlink(missing_ok=True)
+
+
+class Journal:
+    """A text that grows line by line. A bucket has no appending: there all of it is sent anew, at
+    every `flush` that must, else in a twentieth of the time and not more often than every 30 s."""
+
+    def __init__(self, place: Path):
+        self._place, self._due, self._new = place, 0.0, False
+        self._remote = is_remote(place)
+        self._file = io.StringIO() if self._remote else place.open("a")
+        if self._remote and place.exists():
+            self._file.write(place.read_text())
+
+    def write(self, text: str) -> None:
+        """Adds to it."""
+        self._file.write(text)
+        self._new = True
+
+    def flush(self, must: bool = False) -> None:
+        """Lets others see what there is; what `must` is then there after a crash."""
+        if not self._remote:
+            self._file.flush()
+            if must:
+                os.fsync(self._file.fileno())
+        elif self._new and (must or time.monotonic() >= self._due):
+            self._new, begin = False, time.monotonic()
+            write_text(self._place, self._file.getvalue())
+            end = time.monotonic()
+            self._due = end + max(30.0, 20 * (end - begin))
+
+    def close(self) -> None:
+        """Writes the rest."""
+        self.flush(must=self._remote)
+        self._file.close()
+
+
+def is_there(place: Path, last: str) -> bool:
+    """Whether there is a folder that `draft` or `move` made; in a bucket only if all was sent."""
+    return (place / last if last and is_remote(place) else place).exists()
+
+
+def glob(folder: Path, pattern: str) -> list[Path]:
+    """What lies in a folder under names like ``*.json``, in order; nothing if there is none."""
+    if not folder.is_dir():
+        return []
+    return sorted(x for x in folder.iterdir() if fnmatch.fnmatchcase(x.name, pattern))
+
+
+def _beside(place: Path) -> Path:
+    """A name of this process in the same folder, with the same ending."""
+    return place.with_name(f".{os.getpid()}-{place.name}")
+
+
+def _send(data: IO[bytes], place: Path) -> None:
+    """Sends a file to a bucket; one of several calls under another name first, since gcsfs closes
+    what is interrupted, and then it would be seen as it is."""
+    if data.seek(0, os.SEEK_END) <= _AT_ONCE:
+        data.seek(0)
+        place.write_bytes(data.read())
+        return
+    data.seek(0)
+    part = _beside(place)
+    with part.open("wb") as file:
+        shutil.copyfileobj(data, file, 2**24)
+    part.replace(place)
+
+
+def _send_all(source: Path, place: Path, last: str) -> None:
+    if not source.is_dir():
+        with source.open("rb") as data:
+            _send(data, place)
+        return
+    remove(place)  # what a transfer that broke off left
+
+    def send(file: Path) -> None:
+        with file.open("rb") as data:
+            _send(data, place / file.relative_to(source))
+
+    files = [file for file in _inside(source) if file != source / last]
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(send, files))
+    if last:
+        send(source / last)
+
+
+# ---- reading ----
+
+
+def cache() -> pathlib.Path:
+    """Where this machine keeps what can be made or fetched again."""
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(home) / "wamjax"
+
+
+def fetch(place: str | os.PathLike) -> pathlib.Path:
+    """A file on this machine with the same bytes, for libraries that read no other: itself, or a
+    copy of what lies in a bucket, which is kept by the digest of its address, size and time.
+
+    Raises:
+      FileNotFoundError: there is none.
+      NotWritable: there is no room for it, or another file came.
+    """
+    place = path(place)
+    if not is_remote(place):
+        return pathlib.Path(place)
+    about = place.stat()
+    digest = hashlib.sha256(f"{place} {about.length} {about.mtime}".encode()).hexdigest()[:20]
+    copy = cache() / "fetched" / digest / place.name
+    if copy.exists() and copy.stat().st_size == about.length:
+        return copy
+    fix = "set XDG_CACHE_HOME to a folder with room"
+    make_folder(epath.Path(copy.parent), fix)
+    if shutil.disk_usage(copy.parent).free < about.length:
+        raise NotWritable(f"{copy.parent} has no room for the {about.length / 1e6:,.1f} MB of "
+                          f"{place}: {fix}")  # fmt: skip
+    say(f"fetching {place} ({about.length / 1e6:,.1f} MB) into {copy.parent}")
+    with atomic(copy, "wb") as file, place.open("rb") as data:
+        shutil.copyfileobj(data, file, 2**24)
+        if file.tell() != about.length:
+            raise NotWritable(f"{place} has {about.length} bytes and {file.tell()} came: it is "
+                              "being written, or the network broke off; try again")  # fmt: skip
+    return copy

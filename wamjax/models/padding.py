@@ -1,0 +1,80 @@
+"""Slots padded to whole tiles of a TPU.
+
+Modulation acts per slot, on (b, m, l / m, d). A TPU keeps the last two dimensions of an array in
+tiles of 8 by 128; a slot of 98 tokens is no multiple of 8, and the compiler then makes the batch
+the smaller side of the tile, which with two examples on a chip uses a quarter of it. Padded once at
+the input to 104 tokens, every array of the network is whole tiles. Padded tokens are keys that
+nobody sees; they are taken off before the heads and before anything is cached, so results and
+gradients are those without them to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from wamjax.models.layers import on_tpu
+
+TILE = 8  # tokens of a tile
+CHOICES = ("auto", "on", "off")
+# A slot grows by at most a quarter: one token a slot is not worth eight.
+LARGEST = 4
+
+
+class Padding(NamedTuple):
+    """How the slots of a stream are padded; static.
+
+    Attributes:
+      slot: tokens of a slot.
+      size: the same with padding.
+    """
+
+    slot: int
+    size: int
+
+    def pad(self, x: Array | np.ndarray, axis: int = 1, value: float | bool = 0):
+        """Fills every slot along `axis` up to its size; numpy arrays stay numpy arrays."""
+        library = np if isinstance(x, np.ndarray) else jnp
+        x, axis = self._slots(x, axis, self.slot)
+        widths = [(0, 0)] * x.ndim
+        widths[axis + 1] = (0, self.size - self.slot)
+        return self._joined(library.pad(x, widths, constant_values=value), axis)
+
+    def remove(self, x: Array, axis: int = 1) -> Array:
+        """Takes off what `pad` filled in."""
+        x, axis = self._slots(x, axis, self.size)
+        return self._joined(x[(slice(None),) * (axis + 1) + (slice(self.slot),)], axis)
+
+    def keys(self, length: int) -> Bool[np.ndarray, "1 s"]:
+        """Which of `length` padded tokens exist."""
+        return np.tile(np.arange(self.size) < self.slot, length // self.size)[None]
+
+    def _slots(self, x, axis: int, size: int):
+        axis %= x.ndim
+        return x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :]), axis
+
+    def _joined(self, x, axis: int):
+        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+
+def choose(kind: str, length: int, slots: int) -> Padding | None:
+    """The padding of a stream of `length` tokens in `slots`, or None where it has none.
+
+    Args:
+      kind: "on", "off", or "auto", which is on in programs for a TPU.
+
+    Raises:
+      ValueError: there is no such kind.
+    """
+    if kind not in CHOICES:
+        raise ValueError(f"config.model.pad_slots = {kind!r} is not one of {CHOICES}")
+    slot = length // slots
+    missing = -slot % TILE
+    if kind == "off" or (kind == "auto" and not on_tpu()):
+        return None
+    if not missing or LARGEST * missing > slot or length % slots:
+        return None
+    return Padding(slot, slot + missing)
