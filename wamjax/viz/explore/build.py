@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
+import os
 from importlib import resources
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from wamjax import config as configs
-from wamjax import disk, tree, wam
+from wamjax import files, tree, wam
 from wamjax.console import say
 from wamjax.data import pipeline
 from wamjax.data.sources import missing
@@ -44,7 +44,7 @@ KEYS = ("<p class='note'>Keys: 1 to 5 choose a section, ← and → step, space 
         "On a phone: the buttons, the slider, and a finger on the mask.</p>")  # fmt: skip
 
 
-def write(config: ConfigDict, output: str | pathlib.Path, measure: bool = False) -> pathlib.Path:
+def write(config: ConfigDict, output: str | os.PathLike, measure: bool = False) -> files.Path:
     """Writes explore.html of a config into a folder; returns its path.
 
     Args:
@@ -54,11 +54,10 @@ def write(config: ConfigDict, output: str | pathlib.Path, measure: bool = False)
       ValueError: a config that cannot be trained, or of a codec, or of a method whose network is
         not known here.
     """
-    folder = disk.local(output, "--output")
-    disk.make_folder(folder, "give another --output")
-    path = folder / FILE
-    disk.write_text(path, html(data(config, measure)))
-    return path
+    folder = files.path(output, "--output")
+    files.make_folder(folder, "give another --output")
+    files.write_text(folder / FILE, html(data(config, measure)))
+    return folder / FILE
 
 
 def html(found: dict[str, Any]) -> str:
