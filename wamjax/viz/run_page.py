@@ -57,7 +57,7 @@ def html(workdir: files.Path) -> str:
     config = configs.load(workdir / "config.json")
     rows = metrics.read(workdir)
     results = evaluations(workdir)
-    title = f"{files.name(workdir)}: {wam.label(config)}"
+    title = f"{files.absolute(workdir).name}: {wam.label(config)}"
     parts = [f"<h1>{page.text(title)}</h1>", page.table(_facts(workdir, config, rows))]
     parts += [part for name, result in results.items() for part in _success(name, result)]
     parts += _media(workdir, rows)
