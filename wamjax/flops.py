@@ -59,15 +59,17 @@ def count_by(fn: Callable, *args, while_trip_count: int | None = None) -> dict[s
     return dict(_jaxpr(live, while_trip_count))
 
 
-def count_calls(fn: Callable, *args) -> tuple[int, dict[str, int]]:
-    """`count` of a call ``fn(*args)``, and how often it runs each jitted function inside of it.
+def count_calls(fn: Callable, *args) -> tuple[int, dict[str, tuple[int, int]]]:
+    """`count` of a call ``fn(*args)``, and of each jitted function inside of it.
 
     Returns:
-      (FLOPs, name of the function -> runs); of a `cond` the branch with most calls is counted.
+      (FLOPs, name of the function -> (how often it runs, FLOPs of all its runs)). What is not used
+      of its results is not counted; of a `cond` the most expensive branch is.
     """
     closed = jax.make_jaxpr(fn)(*args)
     live, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-    return _jaxpr(live, None).total(), dict(_calls(live))
+    runs, work = _calls(live)
+    return _jaxpr(live, None).total(), {name: (n, work[name]) for name, n in runs.items()}
 
 
 def count_training(fn: Callable, params: Any, *args) -> int:
@@ -99,16 +101,20 @@ def _jaxpr(jaxpr: Jaxpr, trips: int | None) -> Counter:
     return total
 
 
-def _calls(jaxpr: Jaxpr) -> Counter:
-    total = Counter()
+def _calls(jaxpr: Jaxpr) -> tuple[Counter, Counter]:
+    """Runs of jitted functions by their names, and the FLOPs of these."""
+    runs, work = Counter(), Counter()
     for eqn in jaxpr.eqns:
-        inner = [_calls(j) for j in _jaxprs_in(eqn.params)]
-        if eqn.primitive.name == "cond":
-            inner = [max(inner, key=lambda c: c.total())]
-        total.update(_times(sum(inner, Counter()), _repeats(eqn.primitive.name, eqn.params, None)))
-        if eqn.primitive.name in ("jit", "pjit"):
-            total[eqn.params["name"]] += 1
-    return total
+        name, inner = eqn.primitive.name, list(_jaxprs_in(eqn.params))
+        if name == "cond":
+            inner = [max(inner, key=lambda j: _jaxpr(j, None).total())]
+        for part in inner:
+            for total, more in zip((runs, work), _calls(part), strict=True):
+                total.update(_times(more, _repeats(name, eqn.params, None)))
+        if name in ("jit", "pjit"):
+            runs[eqn.params["name"]] += 1
+            work[eqn.params["name"]] += sum(_jaxpr(j, None).total() for j in inner)
+    return runs, work
 
 
 def _equation(eqn, trips: int | None) -> Counter:

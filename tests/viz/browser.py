@@ -32,22 +32,28 @@ def run(page: str, folder, script: str, width: int = 1000, dark: bool = False):
     """
     if not PROGRAM:
         pytest.skip("no Chromium")
-    page = page.replace("<style>", _FIRST + "<style>", 1).replace("</body>", _LAST % script)
-    path = folder / "page.html"
-    path.write_text(page)
-    colours = [f"--blink-settings=preferredColorScheme={int(not dark)}"]
+    for name, text in (
+        ("shown", page),
+        ("run", page.replace("<style>", _FIRST + "<style>", 1).replace("</body>", _LAST % script)),
+    ):
+        (folder / f"{name}.html").write_text(text)
     common = [
         PROGRAM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        f"--user-data-dir={folder / 'profile'}", f"--window-size={width},1600", *colours,
+        f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=2000",
+        f"--blink-settings=preferredColorScheme={int(not dark)}",
     ]  # fmt: skip
-    last = ["--virtual-time-budget=2000", path.as_uri()]
-    for wanted in (["--dump-dom"], [f"--screenshot={folder / 'page.png'}"]):
-        command = [*common, *wanted, *last]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr[-2000:]
-        if wanted == ["--dump-dom"]:
-            found = re.search(r'<pre id="outcome">(.*?)</pre>', done.stdout, re.S)
+    dom = _start(*common, f"--window-size={width},1600", "--dump-dom", folder / "run.html")
+    picture = f"--screenshot={folder / 'page.png'}"
+    _start(*common, f"--window-size={width},3600", picture, folder / "shown.html")
+    found = re.search(r'<pre id="outcome">(.*?)</pre>', dom, re.S)
     assert found, "the page's scripts did not come to their end"
     outcome = json.loads(html.unescape(found[1]))
     assert outcome["failures"] == []
     return outcome["result"]
+
+
+def _start(*command) -> str:
+    *options, path = command
+    done = subprocess.run([*options, path.as_uri()], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout

@@ -140,6 +140,16 @@ def test_the_way_to_noise_is_that_of_the_process_and_of_real_data(explored):
     assert all(x.startswith("data:image/") for x in pictures)
 
 
+def test_without_data_there_are_levels(explored, tmp_path):
+    config, objective = explored[0].copy_and_resolve_references(), explored[1]
+    config.data.root = str(tmp_path)
+    config.data.sources.demos = configs.source(path="nowhere")
+    ways, note = build._ways(config, objective)
+    assert [way["group"] for way in ways] == ["future", "action"] and "nowhere" in note
+    np.testing.assert_array_equal(ways[1]["levels"], objective.levels_of("action"))
+    assert all(way["steps"] == [] for way in ways)
+
+
 def test_a_mask_of_many_tokens_is_drawn_coarsely_and_counted_exactly():
     tokens = {"prefix": 3, "video": 5001}
     found = tables._table("ar", CAUSAL, (), tokens, {"prefix": 0, "video": 0})

@@ -11,11 +11,12 @@ import html
 import io
 import json
 import math
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from wamjax import files
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #222; --soft: #666; --paper: #fff; --panel: #f4f5f7;
@@ -40,7 +41,8 @@ p.note { color: var(--soft); }
 .strip img { height: 6rem; margin-right: 2px; }
 .strip span { color: var(--soft); margin-right: .6rem; }
 .plots { display: flex; flex-wrap: wrap; gap: .8rem; }
-.plots img, .plots video { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+.plots img, .plots video { max-width: 100%; max-height: 34rem; height: auto; background: #fff;
+  border-radius: 4px; }
 figure { margin: 0; max-width: 100%; } figcaption { font-size: .8rem; color: var(--soft); }
 svg { background: var(--panel); } rect { fill: var(--accent); }
 polyline { fill: none; stroke-width: 1; }
@@ -121,7 +123,7 @@ def address(x: np.ndarray, format: str = "png") -> str:
     return f"data:image/{format};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def file(path: pathlib.Path, caption: str) -> str:
+def file(path: files.Path, caption: str) -> str:
     """A figure of a picture or a video, which the page then holds."""
     kind = _TYPES[path.suffix]
     source = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"

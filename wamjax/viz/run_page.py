@@ -14,7 +14,7 @@ import jax
 
 import wamjax
 from wamjax import config as configs
-from wamjax import disk, wam
+from wamjax import files, wam
 from wamjax.training import metrics
 from wamjax.viz import page, plots
 from wamjax.viz.intervals import wilson
@@ -29,10 +29,10 @@ PICTURES = {
     "batch": "The first batch, as the network gets it",
     "mask_": "Who sees whom",
 }
-_DRAWN = (".png", ".jpg", ".gif")
+_DRAWN = (".png", ".jpg", ".gif", ".mp4")
 
 
-def write(workdir: str | os.PathLike, output: str | os.PathLike | None = None) -> pathlib.Path:
+def write(workdir: str | os.PathLike, output: str | os.PathLike | None = None) -> files.Path:
     """Writes the report of a run; returns its path.
 
     Args:
@@ -42,22 +42,22 @@ def write(workdir: str | os.PathLike, output: str | os.PathLike | None = None) -
     Raises:
       FileNotFoundError: there is no run.
     """
-    workdir = disk.local(workdir, "--workdir")
+    workdir = files.path(workdir, "--workdir")
     if not (workdir / "config.json").exists():
         raise FileNotFoundError(f"{workdir} has no config.json: give the --workdir of a run")
-    path = workdir / FILE if output is None else disk.local(output, "--output")
+    path = workdir / FILE if output is None else files.path(output, "--output")
     text = html(workdir)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    disk.write_text(path, text)
+    files.make_folder(path.parent, "give another --output")
+    files.write_text(path, text)
     return path
 
 
-def html(workdir: pathlib.Path) -> str:
+def html(workdir: files.Path) -> str:
     """The page of a run."""
     config = configs.load(workdir / "config.json")
     rows = metrics.read(workdir)
     results = evaluations(workdir)
-    title = f"{workdir.resolve().name}: {wam.label(config)}"
+    title = f"{files.absolute(workdir).name}: {wam.label(config)}"
     parts = [f"<h1>{page.text(title)}</h1>", page.table(_facts(workdir, config, rows))]
     parts += [part for name, result in results.items() for part in _success(name, result)]
     parts += _media(workdir, rows)
@@ -73,10 +73,10 @@ def html(workdir: pathlib.Path) -> str:
     return page.page(title, "\n".join(parts))
 
 
-def evaluations(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
+def evaluations(workdir: files.Path) -> dict[str, dict[str, Any]]:
     """The results of a run, by the name of their file: eval.json first."""
-    files = sorted(workdir.glob("eval*.json"), key=lambda p: (len(p.stem), p.stem))
-    return {path.stem: json.loads(path.read_text()) for path in files}
+    found = sorted(files.glob(workdir, "eval*.json"), key=lambda p: (len(p.stem), p.stem))
+    return {path.stem: json.loads(path.read_text()) for path in found}
 
 
 def changes(config) -> dict[str, tuple[Any, Any]]:
@@ -95,7 +95,7 @@ def last(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return out
 
 
-def _facts(workdir: pathlib.Path, config, rows) -> dict[str, Any]:
+def _facts(workdir: files.Path, config, rows) -> dict[str, Any]:
     done = workdir / "DONE"
     steps = int(rows[-1]["step"]) if rows else 0
     state = "done" if done.exists() else "not done"
@@ -138,14 +138,14 @@ def _rate(row: Mapping[str, Any]) -> tuple[str, str, int]:
     return f"{100 * rate:.1f} %", ends, count
 
 
-def _media(workdir: pathlib.Path, rows) -> list[str]:
+def _media(workdir: files.Path, rows) -> list[str]:
     """Videos first, then pictures in the order of `PICTURES`."""
-    files = sorted(p for p in (workdir / "media").glob("*") if p.is_file())
+    left = [p for p in sorted(files.glob(workdir / "media", "*")) if p.suffix in _DRAWN]
     parts = []
-    videos = [p for p in files if p.suffix == ".mp4" or p.suffix == ".gif"]
+    videos = [p for p in left if p.suffix in (".mp4", ".gif")]
     if videos:
         parts += ["<h2>Videos</h2>", page.plots(page.file(p, p.stem) for p in videos)]
-    left = [p for p in files if p.suffix in _DRAWN and p not in videos]
+    left = [p for p in left if p not in videos]
     for start, title in PICTURES.items():
         chosen = [p for p in left if p.stem.startswith(start)]
         figures = [page.file(p, p.stem) for p in chosen]
@@ -159,7 +159,7 @@ def _media(workdir: pathlib.Path, rows) -> list[str]:
     return parts
 
 
-def _losses(workdir: pathlib.Path) -> str:
+def _losses(workdir: files.Path) -> str:
     with tempfile.TemporaryDirectory() as folder:
         drawn = plots.losses(workdir, pathlib.Path(folder) / "losses.png")
         return page.file(drawn, "losses so far")

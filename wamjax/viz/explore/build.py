@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
+import os
 from importlib import resources
 from typing import Any
 
@@ -12,10 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from wamjax import config as configs
-from wamjax import disk, tree, wam
+from wamjax import files, tree, wam
 from wamjax.console import say
 from wamjax.data import pipeline
 from wamjax.data.sources import missing
+from wamjax.models.codec import CachedLatents
 from wamjax.training.step import compute_cast
 from wamjax.viz import page
 from wamjax.viz.explore import noising, schemes, stages, tables
@@ -43,7 +44,7 @@ KEYS = ("<p class='note'>Keys: 1 to 5 choose a section, ← and → step, space 
         "On a phone: the buttons, the slider, and a finger on the mask.</p>")  # fmt: skip
 
 
-def write(config: ConfigDict, output: str | pathlib.Path, measure: bool = False) -> pathlib.Path:
+def write(config: ConfigDict, output: str | os.PathLike, measure: bool = False) -> files.Path:
     """Writes explore.html of a config into a folder; returns its path.
 
     Args:
@@ -53,11 +54,10 @@ def write(config: ConfigDict, output: str | pathlib.Path, measure: bool = False)
       ValueError: a config that cannot be trained, or of a codec, or of a method whose network is
         not known here.
     """
-    folder = disk.local(output, "--output")
-    disk.make_folder(folder, "give another --output")
-    path = folder / FILE
-    disk.write_text(path, html(data(config, measure)))
-    return path
+    folder = files.path(output, "--output")
+    files.make_folder(folder, "give another --output")
+    files.write_text(folder / FILE, html(data(config, measure)))
+    return folder / FILE
 
 
 def html(found: dict[str, Any]) -> str:
@@ -121,11 +121,11 @@ def programs(config: ConfigDict, objective, params, measure: bool = False):
     if measure:
         fresh = jax.jit(lambda key: compute_cast(objective.init(key), dtype))(jax.random.key(0))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    one, costs = objective.batch_spec(1), {}
+    one = objective.batch_spec(1)
 
     def record(name, program, *args):
         say(f"tracing {name}")
-        return stages.record(name, objective, program, cast, *args, measure=fresh, costs=costs)
+        return stages.record(name, objective, program, cast, *args, measure=fresh)
 
     out = []
     if objective.kind == "policy":
@@ -137,7 +137,8 @@ def programs(config: ConfigDict, objective, params, measure: bool = False):
                 observation, key,
             ))  # fmt: skip
         if objective.imagines:
-            out.append(record("imagine", lambda p, o, k: objective.imagine(p, same, o, k),
+            imagining = _with_latents(objective)
+            out.append(record("imagine", lambda p, o, k: imagining.imagine(p, same, o, k),
                               observation, key))  # fmt: skip
     else:
         condition = {k: v for k, v in one.items() if k != objective.codec.key}
@@ -151,6 +152,20 @@ def programs(config: ConfigDict, objective, params, measure: bool = False):
     batch = objective.batch_spec(objective.row)
     name = f"train: the forward pass of {objective.row}"
     return [*out, record(name, objective.loss, batch, key)]
+
+
+def _with_latents(objective):
+    """The same, showing latents where the codec is not there to make pictures of them."""
+    if not isinstance(objective.codec, CachedLatents):
+        return objective
+    return dataclasses.replace(objective, codec=_Latents(**vars(objective.codec)))
+
+
+class _Latents(CachedLatents):
+    """Latents that are looked at as they are."""
+
+    def decode(self, latents):
+        return latents
 
 
 class _Same:
@@ -168,23 +183,31 @@ def _program(program: stages.Program) -> dict[str, Any]:
 
 
 def _ways(config: ConfigDict, objective) -> tuple[list[dict[str, Any]], str]:
-    """What `noising.ways` says of the config's data, or why it says nothing."""
+    """What `noising.ways` says of the config's data; without data the levels, and why."""
     if not isinstance(objective, Denoises):
         return [], "This method predicts tokens; nothing is noised."
+    batch, note = _batch(config, objective)
+    if batch is not None:
+        return noising.ways(objective, batch, config.seed), ""
+    groups = dict.fromkeys(g for use in objective.uses for g in use.predicted)
+    return [noising.levels(objective, g) | {"steps": []} for g in groups], note
+
+
+def _batch(config: ConfigDict, objective) -> tuple[dict[str, np.ndarray] | None, str]:
+    """The first examples of the config's data; or None, and why there are none."""
     if jax.eval_shape(objective.codec.init, jax.random.key(0)):
-        return [], ("The codec of this config has weights of its own, which a config does not "
-                    "hold: there are no latents to noise.")  # fmt: skip
+        return None, ("The codec of this config has weights of its own, which a config does not "
+                      "hold: these are the levels, without a latent.")  # fmt: skip
     if config.data.kind == "episodes":
         absent = [str(path) for name, path in missing(config.data).items()
                   if not config.data.sources[name].stand_in]  # fmt: skip
         if absent:
-            return [], f"There is no data in {', '.join(absent)}."
+            return None, f"These are the levels; there is no data in {', '.join(absent)}."
     try:
         batch = next(iter(pipeline.open_data(config)[2]))
     except OSError as error:
-        return [], f"The data could not be opened: {error}"
-    batch = {k: np.asarray(v)[: objective.row] for k, v in batch.items()}
-    return noising.ways(objective, batch, config.seed), ""
+        return None, f"These are the levels; the data could not be opened: {error}"
+    return {k: np.asarray(v)[: objective.row] for k, v in batch.items()}, ""
 
 
 def _schemes(objective, tokens: dict[str, int]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ function noising(section) {
     facts.textContent = `level ${number(level)}:  x = ${number(alpha)} · data + ` +
       `${number(sigma)} · noise;  weight in the loss ${number(group.weight[step])}, ` +
       `the network is told ${number(group.told[step])}`;
-    const now = group.steps[step];
+    const now = group.steps[step] ?? {};
     picture.replaceChildren(...(now.values ? [lines(now.values, group.reach)] : [
       now.picture ? figure(now.picture, "decoded") : null,
       now.latent ? figure(now.latent, "the latent, its three principal channels") : null,
@@ -232,7 +232,8 @@ function tables(section) {
     const letters = Math.round(canvas.width / 45);
     context.font = `${letters}px system-ui, sans-serif`;
     table.groups.forEach((group, i) => {  // names on the diagonal, where they fit
-      if (table.cells[i] * cell < 1.3 * letters) return;
+      const side = table.cells[i] * cell;
+      if (side < 1.3 * letters || side < context.measureText(group).width + letters) return;
       context.fillStyle = rows[edges[i + 1] - 1][edges[i]] ? ink.paper : ink.ink;
       context.fillText(group, edges[i] * cell + letters / 2, edges[i + 1] * cell - letters / 2);
     });
@@ -291,8 +292,9 @@ function programs(section) {
       `${operations(program.rest)} outside of the network's evaluations (codec, embeddings).`;
     const many = stage.repeats > 1 ? `${stage.repeats} times ` : "";
     const text = { computed: "; keys and values of the text are made",
-      cached: "; those of the text are read", "": "" }[stage.text];
-    say.textContent = `${many}${stage.name}: ${operations(stage.flops)} each` +
+      cached: "; keys and values of the text are read", "": "" }[stage.text];
+    const rows = stage.rows > 1 ? ` (${stage.rows} examples together)` : "";
+    say.textContent = `${many}${stage.name}${rows}: ${operations(stage.flops)} each` +
       (stage.milliseconds === null ? "" : `, ${number(stage.milliseconds)} ms`) +
       `; computes ${count(stage.computed)}, reads ${count(stage.cached)} from the cache` +
       (Object.keys(stage.emits).length ? `, adds ${count(stage.emits)} (${bytes(stage.cache_bytes)})` : "") +

@@ -7,7 +7,6 @@ cache, what is added to it. So a stage is what the program does, not what someon
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from wamjax.wam.objectives import bind
 MARK = "wamjax_stage_"
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}  # a mesh of one device
 TIMED = 10  # calls
+_ARRAY = object()
 TOKEN = "token"  # what a network predicts that has no groups of outputs
 
 
@@ -42,7 +42,7 @@ class Stage:
       text: "computed", "cached" or "": what cross-attention reads.
       predicts: groups whose output is wanted.
       repeats: how often the program runs it.
-      flops: of one run.
+      flops: of one run, of what is used of it.
       cache_bytes: that it adds.
       milliseconds: of one run, where it was measured; NaN elsewhere.
     """
@@ -79,16 +79,13 @@ class Program:
 
     Attributes:
       flops: of all of it.
+      rest: of what is outside of the network's evaluations: codec, embedding of text and state.
     """
 
     name: str
     stages: tuple[Stage, ...]
     flops: int
-
-    @property
-    def rest(self) -> int:
-        """FLOPs outside of the network's evaluations: codec, embedding of text and state."""
-        return self.flops - sum(s.repeats * s.flops for s in self.stages)
+    rest: int
 
 
 def record(
@@ -98,7 +95,6 @@ def record(
     params: Any,
     *args,
     measure: Any = None,
-    costs: dict | None = None,
 ) -> Program:
     """Traces ``program(params, *args)``.
 
@@ -106,144 +102,126 @@ def record(
       objective: of `program`; has a `network`.
       params, *args: `jax.ShapeDtypeStruct`s; nothing is computed.
       measure: parameters to time every stage with; None times nothing.
-      costs: of the stages of other programs of the objective, which are not counted again.
     """
-    costs = {} if costs is None else costs
-    recorder = _Recorder(type(objective.network))
+    recorder = _Recorder(objective.network)
 
     def traced(*args):
-        # Nothing here may come from a trace of before: the recorder would not see it.
-        recorder.calls.clear()
         with nn.intercept_methods(recorder):
             return program(*args)
 
     with jax.set_mesh(sharding.make_mesh(ONE, jax.devices()[:1])):  # a loss wants one
-        total, times = flops.count_calls(traced, params, *args)
-    merged: dict[tuple, Stage] = {}
+        total, counts = flops.count_calls(traced, params, *args)
+    merged: dict[tuple, tuple[_Call, int, int]] = {}
     for i, call in enumerate(recorder.calls):
-        repeats = times.get(f"{MARK}{i}", 0)
-        if not repeats:  # of a trace that was thrown away
-            continue
-        key = call.key()
-        if key not in costs:
-            costs[key] = call.cost(objective, params, measure)
-        stage = dataclasses.replace(call.stage, flops=costs[key][0], milliseconds=costs[key][1])
-        seen = merged.get(key)
-        repeats += seen.repeats if seen else 0
-        merged[key] = dataclasses.replace(stage, repeats=repeats)
-    return Program(name, tuple(merged.values()), total)
+        repeats, work = counts.get(f"{MARK}{i}", (0, 0))  # none: of a trace that was thrown away
+        if repeats:
+            first, before, done = merged.get(call.key(), (call, 0, 0))
+            merged[call.key()] = first, before + repeats, done + work
+    stages = []
+    for call, repeats, work in merged.values():
+        timed = float("nan") if measure is None else call.milliseconds(measure)
+        stages.append(dataclasses.replace(
+            call.stage, repeats=repeats, flops=work // repeats, milliseconds=timed
+        ))  # fmt: skip
+    rest = total - sum(work for _, _, work in merged.values())
+    return Program(name, tuple(stages), total, rest)
 
 
-@dataclasses.dataclass
 class _Call:
-    """One evaluation: its stage, and the arguments that it had, arrays as their shapes."""
+    """One evaluation of a network: its stage, and how to run it again.
 
-    arguments: Any
-    stage: Stage | None = None
+    Args:
+      network: unbound.
+      args, kwargs: of its ``__call__``; arrays among them are inputs, all else stays as it is.
+    """
 
-    def key(self) -> tuple:
-        """Equal for evaluations that cost and show the same."""
-        leaves, tree = jax.tree.flatten(self.arguments)
-        shapes = tuple((x.shape, str(x.dtype)) if _is_array(x) else x for x in leaves)
-        return str(tree), shapes, repr(self.stage)
-
-    def cost(self, objective, params, measure) -> tuple[int, float]:
-        leaves, tree = jax.tree.flatten(self.arguments)
+    def __init__(self, network: nn.Module, args, kwargs):
+        leaves, self._tree = jax.tree.flatten((args, kwargs))
+        self._static = [_ARRAY if _is_array(x) else x for x in leaves]
         arrays = [x for x in leaves if _is_array(x)]
+        self._shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
+        self._network = network
+        self.stage: Stage | None = None
+
+    def program(self, name: str) -> Callable:
+        """A jitted function of parameters and arrays, by this name in a jaxpr."""
 
         def evaluate(params, arrays):
             rest = iter(arrays)
-            args, kwargs = tree.unflatten([next(rest) if _is_array(x) else x for x in leaves])
-            return bind(objective.network, params)("__call__", *args, **kwargs)
+            leaves = [next(rest) if x is _ARRAY else x for x in self._static]
+            args, kwargs = self._tree.unflatten(leaves)
+            return bind(self._network, params)("__call__", *args, **kwargs)
 
-        operations = flops.count(evaluate, params, arrays)
-        if measure is None:
-            return operations, float("nan")
-        return operations, _milliseconds(jax.jit(evaluate), measure, arrays)
+        evaluate.__name__ = name
+        return jax.jit(evaluate)
+
+    def key(self) -> tuple:
+        """Equal for evaluations that do the same."""
+        return str(self._tree), tuple(map(repr, self._static)), str(self._shapes), str(self.stage)
+
+    def milliseconds(self, params) -> float:
+        """The median of some calls on zeros."""
+        program = self.program("timed")
+        arrays = [jnp.zeros(x.shape, x.dtype) for x in self._shapes]
+        jax.block_until_ready(program(params, arrays))
+        out = []
+        for _ in range(TIMED):
+            start = time.perf_counter()
+            jax.block_until_ready(program(params, arrays))
+            out.append(1e3 * (time.perf_counter() - start))
+        return float(np.median(out))
 
 
 class _Recorder:
-    """Sees the methods of modules as they run, see `nn.intercept_methods`."""
+    """Puts every evaluation of a network into a function of its own, and writes down what it does.
 
-    def __init__(self, network: type):
-        self.network, self.calls, self._open = network, [], []
+    In the jaxpr the function has a name, so how often it runs is told where loops have their
+    counts, and what is not used of its results is known. See `nn.intercept_methods`.
+    """
+
+    def __init__(self, network: nn.Module):
+        self._network, self.calls, self._open = network, [], None
 
     def __call__(self, method, args, kwargs, context):
+        module = context.module
         if context.method_name != "__call__":
             return method(*args, **kwargs)
-        if type(context.module) is self.network:
-            return self._evaluation(method, args, kwargs)
-        if isinstance(context.module, Transformer) and self._open and not self._open[-1].stage:
-            return self._blocks(method, *args, **kwargs)
+        if self._open is None and type(module) is type(self._network):
+            return self._evaluate(module.variables["params"], args, kwargs)
+        if self._open and isinstance(module, Transformer) and not self._open.stage:
+            self._open.stage = _stage(*args)
         return method(*args, **kwargs)
 
-    @contextlib.contextmanager
-    def _opened(self, call: _Call):
-        self._open.append(call)
-        yield
-        self._open.pop()
-
-    def _evaluation(self, method, args, kwargs):
-        shapes = jax.tree.map(lambda x: _shape(x) if _is_array(x) else x, (args, kwargs))
-        call = _Call(shapes)
-        self.calls.append(call)
-        with self._opened(call):
-            outputs, cache = method(*args, **kwargs)
+    def _evaluate(self, params, args, kwargs):
+        call = self._open = _Call(self._network, args, kwargs)
+        arrays = [x for x in jax.tree.leaves((args, kwargs)) if _is_array(x)]
+        outputs, cache = call.program(f"{MARK}{len(self.calls)}")(params, arrays)
+        self._open = None
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
-        predicts = tuple(outputs) if isinstance(outputs, dict) else (TOKEN,)
+        predicts: tuple[str, ...] = (TOKEN,)
+        if isinstance(outputs, dict):
+            predicts = tuple(g for g in call.stage.computed if g in outputs)
         call.stage = dataclasses.replace(call.stage, predicts=predicts, cache_bytes=size)
+        self.calls.append(call)
         return outputs, cache
 
-    def _blocks(self, method, streams, contexts, visibility, cache=None, emit=None, valid=None):
-        call, number = self._open[-1], len(self.calls) - 1
-        computed = {g: n for s in streams.values() for g, n in s.groups}
-        cached = {} if cache is None else {g: _tokens(x) for g, x in cache.tokens.items()}
-        text = "computed" if contexts else "cached" if cache and cache.context else ""
-        first = jax.tree.leaves((streams, contexts))[0]
-        call.stage = Stage(
-            visibility.name, first.shape[0], computed, cached,
-            {g: computed[g] for g in emit or ()}, text, (), 0, 0, 0,
-        )  # fmt: skip
-        if streams:
-            name, stream = next(iter(streams.items()))
-            streams = streams | {name: stream.replace(x=_marked(number, stream.x))}
-        else:
-            name, value = next(iter(contexts.items()))
-            contexts = contexts | {name: _marked(number, value)}
-        return method(streams, contexts, visibility, cache, emit, valid)
 
-
-def _marked(number: int, x):
-    """`x` through a function of a name that is found in the jaxpr: how often it runs is told there,
-    where loops have their counts."""
-
-    def same(x):
-        return x
-
-    same.__name__ = f"{MARK}{number}"
-    return jax.jit(same)(x)
+def _stage(streams, contexts, visibility, cache=None, emit=None, valid=None) -> Stage:
+    """What arguments of `Transformer.__call__` say."""
+    del valid
+    computed = {g: n for stream in streams.values() for g, n in stream.groups}
+    stored = {} if cache is None else cache.tokens
+    cached = {g: _tokens(stored[g]) for g in visibility.groups if g in stored}
+    text = "computed" if contexts else "cached" if cache and cache.context else ""
+    rows = jax.tree.leaves((streams, contexts))[0].shape[0]
+    emits = {g: computed[g] for g in emit or ()}
+    return Stage(visibility.name, rows, computed, cached, emits, text, (), 0, 0, 0)
 
 
 def _is_array(x: Any) -> bool:
-    return isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
-
-
-def _shape(x) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return isinstance(x, jax.Array | np.ndarray)
 
 
 def _tokens(keys_and_values) -> int:
     """Of a group of a cache: (layers, b, n, l, k), or a list of layers."""
     return jax.tree.leaves(keys_and_values)[0].shape[-2]
-
-
-def _milliseconds(program: Callable, params, shapes) -> float:
-    """The median of some calls on zeros."""
-    arrays = [jnp.zeros(x.shape, x.dtype) for x in shapes]
-    jax.block_until_ready(program(params, arrays))
-    out = []
-    for _ in range(TIMED):
-        start = time.perf_counter()
-        jax.block_until_ready(program(params, arrays))
-        out.append(1e3 * (time.perf_counter() - start))
-    return float(np.median(out))
