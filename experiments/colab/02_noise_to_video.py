@@ -26,11 +26,11 @@
 # class.
 #
 # * **Hardware**: a CPU. Nothing is trained.
-# * **Time**: one to two minutes, nearly all of it compiling.
+# * **Time**: half a minute on two busy cores, most of it compiling.
 # * **Expected**: given pairs of data and noise are straight in a flow, its trajectories are not;
-#   UniPC on the flow comes within 0.1 of the exact end points in 5 steps; causal schemes attend
-#   half of the pairs of tokens and a bit; the designs of DiT differ in parameters and in what
-#   attention sees, not in the transformer.
+#   UniPC on the flow comes within 0.1 of the exact end points in 5 steps; of six frames
+#   `forcing_causal` attends 58 % of the pairs of tokens and `blocks` 67 %; the designs of DiT
+#   differ in parameters and in what attention sees, not in the transformer.
 #
 # It takes the package alone and no checkout.
 
