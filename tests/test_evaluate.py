@@ -164,7 +164,7 @@ def test_dials_override_a_shift():
          "'lighting'"),
         ("shift", {"colour": 1.0}, "none", "eval.shift.colour is no dial of tabletop, did you mean "
          "'colours'"),
-        ("env", "table_top", "none", "eval.env = 'table_top': there is no such world, did you mean "
+        ("env", "table_top", "none", "eval.env = 'table_top' does not exist, did you mean "
          "'tabletop'"),
     ],
 )
@@ -184,8 +184,8 @@ def test_errors_name_the_offender_before_anything_is_loaded(key, value, shift, m
         ({"eval.execute": 0}, "eval.execute = 0 must be at least 1"),
         ({"eval.batch_size": 0}, "eval.batch_size = 0 must be at least 1"),
         ({"eval.episodes": -5}, "eval.episodes = -5 must be at least 1"),
-        ({"eval.env": "libero"}, "eval.env = 'libero': there is no such world; there are"),
-        ({"eval.env": "no.such:world"}, "eval.env = 'no.such:world' cannot be opened: No module"),
+        ({"eval.env": "libero"}, "eval.env = 'libero' does not exist; there are tabletop"),
+        ({"eval.env": "no.such:world"}, "eval.env='no.such:world': No module"),
         ({"data.cameras": ("overhead", "side")}, r"tabletop has no \['side'\]"),
         ({"data.cameras": ("overhead",)}, r"video of the policy are \(64, 128, 3\), of tab"),
         ({"model.text.kind": "context", "model.context_width": 8}, "no 'instruction': set it to 0"),

@@ -250,7 +250,7 @@ def test_the_command_fills_a_cache_and_fills_it_further(tmp_path, monkeypatch, c
     with pytest.raises(ValueError, match=r"length.*\(5, 9\)"):
         run(more, "--length=9")
     for name, message in {
-        "toy_encoder": "must name a function as package.module:function",
+        "toy_encoder": "must be of the form package.module:attribute",
         "toy_encoders:make": "No module named",
         "toy_encoder:mak": "has no 'mak', did you mean 'make'",
     }.items():

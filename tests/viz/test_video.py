@@ -47,9 +47,11 @@ def test_a_video_is_written_without_a_fork_of_the_threads_of_jax(tmp_path, monke
         warnings.simplefilter("error")
         path = video.save_mp4(noise(3, 8, 8), tmp_path / "a.mp4", fps=5)
     assert not forks and read(path)[1]["fps"] == 5
-    with pytest.raises(OSError, match="missing.*ffmpeg ended with"):
-        monkeypatch.setattr(video.Path, "mkdir", lambda *args, **options: None)
-        video.save_mp4(noise(3, 8, 8), tmp_path / "missing" / "a.mp4", fps=5)
+    before = path.read_bytes()
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: "false")
+    with pytest.raises(OSError, match="a.mp4: ffmpeg ended with 1: no message"):
+        video.save_mp4(noise(3, 8, 8), path, fps=5)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_without_ffmpeg_a_gif(tmp_path, monkeypatch):
