@@ -21,12 +21,13 @@ from data import synthetic
 from data import test_latents as latents
 from PIL import Image
 
-from wamjax import export_policy, files, locks, trained
+from wamjax import export_policy, files, locks
 from wamjax.bundle import files as bundles
 from wamjax.bundle.policy import load_policy
 from wamjax.data import tensors
 from wamjax.data.embeddings import EmbeddingCache, Settings
 from wamjax.data.records import Reader, RecordError, Writer
+from wamjax.runs import trained
 from wamjax.training import guards, metrics
 from wamjax.training.checkpoint import Checkpoints, restore_params
 from wamjax.tree import flatten

@@ -8,8 +8,8 @@ from weights.test_convert import DIT, FAST_WAM, published, save
 
 from wamjax import config as configs
 from wamjax import convert, weights
-from wamjax.wam.cosmos_policy import presets
 from wamjax.wam.cosmos_policy import presets as cosmos_presets
+from wamjax.wam.fast_wam import presets
 from wamjax.weights import families, sizing, store, tensor
 from wamjax.weights.families import named
 
