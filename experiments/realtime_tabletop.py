@@ -43,7 +43,7 @@ def ways() -> dict[str, dict]:
 
 def measure(run: pathlib.Path) -> None:
     """Every way of joining under every delay."""
-    from wamjax import trained
+    from wamjax.runs import trained
 
     def ready(how: dict):
         policy, config, step = trained.load(run)

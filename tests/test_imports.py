@@ -124,3 +124,46 @@ def test_a_family_knows_no_other_and_the_idea_knows_no_family():
 def test_every_command_is_there_and_is_one(name):
     text = (ROOT / f"{name}.py").read_text()
     assert "cli.run(main" in text and f"python -m wamjax.{name}" in text
+
+
+OUTSIDE = sorted(
+    path
+    for folder in ("wamjax", "experiments", "tests", "tpu")
+    for path in (ROOT.parent / folder).rglob("*.py")
+)
+
+
+def names_in(path):
+    """What a module defines at its top, imports included."""
+    out = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            out |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            out.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            out |= {x.id for t in targets for x in ast.walk(t) if isinstance(x, ast.Name)}
+        elif isinstance(node, ast.If | ast.Try | ast.With):
+            out |= {x.id for x in ast.walk(node) if isinstance(x, ast.Name)}
+            out |= {x.name for x in ast.walk(node) if isinstance(x, ast.FunctionDef)}
+    return out
+
+
+def test_what_is_imported_anywhere_is_there():
+    """Also where it is imported late, inside of a function that no test may call."""
+    modules = {name.removesuffix(".__init__"): path for name, path in MODULES.items()}
+    missing = set()
+    for path in OUTSIDE:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or node.level or not node.module:
+                continue
+            if node.module.partition(".")[0] != "wamjax":
+                continue
+            for alias in node.names:
+                if f"{node.module}.{alias.name}" in modules:
+                    continue
+                there = names_in(modules[node.module]) if node.module in modules else set()
+                if not {alias.name, "__getattr__"} & there:
+                    missing.add((path.name, node.module, alias.name))
+    assert not missing
