@@ -69,7 +69,8 @@ def test_every_command_parses_and_every_script_knows_its_flags(monkeypatch):
     for page, (script, *arguments) in scripts:
         source = (ROOT / script).read_text()
         known = re.findall(r"(?:DEFINE_\w+\(\s*|add_argument\(\s*)\"(?:--)?(\w+)\"", source)
-        study = (ROOT / "experiments" / "study.py").read_text()
+        # Scripts share some of their flags.
+        study = "".join((ROOT / f).read_text() for f in ("experiments/study.py", "tpu/search.py"))
         known += re.findall(r"(?:DEFINE_\w+\(\s*)\"(\w+)\"", study) + ["config"]
         for argument in arguments:
             assert argument.lstrip("-").partition("=")[0] in known, (page, script, argument)
