@@ -13,7 +13,7 @@ import toy
 from wamjax import config as configs
 from wamjax import files, train
 from wamjax.data.sources import data_root
-from wamjax.training import guards, metrics
+from wamjax.training import continuing, guards, metrics
 from wamjax.training.checkpoint import Checkpoints, restore_params
 from wamjax.tree import flatten
 
@@ -335,7 +335,7 @@ def test_flipped_bits_of_a_run_are_trained_again_from_the_checkpoint_before(tmp_
 
 def test_an_average_that_is_too_long_for_a_run_is_said(capsys):
     def said(**values):
-        train._check_average(toy.config(**{f"optim.{k}": v for k, v in values.items()},
+        continuing.check_average(toy.config(**{f"optim.{k}": v for k, v in values.items()},
                                         total_steps=250))  # fmt: skip
         return capsys.readouterr().err
 

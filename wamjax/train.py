@@ -37,7 +37,7 @@ from ml_collections import ConfigDict, config_flags
 from wamjax import cli, disk, files, hardware, tree, wam
 from wamjax import config as configs
 from wamjax.console import say
-from wamjax.training import guards, init_from, optim, sharding
+from wamjax.training import continuing, guards, init_from, optim, sharding
 from wamjax.training import state as states
 from wamjax.training.checkpoint import Checkpoints
 from wamjax.training.compile import compile_fitting, keep_programs
@@ -108,22 +108,22 @@ def run(
                          "environment: without it JAX computes in float32")  # fmt: skip
     workdir = files.path(workdir, "--workdir")
     files.reach(workdir, "give another --workdir")
-    if _is_done(config, workdir):
+    if continuing.is_done(config, workdir):
         return True
     keep_programs(config.compile.cache)
-    _check_average(config)
+    continuing.check_average(config)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_config(config, mesh)
     peak = _peak(config, mesh)
     files.make_folder(workdir, "give another --workdir")
     with guards.alone(workdir), disk.sentence(workdir):
         with Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
-            _check_config(config, checkpoints)
+            continuing.check_config(config, checkpoints)
             _start_folder(config, workdir)
             known = init_from.words(config, checkpoints)
             make_data = make_data or functools.partial(build_data, known=known)
             data = make_data(config, sharding.batch_rows(mesh, config.data.batch_size))
-            _check_statistics(data.statistics, checkpoints)
+            continuing.check_statistics(data.statistics, checkpoints)
             objective = make_objective(config, data.spec)
             if config.eval.episodes > 0:
                 _check_evaluation(config, data.spec, objective)
@@ -165,8 +165,8 @@ def prepare(job: Job):
     if (newest := checkpoints.latest) is not None:
         state = checkpoints.restore(work.state, job.data.iterator)
         if checkpoints.latest != newest:  # it was damaged, and this one was not compared yet
-            _check_config(config, checkpoints)
-            _check_statistics(job.data.statistics, checkpoints)
+            continuing.check_config(config, checkpoints)
+            continuing.check_statistics(job.data.statistics, checkpoints)
         say(f"continuing from checkpoint {checkpoints.latest}")
         return state, step, flops
     places = jax.tree.map(lambda x: x.sharding, work.state)
@@ -260,67 +260,6 @@ def _peak(config, mesh: Mesh) -> tuple[float, str]:
     return rate * (mesh.size if known else jax.process_count()), name
 
 
-def _is_done(config, workdir: files.Path) -> bool:
-    done = _read(workdir / "DONE", step=int)
-    if done is None or done["step"] < config.total_steps:
-        return False
-    step, saved = done["step"], _read(workdir / "config.json")
-    if saved is not None:
-        _say_changes(configs.load(saved), config, f"{workdir} (done at step {step})")
-    say(
-        f"{workdir} is done at step {step}; raise total_steps to train on, or use another --workdir"
-    )
-    return True
-
-
-def _read(path: files.Path, **types: type) -> dict[str, Any] | None:
-    """The json of a file of a run, which has keys of these types; or None if there is none, or none
-    that can be read. What these files say the checkpoints say, too."""
-    try:
-        found = json.loads(path.read_text())
-        known = isinstance(found, dict) and all(type(found.get(k)) is t for k, t in types.items())
-        if not known:
-            raise ValueError(f"it holds {str(found)[:80]}")
-        return found
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError) as error:
-        say(f"{path} is ignored, it is damaged: {error}")
-        return None
-
-
-def _check_average(config) -> None:
-    """Says what a run is too short for."""
-    decay, total = config.optim.ema_decay, config.total_steps
-    if not decay:
-        return
-    start = decay**total  # what is left of it at the end
-    reached = (1 + total) / (10 + total)
-    if not config.optim.ema_warmup and start > 0.01:
-        say(f"warning: {total} steps are few for optim.ema_decay = {decay}: {start:.0%} of the "
-            "average will be the parameters of the start, and the average is what acts. Set "
-            "optim.ema_warmup, or a lower decay")  # fmt: skip
-    elif config.optim.ema_warmup and reached < decay:
-        say(f"the average warms up: of {total} steps its decay ends at {reached:.4g}, not at "
-            f"optim.ema_decay = {decay}")  # fmt: skip
-
-
-def _check_config(config, checkpoints: Checkpoints) -> None:
-    if checkpoints.latest is None:
-        return
-    _say_changes(checkpoints.config(), config, f"checkpoint {checkpoints.latest}")
-    if config.total_steps < checkpoints.latest:
-        raise ValueError(
-            f"config.total_steps = {config.total_steps} is behind checkpoint {checkpoints.latest} "
-            "of this run: raise it, or train in another --workdir"
-        )
-
-
-def _say_changes(old: ConfigDict, new: ConfigDict, where: str) -> None:
-    for key, (before, now) in configs.check_resume(old, new, where).items():
-        say(f"config.{key}: {before!r} -> {now!r} since {where}")
-
-
 def _check_evaluation(config, spec, objective) -> None:
     """What would go wrong after training should do so before it."""
     from wamjax.runs import closed_loop
@@ -328,34 +267,6 @@ def _check_evaluation(config, spec, objective) -> None:
     config = config.copy_and_resolve_references()
     config.data.cameras = tuple(spec.cameras) if objective.kind == "policy" else ()
     closed_loop.check(config, objective)
-
-
-def _check_statistics(statistics: dict[str, Any], checkpoints: Checkpoints) -> None:
-    """A policy's outputs mean nothing under other statistics than those it was trained with."""
-    if checkpoints.latest is None:
-        return
-    statistics = json.loads(json.dumps(statistics))  # tuples become lists, as in the checkpoint
-    # Instructions are for people who are told something else, and were not always kept.
-    old, new = (
-        configs.flatten({k: v for k, v in x.items() if k != "instructions"})
-        for x in (checkpoints.statistics(), statistics)
-    )
-    without = [k for k in new if k.endswith(".digest") and k not in old]
-    if without:  # a checkpoint from before statistics said which episodes they are of
-        say(f"checkpoint {checkpoints.latest} has no digest of the episodes that it was trained "
-            "on: only the numbers of its statistics are compared")  # fmt: skip
-    # Of words only those that are new or gone: there may be many.
-    gone, more = (set(a.get("spec.words", ())) - set(b.get("spec.words", ()))
-                  for a, b in ((old, new), (new, old)))  # fmt: skip
-    if gone or more:
-        old, new = (x | {"spec.words": tuple(sorted(y))} for x, y in ((old, gone), (new, more)))
-    for key in [*old, *(k for k in new if k not in without)]:
-        if old.get(key) != new.get(key):
-            raise ValueError(
-                f"normalisation statistics {key!r} of the data are {new.get(key)}, checkpoint "
-                f"{checkpoints.latest} was trained with {old.get(key)}: the data changed. Restore "
-                "the data set, or train in another --workdir"
-            )
 
 
 def _start_folder(config, workdir: files.Path) -> None:
