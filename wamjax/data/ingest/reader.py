@@ -198,3 +198,15 @@ def files_of(source: pathlib.Path, *patterns: str) -> list[pathlib.Path]:
 def relative(file: pathlib.Path, source: pathlib.Path) -> str:
     """A file's name within its source."""
     return file.name if file == source else file.relative_to(source).as_posix()
+
+
+def first_good(entries: Sequence[Entry], source: pathlib.Path) -> int:
+    """The number of the first episode that can be read.
+
+    Raises:
+      SourceError: there is none.
+    """
+    for i, entry in enumerate(entries):
+        if not entry.error:
+            return i
+    raise SourceError(f"no episode of {source} can be read: {entries[0].error}")

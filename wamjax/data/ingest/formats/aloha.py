@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from wamjax.data.ingest import hdf5
-from wamjax.data.ingest.reader import About, Entry, SourceError, files_of, relative
+from wamjax.data.ingest.reader import About, Entry, SourceError, files_of, first_good, relative
 
 _ARM = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
 JOINTS = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in _ARM)
@@ -74,9 +74,7 @@ class Aloha:
             return Entry(name=name, file=str(path), error=str(error))
 
     def _describe(self, source: pathlib.Path) -> About:
-        good = next((i for i, entry in enumerate(self._entries) if not entry.error), None)
-        if good is None:
-            raise SourceError(f"no episode of {source} can be read: {self._entries[0].error}")
+        good = first_good(self._entries, source)
         count = self._entries[good].length
         with self._files.open(self._paths[good]) as file:
             real = "sim" in file.attrs and not file.attrs["sim"]

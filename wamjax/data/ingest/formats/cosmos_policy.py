@@ -17,7 +17,7 @@ import numpy as np
 
 from wamjax.data.ingest import hdf5
 from wamjax.data.ingest.formats.aloha import HZ, JOINTS
-from wamjax.data.ingest.reader import About, Entry, SourceError, files_of, relative
+from wamjax.data.ingest.reader import About, Entry, SourceError, files_of, first_good, relative
 from wamjax.data.ingest.video import Videos
 
 SHORTEST = 5
@@ -102,9 +102,7 @@ class RollOuts:
             return Entry(name=name, file=str(path), error=str(error))
 
     def _describe(self, source: pathlib.Path) -> About:
-        good = next((i for i, entry in enumerate(self._entries) if not entry.error), None)
-        if good is None:
-            raise SourceError(f"no episode of {source} can be read: {self._entries[0].error}")
+        good = first_good(self._entries, source)
         count = self._entries[good].length
         with self._files.open(self._paths[good]) as file:
             observations = file.get("observations", {})

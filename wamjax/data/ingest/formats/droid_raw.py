@@ -20,7 +20,7 @@ import numpy as np
 
 from wamjax.data.ingest import hdf5
 from wamjax.data.ingest.formats.droid import ACTION, NAMES, STATE
-from wamjax.data.ingest.reader import About, Entry, SourceError, files_of, relative
+from wamjax.data.ingest.reader import About, Entry, SourceError, files_of, first_good, relative
 from wamjax.data.ingest.video import Videos
 
 HZ = 15.0
@@ -133,9 +133,7 @@ class DroidRaw:
         return {WRIST: wrist[0]} | out if wrist else out
 
     def _describe(self, source: pathlib.Path) -> About:
-        good = next((i for i, entry in enumerate(self._entries) if not entry.error), None)
-        if good is None:
-            raise SourceError(f"no episode of {source} can be read: {self._entries[0].error}")
+        good = first_good(self._entries, source)
         with self._files.open(self._paths[good]) as file:
             arrays = {key: int(np.prod(x.shape[1:])) for key, x in _arrays(file).items()}
             videos = {c: self._video(good, file, c) for c in self._serials(good, file)}
