@@ -222,9 +222,9 @@ def test_what_cannot_be_is_said():
 class Walker:
     """A policy of speeds that change from one chunk to the next; it goes on from a prefix."""
 
-    def __init__(self, late):
+    def __init__(self, latencies):
         self.metadata = {"prefix": H // 2, "extras": [], "actions": {"hold": [True]}}
-        self.late, self.now, self.place, self.asked = late, 0, 0.0, []
+        self.latencies, self.now, self.asked = latencies, 0, []
 
     def infer(self, observation):
         speed = (1, 3, 2)[len(self.asked) % 3]
@@ -234,34 +234,52 @@ class Walker:
         return {"actions": np.concatenate([prefix, rest[:, None]])}
 
     def submit(self, call, observation):
-        future, due = concurrent.futures.Future(), self.now + self.late
+        future, due = concurrent.futures.Future(), self.now + next(self.latencies)
         future.set_result(call(observation))
         self.asked.append(observation)
         future.done = lambda: self.now >= due
         return future
 
 
-def walk(way, late, steps=60):
-    """(the way of a robot, what it asked): a chunk comes `late` control steps after its question"""
-    walker = Walker(late)
+def walk(way, latencies, steps=60):
+    """(the way of a robot, what it asked, how many actions were left at each step); latencies are
+    in control steps."""
+    walker = Walker(latencies)
     chunks = ActionChunks(walker, way, execute=H // 2, executor=walker)
-    out = []
+    out, left = [], []
     for walker.now in range(steps):
+        left.append(chunks.queue.left if out else 0)
         out.append(chunks.act({"place": out[-1] if out else 0.0})[0])
-    return np.array(out), walker.asked
+    return np.array(out), walker.asked, np.array(left)
 
 
 @pytest.mark.parametrize("late", range(1, H // 2 + 1))
 def test_a_prefix_keeps_a_robot_from_jumping_where_a_switch_does(late):
-    way, asked = walk("prefix", late)
+    way, asked, _ = walk("prefix", itertools.repeat(late))
     assert 1 <= np.diff(way).min() and np.diff(way).max() <= 3 and len(asked) >= 60 // (H // 2) - 1
     for question in asked:
         at = question["executed_actions"]
         told = question["prefix"][: len(way) - at, 0]
         assert len(question["prefix"]) == question["inference_delay"]
         np.testing.assert_array_equal(told[:late], way[at : at + len(told)][:late])
-    jumpy, _ = walk("switch", late)
-    assert late < 3 or np.abs(np.diff(jumpy)).max() > 3 or np.diff(jumpy).min() < 1
+    jumpy, *_ = walk("switch", itertools.repeat(late))
+    assert late < 3 or np.diff(jumpy).max() > 3 or np.diff(jumpy).min() < 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_with_answers_at_any_time_a_prefix_jumps_only_where_there_was_nothing_left(seed):
+    """Rule 5: such a chunk begins behind what it was told, and is played for want of another."""
+    draws = np.random.default_rng(seed).integers(1, H // 2 + 1, 400)
+
+    def left_before_jumps(joined):
+        way, asked, left = walk(joined, iter(draws), steps=300)
+        steps = np.diff(way)
+        return left[1:][(steps < 0) | (steps > 3)], asked
+
+    left, asked = left_before_jumps("prefix")
+    assert (left == 0).all()
+    assert len(asked) > 20 and max(len(x["prefix"]) for x in asked) == H // 2
+    assert left_before_jumps("switch")[0].any()
 
 
 class Robot:
