@@ -114,12 +114,13 @@ def evaluate(
     }  # fmt: skip
 
 
-def _ask(robots: Robots, observation: dict[str, Any], keys: Any, *prefix: Any) -> Any:
+def _ask(robots: Robots, observation: dict[str, Any], keys: Any, prefix: Any = None) -> Any:
     del keys  # the noise is the server's
+    given = () if prefix is None else (Prefix(*prefix),)
     size = len(observation["proprio"])
     shape = jax.ShapeDtypeStruct((size, *robots._shape), np.float32)
     images = observation["images"]
     names = {name: images[name] for name in robots.metadata["cameras"]}
     return jax.experimental.io_callback(
-        robots.act, shape, names, observation["proprio"], *prefix, ordered=True
+        robots.act, shape, names, observation["proprio"], *given, ordered=True
     )
