@@ -53,11 +53,12 @@ def main(argv: list[str]) -> None:
     key = pathlib.Path(asked.key_file).expanduser().read_text().strip() if asked.key_file else None
     robots = remote.Robots(asked.robots, asked.server, None, key)
     join = robots.join(asked.join, asked.delay)
+    late = {} if (join.way, join.delay) == ("sync", 0) else {"join": join}
     known = robots.metadata.get("instructions", ())
     tasks = asked.tasks or [t for t, text in world.tasks.items() if text in known]
     report = remote.evaluate(
         robots, world, tasks or list(world.tasks), asked.episodes, asked.seed, asked.robots,
-        execute=asked.execute, max_steps=asked.max_steps or world.max_steps, join=join,
+        execute=asked.execute, max_steps=asked.max_steps or world.max_steps, **late,
     )  # fmt: skip
     robots.close()
     print(json.dumps(report | {"tasks": tasks, "join": asked.join, "delay": asked.delay}))

@@ -1,12 +1,16 @@
 """Robots of a world that ask over the wire do what a policy inside of its program does."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from data import synthetic
 from serving import fake
 from serving.fake import serving
 
+from wamjax import drive
 from wamjax.data.spec import DataSpec
 from wamjax.envs import tabletop
 from wamjax.envs.world import open_world
@@ -58,7 +62,7 @@ def follow(chunk, given, count, rows):
     )
 
 
-def test_robots_that_are_late_send_what_they_have_committed_to():
+def test_robots_that_are_late_send_what_they_have_committed_to(capsys):
     world, tasks = open_world("tabletop"), ["reach_red", "pick_red"]
     work = Worker(
         {"direct": Committed(SPEC)}, Names(tables((), tuple(CAMERAS))), Batching(2, 0.02)
@@ -72,6 +76,10 @@ def test_robots_that_are_late_send_what_they_have_committed_to():
         join = robots.join("prefix", 2)
         over_wire = robots.roll_out(world, tasks, keys, join=join, **options)
         report = remote.evaluate(robots, world, tasks, 2, seed=0, batch=2, join=join, **options)
+        flags = f"--server=ws://127.0.0.1:{running.port} --robots=2 --join=prefix --delay=2"
+        scenes = "--tasks=reach_red,pick_red", "--episodes=2", "--max_steps=6"
+        with synthetic.command(drive, *flags.split(), *scenes):
+            drive.main([])
         with pytest.raises(ValueError, match="--delay=3: the policy takes at most 2 committed"):
             robots.join("prefix", 3)
         robots.close()
@@ -94,6 +102,9 @@ def test_robots_that_are_late_send_what_they_have_committed_to():
     )  # fmt: skip
     assert np.abs(want.actions - switched.actions).max() > 0.1
     assert report["jerk"] > 0 and report["episodes"] == 2
+    command = json.loads(capsys.readouterr().out)  # of the same episodes
+    assert command | report | {"round_trip_ms": None} == command | {"round_trip_ms": None}
+    assert (command["join"], command["delay"]) == ("prefix", 2)
 
 
 def test_a_loop_over_the_wire_is_the_loop_inside_of_the_program():
