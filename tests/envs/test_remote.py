@@ -28,8 +28,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 class Served:
     """A server of `env` in another process; `address` is where."""
 
-    def __init__(self, env, port=0):
-        path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    def __init__(self, env, port=0, path=""):
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(path)])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "wamjax.envs.remote", f"--env={env}", f"--port={port}"],
             env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True,
@@ -173,6 +173,17 @@ def test_an_environment_that_hangs_ends_with_its_connection(tmp_path):
     assert int(number.read_text()) == process.pid and process.poll() is None
     a.close()
     assert process.wait(timeout=30) == 1
+
+
+def test_the_environment_of_the_page_is_served(tmp_path):
+    page = (ROOT / "docs" / "worlds.md").read_text()
+    code = re.search(r'```python title="my_kitchen.py"\n(.*?)```', page, re.S)[1]
+    (tmp_path / "my_kitchen.py").write_text(code)
+    with Served("my_kitchen:Kitchen", path=tmp_path) as server:
+        world = open_world(f"remote:at={server.address},workers=2")
+        rise = jax.tree_util.Partial(lambda o, k: np.ones((2, 5, 1)))
+        done = world.roll_out(rise, ["rise"] * 2, KEYS[:2], shift={}, told={}, execute=5)
+    assert world.name == "kitchen" and done.success.all() and (done.steps < 6).all()
 
 
 def test_a_wrong_address_is_told_in_one_line(monkeypatch):

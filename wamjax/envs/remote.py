@@ -260,15 +260,20 @@ def serve(place: str, options: Mapping[str, Any], host: str, port: int) -> None:
                 process.wait()
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs the server."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Of the server's command line; absl is not needed there."""
+    out = argparse.ArgumentParser(
         "python -m wamjax.envs.remote", description=__doc__.partition("\n")[0], allow_abbrev=False
     )
-    parser.add_argument("--env", required=True, help="MODULE:CLASS[:option=value,...] of it")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=PORT, help="0: any that is free")
-    asked = parser.parse_args(argv)
+    out.add_argument("--env", required=True, help="MODULE:CLASS[:option=value,...] of it")
+    out.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    out.add_argument("--port", type=int, default=PORT, help="0: any that is free")
+    return out
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the server."""
+    asked = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     place, options = parts_of(asked.env)
     with contextlib.suppress(KeyboardInterrupt):
