@@ -90,11 +90,14 @@ class Environment:
 
     def intend(self) -> np.ndarray:
         """What the expert does now."""
-        if self._plan is None:
-            from wamjax.envs import aloha_expert
+        from wamjax.envs import aloha_expert
 
-            model = self._physics.model.ptr
+        model = self._physics.model.ptr
+        if self._plan is None:
             self._plan = aloha_expert.plan(model, self._task, self._objects)
+        if self._task == "insertion" and self._time == aloha_expert.LOOK:
+            slipped = aloha_expert.slip(self._rules.get_env_state(self._physics))
+            self._plan = aloha_expert.plan(model, self._task, self._objects, slipped)
         return self._plan[min(self._time, len(self._plan) - 1)]
 
     def close(self) -> None:

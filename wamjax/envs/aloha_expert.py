@@ -1,7 +1,9 @@
 """Experts of ALOHA's tasks: waypoints of both gripper tips, joints by damped least squares.
 
-A plan is made once, from where the objects are, and carried out without looking. Between waypoints
-a tip moves straight; the joints are solved for at every fifth control step and interpolated.
+A plan is made from where the objects are, and carried out without looking, but for the insertion:
+there the expert looks once more at what it holds, since things slip when fingers close. Between
+waypoints a tip moves straight; the joints are solved for at every fifth control step and
+interpolated.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ ITERATIONS, DAMPING, TURN, MOST = 150, 1e-5, 0.3, 0.2  # of the solver; TURN wei
 SPEED = {"transfer_cube": 1.5, "insertion": 1.0}  # waypoints' times are divided by it
 FIRST = 0.02239  # of the fingers when an episode starts, metres
 DOWN = -60.0  # degrees that a gripper is tilted to pick something up
+LOOK = 175  # control step at which peg and socket are in the air and at rest
+APART, TOGETHER, LIFT = 0.12, 0.03, 0.013  # metres of a tip from the middle; of the peg's, up
+MEET = np.array([0.0, 0.5, 0.2])  # where peg and socket meet
 
 
 class Waypoint(NamedTuple):
@@ -73,17 +78,45 @@ class Arm:
         return angles
 
 
-def plan(model, task: str, objects: np.ndarray) -> np.ndarray:
+class Slip(NamedTuple):
+    """How the peg is to be moved so that it is in line with the socket.
+
+    Attributes:
+      turn: of its gripper.
+      place: that the tip goes farther, metres; along the socket it is 0.
+    """
+
+    turn: Rotation
+    place: np.ndarray
+
+
+def slip(held: np.ndarray) -> Slip:
+    """What went wrong when the fingers closed.
+
+    Args:
+      held: poses (7,) of peg and socket at step `LOOK`.
+    """
+    peg, socket = held[:3], held[7:10]
+    turns = [Rotation.from_quat(held[i : i + 4], scalar_first=True) for i in (3, 10)]
+    turn = turns[1] * turns[0].inv()
+    right, left = MEET + [APART, 0, LIFT], MEET + [-APART, 0, 0]  # where the tips were sent
+    # The socket stays as it is in its gripper; the peg turns about the tip that holds it.
+    missing = (socket - left) - (turn.apply(peg - right) + [0, 0, LIFT])
+    return Slip(turn, missing * [0, 1, 1])
+
+
+def plan(model, task: str, objects: np.ndarray, slipped: Slip | None = None) -> np.ndarray:
     """Actions of an episode, (n, 14).
 
     Args:
       model: an ``MjModel`` of the task.
       task: of `wamjax.envs.aloha.SENTENCES`.
       objects: poses (7,) of what lies on the table, one after another.
+      slipped: put right after step `LOOK`; nothing before it depends on it.
     """
     from gym_aloha.constants import START_ARM_POSE, normalize_puppet_gripper_position
 
-    ways = _transfer(objects) if task == "transfer_cube" else _insertion(objects)
+    ways = _transfer(objects) if task == "transfer_cube" else _insertion(objects, slipped)
     start, grip = np.array(START_ARM_POSE), float(normalize_puppet_gripper_position(FIRST))
     tracks = []
     for side, way in zip(("left", "right"), ways, strict=True):
@@ -128,24 +161,31 @@ def _transfer(objects: np.ndarray) -> tuple[list[Waypoint], list[Waypoint]]:
     return left, right
 
 
-def _insertion(objects: np.ndarray) -> tuple[list[Waypoint], list[Waypoint]]:
+def _insertion(
+    objects: np.ndarray, slipped: Slip | None
+) -> tuple[list[Waypoint], list[Waypoint]]:
     """Both arms lift what lies on their side, and bring the two together in the air."""
-    peg, socket = np.array([*objects[:2], -0.01]), np.array([*objects[7:9], 0.022])
-    middle, lift, last = np.array([0.0, 0.5, 0.2]), 0.026, 0.035
+    # A tip lower than this presses the fingers onto the table, where they cannot close.
+    peg, socket = np.array([*objects[:2], 0.022]), np.array([*objects[7:9], 0.022])
+    slipped = slipped or Slip(Rotation.identity(), np.zeros(3))
 
-    def way(thing: np.ndarray, turn: Rotation, side: float, height: float) -> list[Waypoint]:
+    def way(thing: np.ndarray, turn: Rotation, side: float, lift: float, slipped: Slip):
         def apart(distance: float) -> np.ndarray:
-            return middle + [side * distance, 0, height]
+            return MEET + [side * distance, 0, lift]
 
+        after = slipped.turn * turn
         return [
             Waypoint(50, thing + [0, 0, 0.08], turn, 1), Waypoint(85, thing, turn, 1),
             Waypoint(95, thing, turn, 1), Waypoint(115, thing, turn, 0),
-            Waypoint(160, apart(0.12), turn, 0), Waypoint(200, apart(0.08), turn, 0),
-            Waypoint(250, apart(last), turn, 0), Waypoint(280, apart(last), turn, 0),
+            Waypoint(160, apart(APART), turn, 0), Waypoint(LOOK, apart(APART), turn, 0),
+            Waypoint(210, apart(0.08) + slipped.place, after, 0),
+            Waypoint(260, apart(TOGETHER) + slipped.place, after, 0),
+            Waypoint(290, apart(TOGETHER) + slipped.place, after, 0),
         ]  # fmt: skip
 
-    left = way(socket, _turn("y", -DOWN), -1, 0.0)
-    return left, way(peg, _turn("y", DOWN), 1, lift)
+    still = Slip(Rotation.identity(), np.zeros(3))
+    left = way(socket, _turn("y", -DOWN), -1, 0.0, still)
+    return left, way(peg, _turn("y", DOWN), 1, LIFT, slipped)
 
 
 def _turn(axis: str, degrees: float) -> Rotation:
