@@ -25,6 +25,9 @@ WORLDS = {
     "tabletop": "wamjax.envs.tabletop.embedded:Tabletop",
     "turntable": "wamjax.envs.tabletop.embedded:Turntable",
     "metaworld": "wamjax.envs.metaworld:world",
+    "pusht": "wamjax.envs.pusht:world",
+    "aloha": "wamjax.envs.aloha:world",
+    "libero": "wamjax.envs.libero:world",
     "remote": "wamjax.envs.remote:world",
 }
 
