@@ -197,8 +197,10 @@ class Kitchen:
 
     def __init__(self, bddl_file_name, **options):
         self.name, self.options, self.log, self.open = bddl_file_name, options, [], True
-        self.env = types.SimpleNamespace(modify_observable=lambda *x: self.log.append(x))
-        self.sim = types.SimpleNamespace(render=self.render)
+        self.env = types.SimpleNamespace(modify_observable=self.modify)
+        self.data = types.SimpleNamespace(**{name: np.zeros(1) for name in libero.PLACES})
+        data = types.SimpleNamespace(_data=self.data)
+        self.sim = types.SimpleNamespace(render=self.render, data=data)
         self.taken = []
         Kitchen.made.append(self)
 
@@ -213,8 +215,16 @@ class Kitchen:
         self.log.append(("state", state))
         return self.seen()
 
+    def modify(self, name, attribute, value):
+        self.log.append((name, attribute, value))
+        if attribute == "sensor":
+            self.note = value
+
     def step(self, action):
+        """Observes in the middle, as robosuite does."""
+        self.note({})
         self.taken.append(np.array(action))
+        self.data.xpos[:] = len(self.taken)
         return self.seen(), 0.0, False, {}
 
     def check_success(self):
@@ -231,7 +241,7 @@ class Kitchen:
     def render(self, camera_name, width, height):
         image = np.zeros((height, width, 3), np.uint8)
         image[: height // 2, : width // 4] = 200  # above on the left, in the raw picture
-        image[..., 2] = len(self.taken)
+        image[..., 2] = self.data.xpos
         return image
 
 
@@ -239,6 +249,7 @@ class Kitchen:
 def kitchens(package):
     benchmark(package)
     package("libero.libero.envs", OffScreenRenderEnv=Kitchen)
+    package("robosuite.utils.observables", sensor=lambda modality: lambda function: function)
     Kitchen.made.clear()
     return Kitchen.made
 
@@ -258,10 +269,12 @@ def test_libero_as_each_public_evaluation_has_it(kitchens, convention, cameras, 
     assert ("state", 107) in kitchen.log and ("seed", 0) in kitchen.log  # 57 of 50 states
     assert len(kitchen.taken) == settle
     np.testing.assert_array_equal(np.stack(kitchen.taken), [[0] * 6 + [-1]] * settle)
-    for camera in ("agentview_image", "robot0_eye_in_hand_image"):
-        assert (camera, "enabled", False) in kitchen.log  # or each step would draw
+    assert ("robot0_eye_in_hand_image", "enabled", False) in kitchen.log  # or each step would draw
     images = seen["images"]()
     assert tuple(images) == cameras and {x.shape for x in images.values()} == {(224, 224, 3)}
+    # As it was observed, within the last step; what is drawn changes nothing.
+    assert (images[cameras[0]][..., 2] == settle - 1).all()
+    assert kitchen.data.xpos == settle
     bright = np.argwhere(images[cameras[0]][..., 0] > 150).mean(axis=0) / 224
     # The raw picture is upside down, so what is above there is below; Fast-WAM's is mirrored too.
     right = 7 / 8 if convention == "fast_wam" else 1 / 8
@@ -445,18 +458,33 @@ def test_libero_and_its_expert():
     host.close_idle()
 
 
-def test_libero_draws_what_the_stock_environment_shows():
+def test_libero_shows_what_the_stock_environment_shows():
+    """Of an arm that moves, whose stock observations are almost a step old."""
     pytest.importorskip("robosuite")
-    environment = libero.Environment(suite="libero_spatial", convention="cosmos_policy", size=256)
+    environment = libero.Environment(suite="libero_spatial", convention="cosmos_policy", size=64)
     task = next(iter(environment.describe()["tasks"]))
-    seen = environment.reset(task, 0, {})["images"]()
-    kitchen = environment._env
-    for name in libero.RAW:
-        for attribute in ("enabled", "active"):
-            kitchen.env.modify_observable(f"{name}_image", attribute, True)
-    stock, *_ = kitchen.step(libero.STILL)
-    mine = environment._draw()
-    for raw, name in zip(libero.RAW, ("agentview", "wrist"), strict=True):
-        np.testing.assert_array_equal(mine[name], stock[f"{raw}_image"][::-1])
-        assert seen[name].std() > 20
+    environment.reset(task, 0, {})
+    states, start = environment._open(task)[1], environment._env.get_sim_state()
+    from libero.libero import benchmark
+    from libero.libero.envs import OffScreenRenderEnv
+
+    path = benchmark.get_benchmark("libero_spatial")().get_task_bddl_file_path(0)
+    stock = OffScreenRenderEnv(bddl_file_name=path, camera_heights=64, camera_widths=64,
+                               hard_reset=False)  # fmt: skip
+    stock.seed(0)
+    stock.reset()
+    stock.set_init_state(states[0])
+    for _ in range(10):
+        stock.step(libero.STILL)
+    np.testing.assert_allclose(stock.get_sim_state(), start, atol=1e-9)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        action = np.append(rng.uniform(-1, 1, 6), -1)
+        want, (seen, _) = stock.step(action)[0], environment.step(action)
+        images = seen["images"]()
+        for raw, name in zip(libero.RAW, ("agentview", "wrist"), strict=True):
+            np.testing.assert_array_equal(images[name], want[f"{raw}_image"][::-1])
+            assert images[name].std() > 20
+        np.testing.assert_allclose(seen["proprio"][2:5], want["robot0_eef_pos"], atol=1e-9)
+    stock.close()
     environment.close()

@@ -29,6 +29,11 @@ SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 RAW = ("agentview", "robot0_eye_in_hand")  # of the simulator; they stand on their heads
 RENDERED = 256
 STILL = np.array([0.0] * 6 + [-1.0])  # of a robot that stands, gripper open
+# Of MuJoCo's data: all that a picture depends on.
+PLACES = (
+    "xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat",
+    "cam_xpos", "cam_xmat", "light_xpos", "light_xdir",
+)  # fmt: skip
 DELTAS = ("dx", "dy", "dz", "droll", "dpitch", "dyaw")
 
 
@@ -146,7 +151,8 @@ class Environment:
         """Starts an episode at a published state of its task, or at a sampled one."""
         del shift
         self._task, self._seed, self._expert = task, seed, None
-        self._env, states = self._open(task)
+        self._camera, states = self._open(task)
+        self._env = self._camera.env
         self._env.seed(seed % 2**32 if self._sampled else 0)
         self._state = self._env.reset()
         if not self._sampled:
@@ -207,19 +213,16 @@ class Environment:
                 ignore_done=True,
                 horizon=100_000,
             )
-        for name in RAW:  # or each step draws them
-            for attribute in ("enabled", "active"):
-                env.env.modify_observable(f"{name}_image", attribute, False)
-        self._simulators[task] = env, tasks.get_task_init_states(number)
+        self._simulators[task] = _Camera(env), tasks.get_task_init_states(number)
         return self._simulators[task]
 
     def _seen(self):
         return {"images": self._draw, "proprio": np.concatenate(self._as.felt(self._state))}
 
     def _draw(self) -> dict[str, np.ndarray]:
-        side, images = self._rendered, {}
+        pictures, images = self._camera.draw(self._rendered), {}
         for raw, name in zip(RAW, self._as.cameras, strict=True):
-            picture = self._env.sim.render(camera_name=raw, width=side, height=side)
+            picture = pictures[raw]
             images[name] = self._resized(np.ascontiguousarray(self._as.turn(picture)))
         return images
 
@@ -230,6 +233,53 @@ class Environment:
 
         way = Image.Resampling[self._as.resample]
         return np.asarray(Image.fromarray(picture).resize((self._size, self._size), way))
+
+
+class _Camera:
+    """Draws a simulator as its own observations would have it, but only when somebody looks.
+
+    robosuite 1.4.0 samples what is observed after the first of the 25 substeps of a control step,
+    so its pictures, and its state, are almost a step old. What they are drawn of is noted there.
+    """
+
+    def __init__(self, env):
+        from robosuite.utils.observables import sensor
+
+        self.env, self._noted = env, {}
+
+        @sensor(modality="image")
+        def note(cache) -> np.ndarray:
+            self._noted = self._places()
+            return np.zeros(1)
+
+        first, *others = (f"{name}_image" for name in RAW)
+        env.env.modify_observable(first, "sensor", note)
+        for name in others:
+            for attribute in ("enabled", "active"):
+                env.env.modify_observable(name, attribute, False)
+
+    def draw(self, side: int) -> dict[str, np.ndarray]:
+        """Camera -> picture (side, side, 3), upside down as the simulator gives it."""
+        now = self._places()
+        self._put(self._noted)
+        pictures = {
+            name: self.env.sim.render(camera_name=name, width=side, height=side).copy()
+            for name in RAW
+        }
+        self._put(now)
+        return pictures
+
+    def close(self) -> None:
+        """Lets go of the simulator."""
+        self.env.close()
+
+    def _places(self) -> dict[str, np.ndarray]:
+        data = self.env.sim.data._data
+        return {name: getattr(data, name).copy() for name in PLACES}
+
+    def _put(self, places: Mapping[str, np.ndarray]) -> None:
+        for name, values in places.items():
+            getattr(self.env.sim.data._data, name)[:] = values
 
 
 def _tasks(suite: str):
