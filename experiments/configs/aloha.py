@@ -21,6 +21,7 @@ def get_config(arg=None):
     presets.simulator(config, "aloha", ("transfer_cube",), args.demos, noise=0.01)
     data = config.data
     data.cameras, data.chunk, data.frame_stride = ("top", "angle"), 40, 20
+    data.instruction_length = 16
     data.padding = "hold:.*"  # actions are joint angles, and an arm that rests keeps them
     config.eval.execute, config.eval.max_steps = 20, 300
     if args.debug:
