@@ -154,6 +154,8 @@ class Environment:
         self._camera, states = self._open(task)
         self._env = self._camera.env
         self._env.seed(seed % 2**32 if self._sampled else 0)
+        for robot in self._env.robots:  # what a soft reset leaves of the episode before
+            robot.gripper.current_action = np.zeros(robot.gripper.dof)
         self._state = self._env.reset()
         if not self._sampled:
             self._state = self._env.set_init_state(states[seed % len(states)])
