@@ -23,8 +23,8 @@ SPEC = DataSpec({"side": (fake.SIZE, fake.SIZE)}, 2, 1, 8, 3, 1, 4, 10.0)
 def policies(tmp_path_factory):
     """(what `evaluate` loads of a run, its config, the bundle of it)."""
     root = tmp_path_factory.mktemp("world")
-    config = runs.fast_wam(**{"data.cameras": ("side",), "data.chunk": 8,
-                              "data.instruction_length": 4, "precision.compute": "float32"})  # fmt: skip
+    sizes = {"data.cameras": ("side",), "data.chunk": 8, "data.instruction_length": 4}
+    config = runs.fast_wam(**sizes, **{"precision.compute": "float32"})
     config.eval.update({"env": "envs.fake:world", "episodes": EPISODES, "execute": EXECUTE,
                         "max_steps": STEPS, "batch_size": EPISODES, "blind": False})  # fmt: skip
     runs.save(root / "run", config, SPEC)
