@@ -20,14 +20,14 @@ from absl import app, flags
 from wamjax import cli
 from wamjax.config import did_you_mean
 from wamjax.envs.joins import WAYS
-from wamjax.envs.world import WORLDS, open_world
+from wamjax.envs.world import open_world
 
 
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
     flags.DEFINE_string("server", "ws://127.0.0.1:8000", "address of wamjax.serve")
     flags.DEFINE_string("key_file", "", "file with its API key")
-    flags.DEFINE_enum("env", "tabletop", sorted(WORLDS), "the world")
+    flags.DEFINE_string("env", "tabletop", "the world, by its name or as module:attribute")
     flags.DEFINE_list("tasks", [], "tasks; by default those whose instruction the policy knows")
     flags.DEFINE_integer("episodes", 96, "of all tasks together", lower_bound=1)
     flags.DEFINE_integer("robots", 16, "episodes at once, each a client", lower_bound=1)
