@@ -14,6 +14,7 @@ from wamjax.data.records import Episode, Reader, Writer
 from wamjax.data.spec import DataSpec
 from wamjax.data.transforms import views
 from wamjax.runs import trained
+from wamjax.wam.cosmos_policy import layouts
 from wamjax.wam.fast_wam import presets
 
 CAMERAS = {"head": (24, 30), "left": (20, 21), "right": (8, 8)}
@@ -139,3 +140,10 @@ def test_what_does_not_fit_is_named(config):
     config.data.layout = ""
     with pytest.raises(ValueError, match="not equally high.*config.data.layout = "):
         pipeline.open_episodes(config)
+
+
+def test_a_method_that_sees_cameras_one_by_one_refuses_a_layout(config):
+    spec = pipeline.open_episodes(config)[0]
+    words = ["blank", "camera:head", "action:4x2", "future_camera:head", "value"]
+    with pytest.raises(ValueError, match="a slot of its own.*config.data.layout = .*set it to ''"):
+        layouts.parse(words).check_data(spec)
