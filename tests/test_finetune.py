@@ -124,20 +124,21 @@ def observation(spec, cameras, text):
 
 
 @pytest.mark.parametrize(
-    "base, shape, lora", [("fast_wam", "three", 0), ("fast_wam", "one", 4),
-                          ("cosmos_policy", "three", 4)]
-)  # fmt: skip
+    "base, shape, lora", [("fast_wam", "three", 4), ("cosmos_policy", "one", 0)]
+)
 def test_from_files_to_acting(base, shape, lora, tmp_path, monkeypatch, capsys):
     place = own_data(tmp_path / "DATA" / "mine", **SHAPES[shape])
     config = tuned(base, data=place, debug=True, steps=2, lora=lora)
-    assert train.run(config, tmp_path / "run")
+    config.objective.infer_steps, one = 2, jax.devices()[:1]
+    assert train.run(config, tmp_path / "run", devices=one)
     told = capsys.readouterr().err
     assert told.count("converting") == (3 if base == "fast_wam" else 2) and "cut" not in told
     # The same again makes nothing, and reads no published file.
     monkeypatch.setattr(conversion, "bring_in", None)
     preparation.ensure(config)
     again = tuned(base, data=place, debug=True, steps=2, lora=lora)
-    assert again.to_dict() == config.to_dict() and train.run(again, tmp_path / "run")
+    again.objective.infer_steps = 2
+    assert again.to_dict() == config.to_dict() and train.run(again, tmp_path / "run", devices=one)
     policy, _, step = trained.load(tmp_path / "run")
     assert step == 2 and set(policy.normalizers) == set(KEYS)
     # What was frozen is what was converted.
