@@ -35,13 +35,14 @@ MIXTURE = ("video", "action")
 
 
 def own_data(
-    path, cameras=None, actions=7, state=8, texts=("lift the block", "open it"), names=None, **known
-):
-    """Three random episodes in `path`; `known` is what is said of each, its success by default."""
+    path, cameras=None, actions=7, state=8, texts=("lift the block", "open it"), names=None,
+    count=3, **known,
+):  # fmt: skip
+    """Random episodes in `path`; `known` is what is said of each, its success by default."""
     rng, cameras = np.random.default_rng(0), cameras or {"front": (32, 32), "wrist": (32, 32)}
 
     def episodes():
-        for i in range(3):
+        for i in range(count):
             steps = 5 + i
             yield {
                 "images": {c: rng.integers(0, 255, (steps + 1, *size, 3), np.uint8)

@@ -4,6 +4,7 @@ import functools
 import math
 import pathlib
 import re
+import shutil
 import tempfile
 
 import jax
@@ -172,6 +173,10 @@ def test_pixels_of_the_layout_are_what_the_latents_were_made_of(tmp_path):
     assert info.layout == config.data.layout == spec.layout
     assert spec.cameras == {"head": (64, 64), "left_wrist": (32, 32), "right_wrist": (32, 32)}
     assert info.shape == (3, 6, 4, 48)
+    shutil.rmtree(place)
+    own_data(place, **THREE, count=2)
+    with pytest.raises(ValueError, match="made of other episodes than .*: remove it"):
+        preparation.ensure(tuned("fast_wam", data=place, debug=True))
 
 
 def test_the_gripper_is_found_by_name_or_by_its_numbers(tmp_path):

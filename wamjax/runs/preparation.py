@@ -39,7 +39,7 @@ def ensure(config) -> None:
     untold = cache.missing(texts)
     unseen = {name: files.below(root, entry.path)
               for name, entry in config.data.sources.items() if entry.pictures}  # fmt: skip
-    unseen = {name: path for name, path in unseen.items() if not files.is_there(path, SPEC)}
+    unseen = {name: path for name, path in unseen.items() if not _is_of(path, readers[name])}
     codec_in_step = any(part.strip().startswith("codec=")
                         for part in config.init_from.path.split(","))  # fmt: skip
     wanted = {asked.text: bool(untold), asked.codec: bool(unseen) or codec_in_step,
@@ -62,6 +62,17 @@ def ensure(config) -> None:
         info = precompute.latent_info(config, config.data.layout, _name(asked, asked.codec))
         say(f"encoding the pictures of {readers[name].path} into {path}, once")
         precompute.precompute(readers[name], path, info, encoders.video(made[asked.codec]))
+
+
+def _is_of(path: files.Path, pictures: Reader) -> bool:
+    """Whether there are latents of a data set; an error if they are of other episodes."""
+    if not files.is_there(path, SPEC):
+        return False
+    have, want = (reader.digest("actions") for reader in (Reader(path), pictures))
+    if have and want and have != want:
+        raise ValueError(f"{path} was made of other episodes than {pictures.path} has now: remove "
+                         "it, and it is made again")  # fmt: skip
+    return True
 
 
 def _name(asked, family: str) -> str:
