@@ -1,9 +1,12 @@
 """Every experiment file, under every argument it takes."""
 
+import functools
 import importlib.util
 import pathlib
+import tempfile
 
 import jax
+import numpy as np
 import pytest
 
 from wamjax import config as configs
@@ -11,6 +14,7 @@ from wamjax import tree, wam
 from wamjax.data import arrays, pipeline
 from wamjax.data.arrays import ArraySpec
 from wamjax.data.spec import DataSpec
+from wamjax.data.write import write_episodes
 from wamjax.diffusion.ddpm import DDPM
 from wamjax.diffusion.edm import EDM
 from wamjax.diffusion.flow import RectifiedFlow
@@ -30,7 +34,40 @@ PUBLISHED = ("fast_wam_libero", "fast_wam_robotwin")
 MIXTURE = ("video", "action")
 
 
+def own_data(
+    path, cameras=None, actions=7, state=8, texts=("lift the block", "open it"), names=None,
+    count=3, **known,
+):  # fmt: skip
+    """Random episodes in `path`; `known` is what is said of each, its success by default."""
+    rng, cameras = np.random.default_rng(0), cameras or {"front": (32, 32), "wrist": (32, 32)}
+
+    def episodes():
+        for i in range(count):
+            steps = 5 + i
+            yield {
+                "images": {c: rng.integers(0, 255, (steps + 1, *size, 3), np.uint8)
+                           for c, size in cameras.items()},
+                "proprio": rng.normal(size=(steps + 1, state)),
+                "actions": rng.uniform(-1, 1, (steps, actions)),
+                "instruction": texts[i % len(texts)],
+                **(known or {"success": True}),
+            }  # fmt: skip
+
+    if names is None:
+        names = (*(f"joint_{i}" for i in range(actions - 1)), "gripper")
+    write_episodes(path, {"control_hz": 20.0, "action_names": names}, episodes())
+    return path
+
+
+@functools.cache
+def some_data():
+    """A data set for configs that follow from one."""
+    return own_data(pathlib.Path(tempfile.mkdtemp()) / "mine")
+
+
 def get(name, arg=None):
+    if name == "finetune" and "data=" not in (arg or ""):
+        arg = f"data={some_data()}" + (f",{arg}" if arg else "")
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

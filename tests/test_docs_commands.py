@@ -10,7 +10,7 @@ import sys
 
 import jax
 import pytest
-from test_configs import get, spec_of
+from test_configs import get, some_data, spec_of
 
 from wamjax import tree, wam
 from wamjax.training import init_from
@@ -55,6 +55,9 @@ print(json.dumps(errors))
 
 
 def parse(found):
+    # A config that follows from a data set reads it.
+    own = str(some_data())
+    found = [[word.replace("data=DATA/mine,", f"data={own},") for word in words] for words in found]
     done = subprocess.run([sys.executable, "-c", PARSE], input=json.dumps(found), text=True,
                           capture_output=True, check=True, cwd=ROOT)  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])

@@ -20,9 +20,10 @@ import toy
 from bundle import runs
 from data import synthetic
 from data import test_latents as latents
+from data.ingest import layouts
 from PIL import Image
 
-from wamjax import export_policy, files, locks
+from wamjax import export_policy, files, ingest, locks
 from wamjax.bundle import files as bundles
 from wamjax.bundle.policy import load_policy
 from wamjax.data import tensors
@@ -158,6 +159,34 @@ def test_what_is_fetched_is_kept_until_it_changes(server, capsys):
     assert np.array_equal(tensors.read(place)[0]["x"], np.arange(7))
     with pytest.raises(FileNotFoundError):
         files.fetch(place.with_name("none"))
+
+
+def test_demonstrations_in_a_bucket_are_ingested(server, tmp_path, capsys):
+    """A folder of them, copied once and read as if it had always been here."""
+    (tmp_path / "here" / "deep").mkdir(parents=True)
+    layouts.libero(tmp_path / "here" / "deep" / "lift_demo.hdf5")
+    (tmp_path / "here" / "README").write_text("of nothing")
+    for file in (f for f in (tmp_path / "here").rglob("*") if f.is_file()):
+        name = file.relative_to(tmp_path / "here").as_posix()
+        server.put(f"{gcs.BUCKET}/demos/{name}", file.read_bytes())
+    outs = {}
+    for source in (str(tmp_path / "here"), f"gs://{gcs.BUCKET}/demos", f"gs://{gcs.BUCKET}/demos"):
+        out = tmp_path / f"out{len(outs)}"
+        with synthetic.command(ingest, f"--source={source}", f"--out={out}"):
+            ingest.main([])
+        outs[out] = Reader(out)
+    told = capsys.readouterr()
+    assert (told.out + told.err).count("fetching 2 files") == 1
+    one, *others = outs.values()
+    for other in others:
+        assert other.info == one.info and other.digest("actions") == one.digest("actions") != ""
+        assert [list(e.images["agentview_rgb"]) for e in other] == [
+            list(e.images["agentview_rgb"]) for e in one
+        ]
+    server.put(f"{gcs.BUCKET}/demos/README", b"of something")
+    assert (files.fetch_all(f"gs://{gcs.BUCKET}/demos") / "README").read_text() == "of something"
+    with pytest.raises(FileNotFoundError):
+        files.fetch_all(f"gs://{gcs.BUCKET}/nothing")
 
 
 def test_what_a_bucket_lacks_is_said(server, monkeypatch):

@@ -30,7 +30,7 @@ MAY = {
     "data": {"cli", "models", "weights"},
     "envs": {"data"},
     "weights": {"models", "training"},
-    "runs": {"data", "envs", "training", "viz", "wam", "models", "scores"},
+    "runs": {"data", "envs", "training", "viz", "wam", "models", "scores", "weights"},
     "viz": {"envs", "models", "diffusion", "training", "runs", "cli", "data", "wam", "flops"},
     "scores": {"models", "viz"},
     "bundle": {"data", "models", "runs", "training", "wam", "weights"},

@@ -27,7 +27,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import tqdm
 from absl import app, flags, logging
 
@@ -37,38 +36,12 @@ from wamjax.training import checkpoint
 from wamjax.training.integrity import Damaged
 from wamjax.weights import api, families, files, sizing, store
 from wamjax.weights.bounds import BadFile
+from wamjax.weights.conversion import bar, bring_in
 from wamjax.weights.merging import merged
 from wamjax.weights.plan import Mismatch
 from wamjax.weights.tensor import Tensor, Tensors
 
 CODEC = "codec/"  # parameters of a codec within a run
-
-
-def bring_in(
-    family: str,
-    source: str | os.PathLike,
-    output: str | os.PathLike,
-    config: api.Config = None,
-    layout: str | None = None,
-    dtype: str | None = None,
-    progress: bool = True,
-    tokenizer: str | os.PathLike | None = None,
-) -> None:
-    """A published file to a folder of ours; see the module, `api.load` and `store.write`."""
-    contents = files.read(source)
-    sizes = sizing.of_file(family, contents.tensors, config, layout, source)
-    layout, plan = api.fit(family, contents.tensors, sizes, layout)
-    slices = plan.to_ours(contents.tensors, None if dtype is None else jnp.dtype(dtype))
-    about = {
-        "family": family,
-        "layout": layout,
-        "sizes": sizes,
-        "source": str(source),
-        "plain": {k: v for k, v in contents.plain.items() if isinstance(v, str | int | float)},
-    }
-    size = sum(x.nbytes for x in slices.values())
-    with _bar("import", size, progress) as bar:
-        store.write(output, slices, about, bar.update, tokenizer)
 
 
 def send_out(
@@ -92,8 +65,8 @@ def send_out(
     names = families.family(family).layouts[layout].plain
     is_torch = storage.path(output).suffix in files.TORCH
     plain = {name: known[name] for name in names} if is_torch else {}
-    with _bar("export", sum(x.nbytes for x in tensors.values()), progress) as bar:
-        files.write(output, _watched(tensors, bar), plain)
+    with bar("export", sum(x.nbytes for x in tensors.values()), progress) as shown:
+        files.write(output, _watched(tensors, shown), plain)
 
 
 def _ours(family: str, source: storage.Path, config: api.Config, ema: bool | None):
@@ -114,10 +87,6 @@ def _ours(family: str, source: storage.Path, config: api.Config, ema: bool | Non
     if about["family"] != family:
         raise ValueError(f"{source} holds {about['family']!r}, not {family!r}")
     return shapes, get, config or families.sizes_of(about), about["layout"], step
-
-
-def _bar(name: str, size: int, progress: bool) -> tqdm.tqdm:
-    return tqdm.tqdm(total=size, unit="B", unit_scale=True, desc=name, disable=not progress)
 
 
 def _watched(tensors: Tensors, bar: tqdm.tqdm) -> Mapping[str, Tensor]:

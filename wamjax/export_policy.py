@@ -47,7 +47,7 @@ from wamjax.models.codec import Codec
 from wamjax.training import checkpoint, init_from
 from wamjax.training import state as states
 from wamjax.training.checkpoint import Found
-from wamjax.weights import store
+from wamjax.weights import downloads, store
 from wamjax.weights.codecs import codec_of
 from wamjax.weights.merging import merged
 
@@ -255,20 +255,33 @@ class _Job:
         if self.config.model.codec.kind != "cached":
             return None
         want = have.channels, have.spatial, have.temporal
-        if not self.choices.codec:
+        chosen = self.choices.codec or self._prepared_codec()
+        if not chosen:
             raise ValueError(
                 f"what makes latents of pictures (channels, pixels, frames: {want}) is missing: "
                 "give --codec=DIR, a folder of wamjax.convert, such as of --family=wan22_vae"
             )
-        about = store.about(self.choices.codec)
-        codec = codec_of(about, self.choices.codec)
+        about = store.about(chosen)
+        codec = codec_of(about, chosen)
         sizes = codec.sizes.channels, codec.sizes.space_stride, codec.sizes.time_stride
         if sizes != want:
-            raise ValueError(f"--codec={self.choices.codec} has (channels, pixels, frames) "
+            raise ValueError(f"--codec={chosen} has (channels, pixels, frames) "
                              f"{sizes}, the policy {want}")  # fmt: skip
-        stored = store.read(storage.path(self.choices.codec, "--codec") / store.PARAMS)
+        stored = store.read(storage.path(chosen, "--codec") / store.PARAMS)
         self.parts[files.CODEC] = files.slices_of(stored.shapes, stored.slice), about
         return codec
+
+    def _prepared_codec(self) -> storage.Path | None:
+        """The one that the run itself made its latents by, if it is still there."""
+        config = self.config
+        if not config.prepare.codec:
+            return None
+        kept = storage.below(data_root(config.data.root), config.prepare.weights)
+        given = config.prepare.checkpoint
+        path = downloads.folder_of(
+            config.prepare.codec, storage.path(given) if given else None, kept
+        )
+        return path if path.exists() else None
 
     def _embeddings(self) -> storage.Path | None:
         """The folder of the text embeddings, checked."""

@@ -358,17 +358,49 @@ def fetch(place: str | os.PathLike) -> pathlib.Path:
     about = place.stat()
     digest = hashlib.sha256(f"{place} {about.length} {about.mtime}".encode()).hexdigest()[:20]
     copy = cache() / "fetched" / digest / place.name
-    if copy.exists() and copy.stat().st_size == about.length:
-        return copy
-    fix = "set XDG_CACHE_HOME to a folder with room"
-    make_folder(epath.Path(copy.parent), fix)
-    if shutil.disk_usage(copy.parent).free < about.length:
-        raise NotWritable(f"{copy.parent} has no room for the {about.length / 1e6:,.1f} MB of "
-                          f"{place}: {fix}")  # fmt: skip
-    say(f"fetching {place} ({about.length / 1e6:,.1f} MB) into {copy.parent}")
-    with atomic(copy, "wb") as file, place.open("rb") as data:
-        shutil.copyfileobj(data, file, 2**24)
-        if file.tell() != about.length:
-            raise NotWritable(f"{place} has {about.length} bytes and {file.tell()} came: it is "
-                              "being written, or the network broke off; try again")  # fmt: skip
+    _fetch({place: copy})
     return copy
+
+
+def fetch_all(place: str | os.PathLike) -> pathlib.Path:
+    """A file or folder on this machine with the same content, likewise; what was copied before an
+    interruption is not copied again.
+
+    Raises:
+      FileNotFoundError, NotWritable: as of `fetch`.
+    """
+    place = path(place)
+    if not is_remote(place) or not place.is_dir():
+        return fetch(place)
+    found = {file: file.stat() for file in _inside(place)}
+    if not found:
+        raise FileNotFoundError(2, "no file below", os.fspath(place))
+    listing = [f"{file} {about.length} {about.mtime}" for file, about in found.items()]
+    digest = hashlib.sha256("\n".join(listing).encode()).hexdigest()[:20]
+    copy = cache() / "fetched" / digest / place.name
+    start = len(os.fspath(place).rstrip("/")) + 1
+    _fetch({file: copy / os.fspath(file)[start:] for file in found})
+    return copy
+
+
+def _fetch(copies: dict[Path, pathlib.Path]) -> None:
+    """Copies files of a bucket, those that are not there."""
+    sizes = {place: place.stat().length for place in copies}
+    copies = {place: copy for place, copy in copies.items()
+              if not (copy.exists() and copy.stat().st_size == sizes[place])}  # fmt: skip
+    if not copies:
+        return
+    fix = "set XDG_CACHE_HOME to a folder with room"
+    for folder in {copy.parent for copy in copies.values()}:
+        make_folder(epath.Path(folder), fix)
+    folder, total = next(iter(copies.values())).parent, sum(sizes[place] for place in copies)
+    first = next(iter(copies)) if len(copies) == 1 else f"{len(copies)} files"
+    if shutil.disk_usage(folder).free < total:
+        raise NotWritable(f"{folder} has no room for the {total / 1e6:,.1f} MB of {first}: {fix}")
+    say(f"fetching {first} ({total / 1e6:,.1f} MB) into {folder}")
+    for place, copy in copies.items():
+        with atomic(copy, "wb") as file, place.open("rb") as data:
+            shutil.copyfileobj(data, file, 2**24)
+            if file.tell() != sizes[place]:
+                raise NotWritable(f"{place} has {sizes[place]} bytes and {file.tell()} came: it is "
+                                  "being written, or the network broke off; try again")  # fmt: skip

@@ -15,6 +15,7 @@ same command continues. ``--map`` is a file of json or toml with the names of th
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import sys
 import tomllib
@@ -49,8 +50,8 @@ def define_flags() -> None:
     flags.DEFINE_list("action", [], "terms likewise")
     flags.DEFINE_list("resize", [], "HEIGHT,WIDTH of all pictures")
     flags.DEFINE_string("fit", default.fit, "how: stretch, or pad with black")
-    flags.DEFINE_string("pictures", default.pictures, "png or jpeg; auto = encoded ones as they "
-                        "are, others without loss")  # fmt: skip
+    flags.DEFINE_string("pictures", default.pictures, "png, jpeg, or video as it is; auto = "
+                        "encoded ones as they are, others without loss")  # fmt: skip
     flags.DEFINE_float("fps", 0.0, "steps per second, resampled; 0 = as in the source")
     flags.DEFINE_float("source_fps", 0.0, "of the source, instead of what it says")
     flags.DEFINE_string("pairing", "", "of observation t: before action t, after it, or late "
@@ -107,7 +108,7 @@ def options() -> dict[str, str]:
     return out
 
 
-def guess_format(source: str) -> str:
+def guess_format(source: str | os.PathLike) -> str:
     """The format of a source.
 
     Raises:
@@ -115,7 +116,7 @@ def guess_format(source: str) -> str:
       ValueError: nothing says what it is.
     """
     if not pathlib.Path(source).expanduser().exists():
-        raise FileNotFoundError(2, "no such file or directory", source)
+        raise FileNotFoundError(2, "no such file or directory", str(source))
     if not (name := guess.guess(source)):
         raise ValueError(f"nothing says which format {source} is of: give --format, one of "
                          f"{', '.join(reader.formats())}")  # fmt: skip
@@ -140,7 +141,7 @@ def show(report: dict[str, Any]) -> str:
 
 
 def _local(place: str, flag: str) -> pathlib.Path:
-    """A folder or file of this machine: others' formats are read by libraries that know no bucket.
+    """A folder of this machine: parts of episodes are written and renamed there.
 
     Raises:
       UsageError: it is in one.
@@ -161,9 +162,10 @@ def main(argv: list[str]) -> None:
         return
     if missing := [k for k in ("source", "out") if not asked[k].value]:
         raise app.UsageError(f"give {', '.join('--' + k for k in missing)} (or --list)")
+    source = files.fetch_all(files.path(asked.source, "--source"))
     report = run.ingest(
-        asked.format or guess_format(asked.source),
-        _local(asked.source, "--source"),
+        asked.format or guess_format(source),
+        source,
         _local(asked.out, "--out"),
         request(),
         options(),

@@ -64,10 +64,12 @@ class Data:
 def build_data(
     config: ConfigDict, rows: np.ndarray | None = None, known: Sequence[str] = ()
 ) -> Data:
-    """Collects what is missing, then opens the pipeline; for the arguments see `open_data`."""
+    """Makes what is missing, then opens the pipeline; for the arguments see `open_data`."""
     from wamjax.data import pipeline
+    from wamjax.runs import preparation
 
-    with guards.first():  # one collects
+    with guards.first():  # one collects and encodes
+        preparation.ensure(config)
         spec, statistics, iterator = pipeline.open_data(config, rows, known)
     # A checkpoint must be usable without the data, so it carries the sizes as well.
     return Data(spec, iterator, statistics | {"spec": spec.to_json()})

@@ -53,7 +53,7 @@ def test_the_same_chain_takes_an_observation_and_a_plan(data):
 
 def test_composite_works_on_both_kinds_of_arrays_and_under_jit(data):
     spec, _, windows = data
-    composite, images = Composite(spec.cameras), windows[0]["images"]
+    composite, images = Composite(spec.picture), windows[0]["images"]
     host = composite.forward({"images": images})["video"]
     device = jax.jit(lambda x: composite.forward({"images": x})["video"])(
         {k: jnp.asarray(v) for k, v in images.items()}

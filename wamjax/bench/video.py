@@ -5,8 +5,10 @@
 A data set is made as LeRobot encodes it (a keyframe every other frame; H.264 and, where PyAV has
 it, AV1), several episodes in one file. "a seek each" goes to the keyframe before every frame and
 decodes on to it, in a file that stays open, and converts it by ``to_ndarray``; "converter kept" is
-the same without making a converter for each frame. The passes are timed in turn and their frames
-compared; told is the best of each.
+the same without making a converter for each frame. "kept" reads the frames of a data set that
+`wamjax.ingest --pictures=video` made of it, and "windows" the frames of random training windows,
+kept and by a seek each. The passes are timed in turn and their frames compared; told is the best
+of each, and bytes of a frame beside those of JPEG and PNG.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 import numpy as np
 
 SIZES = ((96, 96), (256, 256))
+WINDOWS, FRAMES, STRIDE = 24, 9, 4  # random ones of an episode; as Fast-WAM has them
 CODECS = {"h264": ("libx264", {"crf": "23"}), "av1": ("libsvtav1", {"crf": "30", "preset": "8"})}
 EPISODES, STEPS, HZ = 4, 120, 30
 CAMERA = "observation.images.front"
@@ -41,17 +44,44 @@ def run(repeats: int, episodes: int = EPISODES, steps: int = STEPS) -> dict[str,
             with tempfile.TemporaryDirectory() as folder:
                 root = pathlib.Path(folder)
                 _write(root, size, encoder, options, episodes, steps)
-                reader = lerobot.open(root)
-                rows[f"{codec} {size[0]}x{size[1]}"] = _compare(reader, root, repeats)
+                kept, sizes = _ingested(root)
+                row = _compare(lerobot.open(root), kept, root, repeats)
+                rows[f"{codec} {size[0]}x{size[1]}"] = row | sizes
     return {"benchmark": "video", "episodes": episodes, "steps": steps, "rows": rows}
 
 
-def _compare(reader, root: pathlib.Path, repeats: int) -> dict[str, float]:
+def _ingested(root: pathlib.Path):
+    """The data set that keeps the video, and bytes of a frame in each way."""
+    from wamjax import files
+    from wamjax.data.ingest import plan, run
+    from wamjax.data.records import Reader
+
+    sizes = {}
+    for pictures in ("jpeg", "auto", "video"):
+        out = root / pictures
+        run.ingest("lerobot", root, out, plan.Request(pictures=pictures), progress=False)
+        total = sum(length + 1 for length in Reader(out).lengths)
+        name = {"auto": "png"}.get(pictures, pictures)
+        stored = sum(map(files.size, out.glob("frames-*")))
+        sizes[f"{name}_bytes"] = round(stored / total)
+    return Reader(root / "video"), sizes
+
+
+def _compare(reader, kept, root: pathlib.Path, repeats: int) -> dict[str, float]:
     video = _video(root)
+    rng = np.random.default_rng(0)
+    windows = [
+        [np.minimum(start + STRIDE * np.arange(FRAMES), entry.length - 1).tolist()
+         for start in rng.integers(0, entry.length, WINDOWS)]
+        for entry in reader.episodes()
+    ]  # fmt: skip
     passes = {
+        "kept": lambda i: list(kept[i].frames("front", range(count(i)))),
+        "kept_windows": lambda i: [x for w in windows[i] for x in kept[i].frames("front", w)],
+        "windows": lambda i: [x for w in windows[i] for x in _seek_each(video, i, w)],
         "one_pass": lambda i: list(reader.frames(i, "front", range(count(i)))),
-        "seek_each": lambda i: list(_seek_each(video, i, count(i))),
-        "converter_kept": lambda i: list(_seek_each(video, i, count(i), True)),
+        "seek_each": lambda i: list(_seek_each(video, i, range(count(i)))),
+        "converter_kept": lambda i: list(_seek_each(video, i, range(count(i)), True)),
     }
 
     def count(i: int) -> int:
@@ -65,17 +95,22 @@ def _compare(reader, root: pathlib.Path, repeats: int) -> dict[str, float]:
             start = time.perf_counter()
             frames[name] = [read(i) for i in range(len(reader.episodes()))]
             best[name] = min(best[name], time.perf_counter() - start)
-        for one, *others in zip(*frames.values(), strict=True):
-            if not all(np.array_equal(one, other) for other in others):
-                raise AssertionError("the passes decode different frames")
-    return {f"{name}_fps": total / seconds for name, seconds in best.items()}
+        pairs = [(n, "windows" if "windows" in n else "seek_each") for n in passes]
+        if not all(np.array_equal(frames[a][i], frames[b][i])
+                   for a, b in pairs for i in range(len(windows))):  # fmt: skip
+            raise AssertionError("the passes decode different frames")
+    shown = {name: len(windows) * WINDOWS * FRAMES if "windows" in name else total
+             for name in passes}  # fmt: skip
+    return {f"{name}_fps": shown[name] / seconds for name, seconds in best.items()}
 
 
 def _video(root: pathlib.Path) -> pathlib.Path:
     return root / f"videos/{CAMERA}/chunk-000/file-000.mp4"
 
 
-def _seek_each(path: pathlib.Path, episode: int, count: int, reuse: bool = False):
+def _seek_each(
+    path: pathlib.Path, episode: int, steps: Sequence[int], reuse: bool = False
+):
     """Frames one by one: to the keyframe before it, and on to the frame."""
     import av
     from av.video.reformatter import VideoReformatter
@@ -85,7 +120,7 @@ def _seek_each(path: pathlib.Path, episode: int, count: int, reuse: bool = False
         stream = container.streams.video[0]
         stream.thread_type = "SLICE"
         converter = VideoReformatter()
-        for t in range(count):
+        for t in steps:
             want = (first + t) / HZ
             container.seek(int(Fraction(want) / stream.time_base), stream=stream)
             near = None
@@ -154,9 +189,15 @@ def _write(root, size, encoder: str, options: dict[str, str], episodes: int, ste
 def show(report: dict[str, Any]) -> None:
     """Prints the report."""
     print(f"{report['episodes']} episodes of {report['steps']} frames in one file, frames/s")
-    columns = f"{'one pass':>12}{'a seek each':>14}{'ratio':>8}{'converter kept':>17}{'ratio':>8}"
-    print(f"{'':16}{columns}")
+    pairs = {"one pass": ("one_pass", "seek_each"), "kept": ("kept", "seek_each"),
+             "windows": ("kept_windows", "windows"), "converter": ("one_pass", "converter_kept")}
+    head = "".join(f"{name + ' / seeks':>26}" for name in pairs)
+    print(f"{'':14}{head}{'bytes video':>14}{'jpeg':>9}{'png':>9}")
     for name, row in report["rows"].items():
-        one, each, reuse = (row[f"{k}_fps"] for k in ("one_pass", "seek_each", "converter_kept"))
-        print(f"{name:16}{one:>12,.0f}{each:>14,.0f}{one / each:>8.2f}{reuse:>17,.0f}"
-              f"{one / reuse:>8.2f}")  # fmt: skip
+        cells = ""
+        for one, other in pairs.values():
+            a, b = row[f"{one}_fps"], row[f"{other}_fps"]
+            cells += f"{a:>9,.0f} / {b:>5,.0f} = {a / b:>5.2f} "
+        kinds = (row[f"{kind}_bytes"] for kind in ("video", "jpeg", "png"))
+        print(f"{name:14}{cells}" + "".join(f"{size:>{n}}" for size, n in zip(
+            kinds, (14, 9, 9), strict=True)))

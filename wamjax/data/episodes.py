@@ -10,6 +10,8 @@ import msgpack
 import numpy as np
 
 from wamjax.data import images
+from wamjax.data.film import Film
+from wamjax.data.frames import Frames
 from wamjax.data.shards import RecordError
 from wamjax.data.spec import Info
 
@@ -29,7 +31,7 @@ class Episode:
     """One episode of T actions and T + 1 observations.
 
     Attributes:
-      images: camera -> T + 1 encoded pictures.
+      images: camera -> T + 1 encoded pictures; `film.Film` and `frames.Frames` make them.
       proprio: f32 (T + 1, p), robot units.
       actions: f32 (T, a), robot units; (T, 0) where they are not recorded.
       instruction: in words.
@@ -68,6 +70,10 @@ class Episode:
         if camera not in self.images:
             raise ValueError(f"there is no camera {camera!r}; the cameras are {list(self.images)}")
         unique, back = np.unique(indices, return_inverse=True)
+        if isinstance(self.images[camera], Film) or (
+            isinstance(self.images[camera], Frames) and self.images[camera].is_video
+        ):
+            return self._of_video(camera, unique, size)[back]
         pictures = []
         for i in unique:
             try:
@@ -84,6 +90,24 @@ class Episode:
         return np.stack(pictures)[back]
 
 
+    def _of_video(
+        self, camera: str, indices: np.ndarray, size: tuple[int, int] | None
+    ) -> np.ndarray:
+        if not 0 <= indices[0] <= indices[-1] < len(self.images[camera]):
+            raise ValueError(f"camera {camera!r}, frame {indices[-1]}: there are "
+                             f"{len(self.images[camera])}")  # fmt: skip
+        try:
+            out = np.stack(self.images[camera].decoded(indices.tolist()))
+        except RecordError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"camera {camera!r}, frames {indices.tolist()}: {error}") from error
+        if size is not None and out.shape[1:3] != tuple(size):
+            raise ValueError(f"camera {camera!r}: it is {out.shape[1]} x {out.shape[2]}, wanted is "
+                             f"{size[0]} x {size[1]}")  # fmt: skip
+        return out
+
+
 def pack(episode: Episode, pictures: Mapping[str, Any] | None = None) -> bytes:
     """An episode as a msgpack record.
 
@@ -91,7 +115,8 @@ def pack(episode: Episode, pictures: Mapping[str, Any] | None = None) -> bytes:
       pictures: where they are, if they have records of their own; see `wamjax.data.frames`.
     """
     record = {f.name: getattr(episode, f.name) for f in dataclasses.fields(episode)}
-    record["images"] = pictures or {k: list(v) for k, v in episode.images.items()}
+    record["images"] = pictures or {k: v.to_record() if isinstance(v, Film) else list(v)
+                                    for k, v in episode.images.items()}  # fmt: skip
     for key in ARRAYS:
         x = np.ascontiguousarray(record[key], STORED)
         record[key] = {"dtype": x.dtype.str, "shape": x.shape, "data": x.tobytes()}
@@ -111,8 +136,10 @@ def unpack(data: bytes) -> Episode:
             if stored["dtype"] != STORED.str:
                 raise ValueError(f"{key} is {stored['dtype']!r}, records hold {STORED.str!r}")
             record[key] = np.frombuffer(stored["data"], STORED).reshape(stored["shape"])
+        record["images"] = {k: Film.of_record(v) if isinstance(v, Mapping) and "groups" in v else v
+                            for k, v in record["images"].items()}  # fmt: skip
         return Episode(**record)
-    except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as error:
         raise ValueError(f"not an episode: {error!r}") from error
 
 

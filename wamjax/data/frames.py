@@ -1,8 +1,9 @@
 """Pictures of episodes in records of their own, so that a window reads those that it shows.
 
 A record holds neighbouring frames of one camera in one episode: as many as fit into `RECORD_BYTES`,
-at least one. What a window reads therefore does not grow with the length of its episode. The record
-of the episode says, for each camera, which record is the first, and at which frame each begins.
+at least one; of pictures that stayed video, whole groups of them (`film`). What a window reads
+therefore does not grow with the length of its episode. The record of the episode says, for each
+camera, which record is the first, and at which frame each begins.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from wamjax.data import film, images
+from wamjax.data.film import Film
 from wamjax.data.shards import RecordError, Shards
 
 STEM = "frames"  # of the files
@@ -36,6 +39,12 @@ def pack(episode: int, camera: str, start: int, pictures: Sequence[bytes]) -> by
     return msgpack.packb(values)
 
 
+def pack_video(episode: int, camera: str, start: int, part: Film) -> bytes:
+    """A record of video."""
+    values = {"episode": episode, "camera": camera, "start": start, "video": part.to_record()}
+    return msgpack.packb(values)
+
+
 class Frames(Sequence):
     """The encoded pictures of a camera in an episode, read when one is taken.
 
@@ -45,7 +54,7 @@ class Frames(Sequence):
       shards: of the records.
       episode, camera: whose pictures they are.
       place: {"first": number of the first record, "starts": its frame and those of the following,
-        "count": of frames}.
+        "count": of frames, "video": whether they are groups of video}.
 
     Raises:
       ValueError: `place` is no such thing.
@@ -66,7 +75,8 @@ class Frames(Sequence):
             raise ValueError(f"camera {camera!r}: records {self._first} to {last - 1} of "
                              f"{len(shards)}")  # fmt: skip
         self._shards, self._episode, self._camera = shards, episode, camera
-        self._last: tuple[int, list[bytes]] = (-1, [])
+        self.is_video = bool(place.get("video", False))
+        self._last: tuple[int, list[bytes] | Film] = (-1, [])
 
     def __len__(self) -> int:
         return self._count
@@ -83,14 +93,30 @@ class Frames(Sequence):
         if isinstance(i, slice):
             return [self[j] for j in range(len(self))[i]]
         i = range(len(self))[i]  # counts from the end, too; IndexError beyond it
+        if self.is_video:
+            return images.encode(self.decoded([i])[0])
         record = int(np.searchsorted(self._starts, i, side="right")) - 1
+        return self._held(record)[i - self._starts[record]]
+
+    def decoded(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Some frames of video, ascending: uint8 (h, w, 3) each."""
+        at = np.searchsorted(self._starts, np.asarray(indices), side="right") - 1
+        wanted = []
+        for record in np.unique(at).tolist():
+            start = int(self._starts[record])
+            inside = [int(i) - start for i, k in zip(indices, at, strict=True) if k == record]
+            wanted += self._held(record).wanted(inside)
+        return film.decode(wanted)
+
+    def _held(self, record: int) -> list[bytes] | Film:
+        """A record; the last one is not read again."""
         number, pictures = self._last
         if number != record:
             pictures = self._read(record)
             self._last = record, pictures
-        return pictures[i - self._starts[record]]
+        return pictures
 
-    def _read(self, record: int) -> list[bytes]:
+    def _read(self, record: int) -> list[bytes] | Film:
         start = int(self._starts[record])
         end = [*self._starts[1:], self._count][record]
         number = self._first + record
@@ -99,6 +125,11 @@ class Frames(Sequence):
             at = values["episode"], values["camera"], values["start"]
             if at != (self._episode, self._camera, start):
                 raise ValueError(f"it is of episode {at[0]}, camera {at[1]!r}, frame {at[2]}")
+            if self.is_video:
+                part = Film.of_record(values["video"])
+                if len(part) != end - start:
+                    raise ValueError(f"it shows {len(part)} frames, {end - start} were written")
+                return part
             pictures = values["frames"]
             if len(pictures) != end - start or not all(isinstance(x, bytes) for x in pictures):
                 raise ValueError(f"it holds {len(pictures)} frames, {end - start} were written")

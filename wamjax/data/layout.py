@@ -10,9 +10,13 @@ each other. The two above are those of Fast-WAM on LIBERO and on RoboTwin 2.0.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -27,6 +31,9 @@ class Layout:
     rows: tuple[tuple[Cell, ...], ...]
 
     def __post_init__(self):
+        names = [name for row in self.rows for name, _, _ in row]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"the layout {str(self)!r} shows {twice} more than once")
         for row in self.rows:
             if len({height for _, height, _ in row}) > 1:
                 raise ValueError(f"the cameras {row} stand side by side and are not equally high")
@@ -42,8 +49,47 @@ class Layout:
         """What stands side by side in the whole picture: cameras, or "composite" for all rows."""
         if len(self.rows) == 1:
             return {name: (h, w) for name, h, w in self.rows[0]}
-        height = sum(row[0][1] for row in self.rows)
-        return {"composite": (height, sum(width for _, _, width in self.rows[0]))}
+        return {"composite": self.size}
+
+    @property
+    def cells(self) -> dict[str, tuple[int, int]]:
+        """camera -> (height, width) in the picture, row by row."""
+        return {name: (h, w) for row in self.rows for name, h, w in row}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the whole picture."""
+        return sum(row[0][1] for row in self.rows), sum(width for _, _, width in self.rows[0])
+
+    def join(self, images: Mapping[str, Any]) -> Any:
+        """The whole picture (..., H, W, 3) of cameras in their sizes; numpy or JAX alike.
+
+        Raises:
+          ValueError: a camera is missing or of another size.
+        """
+        for name, size in self.cells.items():
+            if name not in images:
+                raise ValueError(f"there is no camera {name!r}; the cameras are {list(images)}")
+            if images[name].shape[-3:] != (*size, 3):
+                raise ValueError(
+                    f"pictures of camera {name!r} are {images[name].shape[-3:]}, the spec says "
+                    f"{(*size, 3)}"
+                )
+        stack = jnp if any(isinstance(images[name], jax.Array) for name in self.cells) else np
+        rows = [stack.concatenate([images[name] for name, _, _ in row], axis=-2)
+                for row in self.rows]  # fmt: skip
+        return stack.concatenate(rows, axis=-3)
+
+    def cut(self, picture: Any) -> dict[str, Any]:
+        """The reverse of `join`."""
+        images, top = {}, 0
+        for row in self.rows:
+            left = 0
+            for name, height, width in row:
+                images[name] = picture[..., top : top + height, left : left + width, :]
+                left += width
+            top += row[0][1]
+        return images
 
     def compose(
         self, images: Mapping[str, UInt8[np.ndarray, "t _ _ 3"]]
@@ -53,19 +99,59 @@ class Layout:
         Raises:
           ValueError: a camera is missing.
         """
-        for row in self.rows:
-            for name, _, _ in row:
-                if name not in images:
-                    raise ValueError(
-                        f"the layout wants camera {name!r}; the cameras are {list(images)}"
-                    )
-        rows = [
-            np.concatenate([resize(images[name], h, w) for name, h, w in row], axis=2)
-            for row in self.rows
-        ]
-        return np.concatenate(rows, axis=1)
+        for name in self.cells:
+            if name not in images:
+                raise ValueError(
+                    f"the layout wants camera {name!r}; the cameras are {list(images)}"
+                )
+        return self.join({name: resize(images[name], *size) for name, size in self.cells.items()})
 
 
+def beside(cameras: Mapping[str, tuple[int, int]]) -> Layout:
+    """Cameras (height, width) in a row.
+
+    Raises:
+      ValueError: they are not equally high.
+    """
+    return Layout((tuple((name, *size) for name, size in cameras.items()),))
+
+
+ON_ARM = re.compile(r"wrist|hand|grip|arm", re.IGNORECASE)
+LARGE = 256 * 320 / 224**2  # area of the large camera of RoboTwin, of LIBERO's cameras
+
+
+def arrange(cameras: Mapping[str, tuple[int, int]], side: int = 224, step: int = 32) -> Layout:
+    """The picture of a data set's cameras as published data sets have it.
+
+    One or two stand in a row and have about `side` x `side` pixels each (LIBERO). Of more, the
+    first that is on no arm is large and above, and the others share the row below (RoboTwin).
+    Proportions are kept as far as sides are multiples of `step`, a token of the video model.
+
+    Args:
+      cameras: name -> (height, width) of the data.
+
+    Raises:
+      ValueError: there is no camera.
+    """
+    if not cameras:
+        raise ValueError("there is no camera to make a picture of")
+    ratio = {name: w / h for name, (h, w) in cameras.items()}
+
+    def whole(pixels: float) -> int:
+        return step * max(1, round(pixels / step))
+
+    if len(cameras) < 3:
+        height = whole((len(cameras) * side**2 / sum(ratio.values())) ** 0.5)
+        return beside({name: (height, whole(height * r)) for name, r in ratio.items()})
+    main = next((name for name in cameras if not ON_ARM.search(name)), next(iter(cameras)))
+    others = [name for name in cameras if name != main]
+    height = whole((LARGE * side**2 / ratio[main]) ** 0.5 / len(others))
+    width = whole(height * ratio[main])
+    large = main, len(others) * height, len(others) * width
+    return Layout(((large,), tuple((name, height, width) for name in others)))
+
+
+@functools.lru_cache(maxsize=64)
 def parse(text: str) -> Layout:
     """A layout from its text.
 

@@ -23,7 +23,7 @@ from wamjax.data.arrays import ArraySpec
 from wamjax.data.checks import checks, describe
 from wamjax.data.embeddings import EmbeddingCache
 from wamjax.data.normalize import bounds, normalizers
-from wamjax.data.sources import Source, data_root, open_sources
+from wamjax.data.sources import Source, cells_of, data_root, open_sources
 from wamjax.data.spec import DataSpec
 from wamjax.data.transforms import sample_transforms
 from wamjax.data.windows import Windows, padding
@@ -129,10 +129,10 @@ def declared(data) -> DataSpec | None:
     """The spec of a config that states its sizes, so that a model can be built without data."""
     if not data.declared.action_dim:
         return None
-    resized = any(data.image_size)
+    cells, resized = cells_of(data), any(data.image_size)
     size = data.image_size if resized else data.declared.camera_size
     return DataSpec(
-        cameras=dict.fromkeys(data.cameras, tuple(size)),
+        cameras=cells or dict.fromkeys(data.cameras, tuple(size)),
         proprio_dim=data.declared.proprio_dim,
         action_dim=data.declared.action_dim,
         chunk=data.chunk,
@@ -140,7 +140,8 @@ def declared(data) -> DataSpec | None:
         frame_stride=data.frame_stride,
         instruction_length=data.instruction_length,
         control_hz=data.declared.control_hz,
-        resize=data.resize if resized else "",
+        resize=data.resize if cells or resized else "",
+        layout=data.layout,
     )
 
 
@@ -173,10 +174,11 @@ def _iterate(config, data: grain.MapDataset):
 
 def _check_outcomes(sources: Sequence[Source]) -> None:
     for source in sources:
-        if not source.reader.info.outcomes:
+        if not (source.reader.info.outcomes or source.successes):
             raise ValueError(f"{source.where} holds neither rewards nor success, and values are to "
-                             "be learned from it: set config.data.outcome to False, or write it "
-                             "with them")  # fmt: skip
+                             "be learned from it: set config.data.outcome to False, write it with "
+                             f"them, or set config.data.sources.{source.name}.successes where all "
+                             "of its episodes are demonstrations that succeed")  # fmt: skip
 
 
 def batches(
@@ -210,6 +212,7 @@ def batches(
             Windows(
                 s.reader, spec, s.action_free, s.offset, s.latents, s.rollout, s.ended,
                 hold=hold or (), bounds=limits, skips=s.skips,
+                successes=s.successes,
             )  # fmt: skip
         )
         .map(example)

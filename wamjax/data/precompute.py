@@ -117,15 +117,15 @@ def latent_info(config, cameras: str, codec: str, stride: int = 1) -> LatentInfo
     if stride < 1:
         raise ValueError(f"stride {stride} between windows must be positive")
     data, picture = config.data, layout.parse(cameras)
-    if tuple(data.cameras) != tuple(picture.cameras):
+    if data.layout and data.layout != str(picture):
+        raise ValueError(f"layout {cameras!r}, and config.data.layout is {data.layout!r}: say the "
+                         "same")  # fmt: skip
+    if not data.layout and tuple(data.cameras) != tuple(picture.cameras):
         raise ValueError(
             f"layout {cameras!r} makes cameras {tuple(picture.cameras)}, config.data.cameras is "
             f"{tuple(data.cameras)}"
         )
-    sizes = list(picture.cameras.values())
-    shape = codecs.build(config.model.codec).shape(
-        data.frames, sizes[0][0], sum(width for _, width in sizes)
-    )
+    shape = codecs.build(config.model.codec).shape(data.frames, *picture.size)
     return LatentInfo(
         codec, str(picture), picture.cameras, data.frames, data.frame_stride, stride, shape
     )

@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import functools
 import glob
+import itertools
 import json
 import os
 import socket
@@ -31,6 +32,7 @@ from wamjax import files, locks
 from wamjax.console import say
 from wamjax.data import frames, normalize
 from wamjax.data.episodes import Episode, check, pack, unpack
+from wamjax.data.film import Film
 from wamjax.data.ingest.guess import advice
 from wamjax.data.shards import OPTIONS, RecordError, Shards, shard_name
 from wamjax.data.spec import Info
@@ -137,10 +139,20 @@ class Writer:
         """Appends the pictures of an episode; says where they are."""
         places = {}
         for camera, pictures in episode.images.items():
-            starts = frames.split(pictures)
+            is_video = isinstance(pictures, Film)
+            if is_video:
+                parts = pictures.parts(frames.RECORD_BYTES)
+                starts = list(itertools.accumulate([0, *map(len, parts[:-1])]))
+            else:
+                starts = frames.split(pictures)
             places[camera] = {"first": self._records, "starts": starts, "count": len(pictures)}
-            for start, end in zip(starts, [*starts[1:], len(pictures)], strict=True):
-                data = frames.pack(number, camera, start, pictures[start:end])
+            places[camera] |= {"video": True} if is_video else {}
+            ends = [*starts[1:], len(pictures)]
+            for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+                if is_video:
+                    data = frames.pack_video(number, camera, start, parts[i])
+                else:
+                    data = frames.pack(number, camera, start, pictures[start:end])
                 self._frames.write(data)
                 self._size += len(data)
             self._records += len(starts)

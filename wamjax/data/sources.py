@@ -10,7 +10,7 @@ import numpy as np
 
 from wamjax import files
 from wamjax.console import say
-from wamjax.data import latents, normalize, published_statistics, records
+from wamjax.data import latents, layout, normalize, published_statistics, records
 from wamjax.data.episodes import LARGEST
 from wamjax.data.latents import Latents
 from wamjax.data.readers import Reader, is_elsewhere, open_elsewhere
@@ -31,7 +31,7 @@ class Source:
       action_free: its actions count as unknown.
       offset: what its episodes are numbered from.
       latents: of its windows; None where pictures are wanted.
-      rollout, ended, skips: see `Windows`.
+      rollout, ended, successes, skips: see `Windows`.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Source:
     latents: Latents | None = None
     rollout: bool = False
     ended: str = ""
+    successes: bool = False
     skips: Skips = dataclasses.field(default_factory=Skips, compare=False)
 
     @property
@@ -100,7 +101,8 @@ def open_sources(
                              "that they were made of")  # fmt: skip
         made = Latents(path, reader.index["lengths"]) if cached else None
         numbers = entry.weight, entry.action_free, offset, made
-        sources.append(Source(name, reader, *numbers, entry.rollout, entry.ended, skips))
+        sources.append(Source(name, reader, *numbers, entry.rollout, entry.ended,
+                              entry.successes, skips))  # fmt: skip
         offset += len(reader)
     return _spec(sources, data, words, known), _statistics(sources, data.normalization), sources
 
@@ -151,17 +153,19 @@ def _path(name: str, entry, root: str) -> files.Path:
 
 def _spec(sources: list[Source], data, words: bool, known: Sequence[str]) -> DataSpec:
     first, size = labelled(sources)[0], tuple(data.image_size)
-    names = tuple(data.cameras) or tuple(first.cameras)
+    names, cells = tuple(data.cameras) or tuple(first.cameras), cells_of(data)
     if any(size) and first.latents:
         raise ValueError(f"config.data.image_size = {size}, and latents are of pictures that have "
                          "their size: set it to (0, 0)")  # fmt: skip
     for source in sources:
-        _check_agreement(source, first, names, any(size))
+        shown = () if source.latents and cells else names
+        _check_agreement(source, first, shown, bool(cells or any(size)))
         if source.latents:
             _check_latents(source, data, names)
     info = first.reader.info
+    whole = {name: size if any(size) else first.cameras[name] for name in names if not cells}
     spec = DataSpec(
-        cameras={name: size if any(size) else first.cameras[name] for name in names},
+        cameras=cells or whole,
         proprio_dim=info.proprio_dim,
         action_dim=info.action_dim,
         chunk=data.chunk,
@@ -169,11 +173,31 @@ def _spec(sources: list[Source], data, words: bool, known: Sequence[str]) -> Dat
         frame_stride=data.frame_stride,
         instruction_length=data.instruction_length,
         control_hz=info.control_hz,
-        resize=data.resize if any(size) else "",
+        resize=data.resize if cells or any(size) else "",
+        layout=data.layout,
         words=_vocabulary(sources, data, known).words if words else (),
     )
     _ = spec.composite  # raises if the cameras cannot stand side by side
     return spec
+
+
+def cells_of(data) -> dict[str, tuple[int, int]]:
+    """camera -> (height, width) in the picture by ``config.data.layout``; {} without one.
+
+    Raises:
+      ValueError: the layout is none, shows other cameras, or does not go with another key.
+    """
+    if not data.layout:
+        return {}
+    cells = layout.parse(data.layout).cells
+    if tuple(data.cameras) != tuple(cells):
+        raise ValueError(f"config.data.layout = {data.layout!r} shows {tuple(cells)}, "
+                         f"config.data.cameras is {tuple(data.cameras)}: name the same, in its "
+                         "order")  # fmt: skip
+    if any(data.image_size):
+        raise ValueError(f"config.data.image_size = {tuple(data.image_size)}, and "
+                         "config.data.layout says how large cameras are: set it to (0, 0)")
+    return cells
 
 
 def _vocabulary(sources: list[Source], data, known: Sequence[str]) -> Vocabulary:
@@ -220,9 +244,12 @@ def _check_agreement(
 def _check_latents(source: Source, data, cameras: tuple[str, ...]) -> None:
     """The windows that were encoded against those that are asked for."""
     info = source.latents.info
-    have = {"cameras": tuple(info.cameras), "frames": info.frames,
-            "frame_stride": info.frame_stride}  # fmt: skip
-    want = {"cameras": cameras, "frames": data.frames, "frame_stride": data.frame_stride}
+    have = {"frames": info.frames, "frame_stride": info.frame_stride}
+    want = {"frames": data.frames, "frame_stride": data.frame_stride}
+    if data.layout:
+        have["layout"], want["layout"] = info.layout, data.layout
+    else:
+        have["cameras"], want["cameras"] = tuple(info.cameras), cameras
     for key, value in want.items():
         if have[key] != value:
             raise ValueError(

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from wamjax.data import layout as layouts
 from wamjax.data.tokens import Vocabulary
 
 FORMAT_VERSION = 2  # of what is written; 1 had the pictures in the records of the episodes
@@ -28,6 +29,7 @@ class DataSpec:
       control_hz: control steps per second.
       resize: how pictures of other sizes become those of `cameras`, see `transforms.Resize`; '' =
         there are none.
+      layout: how the cameras make the picture, see `data.layout`; '' = side by side.
       words: of the instructions, in the order of their ids; () = all are hashed, see
         `tokens.Vocabulary`.
     """
@@ -41,6 +43,7 @@ class DataSpec:
     instruction_length: int
     control_hz: float
     resize: str = ""
+    layout: str = ""
     words: tuple[str, ...] = ()
 
     @functools.cached_property
@@ -49,28 +52,35 @@ class DataSpec:
         return Vocabulary(self.words)
 
     @property
-    def composite(self) -> tuple[int, int]:
-        """(height, width) of the cameras side by side.
+    def picture(self) -> layouts.Layout:
+        """How the cameras stand in the picture.
 
         Raises:
-          ValueError: the cameras are not equally high.
+          ValueError: there is none, or the cameras are not equally high and no layout says how.
         """
         if not self.cameras:
             raise ValueError("a DataSpec needs at least one camera")
-        heights = {h for h, _ in self.cameras.values()}
-        if len(heights) > 1:
+        if self.layout:
+            return layouts.parse(self.layout)
+        if len({h for h, _ in self.cameras.values()}) > 1:
             raise ValueError(
                 f"cameras {dict(self.cameras)} are not equally high and cannot stand side by "
-                "side; choose others by config.data.cameras, or give them all one size by "
-                "config.data.image_size = (HEIGHT, WIDTH)"
+                "side; choose others by config.data.cameras, give them all one size by "
+                "config.data.image_size = (HEIGHT, WIDTH), or say how they stand by "
+                "config.data.layout = 'NAME:HEIGHTxWIDTH/NAME:HEIGHTxWIDTH+...'"
             )
-        return heights.pop(), sum(w for _, w in self.cameras.values())
+        return layouts.beside(self.cameras)
+
+    @property
+    def composite(self) -> tuple[int, int]:
+        """(height, width) of the picture that the cameras make; errors as of `picture`."""
+        return self.picture.size
 
     def to_json(self) -> dict[str, Any]:
         """Plain json, to keep in a checkpoint. The cameras are a list: their order matters."""
         cameras = [[name, *size] for name, size in self.cameras.items()]
         out = dataclasses.asdict(self) | {"cameras": cameras, "words": list(self.words)}
-        later = ("resize", "words")  # specs of before say nothing of them
+        later = ("resize", "layout", "words")  # specs of before say nothing of them
         return {k: v for k, v in out.items() if v or k not in later}
 
     @staticmethod

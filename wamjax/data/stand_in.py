@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from wamjax import files
-from wamjax.data import embeddings, images, precompute
+from wamjax.data import embeddings, images, layout, precompute
 from wamjax.data.embeddings import EmbeddingCache
 from wamjax.data.records import SPEC, Episode, Reader, Writer, turn
-from wamjax.data.sources import data_root
+from wamjax.data.sources import cells_of, data_root
 from wamjax.data.spec import Info
 
 TASKS = ("lift the block", "open the drawer", "put the bowl on the plate", "close the lid")
@@ -53,8 +53,7 @@ def _make(config, path: files.Path, count: int, action_free: bool) -> None:
     if config.model.codec.kind != "cached":
         _write(config, path, count, action_free)
         return
-    sizes = dict.fromkeys(config.data.cameras, tuple(config.data.declared.camera_size))
-    cameras = "+".join(f"{name}:{h}x{w}" for name, (h, w) in sizes.items())
+    cameras = config.data.layout or str(layout.beside(_sizes(config.data)))
     info = precompute.latent_info(config, cameras, "stand-in")
     sizes = config.model.codec
     encode = codec(f"{sizes.channels}x{sizes.spatial}x{sizes.temporal}")
@@ -64,12 +63,16 @@ def _make(config, path: files.Path, count: int, action_free: bool) -> None:
         precompute.precompute(Reader(pictures), path, info, encode, progress=False)
 
 
+def _sizes(data) -> dict[str, tuple[int, int]]:
+    """(height, width) of the cameras, as declared."""
+    return cells_of(data) or dict.fromkeys(data.cameras, tuple(data.declared.camera_size))
+
+
 def _write(config, path: files.Path, count: int, action_free: bool) -> None:
     """Random walks of the state; actions are its differences; pictures are a moving square."""
-    said, cameras = config.data.declared, config.data.cameras
-    size = tuple(said.camera_size)
+    said, sizes = config.data.declared, _sizes(config.data)
     info = Info(
-        cameras=dict.fromkeys(cameras, size),
+        cameras=sizes,
         proprio_dim=said.proprio_dim,
         action_dim=said.action_dim,
         control_hz=said.control_hz,
@@ -83,11 +86,12 @@ def _write(config, path: files.Path, count: int, action_free: bool) -> None:
             steps = rng.normal(size=(length, max(said.action_dim, said.proprio_dim)))
             state = np.cumsum(np.pad(steps, ((1, 0), (0, 0))), axis=0)
             moves = steps[:, : 0 if action_free else said.action_dim]
-            frames = [_picture(size, t, i) for t in range(length + 1)]
+            frames = {size: [_picture(size, t, i) for t in range(length + 1)]
+                      for size in set(sizes.values())}  # fmt: skip
             task = TASKS[i % len(TASKS)]
             writer.write(
                 Episode(
-                    images=dict.fromkeys(cameras, frames),
+                    images={name: frames[size] for name, size in sizes.items()},
                     proprio=state[:, : said.proprio_dim].astype(np.float32),
                     actions=moves.astype(np.float32),
                     instruction=task,

@@ -11,12 +11,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from wamjax.data import images as pictures
 from wamjax.data.embeddings import EmbeddingCache
+from wamjax.data.layout import Layout
 from wamjax.data.normalize import Normalizer
 from wamjax.data.spec import DataSpec
 from wamjax.data.tokens import Vocabulary
@@ -80,37 +77,22 @@ class Resize:
 
 @dataclasses.dataclass(frozen=True)
 class Composite:
-    """images {camera: (..., h, w, 3)} <-> video (..., H, W, 3), cameras side by side."""
+    """images {camera: (..., h, w, 3)} <-> video (..., H, W, 3), cameras as a layout puts them."""
 
-    cameras: Mapping[str, tuple[int, int]]
+    layout: Layout
 
     def forward(self, sample: Sample) -> Sample:
         """Joins the cameras; a missing or differently sized one is a ValueError."""
         if "images" not in sample:
             return sample
-        images = sample["images"]
-        for name, size in self.cameras.items():
-            if name not in images:
-                raise ValueError(f"there is no camera {name!r}; the cameras are {list(images)}")
-            if images[name].shape[-3:] != (*size, 3):
-                raise ValueError(
-                    f"pictures of camera {name!r} are {images[name].shape[-3:]}, the spec says "
-                    f"{(*size, 3)}"
-                )
-        parts = [images[name] for name in self.cameras]
-        stack = jnp if any(isinstance(x, jax.Array) for x in parts) else np
         rest = {k: v for k, v in sample.items() if k != "images"}
-        return {"video": stack.concatenate(parts, axis=-2), **rest}
+        return {"video": self.layout.join(sample["images"]), **rest}
 
     def inverse(self, sample: Sample) -> Sample:
         """Cuts the cameras apart."""
         if "video" not in sample:
             return sample
-        edges = np.cumsum([0, *(w for _, w in self.cameras.values())])
-        images = {
-            name: sample["video"][..., edges[i] : edges[i + 1], :]
-            for i, name in enumerate(self.cameras)
-        }
+        images = self.layout.cut(sample["video"])
         return {"images": images, **{k: v for k, v in sample.items() if k != "video"}}
 
 
@@ -203,4 +185,4 @@ def sample_transforms(
 def views(spec: DataSpec) -> Chain:
     """The part of the chain that makes the picture of the cameras' pictures."""
     resize = (Resize(spec.cameras, spec.resize),) if spec.resize else ()
-    return Chain((*resize, Composite(spec.cameras)))
+    return Chain((*resize, Composite(spec.picture)))

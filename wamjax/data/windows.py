@@ -45,6 +45,7 @@ class Windows:
       offset: added to the number of the episode, to tell sources apart.
       latents: read instead of pictures.
       rollout: of a policy, not to be imitated.
+      successes: where nothing says how episodes ended, all did in success.
       ended: "success" or "failure": only windows of episodes that ended so; "": of all.
       hold: see `held`; () where all actions behind the end are 0.
       bounds: of states and actions, see `wamjax.data.normalize.bounds`; an episode that leaves them
@@ -65,11 +66,12 @@ class Windows:
         hold: Sequence[str] = (),
         bounds: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
         skips: Skips | None = None,
+        successes: bool = False,
     ):
         self._bounds, self._skips = bounds or {}, skips or Skips()
         self.reader, self.spec, self.latents = reader, spec, latents
         self.action_free, self.offset = action_free, offset
-        self.rollout, self.ended = rollout, ended
+        self.rollout, self.ended, self.successes = rollout, ended, successes
         self._held = held(hold, reader.info.action_names, spec.action_dim)
         self._stride = latents.info.stride if latents else 1
         self._counts = np.array([len(starts(n, self._stride)) for n in reader.lengths], np.int64)
@@ -113,8 +115,11 @@ class Windows:
             actions[len(known) :, self._held] = known[-1, self._held]
         end, final = min(start + spec.chunk, episode.length), self.reader.info.final_observation
         last = episode.length - (not final)
-        outcomes = self.reader.info.outcomes
-        score, to_go = outcome(episode.returns, end, final) if outcomes else (0.0, 0)
+        returns, score, to_go = episode.returns, 0.0, 0
+        if not self.reader.info.outcomes and self.successes:
+            returns = np.ones(episode.length, np.float32)
+        if len(returns):
+            score, to_go = outcome(returns, end, final)
         return {
             **self._seen(number, start, episode),
             "proprio": episode.proprio[start].astype(np.float32),

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from wamjax import files
 from wamjax.config import did_you_mean
 from wamjax.console import say
+from wamjax.data import layout as layouts
 from wamjax.envs.joins import SYNC, Join, jerk
 from wamjax.envs.outcomes import Outcomes
 from wamjax.envs.world import Dials, Recording, World, open_world, shift_of
@@ -60,8 +61,11 @@ def check(config: ConfigDict, objective, world: World | None = None) -> None:
     shown = [world.cameras[c] for c in cameras]
     if any(config.data.image_size):  # the policy sees them resized
         shown = [tuple(config.data.image_size)] * len(cameras)
+    whole = shown[0][0], sum(width for _, width in shown)
+    if config.data.layout:
+        whole = layouts.parse(config.data.layout).size
     sizes = {
-        "video": (shown[0][0], sum(width for _, width in shown), 3),
+        "video": (*whole, 3),
         "actions": (len(world.action_names),),
         "proprio": (len(world.proprio_names),),
     }

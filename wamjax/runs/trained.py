@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from wamjax.data import layout as layouts
 from wamjax.data.transforms import Resize
 from wamjax.envs.world import composite
 from wamjax.training import state as states
@@ -24,7 +25,7 @@ LATENCY_CALLS = 50
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("params", "normalizers"),
-    meta_fields=("objective", "mode", "cameras", "sizes", "resize", "words"),
+    meta_fields=("objective", "mode", "cameras", "sizes", "resize", "layout", "words"),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Policy:
@@ -37,6 +38,7 @@ class Policy:
       cameras: that it looks through in a world, in the order of its pictures.
       sizes, resize: of each camera's pictures, and how others become such; see
         `transforms.Resize`. '' = they are.
+      layout: how they make the picture, see `data.layout`; '' = side by side.
       words: that have ids of their own, see `tokens.Vocabulary`.
     """
 
@@ -47,6 +49,7 @@ class Policy:
     cameras: tuple[str, ...] = ()
     sizes: tuple[tuple[str, tuple[int, int]], ...] = ()
     resize: str = ""
+    layout: str = ""
     words: tuple[str, ...] = ()
 
     @property
@@ -69,6 +72,8 @@ class Policy:
         """Pictures of a world's cameras as one picture, in the sizes that the policy takes."""
         if self.resize:
             images = Resize(dict(self.sizes), self.resize).forward({"images": images})["images"]
+        if self.layout:
+            return layouts.parse(self.layout).join(images)
         return composite(images, self.cameras)
 
     def act(self, observation, key, prefix=None):
@@ -114,8 +119,10 @@ def load(
         tokens.check_same(spec.words, other.words, f"the planner {planner}")
         params = params | {"planner": other.params}
     sizes = tuple(spec.cameras.items())
-    seeing = tuple(spec.cameras), sizes, spec.resize
-    acting = Policy(objective, params, normalise, mode, *seeing, words=spec.words)
+    acting = Policy(
+        objective, params, normalise, mode, cameras=tuple(spec.cameras), sizes=sizes,
+        resize=spec.resize, layout=spec.layout, words=spec.words,
+    )  # fmt: skip
     return acting, config, step
 
 

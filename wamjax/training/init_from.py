@@ -46,9 +46,10 @@ def params(objective, config, abstract: Params) -> Params:
     places = {p: want[p].sharding for p in missing}
 
     def complete(loaded):
-        fresh = states.init_params(objective, config)
-        whole = tree.unflatten(tree.flatten(fresh) | loaded)
-        flat = tree.flatten(objective.derive(whole))
+        whole = tree.flatten(states.init_params(objective, config)) | loaded
+        # Adapters may lie beside some kernels only, and nothing follows from them.
+        kernels = {p: x for p, x in whole.items() if not adapters.is_adapter(p)}
+        flat = whole | tree.flatten(objective.derive(tree.unflatten(kernels)))
         return {p: flat[p].astype(want[p].dtype) for p in missing}
 
     return tree.unflatten(loaded | jax.jit(complete, out_shardings=places)(loaded))

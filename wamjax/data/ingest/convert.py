@@ -12,11 +12,12 @@ import numpy as np
 
 from wamjax.data import images
 from wamjax.data.episodes import Episode
+from wamjax.data.film import Film
 from wamjax.data.ingest import frame, signals, steps, terms
-from wamjax.data.ingest.reader import Entry, Reader, SourceError
+from wamjax.data.ingest.reader import Entry, Reader, SourceError, VideoReader
 from wamjax.data.ingest.terms import Term
 
-PICTURES = ("auto", "png", "jpeg")
+PICTURES = ("auto", "png", "jpeg", "video")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Settings:
       resize: whether pictures of other sizes become so; else they are an error.
       fit: "pad" or "stretch", see `images.resize`.
       pictures: "auto" leaves encoded ones as they are and stores others without loss; or "png" or
-        "jpeg" for all.
+        "jpeg" for all; "video" keeps the packets of sources that are video.
       state, action: terms.
       hz, fps: rate of the source and of the data set.
       pairing, end: see `steps`.
@@ -83,6 +84,12 @@ def convert(
     """
     try:
         state, track, about = numbers(reader, i, settings)
+        if settings.pictures == "video":
+            shown = {new: _film(reader, i, old, track.observations.tolist(), new, settings)
+                     for new, old in settings.cameras.items()}  # fmt: skip
+            about["late"] = reader.late
+            episode = numbered(state, track, i, entry, settings)
+            return dataclasses.replace(episode, images=shown), about
         observations = np.unique(track.observations).tolist()
         pictures = {
             new: list(_pictures(reader.frames(i, old, observations), new, settings))
@@ -179,6 +186,21 @@ def _returns(track: steps.Steps, entry: Entry, settings: Settings) -> np.ndarray
         reward = np.zeros(len(track.actions))
         reward[-1] = entry.success is not False
     return steps.returns_of(reward, settings.discount)
+
+
+def _film(
+    reader: VideoReader, i: int, old: str, observations: list[int], new: str, settings: Settings
+) -> Film:
+    """The packets of a camera, if their frames have the size that is wanted.
+
+    Raises:
+      ValueError: they have another one.
+    """
+    film = reader.film(i, old, observations)
+    size, want = film.decoded([0])[0].shape[:2], tuple(settings.sizes[new])
+    if size != want:
+        raise ValueError(f"a picture of camera {new!r} is {size}, the source says {want}")
+    return film
 
 
 def _pictures(

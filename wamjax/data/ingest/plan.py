@@ -144,6 +144,12 @@ def _check(ask: Request, about: About) -> None:
         if value not in names:
             raise ValueError(f"--{flag}={value} is not one of {', '.join(names)}"
                              f"{did_you_mean(value, names)}")  # fmt: skip
+    still = [old for old in _cameras(ask, about).values() if old not in about.videos]
+    if ask.pictures == "video" and (still or ask.resize):
+        what = f"cameras {still} of the source are no video" if still else "--resize makes it anew"
+        raise ValueError(f"--pictures=video keeps video as it is, and {what}: leave that out, or "
+                         "give --pictures=jpeg; training resizes by config.data.image_size or "
+                         "config.data.layout")  # fmt: skip
     if ask.resize and (len(ask.resize) != 2 or min(ask.resize) < 1):
         raise ValueError(f"--resize={','.join(map(str, ask.resize))} must be HEIGHT,WIDTH")
     if not 0 < ask.discount <= 1:

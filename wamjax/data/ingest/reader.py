@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from wamjax.config import did_you_mean
+from wamjax.data.film import Film
 
 PAIRINGS = ("before", "after", "late")
 KINDS = ("delta", "absolute", "velocity")
@@ -61,6 +62,7 @@ class About:
       kind: of the actions by default, "delta", "absolute" or "velocity"; '' = as the numbers say.
       final: whether there are T + 1 observations for T actions.
       notes: what a person should know, for the report.
+      videos: the cameras that are compressed video; a reader with any is a `VideoReader`.
     """
 
     hz: float
@@ -74,6 +76,7 @@ class About:
     kind: str = ""
     final: bool = False
     notes: tuple[str, ...] = ()
+    videos: tuple[str, ...] = ()
 
 
 class Reader(Protocol):
@@ -111,6 +114,21 @@ class Reader(Protocol):
 
         Args:
           steps: ascending, without repetitions.
+
+        Raises:
+          SourceError: the file is damaged, or has no such frame.
+        """
+        ...
+
+
+class VideoReader(Reader, Protocol):
+    """A source with cameras whose pictures are compressed video, see `About.videos`."""
+
+    def film(self, i: int, camera: str, steps: Sequence[int]) -> Film:
+        """The packets that hold the pictures of a camera at some observations.
+
+        Args:
+          steps: ascending; one may come again.
 
         Raises:
           SourceError: the file is damaged, or has no such frame.

@@ -11,8 +11,10 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from wamjax.data.film import Film, Group, decode
 from wamjax.data.ingest.reader import SourceError
 
+Packets = tuple[tuple[int, bytes], ...]
 TOLERANCE = 1e-4  # seconds between the time asked for and a frame's, as LeRobot checks it
 GAP = 1.0  # seconds without a wanted frame that are worth a new seek
 OPEN = 8  # files
@@ -51,6 +53,61 @@ class Videos:
         except (av.FFmpegError, OSError, IndexError) as error:
             self._open.pop(path, None)
             raise SourceError(f"{path} cannot be decoded: {error}") from error
+
+    def film(self, path: pathlib.Path, times: Sequence[float]) -> Film:
+        """The packets of the frames nearest to some times, in groups that decode alone.
+
+        Each group is decoded and compared with the file in one pass: one that needs what is before
+        its keyframe (an open group) is given the group before as well.
+
+        Args:
+          times: ascending, in seconds from the start of the file; one may come again.
+
+        Raises:
+          SourceError: as of `frames`; or packets of it decode alone to something else.
+        """
+        try:
+            container, stream = self._file(path)
+            runs = _runs(container, stream, times[0], times[-1])
+            codec = stream.codec_context
+            kind = codec.codec.name, bytes(codec.extradata or b"")
+            shown = self._nearest(path, runs, float(stream.time_base), times)
+        except (av.FFmpegError, OSError, IndexError) as error:
+            self._open.pop(path, None)
+            raise SourceError(f"{path} cannot be decoded: {error}") from error
+        wanted = iter(self.frames(path, times))
+        groups = []
+        for number, mine in shown:
+            want = [next(wanted) for _ in mine]
+            for lead in range(min(number, 2) + 1):  # groups before it that it needs
+                packets = sum(runs[number - lead : number + 1], ())
+                group = Group(*kind, packets, tuple(mine))
+                if _decodes_to(group, want):
+                    groups.append(group)
+                    break
+            else:
+                raise SourceError(f"{path}: the frames at {mine} do not decode from their "
+                                  "keyframe: give --pictures=jpeg")  # fmt: skip
+        return Film(tuple(groups))
+
+    def _nearest(
+        self, path: pathlib.Path, runs: Sequence[Packets], unit: float, times: Sequence[float]
+    ) -> list[tuple[int, list[int]]]:
+        """(number of the run, times of its frames that are wanted), run by run."""
+        stamps = sorted((time, number) for number, run in enumerate(runs) for time, _ in run)
+        seconds = np.array([time for time, _ in stamps]) * unit
+        out: list[tuple[int, list[int]]] = []
+        for want in times:
+            best = int(np.argmin(np.abs(seconds - want)))
+            off = abs(float(seconds[best]) - want)
+            if off > self._tolerance:
+                raise SourceError(f"{path}: the frame nearest to {want:.4f} s is {off:.4f} s off; "
+                                  f"--option=tolerance={_above(off)} takes it")  # fmt: skip
+            time, number = stamps[best]
+            if not out or out[-1][0] != number:
+                out.append((number, []))
+            out[-1][1].append(time)
+        return out
 
     def shape(self, path: pathlib.Path) -> tuple[int, int, float]:
         """(height, width, frames per second).
@@ -94,6 +151,31 @@ class Videos:
                                   f"--option=tolerance={_above(off)} takes it")  # fmt: skip
             self.off = max(self.off, off)
             yield self._converter.reformat(best, format="rgb24").to_ndarray()
+
+
+def _runs(container, stream, start: float, end: float) -> list[Packets]:
+    """(time, bytes) of packets from two keyframes before `start` to beyond `end`, by keyframe."""
+    offset = int(Fraction(max(start, 0.0)) / stream.time_base)
+    container.seek(offset, stream=stream, backward=True, any_frame=False)
+    runs: list[list[tuple[int, bytes]]] = []
+    for packet in container.demux(stream):
+        if packet.pts is None:
+            continue  # the end
+        if packet.is_keyframe:
+            if runs and packet.pts * stream.time_base > end + GAP:
+                break
+            runs.append([])
+        if runs:
+            runs[-1].append((packet.pts, bytes(packet)))
+    return [tuple(run) for run in runs]
+
+
+def _decodes_to(group: Group, want: Sequence[np.ndarray]) -> bool:
+    try:
+        got = decode([(group, group.shown)])
+    except ValueError:
+        return False
+    return all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 def _above(seconds: float) -> float:

@@ -178,6 +178,9 @@ class Layout:
                     f"objective.slots {self.words} want {key} of {want}, the data has {have[key]}: "
                     "correct the words, or config.data"
                 )
+        if spec.layout:
+            raise ValueError("every camera is a slot of its own in objective.slots: config.data."
+                             f"layout = {spec.layout!r} has no place, set it to ''")  # fmt: skip
         for camera in self.cameras:
             if camera not in spec.cameras:
                 raise ValueError(

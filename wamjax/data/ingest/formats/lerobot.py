@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from wamjax.data.film import Film
 from wamjax.data.ingest.reader import About, Entry, SourceError
 from wamjax.data.ingest.video import TOLERANCE, Videos
 
@@ -105,6 +106,12 @@ class LeRobot:
         clip = self._clip(number, key)
         times = np.asarray(self._table(i)["timestamp"], np.float64)
         yield from self._videos.frames(clip.file, (clip.start + times[list(steps)]).tolist())
+
+    def film(self, i: int, camera: str, steps: Sequence[int]) -> Film:
+        """See `VideoReader.film`."""
+        clip = self._clip(self._numbers[i], self._keys[camera])
+        times = np.asarray(self._table(i)["timestamp"], np.float64)
+        return self._videos.film(clip.file, (clip.start + times[list(steps)]).tolist())
 
     def _picture(self, cell: Mapping[str, Any]) -> bytes:
         if cell.get("bytes"):
@@ -275,6 +282,8 @@ class LeRobot:
             action=tuple(key for key in ACTION if key in arrays)[:1],
             names={key: _names(self._features[key].get("names")) for key in arrays},
             robot=self._info.get("robot_type") or "",
+            videos=tuple(name for name, key in self._keys.items()
+                         if self._features[key]["dtype"] == "video"),
             notes=(f"LeRobot {self._info['codebase_version']}", *self._notes),
         )
 

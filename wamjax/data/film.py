@@ -1,0 +1,188 @@
+"""Pictures that stay compressed video: packets from a keyframe on, decoded when one is wanted.
+
+A group is what a decoder needs for some neighbouring frames: a keyframe and what follows it, up to
+the next one. A frame costs the frames of its group before it; a packet has the bytes that the
+camera's encoder made of it, which are a fraction of a JPEG's. Nothing is encoded again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from wamjax.data import images
+
+Wanted = tuple["Group", list[int]]  # a group, and times of frames in it
+_here = threading.local()  # a decoder and a converter of each thread; making one costs frames
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Packets that are decoded together.
+
+    Attributes:
+      codec, extradata: of the decoder, as PyAV names and takes them.
+      packets: (presentation time, bytes) in the order of decoding, a keyframe first.
+      shown: the time of each frame that it is there for; a time may come again.
+    """
+
+    codec: str
+    extradata: bytes
+    packets: tuple[tuple[int, bytes], ...]
+    shown: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the packets."""
+        return sum(len(data) for _, data in self.packets)
+
+    @staticmethod
+    def of_record(values: Mapping[str, Any]) -> Group:
+        """A group of what `Film.to_record` makes of it.
+
+        Raises:
+          ValueError: it is none.
+        """
+        try:
+            packets = tuple((int(time), bytes(data)) for time, data in values["packets"])
+            shown = tuple(map(int, values["shown"]))
+            return Group(str(values["codec"]), bytes(values["extradata"]), packets, shown)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"it holds no video: {error!r}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Film(Sequence):
+    """Neighbouring frames of a camera; as a sequence, encoded pictures made when taken."""
+
+    groups: tuple[Group, ...]
+
+    def __len__(self) -> int:
+        return sum(len(group.shown) for group in self.groups)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[j] for j in range(len(self))[i]]
+        return images.encode(self.decoded([range(len(self))[i]])[0])
+
+    @property
+    def starts(self) -> list[int]:
+        """The frames that groups begin with."""
+        counts = [len(group.shown) for group in self.groups]
+        return list(itertools.accumulate([0, *counts[:-1]]))
+
+    def decoded(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Some frames, ascending; see `decode`."""
+        return decode(self.wanted(indices))
+
+    def wanted(self, indices: Sequence[int]) -> list[Wanted]:
+        """The groups that hold some frames, ascending, with the frames' times in each."""
+        starts = self.starts
+        at = np.searchsorted(np.asarray(starts), np.asarray(indices), side="right") - 1
+        out: list[Wanted] = []
+        for i, number in zip(indices, at, strict=True):
+            group = self.groups[number]
+            if not out or out[-1][0] is not group:
+                out.append((group, []))
+            out[-1][1].append(group.shown[i - starts[number]])
+        return out
+
+    def parts(self, limit: int) -> list[Film]:
+        """Neighbouring groups together, as many as have at most `limit` bytes, at least one."""
+        out: list[list[Group]] = []
+        size = 0
+        for group in self.groups:
+            if not out or size + group.size > limit:
+                out.append([])
+                size = 0
+            out[-1].append(group)
+            size += group.size
+        return [Film(tuple(groups)) for groups in out]
+
+    def to_record(self) -> dict[str, Any]:
+        """Plain values for msgpack."""
+        return {"groups": [vars(group) for group in self.groups]}
+
+    @staticmethod
+    def of_record(values: Mapping[str, Any]) -> Film:
+        """The reverse of `to_record`.
+
+        Raises:
+          ValueError: it is none.
+        """
+        try:
+            return Film(tuple(Group.of_record(x) for x in values["groups"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"it holds no video: {error!r}") from error
+
+
+def decode(wanted: Sequence[Wanted]) -> list[np.ndarray]:
+    """Frames of some groups of one file, in one run of the decoder: uint8 (h, w, 3) each.
+
+    Args:
+      wanted: groups and times of their frames, ascending. Of a group nothing behind the packet of
+        its last frame is decoded.
+
+    Raises:
+      ValueError: the packets cannot be decoded, or lack a frame.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("pictures that stayed video need PyAV: pip install 'wamjax[ingest]' (or "
+                          "pip install av)") from error  # fmt: skip
+    found: dict[int, np.ndarray] = {}
+    times = {time for _, some in wanted for time in some}
+    for kind, groups in itertools.groupby(wanted, lambda x: (x[0].codec, x[0].extradata)):
+        decoder, converter = _tools(av, *kind)
+        try:
+            for packet in (*_packets(groups), None):  # at last what is left in the decoder
+                for frame in decoder.decode(_packet(av, packet)):
+                    # What comes again is of a group that leads another one in.
+                    if frame.pts in times and frame.pts not in found:
+                        picture = converter.reformat(frame, format="rgb24").to_ndarray()
+                        found[frame.pts] = picture
+            decoder.flush_buffers()
+        except (av.FFmpegError, OSError) as error:
+            _here.decoders.clear()  # whatever state it is in
+            raise ValueError(f"its video cannot be decoded: {error}") from error
+    if missing := sorted(times - found.keys()):
+        raise ValueError(f"its video has no frame at {missing}")
+    return [found[time] for _, some in wanted for time in some]
+
+
+def _packets(wanted: Iterable[Wanted]) -> Iterator[tuple[int, bytes]]:
+    """The packets of groups, of each up to that of its last frame."""
+    for group, times in wanted:
+        some = set(times)
+        last = max((i for i, (time, _) in enumerate(group.packets) if time in some), default=-1)
+        yield from group.packets[: last + 1]
+
+
+def _packet(av, packet: tuple[int, bytes] | None):
+    if packet is None:
+        return None
+    out = av.Packet(packet[1])
+    out.pts = packet[0]
+    return out
+
+
+def _tools(av, codec: str, extradata: bytes):
+    """The decoder and the converter of this thread; of the last few kinds of video."""
+    from av.video.reformatter import VideoReformatter
+
+    kept = vars(_here).setdefault("decoders", {})
+    key = codec, extradata
+    if key not in kept:
+        while len(kept) > 8:
+            kept.pop(next(iter(kept)))
+        decoder = av.CodecContext.create(codec, "r")
+        decoder.extradata = extradata or None
+        decoder.thread_type = "SLICE"  # as of `ingest.video`
+        kept[key] = decoder, VideoReformatter()
+    return kept[key]
