@@ -72,6 +72,7 @@ class HostWorld:
     timeout: float = 300.0
     discount: float = DISCOUNT
     expert: bool = False
+    restores: bool = False
     noisy: tuple[float, ...] = ()
     batch: int = 16
 

@@ -23,7 +23,7 @@ LATENCY_CALLS = 50
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("params", "normalizers"),
+    data_fields=("params", "normalizers", "costs"),
     meta_fields=("objective", "mode", "cameras", "sizes", "resize", "words"),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,6 +38,7 @@ class Policy:
       sizes, resize: of each camera's pictures, and how others become such; see
         `transforms.Resize`. '' = they are.
       words: that have ids of their own, see `tokens.Vocabulary`.
+      costs: of being on each rung of the ladder, in units of the return; of mode "adaptive".
     """
 
     objective: Any
@@ -48,6 +49,12 @@ class Policy:
     sizes: tuple[tuple[str, tuple[int, int]], ...] = ()
     resize: str = ""
     words: tuple[str, ...] = ()
+    costs: Any = None
+
+    @property
+    def adapts(self) -> bool:
+        """Whether it chooses anew in every state how to act."""
+        return self.mode == "adaptive"
 
     @property
     def prefix_max(self) -> int:
@@ -61,8 +68,23 @@ class Policy:
           prefix: see `protocols.Policy.policy`.
         """
         more = {} if prefix is None else {"prefix": prefix}
+        if self.adapts:
+            more["costs"] = self.costs
         return self.objective.policy(
             params, self.normalizers, observation, key, self.mode, **more
+        )
+
+    def decide(self, observation, key):
+        """The actions, and how far up the ladder each example went: (actions, {"rung": (b,)})."""
+        done = self.objective.decide(
+            self.params, self.normalizers, observation, key, self.mode, self.costs
+        )
+        return done.actions, {"rung": done.rung}
+
+    def propose(self, observation, key, count: int):
+        """Several chunks for each observation, (b, n, j, a); see `protocols.Policy.propose`."""
+        return self.objective.propose(
+            self.params, self.normalizers, observation, key, count, self.mode
         )
 
     def see(self, images):
@@ -123,6 +145,47 @@ def untrained(policy: Policy, config: ConfigDict) -> Policy:
     """The same policy before training: fresh parameters."""
     params = jax.jit(policy.objective.init)(states.key(config.seed, "init"))
     return dataclasses.replace(policy, params=_for_acting(policy.objective, params, config))
+
+
+def at_price(policy: Policy, price: float) -> tuple[Policy, list[float]]:
+    """The policy in mode "adaptive", and the median milliseconds of each of its rungs, here.
+
+    Args:
+      price: of a millisecond, in units of the return.
+
+    Raises:
+      ValueError: it has no ladder.
+    """
+    rungs = len(policy.objective.rungs)
+    if not rungs:
+        raise ValueError("this policy has no ladder to climb: train a judge, see "
+                         "experiments/configs/judge.py")  # fmt: skip
+    policy = dataclasses.replace(policy, mode="adaptive")
+    observation, key = observe_example(policy, 1), jax.random.key(0)
+
+    @jax.jit
+    def act(policy, observation, key):
+        return policy.act(observation, key)
+
+    def timed(rung: int) -> float:
+        forced = np.where(np.arange(rungs) <= rung, -1e6 * np.arange(rungs), 1e9)
+        forced = dataclasses.replace(policy, costs=jnp.asarray(forced, jnp.float32))
+        return 1e3 * _seconds(lambda: act(forced, observation, key))
+
+    milliseconds = [timed(rung) for rung in range(rungs)]
+    costs = jnp.asarray(price * np.array(milliseconds), jnp.float32)
+    return dataclasses.replace(policy, costs=costs), milliseconds
+
+
+def _seconds(call, calls: int = LATENCY_CALLS) -> float:
+    """Median of a call that returns an array, until it is on the host; after one that compiles."""
+    np.asarray(call())
+    times = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        np.asarray(call())
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
 
 
 def latency(policy: Policy, config: ConfigDict, calls: int = LATENCY_CALLS) -> dict[str, float]:

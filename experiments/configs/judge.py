@@ -1,0 +1,37 @@
+"""A judge, and a gate, for the proposals of a trained Fast-WAM; the policy stays as it is.
+
+    python -m wamjax.branches --workdir=runs/choice --out=runs/choice-branches
+    python -m wamjax.train --workdir=runs/judge \
+        --config=experiments/configs/judge.py:run=runs/choice,branches=runs/choice-branches
+    python -m wamjax.evaluate --workdir=runs/judge --mode=plan:8
+    python -m wamjax.evaluate --workdir=runs/judge --mode=adaptive --price=0.01
+
+Everything but the value expert and the gate is frozen, so the run acts directly as the one that it
+starts from does, and can plan and choose when to plan besides.
+
+Arguments: run=DIR (of the `fast` variant), branches=DIR (of that run), steps=N, debug.
+"""
+
+import os
+
+from wamjax import config as configs
+from wamjax.training.checkpoint import find
+
+
+def get_config(arg=None):
+    args = configs.parse_arg(arg, run="", branches="", steps=1500, debug=False)
+    if not args.run or not args.branches:
+        return configs.base_config()
+    config = configs.load(configs.to_json(find(args.run).config))
+    config.objective.name = "fast_wam_judge"
+    config.data.kind, config.data.branches = "branches", os.path.abspath(args.branches)
+    config.data.batch_size = 64
+    config.init_from.path = os.path.abspath(args.run)
+    config.init_from.missing = (r"value/.*", r"gate/.*", r"blocks/value/.*")
+    config.optim.freeze = (r"(?!value/|gate/|blocks/value/).*",)
+    config.optim.learning_rate, config.optim.weight_decay = 1e-3, 0.05
+    config.optim.name = "adamw"
+    config.total_steps, config.log_every, config.checkpoint.every = args.steps, 50, 500
+    if args.debug:
+        config.total_steps, config.log_every, config.data.batch_size = 4, 1, 8
+    return config
