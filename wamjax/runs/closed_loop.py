@@ -119,10 +119,10 @@ def roll_out(
         function = Policy.decide if policy.adapts else Policy.act
         done = play(policy, config, world, names, keys, shift, function=function)
         hold = _hold(config, world)
-        _keep(record, kind, counted, tasks, done, hold)
+        _keep(record, kind, counted, tasks, done, hold, config.eval.execute)
         if blind:
             replayed = _blind(done, config, world, keys, shift)
-            _keep(record, "blind", counted, tasks, replayed, hold)
+            _keep(record, "blind", counted, tasks, replayed, hold, config.eval.execute)
         rate = np.mean([row["success"] for row in record.rows(kind, total)])
         say(f"  {counted[-1] + 1}/{total} episodes: success {rate:.1%}")
     rows = record.rows(kind, total)
@@ -252,13 +252,12 @@ def _rates(rows: list[dict[str, Any]]) -> dict[str, Any]:
     } | _climbed(rows)
 
 
-def _rungs(done: Recording) -> np.ndarray:
-    """Of the plans made before success, how far up its ladder a policy climbed, else -1; (e, plans),
+def _rungs(done: Recording, execute: int) -> np.ndarray:
+    """Of plans made before success, how far up its ladder a policy climbed, else -1; (e, plans),
     and (e, 0) of one without."""
     if not isinstance(done.extras, dict) or "rung" not in done.extras:
         return np.zeros((len(done.tasks), 0), int)
     rungs = np.asarray(done.extras["rung"]).T
-    execute = -(-done.actions.shape[1] // rungs.shape[1])
     made = np.arange(rungs.shape[1]) * execute < done.steps[:, None]
     return np.where(made, rungs, -1)
 
@@ -289,10 +288,12 @@ def replay(observation, keys):
     return observation["actions"]
 
 
-def _keep(record: Outcomes, kind: str, numbers, tasks, done: Recording, hold) -> None:
+def _keep(
+    record: Outcomes, kind: str, numbers, tasks, done: Recording, hold, execute: int
+) -> None:
     """Adds what came of the episodes of all processes, whose shares follow one another."""
     parts = [done.success, done.steps, done.crashes, jerk(done.actions, done.steps, hold)]
-    parts.append(_rungs(done))
+    parts.append(_rungs(done, execute))
     if jax.process_count() > 1:
         parts = [multihost_utils.process_allgather(x, tiled=True) for x in parts]
     rows = []
