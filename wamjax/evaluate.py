@@ -6,7 +6,7 @@
     python -m wamjax.evaluate --workdir=runs/quickstart --tasks=pick_red --execute=4 --episodes=96
     python -m wamjax.evaluate --workdir=runs/realtime --join=blend --delay=3 --execute=6
     python -m wamjax.evaluate --workdir=runs/cosmos --mode=plan --planner=runs/planner
-    python -m wamjax.evaluate --workdir=runs/judge --mode=adaptive --price=0.01
+    python -m wamjax.evaluate --workdir=runs/judge --mode=adaptive:0.01
     python -m wamjax.evaluate --workdir=runs/quickstart --latency
 
 Writes eval.json (success_rate, episodes, per_task, latency_ms, ...), a plot, and a video in which
@@ -32,7 +32,6 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "the run to evaluate", required=True)
     flags.DEFINE_integer("step", None, "checkpoint; the newest by default")
     flags.DEFINE_string("mode", None, "direct, joint, imagine, plan, ...; the default is its own")
-    flags.DEFINE_float("price", None, "of a millisecond, in return; of --mode=adaptive")
     flags.DEFINE_string("planner", None, "a run whose world model and value function plan for it")
     flags.DEFINE_string("shift", "none", "a shift of the world, by name")
     flags.DEFINE_list("dials", [], "of the shift, as lighting=0.3,distractors=1")
@@ -57,9 +56,8 @@ def main(argv: list[str]) -> None:
     if config.eval.episodes < 1:
         raise app.UsageError(f"{config.eval.episodes} episodes: give --episodes")
     evaluation.run(
-        config, asked.workdir, asked.step, asked.mode, asked.shift, asked.planner, label, ema,
-        asked.price,
-    )  # fmt: skip
+        config, asked.workdir, asked.step, asked.mode, asked.shift, asked.planner, label, ema
+    )
 
 
 def _choose(config: ConfigDict, asked) -> str:
@@ -69,8 +67,6 @@ def _choose(config: ConfigDict, asked) -> str:
         if (value := asked[key].value) is not None:
             config.eval[key] = tuple(value) if key == "tasks" else value
             parts.append("-".join(value) if key == "tasks" else f"{key}{value}")
-    if asked.price is not None:
-        parts.append(f"price{asked.price:g}")
     for dial in asked.dials:
         name, _, text = dial.partition("=")
         try:

@@ -4,7 +4,7 @@
     python -m wamjax.train --workdir=runs/judge \
         --config=experiments/configs/judge.py:run=runs/choice,branches=runs/choice-branches
     python -m wamjax.evaluate --workdir=runs/judge --mode=plan:8
-    python -m wamjax.evaluate --workdir=runs/judge --mode=adaptive --price=0.01
+    python -m wamjax.evaluate --workdir=runs/judge --mode=adaptive:0.01
 
 Everything but the value expert and the gate is frozen, so the run acts directly as the one that it
 starts from does, and can plan and choose when to plan besides.

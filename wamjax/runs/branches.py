@@ -98,7 +98,7 @@ def grow(
                     np.savez(file, **part)
             bar.update(size)
     _, _, arrays = store.read(out)
-    return summary(arrays, config.eval.execute) | {
+    return summary(arrays) | {
         "seconds": round(time.perf_counter() - begin, 1)
     }
 
@@ -171,14 +171,13 @@ def _tasks(config: ConfigDict, world: World) -> list[str]:
     return list(closed_loop.task_names(config, world))
 
 
-def summary(arrays: dict[str, np.ndarray], execute: int) -> dict[str, Any]:
+def summary(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """What there is to gain by choosing, with the true outcome as judge.
 
     Returns:
       {"states", "proposals", "direct" (mean success), "headroom": {N: points that the best of N
       succeeds more often}, "choice" (share of states whose branches end differently)}.
     """
-    del execute
     success = arrays["success"].mean(axis=2)
     n = success.shape[1]
     sizes = [k for k in (2, 4, 8, 16, 32) if k <= n]

@@ -87,6 +87,7 @@ def roll_out(
     world: World | None = None,
     record: Outcomes | None = None,
     kind: str = "policy",
+    function: Callable | None = None,
 ) -> dict[str, Any]:
     """Success rate over ``config.eval.episodes``, the tasks in equal shares.
 
@@ -94,6 +95,7 @@ def roll_out(
       shift: dials of the world that are not zero.
       record: of a run that may be killed; what it holds is not rolled out again.
       kind: of the policy, in the record.
+      function: see `play`; `Policy.act`, or `Policy.decide` of one that adapts, by default.
 
     Returns:
       {"success_rate", "interval" (95 %, Wilson's), "episodes", "jerk" (mean, see `joins.jerk`),
@@ -116,8 +118,8 @@ def roll_out(
             continue
         names = [tasks[i % len(tasks)] for i in numbers]
         keys = episode_keys(config, "evaluate", numbers)
-        function = Policy.decide if policy.adapts else Policy.act
-        done = play(policy, config, world, names, keys, shift, function=function)
+        own = Policy.decide if policy.adapts else Policy.act
+        done = play(policy, config, world, names, keys, shift, function=function or own)
         hold = _hold(config, world)
         _keep(record, kind, counted, tasks, done, hold, config.eval.execute)
         if blind:

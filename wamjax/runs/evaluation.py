@@ -31,7 +31,6 @@ def run(
     planner: str | None = None,
     label: str = "",
     ema: bool | None = None,
-    price: float | None = None,
 ) -> dict[str, Any]:
     """Evaluates the checkpoint of a run and writes eval.json, plot and video.
 
@@ -44,7 +43,6 @@ def run(
       mode: how to act, see `wamjax.wam.fast_wam.uses.MODES`; the variant's default.
       shift: name of a shift of the world.
       planner, ema: see `load`.
-      price: of a millisecond, in units of the return; of mode "adaptive".
       label: what else is not as after training, for the files' names.
 
     Returns:
@@ -67,25 +65,14 @@ def run(
     config.data.cameras = own.data.cameras
     config.data.image_size = own.data.image_size
     closed_loop.check(config, policy.objective, world)
-    if (mode == "adaptive") != (price is not None):
-        raise ValueError("mode 'adaptive' and a price of a millisecond belong together: give both")
-    adapting = {}
-    if price is not None:
-        policy, milliseconds = trained.at_price(policy, price)
-        adapting = {"price": price, "rung_proposals": list(policy.objective.rungs),
-                    "rung_ms": [round(x, 3) for x in milliseconds]}  # fmt: skip
     result = {"step": step, "variant": wam.label(own), "mode": mode, "shift": shift}
     about = {"env": world.name, "seed": config.eval.seed, "versions": versions(world)}
     asked = result | about | {"planner": planner, "eval": json.loads(config.eval.to_json())}
     path = workdir / f"eval{suffix}.json"
     record = Outcomes(workdir / f"episodes{suffix}.jsonl", asked, anew=path.exists())
     result |= closed_loop.roll_out(policy, config, dials, world, record)
-    if price is not None:
-        shares = result["rungs"] + [0.0] * (len(milliseconds) - len(result["rungs"]))
-        result |= adapting | {"mean_ms": float(np.dot(shares, milliseconds))}
-        say(f"climbed to {list(policy.objective.rungs)} proposals in "
-            f"{', '.join(f'{x:.0%}' for x in shares)} of the plans, {result['mean_ms']:.1f} ms on "
-            "average")  # fmt: skip
+    if policy.adapts:
+        result |= _climbed(policy, result["rungs"])
     if config.eval.untrained:
         fresh = trained.untrained(policy, own)
         fresh = closed_loop.roll_out(fresh, config, dials, world, record, "untrained")
@@ -105,6 +92,17 @@ def run(
         say(f"success {result['success_rate']:.1%} of {result['episodes']} episodes, "
             f"latency p50 {p50:.1f} ms, p99 {p99:.1f} ms")  # fmt: skip
     return result
+
+
+def _climbed(policy: Policy, shares: list[float]) -> dict[str, Any]:
+    """What the rungs of a ladder are, what they take, and what was spent on average."""
+    proposals, milliseconds = list(policy.objective.rungs), np.asarray(policy.milliseconds)
+    shares = shares + [0.0] * (len(proposals) - len(shares))
+    mean = float(np.dot(shares, milliseconds))
+    say(f"{proposals} proposals in {', '.join(f'{x:.0%}' for x in shares)} of the plans, "
+        f"{mean:.1f} ms on average")  # fmt: skip
+    rungs = {"rungs": shares, "rung_proposals": proposals, "mean_ms": mean}
+    return rungs | {"rung_ms": [round(float(x), 3) for x in milliseconds]}
 
 
 def save_video(

@@ -23,7 +23,7 @@ LATENCY_CALLS = 50
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("params", "normalizers", "costs"),
+    data_fields=("params", "normalizers", "costs", "milliseconds"),
     meta_fields=("objective", "mode", "cameras", "sizes", "resize", "words"),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,7 +38,8 @@ class Policy:
       sizes, resize: of each camera's pictures, and how others become such; see
         `transforms.Resize`. '' = they are.
       words: that have ids of their own, see `tokens.Vocabulary`.
-      costs: of being on each rung of the ladder, in units of the return; of mode "adaptive".
+      costs, milliseconds: of being on each rung of the ladder, in units of the return and in time;
+        of mode "adaptive", see `priced`.
     """
 
     objective: Any
@@ -50,6 +51,7 @@ class Policy:
     resize: str = ""
     words: tuple[str, ...] = ()
     costs: Any = None
+    milliseconds: Any = None
 
     @property
     def adapts(self) -> bool:
@@ -137,8 +139,9 @@ def load(
         params = params | {"planner": other.params}
     sizes = tuple(spec.cameras.items())
     seeing = tuple(spec.cameras), sizes, spec.resize
+    objective.check_mode(mode)
     acting = Policy(objective, params, normalise, mode, *seeing, words=spec.words)
-    return acting, config, step
+    return priced(acting), config, step
 
 
 def untrained(policy: Policy, config: ConfigDict) -> Policy:
@@ -147,19 +150,23 @@ def untrained(policy: Policy, config: ConfigDict) -> Policy:
     return dataclasses.replace(policy, params=_for_acting(policy.objective, params, config))
 
 
-def at_price(policy: Policy, price: float) -> tuple[Policy, list[float]]:
-    """The policy in mode "adaptive", and the median milliseconds of each of its rungs, here.
-
-    Args:
-      price: of a millisecond, in units of the return.
+def priced(policy: Policy) -> Policy:
+    """A policy of mode "adaptive:PRICE" with the costs of its rungs: the price of a millisecond, in
+    units of the return, times the median milliseconds that each rung takes here for one robot. One
+    of another mode is as it was.
 
     Raises:
       ValueError: it has no ladder.
     """
-    rungs = len(policy.objective.rungs)
-    if not rungs:
-        raise ValueError("this policy has no ladder to climb: train a judge, see "
-                         "experiments/configs/judge.py")  # fmt: skip
+    kind, _, price = (policy.mode or "").partition(":")
+    if kind != "adaptive":
+        return policy
+    if not (rungs := len(policy.objective.rungs)):
+        raise ValueError(f"mode {policy.mode!r}: this policy has no ladder to climb; train a "
+                         "judge, see experiments/configs/judge.py")  # fmt: skip
+    if not price:
+        raise ValueError("mode 'adaptive' needs the price of a millisecond in units of the return, "
+                         "as adaptive:0.01")  # fmt: skip
     policy = dataclasses.replace(policy, mode="adaptive")
     observation, key = observe_example(policy, 1), jax.random.key(0)
 
@@ -172,9 +179,10 @@ def at_price(policy: Policy, price: float) -> tuple[Policy, list[float]]:
         forced = dataclasses.replace(policy, costs=jnp.asarray(forced, jnp.float32))
         return 1e3 * _seconds(lambda: act(forced, observation, key))
 
-    milliseconds = [timed(rung) for rung in range(rungs)]
-    costs = jnp.asarray(price * np.array(milliseconds), jnp.float32)
-    return dataclasses.replace(policy, costs=costs), milliseconds
+    milliseconds = np.array([timed(rung) for rung in range(rungs)], np.float32)
+    return dataclasses.replace(
+        policy, costs=jnp.asarray(float(price) * milliseconds), milliseconds=milliseconds
+    )
 
 
 def _seconds(call, calls: int = LATENCY_CALLS) -> float:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from wamjax.config import did_you_mean
 from wamjax.models.visibility import Visibility
 from wamjax.wam import noise as noises
 from wamjax.wam.ladder import Decision
@@ -114,6 +115,16 @@ class Policy(Objective, Protocol):
     def modes(self) -> tuple[str, ...]:
         """The ways it can act, its own first."""
         return ("direct",)
+
+    def check_mode(self, mode: str | None) -> None:
+        """That it can act in a mode; None is its own.
+
+        Raises:
+          ValueError: there is no such mode, with a suggestion.
+        """
+        if mode is not None and mode not in self.modes:
+            raise ValueError(f"this policy acts in modes {', '.join(self.modes)}, not {mode!r}"
+                             f"{did_you_mean(mode, self.modes)}")  # fmt: skip
 
     @property
     def imagines(self) -> bool:

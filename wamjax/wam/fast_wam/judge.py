@@ -264,14 +264,25 @@ class JudgedFastWAM(FastWAM):
         """See `FastWAM.rows`; the value has one."""
         return super().rows | {"value": 1}
 
+    def check_mode(self, mode: str | None) -> None:
+        """See `Policy.check_mode`."""
+        kind, colon, number = (mode or self.modes[0]).partition(":")
+        try:
+            right = {"plan": int, "adaptive": float}[kind](number) > 0 if colon else True
+        except (KeyError, ValueError):
+            right = kind == "adaptive" and number == "0"
+        if kind not in self.modes or not right:
+            known = "direct, plan, plan:N (of N proposals) and adaptive:PRICE (of a millisecond)"
+            raise ValueError(f"this policy acts in modes {known}, not {mode!r}"
+                             f"{did_you_mean(kind, self.modes)}")  # fmt: skip
+
     def _mode(self, mode: str | None) -> tuple[str, int]:
         """(name, proposals) of a mode."""
+        self.check_mode(mode)
         kind, _, number = (mode or self.modes[0]).partition(":")
-        good = kind in self.modes and (not number or kind == "plan" and number.isdigit())
-        if not good or number and int(number) < 1:
-            raise ValueError(f"{self.variant} with a judge acts in modes {self.modes} or plan:N, "
-                             f"not {mode!r}{did_you_mean(kind, self.modes)}")  # fmt: skip
-        return kind, int(number or (self.rungs[-1] if kind == "plan" else 1))
+        if kind == "plan":
+            return kind, int(number or self.rungs[-1])
+        return kind, 1
 
     def _clean(self, params: Params, batch: Batch) -> dict[str, Array]:
         size = batch["proprio"].shape[0]
