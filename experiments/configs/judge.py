@@ -12,25 +12,20 @@ starts from does, and can plan and choose when to plan besides.
 Arguments: run=DIR (of the `fast` variant), branches=DIR (of that run), steps=N, debug.
 """
 
-import os
-
 from wamjax import config as configs
 from wamjax.training.checkpoint import find
+from wamjax.wam.fast_wam import presets
 
 
 def get_config(arg=None):
     args = configs.parse_arg(arg, run="", branches="", steps=1500, debug=False)
-    if not args.run or not args.branches:
-        return configs.base_config()
-    config = configs.load(configs.to_json(find(args.run).config))
-    config.objective.name = "fast_wam_judge"
-    config.data.kind, config.data.branches = "branches", os.path.abspath(args.branches)
-    config.data.batch_size = 64
-    config.init_from.path = os.path.abspath(args.run)
-    config.init_from.missing = (r"value/.*", r"gate/.*", r"blocks/value/.*")
-    config.optim.freeze = (r"(?!value/|gate/|blocks/value/).*",)
-    config.optim.learning_rate, config.optim.weight_decay = 1e-3, 0.05
-    config.optim.name = "adamw"
+    if args.run:
+        config = configs.load(configs.to_json(find(args.run).config))
+    else:  # what it would be of the tabletop's
+        config = configs.base_config()
+        presets.fast_wam(config, "fast", "2026-08")
+        presets.tabletop(config)
+    presets.judge(config, args.run, args.branches)
     config.total_steps, config.log_every, config.checkpoint.every = args.steps, 50, 500
     if args.debug:
         config.total_steps, config.log_every, config.data.batch_size = 4, 1, 8

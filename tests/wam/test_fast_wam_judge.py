@@ -11,6 +11,7 @@ from wamjax import config as configs
 from wamjax import tree, wam
 from wamjax.data.normalize import normalizers
 from wamjax.data.spec import DataSpec
+from wamjax.training import partition
 from wamjax.wam.fast_wam import presets
 
 SIZE = 2
@@ -189,10 +190,14 @@ def test_the_loss_is_that_of_the_values(judged, params, normalise):
 
 
 def test_what_is_frozen_is_all_but_judge_and_gate(judged, params):
-    """As experiments/configs/judge.py freezes."""
-    rule = r"(?!value/|gate/|blocks/value/).*"
-    free = [path for path in tree.flatten(params) if not re.fullmatch(rule, path)]
-    grads = jax.grad(lambda p: judged.loss(p, batch(judged, [False, True]), jax.random.key(0))[0])
+    config = configs.base_config()
+    presets.judge(config, "runs/policy", "runs/branches")
+    keep = partition.trained(config.optim.freeze)
+    free = [path for path in tree.flatten(params) if keep(path)]
+    for path in tree.flatten(params):  # what is trained is what the policy's run lacks
+        assert keep(path) == any(re.fullmatch(r, path) for r in config.init_from.missing)
+    given = batch(judged, [False, True])
+    grads = jax.grad(lambda p: judged.loss(p, given, jax.random.key(0))[0])
     moved = [p for p, g in tree.flatten(jax.jit(grads)(params)).items() if p in free and np.any(g != 0)]
     assert {p.split("/")[0] for p in free} == {"value", "gate", "blocks"}
     assert len(moved) > 0.8 * len(free)
