@@ -197,7 +197,7 @@ def test_what_is_frozen_is_all_but_judge_and_gate(judged, params):
     for path in tree.flatten(params):  # what is trained is what the policy's run lacks
         assert keep(path) == any(re.fullmatch(r, path) for r in config.init_from.missing)
     given = batch(judged, [False, True])
-    grads = jax.grad(lambda p: judged.loss(p, given, jax.random.key(0))[0])
-    moved = [p for p, g in tree.flatten(jax.jit(grads)(params)).items() if p in free and np.any(g != 0)]
+    grads = jax.jit(jax.grad(lambda p: judged.loss(p, given, jax.random.key(0))[0]))(params)
+    moved = [p for p, g in tree.flatten(grads).items() if p in free and np.any(g != 0)]
     assert {p.split("/")[0] for p in free} == {"value", "gate", "blocks"}
     assert len(moved) > 0.8 * len(free)
