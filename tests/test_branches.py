@@ -34,7 +34,7 @@ def folder(tmp_path):
         for key, n in (("actions", 4), ("proprio", 5))
     }  # fmt: skip
     spec = {
-        "cameras": {"overhead": [8, 8]}, "proprio_dim": 5, "action_dim": 4, "chunk": 2,
+        "cameras": [["overhead", 8, 8]], "proprio_dim": 5, "action_dim": 4, "chunk": 2,
         "frames": 2, "frame_stride": 1, "instruction_length": 3, "control_hz": 10.0,
     }  # fmt: skip
     files.write_text(tmp_path / store.STATISTICS, json.dumps(statistics | {"spec": spec}))

@@ -1,5 +1,6 @@
 """Fast-WAM with a judge: the policy beneath it is untouched, and what is cached is exact."""
 
+import dataclasses
 import re
 
 import jax
@@ -11,6 +12,7 @@ from wamjax import config as configs
 from wamjax import tree, wam
 from wamjax.data.normalize import normalizers
 from wamjax.data.spec import DataSpec
+from wamjax.models.layers import unconstrained
 from wamjax.training import partition
 from wamjax.wam.fast_wam import presets
 
@@ -41,7 +43,9 @@ def spec(config):
 
 @pytest.fixture(scope="module")
 def judged(config, spec):
-    return wam.build(config, spec)
+    """Without a mesh."""
+    made = wam.build(config, spec)
+    return dataclasses.replace(made, network=made.network.clone(constrain=unconstrained))
 
 
 @pytest.fixture(scope="module")

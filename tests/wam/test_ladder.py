@@ -43,8 +43,11 @@ def test_forced_to_a_rung_takes_the_best_of_its_proposals(made, rung):
 def test_examples_choose_for_themselves(made):
     """A batch is its examples one by one; what was not proposed has no value."""
 
+    first, three = np.asarray(made[1][:, 0]), np.max(np.asarray(made[1][:, :3]), axis=1)
+    limits = np.sort(first)[3], np.sort(three)[2]  # who is below them goes on
+
     def goes_on(h, proposals, values):
-        return jnp.max(values, axis=1) < (0.0, 1.0)[h], values[:, 0]
+        return jnp.max(values, axis=1) < limits[h], values[:, 0]
 
     together = climb(made, goes_on)
     assert 0 < np.mean(together.rung) < len(RUNGS) - 1  # they differ
@@ -79,7 +82,7 @@ def test_pays_is_benefit_against_cost():
     for rung in range(3):
         goes, best = ladder.pays(rung, jnp.asarray(benefit), jnp.asarray(costs))
         want = np.max((benefit - costs + costs[rung])[:, rung + 1 :], axis=1)
-        np.testing.assert_allclose(best, want, rtol=1e-6)
+        np.testing.assert_allclose(best, want, atol=1e-6)
         np.testing.assert_array_equal(goes, want > 0)
 
 

@@ -268,9 +268,10 @@ class JudgedFastWAM(FastWAM):
         """See `Policy.check_mode`."""
         kind, colon, number = (mode or self.modes[0]).partition(":")
         try:
-            right = {"plan": int, "adaptive": float}[kind](number) > 0 if colon else True
+            least = {"plan": 1, "adaptive": 0}[kind] if colon else 0
+            right = not colon or (int if kind == "plan" else float)(number) >= least
         except (KeyError, ValueError):
-            right = kind == "adaptive" and number == "0"
+            right = False
         if kind not in self.modes or not right:
             known = "direct, plan, plan:N (of N proposals) and adaptive:PRICE (of a millisecond)"
             raise ValueError(f"this policy acts in modes {known}, not {mode!r}"
