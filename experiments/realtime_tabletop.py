@@ -8,10 +8,16 @@ Trains `configs/realtime_tabletop.py` with and without given first actions and l
 and pick up a block that a turning table carries along, with a delay of 0 to 6 control steps between
 an observation and its plan: standing still meanwhile, switching, blending and ensembling plans, and
 planning on from what is carried out meanwhile, which one of the two was trained to do and the other
-was not. The delay is counted in steps, so the machine does not matter. Writes table.md and
-table.json: success and mean jerk (`wamjax.envs.joins.jerk`). Resumable, between runs and rows.
+was not. The next observation is made once the last plan is there, but two steps after the last one
+at the earliest. The delay is counted in steps, so the machine does not matter. Writes table.md and
+table.json: success and mean jerk (`wamjax.envs.joins.jerk`), and how often the same actions succeed
+in another scene. Resumable, between runs and rows.
 
-On two CPU cores: 1 to 2 s for a training step, and half a minute for a cell of the table.
+On two CPU cores: 1 to 2 s for a training step, and half a minute for a cell of the table. For one
+core, a quarter of that:
+
+    python experiments/realtime_tabletop.py --workdir=runs/realtime --kinds=prefix \\
+        --arg=variant=no_cotrain,small --episodes=300
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ from absl import flags
 
 from wamjax import cli
 from wamjax.envs.joins import WAYS
+from wamjax.viz import intervals
 
 CONFIG = pathlib.Path(__file__).parent / "configs" / "realtime_tabletop.py"
 KINDS = {"prefix": "prefix=6", "plain": "prefix=0"}  # what is trained -> config argument
@@ -35,7 +42,7 @@ def ways() -> dict[str, dict]:
     """"WAY, DELAY" -> how to act, for `study.measure`."""
     mixes = [way for way in flags.FLAGS.joins if way in MIXES]
     return {
-        f"{way}, {delay}": {"join": way, "delay": delay}
+        f"{way}, {delay}": dict(join=way, delay=delay, execute=max(flags.FLAGS.execute, delay))
         for delay in map(int, flags.FLAGS.delays)
         for way in (flags.FLAGS.joins if delay else ["sync", *mixes])
     }
@@ -47,7 +54,10 @@ def measure(run: pathlib.Path) -> None:
 
     def ready(how: dict):
         policy, config, step = trained.load(run)
-        config.eval.join, config.eval.delay, config.eval.blind = how["join"], how["delay"], False
+        config.eval.join, config.eval.delay = how["join"], how["delay"]
+        # Whether it looks at all is asked once.
+        config.eval.blind = (how["join"], how["delay"]) == ("sync", 0)
+        config.eval.batch_size = flags.FLAGS.episodes
         if how["join"] == "prefix" and not policy.prefix_max:
             objective = dataclasses.replace(policy.objective, prefix_max=how["delay"])
             policy = dataclasses.replace(policy, objective=objective)
@@ -83,6 +93,11 @@ def table(workdir: pathlib.Path) -> str:
     episodes, steps = some[0]["episodes"], some[0]["steps"]
     lines.append(f"{episodes} episodes a cell and seed, {seeds} seed(s), {steps} training steps; "
                  "95 % intervals: t over seeds, Wilson of one")  # fmt: skip
+    for kind in KINDS:
+        found = cells.get((kind, "sync"), {}).get(0, ())
+        if blind := [row["blind_success_rate"] for row in found if "blind_success_rate" in row]:
+            lines.append(f"{kind}: the same actions in another scene, without a delay, "
+                         f"{study.interval(blind, episodes).percent()} %")  # fmt: skip
     text = "\n".join(lines)
     (workdir / "table.md").write_text(text + "\n")
     rows = {f"{kind}: {way}": row for (kind, way), row in cells.items()}
@@ -94,14 +109,18 @@ def _cell(found: list[dict], what: str) -> str:
     values = [row[what] for row in found]
     if what == "success_rate":
         return study.interval(values, found[0]["episodes"]).percent()
-    return f"{sum(values) / len(values):.3f}"
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    mean = intervals.student_t(values)
+    return f"{mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]"
 
 
 def define_flags() -> None:
     """Not on import: the studies have flags of the same names."""
     study.define_flags("runs/realtime", KINDS, "kinds", "0,1,2")
     flags.DEFINE_integer("episodes", 256, "episodes for each cell, over both tasks")
-    flags.DEFINE_integer("execute", 6, "control steps between observations")
+    flags.DEFINE_integer("execute", 2, "control steps between observations; never fewer than the "
+                         "delay, so that one plan is made at a time", lower_bound=1)  # fmt: skip
     flags.DEFINE_list("joins", list(WAYS), "ways to join chunks")
     flags.DEFINE_list("delays", "0,1,2,3,4,5,6", "control steps from an observation to its plan")
 

@@ -132,7 +132,7 @@ def measure(
     was trained on since; each is written as soon as it is measured.
 
     Args:
-      ways: row -> how to act, as `ready` takes it.
+      ways: row -> how to act, as `ready` takes it; "execute" instead of that of the flags.
       ready: how to act (a copy) -> (policy, config, step), as `runs.trained.load` gives them.
       shift: of the world, by name.
       latency: whether it is measured.
@@ -148,7 +148,8 @@ def measure(
         done = {name: row for name, row in done.items() if row["steps"] == newest}
     for name in [n for n in ways if n not in done]:
         policy, config, step = ready(dict(ways[name]))
-        config.eval.episodes, config.eval.execute = flags.FLAGS.episodes, flags.FLAGS.execute
+        config.eval.episodes = flags.FLAGS.episodes
+        config.eval.execute = ways[name].get("execute", flags.FLAGS.execute)
         world = open_world(config.eval.env)
         found = closed_loop.roll_out(policy, config, shift_of(world, shift), world)
         found |= {"parameters": tree.count(policy.params), "steps": step}

@@ -1,6 +1,8 @@
 """Commands: what is asked wrongly is one line and status 2, a bug keeps its trace."""
 
+import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -14,15 +16,42 @@ from wamjax import config as configs
 QUICKSTART = "--config=experiments/configs/quickstart.py"
 
 
-def command(*arguments, module="wamjax.train", folder=None):
-    """(status, lines of output, standard error) of a command."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        capture_output=True, text=True, cwd=folder or root,
-        env={**os.environ, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
+# Imports once what the commands import, and then runs each command that stands on its input, as
+# `python -m` would: in a process of its own, which ends as that one does.
+SERVER = """
+import json, os, runpy, sys
+import wamjax.train
+del sys.modules["wamjax.train"]
+for line in sys.stdin:
+    module, arguments, out, err = json.loads(line)
+    if pid := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        continue
+    for path, number in (os.devnull, 0), (out, 1), (err, 2):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    break
+"""
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """A function of arguments and a module: (status, output, standard error) of the command."""
+    root = pathlib.Path(__file__).parent.parent
+    said = [tmp_path_factory.mktemp("said") / name for name in ("out", "err")]
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], text=True, cwd=root,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    ) as server:  # fmt: skip
+
+        def run(*arguments, module="wamjax.train"):
+            print(json.dumps([module, arguments, *map(str, said)]), file=server.stdin, flush=True)
+            status = int(server.stdout.readline())
+            return status, *(path.read_text() for path in said)
+
+        yield run
 
 
 def raised(function):
@@ -53,12 +82,12 @@ def raised(function):
          "workdir ?"),
     ],
 )  # fmt: skip
-def test_what_is_asked_wrongly_is_one_line_and_status_2(arguments, line):
+def test_what_is_asked_wrongly_is_one_line_and_status_2(command, arguments, line):
     status, _, errors = command(*arguments)
     assert (status, errors) == (2, line + "\n")
 
 
-def test_a_fault_in_the_file_of_a_config_is_placed(tmp_path):
+def test_a_fault_in_the_file_of_a_config_is_placed(command, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("from wamjax import config\n\n\ndef get_config(arg=None):\n"
                     "    made = config.base_config()\n    made.optim.lr = 3\n    return made\n")
@@ -68,13 +97,13 @@ def test_a_fault_in_the_file_of_a_config_is_placed(tmp_path):
                       "config is locked\n")  # fmt: skip
 
 
-def test_help_is_a_success_and_says_what_there_is():
+def test_help_is_a_success_and_says_what_there_is(command):
     for argument in ("--help", "-h"):
         status, text, _ = command(argument)
         assert status == 0 and "--workdir" in text and "python -m wamjax.train" in text
 
 
-def test_a_traceback_is_there_for_the_asking():
+def test_a_traceback_is_there_for_the_asking(command):
     status, _, errors = command(QUICKSTART, "--config.optim.lr=3", "--workdir=x", "--traceback")
     assert status == 1 and "Traceback" in errors
 
@@ -109,7 +138,7 @@ def test_every_command_starts_here():
         assert "cli.run(main, define_flags" in sources[path], path
 
 
-def test_one_word_runs_them_all():
+def test_one_word_runs_them_all(command):
     status, text, _ = command(module="wamjax")
     assert status == 0
     for name in wamjax_main.COMMANDS:

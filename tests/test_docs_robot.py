@@ -12,6 +12,7 @@ from bundle import runs
 from test_configs import get, spec_of
 from test_docs_commands import parse
 
+from wamjax.envs.joins import WAYS
 from wamjax.serving.chunks import JOININGS
 from wamjax.serving.names import CLIENTS, EXTRAS
 
@@ -30,9 +31,9 @@ def test_the_page_has_five_commands_that_parse():
     commands = re.findall(r"^python -m (wamjax\S+) ?(.*?)(?: &)?$", "\n".join(blocks("sh")), re.M)
     found = [[name, *words.split()] for name, words in commands]
     assert [name for name, *_ in found] == [
-        "wamjax.export_policy", "wamjax.serve", "wamjax.drive", "wamjax.bench",
+        "wamjax.export_policy", "wamjax.serve", "wamjax.drive", "wamjax.drive", "wamjax.bench",
     ]  # fmt: skip
-    assert parse(found[:3]) == []
+    assert parse(found[:4]) == []
 
 
 def test_the_five_commands_from_a_checkpoint_to_a_robot(tmp_path):
@@ -58,7 +59,7 @@ def test_the_five_commands_from_a_checkpoint_to_a_robot(tmp_path):
 
 
 def test_the_page_names_what_there_is():
-    for name in (*CLIENTS, *JOININGS, *EXTRAS):
+    for name in (*CLIENTS, *JOININGS, *WAYS, *EXTRAS):
         assert f"`{name}`" in PAGE, name
     for keys, proprio, instruction, _ in CLIENTS.values():
         for key in (*keys, *proprio, instruction):

@@ -14,6 +14,7 @@ import pytest
 from test_docs_commands import parse
 
 from wamjax.__main__ import COMMANDS
+from wamjax.envs import remote
 from wamjax.wam.fast_wam.uses import FAST
 from wamjax.weights import families
 
@@ -51,7 +52,9 @@ def test_every_command_parses_and_every_script_knows_its_flags(monkeypatch):
     ours, scripts = [], []
     for page, line in commands():
         words = shlex.split(line, comments=True)
-        if words[:2] == ["python", "-m"] and words[2].startswith("wamjax"):
+        if words[:3] == ["python", "-m", "wamjax.envs.remote"]:
+            remote.parser().parse_args(words[3:])
+        elif words[:2] == ["python", "-m"] and words[2].startswith("wamjax"):
             which = words[2] in ("wamjax.bench", "wamjax.viz")  # folders, which take a word
             name = f"{words[2]}.__main__" if which else words[2]
             flags = words[4:] if which else words[3:]

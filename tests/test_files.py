@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 
+import compiler
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -222,8 +223,7 @@ def losses(workdir):
 
 def test_a_run_in_a_bucket_is_killed_and_goes_on_bit_for_bit(server, tmp_path, capsys):
     bucket, config = "gs://bucket/runs/one", toy.config(total_steps=6, **{"checkpoint.every": 2})
-    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
-    env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"XLA_FLAGS": compiler.flags(devices=1), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, toy.__file__, bucket, "6", "5", "checkpoint.every=2"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -52,6 +52,7 @@ DOORS = {
     ("training.checkpoint", "weights"): "parameters, one by one",
     ("data.makers", "envs"): "clips of the tabletop, by name",
     ("data.sources", "envs"): "a source that is missing is collected",
+    ("envs.remote", "serving"): "the bytes of a message",
     ("data.page", "viz"): "the frame that all pages share",
 }
 

@@ -18,6 +18,7 @@ import threading
 import time
 import types
 
+import compiler
 import jax
 import numpy as np
 import pytest
@@ -138,11 +139,7 @@ def launch(workdir, *options, devices=2):
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0",
-    }
+    env = os.environ | {"XLA_FLAGS": compiler.flags(devices)}
     here = pathlib.Path(__file__)
     env["PYTHONPATH"] = os.pathsep.join([str(here.parent.parent), env.get("PYTHONPATH", "")])
     command = [sys.executable, str(here), str(workdir), str(port)]

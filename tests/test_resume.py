@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 
+import compiler
 import jax
 import numpy as np
 import pytest
@@ -24,8 +25,7 @@ TIMING = ("step_time", "data_wait", "mfu")
 
 def start(workdir, kill_at=-1, devices=2, **options):
     """The loop in a process of its own."""
-    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-                                     "--xla_backend_optimization_level=0"}  # fmt: skip
+    env = os.environ | {"XLA_FLAGS": compiler.flags(devices)}
     root = pathlib.Path(toy.__file__).parent.parent
     env["PYTHONPATH"] = os.pathsep.join([str(root), env.get("PYTHONPATH", "")])
     args = [sys.executable, toy.__file__, str(workdir), str(STEPS), str(kill_at)]

@@ -2,9 +2,11 @@
 
     python -m wamjax.drive --server=ws://127.0.0.1:8000 --episodes=96
     python -m wamjax.drive --server=ws://127.0.0.1:8000 --tasks=pick_red --execute=4 --robots=16
+    python -m wamjax.drive --server=ws://127.0.0.1:8000 --env=turntable --join=prefix --delay=4
 
 The scenes are those of `wamjax.evaluate` with the same seed, so the two rates can be compared; only
-the noise of the policy differs. Prints json.
+the noise of the policy differs. A delay is counted in control steps, however long the server takes;
+with --join=prefix it is told the actions that are carried out meanwhile. Prints json.
 """
 
 from __future__ import annotations
@@ -17,18 +19,22 @@ from absl import app, flags
 
 from wamjax import cli
 from wamjax.config import did_you_mean
-from wamjax.envs.world import WORLDS, open_world
+from wamjax.envs.joins import WAYS
+from wamjax.envs.world import open_world
 
 
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
     flags.DEFINE_string("server", "ws://127.0.0.1:8000", "address of wamjax.serve")
     flags.DEFINE_string("key_file", "", "file with its API key")
-    flags.DEFINE_enum("env", "tabletop", sorted(WORLDS), "the world")
+    flags.DEFINE_string("env", "tabletop", "the world, by its name or as module:attribute")
     flags.DEFINE_list("tasks", [], "tasks; by default those whose instruction the policy knows")
     flags.DEFINE_integer("episodes", 96, "of all tasks together", lower_bound=1)
     flags.DEFINE_integer("robots", 16, "episodes at once, each a client", lower_bound=1)
     flags.DEFINE_integer("execute", 2, "actions of each chunk that are executed", lower_bound=1)
+    flags.DEFINE_enum("join", "sync", WAYS, "how chunks follow each other: config.eval.join")
+    flags.DEFINE_integer("delay", 0, "control steps from an observation to its chunk: "
+                         "config.eval.delay", lower_bound=0)  # fmt: skip
     flags.DEFINE_integer("max_steps", None, "control steps of an episode; the world's by default")
     flags.DEFINE_integer("seed", 0, "of the scenes: config.eval.seed")
 
@@ -46,14 +52,16 @@ def main(argv: list[str]) -> None:
                              f"{did_you_mean(unknown[0], world.tasks)}")  # fmt: skip
     key = pathlib.Path(asked.key_file).expanduser().read_text().strip() if asked.key_file else None
     robots = remote.Robots(asked.robots, asked.server, None, key)
+    join = robots.join(asked.join, asked.delay)
+    late = {} if (join.way, join.delay) == ("sync", 0) else {"join": join}
     known = robots.metadata.get("instructions", ())
     tasks = asked.tasks or [t for t, text in world.tasks.items() if text in known]
     report = remote.evaluate(
         robots, world, tasks or list(world.tasks), asked.episodes, asked.seed, asked.robots,
-        execute=asked.execute, max_steps=asked.max_steps or world.max_steps,
+        execute=asked.execute, max_steps=asked.max_steps or world.max_steps, **late,
     )  # fmt: skip
     robots.close()
-    print(json.dumps(report | {"tasks": tasks}))
+    print(json.dumps(report | {"tasks": tasks, "join": asked.join, "delay": asked.delay}))
 
 
 if __name__ == "__main__":

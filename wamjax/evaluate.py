@@ -7,6 +7,7 @@
     python -m wamjax.evaluate --workdir=runs/realtime --join=blend --delay=3 --execute=6
     python -m wamjax.evaluate --workdir=runs/cosmos --mode=plan --planner=runs/planner
     python -m wamjax.evaluate --workdir=runs/judge --mode=adaptive:0.01
+    python -m wamjax.evaluate --workdir=runs/aloha --env=remote:at=127.0.0.1:7000
     python -m wamjax.evaluate --workdir=runs/quickstart --latency
 
 Writes eval.json (success_rate, episodes, per_task, latency_ms, ...), a plot, and a video in which
@@ -17,6 +18,7 @@ what was measured after training is not overwritten.
 from __future__ import annotations
 
 import json
+import re
 
 from absl import app, flags
 from ml_collections import ConfigDict
@@ -35,6 +37,7 @@ def define_flags() -> None:
     flags.DEFINE_string("planner", None, "a run whose world model and value function plan for it")
     flags.DEFINE_string("shift", "none", "a shift of the world, by name")
     flags.DEFINE_list("dials", [], "of the shift, as lighting=0.3,distractors=1")
+    flags.DEFINE_string("env", None, "another world than config.eval.env, with the same senses")
     flags.DEFINE_list("tasks", None, "tasks; those of the training data by default")
     flags.DEFINE_integer("episodes", None, "episodes; config.eval.episodes by default")
     flags.DEFINE_integer("execute", None, "actions of each plan that are executed")
@@ -63,10 +66,11 @@ def main(argv: list[str]) -> None:
 def _choose(config: ConfigDict, asked) -> str:
     """Puts what is asked for into ``config.eval``; returns it as part of a file's name."""
     parts = []
-    for key in ("episodes", "execute", "tasks", "join", "delay"):
+    for key in ("env", "episodes", "execute", "tasks", "join", "delay"):
         if (value := asked[key].value) is not None:
             config.eval[key] = tuple(value) if key == "tasks" else value
-            parts.append("-".join(value) if key == "tasks" else f"{key}{value}")
+            text = "-".join(value) if key == "tasks" else f"{key}{value}"
+            parts.append(re.sub(r"[^\w.-]+", "-", text))  # of a file's name
     for dial in asked.dials:
         name, _, text = dial.partition("=")
         try:

@@ -66,7 +66,8 @@ def get_config(arg=None):
     sources.successes = configs.source(**replays, ended="success")
     sources.failures = configs.source(**replays, ended="failure")
     config.data.embeddings = "libero-t5"
-    config.eval.execute = 16
+    config.eval.env, config.eval.execute = "libero:convention=cosmos_policy", 16
+    config.eval.max_steps = 520  # of the longest suite; 220, 280 and 300 of the others
     if args.debug:
         presets.miniature(config)
         presets.stand_ins(config, "stand-in-cosmos-libero")

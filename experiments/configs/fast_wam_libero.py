@@ -74,6 +74,7 @@ def get_config(arg=None):
     config.data.declared.action_dim, config.data.declared.proprio_dim = 7, 8
     config.data.sources.demos = configs.source(path="libero-latents")
     config.data.embeddings = "libero-text"
+    config.eval.env = "libero"  # as its public evaluation shows it
     config.eval.execute, config.eval.max_steps = 10, 700
     if args.debug:
         presets.miniature(config)

@@ -44,32 +44,35 @@ class Line:
     def intend(self):
         return np.array([self.goal - self.x])
 
+    def describe(self):
+        return dict(
+            name="line",
+            tasks={"left": "go left", "right": "go right"},
+            cameras={"side": (SIZE, SIZE)},
+            proprio_names=("x", "time"),
+            action_names=("dx",),
+            control_hz=10.0,
+            max_steps=12,
+            shifts={"none": {}, "slippery": {"slip": 0.18}},
+            dials=("slip",),
+            versions={"line": "1"},
+        )
+
     def close(self):
         pass
 
     def _seen(self):
+        return {"images": self._draw, "proprio": np.array([self.x, self.time])}
+
+    def _draw(self):
         picture = np.zeros((SIZE, SIZE, 3), np.uint8)
         picture[:, int(np.clip((self.x + 1.2) / 2.4 * SIZE, 0, SIZE - 1))] = 255
-        return {"images": {"side": picture}, "proprio": np.array([self.x, self.time])}
+        return {"side": picture}
 
 
 def world(**changes):
     """The line as a world."""
     from wamjax.envs.host import HostWorld  # here: the simulator's process does without JAX
 
-    settings = dict(
-        name="line",
-        tasks={"left": "go left", "right": "go right"},
-        cameras={"side": (SIZE, SIZE)},
-        proprio_names=("x", "time"),
-        action_names=("dx",),
-        control_hz=10.0,
-        max_steps=12,
-        environment="envs.fake:Line",
-        shifts={"none": {}, "slippery": {"slip": 0.18}},
-        dials=("slip",),
-        versions={"line": "1"},
-        workers=3,
-        timeout=60.0,
-    )
-    return HostWorld(**settings | changes)
+    place = {"environment": "envs.fake:Line", "workers": 3, "timeout": 60.0}
+    return HostWorld(**Line().describe() | place | changes)

@@ -70,7 +70,7 @@ def test_lockstep_in_rounds_is_a_plain_loop(recorded):
         achieved = []
         for time in range(12):
             shown = recorded.frames["side"][row, time]
-            np.testing.assert_array_equal(shown, seen["images"]["side"])
+            np.testing.assert_array_equal(shown, seen["images"]()["side"])
             np.testing.assert_allclose(recorded.proprio[row, time], seen["proprio"], rtol=1e-6)
             if time % 4 == 0:
                 own = jax.random.fold_in(jax.random.fold_in(KEYS[row], 1), time // 4)

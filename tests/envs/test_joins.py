@@ -175,16 +175,17 @@ def test_the_table_of_the_turntable_carries_blocks_away_and_no_other_table_does(
     from wamjax.envs.world import open_world
 
     still = jnp.array([0.0, 0.0, 1.0, -1.0])
-    state = tabletop.reset(KEYS[0], task_id("pick_red_turning"), Shift.none())
-    first, moved = state, tabletop.step(state, still, Shift.none())
+    step = jax.jit(tabletop.step)
+    state = jax.jit(tabletop.reset)(KEYS[0], task_id("pick_red_turning"), Shift.none())
+    first, moved = state, step(state, still, Shift.none())
     there = first.blocks[:3, 0] + 1j * first.blocks[:3, 1]
     now = moved.blocks[:3, 0] + 1j * moved.blocks[:3, 1]
     np.testing.assert_allclose(now, there * np.exp(1j * SPIN), atol=1e-6)
     np.testing.assert_array_equal(moved.blocks[3:], first.blocks[3:])  # absent ones
-    held = tabletop.step(state._replace(held=jnp.int32(0)), still.at[3].set(1.0), Shift.none())
+    held = step(state._replace(held=jnp.int32(0)), still.at[3].set(1.0), Shift.none())
     np.testing.assert_array_equal(held.blocks[0], first.blocks[0])
     plain = state._replace(task=jnp.int32(task_id("pick_red")))
-    np.testing.assert_array_equal(tabletop.step(plain, still, Shift.none()).blocks, first.blocks)
+    np.testing.assert_array_equal(step(plain, still, Shift.none()).blocks, first.blocks)
     world = open_world("turntable")
     assert tuple(world.tasks) == TURNING and not set(TURNING) & set(open_world("tabletop").tasks)
     assert [task_id(name) for name in TASKS] == list(range(len(TASKS)))

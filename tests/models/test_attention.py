@@ -116,17 +116,18 @@ def options(rng, visibility, lengths):
 
 def test_causal_groups_missing_keys_and_biases_equal_the_loop():
     rng = np.random.default_rng(7)
-    used = np.zeros(3, int)
-    with precision(True):
-        for _ in range(8):
-            visibility, valid, bias = options(rng, random_table(rng, 4, 0.6), LENGTHS)
-            q, k, v = (tensors(rng, visibility.groups, np.float64) for _ in range(3))
-            want = loop_with_options(q, k, v, visibility, valid, bias)
-            for attention in grouped, masked:
-                got = attention(q, k, v, visibility, valid, bias)
-                assert_trees_close(got, want, rtol=0, atol=1e-12)
-            used += len(visibility.causal), len(valid), len(bias)
+    cases = []
+    for _ in range(8):
+        visibility, valid, bias = options(rng, random_table(rng, 4, 0.6), LENGTHS)
+        q, k, v = (tensors(rng, visibility.groups, np.float64) for _ in range(3))
+        cases.append((q, k, v, visibility, valid, bias))
+    used = np.sum([(len(v.causal), len(valid), len(bias)) for *_, v, valid, bias in cases], axis=0)
     assert np.all(used > 4)
+    with precision(True):
+        for attention in grouped, masked:
+            run = jax.jit(lambda attention=attention: [attention(*case) for case in cases])
+            for got, case in zip(run(), cases, strict=True):
+                assert_trees_close(got, loop_with_options(*case), rtol=0, atol=1e-12)
 
 
 def loop_with_options(q, k, v, visibility, valid, bias):

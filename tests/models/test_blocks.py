@@ -1,6 +1,7 @@
 """The enumerated choices of a block: each one changes what it says, and combinations run."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ def run(spec, net=None, params=None, seed=0):
     if params is None:
         abstract = jax.eval_shape(lambda: net.init(jax.random.key(0), *args))["params"]
         params = random_params(abstract, 1, np.float64)
-    return net.apply({"params": params}, *args)[0][spec.name], params
+    return jax.jit(lambda p: net.apply({"params": p}, *args)[0][spec.name])(params), params
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -120,11 +121,15 @@ def test_an_expert_that_ends_feeds_the_last_block_only():
         image = jax.tree.map(lambda p: p[2], full["blocks"])["image"]
         final = {"image": image, "text": {"self_attn": attention, "modulation": modulation}}
         params = {"blocks": cut, "final_block": final}
-        want = nets[0].apply({"params": full}, x, {}, see)[0]
-        got = nets[1].apply({"params": params}, x, {}, see)[0]
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def run(net, params):
+            return net.apply({"params": params}, x, {}, see)[0]
+
+        want, got = run(nets[0], full), run(nets[1], params)
         assert set(got) == {"image"}
         np.testing.assert_allclose(got["image"], want["image"], atol=1e-12)
-        got = nets[1].clone(unroll=0).apply({"params": unstack(params, 2)}, x, {}, see)[0]
+        got = run(nets[1].clone(unroll=0), unstack(params, 2))
         np.testing.assert_allclose(got["image"], want["image"], atol=1e-12)
 
 
@@ -146,13 +151,14 @@ def test_token_by_token_decoding_with_a_buffer_equals_one_causal_pass():
         abstract = jax.eval_shape(lambda: net.init(jax.random.key(0), tokens(0, L), {}, see))
         params = random_params(abstract["params"], 1, np.float64)
         want = net.apply({"params": params}, tokens(0, L), {}, see)[0]["e"]
+        step = jax.jit(lambda p, x, cache, valid: net.apply(
+            {"params": p}, x, {}, see, cache, ("now",), valid
+        ))  # fmt: skip
         room = jnp.zeros((2, B, HEADS, L + 2, K))
         cache = Cache({"past": (room, room)}, {})
         for i in range(L):
             valid = {"past": jnp.arange(L + 2)[None] < i}
-            y, new = net.apply(
-                {"params": params}, tokens(i, i + 1), {}, see, cache, ("now",), valid
-            )
+            y, new = step(params, tokens(i, i + 1), cache, valid)
             np.testing.assert_allclose(y["e"][:, 0], want[:, i], atol=1e-12)
             filled = jax.tree.map(
                 lambda buffer, one, i=i: jax.lax.dynamic_update_slice_in_dim(buffer, one, i, 3),

@@ -70,11 +70,13 @@ def test_the_cosine_codec_is_the_cosine_transform_cut_to_low_frequencies():
 
 def test_the_cosine_codec_keeps_what_rendered_scenes_are_made_of():
     keys = jax.random.split(jax.random.key(0), 16)
-    states = jax.vmap(tabletop.reset, (0, 0, None))(
-        keys, jnp.arange(16) % 8, tabletop.Shift.none()
-    )
-    seen = jax.vmap(tabletop.observe, (0, None))(states, tabletop.Shift.none())
-    x = tabletop.composite(seen["images"])[:, None]
+
+    @jax.jit
+    def scene(key, task):
+        state = tabletop.reset(key, task, tabletop.Shift.none())
+        return tabletop.composite(tabletop.observe(state, tabletop.Shift.none())["images"])
+
+    x = jax.vmap(scene)(keys, jnp.arange(16) % 8)[:, None]
     errors = []
     for channels in (8, 24, 48):
         codec = codecs.CosineCodec(8, channels)
@@ -171,7 +173,8 @@ def test_tokens_are_the_latents(bottleneck):
     ids = jax.jit(lambda codec, x: codec.tokens(x))(codec, x)
     assert ids.shape == (2, *codec.shape(3, 4, 8)[:3]) and jnp.issubdtype(ids.dtype, jnp.integer)
     assert 0 <= ids.min() and ids.max() < codec.vocabulary and len(np.unique(ids)) > 1
-    np.testing.assert_allclose(codec.from_tokens(ids), encode(codec, x), rtol=1e-5, atol=1e-6)
+    latents = jax.jit(lambda codec, ids: codec.from_tokens(ids))(codec, ids)
+    np.testing.assert_allclose(latents, encode(codec, x), rtol=1e-5, atol=1e-6)
 
 
 def test_an_unbound_codec_says_so():

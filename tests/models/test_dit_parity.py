@@ -128,9 +128,9 @@ def test_sampling_guides_the_channels_that_the_public_sampler_does():
     )  # fmt: skip
     labels, rng = np.array([3, 7]), jax.random.key(5)
     with precision(True):
-        got = objective.sample(params, {"label": labels}, rng)
+        got = jax.jit(objective.sample)(params, {"label": labels}, rng)
         everywhere = dataclasses.replace(objective, guidance_channels=0)
-        other = everywhere.sample(params, {"label": labels}, rng)
+        other = jax.jit(everywhere.sample)(params, {"label": labels}, rng)
         stream = jax.random.split(jax.random.fold_in(rng, 0))[1]
         noise = jax.random.normal(jax.random.fold_in(stream, 0), got.shape)
     grid = process.schedule(3)

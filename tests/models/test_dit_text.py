@@ -55,7 +55,8 @@ def outputs(route, layers, ids):
     args = values, {"g": np.full((len(ids), 1), 0.5, np.float32)}, {"instruction": ids}, table
     abstract = jax.eval_shape(lambda: net.init(jax.random.key(0), *args, method="evaluate"))
     params = random_params(abstract["params"], 1)
-    return np.asarray(net.apply({"params": params}, *args, method="evaluate")["g"])
+    evaluate = jax.jit(lambda p: net.apply({"params": p}, *args, method="evaluate")["g"])
+    return np.asarray(evaluate(params))
 
 
 @pytest.mark.parametrize("route", dit.TEXT[1:])

@@ -151,7 +151,7 @@ def test_codecs_learn_a_batch(bottleneck, temporal):
     objective = CodecObjective(codec, 3, (8, 8))
     batch = {"video": squares(0), "actions": jnp.zeros((8, 3))}
     assert objective.batch_spec(8)["video"].shape == batch["video"].shape
-    params = objective.init(jax.random.key(0))
+    params = jax.jit(objective.init)(jax.random.key(0))
     tx = optax.adam(5e-3)
 
     @jax.jit

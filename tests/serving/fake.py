@@ -35,7 +35,7 @@ class Policy:
     def example(self):
         return self.observer.example()
 
-    def admit(self, observation):
+    def admit(self, observation, prefix=None):
         arrays = self.observer(observation)[0]
         if observation["instruction"] == "crash":
             raise ZeroDivisionError("of the policy")

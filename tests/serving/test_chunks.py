@@ -12,6 +12,22 @@ from wamjax.serving.chunks import JOININGS, ActionQueue, Delays, joining
 H = 12
 
 
+def test_a_policy_that_is_told_fewer_actions_than_are_played_is_told_the_first_ones():
+    queue = ActionQueue(joining("prefix", longest=2), H, 2, delays=Delays(expected=4))
+    question = queue.ask()
+    assert question.prefix is None  # nothing is promised before the first chunk
+    queue.give(question, chunk_at(0))
+    queue.way.execute = 1
+    question = queue.ask()
+    assert question.delay == 4
+    np.testing.assert_array_equal(question.prefix, chunk_at(0)[:2])
+    for _ in range(4):
+        queue.play()
+    assert queue.give(question, chunk_at(0, episode=1)) and queue.play().tolist() == [4, 100]
+    with pytest.raises(ValueError, match="longest = 0 committed actions: at least one"):
+        joining("prefix", longest=0)
+
+
 def chunk_at(step, episode=0):
     """Actions that say which control step they are for, and of which observation."""
     steps = np.arange(step, step + H, dtype=np.float32)
@@ -201,6 +217,69 @@ def test_what_cannot_be_is_said():
             joining(way, **options)
     with pytest.raises(ValueError, match="hold says something of"):
         ActionQueue(joining("switch"), H, 2, hold=[True])
+
+
+class Walker:
+    """A policy of speeds that change from one chunk to the next; it goes on from a prefix."""
+
+    def __init__(self, latencies):
+        self.metadata = {"prefix": H // 2, "extras": [], "actions": {"hold": [True]}}
+        self.latencies, self.now, self.asked = latencies, 0, []
+
+    def infer(self, observation):
+        speed = (1, 3, 2)[len(self.asked) % 3]
+        prefix = np.asarray(observation.get("prefix", np.zeros((0, 1))), np.float32)
+        last = prefix[-1, 0] if len(prefix) else observation["place"]
+        rest = last + speed * np.arange(1, H - len(prefix) + 1, dtype=np.float32)
+        return {"actions": np.concatenate([prefix, rest[:, None]])}
+
+    def submit(self, call, observation):
+        future, due = concurrent.futures.Future(), self.now + next(self.latencies)
+        future.set_result(call(observation))
+        self.asked.append(observation)
+        future.done = lambda: self.now >= due
+        return future
+
+
+def walk(way, latencies, steps=60):
+    """(the way of a robot, what it asked, how many actions were left at each step); latencies are
+    in control steps."""
+    walker = Walker(latencies)
+    chunks = ActionChunks(walker, way, execute=H // 2, executor=walker)
+    out, left = [], []
+    for walker.now in range(steps):
+        left.append(chunks.queue.left if out else 0)
+        out.append(chunks.act({"place": out[-1] if out else 0.0})[0])
+    return np.array(out), walker.asked, np.array(left)
+
+
+@pytest.mark.parametrize("late", range(1, H // 2 + 1))
+def test_a_prefix_keeps_a_robot_from_jumping_where_a_switch_does(late):
+    way, asked, _ = walk("prefix", itertools.repeat(late))
+    assert 1 <= np.diff(way).min() and np.diff(way).max() <= 3 and len(asked) >= 60 // (H // 2) - 1
+    for question in asked:
+        at = question["executed_actions"]
+        told = question["prefix"][: len(way) - at, 0]
+        assert len(question["prefix"]) == question["inference_delay"]
+        np.testing.assert_array_equal(told[:late], way[at : at + len(told)][:late])
+    jumpy, *_ = walk("switch", itertools.repeat(late))
+    assert late < 3 or np.diff(jumpy).max() > 3 or np.diff(jumpy).min() < 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_with_answers_at_any_time_a_prefix_jumps_only_where_there_was_nothing_left(seed):
+    """Rule 5: such a chunk begins behind what it was told, and is played for want of another."""
+    draws = np.random.default_rng(seed).integers(1, H // 2 + 1, 400)
+
+    def left_before_jumps(joined):
+        way, asked, left = walk(joined, iter(draws), steps=300)
+        steps = np.diff(way)
+        return left[1:][(steps < 0) | (steps > 3)], asked
+
+    left, asked = left_before_jumps("prefix")
+    assert (left == 0).all()
+    assert len(asked) > 20 and max(len(x["prefix"]) for x in asked) == H // 2
+    assert left_before_jumps("switch")[0].any()
 
 
 class Robot:

@@ -68,7 +68,7 @@ def test_metadata_says_what_the_policy_takes_and_gives(served, bundle):
         about = client.metadata
     manifest = wamjax.load_policy(bundle).manifest
     spec = manifest.spec
-    assert about["protocol"] == 1 and len(about["bundle"]) == 16 and about["prefix"] is False
+    assert about["protocol"] == 1 and len(about["bundle"]) == 16 and about["prefix"] == 0
     assert about["horizon"] == spec.chunk and about["control_hz"] == spec.control_hz
     assert about["cameras"] == {name: [*size, 3] for name, size in spec.cameras.items()}
     assert about["actions"]["names"] == list(manifest.action_names)

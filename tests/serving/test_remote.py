@@ -1,11 +1,16 @@
 """Robots of a world that ask over the wire do what a policy inside of its program does."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from data import synthetic
 from serving import fake
 from serving.fake import serving
 
+from wamjax import drive
 from wamjax.data.spec import DataSpec
 from wamjax.envs import tabletop
 from wamjax.envs.world import open_world
@@ -30,6 +35,76 @@ class Chaser(fake.Policy):
     def act(self, arrays, key):
         self.batches.append(len(arrays["proprio"]))
         return chase(arrays["video"], arrays["proprio"])
+
+
+class Committed(Chaser):
+    """Goes on with what it has committed to, as its first actions say."""
+
+    prefix_max = 2
+
+    def admit(self, observation, prefix=None):
+        given = np.zeros((1, 2, 4), np.float32)
+        if prefix is not None:
+            given[0, : len(prefix)] = prefix
+        count = np.array([0 if prefix is None else len(prefix)])
+        return super().admit(observation) | {"given": given, "count": count}
+
+    def act(self, arrays, key):
+        return follow(super().act(arrays, key), arrays["given"], arrays["count"], np)
+
+
+def follow(chunk, given, count, rows):
+    """A chunk behind the given actions, of which the last one is gone on from."""
+    kept = rows.arange(2) < count[:, None]
+    last = rows.where(kept[:, 1:], given[:, -1], 0)[:, None]
+    return rows.concatenate(
+        [rows.where(kept[:, :, None], given, chunk[:, :2]), chunk[:, 2:] + last / 2], 1
+    )
+
+
+def test_robots_that_are_late_send_what_they_have_committed_to(capsys):
+    world, tasks = open_world("tabletop"), ["reach_red", "pick_red"]
+    work = Worker(
+        {"direct": Committed(SPEC)}, Names(tables((), tuple(CAMERAS))), Batching(2, 0.02)
+    )
+    about = {"horizon": 4, "cameras": {k: [*v, 3] for k, v in CAMERAS.items()}, "prefix": 2,
+             "actions": {"size": 4, "hold": [False, False, False, True]}}  # fmt: skip
+    options = {"max_steps": 6, "execute": 2}
+    keys = jax.vmap(lambda i: states.key(0, "evaluate", i))(np.arange(2))
+    with serving(work=work, about=about) as running:
+        robots = remote.Robots(2, "127.0.0.1", running.port)
+        join = robots.join("prefix", 2)
+        over_wire = robots.roll_out(world, tasks, keys, join=join, **options)
+        report = remote.evaluate(robots, world, tasks, 2, seed=0, batch=2, join=join, **options)
+        flags = f"--server=ws://127.0.0.1:{running.port} --robots=2 --join=prefix --delay=2"
+        scenes = "--tasks=reach_red,pick_red", "--episodes=2", "--max_steps=6"
+        with synthetic.command(drive, *flags.split(), *scenes):
+            drive.main([])
+        with pytest.raises(ValueError, match="--delay=3: the policy takes at most 2 committed"):
+            robots.join("prefix", 3)
+        robots.close()
+
+    def inside(observation, keys, prefix):
+        images = jnp.concatenate([observation["images"][name] for name in CAMERAS], -2)
+        chunk = chase(images, observation["proprio"])
+        return follow(chunk, prefix[0], prefix[1], jnp)
+
+    no = jnp.zeros(2, int)
+    want = world.roll_out(
+        jax.tree_util.Partial(inside), tasks, keys, shift={}, told={}, cameras=tuple(CAMERAS),
+        join=join, **options,
+    )  # fmt: skip
+    np.testing.assert_array_equal(over_wire.actions, want.actions)
+    switched = world.roll_out(
+        jax.tree_util.Partial(lambda seen, keys: inside(seen, keys, (jnp.zeros((2, 2, 4)), no))),
+        tasks, keys, shift={}, told={}, cameras=tuple(CAMERAS), join=robots.join("switch", 2),
+        **options,
+    )  # fmt: skip
+    assert np.abs(want.actions - switched.actions).max() > 0.1
+    assert report["jerk"] > 0 and report["episodes"] == 2
+    command = json.loads(capsys.readouterr().out)  # of the same episodes
+    assert command | report | {"round_trip_ms": None} == command | {"round_trip_ms": None}
+    assert (command["join"], command["delay"]) == ("prefix", 2)
 
 
 def test_a_loop_over_the_wire_is_the_loop_inside_of_the_program():

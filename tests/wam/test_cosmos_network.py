@@ -173,7 +173,8 @@ def ours(params, x, rows=0):
     mask = np.broadcast_to(x["mask"][:, :, None, None, None], (*x["latents"].shape[:-1], 1))
     values = {"all": np.concatenate([x["latents"], mask, np.zeros_like(mask)], axis=-1)}
     rest = {"all": jnp.asarray(x["levels"])}, {"context": jnp.asarray(x["context"])}, TABLE
-    return net.apply({"params": params}, values, *rest, method="evaluate")["all"]
+    run = jax.jit(lambda p: net.apply({"params": p}, values, *rest, method="evaluate")["all"])
+    return run(params)
 
 
 def test_a_trimmed_context_equals_the_padded_one():
@@ -321,6 +322,14 @@ def test_patches_go_in_channel_first_and_come_out_channel_last():
         shape = jax.eval_shape(lambda: module.video.unembed(tokens, time, (1, 1, 1)))
         return tokens, shape
 
+    @jax.jit
+    def evaluate(params):
+        return net.apply(
+            {"params": params},
+            {"all": x}, {"all": jnp.zeros((1, 1))}, {"context": jnp.zeros((1, 5, 10))}, TABLE,
+            method="evaluate",
+        )["all"]  # fmt: skip
+
     tokens, shape = net.apply({"params": params}, method=run)
     np.testing.assert_array_equal(tokens[0, 0, :24], x[0, 0].transpose(2, 0, 1).reshape(-1))
     assert shape.shape == (1, 1, 2, 2, 4)
@@ -329,11 +338,7 @@ def test_patches_go_in_channel_first_and_come_out_channel_last():
         kernel = np.zeros((TINY["width"], 16), np.float32)
         kernel[:, i] = 1.0
         changed = params | {"video": params["video"] | {"head": {"kernel": kernel}}}
-        out = net.apply(
-            {"params": changed},
-            {"all": x}, {"all": jnp.zeros((1, 1))}, {"context": jnp.zeros((1, 5, 10))}, TABLE,
-            method="evaluate",
-        )["all"]  # fmt: skip
+        out = evaluate(changed)
         assert set(np.flatnonzero(np.asarray(out).reshape(-1))) == {i}
 
 
@@ -347,10 +352,11 @@ def test_rotary_positions_alone_cannot_tell_the_tokens_of_an_even_frame_apart():
     latents = np.ones((1, 1, H, W, TINY["channels"] + 2), np.float32)
 
     def spread(positions):
-        out = net.clone(positions=positions).apply(
-            {"params": params}, {"all": latents}, {"all": np.full((1, 1), 0.5, np.float32)},
+        run = jax.jit(lambda p: net.clone(positions=positions).apply(
+            {"params": p}, {"all": latents}, {"all": np.full((1, 1), 0.5, np.float32)},
             {"context": x["context"][:1].astype(np.float32)}, TABLE, method="evaluate",
-        )["all"]  # fmt: skip
+        )["all"])  # fmt: skip
+        out = run(params)
         patches = np.asarray(out).reshape(1, 1, H // 2, 2, W // 2, 2, -1)
         return np.std(patches, axis=(2, 4)).max() / np.std(out)
 

@@ -284,7 +284,7 @@ def test_the_noise_law_is_the_published_one_times_the_root_of_the_slots():
 def test_loss_by_level_is_the_loss_at_each_level():
     objective, batch = tiny.stub(), tiny.batch(rollouts=2)
     got = jax.jit(objective.by_level)({}, batch, KEY, jnp.asarray([0.5, 4.0, 80.0]))
-    (draw,) = objective.draw({}, batch, KEY)
+    (draw,) = jax.jit(objective.draw)({}, batch, KEY)
     same = dataclasses.replace(draw, level=dict.fromkeys(draw.level, jnp.full((8, 1), 4 / 5)))
     want = objective.loss_of({}, [same])[1]
     assert got.keys() == want.keys()

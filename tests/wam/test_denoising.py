@@ -129,15 +129,15 @@ def test_cached_sampling_equals_uncached(scheme):
     given = objective.codec.encode(batch["video"])[:, : 2 if scheme == "blocks" else 1]
 
     @functools.partial(jax.jit, static_argnums=0)
-    def run(objective):
+    def run(objective, params):
         return objective.sample(params, condition_of(batch), jax.random.key(1), given)
 
-    got = run(objective)
-    want = run(dataclasses.replace(objective, use_cache=False))
+    got = run(objective, params)
+    want = run(dataclasses.replace(objective, use_cache=False), params)
     np.testing.assert_array_equal(got[:, : given.shape[1]], given)
     np.testing.assert_allclose(got, want, atol=2e-5)
     loose = objective.prepare(params)
-    again = objective.sample(loose, condition_of(batch), jax.random.key(1), given)
+    again = run(objective, loose)
     np.testing.assert_allclose(again, want, atol=2e-5)
 
 
@@ -147,6 +147,7 @@ def test_a_later_frame_does_not_change_an_earlier_one_in_causal_schemes():
     clean = objective.split(objective.codec.encode(batch["video"]))
     told = {g: jnp.full((BATCH, 1), 0.5) for g in clean}
 
+    @jax.jit
     def outputs(values):
         return objective.network.apply(
             {"params": params}, values, told, {}, objective.use.table, method="evaluate"
@@ -164,11 +165,12 @@ def test_guidance_one_is_no_guidance_and_others_extrapolate():
 
     def run(**changes):
         changed = dataclasses.replace(objective, **changes)
-        return changed.sample(params, condition_of(batch), jax.random.key(1))
+        return jax.jit(changed.sample)(params, condition_of(batch), jax.random.key(1))
 
     plain, none = run(), run(guidance=0.0)
     null = {"label": np.full(BATCH, 3, np.int32)}
-    np.testing.assert_allclose(none, objective.sample(params, null, jax.random.key(1)), atol=1e-5)
+    want = jax.jit(objective.sample)(params, null, jax.random.key(1))
+    np.testing.assert_allclose(none, want, atol=1e-5)
     assert np.std(run(guidance=3.0) - plain) > 1e-3
     outside = run(guidance=3.0, guidance_interval=(2.0, 3.0))
     np.testing.assert_allclose(outside, plain, atol=1e-5)
@@ -190,7 +192,8 @@ def test_given_groups_have_no_loss_and_levels_are_of_their_scheme():
     params, batch = parameters(objective), batch_of(objective)
     other = dict(batch, video=batch["video"].copy())
     other["video"][:, 0] = 0
-    losses = [float(objective.loss(params, x, jax.random.key(0))[0]) for x in (batch, other)]
+    loss = jax.jit(objective.loss)
+    losses = [float(loss(params, x, jax.random.key(0))[0]) for x in (batch, other)]
     assert losses[0] != losses[1]  # it conditions
 
 
@@ -202,13 +205,15 @@ def test_forcing_takes_any_number_of_given_frames():
     begun = objective._begun(1)
     told = jnp.array([[0.0, 0.7, 0.2, 0.4]] * BATCH)
     parts = {"g0": told[:, :1], "g1": told[:, 1:]}
-    whole, parted = (
-        o.network.apply(
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(o, levels):
+        return o.network.apply(
             {"params": params}, o.split(latents), levels, condition_of(batch), o.use.table,
             method="evaluate",
-        )
-        for o, levels in ((objective, {"g0": told}), (begun, parts))
-    )  # fmt: skip
+        )  # fmt: skip
+
+    whole, parted = run(objective, {"g0": told}), run(begun, parts)
     np.testing.assert_allclose(
         jnp.concatenate([*parted.values()], axis=1), whole["g0"], rtol=1e-4, atol=1e-5
     )

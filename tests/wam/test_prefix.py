@@ -43,7 +43,7 @@ def test_counts_are_uniform_and_only_predicted_slots_are_given():
     objective = tiny.fast_wam("fast", prefix_max=MOST)
     batch = tiny.batch(600)
     batch["action_valid"] = batch["action_valid"].at[:150].set(False)
-    (draw,) = objective.draw({}, batch, KEY)
+    (draw,) = jax.jit(objective.draw)({}, batch, KEY)
     role = np.asarray(draw.role["action"])
     assert role.shape == (600, tiny.CHUNK) and (role[:150] == Role.ABSENT).all()
     given = role[150:] == Role.GIVEN
@@ -57,7 +57,7 @@ def test_counts_are_uniform_and_only_predicted_slots_are_given():
 
 def test_given_actions_enter_clean_and_what_is_predicted_at_them_has_no_gradient():
     objective = tiny.fast_wam("fast", prefix_max=MOST)
-    (draw,) = objective.draw({}, tiny.batch(40), KEY)
+    (draw,) = jax.jit(objective.draw)({}, tiny.batch(40), KEY)
     given = np.asarray(draw.role["action"]) == Role.GIVEN
     assert 0 < given.mean() < 1
     seen = {}
@@ -85,7 +85,7 @@ def test_a_prefix_changes_roles_of_actions_alone_in_every_variant(variant):
     params, batch = tiny.params(variant), tiny.batch()
 
     def drawn(objective):
-        return objective.draw(params, batch, KEY)
+        return jax.jit(objective.draw)(params, batch, KEY)
 
     for one, other in zip(drawn(plain), drawn(with_prefix), strict=True):
         assert one.role["action"].shape == (len(one.at), 1)
@@ -107,7 +107,7 @@ def test_the_loss_ignores_the_prefix_but_for_what_the_rest_sees_of_it():
     muted = attention | {"o": jax.tree.map(np.zeros_like, attention["o"])}
     action = params["blocks"]["action"] | {"self_attn": muted}
     alone = params | {"blocks": params["blocks"] | {"action": action}}
-    draws = objective.draw(params, tiny.batch(8), KEY)
+    draws = jax.jit(objective.draw)(params, tiny.batch(8), KEY)
     given = draws[0].role["action"] == Role.GIVEN
     clean = draws[0].clean["action"]
     moved = dataclasses.replace(

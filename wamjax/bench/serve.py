@@ -43,7 +43,9 @@ class Sleeper:
         """See `worker.Acts`."""
         return self._observer.example()
 
-    def admit(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
+    def admit(
+        self, observation: dict[str, Any], prefix: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """See `worker.Acts`."""
         return self._observer(observation)[0]
 

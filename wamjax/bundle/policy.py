@@ -52,6 +52,7 @@ class Limits:
 
 
 WARN_FAR, WARN_BATCH = 10.0, 512
+PREFIX = Prefix("prefix/actions", "prefix/count")  # its names among the arrays of `admit`
 WARNINGS = 100  # of one policy, at most: an instruction is a kind of its own
 
 
@@ -110,11 +111,10 @@ class LoadedPolicy:
             its limits.
           NotFinite: the policy came to no numbers.
         """
-        arrays, batched = self._arrays(observation)
+        arrays, batched = self._arrays(observation, prefix)
         is_seed = isinstance(seed_or_key, int | np.integer)
         key = jax.random.key(seed_or_key) if is_seed else seed_or_key
-        given = self._prefix(prefix, len(arrays["proprio"]))
-        actions = self.act(arrays, key, given)
+        actions = self.act(arrays, key)
         if not np.isfinite(actions).all():
             row = int(np.argwhere(~np.isfinite(actions))[0][0])
             raise NotFinite(
@@ -123,25 +123,36 @@ class LoadedPolicy:
             )
         return actions if batched else actions[0]
 
-    def admit(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
+    def admit(
+        self, observation: dict[str, Any], prefix: Float[np.ndarray, "d a"] | None = None
+    ) -> dict[str, np.ndarray]:
         """Checks an observation as a call does, and gives the arrays that `act` takes.
+
+        They have the same shapes with any prefix and without, so that those of several robots can
+        be put together.
+
+        Args:
+          observation: of one robot, if there is a prefix.
+          prefix: the actions that it is committed to, at most `prefix_max` of them.
 
         Raises:
           BadObservation: see `__call__`.
         """
-        return self._arrays(observation)[0]
-
-    def act(
-        self, arrays: dict[str, np.ndarray], key: Array, prefix: Prefix | None = None
-    ) -> Float[np.ndarray, "b j a"]:
-        """Acts on what `admit` gave, of any number of robots; may come to no numbers.
-
-        Args:
-          prefix: as a call makes it; none by default.
-        """
         if prefix is None:
-            prefix = self._prefix(None, len(arrays["proprio"]))
-        return np.asarray(_act(self._acting, self._codec, arrays, key, prefix))
+            return self._arrays(observation)[0]
+        most, width = self.prefix_max, self.manifest.spec.action_dim
+        if most and (prefix.ndim != 2 or prefix.shape[1] != width or len(prefix) > most):
+            raise BadObservation(
+                f"prefix is {prefix.dtype} {prefix.shape}, the policy takes (d, {width}): d "
+                f"actions that are committed, at most {most} (prefix in the metadata)"
+            )
+        return self._arrays(observation, (prefix, len(prefix)))[0]
+
+    def act(self, arrays: dict[str, np.ndarray], key: Array) -> Float[np.ndarray, "b j a"]:
+        """Acts on what `admit` gave, of any number of robots; may come to no numbers."""
+        seen = {name: x for name, x in arrays.items() if name not in PREFIX}
+        prefix = Prefix(*(arrays[name] for name in PREFIX)) if self.prefix_max else None
+        return np.asarray(_act(self._acting, self._codec, seen, key, prefix))
 
     def with_mode(self, mode: str | None) -> LoadedPolicy:
         """The same policy, with the same parameters, acting in another way.
@@ -153,19 +164,21 @@ class LoadedPolicy:
         acting = trained.priced(dataclasses.replace(self._acting, mode=mode))
         return LoadedPolicy(self.manifest, acting, self._codec, self.observer, self.limits)
 
-    def _arrays(self, observation: dict[str, Any]) -> tuple[dict[str, np.ndarray], bool]:
+    def _arrays(
+        self, observation: dict[str, Any], prefix: tuple[Any, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], bool]:
         arrays, batched = self.observer(observation)
         self._check(observation["instruction"], arrays["proprio"])
-        return arrays, batched
+        return arrays | self._prefix(prefix, len(arrays["proprio"])), batched
 
-    def _prefix(self, prefix: tuple[Any, Any] | None, size: int) -> Prefix | None:
-        """Checked, and as long as any: of the width that all calls share."""
+    def _prefix(self, prefix: tuple[Any, Any] | None, size: int) -> dict[str, np.ndarray]:
+        """Checked, and as long as any: of the width that all calls share; {} if none is taken."""
         most, width = self.prefix_max, self.manifest.spec.action_dim
         if not most:
             if prefix is not None:
                 raise BadObservation(f"{self!r} takes no prefix: it was trained with "
                                      "objective.prefix_max = 0")  # fmt: skip
-            return None
+            return {}
         prefix = (np.zeros((size, 0, width)), 0) if prefix is None else prefix
         actions, count = np.asarray(prefix[0], np.float32), np.asarray(prefix[1])
         actions = actions[None] if actions.ndim == 2 else actions
@@ -183,7 +196,7 @@ class LoadedPolicy:
         own[np.arange(most) >= count[:, None]] = 0
         if not np.isfinite(own).all():
             raise BadObservation("prefix: there are actions that are not finite")
-        return Prefix(own, count)
+        return {PREFIX.actions: own, PREFIX.count: count}
 
     def _check(self, texts, proprio: np.ndarray) -> None:
         """Says what is unlike the demonstrations, or refuses it; see `Limits`."""

@@ -23,12 +23,14 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from wamjax.config import did_you_mean
 from wamjax.envs import worker as workers
 from wamjax.envs.joins import SYNC, Ahead, Join
+from wamjax.envs.remote import Connection
 from wamjax.envs.world import SETTLE, Demonstrations, Dials, Recording, outcome
 
 RESTARTS = 3
-_IDLE: dict[str, list[workers.Worker]] = {}  # by what they run
+_IDLE: dict[str, list[Any]] = {}  # workers, or connections to such, by what they run
 
 
 @atexit.register
@@ -49,6 +51,8 @@ class HostWorld:
     Attributes:
       environment: "module:attribute" of what makes an `Environment`, in its own process.
       options: its arguments.
+      address: "HOST:PORT" where environments are served, see `wamjax.envs.remote`; `environment`
+        and `options` are then the server's. "" = they run here.
       workers: processes at once; 0: as many as there are processors.
       timeout: seconds that a plan, or a reset, may take before its process is ended.
       discount: of the returns.
@@ -65,6 +69,7 @@ class HostWorld:
     max_steps: int
     environment: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    address: str = ""
     shifts: Mapping[str, Dials] = dataclasses.field(default_factory=lambda: {"none": {}})
     dials: tuple[str, ...] = ()
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -168,23 +173,78 @@ class HostWorld:
         intended = np.stack([padded(d.intended, most) for d in found])
         return Demonstrations(record, intended, np.array([len(d.actions) for d in found]))
 
-    @contextlib.contextmanager
-    def _pool(self, size: int) -> Iterator[list[workers.Worker]]:
-        """Workers, which wait for the next call afterwards: simulators take seconds to start."""
+    def _pool(self, size: int) -> contextlib.AbstractContextManager[list[Any]]:
+        if self.address:
+            return connections(self.address, self.timeout, size)
         key = json.dumps([self.environment, dict(self.options), self.timeout], sort_keys=True)
-        idle, pool = _IDLE.setdefault(key, []), []
-        try:
-            for _ in range(size):
-                waiting = idle.pop() if idle else None
-                pool.append(
-                    waiting or workers.Worker(self.environment, self.options, self.timeout)
-                )
-            yield pool
-        except BaseException:  # who knows what they are doing
-            for worker in pool:
-                worker.close()
-            raise
-        idle.extend(pool)
+        start = self.environment, self.options, self.timeout
+        return borrowed(key, size, lambda: workers.Worker(*start))
+
+
+@contextlib.contextmanager
+def borrowed(key: str, size: int, start: Callable[[], Any]) -> Iterator[list[Any]]:
+    """Workers, which wait for the next call afterwards: simulators take seconds to start.
+
+    Args:
+      key: of what they run.
+      start: makes one more.
+    """
+    idle, pool = _IDLE.setdefault(key, []), []
+    try:
+        for _ in range(size):
+            pool.append(idle.pop() if idle else start())
+        yield pool
+    except BaseException:  # who knows what they are doing
+        for worker in pool:
+            worker.close()
+        raise
+    idle.extend(pool)
+
+
+def connections(
+    address: str, timeout: float, size: int
+) -> contextlib.AbstractContextManager[list[Connection]]:
+    """As many connections to environments that are served; they wait for the next call, too."""
+    key = json.dumps([address, timeout])
+    return borrowed(key, size, lambda: Connection(address, timeout))
+
+
+def local(environment: type, options: Mapping[str, Any], **more: Any) -> HostWorld:
+    """The world that an environment describes, simulated in processes here.
+
+    Args:
+      environment: a class, see `wamjax.envs.worker.Described`.
+      options: its arguments.
+      **more: attributes of `HostWorld` that it does not say, such as workers.
+    """
+    place = f"{environment.__module__}:{environment.__qualname__}"
+    about = environment(**options).describe()
+    return HostWorld(environment=place, options=options, **{**about, **more})
+
+
+def described(about: Mapping[str, Any]) -> HostWorld:
+    """The world of a description that came over a wire.
+
+    Args:
+      about: attributes of `HostWorld` by name; a list stands for a tuple.
+
+    Raises:
+      ValueError: one is missing, or there is no such attribute; names it.
+    """
+    fields = {field.name: field for field in dataclasses.fields(HostWorld)}
+    if unknown := sorted(set(about) - set(fields)):
+        hint = did_you_mean(unknown[0], fields)
+        raise ValueError(
+            f"a world is described by {unknown[0]!r}{hint}; there are {sorted(fields)}"
+        )
+    needed = {name for name, field in fields.items()
+              if field.default is field.default_factory is dataclasses.MISSING}  # fmt: skip
+    about = {"environment": "", **about}
+    if missing := sorted(needed - set(about)):
+        raise ValueError(f"the description of a world lacks {', '.join(map(repr, missing))}")
+    about = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
+    about["cameras"] = {name: tuple(size) for name, size in about["cameras"].items()}
+    return HostWorld(**about)
 
 
 class _Round:

@@ -13,14 +13,16 @@ Source: metaworld 3.1.1, Farama Foundation; MuJoCo 3.3.0.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from wamjax.envs.host import HostWorld
+from wamjax.envs.render import Renderer, headless
+from wamjax.envs.worker import versions_of
 
 SIZE = 64
+CAMERAS = ("corner2", "gripperPOV")
 CLOSE = (0.75, 0.075, 0.7)  # where `corner2` stands, so that the arm fills the picture
 SENTENCES = {
     "reach": "reach the goal marker",
@@ -53,13 +55,26 @@ class Environment:
 
     Args:
       size: of the pictures.
-      fast: without multisampling, shadows and reflections, which cost software rendering all but a
-        sixteenth of its time. For models that were trained on such pictures.
+      fast: see `wamjax.envs.render.Renderer`.
     """
 
     def __init__(self, size: int = SIZE, fast: bool = True):
-        os.environ.setdefault("MUJOCO_GL", "egl")
         self._size, self._fast, self._made = size, fast, {}
+
+    def describe(self) -> Mapping[str, Any]:
+        """See `wamjax.envs.worker.Described`."""
+        return {
+            "name": "metaworld",
+            "tasks": {task: SENTENCES.get(task, task.replace("-", " ")) for task in TASKS},
+            "cameras": {name: (self._size, self._size) for name in CAMERAS},
+            "proprio_names": ("x", "y", "z", "opening"),
+            "action_names": ("dx", "dy", "dz", "grip"),
+            "control_hz": 80.0,
+            "max_steps": 150,
+            "versions": versions_of("metaworld", "mujoco", extra="metaworld"),
+            "expert": True,
+            "noisy": (1.0, 1.0, 1.0, 0.0),
+        }
 
     def reset(self, task: str, seed: int, shift: Mapping[str, float]):
         """Starts an episode with objects and goal of its seed."""
@@ -87,9 +102,8 @@ class Environment:
 
     def _open(self, task: str):
         if task not in self._made:
+            headless()
             import warnings
-
-            import mujoco
 
             warnings.filterwarnings("ignore", message="Constant.s. may be too high")
             from metaworld import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as environments
@@ -98,27 +112,20 @@ class Environment:
             env = environments[f"{task}-v3-goal-observable"](seed=0)
             env.seeded_rand_vec, env._freeze_rand_vec = True, False  # or reset ignores the seed
             env.model.cam("corner2").pos[:] = CLOSE
-            if self._fast:
-                env.model.vis.quality.offsamples = 0  # before there is a context
-            renderer = mujoco.Renderer(env.model, self._size, self._size)
+            renderer = Renderer(env.model, (self._size, self._size), self._fast)
             self._made[task] = env, experts[f"{task}-v3"](), renderer
         return self._made[task]
 
     def _seen(self):
-        import mujoco
+        return {"images": self._draw, "proprio": self._state[:4]}
 
-        images, renderer = {}, self._renderer
-        for name in ("corner2", "gripperPOV"):
-            renderer.update_scene(self._env.data, camera=name)
-            if self._fast:
-                renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-                renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-            images[name] = renderer.render().copy()
+    def _draw(self) -> dict[str, np.ndarray]:
+        images = self._renderer.draw(self._env.data, CAMERAS)
         images["corner2"] = images["corner2"][::-1]
-        return {"images": images, "proprio": self._state[:4]}
+        return images
 
 
-def world(size: int = SIZE, fast: bool = True, **options) -> HostWorld:
+def world(size: int = SIZE, fast: bool = True, **options: Any):
     """Meta-World as a world.
 
     Args:
@@ -128,24 +135,6 @@ def world(size: int = SIZE, fast: bool = True, **options) -> HostWorld:
     Raises:
       ImportError: the extra is not installed.
     """
-    import importlib.metadata
+    from wamjax.envs.host import local
 
-    try:
-        versions = {name: importlib.metadata.version(name) for name in ("metaworld", "mujoco")}
-    except importlib.metadata.PackageNotFoundError as error:
-        raise ImportError(f"{error}: pip install 'wamjax[metaworld]'") from None
-    return HostWorld(
-        name="metaworld",
-        tasks={task: SENTENCES.get(task, task.replace("-", " ")) for task in TASKS},
-        cameras={name: (size, size) for name in ("corner2", "gripperPOV")},
-        proprio_names=("x", "y", "z", "opening"),
-        action_names=("dx", "dy", "dz", "grip"),
-        control_hz=80.0,
-        max_steps=150,
-        environment="wamjax.envs.metaworld:Environment",
-        options={"size": size, "fast": fast},
-        versions=versions,
-        expert=True,
-        noisy=(1.0, 1.0, 1.0, 0.0),
-        **options,
-    )
+    return local(Environment, {"size": size, "fast": fast}, **options)

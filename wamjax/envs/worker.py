@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -26,7 +29,9 @@ Observation = Mapping[str, Any]
 class Environment(Protocol):
     """One simulator with one robot in it; what a world of host environments is made of.
 
-    An observation is {"images": camera -> uint8 (h, w, 3), "proprio": float (p,)}.
+    An observation is {"images": camera -> uint8 (h, w, 3), "proprio": float (p,)}. Instead of the
+    pictures it may hold a function that draws them: it is called, before the next step, only when
+    somebody looks, which is once a plan unless the episode is recorded.
     """
 
     def reset(self, task: str, seed: int, shift: Mapping[str, float]) -> Observation:
@@ -45,6 +50,14 @@ class Expert(Protocol):
 
     def intend(self) -> np.ndarray:
         """What the expert does now, (a,)."""
+
+
+class Described(Protocol):
+    """What an environment has besides that is served, see `wamjax.envs.remote`."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """The world that it is of: attributes of `wamjax.envs.host.HostWorld` by name, at least
+        those that have no default, without ``environment``."""
 
 
 class Demonstration(NamedTuple):
@@ -73,6 +86,16 @@ class Stretch(NamedTuple):
 
 class Died(RuntimeError):
     """The process of a worker ended, or its environment raised."""
+
+
+class Pipe(Protocol):
+    """Brings values of one process to another."""
+
+    def send(self, value: Any) -> None:
+        """Raises OSError: the other side is gone."""
+
+    def recv(self) -> Any:
+        """Raises EOFError: the other side hung up."""
 
 
 class Worker:
@@ -139,6 +162,34 @@ class Worker:
         return f"its process ended with status {self._process.returncode}"
 
 
+def parts_of(name: str) -> tuple[str, dict[str, Any]]:
+    """(name, options) of ``NAME:option=value,option=value``, as after the file of a config.
+
+    Values are json, such as 96, 0.5 and false; what is none is a text.
+    """
+    found = re.fullmatch(r"(.*?)(?::(\w+=.*))?", name)
+    options = {}
+    for part in filter(None, (found[2] or "").split(",")):
+        key, _, text = part.partition("=")
+        try:
+            options[key] = json.loads(text.lower() if text in ("True", "False") else text)
+        except json.JSONDecodeError:
+            options[key] = text
+    return found[1], options
+
+
+def versions_of(*packages: str, extra: str) -> dict[str, str]:
+    """Package -> its version.
+
+    Raises:
+      ImportError: one is not installed; names the extra that has it.
+    """
+    try:
+        return {name: importlib.metadata.version(name) for name in packages}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ImportError(f"{error}: pip install 'wamjax[{extra}]'") from None
+
+
 def resolve(place: str) -> Callable[..., Any]:
     """What "module:attribute" names."""
     module, _, attribute = place.partition(":")
@@ -151,25 +202,26 @@ class _Loop:
     def __init__(self, environment: Environment):
         self.environment = environment
 
+    def describe(self) -> Mapping[str, Any]:
+        return {"workers": os.cpu_count() or 1, **self.environment.describe()}
+
     def reset(self, task: str, seed: int, shift: Mapping[str, float]) -> Observation:
         return _plain(self.environment.reset(task, seed, shift))
 
     def play(self, actions: np.ndarray, record: bool, stop: bool) -> Stretch:
         """Carries out a plan (j, a); `stop` ends it where the task is achieved."""
         achieved, proprio, frames = [], [], []
-        for action in actions:
-            observation, done = self.environment.step(action)
-            observation = _plain(observation)
+        for number, action in enumerate(actions):
+            observation, done = self.environment.step(np.array(action))
             achieved.append(bool(done))
-            proprio.append(observation["proprio"])
-            frames.append(observation["images"])
-            if not record:
-                frames = frames[-1:]
-            if stop and done:
+            proprio.append(_felt(observation))
+            over = number + 1 == len(actions) or (stop and done)
+            if record or over:
+                frames.append(_shown(observation))
+            if over:
                 break
         pictures = {name: np.stack([f[name] for f in frames]) for name in frames[0]}
         return Stretch(np.array(achieved), np.stack(proprio), pictures)
-
 
     def demonstrate(
         self, task: str, seed: int, most: int, settle: int, noise: np.ndarray
@@ -197,8 +249,18 @@ class _Loop:
 
 
 def _plain(observation: Observation) -> Observation:
-    images = {k: np.ascontiguousarray(v, np.uint8) for k, v in observation["images"].items()}
-    return {"images": images, "proprio": np.asarray(observation["proprio"], np.float32)}
+    return {"images": _shown(observation), "proprio": _felt(observation)}
+
+
+def _felt(observation: Observation) -> np.ndarray:
+    return np.array(observation["proprio"], np.float32)
+
+
+def _shown(observation: Observation) -> Mapping[str, np.ndarray]:
+    images = observation["images"]
+    if callable(images):
+        images = images()
+    return {name: np.ascontiguousarray(image, np.uint8) for name, image in images.items()}
 
 
 _PROGRAM = "from wamjax.envs.worker import serve; serve({})"
@@ -206,7 +268,25 @@ _PROGRAM = "from wamjax.envs.worker import serve; serve({})"
 
 def serve(number: int) -> None:
     """What the process of a worker runs: answers on the pipe with this file descriptor."""
-    pipe, loop, failure = multiprocessing.connection.Connection(number), None, ""
+    pipe = multiprocessing.connection.Connection(number)
+    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+        name, start = pipe.recv()
+        assert name == "make", name
+        converse(pipe, *start)
+
+
+def converse(pipe: Pipe, place: str, options: Mapping[str, Any]) -> None:
+    """Makes an environment and answers calls of `_Loop`, until the other side hangs up.
+
+    Args:
+      pipe: brings (name, arguments), and takes ("done", answer) or ("error", a sentence).
+      place, options: of the environment. If it cannot be made, every answer says why.
+    """
+    loop, failure = None, ""
+    try:
+        loop = _Loop(resolve(place)(**options))
+    except Exception as error:
+        failure = _sentence(error)
     while True:
         try:
             name, arguments = pipe.recv()
@@ -214,20 +294,19 @@ def serve(number: int) -> None:
             if loop is not None:
                 loop.environment.close()
             return
+        if loop is None:
+            pipe.send(("error", failure))
+            continue
         try:
-            if name == "make":  # nobody waits for an answer; the first call tells what went wrong
-                place, options = arguments
-                loop = _Loop(resolve(place)(**options))
-                continue
-            if loop is None:
-                pipe.send(("error", failure))
-                continue
-            pipe.send(("done", getattr(loop, name)(*arguments)))
+            answer = "done", getattr(loop, name)(*arguments)
         except Exception as error:
-            failure = f"{type(error).__name__}: {error}"
-            traceback.print_exc()
-            if name != "make":
-                pipe.send(("error", failure))
+            answer = "error", _sentence(error)
+        pipe.send(answer)
+
+
+def _sentence(error: Exception) -> str:
+    traceback.print_exc()
+    return f"{type(error).__name__}: {error}"
 
 
 def each(workers: Sequence[Worker], name: str, arguments: Sequence[tuple]) -> list[Any]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from wamjax.config import did_you_mean
 from wamjax.envs.joins import SYNC, Join
+from wamjax.envs.worker import parts_of
 from wamjax.named import find
 
 Dials = Mapping[str, float]
@@ -24,6 +25,10 @@ WORLDS = {
     "tabletop": "wamjax.envs.tabletop.embedded:Tabletop",
     "turntable": "wamjax.envs.tabletop.embedded:Turntable",
     "metaworld": "wamjax.envs.metaworld:world",
+    "pusht": "wamjax.envs.pusht:world",
+    "aloha": "wamjax.envs.aloha:world",
+    "libero": "wamjax.envs.libero:world",
+    "remote": "wamjax.envs.remote:world",
 }
 
 
@@ -175,12 +180,20 @@ def open_world(name: str, **options: Any) -> World:
 
     Args:
       name: one of `WORLDS`, or "module:attribute" of one's own: something that returns a world.
+        Options may follow, as in ``metaworld:size=96,fast=false``.
       **options: for it.
 
     Raises:
-      ValueError: there is no such world; names those that there are.
+      ValueError: there is no such world, or it has no such option; names those that there are.
     """
-    return find(name, WORLDS, "config.eval.env")(**options)
+    place, given = parts_of(name)
+    function = find(place, WORLDS, "config.eval.env")
+    try:
+        return function(**given, **options)
+    except TypeError as error:
+        if "argument" not in str(error) or not given:
+            raise
+        raise ValueError(f"config.eval.env = {name!r}: {error}") from error
 
 
 def shift_of(world: World, name: str, dials: Dials | None = None) -> dict[str, float]:

@@ -41,7 +41,7 @@ def metadata(
         "state": _dimensions(spec.proprio_dim, manifest.proprio_names),
         "mode": mode,
         "modes": list(policies),
-        "prefix": False,  # whether actions that are committed already can be given
+        "prefix": policy.prefix_max,  # most actions that are committed and can be given
         "extras": list(EXTRAS),
         "max_batch": batching.max_batch,
         "instructions": list(policy.instructions)[:256],

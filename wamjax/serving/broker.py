@@ -48,11 +48,13 @@ class ActionChunks:
           ValueError: there is no such way, or the policy was not trained for it.
         """
         self._client, self._state, self._relative = client, state, relative
-        self._way = chunks.joining(joining, **options)
         about = getattr(client, "metadata", {})
-        if self._way.prefix and about and not about.get("prefix"):
-            raise ValueError("this policy takes no committed actions: joining='prefix' is for one "
-                             "that was trained with them; choose another way")  # fmt: skip
+        if joining == "prefix":
+            if not about.get("prefix"):
+                raise ValueError("this policy takes no committed actions: joining='prefix' is for "
+                                 "one that was trained with them; choose another way")  # fmt: skip
+            options = {"longest": about["prefix"]} | options
+        self._way = chunks.joining(joining, **options)
         self._hold = about.get("actions", {}).get("hold")
         self._extras = "extras" in about  # other servers may not take them
         self._executor = executor or concurrent.futures.ThreadPoolExecutor(1, "chunks")

@@ -142,10 +142,21 @@ class Prefix(Switch):
     """Asks with the actions that are committed, so that the new chunk begins with them.
 
     Of a policy that was trained so. A chunk that took longer than it had been told does not go on
-    from what was played: it is played only if there is nothing else (rule 5).
+    from what was played: it is played only if there is nothing else (rule 5). Where more actions
+    are played meanwhile than the policy can be told, it is told the first of them, and behind
+    those the new chunk is switched to.
+
+    Attributes:
+      longest: actions that the policy can be told; None: as many as a chunk has.
     """
 
     prefix = True
+
+    def __init__(self, execute: int | None = None, longest: int | None = None):
+        super().__init__(execute)
+        if longest is not None and longest < 1:
+            raise ValueError(f"longest = {longest} committed actions: at least one")
+        self.longest = longest
 
 
 JOININGS: dict[str, Callable[..., Switch]] = {
@@ -174,7 +185,8 @@ class Question:
       step: index of its control step.
       delay: steps that it is expected to take.
       anchor: (a,) what its actions are relative to; 0 where they are not.
-      prefix: (delay, a) the actions that are played meanwhile, relative to `anchor`; or None.
+      prefix: (d, a) the actions that are played meanwhile, relative to `anchor`: `delay` of
+        them, or the first that the policy can be told; or None.
     """
 
     played: int
@@ -262,8 +274,10 @@ class ActionQueue:
         ):
             return None
         anchor, prefix = self._anchor(state), None
-        if self.way.prefix and self._last is not None:
-            prefix = self._committed(delay) - anchor
+        if self.way.prefix and (self.left or self.begun):
+            longest = self.way.longest
+            count = delay if longest is None else min(delay, longest)
+            prefix = self._committed(count) - anchor
         self._asked = Question(self.played, self.step, delay, anchor, prefix)
         return self._asked
 

@@ -82,7 +82,8 @@ class Client:
         """Asks for a chunk of actions.
 
         Args:
-          observation: in the names of `metadata`, with any of its extras.
+          observation: in the names of `metadata`, with any of its extras, and with ``prefix``: the
+            actions (d, a) that the robot is committed to, if its policy takes them.
           timeout: seconds; that of the client by default.
 
         Returns:

@@ -19,6 +19,7 @@ from wamjax.config import did_you_mean
 
 FILE = "names.json"  # in a bundle: the table of its clients
 PROPRIO, INSTRUCTION = "proprio", "instruction"
+PREFIX = "prefix"  # beside an observation: actions that the robot is committed to
 
 # What a client may add to an observation. All are echoed in the answer; `mode` is also obeyed.
 EXTRAS = ("request_id", "timestamp", "executed_actions", "inference_delay", "mode", "budget_ms")
@@ -89,7 +90,7 @@ class Names:
                 f"an observation is a map of keys, not a {type(message).__name__}"
             )
         extras = {key: _echo(key, message[key]) for key in EXTRAS if key in message}
-        values = _flat({key: x for key, x in message.items() if key not in EXTRAS})
+        values = _flat({key: x for key, x in message.items() if key not in (*EXTRAS, PREFIX)})
         table = max(self.tables, key=lambda t: len(set(t.keys) & set(values)))
         if self.default_instruction and table.instruction not in values:
             values[table.instruction] = self.default_instruction
@@ -123,6 +124,25 @@ class Names:
         if x.shape[0] == 3 and x.shape[2] != 3:
             x = np.ascontiguousarray(np.moveaxis(x, 0, -1))
         return x
+
+
+def prefix_of(message: Mapping[str, Any]) -> np.ndarray | None:
+    """The actions (d, a) that a client is committed to; None: it says of none.
+
+    Raises:
+      BadObservation: they are no numbers in rows.
+    """
+    value = message.get(PREFIX)
+    if value is None or (isinstance(value, list) and not value):  # json's rows have no width then
+        return None
+    try:
+        actions = np.asarray(value)
+    except ValueError:
+        raise BadObservation("prefix is no array: its rows differ in length") from None
+    if actions.ndim != 2 or actions.dtype.kind not in "fiu":
+        raise BadObservation(f"prefix is {actions.dtype} {actions.shape}, numbers (d, a) of d "
+                             "committed actions are wanted")  # fmt: skip
+    return actions
 
 
 def tables(chosen: Sequence[str], cameras: Sequence[str], bundle: str = "") -> tuple[Table, ...]:

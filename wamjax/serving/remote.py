@@ -11,10 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from wamjax.envs.joins import Join, jerk
 from wamjax.envs.world import World
 from wamjax.serving.client import Client
 from wamjax.training import state as states
 from wamjax.viz.intervals import wilson
+from wamjax.wam.prefix import Prefix
 
 
 class Robots:
@@ -33,6 +35,18 @@ class Robots:
         self.metadata, self.round_trips = about, []
         self._function = functools.partial(_ask, self)
 
+    def join(self, way: str, delay: int) -> Join:
+        """A way to join the chunks of this server's policy under a delay, see `joins.Join`.
+
+        Raises:
+          ValueError: its policy cannot be told as many actions as "prefix" commits to.
+        """
+        longest = int(self.metadata.get("prefix", 0))
+        if way == "prefix" and delay > longest:
+            raise ValueError(f"--join=prefix --delay={delay}: the policy takes at most {longest} "
+                             "committed actions (prefix in its metadata)")  # fmt: skip
+        return Join(way, delay, tuple(self.metadata["actions"].get("hold", ())))
+
     def roll_out(self, world: World, tasks: Sequence[str], keys: Any, **options: Any):
         """`World.roll_out`, with the actions of the server; one episode for each robot."""
         self._instructions = [world.tasks[task] for task in tasks]
@@ -46,13 +60,17 @@ class Robots:
         for client in self._clients:
             client.close()
 
-    def act(self, images: dict[str, np.ndarray], proprio: np.ndarray) -> np.ndarray:
-        """Actions (e, j, a) of what each robot sees."""
+    def act(
+        self, images: dict[str, np.ndarray], proprio: np.ndarray, prefix: Prefix | None = None
+    ) -> np.ndarray:
+        """Actions (e, j, a) of what each robot sees, behind those that it is committed to."""
 
         def ask(i: int) -> np.ndarray:
             seen = {name: np.asarray(x[i]) for name, x in images.items()}
             question = {"images": seen, "proprio": np.asarray(proprio[i]),
                         "instruction": self._instructions[i]}  # fmt: skip
+            if prefix is not None:
+                question["prefix"] = np.asarray(prefix.actions[i])[: int(prefix.count[i])]
             start = time.perf_counter()
             actions = self._clients[i].infer(question)["actions"]
             self.round_trips.append(1e3 * (time.perf_counter() - start))
@@ -71,33 +89,38 @@ def evaluate(
       robots: at least `batch` of them.
       seed: of the scenes: ``config.eval.seed``.
       batch: episodes at once.
-      options: ``execute`` and ``max_steps`` of `World.roll_out`.
+      options: ``execute``, ``max_steps`` and ``join`` of `World.roll_out`.
     """  # fmt: skip
     total = -(-episodes // len(tasks)) * len(tasks)
     outcomes: list[int] = []
+    jerks: list[float] = []
+    hold = tuple(robots.metadata["actions"].get("hold", ()))
     for start in range(0, total, batch):
         numbers = np.arange(start, start + batch)
         keys = jax.vmap(functools.partial(states.key, seed, "evaluate"))(numbers)
         names = [tasks[i % len(tasks)] for i in numbers]
         done = robots.roll_out(world, names, keys, **options)
         outcomes += np.asarray(done.success, int).tolist()
+        jerks += jerk(done.actions, done.steps, hold).tolist()
     outcomes = outcomes[:total]
     p50, p99 = np.percentile(robots.round_trips, (50, 99))
     interval = wilson(sum(outcomes), total)
     return {
         "success_rate": sum(outcomes) / total, "interval": [interval.low, interval.high],
         "episodes": total, "outcomes": "".join(map(str, outcomes)),
+        "jerk": float(np.mean(jerks[:total])),
         "round_trip_ms": {"p50": float(p50), "p99": float(p99)},
         "bundle": robots.metadata.get("bundle"),
     }  # fmt: skip
 
 
-def _ask(robots: Robots, observation: dict[str, Any], keys: Any) -> Any:
+def _ask(robots: Robots, observation: dict[str, Any], keys: Any, prefix: Any = None) -> Any:
     del keys  # the noise is the server's
+    given = () if prefix is None else (Prefix(*prefix),)
     size = len(observation["proprio"])
     shape = jax.ShapeDtypeStruct((size, *robots._shape), np.float32)
     images = observation["images"]
     names = {name: images[name] for name in robots.metadata["cameras"]}
     return jax.experimental.io_callback(
-        robots.act, shape, names, observation["proprio"], ordered=True
+        robots.act, shape, names, observation["proprio"], *given, ordered=True
     )

@@ -18,7 +18,7 @@ from wamjax.bundle.observation import BadObservation
 from wamjax.serving import metrics as counted
 from wamjax.serving import wire
 from wamjax.serving.metrics import Metrics
-from wamjax.serving.names import Names
+from wamjax.serving.names import Names, prefix_of
 
 LATENCIES = 512  # calls that a percentile is of: older ones are forgotten
 TRIALS = 10  # timed calls before the port opens
@@ -29,8 +29,11 @@ RECENT = 1.0  # seconds after which a client is no longer waited for
 class Acts(Protocol):
     """What a worker needs of a policy; `LoadedPolicy` is one."""
 
-    def admit(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Arrays with a batch axis, or BadObservation."""
+    def admit(
+        self, observation: dict[str, Any], prefix: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """Arrays with a batch axis, the actions (d, a) that are committed among them; or
+        BadObservation."""
 
     def act(self, arrays: dict[str, np.ndarray], key: Any) -> np.ndarray:
         """Actions (b, j, a)."""
@@ -231,7 +234,7 @@ class Worker:
                 if added.get("mode") not in (None, mode):
                     raise BadObservation(f"mode {added['mode']!r} is not served; there are "
                                          f"{', '.join(self.policies)}")  # fmt: skip
-                rows.append(policy.admit(observation))
+                rows.append(policy.admit(observation, prefix_of(request.message)))
             except BadObservation as error:
                 _answer(request, Answer(counted.REFUSED, error=wire.sentence(error)), self.metrics)
             except Exception as error:

@@ -133,6 +133,31 @@ def judge(config, run: str, branches: str) -> None:
     config.optim.name, config.optim.learning_rate, config.optim.weight_decay = "adamw", 1e-3, 0.05
 
 
+def simulator(config, env: str, tasks: tuple[str, ...], demos: int, noise: float) -> None:
+    """Sets data and evaluation to a world of host environments; the model stays as small.
+
+    Args:
+      env: see `wamjax.envs.world.open_world`.
+      demos: of the world's expert, over all tasks.
+      noise: on its actions, in their units; steps are labelled with what it meant.
+    """
+    from wamjax.config import source
+
+    collect = {"env": env, "tasks": tasks, "episodes": demos, "noise": noise, "intended": True}
+    config.data.sources.demos = source(collect=collect)
+    config.data.batch_size, config.total_steps = 32, 3000
+    config.optim.name, config.optim.learning_rate = "muon", 3e-3
+    config.eval.env, config.eval.tasks = env, tasks
+    config.eval.episodes, config.eval.batch_size = 100, 50
+
+
+def simulator_debug(config) -> None:
+    """As `tabletop_debug`, with the little simulation that a laptop does in a minute."""
+    tabletop_debug(config)
+    config.data.sources.demos.collect.episodes = 2
+    config.eval.update({"episodes": 2, "max_steps": 20, "batch_size": 2, "blind": False})
+
+
 def tabletop_debug(config) -> None:
     """The same in under a minute, to see that everything runs; it learns nothing."""
     config.total_steps, config.log_every, config.checkpoint.every = 6, 2, 3

@@ -1,0 +1,29 @@
+"""A small Fast-WAM on two arms that hand over a cube, from an expert by inverse kinematics.
+
+    pip install -e ".[aloha]"
+    python -m wamjax.train --config=experiments/configs/aloha.py --workdir=runs/aloha
+
+Collects demonstrations (about two seconds each), trains, and rolls out 100 episodes beside a blind
+replay. Not trained at length yet.
+
+Arguments: variant=fast|joint|idm|no_cotrain|optional_idm, preset=2026-08|paper, demos=N, debug.
+"""
+
+from wamjax import config as configs
+from wamjax.wam.fast_wam import presets
+
+
+def get_config(arg=None):
+    args = configs.parse_arg(arg, variant="fast", preset="2026-08", demos=100, debug=False)
+    config = configs.base_config()
+    presets.fast_wam(config, args.variant, args.preset)
+    presets.tabletop(config)
+    presets.simulator(config, "aloha", ("transfer_cube",), args.demos, noise=0.01)
+    data = config.data
+    data.cameras, data.chunk, data.frame_stride = ("top", "angle"), 40, 20
+    data.instruction_length = 16
+    data.padding = "hold:.*"  # actions are joint angles, and an arm that rests keeps them
+    config.eval.execute, config.eval.max_steps = 20, 300
+    if args.debug:
+        presets.simulator_debug(config)
+    return config

@@ -1,0 +1,35 @@
+"""A small Fast-WAM on eight tasks of LIBERO-Object, from a scripted expert, at 64 pixels.
+
+    pip install -e ".[libero]"
+    python -m wamjax.train --config=experiments/configs/libero_object.py --workdir=runs/object
+
+Collects demonstrations (ten seconds each), trains, and rolls out 100 episodes beside a blind
+replay. Not trained at length yet. For the published model see fast_wam_libero.py.
+
+Arguments: variant=fast|joint|idm|no_cotrain|optional_idm, preset=2026-08|paper, demos=N, debug.
+"""
+
+from wamjax import config as configs
+from wamjax.wam.fast_wam import presets
+
+ENV = "libero:suite=libero_object,size=64,fast=true"
+THINGS = (
+    "alphabet_soup", "salad_dressing", "bbq_sauce", "ketchup", "tomato_sauce", "butter", "milk",
+    "orange_juice",
+)  # fmt: skip
+TASKS = tuple(f"pick_up_the_{thing}_and_place_it_in_the_basket" for thing in THINGS)
+
+
+def get_config(arg=None):
+    args = configs.parse_arg(arg, variant="fast", preset="2026-08", demos=160, debug=False)
+    config = configs.base_config()
+    presets.fast_wam(config, args.variant, args.preset)
+    presets.tabletop(config)
+    presets.simulator(config, ENV, TASKS, args.demos, noise=0.1)
+    data = config.data
+    data.cameras, data.chunk, data.frame_stride = ("image", "wrist_image"), 20, 10
+    data.instruction_length = 16
+    config.eval.execute, config.eval.max_steps = 10, 280
+    if args.debug:
+        presets.simulator_debug(config)
+    return config

@@ -1,0 +1,284 @@
+"""Environments behind a socket: simulators with other pins, or on another machine.
+
+There NumPy and msgpack are enough (Python 3.9, no JAX), with the folder `wamjax` on the path:
+
+    python -m wamjax.envs.remote --env=my_kitchen:Kitchen --port=7000
+
+and here the world is ``remote:at=HOST:7000``. Every connection is an environment in a process of
+its own. What goes through is what goes through the pipe of a worker here: one exchange a plan. A
+connection that breaks is an environment that crashed: it is started anew, and counted. A message
+is eight bytes of length and then bytes of `wamjax.serving.wire`: nothing is unpickled, and a client
+can ask for nothing but episodes. Whoever reaches the port can ask: leave it on 127.0.0.1 and come
+through ssh, or keep it within one's own network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from wamjax.envs.worker import Demonstration, Died, Stretch, converse, parts_of
+from wamjax.serving import wire
+
+CALLS = ("describe", "reset", "play", "demonstrate")
+TYPES = {"play": Stretch, "demonstrate": Demonstration}  # what is a tuple here and a list there
+PORT = 7000
+MOST_ASKED, MOST_ANSWERED = 2**26, 2**32  # bytes of a message
+PATIENCE = 10.0  # seconds that a server may take to start listening
+GRACE = 2.0  # seconds that an environment has to leave by itself when nobody listens any more
+_LENGTH = struct.Struct(">Q")
+
+
+class Channel:
+    """See `wamjax.envs.worker.Pipe`; through a socket.
+
+    Args:
+      most: bytes of a message that comes in.
+    """
+
+    def __init__(self, connection: socket.socket, most: int):
+        self._socket, self._most = connection, most
+        with contextlib.suppress(OSError):  # a socket of another kind needs none
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def send(self, value: Any) -> None:
+        """Sends a message; raises OSError where nobody takes it."""
+        data = wire.pack(value)
+        self._socket.sendall(_LENGTH.pack(len(data)) + data)
+
+    def recv(self, timeout: float | None = None) -> Any:
+        """The next message.
+
+        Raises:
+          EOFError: the other side hung up.
+          TimeoutError: it took longer than `timeout` seconds.
+          wire.BadMessage: it is none, or too large.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size, end))
+        if length > self._most:
+            raise wire.BadMessage(f"a message of {length} bytes: no environment is asked or answers"
+                                  " so")  # fmt: skip
+        return wire.unpack(bytes(self._exactly(length, end)))
+
+    def close(self) -> None:
+        """Hangs up."""
+        self._socket.close()
+
+    def _exactly(self, count: int, end: float | None) -> bytearray:
+        data = bytearray(count)
+        view, at = memoryview(data), 0
+        while at < count:
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left)
+            got = self._socket.recv_into(view[at : at + 2**20])
+            if not got:
+                raise EOFError
+            at += got
+        self._socket.settimeout(None)
+        return data
+
+
+class Connection:
+    """See `wamjax.envs.worker.Worker`; the environment is where ``HOST:PORT`` is.
+
+    Args:
+      timeout: seconds that a plan, or a reset, may take.
+    """
+
+    def __init__(self, address: str, timeout: float):
+        self._place, self._timeout = split(address), timeout
+        self._channel: Channel | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Connects, anew if it was: to a new environment. `send` tells that it went wrong."""
+        self.close()
+        end = time.monotonic() + PATIENCE
+        while self._channel is None:
+            try:
+                connection = socket.create_connection(self._place, timeout=PATIENCE)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                self._channel = Channel(connection, MOST_ANSWERED)
+            except OSError as error:
+                self._failure = f"nothing answers at {self._place[0]}:{self._place[1]} ({error})"
+                if time.monotonic() > end or isinstance(error, socket.gaierror):
+                    return
+                time.sleep(0.1)
+
+    def send(self, name: str, *arguments: Any) -> None:
+        """Asks for a call of an environment; `receive` has the answer."""
+        if self._channel is None:
+            raise Died(self._failure)
+        self._name = name
+        try:
+            self._channel.send((name, arguments))
+        except OSError as error:
+            raise Died(f"the connection broke: {error}") from error
+
+    def receive(self) -> Any:
+        """The answer to what was sent.
+
+        Raises:
+          Died: the environment raised, its process ended, or it took too long.
+        """
+        try:
+            kind, answer = self._channel.recv(self._timeout)
+        except TimeoutError as error:
+            raise Died(f"no answer within {self._timeout:.0f} s") from error
+        except (EOFError, OSError) as error:
+            raise Died(f"the connection broke: {str(error) or 'the other side hung up'}") from error
+        except ValueError as error:
+            raise Died(f"what answers is no environment: {error}") from error
+        if kind == "error":
+            raise Died(answer)
+        try:
+            return TYPES[self._name](*answer) if self._name in TYPES else answer
+        except TypeError as error:
+            raise Died(f"{self._name}: answered by another version of wamjax ({error})") from error
+
+    def close(self) -> None:
+        """Hangs up; the environment ends."""
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = None
+
+
+def world(at: str = f"127.0.0.1:{PORT}", timeout: float = 300.0, workers: int = 0):
+    """The world whose environments are served at an address, as they describe it.
+
+    Args:
+      at: ``HOST:PORT``.
+      timeout: seconds that a plan, or a reset, may take.
+      workers: environments at once; 0: as many as there are processors there.
+
+    Raises:
+      ConnectionError: there is none.
+      ValueError: its description is not one.
+    """
+    from wamjax.envs import host
+
+    with host.connections(at, timeout, 1) as (connection,):
+        try:
+            connection.send("describe")
+            about = connection.receive()
+        except Died as error:
+            raise ConnectionError(
+                f"remote:at={at}: {error}. There: python -m wamjax.envs.remote --env=MODULE:CLASS"
+            ) from error
+    about = about | {"address": at, "timeout": timeout}
+    return host.described(about | ({"workers": workers} if workers else {}))
+
+
+def split(address: str) -> tuple[str, int]:
+    """(host, port) of ``HOST:PORT``.
+
+    Raises:
+      ValueError: it is none.
+    """
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit() and int(port) < 2**16):
+        raise ValueError(f"address {address!r} of a world must be HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+class _Served(Channel):
+    """What a server takes: calls of `CALLS`, or it hangs up."""
+
+    def recv(self, timeout: float | None = None) -> tuple[str, list[Any]]:
+        try:
+            message = super().recv(timeout)
+        except wire.BadMessage as error:
+            print(f"hung up: {error}", file=sys.stderr)
+            raise EOFError from error
+        if isinstance(message, list) and len(message) == 2 and message[0] in CALLS:
+            return message
+        print(f"hung up: {wire.sentence(message)[:80]!r} is no call", file=sys.stderr)
+        raise EOFError
+
+
+def answer(number: int, place: str, options: Mapping[str, Any]) -> None:
+    """What the process of an environment runs, on the socket with this file descriptor."""
+    connection = socket.socket(fileno=number)
+    threading.Thread(target=_leave, args=(number,), daemon=True).start()
+    with contextlib.suppress(OSError):  # hung up while something was to be answered
+        converse(_Served(connection, MOST_ASKED), place, options)
+
+
+def _leave(number: int) -> None:
+    """Ends this process when nobody listens any more, also one whose simulator hangs."""
+    poll = select.poll()
+    poll.register(number, select.POLLRDHUP)
+    poll.poll()
+    time.sleep(GRACE)
+    os._exit(1)
+
+
+_PROGRAM = "from wamjax.envs.remote import answer; answer({}, {!r}, {!r})"
+
+
+def serve(place: str, options: Mapping[str, Any], host: str, port: int) -> None:
+    """Starts an environment for each connection until the process is told to end.
+
+    Args:
+      place: "module:attribute" of what makes an environment, see `wamjax.envs.worker.Described`.
+      options: its arguments.
+      port: 0: any that is free; what it is, is printed.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    running: list[subprocess.Popen] = []
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=128) as listener:
+        print(f"{place} at {host}:{listener.getsockname()[1]}", flush=True)
+        try:
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    number = connection.fileno()
+                    program = _PROGRAM.format(number, place, dict(options))
+                    running.append(subprocess.Popen(
+                        [sys.executable, "-c", program], pass_fds=[number], env=environment,
+                    ))  # fmt: skip
+                running = [p for p in running if p.poll() is None]
+        finally:
+            for process in running:
+                process.terminate()
+            for process in running:
+                process.wait()
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the server's command line; absl is not needed there."""
+    out = argparse.ArgumentParser(
+        "python -m wamjax.envs.remote", description=__doc__.partition("\n")[0], allow_abbrev=False
+    )
+    out.add_argument("--env", required=True, help="MODULE:CLASS[:option=value,...] of it")
+    out.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    out.add_argument("--port", type=int, default=PORT, help="0: any that is free")
+    return out
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the server."""
+    asked = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    place, options = parts_of(asked.env)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(place, options, asked.host, asked.port)
+
+
+if __name__ == "__main__":
+    main()
