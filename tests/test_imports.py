@@ -14,8 +14,8 @@ MODULES = {
     for path in ROOT.rglob("*.py")
 }
 COMMANDS = {
-    "collect", "convert", "doctor", "drive", "evaluate", "export_policy", "foresight", "ingest",
-    "reconstruct", "rollouts", "sample", "serve", "stats", "train",
+    "branches", "collect", "convert", "doctor", "drive", "evaluate", "export_policy", "foresight",
+    "ingest", "reconstruct", "rollouts", "sample", "serve", "stats", "train",
 }  # fmt: skip
 # Modules that any may use: they know nothing of the others.
 GROUND = {
