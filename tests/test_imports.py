@@ -14,8 +14,8 @@ MODULES = {
     for path in ROOT.rglob("*.py")
 }
 COMMANDS = {
-    "collect", "convert", "doctor", "drive", "evaluate", "export_policy", "foresight", "ingest",
-    "reconstruct", "rollouts", "sample", "serve", "stats", "train",
+    "branches", "collect", "convert", "doctor", "drive", "evaluate", "export_policy", "foresight",
+    "ingest", "reconstruct", "rollouts", "sample", "serve", "stats", "train",
 }  # fmt: skip
 # Modules that any may use: they know nothing of the others.
 GROUND = {
@@ -54,6 +54,7 @@ DOORS = {
     ("data.sources", "envs"): "a source that is missing is collected",
     ("envs.remote", "serving"): "the bytes of a message",
     ("data.page", "viz"): "the frame that all pages share",
+    ("serving.remote", "wam"): "the prefix that a policy takes",
 }
 
 

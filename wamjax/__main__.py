@@ -17,9 +17,9 @@ from wamjax.config import did_you_mean
 
 # In the order in which people come to need them; the first line of each says what it does.
 COMMANDS = (
-    "train", "evaluate", "sample", "foresight", "rollouts", "collect", "ingest", "stats", "doctor",
-    "reconstruct", "convert", "export_policy", "serve", "drive", "data.embeddings",
-    "data.precompute", "viz", "bench",
+    "train", "evaluate", "sample", "foresight", "rollouts", "branches", "collect", "ingest",
+    "stats", "doctor", "reconstruct", "convert", "export_policy", "serve", "drive",
+    "data.embeddings", "data.precompute", "viz", "bench",
 )  # fmt: skip
 
 

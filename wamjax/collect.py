@@ -28,6 +28,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("intended", False, "label steps with the expert's intention, not the noise")
     flags.DEFINE_bool("action_free", False, "store video and proprio, but no actions")
     flags.DEFINE_bool("keep_failures", False, "keep episodes that fail, too")
+    flags.DEFINE_float("confusion", 0.0, "share of episodes that go for the wrong thing")
     flags.mark_flag_as_required("out")
 
 
@@ -43,6 +44,7 @@ def main(argv: list[str]) -> None:
         action_free=values.action_free,
         keep_failures=values.keep_failures,
         intended=values.intended,
+        confusion=values.confusion,
     )
     summary = collect(values.out, settings)
     index = Reader(values.out).index

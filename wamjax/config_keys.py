@@ -78,7 +78,8 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("log.tensorboard", False, "also write TensorBoard events (pip install 'wamjax[log]')"),
     ("log.wandb", "", "project to also log to at wandb (pip install 'wamjax[log]'); '' = none"),
     ("data.root", "", "folder that relative source paths start at; '' = the cache for tabletop"),
-    ("data.kind", "episodes", "episodes (windows of data.sources) or arrays (data.arrays)"),
+    ("data.kind", "episodes", "episodes (windows of data.sources), arrays or branches"),
+    ("data.branches", "", "folder of wamjax.branches, below data.root; what a judge is trained on"),
     ("data.arrays", "", "NAME or NAME:option=value,...: arrays and how they are made, data.makers"),
     ("data.embeddings", "", "text-embedding cache, below data.root; read if text.kind is context"),
     ("data.batch_size", 32, "examples in a batch, over all devices and processes"),
@@ -149,6 +150,7 @@ SOURCE: tuple[tuple[str, Any, str], ...] = (
         "label steps with the expert's intention instead of the noisy action",
     ),
     ("collect.keep_failures", False, "keep episodes that fail, too"),
+    ("collect.confusion", 0.0, "share of episodes whose expert takes things for their look-alikes"),
 )
 
 # Names of before, and what they are now.

@@ -20,7 +20,6 @@ from wamjax import tree, wam
 from wamjax.bundle import files
 from wamjax.bundle.files import CODEC, PLANNER, TEXT, WEIGHTS, Manifest
 from wamjax.bundle.observation import BadObservation, Observer, close
-from wamjax.config import did_you_mean
 from wamjax.data.embeddings import EmbeddingCache
 from wamjax.data.normalize import normalizers
 from wamjax.models.codec import Codec
@@ -162,7 +161,7 @@ class LoadedPolicy:
           ValueError: it has no such way.
         """
         mode = check_mode(self._acting.objective, mode) or self.mode
-        acting = dataclasses.replace(self._acting, mode=mode)
+        acting = trained.priced(dataclasses.replace(self._acting, mode=mode))
         return LoadedPolicy(self.manifest, acting, self._codec, self.observer, self.limits)
 
     def _arrays(
@@ -299,7 +298,7 @@ def load_policy(
                          f"this wamjax {constants}; export the policy again")  # fmt: skip
     normalise = normalizers(manifest.statistics, config.data.normalization)
     cache = EmbeddingCache(folder / TEXT) if config.model.text.kind == "context" else None
-    acting = trained.Policy(objective, params, normalise, mode)
+    acting = trained.priced(trained.Policy(objective, params, normalise, mode))
     return LoadedPolicy(manifest, acting, codec, Observer(manifest.spec, cache), limits)
 
 
@@ -316,10 +315,8 @@ def modes_of(objective: Any) -> tuple[str, ...]:
 
 def check_mode(objective: Any, mode: str | None) -> str | None:
     """`mode`, if there is such a one; else ValueError."""
-    known = modes_of(objective)
-    if mode is not None and mode not in known:
-        raise ValueError(f"this policy acts in modes {', '.join(known)}, not {mode!r}"
-                         f"{did_you_mean(mode, known)}")  # fmt: skip
+    modes_of(objective)
+    objective.check_mode(mode)
     return mode
 
 

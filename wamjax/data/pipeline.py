@@ -17,7 +17,7 @@ import numpy as np
 
 from wamjax import files
 from wamjax.console import say
-from wamjax.data import arrays, mixture, stand_in
+from wamjax.data import arrays, branches, mixture, stand_in
 from wamjax.data import checks as checks_of
 from wamjax.data.arrays import ArraySpec
 from wamjax.data.checks import checks, describe
@@ -38,7 +38,7 @@ __all__ = [
     "train_iterator",
 ]
 
-KINDS = ("episodes", "arrays")
+KINDS = ("episodes", "arrays", "branches")
 _KEYS = ("proprio", "actions", "frame_valid", "action_valid", "episode")
 _OUTCOME = ("future_proprio", "score", "to_go", "rollout")
 
@@ -63,6 +63,9 @@ def open_data(config, rows: Sequence[int] | None = None, known: Sequence[str] = 
         table = arrays.open_table(config.data)
         data = arrays.batches(config, table, rows)
         return table.spec, {}, _iterate(config, data)
+    if kind_of(config) == "branches":
+        spec, statistics, table = branches.open_branches(config)
+        return spec, statistics, _iterate(config, arrays.batches(config, table, rows))
     spec, statistics, sources = open_episodes(config, known)
     for line in doubts(config, spec, statistics, sources):
         say(f"warning: {line}")
@@ -122,6 +125,8 @@ def spec_of(config) -> DataSpec | ArraySpec:
     """
     if kind_of(config) == "arrays":
         return arrays.declared(config.data) or arrays.open_table(config.data).spec
+    if kind_of(config) == "branches":
+        return declared(config.data) or branches.open_branches(config)[0]
     return declared(config.data) or open_episodes(config)[0]
 
 

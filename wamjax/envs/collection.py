@@ -40,6 +40,8 @@ class Settings(NamedTuple):
       keep_failures: keep episodes that fail, too.
       intended: label a step with what the expert meant to do there, not with what noise made of it:
         noise then shows how to recover (as in DART, arXiv 1703.09327) and is not itself imitated.
+      confusion: share of the episodes in which the expert goes for the wrong thing, in worlds with
+        such an expert; they are demonstrations too, and most of them fail.
     """
 
     env: str = "tabletop"
@@ -50,10 +52,12 @@ class Settings(NamedTuple):
     action_free: bool = False
     keep_failures: bool = False
     intended: bool = False
+    confusion: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """As stored in ``spec.json``."""
-        return {**self._asdict(), "tasks": list(self.tasks)}
+        """As stored in ``spec.json``; what was made before there was confusion has none."""
+        values = {**self._asdict(), "tasks": list(self.tasks)}
+        return values if self.confusion else {k: v for k, v in values.items() if k != "confusion"}
 
 
 def collect(out, settings: Settings, progress: bool = True) -> dict[str, Any]:
@@ -126,6 +130,7 @@ def ensure_collected(source, root) -> files.Path:
             action_free=source.action_free,
             keep_failures=ask.keep_failures,
             intended=ask.intended,
+            confusion=ask.confusion,
         )
     )
     name = f"{world.name}-{_fingerprint(world, settings)}"
@@ -171,6 +176,11 @@ def _checked(settings: Settings) -> tuple[World, Settings]:
         raise ValueError(f"{world.name} has no scripted expert to collect from")
     if settings.episodes < 1 or settings.noise < 0:
         raise ValueError(f"episodes must be positive and noise not negative: {settings}")
+    if settings.confusion and not settings.keep_failures:
+        raise ValueError(f"confusion = {settings.confusion} makes demonstrations that fail, and "
+                         "only with keep_failures are they kept")  # fmt: skip
+    if not 0 <= settings.confusion <= 1:
+        raise ValueError(f"confusion = {settings.confusion} must be in [0, 1]")
     return world, settings
 
 
@@ -196,6 +206,7 @@ def _rounds(world: World, settings: Settings, tried: Counter) -> Iterator[_Batch
     share = [len(range(i, settings.episodes, len(names))) for i in range(len(names))]
     missing = dict(zip(names, share, strict=True))
     key = jax.random.key(settings.seed)
+    habits = {"confusion": settings.confusion} if settings.confusion else {}
 
     def keep(done: Demonstrations) -> list[int]:
         rows = []
@@ -216,7 +227,7 @@ def _rounds(world: World, settings: Settings, tried: Counter) -> Iterator[_Batch
             rows.extend(keep(done))
             return rows
 
-        done = world.demonstrate(tasks, keys, noise=settings.noise, draw=draw)
+        done = world.demonstrate(tasks, keys, noise=settings.noise, draw=draw, **habits)
         tried["all"] += count
         tried["success"] += int(done.recording.success.sum())
         if tried["success"] < MIN_SUCCESS * tried["all"] and not settings.keep_failures:

@@ -77,6 +77,7 @@ class HostWorld:
     timeout: float = 300.0
     discount: float = DISCOUNT
     expert: bool = False
+    restores: bool = False
     noisy: tuple[float, ...] = ()
     batch: int = 16
 

@@ -1,7 +1,8 @@
 """What came of every episode of an evaluation, kept as it goes, so that a killed one goes on.
 
 episodes.jsonl has a first line that says what was asked, then one for each episode: {"kind",
-"episode", "task", "success", "steps", "crashes", "jerk"}.
+"episode", "task", "success", "steps", "crashes", "jerk"}, and "rungs" of its plans where a policy
+chose how far to climb.
 """
 
 from __future__ import annotations
@@ -49,10 +50,11 @@ class Outcomes:
         """Whether all these episodes are there."""
         return all((kind, int(n)) in self._rows for n in numbers)
 
-    def add(self, kind: str, outcomes: Iterable[tuple[int, str, int, int, int, float]]) -> None:
-        """Keeps (episode, task, success, steps, crashes, jerk); on disk before this returns."""
-        names = "episode", "task", "success", "steps", "crashes", "jerk"
-        rows = [{"kind": kind, **dict(zip(names, row, strict=True))} for row in outcomes]
+    def add(self, kind: str, outcomes: Iterable[tuple[Any, ...]]) -> None:
+        """Keeps (episode, task, success, steps, crashes, jerk) or these and the rungs of its plans;
+        on disk before this returns."""
+        names = "episode", "task", "success", "steps", "crashes", "jerk", "rungs"
+        rows = [{"kind": kind, **dict(zip(names, row, strict=False))} for row in outcomes]
         new = [row for row in rows if (row["kind"], row["episode"]) not in self._rows]
         self._rows |= {(row["kind"], row["episode"]): row for row in new}
         self._write(new, "a")

@@ -45,6 +45,8 @@ class Recording(NamedTuple):
       frames: camera -> pictures at the same times, if they were asked for.
       extras: whatever else the policy returned, leading axes (plans, e), or None.
       crashes: how often the environment of an episode had to be started anew.
+      states: of the world at the same times as `proprio`, leading axes (e, t + 1), as `roll_out`
+        begins from them; if they were asked for.
     """
 
     tasks: tuple[str, ...]
@@ -58,6 +60,7 @@ class Recording(NamedTuple):
     frames: Mapping[str, UInt8[np.ndarray, "e t+1 h w 3"]] | None
     extras: Any
     crashes: Int[np.ndarray, " e"]
+    states: Any = None
 
 
 class Demonstrations(NamedTuple):
@@ -88,6 +91,7 @@ class World(Protocol):
       shifts: name -> dials away from zero; "none" has none.
       dials: all that can be turned.
       expert: whether there is a scripted one.
+      restores: whether an episode can begin from a state that another one was in.
       batch: episodes that are best simulated together.
       versions: of what simulates, for reports.
     """
@@ -102,6 +106,7 @@ class World(Protocol):
     shifts: Mapping[str, Dials]
     dials: tuple[str, ...]
     expert: bool
+    restores: bool
     batch: int
     versions: Mapping[str, str]
 
@@ -118,6 +123,8 @@ class World(Protocol):
         execute: int,
         record: bool = False,
         join: Join = SYNC,
+        start: Any = None,
+        save: bool = False,
     ) -> Recording:
         """Runs a policy in closed loop, all episodes at once.
 
@@ -138,13 +145,21 @@ class World(Protocol):
           record: whether to keep the frames.
           join: how plans follow each other, and how late they come; a world that cannot be late
             need not take it.
+          start: states to begin from instead of new scenes, leading axis e; of `Recording.states`.
+          save: whether to return the states. A world that does not restore need take neither.
 
         Raises:
           ValueError: the policy returns fewer actions than `execute`, or of another width.
         """
 
     def demonstrate(
-        self, tasks: Sequence[str], keys: Array, *, noise: float, draw: Callable | None = None
+        self,
+        tasks: Sequence[str],
+        keys: Array,
+        *,
+        noise: float,
+        draw: Callable | None = None,
+        confusion: float = 0.0,
     ) -> Demonstrations:
         """Runs the scripted expert, all episodes at once; see `Demonstrations`.
 
@@ -152,6 +167,8 @@ class World(Protocol):
           noise: standard deviation of the noise on its actions.
           draw: says of the demonstrations, which have no frames yet, which rows get them; None:
             all. Drawing costs more than simulating, and failures are thrown away.
+          confusion: share of the episodes in which it takes things for others that look alike; a
+            world without such an expert need not take it.
 
         Raises:
           NotImplementedError: the world has no expert.

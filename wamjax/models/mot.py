@@ -18,6 +18,8 @@ class MixtureOfTransformers(Shell, kw_only=True):
 
     Attributes:
       action_spec: of the action expert.
+      value_spec: of a third expert, whose only token says what comes of the actions that it sees;
+        None without.
       action_dim, context_width: sizes of the other inputs.
       vocabulary: 0 when the batch carries text embeddings, else of the trainable token encoder.
       instruction_length: tokens of the instruction.
@@ -28,6 +30,7 @@ class MixtureOfTransformers(Shell, kw_only=True):
     context_width: int
     instruction_length: int
     vocabulary: int = 0
+    value_spec: ExpertSpec | None = None
 
     def setup(self):
         super().setup()
@@ -35,7 +38,11 @@ class MixtureOfTransformers(Shell, kw_only=True):
         self.proprio = Linear(self.context_width)
         if self.vocabulary:
             self.text = TokenEncoder(self.vocabulary, self.context_width, self.instruction_length)
-        self._blocks(self.video_spec, self.action_spec)
+        judge = ()
+        if self.value_spec:
+            judge = (self.value_spec,)
+            self.value = ActionExpert(self.value_spec, self.freq_dim, action_dim=1)
+        self._blocks(self.video_spec, self.action_spec, *judge)
 
     def conditions(self, condition: Groups) -> Conditions:
         """Each expert's context of the instruction and of the state.
@@ -48,5 +55,7 @@ class MixtureOfTransformers(Shell, kw_only=True):
         text = self.text(condition["instruction"]) if self.vocabulary else condition["context"]
         context = jnp.concatenate([text.astype(state.dtype), state], axis=1)
         contexts = {"video": self.video.context(context), "action": self.action.context(context)}
+        if self.value_spec:
+            contexts["value"] = self.value.context(context)
         contexts = {e: self.constrain(x, "batch", "tokens", "embed") for e, x in contexts.items()}
         return Conditions(None, contexts, {})

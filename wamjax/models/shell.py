@@ -35,8 +35,8 @@ class GroupSpec:
 
     Attributes:
       name: as in the visibility tables.
-      expert: "video" or "action".
-      positions: of its latent frames in time (video), or of its action steps.
+      expert: "video", "action" or "value".
+      positions: of its latent frames in time (video), or of its steps.
     """
 
     name: str
@@ -259,7 +259,7 @@ class Shell(nn.Module, kw_only=True):
 
     def _rope(self, expert: str, groups: list[GroupSpec], length: int) -> Rope | None:
         """Rotary tables of the groups; further tokens are not rotated."""
-        if expert == "action":
+        if expert in ("action", "value"):
             tables = [rope([g.positions], [self.head_dim]) for g in groups]
         else:
             grid = self._grid()

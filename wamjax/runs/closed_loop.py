@@ -91,6 +91,7 @@ def roll_out(
     world: World | None = None,
     record: Outcomes | None = None,
     kind: str = "policy",
+    function: Callable | None = None,
 ) -> dict[str, Any]:
     """Success rate over ``config.eval.episodes``, the tasks in equal shares.
 
@@ -98,6 +99,7 @@ def roll_out(
       shift: dials of the world that are not zero.
       record: of a run that may be killed; what it holds is not rolled out again.
       kind: of the policy, in the record.
+      function: see `play`; `Policy.act`, or `Policy.decide` of one that adapts, by default.
 
     Returns:
       {"success_rate", "interval" (95 %, Wilson's), "episodes", "jerk" (mean, see `joins.jerk`),
@@ -120,12 +122,13 @@ def roll_out(
             continue
         names = [tasks[i % len(tasks)] for i in numbers]
         keys = episode_keys(config, "evaluate", numbers)
-        done = play(policy, config, world, names, keys, shift)
+        own = Policy.decide if policy.adapts else Policy.act
+        done = play(policy, config, world, names, keys, shift, function=function or own)
         hold = _hold(config, world)
-        _keep(record, kind, counted, tasks, done, hold)
+        _keep(record, kind, counted, tasks, done, hold, config.eval.execute)
         if blind:
             replayed = _blind(done, config, world, keys, shift)
-            _keep(record, "blind", counted, tasks, replayed, hold)
+            _keep(record, "blind", counted, tasks, replayed, hold, config.eval.execute)
         rate = np.mean([row["success"] for row in record.rows(kind, total)])
         say(f"  {counted[-1] + 1}/{total} episodes: success {rate:.1%}")
     rows = record.rows(kind, total)
@@ -149,6 +152,7 @@ def play(
     shift: Dials,
     record: bool = False,
     function: Callable = Policy.act,
+    **saved: Any,
 ) -> Recording:
     """Episodes of a policy as ``config.eval`` says: one for each task of `tasks` and key.
 
@@ -157,8 +161,9 @@ def play(
       function: ``function(policy, observation, keys)`` of an observation as the policy takes it
         gives its actions, or those and more; with a prefix as fourth argument where
         ``config.eval.join`` is "prefix".
+      **saved: "start" and "save" of `World.roll_out`, in a world that restores.
     """
-    policy = dataclasses.replace(policy, cameras=tuple(config.data.cameras))
+    policy = looking(policy, config)
     join = join_of(config, world)
     late = {} if join == SYNC else {"join": join}  # only such a world must be able to be late
     return world.roll_out(
@@ -172,7 +177,13 @@ def play(
         execute=config.eval.execute,
         record=record,
         **late,
+        **saved,
     )
+
+
+def looking(policy: Policy, config: ConfigDict) -> Policy:
+    """The policy as it looks through the cameras of a config, in their order."""
+    return dataclasses.replace(policy, cameras=tuple(config.data.cameras))
 
 
 @functools.cache
@@ -244,7 +255,23 @@ def _rates(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "episodes": len(rows),
         "steps": float(np.mean(reached)) if reached else None,
         "jerk": float(np.mean([row["jerk"] for row in rows])),
-    }
+    } | _climbed(rows)
+
+
+def _rungs(done: Recording, execute: int) -> np.ndarray:
+    """Of plans made before success, how far up its ladder a policy climbed, else -1; (e, plans),
+    and (e, 0) of one without."""
+    if not isinstance(done.extras, dict) or "rung" not in done.extras:
+        return np.zeros((len(done.tasks), 0), int)
+    rungs = np.asarray(done.extras["rung"]).T
+    made = np.arange(rungs.shape[1]) * execute < done.steps[:, None]
+    return np.where(made, rungs, -1)
+
+
+def _climbed(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """{"rungs": the share of plans on each rung of the ladder}, where there is one."""
+    rungs = [rung for row in rows for rung in row.get("rungs", ())]
+    return {"rungs": (np.bincount(rungs) / len(rungs)).tolist()} if rungs else {}
 
 
 def _blind(done: Recording, config: ConfigDict, world: World, keys, shift: Dials) -> Recording:
@@ -255,25 +282,29 @@ def _blind(done: Recording, config: ConfigDict, world: World, keys, shift: Dials
         source[mine] = np.roll(mine, 1)
     steps = done.actions.shape[1]
     return world.roll_out(
-        jax.tree_util.Partial(_replay), done.tasks, keys, shift=shift,
+        jax.tree_util.Partial(replay), done.tasks, keys, shift=shift,
         told={"actions": done.actions[source]}, cameras=tuple(config.data.cameras),
         max_steps=steps, execute=steps,
     )  # fmt: skip
 
 
-def _replay(observation, keys):
+def replay(observation, keys):
+    """A policy that does what it is told to, as "actions", without looking."""
     del keys
     return observation["actions"]
 
 
-def _keep(record: Outcomes, kind: str, numbers, tasks, done: Recording, hold) -> None:
+def _keep(
+    record: Outcomes, kind: str, numbers, tasks, done: Recording, hold, execute: int
+) -> None:
     """Adds what came of the episodes of all processes, whose shares follow one another."""
-    parts = (done.success, done.steps, done.crashes, jerk(done.actions, done.steps, hold))
+    parts = [done.success, done.steps, done.crashes, jerk(done.actions, done.steps, hold)]
+    parts.append(_rungs(done, execute))
     if jax.process_count() > 1:
-        parts = (multihost_utils.process_allgather(x, tiled=True) for x in parts)
-    rows = zip(numbers, *parts, strict=False)
-    record.add(
-        kind,
-        [(int(n), tasks[n % len(tasks)], *map(int, counts), round(float(jerky), 6))
-         for n, *counts, jerky in rows],
-    )  # fmt: skip
+        parts = [multihost_utils.process_allgather(x, tiled=True) for x in parts]
+    rows = []
+    for number, (*counts, jerky, climbed) in zip(numbers, zip(*parts, strict=True), strict=False):
+        row = (int(number), tasks[number % len(tasks)], *map(int, counts), round(float(jerky), 6))
+        rungs = [int(rung) for rung in climbed if rung >= 0]
+        rows.append((*row, rungs) if rungs else row)
+    record.add(kind, rows)

@@ -71,6 +71,8 @@ def run(
     path = workdir / f"eval{suffix}.json"
     record = Outcomes(workdir / f"episodes{suffix}.jsonl", asked, anew=path.exists())
     result |= closed_loop.roll_out(policy, config, dials, world, record)
+    if policy.adapts:
+        result |= _climbed(policy, result["rungs"])
     if config.eval.untrained:
         fresh = trained.untrained(policy, own)
         fresh = closed_loop.roll_out(fresh, config, dials, world, record, "untrained")
@@ -90,6 +92,17 @@ def run(
         say(f"success {result['success_rate']:.1%} of {result['episodes']} episodes, "
             f"latency p50 {p50:.1f} ms, p99 {p99:.1f} ms")  # fmt: skip
     return result
+
+
+def _climbed(policy: Policy, shares: list[float]) -> dict[str, Any]:
+    """What the rungs of a ladder are, what they take, and what was spent on average."""
+    proposals, milliseconds = list(policy.objective.rungs), np.asarray(policy.milliseconds)
+    shares = shares + [0.0] * (len(proposals) - len(shares))
+    mean = float(np.dot(shares, milliseconds))
+    say(f"{proposals} proposals in {', '.join(f'{x:.0%}' for x in shares)} of the plans, "
+        f"{mean:.1f} ms on average")  # fmt: skip
+    rungs = {"rungs": shares, "rung_proposals": proposals, "mean_ms": mean}
+    return rungs | {"rung_ms": [round(float(x), 3) for x in milliseconds]}
 
 
 def save_video(

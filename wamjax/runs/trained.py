@@ -24,7 +24,7 @@ LATENCY_CALLS = 50
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("params", "normalizers"),
+    data_fields=("params", "normalizers", "costs", "milliseconds"),
     meta_fields=("objective", "mode", "cameras", "sizes", "resize", "layout", "words"),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +40,8 @@ class Policy:
         `transforms.Resize`. '' = they are.
       layout: how they make the picture, see `data.layout`; '' = side by side.
       words: that have ids of their own, see `tokens.Vocabulary`.
+      costs, milliseconds: of being on each rung of the ladder, in units of the return and in time;
+        of mode "adaptive", see `priced`.
     """
 
     objective: Any
@@ -51,6 +53,13 @@ class Policy:
     resize: str = ""
     layout: str = ""
     words: tuple[str, ...] = ()
+    costs: Any = None
+    milliseconds: Any = None
+
+    @property
+    def adapts(self) -> bool:
+        """Whether it chooses anew in every state how to act."""
+        return self.mode == "adaptive"
 
     @property
     def prefix_max(self) -> int:
@@ -64,8 +73,23 @@ class Policy:
           prefix: see `protocols.Policy.policy`.
         """
         more = {} if prefix is None else {"prefix": prefix}
+        if self.adapts:
+            more["costs"] = self.costs
         return self.objective.policy(
             params, self.normalizers, observation, key, self.mode, **more
+        )
+
+    def decide(self, observation, key):
+        """The actions, and how far up the ladder each example went: (actions, {"rung": (b,)})."""
+        done = self.objective.decide(
+            self.params, self.normalizers, observation, key, self.mode, self.costs
+        )
+        return done.actions, {"rung": done.rung}
+
+    def propose(self, observation, key, count: int):
+        """Several chunks for each observation, (b, n, j, a); see `protocols.Policy.propose`."""
+        return self.objective.propose(
+            self.params, self.normalizers, observation, key, count, self.mode
         )
 
     def see(self, images):
@@ -119,17 +143,64 @@ def load(
         tokens.check_same(spec.words, other.words, f"the planner {planner}")
         params = params | {"planner": other.params}
     sizes = tuple(spec.cameras.items())
+    objective.check_mode(mode)
     acting = Policy(
         objective, params, normalise, mode, cameras=tuple(spec.cameras), sizes=sizes,
         resize=spec.resize, layout=spec.layout, words=spec.words,
     )  # fmt: skip
-    return acting, config, step
+    return priced(acting), config, step
 
 
 def untrained(policy: Policy, config: ConfigDict) -> Policy:
     """The same policy before training: fresh parameters."""
     params = jax.jit(policy.objective.init)(states.key(config.seed, "init"))
     return dataclasses.replace(policy, params=_for_acting(policy.objective, params, config))
+
+
+def priced(policy: Policy) -> Policy:
+    """A policy of mode "adaptive:PRICE" with the costs of its rungs: the price of a millisecond, in
+    units of the return, times the median milliseconds that each rung takes here for one robot. One
+    of another mode is as it was.
+
+    Raises:
+      ValueError: it has no ladder.
+    """
+    kind, _, price = (policy.mode or "").partition(":")
+    if kind != "adaptive":
+        return policy
+    if not (rungs := len(policy.objective.rungs)):
+        raise ValueError(f"mode {policy.mode!r}: this policy has no ladder to climb; train a "
+                         "judge, see experiments/configs/judge.py")  # fmt: skip
+    if not price:
+        raise ValueError("mode 'adaptive' needs the price of a millisecond in units of the return, "
+                         "as adaptive:0.01")  # fmt: skip
+    policy = dataclasses.replace(policy, mode="adaptive")
+    observation, key = observe_example(policy, 1), jax.random.key(0)
+
+    @jax.jit
+    def act(policy, observation, key):
+        return policy.act(observation, key)
+
+    def timed(rung: int) -> float:
+        forced = np.where(np.arange(rungs) <= rung, -1e6 * np.arange(rungs), 1e9)
+        forced = dataclasses.replace(policy, costs=jnp.asarray(forced, jnp.float32))
+        return 1e3 * _seconds(lambda: act(forced, observation, key))
+
+    milliseconds = np.array([timed(rung) for rung in range(rungs)], np.float32)
+    return dataclasses.replace(
+        policy, costs=jnp.asarray(float(price) * milliseconds), milliseconds=milliseconds
+    )
+
+
+def _seconds(call, calls: int = LATENCY_CALLS) -> float:
+    """Median of a call that returns an array, until it is on the host; after one that compiles."""
+    np.asarray(call())
+    times = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        np.asarray(call())
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
 
 
 def latency(policy: Policy, config: ConfigDict, calls: int = LATENCY_CALLS) -> dict[str, float]:

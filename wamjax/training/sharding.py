@@ -27,7 +27,7 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 Rule = tuple[str, tuple[str | None, ...] | None]
 
-_FREE = r"(video|action)"
+_FREE = r"(video|action|value)"
 _ATTENTION = r"(self_attn|cross_attn)"
 # What a block holds, for any expert. Below blocks/ leaves lead with a layer axis, which is never
 # split: the scan over blocks slices it. A final_block stands alone. What is small is replicated on
@@ -62,8 +62,8 @@ RULES: tuple[Rule, ...] = (
     (rf"{_FREE}/time_proj/bias", ("tensor",)),
     # One side of these is as narrow as a robot's action or a patch of pixels; only the width of
     # the expert is split.
-    (r"(video/patch_embed|action/encoder|proprio|text_embed)/kernel", (None, "fsdp")),
-    (r"(video/patch_embed|action/encoder|proprio|text_embed)/bias", (None,)),
+    (r"(video/patch_embed|(action|value)/encoder|proprio|text_embed)/kernel", (None, "fsdp")),
+    (r"(video/patch_embed|(action|value)/encoder|proprio|text_embed)/bias", (None,)),
     (rf"{_FREE}/head/kernel", ("fsdp", None)),
     (rf"{_FREE}/head/bias", (None,)),
     (r"video/head_table", (None, None)),
@@ -78,6 +78,7 @@ RULES: tuple[Rule, ...] = (
     (r"head/kernel", ("fsdp", None)),
     (r"head/bias|head_norm/(scale|bias)", (None,)),
     (r"(text|tokens)/(embedding|positions)", (None, None)),  # the gradient of a lookup splits badly
+    (r"gate/.*", None),
     (r"tokens/(words|encoder)/.*", None),  # small, and trained along
     # The text encoders, which are frozen; umT5's embedding alone is 4 GB.
     (r"embedding", (None, "fsdp")),

@@ -12,7 +12,7 @@ import optax
 from wamjax.training import adapters, partition
 
 Tree = Any
-PURPOSES = ("init", "train", "picture", "evaluate")
+PURPOSES = ("init", "train", "picture", "evaluate", "visit", "branch", "go_on")
 
 
 @jax.tree_util.register_dataclass

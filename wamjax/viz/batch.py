@@ -23,7 +23,8 @@ def save(
     """Draws each example as a strip of frames over its instruction, actions and proprio.
 
     Frames and actions marked invalid (padding past the end of the episode) are drawn dimmed. A
-    batch without actions is a sheet of pictures or clips under their classes or instructions.
+    batch without windows of actions is a sheet of pictures or clips under their classes or
+    instructions.
 
     Args:
       batch: as the data pipeline makes it (interfaces: "video" or "latents", "proprio", "actions",
@@ -32,7 +33,7 @@ def save(
       examples: how many of the batch at most, if it has actions.
       decode: token ids (n,) -> text; without it the ids are printed.
     """
-    if "actions" not in batch:
+    if "action_valid" not in batch:
         return _sheet(batch, path, decode)
     batch = {k: np.asarray(v)[:examples] for k, v in batch.items()}
     pictures, what = _pictures(batch)

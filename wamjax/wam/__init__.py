@@ -9,6 +9,7 @@ METHODS = {
     "cosmos_policy": "wamjax.wam.cosmos_policy.builder:METHOD",
     "denoising": "wamjax.wam.video.builder:DENOISING",
     "fast_wam": "wamjax.wam.fast_wam.builder:METHOD",
+    "fast_wam_judge": "wamjax.wam.fast_wam.builder:JUDGED",
     "wan": "wamjax.wam.video.builder:WAN",
 }
 

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+PROPOSALS = 1000  # streams below it are an objective's own
+
 
 def normal(key: Array, shape: tuple[int, ...], axis: int = 0) -> Array:
     """Standard normal noise.
@@ -30,6 +32,11 @@ def normal(key: Array, shape: tuple[int, ...], axis: int = 0) -> Array:
 def fold_in(key: Array, number: int | Array) -> Array:
     """Another key, or as many as there are examples."""
     return _each(lambda k: jax.random.fold_in(k, number), key)
+
+
+def proposal(key: Array, number: int) -> Array:
+    """The key of one of several proposals from one key; the first has it as it is."""
+    return fold_in(key, PROPOSALS + number) if number else key
 
 
 def split(key: Array, count: int) -> tuple[Array, ...]:

@@ -17,9 +17,13 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from wamjax.config import did_you_mean
 from wamjax.models.visibility import Visibility
+from wamjax.wam import noise as noises
+from wamjax.wam.ladder import Decision
 from wamjax.wam.prefix import Prefix
 from wamjax.wam.uses import Use
 
@@ -97,6 +101,7 @@ class Policy(Objective, Protocol):
       prefix_max: most first actions of a chunk that `policy` may be given; 0: it takes no prefix.
       judges: whether it can say what it expects of its actions.
       denoises: whether `by_level` knows what its loss is at noise levels.
+      rungs: proposals on each rung of the ladder of mode "adaptive"; () where there is none.
     """
 
     kind: ClassVar[str] = "policy"
@@ -104,11 +109,22 @@ class Policy(Objective, Protocol):
     prefix_max: int = 0
     judges: ClassVar[bool] = False
     denoises: ClassVar[bool] = False
+    rungs: tuple[int, ...] = ()
 
     @property
     def modes(self) -> tuple[str, ...]:
         """The ways it can act, its own first."""
         return ("direct",)
+
+    def check_mode(self, mode: str | None) -> None:
+        """That it can act in a mode; None is its own.
+
+        Raises:
+          ValueError: there is no such mode, with a suggestion.
+        """
+        if mode is not None and mode not in self.modes:
+            raise ValueError(f"this policy acts in modes {', '.join(self.modes)}, not {mode!r}"
+                             f"{did_you_mean(mode, self.modes)}")  # fmt: skip
 
     @property
     def imagines(self) -> bool:
@@ -157,6 +173,42 @@ class Policy(Objective, Protocol):
           ValueError: it takes no prefix, and there is one.
         """
         raise NotImplementedError
+
+    def decide(
+        self,
+        params: Params,
+        normalizers: dict[str, Any],
+        observation: Batch,
+        rng: Array,
+        mode: str | None = None,
+        costs: Float[Array, " r"] | None = None,
+    ) -> Decision:
+        """What `policy` does and why, see `ladder.Decision`; actions in robot units.
+
+        Args:
+          costs: of being on each rung of the ladder, in units of the return; of mode "adaptive".
+        """
+        raise ValueError(f"a {type(self).__name__} does not weigh ways to act: train a judge")
+
+    def propose(
+        self,
+        params: Params,
+        normalizers: dict[str, Any],
+        observation: Batch,
+        rng: Array,
+        count: int,
+        mode: str | None = None,
+    ) -> Float[Array, "b n j a"]:
+        """Several chunks for each observation, of which the first is that of `policy`.
+
+        Args:
+          rng: one key for each example.
+        """
+        size = observation["proprio"].shape[0]
+        keys = jnp.stack([noises.proposal(rng, i) for i in range(count)], axis=1).reshape(-1)
+        many = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), observation)
+        chunks = self.policy(params, normalizers, many, keys, mode)
+        return chunks.reshape(size, count, *chunks.shape[1:])
 
     def imagine(
         self,

@@ -35,6 +35,7 @@ class Tabletop:
     dials = tuple(field.name for field in dataclasses.fields(Shift))
     shifts = {name: {d: v for d, v in vars(shift).items() if v} for name, shift in SHIFTS.items()}
     expert = True
+    restores = True
     batch = 128
     versions: Mapping[str, str] = {"jax": jax.__version__}
 
@@ -51,19 +52,33 @@ class Tabletop:
         execute: int = 8,
         record: bool = False,
         join: Join = SYNC,
+        start: State | None = None,
+        save: bool = False,
     ) -> Recording:
         """See `World.roll_out`; one jitted program."""
         del cameras  # what the policy does not look at is not drawn
+        ids, dials = _ids(tasks), Shift(**shift)
         done = rollout(
-            policy, keys, _ids(tasks), Shift(**shift), told, max_steps, execute, record, join
+            policy, keys, ids, dials, told, max_steps, execute, record, join, start
         )
-        return _recording(tasks, jax.tree.map(np.asarray, done._replace(states=None)))
+        done = done if save else done._replace(states=None)
+        return _recording(tasks, jax.tree.map(np.asarray, done))
 
     def demonstrate(
-        self, tasks: Sequence[str], keys: Array, *, noise: float, draw: Callable | None = None
+        self,
+        tasks: Sequence[str],
+        keys: Array,
+        *,
+        noise: float,
+        draw: Callable | None = None,
+        confusion: float = 0.0,
     ) -> Demonstrations:
         """See `World.demonstrate`; draws no frame after the end of an episode."""
-        episodes = expert_episodes(keys, _ids(tasks), noise)
+        wrong = None
+        if confusion:
+            dice = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 2)))(keys)
+            wrong = dice < confusion
+        episodes = expert_episodes(keys, _ids(tasks), noise, mistaken=wrong)
         episodes = jax.tree.map(np.asarray, episodes)
         record = _recording(
             tasks,
@@ -109,6 +124,7 @@ def _recording(tasks: Sequence[str], done: Rollout) -> Recording:
         frames=done.frames,
         extras=done.extras,
         crashes=np.zeros(len(tasks), int),
+        states=done.states,
     )
 
 

@@ -75,6 +75,7 @@ def rollout(
     execute: int = 8,
     record: bool = False,
     join: Join = SYNC,
+    start: State | None = None,
 ) -> Rollout:
     """Runs a policy in closed loop, all episodes at once, as one jitted program.
 
@@ -89,6 +90,7 @@ def rollout(
       execute: actions executed of each planned chunk before the policy looks again.
       record: whether to render and return every frame (24 kB each).
       join: how plans follow each other, and how late they come.
+      start: states to begin from, leading axis e; new scenes by default.
 
     Raises:
       ValueError: the policy returns fewer actions than `execute`, or of another width.
@@ -96,11 +98,14 @@ def rollout(
     if not isinstance(policy, jax.tree_util.Partial):
         policy = jax.tree_util.Partial(policy)
     task_ids, told = jnp.asarray(task_ids), dict(told or {})
-    return _rollout(policy, keys, task_ids, shift, told, max_steps, execute, record, join)
+    options = max_steps, execute, record, join
+    return _rollout(policy, keys, task_ids, shift, told, start, *options)
 
 
 @functools.partial(jax.jit, static_argnames=("max_steps", "execute", "record", "join"))
-def _rollout(policy, keys, task_ids, shift, told, max_steps, execute, record, join) -> Rollout:
+def _rollout(
+    policy, keys, task_ids, shift, told, start, max_steps, execute, record, join
+) -> Rollout:
     def act(states, actions):
         states = jax.vmap(step, (0, 0, None))(states, actions, shift)
         return states, (states, jax.vmap(tasks.success)(states))
@@ -120,7 +125,7 @@ def _rollout(policy, keys, task_ids, shift, told, max_steps, execute, record, jo
         states, (visited, achieved) = jax.lax.scan(act, states, actions)
         return (states, ahead), (visited, achieved, actions, extras)
 
-    first = jax.vmap(tasks.reset, (0, 0, None))(keys, task_ids, shift)
+    first = jax.vmap(tasks.reset, (0, 0, None))(keys, task_ids, shift) if start is None else start
     plans = jnp.arange(-(-max_steps // join.span(execute)))
     ahead = join.begin(len(task_ids), join.delay, ACTION_DIM)  # until a plan says how far
     if join != SYNC:
@@ -151,6 +156,7 @@ def expert_episodes(
     noise: Float[Array, " e"] | float,
     max_steps: int = MAX_STEPS,
     shift: Shift = NO_SHIFT,
+    mistaken: Bool[Array, " e"] | None = None,
 ) -> Episodes:
     """Episodes of the scripted expert, all at once, as one jitted program.
 
@@ -160,28 +166,38 @@ def expert_episodes(
       noise: standard deviation of the action noise, shared or per episode.
       max_steps: length of the simulation, and of an episode that fails.
       shift: the dials, shared by all episodes.
+      mistaken: episodes whose expert acts as `tasks.mistaken` sees the scene: it means well, ends
+        when it believes to be done, and has seldom achieved the task.
     """
 
-    def act(state, key, noise):
-        intended = intention(state)
+    def seen(state, wrong):
+        if wrong is None:
+            return state
+        return jax.tree.map(lambda a, b: jnp.where(wrong, a, b), tasks.mistaken(state), state)
+
+    def act(state, key, noise, wrong):
+        intended = intention(seen(state, wrong))
         action = with_noise(intended, key, noise)
         state = step(state, action, shift)
-        return state, (state, tasks.success(state), action, intended)
+        done = tasks.success(seen(state, wrong))
+        return state, (state, tasks.success(state), done, action, intended)
 
-    def episode(key, task, noise):
+    def episode(key, task, noise, wrong):
         first = tasks.reset(key, task, shift)
         keys = jax.random.split(jax.random.fold_in(key, 1), max_steps)
-        _, record = jax.lax.scan(lambda state, key: act(state, key, noise), first, keys)
+        _, record = jax.lax.scan(lambda state, key: act(state, key, noise, wrong), first, keys)
         return first, record
 
     noise = jnp.broadcast_to(jnp.asarray(noise, jnp.float32), task_ids.shape)
-    first, (visited, achieved, actions, intended) = jax.vmap(episode)(keys, task_ids, noise)
+    first, record = jax.vmap(episode)(keys, task_ids, noise, mistaken)
+    visited, achieved, done, actions, intended = record
     states = _prepend(first, visited)
     outcome = _outcome(achieved)
+    end = jnp.minimum(outcome.steps, _outcome(done).steps)
     return Episodes(
         success=outcome.success,
         steps=outcome.steps,
-        length=jnp.minimum(outcome.steps + SETTLE, max_steps),
+        length=jnp.minimum(end + SETTLE, max_steps),
         rewards=outcome.rewards,
         returns=outcome.returns,
         actions=actions,

@@ -262,5 +262,14 @@ def _first_apart(scenes: Float[Array, "tries n 2"], others: Float[Array, "m 2"])
     return scenes[jnp.argmax(jnp.minimum(gaps.min((1, 2)), SEPARATION))]
 
 
+def mistaken(state: State) -> State:
+    """The state as one sees it who takes red for blue and left for right."""
+    blocks = state.blocks[jnp.array([BLUE, RED, *range(2, NUM_BLOCKS)])]
+    swapped = jnp.array([BLUE, RED, *range(2, NUM_BLOCKS), -1])  # the last is for nothing held
+    return state._replace(
+        blocks=blocks, zones=state.zones[::-1], yellow=1 - state.yellow, held=swapped[state.held]
+    )
+
+
 def _near(a: Array, b: Array, tolerance: float) -> Array:
     return jnp.sum((a - b) ** 2) < tolerance**2

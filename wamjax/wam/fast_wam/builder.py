@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from wamjax.config import did_you_mean
 from wamjax.diffusion.flow import RectifiedFlow
 from wamjax.diffusion.solvers import SOLVERS
@@ -11,14 +13,49 @@ from wamjax.models.mot import MixtureOfTransformers
 from wamjax.training.sharding import constrain
 from wamjax.wam.codecs import codec_of
 from wamjax.wam.fast_wam import keys, presets
+from wamjax.wam.fast_wam.judge import VALUE, JudgedFastWAM
 from wamjax.wam.fast_wam.objective import FastWAM
 from wamjax.wam.fast_wam.uses import slots, uses_of
 from wamjax.wam.protocols import Method
-from wamjax.wam.slots import groups_of
+from wamjax.wam.slots import Slot, groups_of
 
 
 def build(config, spec) -> FastWAM:
     """Fast-WAM and its variants from ``config.model`` and ``config.objective``."""
+    return FastWAM(**_fields(config, spec))
+
+
+def build_judged(config, spec) -> JudgedFastWAM:
+    """The `fast` variant with a judge from these and ``config.objective.judge``."""
+    ask = config.objective.judge
+    rungs = tuple(ask.rungs)
+    for key, value, allowed, wanted in (
+        ("variant", config.objective.variant, config.objective.variant == "fast",
+         "'fast': the others do not act on a cache of the first frame alone"),
+        ("prefix_max", config.objective.prefix_max, not config.objective.prefix_max,
+         "0: a judge takes no prefix"),
+        ("judge.rungs", rungs, rungs and rungs[0] > 0 and list(rungs) == sorted(set(rungs)),
+         "numbers of proposals, growing"),
+        ("judge.branches", ask.branches, rungs and ask.branches >= max(rungs[-1], 2),
+         f"at least 2, and the proposals of the last rung, {rungs}"),
+        ("judge.discount", ask.discount, 0 < ask.discount <= 1, "in (0, 1]"),
+    ):  # fmt: skip
+        if not allowed:
+            raise ValueError(f"config.objective.{key} = {value!r} must be {wanted}")
+    fields = _fields(config, spec, (VALUE,))
+    value_spec = ExpertSpec("value", ask.width, ask.ffn)
+    network = fields["network"].clone(value_spec=value_spec)
+    return JudgedFastWAM(
+        **fields | {"network": network},
+        branches=ask.branches,
+        rungs=rungs,
+        discount=ask.discount,
+        ranking=ask.ranking,
+    )
+
+
+def _fields(config, spec, more: tuple[Slot, ...] = ()) -> dict[str, Any]:
+    """What a `FastWAM` is made of; with `more` slots behind its own."""
     model, objective = config.model, config.objective
     uses_of(objective.variant)  # an unknown variant is an error before anything is built
     for key, value, allowed, wanted in (
@@ -37,7 +74,7 @@ def build(config, spec) -> FastWAM:
     network = MixtureOfTransformers(
         video_spec=ExpertSpec("video", model.video.width, model.video.ffn),
         action_spec=ExpertSpec("action", model.action.width, model.action.ffn),
-        groups=groups_of(slots(objective.variant, t, spec.chunk)),
+        groups=groups_of((*slots(objective.variant, t, spec.chunk), *more)),
         layers=model.layers,
         heads=model.heads,
         head_dim=model.head_dim,
@@ -56,7 +93,7 @@ def build(config, spec) -> FastWAM:
         constrain=constrain,
     )
     optional = objective.variant == "optional_idm"
-    return FastWAM(
+    return dict(
         variant=objective.variant,
         network=network,
         codec=codec,
@@ -79,3 +116,4 @@ def build(config, spec) -> FastWAM:
 
 
 METHOD = Method(build, keys.read, presets.check)
+JUDGED = Method(build_judged, keys.read_judged, presets.check)

@@ -20,7 +20,18 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
         False,
         "start the action expert as an interpolated video expert",
     ),
+    ("objective.judge.width", 64, "of the expert that judges proposals"),
+    ("objective.judge.ffn", 256, "hidden units of its feed-forward network"),
+    ("objective.judge.branches", 8, "proposals of a state in an example of its training"),
+    ("objective.judge.rungs", (1, 4, 8), "proposals on each rung of the ladder of mode adaptive"),
+    ("objective.judge.discount", 0.9, "of the return that is judged, for each control step"),
+    ("objective.judge.ranking", 1.0, "weight of differences between proposals of a state"),
 )
+
+
+def read_judged(config) -> tuple[str, ...]:
+    """The same of Fast-WAM with a judge."""
+    return (*read(config), "objective.judge.*")
 
 
 def read(config) -> tuple[str, ...]:

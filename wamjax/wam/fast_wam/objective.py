@@ -111,6 +111,10 @@ class FastWAM(Denoises, Policy):
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a training batch."""
+        return self._windows(batch_size)
+
+    def _windows(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of windows of episodes, which all slots are made of."""
         b = batch_size
 
         def array(dtype, *shape):
@@ -136,7 +140,7 @@ class FastWAM(Denoises, Policy):
 
     def init(self, rng: Array) -> Params:
         """Fresh float32 parameters, one plain nested dict."""
-        batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in self.batch_spec(1).items()}
+        batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in self._windows(1).items()}
         frozen = codec_params(self.codec, jax.random.fold_in(rng, 1))
         clean = self._clean(frozen, batch)
         values = {g.name: clean[g.name] for g in self.network.groups}
@@ -368,7 +372,7 @@ class FastWAM(Denoises, Policy):
         return {g.name: len(g.positions) if g.expert in each else 1 for g in self.network.groups}
 
     def _clean(self, params: Params, batch: Batch) -> dict[str, Array]:
-        latents = bound_codec(self.codec, params).encode(batch[self.codec.key])
+        latents = self._encode(params, batch)
         future = latents[:, 1:]
         actions = batch["actions"]
         return {"first": latents[:, :1], "future": future, "cond": future, "action": actions}
@@ -382,12 +386,19 @@ class FastWAM(Denoises, Policy):
 
     def _condition(self, batch: Batch) -> Batch:
         """What the network reads beside video and actions."""
-        text = "instruction" if self.network.vocabulary else "context"
-        return {k: batch[k] for k in (text, "proprio")}
+        return {k: batch[k] for k in (self._told(), "proprio")}
+
+    def _told(self) -> str:
+        """The key of the instruction."""
+        return "instruction" if self.network.vocabulary else "context"
+
+    def _encode(self, params: Params, batch: Batch) -> Array:
+        """Latents of the pictures of a batch."""
+        return bound_codec(self.codec, params).encode(batch[self.codec.key])
 
     def _observe(self, params, normalizers, observation: Batch):
         """The latent of the observed frame, and the contexts of both experts."""
-        first = bound_codec(self.codec, params).encode(observation[self.codec.key])
+        first = self._encode(params, observation)
         if first.shape[1] != 1:
             raise ValueError(f"a policy acts on one frame, {self.codec.key} has {first.shape[1]}")
         proprio = normalizers["proprio"].forward(observation["proprio"])

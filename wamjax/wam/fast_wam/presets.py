@@ -7,6 +7,7 @@ shift it was trained with.
 
 from __future__ import annotations
 
+from wamjax import files
 from wamjax.config import did_you_mean
 from wamjax.wam.fast_wam.uses import USES
 
@@ -112,6 +113,24 @@ def tabletop(config) -> None:
     config.log_every, config.checkpoint.every = 25, 250
     config.objective.infer_steps = 8
     config.eval.execute, config.eval.max_steps, config.eval.batch_size = 4, 40, 128
+
+
+def judge(config, run: str, branches: str) -> None:
+    """Turns the config of a run of the `fast` variant into that of a judge for it.
+
+    Args:
+      run: where it is; everything but judge and gate stays as it was trained.
+      branches: of `wamjax.branches`, of that run.
+    """
+    config.objective.name = "fast_wam_judge"
+    config.data.kind, config.data.batch_size = "branches", 64
+    config.data.branches = str(files.absolute(branches)) if branches else ""
+    config.init_from.path = str(files.absolute(run)) if run else ""
+    own = ("value/", "gate/", "blocks/value/")
+    if run:
+        config.init_from.missing = tuple(rf"{path}.*" for path in own)
+    config.optim.freeze = (rf"(?!{'|'.join(own)}).*",)
+    config.optim.name, config.optim.learning_rate, config.optim.weight_decay = "adamw", 1e-3, 0.05
 
 
 def simulator(config, env: str, tasks: tuple[str, ...], demos: int, noise: float) -> None:

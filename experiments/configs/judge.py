@@ -1,0 +1,32 @@
+"""A judge, and a gate, for the proposals of a trained Fast-WAM; the policy stays as it is.
+
+    python -m wamjax.branches --workdir=runs/choice --out=runs/choice-branches
+    python -m wamjax.train --workdir=runs/judge \
+        --config=experiments/configs/judge.py:run=runs/choice,branches=runs/choice-branches
+    python -m wamjax.evaluate --workdir=runs/judge --mode=plan:8
+    python -m wamjax.evaluate --workdir=runs/judge --mode=adaptive:0.01
+
+Everything but the value expert and the gate is frozen, so the run acts directly as the one that it
+starts from does, and can plan and choose when to plan besides.
+
+Arguments: run=DIR (of the `fast` variant), branches=DIR (of that run), steps=N, debug.
+"""
+
+from wamjax import config as configs
+from wamjax.training.checkpoint import find
+from wamjax.wam.fast_wam import presets
+
+
+def get_config(arg=None):
+    args = configs.parse_arg(arg, run="", branches="", steps=1500, debug=False)
+    if args.run:
+        config = configs.load(configs.to_json(find(args.run).config))
+    else:  # what it would be of the tabletop's
+        config = configs.base_config()
+        presets.fast_wam(config, "fast", "2026-08")
+        presets.tabletop(config)
+    presets.judge(config, args.run, args.branches)
+    config.total_steps, config.log_every, config.checkpoint.every = args.steps, 50, 500
+    if args.debug:
+        config.total_steps, config.log_every, config.data.batch_size = 4, 1, 8
+    return config

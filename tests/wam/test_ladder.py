@@ -1,0 +1,128 @@
+"""The ladder and its gate, against plain loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wamjax.wam import ladder
+
+RUNGS = (1, 3, 6)
+B, J, A = 5, 2, 3
+
+
+@pytest.fixture(scope="module")
+def made():
+    """All proposals of five states, and what a judge says of them."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    proposals = jax.random.normal(keys[0], (B, RUNGS[-1], J, A))
+    return proposals, jax.random.normal(keys[1], (B, RUNGS[-1]))
+
+
+def climb(made, goes_on, rows=slice(None)):
+    proposals, values = (x[rows] for x in made)
+
+    def propose(first, last):
+        return proposals[:, first:last], values[:, first:last]
+
+    return jax.jit(lambda: ladder.climb(RUNGS, propose, goes_on))()
+
+
+@pytest.mark.parametrize("rung", range(len(RUNGS)))
+def test_forced_to_a_rung_takes_the_best_of_its_proposals(made, rung):
+    def goes_on(h, proposals, values):
+        return jnp.full(len(values), h < rung), jnp.zeros(len(values))
+
+    done = climb(made, goes_on)
+    best = np.argmax(made[1][:, : RUNGS[rung]], axis=1)
+    np.testing.assert_array_equal(done.rung, rung)
+    np.testing.assert_array_equal(done.chosen, best)
+    np.testing.assert_array_equal(done.actions, np.asarray(made[0])[np.arange(B), best])
+
+
+def test_examples_choose_for_themselves(made):
+    """A batch is its examples one by one; what was not proposed has no value."""
+
+    first, three = np.asarray(made[1][:, 0]), np.max(np.asarray(made[1][:, :3]), axis=1)
+    limits = np.sort(first)[3], np.sort(three)[2]  # who is below them goes on
+
+    def goes_on(h, proposals, values):
+        return jnp.max(values, axis=1) < limits[h], values[:, 0]
+
+    together = climb(made, goes_on)
+    assert 0 < np.mean(together.rung) < len(RUNGS) - 1  # they differ
+    for i in range(B):
+        alone = climb(made, goes_on, slice(i, i + 1))
+        for one, all_ in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(one[0], all_[i])
+    counts = np.sum(np.isfinite(together.values), axis=1)
+    np.testing.assert_array_equal(counts, np.array(RUNGS)[np.asarray(together.rung)])
+    last = np.asarray(together.rung) == 0
+    assert np.all(np.isinf(together.benefit[last, 1]))
+
+
+def test_rungs_that_nobody_climbs_to_are_not_computed(made):
+    ran = []
+
+    def propose(first, last):
+        jax.debug.callback(lambda: ran.append(first))
+        return made[0][:, first:last], made[1][:, first:last]
+
+    def stays(h, proposals, values):
+        return jnp.zeros(len(values), bool), jnp.zeros(len(values))
+
+    jax.block_until_ready(jax.jit(lambda: ladder.climb(RUNGS, propose, stays))())
+    jax.effects_barrier()
+    assert ran == [0]
+
+
+def test_pays_is_benefit_against_cost():
+    rng = np.random.default_rng(0)
+    benefit, costs = rng.normal(size=(50, 4)), np.array([0.1, 0.3, 0.35, 2.0])
+    for rung in range(3):
+        goes, best = ladder.pays(rung, jnp.asarray(benefit), jnp.asarray(costs))
+        want = np.max((benefit - costs + costs[rung])[:, rung + 1 :], axis=1)
+        np.testing.assert_allclose(best, want, atol=1e-6)
+        np.testing.assert_array_equal(goes, want > 0)
+
+
+def test_who_goes_on_at_a_price_goes_on_at_every_lower_one():
+    benefit = jax.random.normal(jax.random.key(1), (200, 3))
+    goes = [
+        np.asarray(ladder.pays(0, benefit, price * jnp.array([1.0, 2.0, 4.0]))[0])
+        for price in (0.0, 0.1, 0.5, 1.0, 10.0)
+    ]
+    for cheap, dear in zip(goes[:-1], goes[1:], strict=True):
+        assert np.all(cheap | ~dear)
+    assert goes[0].sum() > goes[-1].sum()
+
+
+def test_outcomes_are_those_of_the_best_so_far():
+    rng = np.random.default_rng(0)
+    values, returns = rng.normal(size=(40, 6)), rng.random((40, 6))
+    got = ladder.outcomes(RUNGS, jnp.asarray(values), jnp.asarray(returns))
+    for i in range(40):
+        want = [returns[i, values[i, :n].argmax()] for n in RUNGS]
+        want[0] = returns[i].mean()  # one of them, in expectation
+        np.testing.assert_allclose(got[i], want, rtol=1e-6)
+
+
+def test_the_gate_learns_a_mean_and_not_a_sign():
+    """A benefit of +1 in one of five and -0.1 in the others pays on average, and seldom."""
+    import optax
+
+    gate, rng = ladder.Gate(2), np.random.default_rng(0)
+    seen = ladder.Features(jnp.zeros((512, 4)), jnp.zeros((512, 6)))
+    came = jnp.asarray(np.where(rng.random(512) < 0.2, 1.0, -0.1), jnp.float32)
+    params, tx = gate.init(jax.random.key(0), seen), optax.adam(1e-2)
+
+    @jax.jit
+    def step(params, state):
+        grads = jax.grad(lambda p: jnp.mean((gate.apply(p, seen)[:, 1] - came) ** 2))(params)
+        updates, state = tx.update(grads, state)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for _ in range(200):
+        params, state = step(params, state)
+    np.testing.assert_allclose(gate.apply(params, seen)[0, 1], np.mean(came), atol=0.02)

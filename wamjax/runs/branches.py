@@ -1,0 +1,243 @@
+"""Branches of a policy: several of its proposals in one state, each carried out and gone on from.
+
+A value of what an expert would do next hides what a proposal is worth to the policy that made it,
+so the policy itself goes on. Of a state all branches draw the same noise later: what differs is the
+proposal. States are those that the policy visits, on other episodes than it is evaluated on.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from jaxtyping import Bool, Float
+from ml_collections import ConfigDict
+
+from wamjax import files
+from wamjax.data import branches as store
+from wamjax.envs.world import World, open_world
+from wamjax.runs import closed_loop
+from wamjax.runs.trained import Policy
+from wamjax.training import state as states
+
+
+class Cohort(NamedTuple):
+    """Which branches.
+
+    Attributes:
+      states: how many states, one of each visited episode.
+      proposals, continuations: of each state, and of each proposal.
+      seed: of the episodes; not that of the evaluation.
+    """
+
+    states: int
+    proposals: int
+    continuations: int = 1
+    seed: int = 2000
+
+
+def grow(
+    policy: Policy,
+    config: ConfigDict,
+    statistics: dict[str, Any],
+    out: files.Path,
+    cohort: Cohort,
+    about: dict[str, Any],
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Makes branches, part by part; what is there already is not made again.
+
+    Args:
+      policy: see `trained.load`; its mode says how proposals are made and gone on from.
+      config: its ``eval`` part says how episodes go.
+      statistics: of the checkpoint.
+      out: the folder, see `wamjax.data.branches`.
+      about: what the branches are of; a folder of others is refused.
+
+    Returns:
+      `summary` of them, with seconds.
+
+    Raises:
+      ValueError: the world does not restore states, or the seed is that of the evaluation, or there
+        are other branches in the folder.
+    """
+    world = open_world(config.eval.env)
+    if not world.restores:
+        raise ValueError(f"{world.name} does not begin from a state that another episode was in, "
+                         "and branches do")  # fmt: skip
+    if cohort.seed == config.eval.seed:
+        raise ValueError(f"seed {cohort.seed} makes the episodes that config.eval.seed evaluates "
+                         "on: use others")  # fmt: skip
+    size = min(config.eval.batch_size, cohort.states)
+    parts = -(-cohort.states // size)
+    about = about | cohort._asdict() | {"parts": parts, "tasks": _tasks(config, world),
+             "eval": json.loads(config.eval.to_json()), "world": dict(world.versions)}  # fmt: skip
+    about = json.loads(json.dumps(about))
+    place = out / store.ABOUT
+    if place.exists() and (there := json.loads(place.read_text())) != about:
+        differ = sorted(k for k in about.keys() | there.keys() if about.get(k) != there.get(k))
+        raise ValueError(f"{out} holds other branches, which differ in {differ}: name another "
+                         "folder")  # fmt: skip
+    files.make_folder(out, "name another folder")
+    files.write_text(out / store.STATISTICS, json.dumps(statistics) + "\n")
+    files.write_text(place, json.dumps(about) + "\n")
+    begin = time.perf_counter()
+    bar = tqdm.tqdm(total=parts * size, unit="state", desc="branches", disable=not progress)
+    with bar:
+        for number in range(parts):
+            path = out / f"part-{number:05d}.npz"
+            if not path.exists():
+                part = _part(policy, config, world, cohort, number, size)
+                with files.atomic(path, "wb") as file:
+                    np.savez(file, **part)
+            bar.update(size)
+    _, _, arrays = store.read(out)
+    return summary(arrays) | {
+        "seconds": round(time.perf_counter() - begin, 1)
+    }
+
+
+def _part(
+    policy: Policy, config: ConfigDict, world: World, cohort: Cohort, number: int, size: int
+) -> dict[str, np.ndarray]:
+    asked, n = config.eval, cohort.proposals
+    episodes = np.arange(number * size, (number + 1) * size)
+    tasks = _tasks(config, world)
+    names = [tasks[i % len(tasks)] for i in episodes]
+    visit, branch, go_on = (
+        jax.vmap(functools.partial(states.key, cohort.seed, purpose))(episodes)
+        for purpose in ("visit", "branch", "go_on")
+    )
+    visited = closed_loop.play(policy, config, world, names, visit, {}, record=True, save=True)
+    # One state of each episode, of those before its end in which the policy looked.
+    plans = -(-visited.steps // asked.execute)
+    dice = np.random.default_rng([cohort.seed, number]).random(size)
+    at = np.floor(dice * plans).astype(int) * asked.execute
+    rows = np.arange(size)
+    begin = jax.tree.map(lambda x: x[rows, at], visited.states)
+    seen = dict(
+        images={k: jnp.asarray(x[rows, at]) for k, x in visited.frames.items()},
+        proprio=jnp.asarray(visited.proprio[rows, at]),
+    )
+    told = closed_loop.told(config, policy, [world.tasks[name] for name in names])
+    seeing = closed_loop.seeing(_observed)
+    looking = closed_loop.looking(policy, config)
+    observation = jax.jit(seeing)(looking, seen | told, branch)
+    proposals = _propose(looking, observation, branch, n)
+    # Each carried out, as a policy that has decided before it looks ...
+    many = [name for name in names for _ in range(n)]
+    first = world.roll_out(
+        jax.tree_util.Partial(closed_loop.replay), many, jnp.repeat(branch, n),
+        shift={}, told={"actions": np.asarray(proposals).reshape(size * n, *proposals.shape[2:])},
+        cameras=tuple(config.data.cameras), max_steps=asked.execute, execute=asked.execute,
+        start=jax.tree.map(lambda x: np.repeat(x, n, axis=0), begin), save=True,
+    )  # fmt: skip
+    # ... and gone on from, with what is left of the episode.
+    after = jax.tree.map(lambda x: x[:, -1], first.states)
+    left = np.repeat(asked.max_steps - asked.execute - at, n)
+    success, steps = [], []
+    for m in range(cohort.continuations):
+        keys = jnp.repeat(jax.vmap(functools.partial(jax.random.fold_in, data=m))(go_on), n)
+        then = closed_loop.play(policy, config, world, many, keys, {}, start=after)
+        later = then.success & (then.steps <= left)
+        success.append(first.success | later)
+        steps.append(np.where(first.success, first.steps, asked.execute + then.steps))
+    return {
+        **{k: np.asarray(x) for k, x in observation.items()},
+        "actions": np.asarray(proposals, np.float32),
+        "success": np.stack(success, axis=-1).reshape(size, n, -1),
+        "steps": np.stack(steps, axis=-1).reshape(size, n, -1).astype(np.int32),
+        "episode": episodes, "at": at, "tasks": np.array(names),
+    }  # fmt: skip
+
+
+def _observed(policy: Policy, observation, keys):
+    del policy, keys
+    return observation
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _propose(policy: Policy, observation, keys, count: int):
+    return policy.propose(observation, keys, count)
+
+
+def _tasks(config: ConfigDict, world: World) -> list[str]:
+    return list(closed_loop.task_names(config, world))
+
+
+def summary(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What there is to gain by choosing, with the true outcome as judge.
+
+    Returns:
+      {"states", "proposals", "direct" (mean success), "headroom": {N: points that the best of N
+      succeeds more often}, "choice" (share of states whose branches end differently)}.
+    """
+    success = arrays["success"].mean(axis=2)
+    n = success.shape[1]
+    sizes = [k for k in (2, 4, 8, 16, 32) if k <= n]
+    return {
+        "states": len(success),
+        "proposals": n,
+        "direct": round(float(success.mean()), 4),
+        "headroom": {k: round(100 * best_of(success, success, k), 1) for k in sizes},
+        "choice": round(float((success.max(axis=1) > success.min(axis=1)).mean()), 4),
+    }
+
+
+def best_of(
+    scores: Float[np.ndarray, "s n"], outcomes: Float[np.ndarray, "s n"], count: int
+) -> float:
+    """How much better the best by `scores` of `count` branches is than one of them, on average;
+    over disjoint groups of them."""
+    groups = scores.shape[1] // count
+    shape = len(scores) * groups, count
+    scores, outcomes = (x[:, : groups * count].reshape(shape) for x in (scores, outcomes))
+    best = np.take_along_axis(outcomes, scores.argmax(axis=1)[:, None], axis=1)
+    return float(best.mean() - outcomes.mean())
+
+
+def judged(
+    policy: Policy, arrays: dict[str, np.ndarray], discount: float, size: int = 64
+) -> dict[str, Any]:
+    """How well a judge tells branches of a state apart that it was not trained on.
+
+    Args:
+      discount: of the return that it expects, for each control step.
+
+    Returns:
+      {"rank_correlation" (Spearman's within a state, mean over states whose returns differ),
+      "gain": {N: points by which its choice of N succeeds more often}, "share" of the headroom}.
+    """
+    from scipy.stats import spearmanr
+
+    skip = ("actions", "success", "steps", "episode", "at", "tasks")
+    values = []
+    for start in range(0, len(arrays["actions"]), size):
+        rows = np.minimum(np.arange(start, start + size), len(arrays["actions"]) - 1)
+        observation = {k: jnp.asarray(x[rows]) for k, x in arrays.items() if k not in skip}
+        values.append(np.asarray(_value(policy, observation, arrays["actions"][rows])))
+    values = np.concatenate(values)[: len(arrays["actions"])]
+    success = arrays["success"].mean(axis=2)
+    returns = (arrays["success"] * discount ** arrays["steps"]).mean(axis=2)
+    differ = (returns.max(axis=1) > returns.min(axis=1)) & (values.max(1) > values.min(1))
+    pairs = zip(values[differ], returns[differ], strict=True)
+    ranks = [spearmanr(value, came).statistic for value, came in pairs]
+    sizes = [k for k in (2, 4, 8, 16, 32) if k <= success.shape[1]]
+    gain = {k: 100 * best_of(values, success, k) for k in sizes}
+    most = {k: 100 * best_of(success, success, k) for k in sizes}
+    return {
+        "rank_correlation": round(float(np.mean(ranks)), 4) if ranks else None,
+        "gain": {k: round(v, 1) for k, v in gain.items()},
+        "share": {k: round(gain[k] / most[k], 3) if most[k] else None for k in sizes},
+    }
+
+
+@jax.jit
+def _value(policy: Policy, observation, proposals) -> Bool[Any, "b n"]:
+    return policy.objective.value(policy.params, policy.normalizers, observation, proposals)

@@ -1,0 +1,361 @@
+"""A judge of Fast-WAM's own proposals: a value token that sees what actions see, and the actions.
+
+A third expert of the mixture reads the first frame, the instruction, the state and a clean chunk of
+actions, and says what return the policy gets that begins with them. Nothing sees it, so the policy
+is the same with and without, and what it reads of the first frame is what acting has cached. One
+slot is predicted in one step, from nothing: its denoising is a regression.
+
+It is trained on branches (`wamjax.runs.branches`): of one state N chunks that the policy proposed,
+each carried out and gone on from by the policy itself. What counts is the difference between chunks
+of a state, so beside the squared error there is that of the differences (`ranking`). Branches of
+every fourth visited episode train the gate of the ladder instead (`wam.ladder`), on which the
+judge, who never saw them, is as wrong as it will be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from wamjax.config import did_you_mean
+from wamjax.models.layers import at_least_float32, unconstrained
+from wamjax.models.transformer import Cache
+from wamjax.models.visibility import table
+from wamjax.wam import ladder as ladders
+from wamjax.wam import noise as noises
+from wamjax.wam.denoiser import Denoiser
+from wamjax.wam.fast_wam.objective import FastWAM
+from wamjax.wam.fast_wam.uses import ACT_ONLY
+from wamjax.wam.ladder import Decision, Features, Gate
+from wamjax.wam.objectives import bind, check_batch
+from wamjax.wam.slots import Role, Slot, factorization
+from wamjax.wam.uses import Use, use
+
+Batch = dict[str, Array]
+Params = dict[str, Any]
+
+SEES = table(
+    "fast_wam_judge",
+    {
+        "first": "first",
+        "future": "first future",
+        "action": "first action",
+        "value": "first action value",
+    },
+)
+JUDGE = use(
+    factorization(
+        "judge", first=Role.GIVEN, future=Role.ABSENT, action=Role.GIVEN, value=Role.PREDICTED
+    ),
+    SEES,
+)
+ACT = use(ACT_ONLY, SEES)
+VALUE = Slot("value", "value", "value")
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgedFastWAM(FastWAM):
+    """The policy of `fast`, with a judge; what is trained are judge and gate.
+
+    Attributes:
+      branches: proposals of a state in a training example (n).
+      rungs: of the ladder, proposals on each.
+      discount: of the return, for each control step.
+      ranking: weight of the differences between proposals of a state.
+    """
+
+    branches: int = 8
+    rungs: tuple[int, ...] = (1, 4, 8)
+    discount: float = 0.9
+    ranking: float = 1.0
+    judges: ClassVar[bool] = True
+    denoises: ClassVar[bool] = False
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """What is trained, before the use that acts."""
+        return (JUDGE,)
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The ways it can act, its own first; "plan:N" with any N."""
+        return ("direct", "plan", "adaptive")
+
+    @property
+    def imagines(self) -> bool:
+        """The run that it was trained in does; here only what it needs is kept."""
+        return False
+
+    # ---- training ----
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a batch of states, each with its branches."""
+        b, n = batch_size, self.branches
+        windows = self._windows(b)
+        spec = {k: windows[k] for k in (self.codec.key, self._told(), "proprio")}
+        frames = spec[self.codec.key]
+        one = (b, 1, *frames.shape[2:])
+        spec[self.codec.key] = jax.ShapeDtypeStruct(one, frames.dtype)
+        shapes = {
+            "actions": ((b, n, self.chunk, self.action_dim), jnp.float32),
+            "success": ((b, n), jnp.float32),
+            "steps": ((b, n), jnp.float32),
+            "gate": ((b,), jnp.bool_),
+        }
+        return spec | {k: jax.ShapeDtypeStruct(*s) for k, s in shapes.items()}
+
+    def init(self, rng: Array) -> Params:
+        """Fresh parameters of the policy, the judge and the gate."""
+        params = super().init(rng)
+        seen = self.network.heads * self.network.head_dim
+        blank = Features(jnp.zeros((1, seen)), jnp.zeros((1, 4 + len(self.rungs))))
+        gate = self._gate().init(jax.random.fold_in(rng, 2), blank)
+        return params | {"gate": gate["params"]}
+
+    def loss(
+        self, params: Params, batch: Batch, rng: Array, average: Params | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        """The loss of judge and gate.
+
+        Returns:
+          (loss, metrics): "loss_value" the squared error, "loss_ranking" that of differences
+          between branches of a state, "loss_gate", and "agreement", the correlation of values and
+          returns within a state, over states whose branches differ.
+        """
+        del average
+        check_batch(batch, self.batch_spec)
+        net = self._network(params, self.network.constrain)
+        first = self._encode(params, batch)
+        cache = self._cache(net, first, net[0]("conditions", self._condition(batch)).contexts)
+        values = self._judge(net, self._for_each(cache, self.branches), batch["actions"])
+        returns = batch["success"] * self.discount ** batch["steps"]
+        error = values - returns
+        apart = error - jnp.mean(error, axis=1, keepdims=True)
+        n = self.branches
+        judged, gated = ~batch["gate"], batch["gate"]
+        value = _mean(jnp.mean(error**2, axis=1), judged)
+        ranking = _mean(jnp.sum(apart**2, axis=1) / max(n - 1, 1), judged)
+        gate = _mean(self._gate_error(params, cache, batch, values, returns, rng), gated)
+        metrics = {
+            "loss_value": value,
+            "loss_ranking": ranking,
+            "loss_gate": gate,
+            "agreement": within(values, returns, judged),
+            "agreement_unseen": within(values, returns, gated),
+        }
+        return value + self.ranking * ranking + gate, metrics
+
+    def _gate_error(self, params, cache, batch, values, returns, rng) -> Float[Array, " b"]:
+        """Mean squared error of the benefits that the gate expects, in a new order of the branches:
+        which of them come first is chance."""
+        order = jax.vmap(lambda k: jax.random.permutation(k, self.branches))(
+            jax.random.split(rng, len(values))
+        )
+        values = jnp.take_along_axis(jax.lax.stop_gradient(values), order, axis=1)
+        returns = jnp.take_along_axis(returns, order, axis=1)
+        proposals = jnp.take_along_axis(batch["actions"], order[:, :, None, None], axis=1)
+        came = ladders.outcomes(self.rungs, values, returns)
+        pooled, errors = _pooled(cache), []
+        for h, n in enumerate(self.rungs[:-1]):
+            seen = ladders.features(h, len(self.rungs), pooled, proposals[:, :n], values[:, :n])
+            benefit = self._gate().apply({"params": params["gate"]}, seen)
+            errors.append(((benefit - (came - came[:, h : h + 1])) ** 2)[:, h + 1 :])
+        return jnp.mean(jnp.concatenate(errors, axis=1), axis=1)
+
+    # ---- acting ----
+
+    def policy(
+        self, params, normalizers, observation, rng, mode=None, noise=None, prefix=None, costs=None
+    ) -> Float[Array, "b j a"]:
+        """See `FastWAM.policy`.
+
+        Args:
+          mode: "direct", "plan:N" (the judge's best of N; "plan" has as many as the ladder),
+            or "adaptive".
+          costs: of being on each rung, in units of the return, (r,); of mode "adaptive".
+        """
+        mode = mode or self.modes[0]
+        if mode == "direct":
+            return super().policy(params, normalizers, observation, rng, "direct", noise, prefix)
+        for name, given in (("noise", noise), ("a prefix", prefix)):
+            if given is not None:
+                raise ValueError(f"mode {mode!r} of {self.variant} with a judge takes no {name}")
+        return self.decide(params, normalizers, observation, rng, mode, costs).actions
+
+    def decide(
+        self,
+        params: Params,
+        normalizers: dict[str, Any],
+        observation: Batch,
+        rng: Array,
+        mode: str | None = None,
+        costs: Float[Array, " r"] | None = None,
+        gate: Callable | None = None,
+    ) -> Decision:
+        """What `policy` does and why; actions and proposals in robot units.
+
+        Args:
+          gate: ``gate(rung, proposals, values)`` in place of what was learned, see `ladder.climb`.
+
+        Raises:
+          ValueError: there is no such mode, or adaptive without costs.
+        """
+        kind, count = self._mode(mode)
+        rungs = self.rungs if kind == "adaptive" else (count,)
+        net = self._network(params)
+        first, contexts = self._observe(params, normalizers, observation)
+        cache = self._cache(net, first, contexts)
+        pooled = _pooled(cache)
+        if kind == "adaptive" and gate is None:
+            if costs is None or costs.shape != (len(rungs),):
+                raise ValueError(f"mode 'adaptive' needs costs of its {len(rungs)} rungs, has "
+                                 f"{None if costs is None else costs.shape}")  # fmt: skip
+
+            def gate(rung, proposals, values):
+                seen = ladders.features(rung, len(rungs), pooled, proposals, values)
+                benefit = self._gate().apply({"params": params["gate"]}, seen)
+                return ladders.pays(rung, benefit, costs)
+
+        def propose(start: int, stop: int):
+            chunks = self._propose(net, cache, first, rng, start, stop)
+            return chunks, self._judge(net, self._for_each(cache, stop - start), chunks)
+
+        done = ladders.climb(rungs, propose, gate)
+        inverse = normalizers["actions"].inverse
+        return done._replace(actions=inverse(done.actions), proposals=inverse(done.proposals))
+
+    def propose(
+        self, params: Params, normalizers, observation: Batch, rng: Array, count: int, mode=None
+    ) -> Float[Array, "b n j a"]:
+        """See `Policy.propose`; on one cache, mode "direct"."""
+        del mode
+        net = self._network(params)
+        first, contexts = self._observe(params, normalizers, observation)
+        cache = self._cache(net, first, contexts)
+        return normalizers["actions"].inverse(self._propose(net, cache, first, rng, 0, count))
+
+    def value(
+        self, params: Params, normalizers, observation: Batch, proposals: Float[Array, "b n j a"]
+    ) -> Float[Array, "b n"]:
+        """The return that the judge expects of chunks in robot units."""
+        net = self._network(params)
+        first, contexts = self._observe(params, normalizers, observation)
+        cache = self._for_each(self._cache(net, first, contexts), proposals.shape[1])
+        return self._judge(net, cache, normalizers["actions"].forward(proposals))
+
+    def expect(self, params, normalizers, observation, rng, mode=None, noise=None):
+        """See `Policy.expect`."""
+        if noise is not None:
+            raise ValueError("what is expected of given noise is not known: give a key")
+        done = self.decide(params, normalizers, observation, rng, mode or "plan:1")
+        best = jnp.take_along_axis(done.values, done.chosen[:, None], axis=1)[:, 0]
+        return jnp.clip(best, 0.0, 1.0)
+
+    # ---- parts ----
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """See `FastWAM.rows`; the value has one."""
+        return super().rows | {"value": 1}
+
+    def check_mode(self, mode: str | None) -> None:
+        """See `Policy.check_mode`."""
+        kind, colon, number = (mode or self.modes[0]).partition(":")
+        try:
+            least = {"plan": 1, "adaptive": 0}[kind] if colon else 0
+            right = not colon or (int if kind == "plan" else float)(number) >= least
+        except (KeyError, ValueError):
+            right = False
+        if kind not in self.modes or not right:
+            known = "direct, plan, plan:N (of N proposals) and adaptive:PRICE (of a millisecond)"
+            raise ValueError(f"this policy acts in modes {known}, not {mode!r}"
+                             f"{did_you_mean(kind, self.modes)}")  # fmt: skip
+
+    def _mode(self, mode: str | None) -> tuple[str, int]:
+        """(name, proposals) of a mode."""
+        self.check_mode(mode)
+        kind, _, number = (mode or self.modes[0]).partition(":")
+        if kind == "plan":
+            return kind, int(number or self.rungs[-1])
+        return kind, 1
+
+    def _clean(self, params: Params, batch: Batch) -> dict[str, Array]:
+        size = batch["proprio"].shape[0]
+        return super()._clean(params, batch) | {"value": jnp.zeros((size, 1, 1))}
+
+    def _gate(self) -> Gate:
+        return Gate(len(self.rungs))
+
+    def _network(self, params: Params, constrain: Callable = unconstrained):
+        """The network as a function, under the tables of acting and of judging."""
+        net = bind(self.network, params, constrain)
+
+        def denoiser(use: Use) -> Denoiser:
+            return Denoiser(
+                lambda *args, **kwargs: net("__call__", *args, **kwargs),
+                lambda levels: net("times", levels),
+                use.visibility,
+                self.rows,
+            )
+
+        return net, denoiser(ACT), denoiser(JUDGE)
+
+    def _cache(self, net, first: Array, contexts: Batch) -> Cache:
+        """What is computed once of an observation."""
+        return net[2].prefill({"first": first}, contexts, ("action", "value"))[0]
+
+    def _propose(self, net, cache: Cache, first: Array, rng: Array, start: int, stop: int) -> Array:
+        """Normalised chunks number `start` to `stop` of each state, (b, n, j, a)."""
+        b, n = first.shape[0], stop - start
+        keys = [noises.proposal(rng, i) for i in range(start, stop)]
+        noise = jnp.stack([self._noise("action", first, key, None) for key in keys], axis=1)
+        done, _ = net[1].sample(
+            {}, {"action": noise.reshape(b * n, *noise.shape[2:])},
+            {"action": self.process_of("action").schedule(self.steps)}, {},
+            self._for_each(cache, n), self.solver,
+        )  # fmt: skip
+        return at_least_float32(done["action"]).reshape(b, n, self.chunk, self.action_dim)
+
+    def _judge(self, net, cache: Cache, chunks: Float[Array, "b n j a"]) -> Float[Array, "b n"]:
+        """Values of normalised chunks; `cache` has the state of each."""
+        b, n = chunks.shape[:2]
+        flat = chunks.reshape(b * n, *chunks.shape[2:])
+        begin = {"value": jnp.zeros((b * n, 1, 1))}
+        one_step = {"value": np.array([1.0, 0.0])}
+        done, _ = net[2].sample({"action": flat}, begin, one_step, {}, cache)
+        return at_least_float32(done["value"]).reshape(b, n)
+
+    @staticmethod
+    def _for_each(cache: Cache, count: int) -> Cache:
+        """The cache of every state for `count` chunks of it; the batch axis is the fourth from the
+        end, with or without layers stacked."""
+        return jax.tree.map(lambda x: jnp.repeat(x, count, axis=x.ndim - 4), cache)
+
+
+def within(
+    values: Float[Array, "b n"], returns: Float[Array, "b n"], mask: Array
+) -> Float[Array, ""]:
+    """Correlation of values and returns within a state, the mean over those whose returns differ;
+    NaN without any."""
+    x, y = (z - jnp.mean(z, axis=1, keepdims=True) for z in (values, returns))
+    scale = jnp.sqrt(jnp.sum(x**2, axis=1) * jnp.sum(y**2, axis=1))
+    some = mask & (jnp.sum(y**2, axis=1) > 0)
+    each = jnp.sum(x * y, axis=1) / jnp.maximum(scale, 1e-9)
+    return jnp.sum(jnp.where(some, each, 0)) / jnp.sum(some)
+
+
+def _mean(x: Float[Array, " b"], mask: Array) -> Float[Array, ""]:
+    return jnp.sum(jnp.where(mask, x, 0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def _pooled(cache: Cache) -> Float[Array, "b d"]:
+    """The values of the first frame in the last layer, their mean over the picture."""
+    last = cache.tokens["first"][1][-1]  # (b, heads, tokens, k), stacked or of a list
+    mean = jnp.mean(at_least_float32(last), axis=2)
+    return jax.lax.stop_gradient(mean.reshape(mean.shape[0], -1))
