@@ -11,6 +11,7 @@ from wamjax.models.codec import CachedLatents, PixelCodec, wan21
 from wamjax.models.vae.autoencoder import Sizes
 from wamjax.models.vae.bottleneck import Gaussian
 from wamjax.models.vae.vae_codec import VAECodec
+from wamjax.wam.cosmos_policy import injection, targets
 from wamjax.wam.cosmos_policy.augment import (
     STRENGTHS,
     Strength,
@@ -79,6 +80,19 @@ def test_what_a_policy_is_given_needs_the_first_frames_only(vae):
     # And a latent does depend on what was before it: the order of the slots matters.
     other = run(x | {"wrist": x["agentview"]}, 9)
     assert np.abs(other[:, 3] - whole[:, 3]).max() > 1e-3
+
+
+def test_behind_the_last_picture_nothing_is_encoded_to_train(vae):
+    x = images(64)  # 256 numbers to a latent, of which the actions are 112
+    keys = jax.random.split(KEY, len(LIBERO.numbers))
+    values = {
+        name: jax.random.normal(key, (1, *slot.shape))
+        for key, (name, slot) in zip(keys, LIBERO.numbers.items(), strict=True)
+    }
+    assert LIBERO.pictures == 8 and parse(LAYOUTS["aloha"]).pictures == 10
+    whole = injection.inject(LIBERO, jax.jit(lambda x: encode(LIBERO, vae, x, 9))(x), values)
+    got = jax.jit(lambda x: targets.latents(LIBERO, vae, x, values, None, KEY))(x)
+    np.testing.assert_allclose(got, whole, atol=1e-5)
 
 
 def test_the_future_is_decoded_from_its_slots_as_the_codec_knows_them(vae):

@@ -153,6 +153,12 @@ class Layout:
         return self.groups["action"][0]
 
     @property
+    def pictures(self) -> int:
+        """Leading slots up to the last that numbers do not overwrite; all that a codec has to
+        encode."""
+        return 1 + max(i for i, s in enumerate(self.slots) if not holds_numbers(s))
+
+    @property
     def chunk(self) -> int:
         """Actions in a chunk (j)."""
         return self.numbers["action"].shape[0]

@@ -25,6 +25,9 @@ def latents(
 ) -> Float[Array, "b t h w c"]:
     """The clean latents of all slots.
 
+    Behind the last picture nothing is encoded: no latent depends on what comes later, and numbers
+    overwrite the rest. On LIBERO that is one slot of nine.
+
     Args:
       codec: bound.
       images: camera -> (b, 2, h, w, 3).
@@ -33,7 +36,10 @@ def latents(
     """
     if strength:
         images = {c: augment(key, x, strength) for c, x in images.items()}
-    return injection.inject(layout, clips.encode(layout, codec, images, len(layout)), values)
+    pictures = layout.pictures
+    encoded = clips.encode(layout, codec, images, pictures)
+    rest = [(0, 0), (0, len(layout) - pictures)] + [(0, 0)] * 3
+    return injection.inject(layout, jnp.pad(encoded, rest), values)
 
 
 def numbers(
