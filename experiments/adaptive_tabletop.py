@@ -32,8 +32,8 @@ from wamjax.runs import closed_loop, trained
 from wamjax.viz import intervals
 from wamjax.wam import ladder
 
-PRICES = (0.0, 0.003, 0.01, 0.02, 0.04, 0.08, 0.15)  # return per millisecond
-SHARES = (0.25, 0.5, 0.75)  # of states that a baseline goes on in
+PRICES = (0.0, 0.001, 0.003, 0.01)  # return per millisecond
+SHARES = (0.25, 0.5)  # of states that a baseline goes on in
 
 
 def learned(policy, observation, keys):
