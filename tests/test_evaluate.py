@@ -184,7 +184,7 @@ def test_errors_name_the_offender_before_anything_is_loaded(key, value, shift, m
         ({"eval.execute": 0}, "eval.execute = 0 must be at least 1"),
         ({"eval.batch_size": 0}, "eval.batch_size = 0 must be at least 1"),
         ({"eval.episodes": -5}, "eval.episodes = -5 must be at least 1"),
-        ({"eval.env": "libero"}, "eval.env = 'libero' does not exist; there are tabletop"),
+        ({"eval.env": "calvin"}, "eval.env = 'calvin' does not exist; there are tabletop"),
         ({"eval.env": "no.such:world"}, "eval.env='no.such:world': No module"),
         ({"data.cameras": ("overhead", "side")}, r"tabletop has no \['side'\]"),
         ({"data.cameras": ("overhead",)}, r"video of the policy are \(64, 128, 3\), of tab"),
