@@ -183,12 +183,12 @@ def _batch(objective, config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _data_warnings(config: ConfigDict) -> list[str]:
-    """Of episodes that are there; arrays are checked when they are opened."""
+    """Of episodes that are there; arrays and branches are checked when they are opened."""
     from wamjax.data import pipeline
     from wamjax.data.sources import missing
     from wamjax.data.windows import padding
 
-    if config.data.kind == "arrays":
+    if config.data.kind != "episodes":
         return []
     # Declared sizes make a report possible without the data, or with stand-ins not made yet.
     if pipeline.declared(config.data) and (absent := missing(config.data)):

@@ -99,7 +99,7 @@ def from_run(
     choices = choices or Choices()
     stored, step = checkpoint.parameters(workdir, step, ema)
     run = checkpoint.find(workdir, step)
-    if pipeline.kind_of(run.config) != "episodes":
+    if pipeline.kind_of(run.config) == "arrays":
         raise ValueError(f"{workdir} was trained on {run.config.data.kind}: it is no policy")
     config, spec = _for_acting(run.config, choices), DataSpec.from_json(run.statistics["spec"])
     job = _Job(config, spec, choices, str(workdir), run.step)

@@ -144,7 +144,7 @@ def test_adaptive_at_no_price_and_at_any(judged, params, seen, normalise):
     direct = compiled(judged.policy, "direct")(params, normalise, seen, KEYS)
     np.testing.assert_allclose(none.actions, direct, atol=1e-5)
     with pytest.raises(ValueError, match="costs of its 3 rungs"):
-        judged.policy(params, normalise, seen, KEYS, "adaptive")
+        judged.policy(params, normalise, seen, KEYS, "adaptive", costs=jnp.zeros(2))
 
 
 def test_prepared_parameters_decide_alike(judged, params, seen, normalise):

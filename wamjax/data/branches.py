@@ -63,6 +63,9 @@ def open_branches(config) -> tuple[DataSpec, dict[str, Any], Arrays]:
     Raises:
       ValueError: the branches are of another policy than training starts from.
     """
+    if not config.data.branches:
+        raise ValueError("config.data.branches names no folder: python -m wamjax.branches makes "
+                         "one, and --config=FILE:run=RUN,branches=DIR names it")  # fmt: skip
     folder = files.below(data_root(config.data.root), config.data.branches)
     about, statistics, arrays = read(folder)
     source = config.init_from.path

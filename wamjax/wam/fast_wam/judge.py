@@ -201,10 +201,11 @@ class JudgedFastWAM(FastWAM):
         """What `policy` does and why; actions and proposals in robot units.
 
         Args:
+          costs: of being on each rung, in units of the return; None: time is free.
           gate: ``gate(rung, proposals, values)`` in place of what was learned, see `ladder.climb`.
 
         Raises:
-          ValueError: there is no such mode, or adaptive without costs.
+          ValueError: there is no such mode, or the costs are not those of the rungs.
         """
         kind, count = self._mode(mode)
         rungs = self.rungs if kind == "adaptive" else (count,)
@@ -213,9 +214,10 @@ class JudgedFastWAM(FastWAM):
         cache = self._cache(net, first, contexts)
         pooled = _pooled(cache)
         if kind == "adaptive" and gate is None:
-            if costs is None or costs.shape != (len(rungs),):
+            costs = jnp.zeros(len(rungs)) if costs is None else costs
+            if costs.shape != (len(rungs),):
                 raise ValueError(f"mode 'adaptive' needs costs of its {len(rungs)} rungs, has "
-                                 f"{None if costs is None else costs.shape}")  # fmt: skip
+                                 f"{costs.shape}")  # fmt: skip
 
             def gate(rung, proposals, values):
                 seen = ladders.features(rung, len(rungs), pooled, proposals, values)
