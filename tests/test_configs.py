@@ -75,12 +75,12 @@ def get(name, arg=None):
 
 
 def spec_of(config):
-    """As declared; for the embedded world what its data would say, without collecting them."""
+    """As declared; else what data of the embedded world would say, without collecting them."""
     data = config.data
     if data.kind == "arrays":
         return pipeline.spec_of(config)
     return pipeline.declared(data) or DataSpec(
-        cameras={name: tabletop.CAMERAS[name] for name in data.cameras},
+        cameras={name: tabletop.CAMERAS.get(name, (64, 64)) for name in data.cameras},
         proprio_dim=tabletop.PROPRIO_DIM,
         action_dim=tabletop.ACTION_DIM,
         chunk=data.chunk,

@@ -28,8 +28,8 @@ TOKENS = {"model.codec.*"}
 # Read, and without effect where this holds.
 IDLE = {
     "objective.cond_noise_prob": lambda c: "idm" not in c.objective.variant,
-    "model.text.kind": lambda c: c.objective.name != "fast_wam" and c.model.text.route == "none"
-    and not c.objective.slots,
+    "model.text.kind": lambda c: not c.objective.name.startswith("fast_wam")
+    and c.model.text.route == "none" and not c.objective.slots,
     "model.text.layers": lambda c: c.model.text.route == "none",
     "model.position_table": lambda c: c.model.positions == "rope",
 }
