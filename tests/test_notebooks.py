@@ -16,7 +16,7 @@ SMALL = {
     "01_quickstart": "miniature, steps, demonstrations, episodes = True, 6, 16, 6",
     "02_noise_to_video": "points, states, shown, steps, frames = 64, 11, 4, (2, 5), 4",
     "03_three_factorizations": 'layers, width, calls, variants = 2, 64, 3, ("fast",)',
-    "04_your_own_demonstrations": "miniature, lab, mine, steps, tuning = True, 12, 6, 8, 4",
+    "04_your_own_demonstrations": "miniature, lab, mine, steps, tuning = True, 12, 6, 8, 8",
 }
 # What each must have printed then.
 PRINTED = {
