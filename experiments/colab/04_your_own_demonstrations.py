@@ -30,9 +30,9 @@
 # * **Hardware**: a CPU is enough; a GPU or TPU is used if the installed JAX sees one.
 # * **Time**: some minutes on two CPU cores, most of them the two trainings; at these numbers it was
 #   not timed yet.
-# * **Expected**: no warnings of either data set. How near predicted actions come at these numbers was
-#   not measured yet; in a miniature of 8 steps, which learns nothing, they are off by twice as much
-#   as the mean action is.
+# * **Expected**: no warnings of either data set. How near predicted actions come at these numbers
+#   was not measured yet; in a miniature of 8 steps, which learns nothing, they are off by twice as
+#   much as the mean action is.
 #
 # It takes the package with the extra `ingest` and no checkout.
 # In Colab: *File*, *Open notebook*, *GitHub*, then the address of the repository.
