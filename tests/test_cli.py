@@ -14,6 +14,8 @@ from wamjax import cli
 from wamjax import config as configs
 
 QUICKSTART = "--config=experiments/configs/quickstart.py"
+ROOT = pathlib.Path(__file__).parent.parent
+NAMES = sorted(path.stem for path in (ROOT / "experiments" / "configs").glob("*.py"))
 
 
 # Imports once what the commands import, and then runs each command that stands on its input, as
@@ -38,12 +40,11 @@ for line in sys.stdin:
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     """A function of arguments and a module: (status, output, standard error) of the command."""
-    root = pathlib.Path(__file__).parent.parent
     said = [tmp_path_factory.mktemp("said") / name for name in ("out", "err")]
     with subprocess.Popen(
-        [sys.executable, "-c", SERVER], text=True, cwd=root,
+        [sys.executable, "-c", SERVER], text=True, cwd=ROOT,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(root)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     ) as server:  # fmt: skip
 
         def run(*arguments, module="wamjax.train"):
@@ -75,7 +76,13 @@ def raised(function):
          "'fast'"),
         (["--config=experiments/configs/quickstar.py", "--workdir=x"],
          "error: --config: [Errno 2] No such file or directory: "
-         "'experiments/configs/quickstar.py'"),
+         "'experiments/configs/quickstar.py', did you mean 'quickstart'?"),
+        (["--config=quickstrt:debug", "--workdir=x"],
+         "error: there is no experiment 'quickstrt', did you mean 'quickstart'?; there are "
+         + ", ".join(NAMES) + ", and files of your own by their path, ending in .py"),
+        (["--config=quickstart:variant=idn", "--workdir=x"],
+         "error: variant 'idn' does not exist, did you mean 'idm'?; there are "
+         "['fast', 'idm', 'joint', 'no_cotrain', 'optional_idm']"),
         ([QUICKSTART, "--workdir=x", "debug"],
          "error: unknown arguments ['debug']; did you forget a '--'?"),
         ([QUICKSTART, "--wrkdir=x"], "error: Unknown command line flag 'wrkdir'. Did you mean: "
@@ -106,6 +113,17 @@ def test_help_is_a_success_and_says_what_there_is(command):
 def test_a_traceback_is_there_for_the_asking(command):
     status, _, errors = command(QUICKSTART, "--config.optim.lr=3", "--workdir=x", "--traceback")
     assert status == 1 and "Traceback" in errors
+
+
+def test_an_experiment_has_a_name_and_a_path_stays_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert list(cli.experiments()) == NAMES and len(NAMES) > 15
+    for name in NAMES:
+        file = pathlib.Path(cli.experiment_file(name))
+        assert file.samefile(ROOT / "experiments" / "configs" / f"{name}.py")
+    (tmp_path / "mine").write_text("")
+    for path in ("mine", "mine.py", "./quickstart", "quickstart.py", "configs/quickstart"):
+        assert cli.experiment_file(path) == path
 
 
 def test_sentences_are_told_and_bugs_keep_their_trace():

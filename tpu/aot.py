@@ -43,8 +43,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
+from wamjax import cli, flops, hardware, tree, wam
 from wamjax import config as configs
-from wamjax import flops, hardware, tree, wam
 from wamjax.data import pipeline
 from wamjax.training import optim, sharding
 from wamjax.training.compile import compile_step, lower
@@ -255,7 +255,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "experiment file, as FILE[:ARG]")
+    cli.define_config()
     flags.DEFINE_string("topology", "v5p:4x4x4", "slice to compile for, as libtpu names it")
     flags.DEFINE_string("mesh", "", "axes, e.g. data=4,fsdp=16; config.mesh by default")
     flags.DEFINE_string("remat", "", "what is recomputed; config.model.remat by default")

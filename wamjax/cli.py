@@ -8,6 +8,7 @@ on the way. An error that wamjax raises is written for people, so it is told in 
 from __future__ import annotations
 
 import dis
+import pathlib
 import re
 import sys
 import traceback
@@ -15,7 +16,16 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from absl import app, flags
+from ml_collections import config_flags
 
+from wamjax.config import did_you_mean, docs
+
+# A link to experiments/configs, of which a wheel holds the files; the second is for a checkout on
+# a disk without links.
+PLACES = (
+    pathlib.Path(__file__).parent / "experiments",
+    pathlib.Path(__file__).parents[1] / "experiments" / "configs",
+)
 USAGE, FAILURE = 2, 1
 _HELP = ("help", "helpshort", "helpfull", "helpxml")
 _FOR_PEOPLE = (ValueError, LookupError, AttributeError, OSError, ImportError, NotImplementedError)
@@ -57,6 +67,56 @@ def run(
             fail(text)
 
     app.run(start, flags_parser=_parse)
+
+
+class _ConfigParser(flags.ArgumentParser):
+    """Reads `NAME[:ARG]` of an experiment of the package as well as `FILE[:ARG]`."""
+
+    def __init__(self, files: flags.ArgumentParser):
+        self._files = files
+
+    def parse(self, argument: str) -> Any:
+        name, colon, arg = argument.partition(":")
+        return self._files.parse(f"{experiment_file(name)}{colon}{arg}")
+
+    def flag_type(self) -> str:
+        return self._files.flag_type()
+
+
+def define_config(name: str = "config", text: str = "") -> None:
+    """Defines the flag of a config, with one flag for each of its keys that is set.
+
+    Args:
+      name: of the flag.
+      text: what it is for, in the help.
+    """
+    help_text = "experiment, as FILE[:ARG] or NAME[:ARG] of one of " + ", ".join(experiments())
+    config_flags.DEFINE_config_file(name, None, f"{text}: {help_text}" if text else help_text)
+    flag = flags.FLAGS[name]
+    flag.parser = _ConfigParser(flag.parser)
+
+
+def experiments() -> dict[str, pathlib.Path]:
+    """The files of the experiments that the package brings, by name."""
+    folder = next((place for place in PLACES if place.is_dir()), None)
+    return {path.stem: path for path in sorted(folder.glob("*.py"))} if folder else {}
+
+
+def experiment_file(name: str) -> str:
+    """The file of an experiment of the package by its name; a path stays what it is.
+
+    Raises:
+      ValueError: a bare word that is neither an experiment nor a file.
+    """
+    known = experiments()
+    if name in known:
+        return str(known[name])
+    if not re.fullmatch(r"[\w-]+", name) or pathlib.Path(name).is_file():
+        return name
+    raise ValueError(
+        f"there is no experiment {name!r}{did_you_mean(name, known)}; there are "
+        f"{', '.join(known)}, and files of your own by their path, ending in .py"
+    )
 
 
 def fail(text: str, status: int = USAGE) -> NoReturn:
@@ -108,8 +168,6 @@ def _of_flags(error: Exception) -> str:
 
 def _misspelt(argv: list[str], error: Exception) -> str:
     """Which ``--config.a.b=`` the config does not have, with a suggestion; '' if it is not that."""
-    from wamjax import config as configs
-
     if not isinstance(error, AttributeError | KeyError):
         return ""
     # ml_collections quotes the part that is missing, within quotes.
@@ -117,7 +175,7 @@ def _misspelt(argv: list[str], error: Exception) -> str:
     for argument in argv:
         key = argument.lstrip("-").removeprefix("config.").partition("=")[0]
         if "config." in argument and name in key.split("."):
-            hint = configs.did_you_mean(key, configs.docs())
+            hint = did_you_mean(key, docs())
             return f"--config.{key}: there is no such key{hint}"
     return ""
 
@@ -131,7 +189,9 @@ def _check_file() -> None:
         value.anything  # noqa: B018
     except OSError as error:
         lines = [line.strip() for line in str(error).splitlines()]
-        fail("--config: " + next((x for x in lines if x.startswith("[Errno")), str(error)))
+        text = next((x for x in lines if x.startswith("[Errno")), str(error))
+        name = pathlib.Path(flags.FLAGS["config"].config_filename.partition(":")[0]).stem
+        fail(f"--config: {text}{did_you_mean(name, experiments())}")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

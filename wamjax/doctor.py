@@ -32,7 +32,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from wamjax import cli, files, flops, tree, wam
 from wamjax import config as configs
@@ -225,7 +225,7 @@ def _print(report: dict[str, Any]) -> None:
 
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
-    config_flags.DEFINE_config_file("config", None, "experiment file", lock_config=True)
+    cli.define_config()
     flags.DEFINE_integer("devices", 0, "devices of the mesh; 0 = the smallest that fits it")
     flags.DEFINE_bool("json", False, "print json")
     flags.DEFINE_list("data", [], "folder of a data set to look at instead; more of them if they "

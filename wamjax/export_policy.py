@@ -31,7 +31,7 @@ from typing import Any
 
 import jax
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from wamjax import cli, tree, wam
 from wamjax import config as configs
@@ -344,8 +344,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "planner", None, "what plans for it: another run, or with --weights other weights"
     )
-    config_flags.DEFINE_config_file("config", None, "experiment file, for --weights")
-    config_flags.DEFINE_config_file("planner_config", None, "that of the planner, for --weights")
+    cli.define_config(text="for --weights")
+    cli.define_config("planner_config", text="that of the planner, for --weights")
     flags.DEFINE_string("weights", None, "folder of wamjax.convert, instead of a run")
     flags.DEFINE_string("statistics", None, "json of their statistics, ours or as published")
     flags.DEFINE_string("codec", None, "folder of wamjax.convert: makes latents of pictures")

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from wamjax import cli, disk, files, hardware, tree, wam
 from wamjax import config as configs
@@ -355,7 +355,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
 
 def define_flags() -> None:
     """Not on import: several entry points with the same flags may be imported by one another."""
-    config_flags.DEFINE_config_file("config", None, "experiment file, as FILE[:ARG]")
+    cli.define_config()
     flags.DEFINE_string("workdir", None, "folder of the run; made, or continued")
     flags.DEFINE_bool("distributed", False, "one of several processes (jax.distributed)")
     flags.DEFINE_string("coordinator", None, "host:port of process 0; clouds know it themselves")

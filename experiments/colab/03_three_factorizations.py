@@ -5,10 +5,12 @@
 #     provenance: []
 #   jupytext:
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: colab
 #     text_representation:
 #       extension: .py
 #       format_name: percent
 #       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -16,8 +18,6 @@
 # ---
 
 # %% [markdown]
-# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/wamjax/blob/main/experiments/colab/03_three_factorizations.ipynb)
-#
 # # One network, three factorizations
 #
 # Policy, world model and value function are one network under other *roles*. Here are the slots,
@@ -33,14 +33,19 @@
 #   12.9 and 16.1, `idm` 20.9 and 38.9.
 #
 # It takes the package alone and no checkout.
+# In Colab: *File*, *Open notebook*, *GitHub*, then the address of the repository.
 
 # %%
 import subprocess
 import sys
 
-if "google.colab" in sys.modules:  # everywhere else: pip install 'wamjax[notebooks]' beforehand
-    source = "wamjax @ git+https://github.com/OWNER/wamjax"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
+# In Colab wamjax is installed from its repository, git+https://..., or from a wheel, file:///...
+source = ""  # @param {type: "string"}
+if "google.colab" in sys.modules:  # elsewhere: pip install 'wamjax[notebooks]' beforehand
+    if not source:
+        raise ValueError("set source: the address of the repository that this notebook is from")
+    words = [sys.executable, "-m", "pip", "install", "-q", f"wamjax @ {source}"]
+    subprocess.run(words, check=True)
 
 import jax
 

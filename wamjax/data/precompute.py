@@ -28,7 +28,6 @@ import tqdm
 from absl import flags
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float, UInt8
-from ml_collections import config_flags
 
 from wamjax import cli, files
 from wamjax.data import latents, layout, normalize, records
@@ -265,7 +264,7 @@ def _complete(folder: files.Path, reader: Reader, info: LatentInfo, parts, windo
 
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
-    config_flags.DEFINE_config_file("config", None, "experiment file", lock_config=True)
+    cli.define_config()
     flags.DEFINE_string("data", None, "folder of the data set with pictures")
     flags.DEFINE_string("out", None, "folder of the data set with latents; must not exist")
     flags.DEFINE_string("layout", None, "picture: NAME:HEIGHTxWIDTH+..., rows joined by '/'")

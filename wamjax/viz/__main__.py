@@ -20,7 +20,6 @@ no --output is given.
 from __future__ import annotations
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from wamjax import cli
 
@@ -31,7 +30,7 @@ def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
     flags.DEFINE_string("output", None, "folder to write to; of run: the file")
     flags.DEFINE_integer("seed", 0, "of the samples of paths")
-    config_flags.DEFINE_config_file("config", None, "experiment file to explore", lock_config=True)
+    cli.define_config(text="to explore")
     flags.DEFINE_bool("measure", False, "explore: also time every stage")
     flags.DEFINE_string("workdir", None, "the run to report")
 
