@@ -227,15 +227,16 @@ launcher="bash wamjax/tpu/launch.sh"
 
 # Sets `slice`: the state of the queued resource, NONE, or UNKNOWN when it could not be asked.
 look() {
-  local asked=(queued-resources describe "$name" '--format=value(state.state)')
-  if ! slice=$(tpus "${asked[@]}" 2>&1); then
-    case $slice in
-    *NOT_FOUND*) slice=NONE ;;
-    *)
-      say "$slice"
-      slice=UNKNOWN
-      ;;
-    esac
+  local asked=(queued-resources describe "$name" '--format=value(state.state)') error
+  if slice=$(tpus "${asked[@]}" 2>/dev/null); then return; fi
+  if error=$(tpus "${asked[@]}" 2>&1 >/dev/null); then
+    slice=UNKNOWN # the next look tells
+    return
+  fi
+  slice=NONE
+  if [[ $error != *NOT_FOUND* ]]; then
+    say "$error"
+    slice=UNKNOWN
   fi
 }
 
@@ -345,8 +346,11 @@ keep() {
     running | unreachable) ;;
     bare)
       say "installing"
-      if install; then fresh=; else say "not all workers could install it"; fi
-      continue
+      if install; then
+        fresh=
+        continue
+      fi
+      say "not all workers could install it"
       ;;
     none | saved)
       say "starting it"
