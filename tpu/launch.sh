@@ -41,8 +41,9 @@ state=$HOME/wamjax-run # log, pid, status, stopped
 
 # Whether a training runs here; another process may have its number after a restart.
 alive() {
-  [[ -f $state/pid && ! -f $state/status ]] &&
-    tr '\0' ' ' 2>/dev/null <"/proc/$(<"$state/pid")/cmdline" | grep -q wamjax.train
+  [[ -f $state/pid && ! -f $state/status ]] || return
+  local of
+  of=$(tr '\0' ' ' 2>/dev/null <"/proc/$(<"$state/pid")/cmdline") && [[ $of == *wamjax.train* ]]
 }
 
 worker_setup() { # EXTRAS; the Python of the VM is older than what wamjax needs
