@@ -38,7 +38,7 @@ TRAINING = """\
 #!/bin/bash
 printf '%s\\0' "$@" >> "$HOME/arguments"
 trap 'sleep 0.2; echo saved >> "$HOME/saved"; exit 75' TERM
-while [ ! -f "$HOME/end" ]; do sleep 0.05; done
+while [ ! -f "$HOME/end" ]; do sleep 0.1; done
 exit "$(cat "$HOME/end")"
 """
 # Of a worker: what installs.
@@ -104,7 +104,7 @@ def script(path, text, interpreter=""):
     return path
 
 
-def until(condition, seconds=30):
+def until(condition, seconds=120):
     """What `condition` returns once it is true; a limit for what hangs, not a measurement."""
     end = time.monotonic() + seconds
     while not (value := condition()):
@@ -254,7 +254,7 @@ class Cloud:
 
     def launch(self, verb, *words, settings=SLICE, status=0):
         process = self.start(verb, *words, settings=settings)
-        out, said = process.communicate(timeout=60)
+        out, said = process.communicate(timeout=120)
         assert process.returncode == status, said
         return out, said
 
@@ -347,7 +347,7 @@ def test_keep_makes_a_pre_empted_slice_anew_and_starts_the_same_training(cloud):
     until(lambda: cloud.arguments(worker=1))
     assert cloud.arguments(worker=0) == [["-m", "wamjax.train", *HARD, *OWN]]
     cloud.end("0")
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 0 and "done: gs://bucket/run" in said
     calls = cloud.calls()
     made = [i for i, c in enumerate(calls) if c == "queued-resources create"]
@@ -364,7 +364,7 @@ def test_keep_gives_up_on_what_fails_again(cloud, status, text):
     process = cloud.start("keep", *FLAGS, settings=[*SLICE, "--retries=1"])
     until(lambda: cloud.arguments(worker=1))
     cloud.end(status)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 2 and text in said
 
 
@@ -372,7 +372,7 @@ def test_keep_leaves_alone_what_was_stopped_by_hand(cloud):
     process = cloud.start("keep", *FLAGS)
     until(lambda: cloud.arguments(worker=1))
     cloud.launch("stop")
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 0 and "stopped by hand" in said
     assert len(cloud.arguments()) == 1
 
@@ -603,7 +603,7 @@ def test_slurm_starts_one_process_on_every_gpu(cluster):
     assert {"--gpu-bind=none", "--kill-on-bad-exit=0"} <= set(options[:2])
     for i in (0, 1):
         (cluster.folder / str(i) / "end").write_text("0")
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == 0 and not read(cluster.folder / "scontrol")
 
 
@@ -616,7 +616,7 @@ def test_before_the_end_of_its_time_slurm_saves_and_queues_again(cluster, state,
     cluster.state(state)
     time.sleep(0.2)  # the stand-in sets its trap
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == 75
     assert [read(cluster.folder / str(i) / "saved") for i in (0, 1)] == ["saved\n"] * 2
     assert read(cluster.folder / "scontrol") == want
@@ -627,7 +627,7 @@ def test_slurm_does_not_queue_again_what_failed_or_was_stopped_by_hand(cluster):
     for i in (0, 1):
         cluster.words(i)
         (cluster.folder / str(i) / "end").write_text("75" if i else "0")
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == 75 and not read(cluster.folder / "scontrol")
 
 
@@ -639,7 +639,7 @@ def test_slurm_does_not_queue_again_what_failed_or_was_stopped_by_hand(cluster):
 ])  # fmt: skip
 def test_slurm_names_what_is_missing(cluster, words, env, text):
     process = cluster.submit(*words, **env)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 2 and text in said and said.count("\n") == 1
 
 
