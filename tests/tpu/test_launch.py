@@ -235,6 +235,7 @@ class Cloud:
 
     def __init__(self, folder):
         self.folder, self.repository = folder / "cloud", folder / "repository"
+        self.processes = []
         script(self.folder / "bin" / "gcloud", GCLOUD, f"{sys.executable} -SE")
         script(self.folder / "remote" / "python3", PYTHON3)
         script(self.folder / "training", TRAINING)
@@ -249,8 +250,10 @@ class Cloud:
 
     def start(self, verb, *words, settings=SLICE):
         own = ["bash", str(self.repository / "tpu" / "launch.sh"), verb, *settings]
-        return subprocess.Popen([*own, "--poll=0.2", *words], env=self.env, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        process = subprocess.Popen([*own, "--poll=0.2", *words], env=self.env, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        self.processes.append(process)
+        return process
 
     def launch(self, verb, *words, settings=SLICE, status=0):
         process = self.start(verb, *words, settings=settings)
@@ -281,6 +284,8 @@ class Cloud:
             (self.home(worker) / "end").write_text(status)
 
     def close(self):
+        for process in self.processes:
+            process.kill()
         for path in self.folder.glob("*/*/wamjax-run/pid"):
             if not (path.parent / "status").exists():
                 try:
@@ -587,7 +592,10 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path):
-    return Cluster(tmp_path)
+    yield Cluster(tmp_path)
+    for i in (0, 1):  # what a test has left ends
+        if (tmp_path / str(i)).exists():
+            (tmp_path / str(i) / "end").write_text("1")
 
 
 def slurm_words(process):
