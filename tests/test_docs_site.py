@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 
+import jobset
 import pytest
 from test_docs_commands import parse
 
@@ -27,7 +28,8 @@ ELSEWHERE = {"data.md", "robot.md"}
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.M | re.S)
 # Of others: what they do with their arguments is not ours.
 CONFIG = "experiments/configs/quickstart.py"
-OTHERS = ("pip install", ". .venv", "python3 -m venv", "mkdocs ", "jupytext ", "jupyter ")
+OTHERS = ("pip install", ". .venv", "python3 -m venv", "mkdocs ", "jupytext ", "jupyter ",
+          "docker ", "kubectl ", "export ")  # fmt: skip
 
 
 def blocks(page, language):
@@ -36,7 +38,8 @@ def blocks(page, language):
 
 def lines(page):
     """The commands of a page, in blocks and in sentences."""
-    quoted = re.findall(r"`(python (?:-m )?\S[^`]*)`", FENCE.sub("", page.read_text()))
+    starts = r"python (?:-m )?|bash tpu/|sbatch |kubectl "
+    quoted = re.findall(rf"`((?:{starts})\S[^`]*)`", FENCE.sub("", page.read_text()))
     text = "".join(blocks(page, "bash") + blocks(page, "sh")).replace("\\\n", " ")
     return [part for line in [*text.splitlines(), *quoted] for part in line.split(" && ") if part]
 
@@ -49,9 +52,11 @@ def commands():
 
 
 def test_every_command_parses_and_every_script_knows_its_flags(monkeypatch):
-    ours, scripts = [], []
+    ours, scripts, launches = [], [], []
     for page, line in commands():
-        words = shlex.split(line, comments=True)
+        words = shlex.split(line.partition(" > ")[0], comments=True)
+        if words[0] in ("bash", "sbatch") or "tpu/jobset.py" in words:
+            launches.append(words)
         if words[:3] == ["python", "-m", "wamjax.envs.remote"]:
             remote.parser().parse_args(words[3:])
         elif words[:2] == ["python", "-m"] and words[2].startswith("wamjax"):
@@ -62,10 +67,19 @@ def test_every_command_parses_and_every_script_knows_its_flags(monkeypatch):
             flags = [f.replace("FILE[:ARG]", CONFIG).replace("=FILE", f"={CONFIG}") for f in flags]
             if name != "wamjax" and flags not in ([], ["--help"], ["..."]):
                 ours.append([name, *(f for f in flags if f != "--config.key=value")])
+        elif words[0] in ("bash", "sbatch"):
+            assert (ROOT / next(w for w in words if w.startswith("tpu/"))).is_file(), (page, line)
         elif words[0] == "python" and words[1].endswith(".py"):
+            words = words[: words.index("--")] if "--" in words else words
             scripts.append((page, words[1:]))
         else:
             assert line.startswith(OTHERS) or words[:3] == ["python", "-m", "pytest"], (page, line)
+    # What launchers hand on is of the training.
+    for words in launches:
+        at = words.index("tpu/slurm.sbatch") if words[0] == "sbatch" else None
+        at = words.index("--") if "--" in words else at
+        if at is not None:
+            ours.append(["wamjax.train", *words[at + 1 :]])
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     errors = parse(ours)
     assert len(ours) > 30 and not errors, errors
@@ -78,6 +92,15 @@ def test_every_command_parses_and_every_script_knows_its_flags(monkeypatch):
         for argument in arguments:
             assert argument.lstrip("-").partition("=")[0] in known, (page, script, argument)
     assert len(scripts) >= 5
+    settings = ["--name=a", "--zone=z", "--type=v6e-8", "--dry-run"]
+    shells = [words for words in launches if words[0] == "bash"]
+    for _, script, verb, *rest in shells:
+        subprocess.run(["bash", ROOT / script, verb, *settings, *rest], check=True,
+                       stdout=subprocess.DEVNULL)  # fmt: skip
+    assert {words[2] for words in shells} >= {"setup", "run", "tail", "stop", "resume"}
+    for words in launches:
+        if words[0] == "python":
+            jobset.render(words[2:])
 
 
 def test_the_two_commands_stand_in_the_readme_as_they_are_run():

@@ -1,5 +1,6 @@
 import pathlib
 import runpy
+import types
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,36 @@ def test_make_mesh_errors_name_the_sizes(sizes):
         mesh(*sizes)
     for axis, n in zip(sharding.AXES, sizes, strict=True):
         assert f"{axis}={n}" in str(error.value)
+
+
+class Device(types.SimpleNamespace):
+    """A device of a slice, as far as an order of devices needs it."""
+
+    platform = device_kind = "simulated"
+    __hash__ = object.__hash__
+
+
+@pytest.mark.parametrize("sizes, slices, crossing", [
+    ((2, 4, 1), 2, "data"), ((8, 1, 1), 2, "data"), ((4, 1, 2), 4, "data"), ((1, 4, 2), 2, "fsdp"),
+    ((2, 8, 1), 4, "data fsdp"), ((2, 2, 3), 4, "data fsdp"), ((6, 2, 1), 4, "data fsdp"),
+])  # fmt: skip
+def test_slices_are_joined_by_the_axes_that_communicate_least(sizes, slices, crossing):
+    count = int(np.prod(sizes))
+    devices = [Device(id=i, slice_index=i * slices // count) for i in range(count)]
+    out = sharding.over_slices(sizes, slices, devices[::-1])  # whatever order they come in
+    assert out.shape == sizes and sorted(d.id for d in out.flat) == list(range(count))
+    where = np.vectorize(lambda d: d.slice_index)(out)
+    assert np.array_equal(np.unique(where), np.arange(slices))
+    crosses = [a for i, a in enumerate(sharding.AXES) if np.any(np.diff(where, axis=i))]
+    assert crosses == crossing.split()
+    assert all(np.ptp(row) == 0 for row in where.reshape(-1, sizes[2]))
+
+
+def test_tensor_does_not_go_from_slice_to_slice():
+    devices = [Device(id=i, slice_index=i // 4) for i in range(8)]
+    text = "mesh data=1 x fsdp=1 x tensor=8 on 2 slices: .* make mesh.data a multiple of 2"
+    with pytest.raises(ValueError, match=text):
+        sharding.over_slices((1, 1, 8), 2, devices)
 
 
 def test_check_config():

@@ -14,8 +14,9 @@ stops all after the same step; if one dies the others end within half a minute. 
 any other number go on from the same checkpoint with the same batches.
 
 Exit status: 0 when the run is done, was done before, or saved and stopped on SIGTERM or SIGINT
-(then without DONE); 1 on an error, which includes too many non-finite steps in a row. One of
-several processes may also end by SIGABRT, from JAX, when another one has died.
+(then without DONE, and with the status of ``--stopped_status=N`` where a launcher is to start it
+again); 1 on an error, which includes too many non-finite steps in a row. One of several processes
+may also end by SIGABRT, from JAX, when another one has died.
 """
 
 from __future__ import annotations
@@ -338,9 +339,11 @@ def main(argv: list[str]) -> None:
         hardware.restart_with_huge_pages()
     with guards.company():
         try:
-            run(values.config, values.workdir)
+            done = run(values.config, values.workdir)
         except (guards.Diverged, guards.Occupied, disk.NoRoom, files.NotWritable) as error:
             raise SystemExit(f"stopped: {error}") from None
+    if not done:
+        raise SystemExit(values.stopped_status)
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -361,6 +364,7 @@ def define_flags() -> None:
     flags.DEFINE_string("coordinator", None, "host:port of process 0; clouds know it themselves")
     flags.DEFINE_integer("processes", None, "how many processes; clouds know it themselves")
     flags.DEFINE_integer("process", None, "which process this is; clouds know it themselves")
+    flags.DEFINE_integer("stopped_status", 0, "exit status of a run that a signal stopped")
     flags.mark_flags_as_required(["config", "workdir"])
 
 

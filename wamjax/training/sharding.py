@@ -11,12 +11,14 @@ second (o, ffn/out), so that a pair costs one all-reduce. A batch is split over 
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -24,6 +26,7 @@ from wamjax import tree
 from wamjax.config import did_you_mean
 
 AXES = ("data", "fsdp", "tensor")
+_SPLIT = ("TPU v5 lite", "TPU v5e")  # a dimension of their torus may hold two axes, as in JAX
 BATCH = P(("data", "fsdp"))
 Rule = tuple[str, tuple[str | None, ...] | None]
 
@@ -116,13 +119,45 @@ def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
       sizes: mapping of the three axes to sizes; at most one is -1 and takes what is left.
 
     Raises:
-      ValueError: sizes that do not multiply to the number of devices.
+      ValueError: sizes that do not multiply to the number of devices, or see `over_slices`.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = tuple(axis_sizes(sizes, len(devices)).values())
     # make_mesh defaults to Explicit axes, which Linen cannot trace under.
     kinds = (AxisType.Auto,) * len(AXES)
+    # Only TPUs and GPUs have it; a slice is what faster links join, of GPUs a node.
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:  # which jax.make_mesh refuses
+        return Mesh(over_slices(shape, slices, devices), AXES, axis_types=kinds)
     return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+
+
+def over_slices(shape: Sequence[int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices of several slices as a mesh that uses the slow network between them least.
+
+    ``data`` goes from slice to slice as far as it divides, since it communicates least; ``fsdp``
+    does with what is left, ``tensor`` never.
+
+    Args:
+      shape: sizes of `AXES`.
+
+    Raises:
+      ValueError: slices are left over, or differ in size.
+    """
+    data = math.gcd(shape[0], slices)
+    fsdp = slices // data
+    if shape[1] % fsdp:
+        text = " x ".join(f"{a}={n}" for a, n in zip(AXES, shape, strict=True))
+        raise ValueError(
+            f"mesh {text} on {slices} slices: tensor must stay within one, so make mesh.data a "
+            f"multiple of {slices}"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (shape[0] // data, shape[1] // fsdp, shape[2]),
+        (data, fsdp, 1),
+        devices,
+        allow_split_physical_axes=devices[0].device_kind in _SPLIT,
+    )
 
 
 def abstract_mesh(sizes: Any, devices: int) -> AbstractMesh:
