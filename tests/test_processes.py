@@ -66,14 +66,14 @@ def slow_collect(out, settings):
 def roll_out(rolled=None):
     """An evaluation in which chance decides, by an episode's key; `rolled` counts episodes."""
 
-    def chance(policy, config, world, tasks, keys, shift):
+    def chance(policy, config, world, tasks, keys, shift, function):
         luck = np.asarray(jax.vmap(jax.random.uniform)(keys))
         if rolled is not None:
             rolled.append(len(luck))
         steps = (100 * luck).astype(int)
         actions = np.zeros((len(luck), 100, 4))
         return types.SimpleNamespace(
-            success=luck > 0.4, steps=steps, crashes=0 * steps, actions=actions
+            success=luck > 0.4, steps=steps, crashes=0 * steps, actions=actions, extras=None
         )
 
     asked = config()

@@ -262,7 +262,7 @@ def _rungs(done: Recording, execute: int) -> np.ndarray:
     """Of plans made before success, how far up its ladder a policy climbed, else -1; (e, plans),
     and (e, 0) of one without."""
     if not isinstance(done.extras, dict) or "rung" not in done.extras:
-        return np.zeros((len(done.tasks), 0), int)
+        return np.zeros((len(done.steps), 0), int)
     rungs = np.asarray(done.extras["rung"]).T
     made = np.arange(rungs.shape[1]) * execute < done.steps[:, None]
     return np.where(made, rungs, -1)
