@@ -20,7 +20,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -138,8 +137,7 @@ class Stream:
     """The tokens of one expert and what conditions them.
 
     Attributes:
-      x: (b, l, d) tokens, the groups one after the other; within the blocks (b, m, s, d), where
-        slots are modulated apart.
+      x: (b, l, d) tokens, the groups one after the other.
       modulation: one row for each slot of l / m tokens: (b | 1, m, chunks, d) of a table, (b | 1,
         m, d) of a linear modulation, that and the shared (b | 1, m, chunks, d) of a lora; None
         without.
@@ -150,18 +148,12 @@ class Stream:
       padding: static; how the slots in `x` are padded, with `rope` and the lengths in `groups`.
     """
 
-    x: Float[Array, "b *l d"]
+    x: Float[Array, "b l d"]
     modulation: Any
     rope: Rope | None
     groups: tuple[tuple[str, int], ...] = struct.field(pytree_node=False)
     bias: Array | None = None
     padding: Padding | None = struct.field(pytree_node=False, default=None)
-
-    @property
-    def slots(self) -> int:
-        """How many slots are modulated apart."""
-        rows = jax.tree.leaves(self.modulation)
-        return rows[0].shape[1] if rows else 1
 
     def existing(self) -> dict[str, np.ndarray]:
         """group -> which of its keys exist, (1, s), for groups with padding."""
@@ -198,21 +190,15 @@ class Projections(nn.Module):
         if self.qk_norm != "none":
             self.q_norm, self.k_norm = RMSNorm(), RMSNorm()
 
-    def query(self, x: Float[Array, "b *l d"]) -> Float[Array, "b n l k"]:
+    def query(self, x: Float[Array, "b l d"]) -> Float[Array, "b n l k"]:
         return self._norm_and_split("q_norm", self._linear("q", x))
 
     def key_value(self, x: Float[Array, "b s d"]) -> KeyValue:
         keys = self._norm_and_split("k_norm", self._linear("k", x))
         return keys, self._split(self._linear("v", x))
 
-    def output(self, y: Float[Array, "b n l k"], slots: tuple[int, ...]) -> Float[Array, "b *l d"]:
-        """The output projection.
-
-        Args:
-          slots: the lengths of the axes that the tokens come in, see `Stream.x`.
-        """
-        y = jnp.swapaxes(y, 1, 2)
-        return self.o(y.reshape(len(y), *slots, -1))
+    def output(self, y: Float[Array, "b n l k"]) -> Float[Array, "b l d"]:
+        return self.o(rearrange(y, "b n l k -> b l (n k)"))
 
     def _linear(self, name: str, x: Array) -> Array:
         """Before norm and rotation: those are cheap to repeat in a backward pass, which needs what
@@ -226,7 +212,7 @@ class Projections(nn.Module):
         return getattr(self, norm)(x) if self.qk_norm == "head" else x
 
     def _split(self, x: Array) -> Array:
-        return jnp.swapaxes(x.reshape(len(x), -1, self.heads, self.head_dim), 1, 2)
+        return rearrange(x, "b l (n k) -> b n l k", n=self.heads)
 
 
 class LowRank(nn.Module):
@@ -332,11 +318,10 @@ class ExpertBlock(nn.Module):
 
     def finish(self, stream: Stream, adaptation, attended: Array, context: KeyValue | None):
         """Everything after the attention: output projection, cross-attention, feed-forward."""
-        slots = stream.x.shape[1:-1]
-        x = self._leave("self", stream.x, self.self_attn.output(attended, slots), adaptation)
+        x = self._leave("self", stream.x, self.self_attn.output(attended), adaptation)
         if self.spec.cross != "none":
             query = self.cross_attn.query(self._enter("cross", x, adaptation))
-            y = self.cross_attn.output(self._read(query, *context), slots)
+            y = self.cross_attn.output(self._read(query, *context))
             x = self._leave("cross", x, y, adaptation)
         return self._leave("ffn", x, self.ffn(self._enter("ffn", x, adaptation)), adaptation)
 
@@ -356,4 +341,4 @@ class ExpertBlock(nn.Module):
         y = checkpoint_name(y, "projected")
         gate = adaptation[name].gate if name in adaptation else None
         y = (x + y).astype(x.dtype) if gate is None else gated_add(x, gate, y)
-        return self.constrain(y, "batch", *("slots", "tokens")[4 - y.ndim :], "embed")
+        return self.constrain(y, "batch", "tokens", "embed")

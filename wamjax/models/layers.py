@@ -20,7 +20,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 EPS = 1e-6  # of every norm in Wan and DiT
@@ -98,11 +97,9 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         x = Linear(self.hidden, self.bias, kernel_init=self.kernel_init, name="in")(x)
-        x = self.activation(checkpoint_name(x, "hidden"))
-        if on_tpu():
-            # Else XLA computes it within the next matmul, once for every tile of its result.
-            x = jax.lax.optimization_barrier(x)
-        return Linear(self.features, self.bias, kernel_init=self.kernel_init, name="out")(x)
+        return Linear(self.features, self.bias, kernel_init=self.kernel_init, name="out")(
+            self.activation(x)
+        )
 
 
 class GatedMlp(nn.Module):
@@ -115,9 +112,8 @@ class GatedMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        gate = checkpoint_name(Linear(self.hidden, self.bias, name="gate")(x), "hidden")
-        y = checkpoint_name(Linear(self.hidden, self.bias, name="in")(x), "hidden")
-        y = self.activation(gate) * y
+        gate = self.activation(Linear(self.hidden, self.bias, name="gate")(x))
+        y = gate * Linear(self.hidden, self.bias, name="in")(x)
         return Linear(self.features, self.bias, name="out")(y)
 
 
@@ -159,31 +155,20 @@ class LayerNorm(nn.Module):
         return (layer_norm(x) * scale + bias).astype(x.dtype)
 
 
-def by_slot(x: Float[Array, "b l d"], slots: int) -> Float[Array, "b m s d"]:
-    """The tokens of each of `slots` slots apart.
+def per_slot(
+    x: Float[Array, "b l d"], function: Callable, *values: Float[Array, "b m d"]
+) -> Float[Array, "b l d"]:
+    """Applies ``function(x, *values)`` with values given per slot, each slot ``l / m`` tokens long.
 
-    Raises:
-      ValueError: they do not divide evenly.
+    The broadcast happens inside the fused elementwise loop, so nothing of size (b, l, d) is built
+    for the values.
     """
     b, l, d = x.shape
-    if l % slots:
-        raise ValueError(f"{slots} modulation slots do not divide {l} tokens evenly")
-    return x.reshape(b, slots, l // slots, d)
-
-
-def per_slot(
-    x: Float[Array, "b *l d"], function: Callable, *values: Float[Array, "b m d"]
-) -> Float[Array, "b *l d"]:
-    """Applies ``function(x, *values)`` with values given per slot.
-
-    Where `x` is `by_slot` already, (b, m, s, d), nothing of its size is built for the values. Where
-    it is (b, l, d), slots of ``l / m`` tokens, a TPU does: XLA moves the reshape to the values.
-    """
-    if x.ndim == 4:
-        return function(x, *(v[:, :, None] for v in values))
-    if x.shape[1] == values[0].shape[1]:
-        return function(x, *values)
-    return per_slot(by_slot(x, values[0].shape[1]), function, *values).reshape(x.shape)
+    m = values[0].shape[1]
+    if l % m:
+        raise ValueError(f"{m} modulation slots do not divide {l} tokens evenly")
+    y = function(x.reshape(b, m, l // m, d), *(v[:, :, None] for v in values))
+    return y.reshape(b, l, d)
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:
@@ -193,7 +178,10 @@ def modulate(x: Array, shift: Array, scale: Array) -> Array:
 
 def gated_add(x: Array, gate: Array, y: Array) -> Array:
     """The residual ``x + gate * y``, per slot, in the dtype of the residual stream."""
-    return (x + per_slot(y, jnp.multiply, gate)).astype(x.dtype)
+    b, l, d = x.shape
+    m = gate.shape[1]
+    y = gate[:, :, None] * y.reshape(b, m, l // m, d)
+    return (x + y.reshape(b, l, d)).astype(x.dtype)
 
 
 def sinusoid(

@@ -19,21 +19,21 @@ from jaxtyping import Array, Bool, Float
 
 from wamjax.models import attention, kernels
 from wamjax.models.blocks import ExpertBlock, ExpertSpec, KeyValue, Stream
-from wamjax.models.layers import at_least_float32, by_slot, unconstrained
+from wamjax.models.layers import at_least_float32, unconstrained
 from wamjax.models.visibility import Visibility
 
 RESIDUALS = ("compute", "float32")
 # What the backward pass keeps of a block, from most memory to least: everything; outputs of all
-# linear maps and what was attended; those but the wide hidden layer of the feed-forward network;
-# queries, keys, values and what was attended; the input alone; the input in the memory of the host.
-# "auto" is one of these, chosen when a training step is compiled
-# (`training.compile.compile_fitting`), and everything elsewhere.
+# linear maps; those but the wide hidden layer of the feed-forward network; queries, keys, values
+# and what was attended; the input alone; the input in the memory of the host. "auto" is one of
+# these, chosen when a training step is compiled (`training.compile.compile_fitting`), and
+# everything elsewhere.
 _ATTENTION = ("qkv", kernels.RESULT)
 _PROJECTIONS = (*_ATTENTION, "projected")
 REMAT_POLICIES = {
     "auto": None,
     "none": None,
-    "dots": jax.checkpoint_policies.save_only_these_names(*_PROJECTIONS, "hidden"),
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "projections": jax.checkpoint_policies.save_only_these_names(*_PROJECTIONS),
     "attention": jax.checkpoint_policies.save_only_these_names(*_ATTENTION),
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -184,8 +184,7 @@ class Transformer(nn.Module):
         """
         if self.residual not in RESIDUALS:
             raise ValueError(f"residual {self.residual!r} is not one of {RESIDUALS}")
-        # Slots stay apart through all blocks, see `layers.per_slot`.
-        tokens = {e: _apart(s.x, s.slots) for e, s in streams.items()}
+        tokens = {e: s.x for e, s in streams.items()}
         if self.residual == "float32":
             tokens = {e: at_least_float32(x) for e, x in tokens.items()}
         cache = cache or Cache({}, {})
@@ -196,10 +195,9 @@ class Transformer(nn.Module):
             cache = jax.tree.map(lambda x: x[:stacked], cache) if self.ends else cache
             tokens, emitted = self._scanned(stacked)(tokens, cache, *shared)
             if not self.ends:
-                return _joined(tokens), emitted
+                return tokens, emitted
             tokens, last = self._final()(tokens, final, *shared)
-            emitted = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), emitted, last)
-            return _joined(tokens), emitted
+            return tokens, jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), emitted, last)
         emitted = []
         for i in range(self.layers):
             layer = jax.tree.map(lambda x, i=i: x[i], cache, is_leaf=_is_layers)
@@ -207,7 +205,7 @@ class Transformer(nn.Module):
             block = self._final() if i == stacked else self._block()(*self._sizes(), name=name)
             tokens, new = block(tokens, layer, *shared)
             emitted.append(new)
-        return _joined(tokens), jax.tree.map(lambda *layers: list(layers), *emitted)
+        return tokens, jax.tree.map(lambda *layers: list(layers), *emitted)
 
     def _scanned(self, layers: int) -> nn.Module:
         return nn.scan(
@@ -251,14 +249,6 @@ def unstack(params: dict, layers: int) -> dict:
         f"blocks_{i}": jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(layers)
     }
     return rest | split
-
-
-def _apart(x: Float[Array, "b l d"], slots: int) -> Float[Array, "b *l d"]:
-    return by_slot(x, slots) if 1 < slots < x.shape[1] else x
-
-
-def _joined(tokens: dict[str, Array]) -> dict[str, Float[Array, "b l d"]]:
-    return {e: x.reshape(len(x), -1, x.shape[-1]) for e, x in tokens.items()}
 
 
 def _is_layers(x) -> bool:
