@@ -79,7 +79,7 @@ def open_branches(config) -> tuple[DataSpec, dict[str, Any], Arrays]:
     table = {k: x for k, x in arrays.items() if k not in _OUTCOMES}
     for key in ("proprio", "actions"):
         table[key] = np.asarray(normalise[key].forward(table[key]), np.float32)
-    # Of several continuations one is taken for all: their mean is no outcome of an episode.
+    # Of several continuations the means: what a proposal leads to is an expectation.
     table["success"] = arrays["success"].mean(axis=2).astype(np.float32)
     steps = np.where(arrays["success"], arrays["steps"], 0).sum(axis=2)
     table["steps"] = (steps / np.maximum(arrays["success"].sum(axis=2), 1)).astype(np.float32)

@@ -80,7 +80,8 @@ def grow(
              "eval": json.loads(config.eval.to_json()), "world": dict(world.versions)}  # fmt: skip
     about = json.loads(json.dumps(about))
     place = out / store.ABOUT
-    if place.exists() and (there := json.loads(place.read_text())) != about:
+    some = place.exists() and files.glob(out, "part-*.npz")
+    if some and (there := json.loads(place.read_text())) != about:
         differ = sorted(k for k in about.keys() | there.keys() if about.get(k) != there.get(k))
         raise ValueError(f"{out} holds other branches, which differ in {differ}: name another "
                          "folder")  # fmt: skip

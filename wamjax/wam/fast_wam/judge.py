@@ -79,7 +79,7 @@ class JudgedFastWAM(FastWAM):
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        """What is trained, before the use that acts."""
+        """What is trained."""
         return (JUDGE,)
 
     @property
