@@ -44,7 +44,7 @@ def tuned(base, shape="one", **more):
     return get("finetune", ",".join(words))
 
 
-@pytest.mark.parametrize("lora", [0, 16])
+@pytest.mark.parametrize("lora", [0, pytest.param(16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("base", fine_tuning.BASES)
 def test_the_published_model_fits_data_of_any_shape(base, shape, lora):
@@ -125,7 +125,8 @@ def observation(spec, cameras, text):
 
 
 @pytest.mark.parametrize(
-    "base, shape, lora", [("fast_wam", "three", 4), ("cosmos_policy", "one", 0)]
+    "base, shape, lora",
+    [("fast_wam", "three", 4), pytest.param("cosmos_policy", "one", 0, marks=pytest.mark.slow)],
 )
 def test_from_files_to_acting(base, shape, lora, tmp_path, monkeypatch, capsys):
     place = own_data(tmp_path / "DATA" / "mine", **SHAPES[shape])
