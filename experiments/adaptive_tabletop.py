@@ -16,7 +16,6 @@ rows of a gate are one compiled program.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import pathlib
 
@@ -28,7 +27,7 @@ from absl import flags
 from wamjax import cli
 from wamjax.data import branches as store
 from wamjax.envs.world import open_world, shift_of
-from wamjax.runs import closed_loop, trained
+from wamjax.runs import branches, closed_loop, trained
 from wamjax.viz import intervals
 from wamjax.wam import ladder
 
@@ -101,17 +100,9 @@ def rows(policy: trained.Policy, milliseconds, quantiles) -> dict[str, tuple[str
 def thresholds(policy: trained.Policy, folder: pathlib.Path) -> dict[str, dict[str, float]]:
     """Of spread and of the rise of the best value, above which there is each share of states."""
     _, _, arrays = store.read(folder)
-    second = policy.objective.rungs[1]
-    proposals = np.asarray(policy.normalizers["actions"].forward(arrays["actions"][:, :second]))
-    skip = ("actions", "success", "steps", "episode", "at", "tasks")
-    observation = {k: jnp.asarray(x) for k, x in arrays.items() if k not in skip}
-    value = jax.jit(functools.partial(policy.objective.value))
-    values = np.concatenate([
-        np.asarray(value(policy.params, policy.normalizers,
-                         {k: x[i : i + 64] for k, x in observation.items()},
-                         arrays["actions"][i : i + 64, :second]))
-        for i in range(0, len(proposals) // 64 * 64, 64)
-    ])  # fmt: skip
+    arrays["actions"] = arrays["actions"][:, : policy.objective.rungs[1]]
+    values = branches.values_of(policy, arrays)
+    proposals = policy.normalizers["actions"].forward(arrays["actions"])
     far = np.asarray(ladder.spread(jnp.asarray(proposals)))
     rise = values.max(axis=1) - values[:, 0]
     return {

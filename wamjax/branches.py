@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     about = {"policy": store.fingerprint(asked.workdir), "step": step, "mode": asked.mode}
     out = files.path(asked.out, "--out")
     result = branches.grow(policy, config, statistics, out, cohort, about)
-    if policy.objective.judges and config.objective.name == "fast_wam_judge":
+    if policy.objective.rungs:
         arrays = store.read(out)[2]
         result["judge"] = branches.judged(policy, arrays, policy.objective.discount)
     print(json.dumps(result, indent=2))

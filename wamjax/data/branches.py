@@ -26,7 +26,7 @@ from wamjax.weights import store
 
 ABOUT, STATISTICS = "about.json", "statistics.json"
 GATE_SHARE = 4  # the branches of every so-manieth episode train the gate of a ladder
-_OUTCOMES = ("success", "steps", "episode", "at", "tasks")
+_CAME = ("success", "steps", "episode", "at", "tasks")  # of the proposals, and where from
 
 
 def fingerprint(workdir) -> str:
@@ -57,6 +57,11 @@ def read(folder: files.Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
     return about, json.loads((folder / STATISTICS).read_text()), arrays
 
 
+def seen(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The observations that the proposals were made of."""
+    return {k: x for k, x in arrays.items() if k not in (*_CAME, "actions")}
+
+
 def open_branches(config) -> tuple[DataSpec, dict[str, Any], Arrays]:
     """What a judge is trained on.
 
@@ -76,7 +81,7 @@ def open_branches(config) -> tuple[DataSpec, dict[str, Any], Arrays]:
             "new ones with python -m wamjax.branches"
         )
     normalise = normalizers(statistics, config.data.normalization)
-    table = {k: x for k, x in arrays.items() if k not in _OUTCOMES}
+    table = seen(arrays) | {"actions": arrays["actions"]}
     for key in ("proprio", "actions"):
         table[key] = np.asarray(normalise[key].forward(table[key]), np.float32)
     # Of several continuations the means: what a proposal leads to is an expectation.

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from wamjax import files
@@ -181,12 +181,11 @@ def summary(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """
     success = arrays["success"].mean(axis=2)
     n = success.shape[1]
-    sizes = [k for k in (2, 4, 8, 16, 32) if k <= n]
     return {
         "states": len(success),
         "proposals": n,
         "direct": round(float(success.mean()), 4),
-        "headroom": {k: round(100 * best_of(success, success, k), 1) for k in sizes},
+        "headroom": {k: round(100 * best_of(success, success, k), 1) for k in _sizes(n)},
         "choice": round(float((success.max(axis=1) > success.min(axis=1)).mean()), 4),
     }
 
@@ -203,9 +202,19 @@ def best_of(
     return float(best.mean() - outcomes.mean())
 
 
-def judged(
-    policy: Policy, arrays: dict[str, np.ndarray], discount: float, size: int = 64
-) -> dict[str, Any]:
+def values_of(
+    policy: Policy, arrays: dict[str, np.ndarray], size: int = 64
+) -> Float[np.ndarray, "s n"]:
+    """What a judge expects of every branch, `size` states in one call."""
+    seen, total, values = store.seen(arrays), len(arrays["actions"]), []
+    for start in range(0, total, size):
+        rows = np.minimum(np.arange(start, start + size), total - 1)  # the last call is filled up
+        observation = {k: jnp.asarray(x[rows]) for k, x in seen.items()}
+        values.append(np.asarray(_value(policy, observation, arrays["actions"][rows])))
+    return np.concatenate(values)[:total]
+
+
+def judged(policy: Policy, arrays: dict[str, np.ndarray], discount: float) -> dict[str, Any]:
     """How well a judge tells branches of a state apart that it was not trained on.
 
     Args:
@@ -217,19 +226,13 @@ def judged(
     """
     from scipy.stats import spearmanr
 
-    skip = ("actions", "success", "steps", "episode", "at", "tasks")
-    values = []
-    for start in range(0, len(arrays["actions"]), size):
-        rows = np.minimum(np.arange(start, start + size), len(arrays["actions"]) - 1)
-        observation = {k: jnp.asarray(x[rows]) for k, x in arrays.items() if k not in skip}
-        values.append(np.asarray(_value(policy, observation, arrays["actions"][rows])))
-    values = np.concatenate(values)[: len(arrays["actions"])]
+    values = values_of(policy, arrays)
     success = arrays["success"].mean(axis=2)
     returns = (arrays["success"] * discount ** arrays["steps"]).mean(axis=2)
     differ = (returns.max(axis=1) > returns.min(axis=1)) & (values.max(1) > values.min(1))
     pairs = zip(values[differ], returns[differ], strict=True)
     ranks = [spearmanr(value, came).statistic for value, came in pairs]
-    sizes = [k for k in (2, 4, 8, 16, 32) if k <= success.shape[1]]
+    sizes = _sizes(success.shape[1])
     gain = {k: 100 * best_of(values, success, k) for k in sizes}
     most = {k: 100 * best_of(success, success, k) for k in sizes}
     return {
@@ -239,6 +242,10 @@ def judged(
     }
 
 
+def _sizes(most: int) -> list[int]:
+    return [n for n in (2, 4, 8, 16, 32) if n <= most]
+
+
 @jax.jit
-def _value(policy: Policy, observation, proposals) -> Bool[Any, "b n"]:
+def _value(policy: Policy, observation, proposals) -> Float[Array, "b n"]:
     return policy.objective.value(policy.params, policy.normalizers, observation, proposals)

@@ -56,7 +56,7 @@ def run(
     workdir = files.path(workdir, "--workdir")
     world = open_world(config.eval.env)
     dials = shift_of(world, shift, config.eval.shift)
-    parts = [mode, shift if shift != "none" else None, step]
+    parts = [mode and mode.replace(":", "-"), shift if shift != "none" else None, step]
     parts += [files.name(planner) if planner else None, label or None]
     parts += [None if ema is None else checkpoint.name_of(ema)]
     suffix = "".join(f"_{p}" for p in parts if p is not None)

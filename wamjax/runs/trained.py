@@ -59,7 +59,7 @@ class Policy:
     @property
     def adapts(self) -> bool:
         """Whether it chooses anew in every state how to act."""
-        return self.mode == "adaptive"
+        return (self.mode or "").partition(":")[0] == "adaptive"
 
     @property
     def prefix_max(self) -> int:
@@ -174,7 +174,6 @@ def priced(policy: Policy) -> Policy:
     if not price:
         raise ValueError("mode 'adaptive' needs the price of a millisecond in units of the return, "
                          "as adaptive:0.01")  # fmt: skip
-    policy = dataclasses.replace(policy, mode="adaptive")
     observation, key = observe_example(policy, 1), jax.random.key(0)
 
     @jax.jit

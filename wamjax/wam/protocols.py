@@ -190,6 +190,16 @@ class Policy(Objective, Protocol):
         """
         raise ValueError(f"a {type(self).__name__} does not weigh ways to act: train a judge")
 
+    def value(
+        self,
+        params: Params,
+        normalizers: dict[str, Any],
+        observation: Batch,
+        proposals: Float[Array, "b n j a"],
+    ) -> Float[Array, "b n"]:
+        """The return that it expects of given chunks, in robot units; who has a ladder can say."""
+        raise ValueError(f"a {type(self).__name__} does not judge proposals: train a judge")
+
     def propose(
         self,
         params: Params,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from wamjax.wam.denoiser import Denoiser
 from wamjax.wam.fast_wam.objective import FastWAM
 from wamjax.wam.fast_wam.uses import ACT_ONLY
 from wamjax.wam.ladder import Decision, Features, Gate
-from wamjax.wam.objectives import bind, check_batch
+from wamjax.wam.objectives import check_batch
 from wamjax.wam.slots import Role, Slot, factorization
 from wamjax.wam.uses import Use, use
 
@@ -57,6 +57,13 @@ JUDGE = use(
 )
 ACT = use(ACT_ONLY, SEES)
 VALUE = Slot("value", "value", "value")
+
+
+class Denoisers(NamedTuple):
+    """One network, to propose chunks and to value them."""
+
+    act: Denoiser
+    judge: Denoiser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +137,11 @@ class JudgedFastWAM(FastWAM):
         """
         del average
         check_batch(batch, self.batch_spec)
-        net = self._network(params, self.network.constrain)
+        net = self._denoisers(params, self.network.constrain)
         first = self._encode(params, batch)
-        cache = self._cache(net, first, net[0]("conditions", self._condition(batch)).contexts)
+        conditions = self.bind(params, self.network.constrain)
+        contexts = conditions("conditions", self._condition(batch)).contexts
+        cache = self._cache(net, first, contexts)
         values = self._judge(net, self._for_each(cache, self.branches), batch["actions"])
         returns = batch["success"] * self.discount ** batch["steps"]
         error = values - returns
@@ -209,7 +218,7 @@ class JudgedFastWAM(FastWAM):
         """
         kind, count = self._mode(mode)
         rungs = self.rungs if kind == "adaptive" else (count,)
-        net = self._network(params)
+        net = self._denoisers(params)
         first, contexts = self._observe(params, normalizers, observation)
         cache = self._cache(net, first, contexts)
         pooled = _pooled(cache)
@@ -237,7 +246,7 @@ class JudgedFastWAM(FastWAM):
     ) -> Float[Array, "b n j a"]:
         """See `Policy.propose`; on one cache, mode "direct"."""
         del mode
-        net = self._network(params)
+        net = self._denoisers(params)
         first, contexts = self._observe(params, normalizers, observation)
         cache = self._cache(net, first, contexts)
         return normalizers["actions"].inverse(self._propose(net, cache, first, rng, 0, count))
@@ -246,7 +255,7 @@ class JudgedFastWAM(FastWAM):
         self, params: Params, normalizers, observation: Batch, proposals: Float[Array, "b n j a"]
     ) -> Float[Array, "b n"]:
         """The return that the judge expects of chunks in robot units."""
-        net = self._network(params)
+        net = self._denoisers(params)
         first, contexts = self._observe(params, normalizers, observation)
         cache = self._for_each(self._cache(net, first, contexts), proposals.shape[1])
         return self._judge(net, cache, normalizers["actions"].forward(proposals))
@@ -294,43 +303,37 @@ class JudgedFastWAM(FastWAM):
     def _gate(self) -> Gate:
         return Gate(len(self.rungs))
 
-    def _network(self, params: Params, constrain: Callable = unconstrained):
-        """The network as a function, under the tables of acting and of judging."""
-        net = bind(self.network, params, constrain)
+    def _denoisers(self, params: Params, constrain: Callable = unconstrained) -> Denoisers:
+        """The network under the tables of acting and of judging."""
+        return Denoisers(*(self._denoiser(params, use, constrain) for use in (ACT, JUDGE)))
 
-        def denoiser(use: Use) -> Denoiser:
-            return Denoiser(
-                lambda *args, **kwargs: net("__call__", *args, **kwargs),
-                lambda levels: net("times", levels),
-                use.visibility,
-                self.rows,
-            )
-
-        return net, denoiser(ACT), denoiser(JUDGE)
-
-    def _cache(self, net, first: Array, contexts: Batch) -> Cache:
+    def _cache(self, net: Denoisers, first: Array, contexts: Batch) -> Cache:
         """What is computed once of an observation."""
-        return net[2].prefill({"first": first}, contexts, ("action", "value"))[0]
+        return net.judge.prefill({"first": first}, contexts, ("action", "value"))[0]
 
-    def _propose(self, net, cache: Cache, first: Array, rng: Array, start: int, stop: int) -> Array:
+    def _propose(
+        self, net: Denoisers, cache: Cache, first: Array, rng: Array, start: int, stop: int
+    ) -> Float[Array, "b n j a"]:
         """Normalised chunks number `start` to `stop` of each state, (b, n, j, a)."""
         b, n = first.shape[0], stop - start
         keys = [noises.proposal(rng, i) for i in range(start, stop)]
         noise = jnp.stack([self._noise("action", first, key, None) for key in keys], axis=1)
-        done, _ = net[1].sample(
+        done, _ = net.act.sample(
             {}, {"action": noise.reshape(b * n, *noise.shape[2:])},
             {"action": self.process_of("action").schedule(self.steps)}, {},
             self._for_each(cache, n), self.solver,
         )  # fmt: skip
         return at_least_float32(done["action"]).reshape(b, n, self.chunk, self.action_dim)
 
-    def _judge(self, net, cache: Cache, chunks: Float[Array, "b n j a"]) -> Float[Array, "b n"]:
+    def _judge(
+        self, net: Denoisers, cache: Cache, chunks: Float[Array, "b n j a"]
+    ) -> Float[Array, "b n"]:
         """Values of normalised chunks; `cache` has the state of each."""
         b, n = chunks.shape[:2]
         flat = chunks.reshape(b * n, *chunks.shape[2:])
         begin = {"value": jnp.zeros((b * n, 1, 1))}
         one_step = {"value": np.array([1.0, 0.0])}
-        done, _ = net[2].sample({"action": flat}, begin, one_step, {}, cache)
+        done, _ = net.judge.sample({"action": flat}, begin, one_step, {}, cache)
         return at_least_float32(done["value"]).reshape(b, n)
 
     @staticmethod

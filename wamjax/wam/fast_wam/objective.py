@@ -8,7 +8,7 @@ and how it acts is data: its uses (`fast_wam.uses`) and its mode.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ from wamjax.wam import noise as noises
 from wamjax.wam import prefix as prefixes
 from wamjax.wam import shares, uses
 from wamjax.wam.denoiser import Denoiser, pinned
-from wamjax.wam.fast_wam import expert_init
+from wamjax.wam.fast_wam import expert_init, inputs
 from wamjax.wam.fast_wam.uses import MODES, uses_of
 from wamjax.wam.loss import Denoises, Draw, SlotLosses
 from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params
@@ -115,28 +115,10 @@ class FastWAM(Denoises, Policy):
 
     def _windows(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of windows of episodes, which all slots are made of."""
-        b = batch_size
-
-        def array(dtype, *shape):
-            return jax.ShapeDtypeStruct((b, *shape), dtype)
-
-        spec = {
-            "proprio": array(jnp.float32, self.proprio_dim),
-            "actions": array(jnp.float32, self.chunk, self.action_dim),
-            "frame_valid": array(jnp.bool_, self.frames),
-            "action_valid": array(jnp.bool_, self.chunk),
-        }
-        length, width = self.network.instruction_length, self.network.context_width
-        if self.network.vocabulary:
-            spec["instruction"] = array(jnp.int32, length)
-        else:
-            spec["context"] = array(jnp.bfloat16, length, width)
-        if self.codec.key == "video":
-            spec["video"] = array(jnp.uint8, self.frames, *self.picture, 3)
-        else:
-            shape = self.codec.shape(self.frames, *self.picture)
-            spec[self.codec.key] = array(jnp.bfloat16, *shape)
-        return spec
+        sizes = self.chunk, self.action_dim, self.proprio_dim
+        return inputs.windows(
+            batch_size, self.network, self.codec, self.frames, self.picture, *sizes
+        )
 
     def init(self, rng: Array) -> Params:
         """Fresh float32 parameters, one plain nested dict."""
@@ -441,8 +423,10 @@ class FastWAM(Denoises, Policy):
         given = None if noise is None else noise[group]
         return noises.start(given, key, shape, f"noise[{group!r}]")
 
-    def _denoiser(self, params: Params, use: Use) -> Denoiser:
-        net = bind(self.network, params)
+    def _denoiser(
+        self, params: Params, use: Use, constrain: Callable = unconstrained
+    ) -> Denoiser:
+        net = bind(self.network, params, constrain)
         return Denoiser(
             lambda *args, **kwargs: net("__call__", *args, **kwargs),
             lambda levels: net("times", levels),
