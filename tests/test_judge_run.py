@@ -1,0 +1,72 @@
+"""From a policy to one that knows when to think: every command of docs/adaptive.md, in miniature."""
+
+import jax
+import numpy as np
+import pytest
+from test_configs import get
+
+import wamjax
+from wamjax import export_policy, train
+from wamjax.data import branches as store
+from wamjax.runs import branches, evaluation, trained
+from wamjax.training.checkpoint import find
+
+pytestmark = pytest.mark.slow
+
+
+def grow(run, out, states=16):
+    policy, config, step = trained.load(run)
+    about = {"policy": store.fingerprint(run), "step": step, "mode": None}
+    cohort = branches.Cohort(states=states, proposals=8)
+    statistics = find(run).statistics
+    return branches.grow(policy, config, statistics, out, cohort, about, progress=False)
+
+
+def test_branches_a_judge_and_its_ways_to_act(tmp_path):
+    run, out, judged = tmp_path / "choice", tmp_path / "branches", tmp_path / "judge"
+    assert train.run(get("choice_tabletop", "debug"), run)
+    report = grow(run, out)
+    assert report["states"] == 16 and set(report["headroom"]) == {2, 4, 8}
+
+    # A killed run goes on where it stopped, and comes to the same.
+    first = store.read(out)[2]
+    (out / "part-00001.npz").unlink()
+    grow(run, out)
+    again = store.read(out)[2]
+    for key, x in first.items():
+        np.testing.assert_array_equal(x, again[key])
+    with pytest.raises(ValueError, match=r"other branches, which differ in \['parts', 'states'\]"):
+        grow(run, out, states=24)
+
+    config = get("judge", f"run={run},branches={out},debug")
+    config.eval.episodes = 8
+    assert train.run(config, judged)
+    policy, asked, _ = trained.load(judged)
+    assert np.isfinite(branches.values_of(policy, first)).all()
+
+    # Nothing of the policy moved: it proposes what it proposed.
+    base, _, _ = trained.load(run)
+    observation = trained.observe_example(base, 2)
+    keys = jax.vmap(jax.random.key)(np.arange(2))
+    np.testing.assert_array_equal(
+        jax.jit(lambda p: p.act(observation, keys))(policy),
+        jax.jit(lambda p: p.act(observation, keys))(base),
+    )
+    for mode in ("plan:4", "adaptive:0"):
+        result = evaluation.run(asked, judged, mode=mode)
+        assert result["episodes"] == 8
+    assert sum(result["rungs"]) == pytest.approx(1) and result["rung_proposals"] == [1, 4, 8]
+    assert len(result["rung_ms"]) == 3 and result["mean_ms"] > 0
+    assert (judged / "eval_adaptive-0.json").exists()
+
+    export_policy.from_run(judged, tmp_path / "bundle", progress=False)
+    acting = wamjax.load_policy(tmp_path / "bundle", mode="adaptive:0.5")
+    assert acting.mode == "adaptive:0.5" and acting.with_mode("plan:2").mode == "plan:2"
+    seen = acting.example()
+    dear, direct = acting.with_mode("adaptive:1e9")(seen, 0), acting.with_mode("direct")(seen, 0)
+    np.testing.assert_allclose(dear, direct, atol=1e-5)
+
+    # Another policy is not judged by these branches.
+    with pytest.raises(ValueError, match="another policy"):
+        other = get("judge", f"run={judged},branches={out},debug")
+        store.open_branches(other)
