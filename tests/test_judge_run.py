@@ -1,4 +1,4 @@
-"""From a policy to one that knows when to think: every command of docs/adaptive.md, in miniature."""
+"""From a policy to one that knows when to think: all of docs/adaptive.md, in miniature."""
 
 import jax
 import numpy as np

@@ -4,7 +4,7 @@
     python -m wamjax.train --config=experiments/configs/aloha.py --workdir=runs/aloha
 
 Collects demonstrations (about two seconds each), trains, and rolls out 100 episodes beside a blind
-replay. Not trained at length yet.
+replay. Not trained yet.
 
 Arguments: variant=fast|joint|idm|no_cotrain|optional_idm, preset=2026-08|paper, demos=N, debug.
 """

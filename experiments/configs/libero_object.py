@@ -4,7 +4,7 @@
     python -m wamjax.train --config=experiments/configs/libero_object.py --workdir=runs/object
 
 Collects demonstrations (ten seconds each), trains, and rolls out 100 episodes beside a blind
-replay. Not trained at length yet. For the published model see fast_wam_libero.py.
+replay. Not trained yet. For the published model see fast_wam_libero.py.
 
 Arguments: variant=fast|joint|idm|no_cotrain|optional_idm, preset=2026-08|paper, demos=N, debug.
 """

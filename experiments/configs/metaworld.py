@@ -3,8 +3,8 @@
     pip install -e ".[metaworld]"
     python -m wamjax.train --config=experiments/configs/metaworld.py --workdir=runs/metaworld
 
-Collects demonstrations, trains, and rolls out 100 episodes beside a blind replay. Not trained at
-length yet.
+Collects demonstrations, trains, and rolls out 100 episodes beside a blind replay. Not trained
+yet.
 
 Arguments: variant=fast|joint|idm|no_cotrain|optional_idm, preset=2026-08|paper, demos=N, debug.
 """
