@@ -3,15 +3,22 @@
 The flags must be set before jax is imported anywhere.
 """
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 
 import compiler
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{compiler.flags(devices=8)} {os.environ.get('XLA_FLAGS', '')}"
-# Nothing is kept in the user's cache, and nothing found there, unless one asks for it.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
+# What is compiled is shared among the workers and the commands that they start, in a folder of this
+# run alone: nothing is kept in the user's cache, and nothing found there, unless one asks for it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs = tempfile.mkdtemp(prefix="wamjax-tests-")
+    atexit.register(shutil.rmtree, programs, ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
