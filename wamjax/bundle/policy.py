@@ -333,11 +333,11 @@ def _params(objective: Any, config, folder: storage.Path, mesh: Mesh | None) -> 
         path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
         for (path, x), s in zip(tree.flatten(kept).items(), jax.tree.leaves(place), strict=True)
     }
-    # One after the other, in the dtype of computation: of the stored ones only one is in memory.
-    params = tree.unflatten({path: stored.load({path: x})[path] for path, x in want.items()})
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
-        return jax.jit(objective.prepare, donate_argnums=0)(params)
+    # One after the other, in the dtype of computation: only one is in memory as it is stored.
+    params = {}
+    for path, x in want.items():
+        params |= tree.flatten(objective.prepare(tree.unflatten(stored.load({path: x}))))
+    return tree.unflatten(params)
 
 
 def _places(params: Any, mesh: Mesh | None) -> Any:

@@ -8,6 +8,7 @@ transformers, {image, text} is MMDiT. What a block is made of is said by its `bl
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -242,13 +243,17 @@ def unstack(params: dict, layers: int) -> dict:
     """Parameters for ``unroll=0``: ``blocks`` (stacked) becomes ``blocks_0``, ``blocks_1``, ...
 
     Inside a sampling loop XLA slices stacked weights again at every step; sliced once outside,
-    they stay where they are.
+    they stay where they are. A part of a tree gives the part of the result.
     """
     rest = {k: v for k, v in params.items() if k != "blocks"}
-    split = {
-        f"blocks_{i}": jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(layers)
-    }
-    return rest | split
+    leaves, structure = jax.tree.flatten(params.get("blocks", {}))
+    split = zip(*(_layers(x, layers) for x in leaves), strict=True)
+    return rest | {f"blocks_{i}": structure.unflatten(part) for i, part in enumerate(split)}
+
+
+@functools.partial(jax.jit, static_argnums=1)  # one program for all arrays of a shape
+def _layers(x: Array, count: int) -> list[Array]:
+    return [x[i] for i in range(count)]
 
 
 def _is_layers(x) -> bool:

@@ -144,7 +144,10 @@ class Policy(Objective, Protocol):
         return spec
 
     def prepare(self, params: Params) -> Params:
-        """Parameters laid out for acting; once, outside of jitted programs."""
+        """Parameters laid out for acting; once, outside of jitted programs.
+
+        Of a part of the tree, its part: a loader holds one array at a time in both layouts.
+        """
         return params
 
     def policy(
@@ -276,7 +279,10 @@ class Pictures(Objective, Protocol):
         return 0
 
     def prepare(self, params: Params) -> Params:
-        """Parameters laid out for sampling; once, outside of jitted programs."""
+        """Parameters laid out for sampling; once, outside of jitted programs.
+
+        Of a part of the tree, its part: a loader holds one array at a time in both layouts.
+        """
         return params
 
     def clips(

@@ -1,0 +1,26 @@
+"""How much is in memory while a bundle is loaded."""
+
+import weakref
+
+from bundle import runs
+
+import wamjax
+from wamjax import export_policy
+from wamjax.weights import store
+
+
+def test_one_array_at_a_time_is_in_two_layouts(tmp_path, monkeypatch):
+    """All layers of an array are together only until they are taken apart: before the next one."""
+    runs.save(tmp_path / "run", runs.fast_wam(), steps=(3,))
+    export_policy.from_run(tmp_path / "run", tmp_path / "bundle", progress=False)
+    load, stacked, alive = store.Stored.load, [], []
+
+    def watched(stored, want):
+        alive.append([path for path, array in stacked if array() is not None])
+        out = load(stored, want)
+        stacked.extend((k, weakref.ref(x)) for k, x in out.items() if k.startswith("blocks/"))
+        return out
+
+    monkeypatch.setattr(store.Stored, "load", watched)
+    wamjax.load_policy(tmp_path / "bundle")
+    assert len(alive) > len(stacked) > 20 and not any(alive)
