@@ -9,8 +9,13 @@ on only while the best value still rises (convergence). Thresholds come from bra
 episodes (--branches). Milliseconds are those of each rung at one robot, measured here, times how
 often it was climbed to.
 
-Writes frontier.json, frontier.md and frontier.png. Each row is kept as soon as it is measured; all
-rows of a gate are one compiled program.
+Besides, of one plan on branches that nothing was trained or chosen on (--held_out): what every gate
+would have done and what came of it, over all its prices or thresholds, with an oracle that knows
+what comes of every rung; and whether the benefits that the learned gate expects are those that
+come (reliability).
+
+Writes frontier.{json,md,png} and gates.{json,md,png}. Each row is kept as soon as it is measured;
+all rows of a gate are one compiled program.
 """
 
 from __future__ import annotations
@@ -182,6 +187,137 @@ def draw(done: dict, path: pathlib.Path) -> None:
     figures.write(made, path)
 
 
+# ---- one plan, on branches ----
+
+
+def gates(policy: trained.Policy, folder: pathlib.Path, milliseconds, orders: int = 16) -> dict:
+    """What gates would have done in states of branches, in several orders of the proposals.
+
+    Returns:
+      {"curves": {gate: [[mean milliseconds, mean proposals, success], ...]}, "reliability":
+      [[expected, came, standard error, states], ...] of the best higher rung from the first one}.
+    """
+    _, _, arrays = store.read(folder)
+    rungs, discount = policy.objective.rungs, policy.objective.discount
+    rng, parts = np.random.default_rng(0), []
+    for _ in range(orders):
+        some = _in_order(arrays, rng)
+        values = branches.values_of(policy, some)
+        outcomes = some["success"] * discount ** some["steps"]
+        proposals = policy.normalizers["actions"].forward(some["actions"])
+        parts.append({
+            "benefit": branches.benefits_of(policy, some),
+            "came": np.asarray(ladder.outcomes(rungs, values, outcomes.mean(axis=2))),
+            "succeeded": np.asarray(ladder.outcomes(rungs, values, some["success"].mean(axis=2))),
+            "spread": np.asarray(ladder.spread(jnp.asarray(proposals[:, : rungs[1]]))),
+            "rise": values[:, : rungs[1]].max(axis=1) - values[:, 0],
+        })  # fmt: skip
+    x = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+    curves = {
+        name: [_spent(x["succeeded"], rung, rungs, milliseconds) for rung in choices]
+        for name, choices in _choices(x, np.array(milliseconds), rng).items()
+    }
+    return {"states": len(arrays["actions"]), "orders": orders, "rungs": list(rungs),
+            "rung_ms": list(milliseconds), "curves": curves,
+            "reliability": _reliability(x, len(arrays["actions"]))}  # fmt: skip
+
+
+def _in_order(arrays: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The proposals of every state in a new order: which come first is chance."""
+    states, n = arrays["actions"].shape[:2]
+    order = rng.permuted(np.tile(np.arange(n), (states, 1)), axis=1)
+    rows = np.arange(states)[:, None]
+    return arrays | {k: arrays[k][rows, order] for k in ("actions", "success", "steps")}
+
+
+def _choices(x: dict[str, np.ndarray], milliseconds: np.ndarray, rng) -> dict[str, list]:
+    """Gate -> for each of its prices or thresholds the rungs that it would have been on."""
+    last = len(milliseconds) - 1
+    shares = np.linspace(0, 1, 21)
+    prices = np.concatenate([[0.0], np.geomspace(1e-5, 1.0, 41)])
+    truth = x["came"][:, None, :] - x["came"][:, :last, None]
+    dice = rng.random((last, len(x["came"])))
+
+    def climbed(goes_on):  # (rungs - 1, states) -> the rung of each state
+        return np.cumprod(goes_on, axis=0).sum(axis=0)
+
+    def paying(benefit, price):
+        return climbed([
+            np.asarray(ladder.pays(h, benefit[:, h], price * milliseconds)[0]) for h in range(last)
+        ])  # fmt: skip
+
+    def past(mark, share):
+        return np.where(mark > np.quantile(mark, 1 - share), last, 1)
+
+    return {
+        "fixed": [np.full(len(x["came"]), h) for h in range(last + 1)],
+        "learned": [paying(x["benefit"], price) for price in prices],
+        "oracle": [paying(truth, price) for price in prices],
+        "spread": [past(x["spread"], share) for share in shares],
+        "convergence": [past(x["rise"], share) for share in shares],
+        "random": [climbed(dice < share) for share in shares],
+    }
+
+
+def _spent(succeeded: np.ndarray, rung: np.ndarray, rungs, milliseconds) -> list[float]:
+    came = np.take_along_axis(succeeded, rung[:, None], axis=1)
+    return [float(np.array(milliseconds)[rung].mean()), float(np.array(rungs)[rung].mean()),
+            float(came.mean())]  # fmt: skip
+
+
+def _reliability(x: dict[str, np.ndarray], states: int, bins: int = 8) -> list[list[float]]:
+    expected, came = x["benefit"][:, 0, -1], x["came"][:, -1] - x["came"][:, 0]
+    edges = np.quantile(expected, np.linspace(0, 1, bins + 1))
+    which = np.clip(np.searchsorted(edges, expected, side="right") - 1, 0, bins - 1)
+    state, out = np.arange(len(expected)) % states, []
+    for i in range(bins):
+        mine = which == i
+        if not mine.any():
+            continue
+        # Orders of one state are no independent cases: the error is that of means of states.
+        each = [came[mine & (state == s)].mean() for s in np.unique(state[mine])]
+        error = np.std(each, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else 0.0
+        out.append([float(expected[mine].mean()), float(came[mine].mean()), float(error),
+                    len(each)])  # fmt: skip
+    return out
+
+
+def at_equal_effort(found: dict) -> str:
+    """Success of every gate at the same mean number of proposals, as a table."""
+    marks = 1.5, 2.0, 3.0, 4.0, 5.0, 6.0
+    lines = [
+        f"{found['states']} states of branches, one plan; success % at a mean number of proposals",
+        "", "| gate | " + " | ".join(f"{m:g}" for m in marks) + " |", "|---" * 7 + "|",
+    ]  # fmt: skip
+    for name, points in found["curves"].items():
+        spent, came = np.array(sorted((p[1], p[2]) for p in points)).T
+        row = [f"{100 * np.interp(m, spent, came):.1f}" if spent[0] <= m <= spent[-1] else "-"
+               for m in marks]  # fmt: skip
+        lines.append(f"| {name} | " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def draw_gates(found: dict, path: pathlib.Path) -> None:
+    """Success against milliseconds of one plan, and expected benefits against those that came."""
+    from wamjax.viz import figures
+
+    made = figures.figure(11, 4.5)
+    left, right = made.subplots(1, 2)
+    for colour, (name, points) in zip(figures.COLORS, found["curves"].items(), strict=False):
+        line = sorted((ms, 100 * success) for ms, _, success in points)
+        left.plot(*zip(*line, strict=True), ".-", color=colour, label=name, ms=4)
+    left.set(xlabel="milliseconds of a plan, on average", ylabel="success % of what follows")
+    left.legend(frameon=False)
+    expected, came, error, _ = np.array(found["reliability"]).T
+    right.errorbar(expected, came, 1.96 * error, fmt="o", color=figures.COLORS[0], ms=4)
+    low, high = min(expected.min(), 0), max(expected.max(), came.max())
+    right.plot([low, high], [low, high], color="0.7", lw=1, zorder=0)
+    right.set(xlabel="benefit of all proposals that the gate expects", ylabel="benefit that came")
+    for axes in (left, right):
+        figures.plain(axes)
+    figures.write(made, path)
+
+
 def _marks(row: dict) -> np.ndarray:
     return np.array([mark == "1" for mark in row["outcomes"]], float)
 
@@ -191,6 +327,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", "runs/adaptive", "folder of the results")
     flags.DEFINE_string("judge", "runs/judge", "a run with a judge")
     flags.DEFINE_string("branches", "runs/judge-branches", "branches that thresholds come from")
+    flags.DEFINE_string("held_out", "", "branches of the judge for gates.*; '' = none")
     flags.DEFINE_string("shift", "none", "of the world, by name")
     flags.DEFINE_integer("episodes", 1000, "of every row, the same ones")
 
@@ -208,6 +345,13 @@ def main(argv: list[str]) -> None:
     (workdir / f"{name}.md").write_text(table(done) + "\n")
     draw(done, workdir / f"{name}.png")
     print(table(done))
+    if asked.held_out:
+        policy = trained.load(pathlib.Path(asked.judge))[0]
+        found = gates(policy, pathlib.Path(asked.held_out), done["rung_ms"])
+        (workdir / "gates.json").write_text(json.dumps(found, indent=1) + "\n")
+        (workdir / "gates.md").write_text(at_equal_effort(found) + "\n")
+        draw_gates(found, workdir / "gates.png")
+        print(at_equal_effort(found))
 
 
 if __name__ == "__main__":

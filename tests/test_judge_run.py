@@ -1,5 +1,6 @@
 """From a policy to one that knows when to think: all of docs/adaptive.md, in miniature."""
 
+import adaptive_tabletop
 import jax
 import numpy as np
 import pytest
@@ -58,6 +59,10 @@ def test_branches_a_judge_and_its_ways_to_act(tmp_path):
     assert sum(result["rungs"]) == pytest.approx(1) and result["rung_proposals"] == [1, 4, 8]
     assert len(result["rung_ms"]) == 3 and result["mean_ms"] > 0
     assert (judged / "eval_adaptive-0.json").exists()
+
+    found = adaptive_tabletop.gates(policy, out, result["rung_ms"], orders=2)
+    assert set(found["curves"]) >= {"fixed", "learned", "oracle", "spread", "random"}
+    assert "| oracle |" in adaptive_tabletop.at_equal_effort(found) and found["reliability"]
 
     export_policy.from_run(judged, tmp_path / "bundle", progress=False)
     acting = wamjax.load_policy(tmp_path / "bundle", mode="adaptive:0.5")

@@ -206,12 +206,23 @@ def values_of(
     policy: Policy, arrays: dict[str, np.ndarray], size: int = 64
 ) -> Float[np.ndarray, "s n"]:
     """What a judge expects of every branch, `size` states in one call."""
-    seen, total, values = store.seen(arrays), len(arrays["actions"]), []
+    return _each(_value, policy, arrays, size)
+
+
+def benefits_of(
+    policy: Policy, arrays: dict[str, np.ndarray], size: int = 64
+) -> Float[np.ndarray, "s h r"]:
+    """What a gate expects on each rung of every higher one; branches come as they stand."""
+    return _each(_benefits, policy, arrays, size)
+
+
+def _each(function, policy: Policy, arrays: dict[str, np.ndarray], size: int) -> np.ndarray:
+    seen, total, results = store.seen(arrays), len(arrays["actions"]), []
     for start in range(0, total, size):
         rows = np.minimum(np.arange(start, start + size), total - 1)  # the last call is filled up
         observation = {k: jnp.asarray(x[rows]) for k, x in seen.items()}
-        values.append(np.asarray(_value(policy, observation, arrays["actions"][rows])))
-    return np.concatenate(values)[:total]
+        results.append(np.asarray(function(policy, observation, arrays["actions"][rows])))
+    return np.concatenate(results)[:total]
 
 
 def judged(policy: Policy, arrays: dict[str, np.ndarray], discount: float) -> dict[str, Any]:
@@ -249,3 +260,8 @@ def _sizes(most: int) -> list[int]:
 @jax.jit
 def _value(policy: Policy, observation, proposals) -> Float[Array, "b n"]:
     return policy.objective.value(policy.params, policy.normalizers, observation, proposals)
+
+
+@jax.jit
+def _benefits(policy: Policy, observation, proposals) -> Float[Array, "b h r"]:
+    return policy.objective.benefits(policy.params, policy.normalizers, observation, proposals)

@@ -170,12 +170,20 @@ class JudgedFastWAM(FastWAM):
         returns = jnp.take_along_axis(returns, order, axis=1)
         proposals = jnp.take_along_axis(batch["actions"], order[:, :, None, None], axis=1)
         came = ladders.outcomes(self.rungs, values, returns)
-        pooled, errors = _pooled(cache), []
+        benefits = self._benefits(params, _pooled(cache), proposals, values)
+        errors = [
+            ((benefits[:, h] - (came - came[:, h : h + 1])) ** 2)[:, h + 1 :]
+            for h in range(len(self.rungs) - 1)
+        ]
+        return jnp.mean(jnp.concatenate(errors, axis=1), axis=1)
+
+    def _benefits(self, params, pooled, proposals, values) -> Float[Array, "b h r"]:
+        """What the gate expects on each rung but the last, of normalised proposals."""
+        out = []
         for h, n in enumerate(self.rungs[:-1]):
             seen = ladders.features(h, len(self.rungs), pooled, proposals[:, :n], values[:, :n])
-            benefit = self._gate().apply({"params": params["gate"]}, seen)
-            errors.append(((benefit - (came - came[:, h : h + 1])) ** 2)[:, h + 1 :])
-        return jnp.mean(jnp.concatenate(errors, axis=1), axis=1)
+            out.append(self._gate().apply({"params": params["gate"]}, seen))
+        return jnp.stack(out, axis=1)
 
     # ---- acting ----
 
@@ -255,10 +263,27 @@ class JudgedFastWAM(FastWAM):
         self, params: Params, normalizers, observation: Batch, proposals: Float[Array, "b n j a"]
     ) -> Float[Array, "b n"]:
         """The return that the judge expects of chunks in robot units."""
+        return self._valued(params, normalizers, observation, proposals)[0]
+
+    def benefits(
+        self, params: Params, normalizers, observation: Batch, proposals: Float[Array, "b n j a"]
+    ) -> Float[Array, "b h r"]:
+        """What the gate expects of chunks in robot units that came in this order.
+
+        Returns:
+          on each rung h but the last, the benefit of being on rung r; that of r <= h means nothing.
+        """
+        values, normalised, cache = self._valued(params, normalizers, observation, proposals)
+        return self._benefits(params, _pooled(cache), normalised, values)
+
+    def _valued(self, params: Params, normalizers, observation: Batch, proposals):
+        """(values, normalised proposals, the cache of the observation)."""
         net = self._denoisers(params)
         first, contexts = self._observe(params, normalizers, observation)
-        cache = self._for_each(self._cache(net, first, contexts), proposals.shape[1])
-        return self._judge(net, cache, normalizers["actions"].forward(proposals))
+        cache = self._cache(net, first, contexts)
+        normalised = normalizers["actions"].forward(proposals)
+        values = self._judge(net, self._for_each(cache, proposals.shape[1]), normalised)
+        return values, normalised, cache
 
     def expect(self, params, normalizers, observation, rng, mode=None, noise=None):
         """See `Policy.expect`."""
