@@ -40,7 +40,7 @@ def test_branches_a_judge_and_its_ways_to_act(tmp_path):
         grow(run, out, states=24)
 
     config = get("judge", f"run={run},branches={out},debug")
-    config.eval.episodes = 8
+    config.eval.episodes = 9  # three of each task
     assert train.run(config, judged)
     policy, asked, _ = trained.load(judged)
     assert np.isfinite(branches.values_of(policy, first)).all()
@@ -55,7 +55,7 @@ def test_branches_a_judge_and_its_ways_to_act(tmp_path):
     )
     for mode in ("plan:4", "adaptive:0"):
         result = evaluation.run(asked, judged, mode=mode)
-        assert result["episodes"] == 8
+        assert result["episodes"] == 9
     assert sum(result["rungs"]) == pytest.approx(1) and result["rung_proposals"] == [1, 4, 8]
     assert len(result["rung_ms"]) == 3 and result["mean_ms"] > 0
     assert (judged / "eval_adaptive-0.json").exists()

@@ -17,6 +17,8 @@ SMALL = {
     "02_noise_to_video": "points, states, shown, steps, frames = 64, 11, 4, (2, 5), 4",
     "03_three_factorizations": 'layers, width, calls, variants = 2, 64, 3, ("fast",)',
     "04_your_own_demonstrations": "miniature, lab, mine, steps, tuning = True, 12, 6, 8, 8",
+    "05_imagine_when_it_pays": "miniature, steps, states, judge_steps, held_out, episodes, prices"
+    " = True, 6, 16, 4, 16, 9, (0.0, 0.01)",
 }
 # What each must have printed then.
 PRINTED = {
@@ -25,6 +27,7 @@ PRINTED = {
     "03_three_factorizations": r"actions differ by \S+ of the largest\n(?s:.*)frozen changes",
     "04_your_own_demonstrations": r"format +robomimic\n(?s:.*)format +lerobot\n(?s:.*)"
     r"predicted actions are off by \d\.\d+, the mean action of your data by 0\.\d+",
+    "05_imagine_when_it_pays": r"headroom of eight: .* points\n(?s:.*)adaptive:0\.01 +\d",
 }
 
 
