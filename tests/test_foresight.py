@@ -107,6 +107,9 @@ def test_frames_are_compared_with_a_still_picture(plans):
     better = foresight.frames(plans._replace(predicted=half))
     assert better["relative"] == pytest.approx(0.25, abs=1e-6)
     assert better["psnr"] == pytest.approx(still["psnr"] + 10 * np.log10(4), abs=1e-3)
+    assert 0 < still["changed"] < 0.5 and still["psnr_changed"] < still["psnr"]  # most stays
+    gain = better["psnr_changed"] - better["psnr_changed_still"]
+    assert gain == pytest.approx(10 * np.log10(4), abs=1e-3)
     only = plans._replace(open=np.zeros_like(plans.open))
     only.open[0, 0] = True
     assert foresight.frames(only)["psnr_still"] != still["psnr_still"]

@@ -32,6 +32,7 @@ from wamjax.viz import figures, intervals
 from wamjax.wam.cosmos_policy.sampling import frozen_error
 
 BINS = 10
+CHANGED = 0.1  # of a colour from 0 to 1, by which a pixel counts as changed
 # Ratios of noise to signal: of a clip of 11 slots training draws a quarter above 80, up to 282
 # evenly, and one in a hundred below 1.
 SIGMAS = np.geomspace(0.05, 300, 14)
@@ -144,13 +145,25 @@ def frames(plans: Plans) -> dict[str, float]:
 
     Returns:
       {"psnr", "psnr_still": of what was seen when planning, as if nothing moved; "relative": mean
-      squared error of the prediction over that of the still picture}; decibels of all pixels.
+      squared error of the prediction over that of the still picture; "changed": the share of pixels
+      that change by more than `CHANGED`, and "psnr_changed", "psnr_changed_still" of these}; in
+      decibels. Most of a picture stays as it was, so over all pixels little can be told.
     """
-    chosen = [np.float64(x[plans.open]) / 255 for x in (plans.predicted, plans.now, plans.real)]
-    predicted, still = (np.mean((x - chosen[2]) ** 2) for x in chosen[:2])
-    psnr, psnr_still = (float(-10 * np.log10(max(x, 1e-10))) for x in (predicted, still))
-    relative = float(predicted / max(still, 1e-10))
-    return {"psnr": psnr, "psnr_still": psnr_still, "relative": relative}
+    predicted, now, real = (
+        np.float64(x[plans.open]) / 255 for x in (plans.predicted, plans.now, plans.real)
+    )
+    errors = {"": (predicted - real) ** 2, "_still": (now - real) ** 2}
+    changed = np.abs(now - real).max(axis=-1) > CHANGED
+    found = {f"psnr{name}": _decibels(x) for name, x in errors.items()}
+    found["relative"] = float(errors[""].mean() / max(errors["_still"].mean(), 1e-10))
+    found["changed"] = float(changed.mean())
+    if changed.any():
+        found |= {f"psnr_changed{name}": _decibels(x[changed]) for name, x in errors.items()}
+    return found
+
+
+def _decibels(squared: np.ndarray) -> float:
+    return float(-10 * np.log10(max(squared.mean(), 1e-10)))
 
 
 def by_level(policy: trained.Policy, config: ConfigDict) -> dict[str, list[float]]:
@@ -199,6 +212,9 @@ def run(
         result["frames"] = frames(plans)
         draw_futures(plans, workdir / "media" / f"futures{suffix}.png")
         say("frames: {psnr:.1f} dB, a still picture {psnr_still:.1f}".format(**result["frames"]))
+        if "psnr_changed" in result["frames"]:
+            say("of the {changed:.1%} of pixels that change: {psnr_changed:.1f} dB, a still "
+                "picture {psnr_changed_still:.1f}".format(**result["frames"]))
     if plans.reuse is not None:
         mean, relative = plans.reuse.mean(axis=(0, 1))
         result["frozen"] = {"mean": float(mean), "relative": float(relative)}

@@ -63,8 +63,8 @@ miniature = False  # @param {type: "boolean"}
 # %% [markdown]
 # ## A policy of two minds
 #
-# In half of the demonstrations the expert takes red for blue and left for right. The policy imitates
-# all of them, so of one state it proposes now the one and now the other.
+# In half of the demonstrations the expert takes red for blue and left for right. The policy
+# imitates all of them, so of one state it proposes now the one and now the other.
 
 # %%
 import json
@@ -94,9 +94,9 @@ print(f"acting directly: {direct['success_rate']:.1%} of {direct['episodes']} ep
 # %% [markdown]
 # ## What is there to choose?
 #
-# From states that the policy visits, each of eight proposals is carried out in the world and gone on
-# from by the policy itself. The best of them by what came of it is the *headroom*: what a judge that
-# is always right would gain. Where it is small, there is nothing to plan for.
+# From states that the policy visits, each of eight proposals is carried out in the world and gone
+# on from by the policy itself. The best of them by what came of it is the *headroom*: what a judge
+# that is always right would gain. Where it is small, there is nothing to plan for.
 
 # %%
 import matplotlib.pyplot as plt
@@ -122,8 +122,8 @@ print(f"headroom of eight: {100 * (best[8] - success.mean()):.1f} points")
 # ## A judge, and a gate
 #
 # The judge is one more token beside the actions: it sees the first frame and a proposal, nothing
-# sees it, and all else is frozen, so the policy acts directly as before, to the bit. The gate expects
-# of every state what better choice among more proposals would return.
+# sees it, and all else is frozen, so the policy acts directly as before, to the bit. The gate
+# expects of every state what a choice among more proposals would return beyond the one at hand.
 
 # %%
 command("train", f"--workdir={judge}", f"--config=judge:run={choice},branches={root / 'branches'}"

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 from typing import Any, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, UInt8
@@ -27,6 +28,8 @@ from wamjax.models.vae.autoencoder import Sizes
 from wamjax.models.vae.bottleneck import CodeBook, FiniteScalar, Gaussian
 from wamjax.models.vae.pixels import to_bytes, to_unit
 from wamjax.models.vae.vae_codec import VAECodec
+
+STAYS = 0.15  # root mean square, in [-1, 1], by which a square moves that shows the same
 
 
 class Codec(Protocol):
@@ -48,6 +51,9 @@ class Codec(Protocol):
 
     def decode(self, latents: Array) -> Array: ...
 
+    def decode_after(self, latents: Array, pictures: Array) -> Array:
+        """Decodes what comes after known pictures (b, 1 or t, H, W, 3), with their help."""
+
 
 class Parameterless:
     """`init` and `bind` of a codec that has no parameters, and a latent for each frame."""
@@ -62,6 +68,11 @@ class Parameterless:
         if params:
             raise ValueError(f"{type(self).__name__} has no parameters, got {sorted(params)}")
         return self
+
+    def decode_after(self, latents: Array, pictures: Array) -> Array:
+        """See `Codec`; of itself it needs no help."""
+        del pictures
+        return self.decode(latents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +134,22 @@ class CosineCodec(Parameterless):
     def decode(self, latents: Float[Array, "b t h w c"]) -> UInt8[Array, "b f H W 3"]:
         basis, scale = self._cosines()
         return PixelCodec(self.patch).decode(at_least_float32(latents) @ (basis * scale).T)
+
+    def decode_after(
+        self, latents: Float[Array, "b t h w c"], pictures: UInt8[Array, "b f H W 3"]
+    ) -> UInt8[Array, "b t H W 3"]:
+        """Decodes what comes after known pictures, of which one or as many as latents are given.
+
+        A square that hardly moves is shown as it was, with the details that latents know nothing
+        of and without the noise of a prediction.
+        """
+        basis, scale = self._cosines()
+        known = PixelCodec(self.patch).encode(pictures)
+        before = known @ basis @ basis.T  # what the latents know of it
+        after = at_least_float32(latents) @ (basis * scale).T
+        moved = jnp.mean((after - before) ** 2, axis=-1, keepdims=True)
+        kept = jnp.exp(-moved / STAYS**2)
+        return PixelCodec(self.patch).decode(after + kept * (known - after))
 
     def _cosines(self) -> tuple[np.ndarray, np.ndarray]:
         return tuple(part.astype(widest()) for part in cosines(self.patch, self.channels))

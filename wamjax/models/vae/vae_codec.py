@@ -100,6 +100,11 @@ class VAECodec:
 
         return streaming.over_chunks(step, z, self.chunk)
 
+    def decode_after(self, latents: Array, pictures: Array) -> Array:
+        """See `models.codec.Codec`; of itself it needs no help."""
+        del pictures
+        return self.decode(latents)
+
     def sample(self, video: UInt8[Array, "b f H W 3"], rng: Array) -> Float[Array, "b t h w c"]:
         """Latents drawn from the posterior, where the bottleneck is a Gaussian."""
         return self._normalise(self.bottleneck.sample(self._features(video), rng))

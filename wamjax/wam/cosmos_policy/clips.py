@@ -73,7 +73,8 @@ def decode(
     """
     k, at = codec.temporal, layout.decoded
     if k == 1:
-        frames = codec.decode(latents[:, np.array(list(at.values()))])
+        now = jnp.concatenate([images[camera][:, :1] for camera in at], axis=1)
+        frames = codec.decode_after(latents[:, np.array(list(at.values()))], now)
         return {camera: frames[:, i] for i, camera in enumerate(at)}
     last = max(at.values()) + 1
     pictures = np.array([bool(s.camera) for s in layout.slots[:last]])[:, None, None, None]

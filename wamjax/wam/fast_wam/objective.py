@@ -327,13 +327,14 @@ class FastWAM(Denoises, Policy):
         rng: Array | None,
         noise: Batch | None = None,
     ) -> Array:
-        """The future that the video expert predicts, the observed frame first; decoded pictures.
+        """The future that the video expert predicts, the observed frame first, as pictures.
 
         Its latents, and the way there, are in `sample` with mode "video".
         """
         first, video = self._imagined(params, normalizers, observation, rng, noise)
         latents = jnp.concatenate([first, video["future"]], axis=1)
-        return bound_codec(self.codec, params).decode(latents)
+        codec = bound_codec(self.codec, params)
+        return codec.decode_after(latents, observation[codec.key][:, :1])
 
     def _imagined(self, params, normalizers, observation, rng, noise, states: bool = False):
         """The latent of the observed frame, and {"future": those after it}."""
