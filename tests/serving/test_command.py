@@ -25,6 +25,7 @@ def bundle(tmp_path_factory):
     """Of quickstart:debug with two modes, as it is before training."""
     root, config = tmp_path_factory.mktemp("serve"), get("quickstart", "variant=optional_idm,debug")
     config.data.cameras = config.data.cameras or tuple(tabletop.CAMERAS)
+    config.model.layers, config.objective.infer_steps = 1, 2
     runs.save(root / "run", config, spec_of(config), steps=(1,))
     export_policy.from_run(root / "run", root / "bundle", progress=False)
     return root / "bundle"

@@ -337,7 +337,13 @@ def _params(objective: Any, config, folder: storage.Path, mesh: Mesh | None) -> 
     params = tree.unflatten({path: stored.load({path: x})[path] for path, x in want.items()})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
-        return jax.jit(objective.prepare, donate_argnums=0)(params)
+        return _prepare(params, objective)
+
+
+@functools.partial(jax.jit, static_argnames="objective", donate_argnames="params")
+def _prepare(params: Any, objective: Any) -> Any:
+    """One program for all policies of a kind, however many a process loads."""
+    return objective.prepare(params)
 
 
 def _places(params: Any, mesh: Mesh | None) -> Any:
