@@ -199,7 +199,8 @@ def test_step_mode_dtype_and_names_are_chosen(tmp_path):
 
 def test_adapters_act_as_in_the_run(tmp_path):
     lora = {"lora.rank": 2, "lora.targets": (r"blocks/video/self_attn/q/kernel",)}
-    runs.save(tmp_path / "run", runs.fast_wam(**lora, **{"model.layers": 2}), steps=(2,))
+    sizes = {"model.layers": 2, "precision.compute": "float32"}
+    runs.save(tmp_path / "run", runs.fast_wam(**lora, **sizes), steps=(2,))
     export_policy.from_run(tmp_path / "run", tmp_path / "b", progress=False)
     seen, before = runs.observation(), trained.load(tmp_path / "run")[0]
     got = wamjax.load_policy(tmp_path / "b")(seen, 0)
