@@ -29,7 +29,7 @@ def test_exact_trajectories(path):
     assert exact.shape == (101, 1000, 2)
     start = jax.jit(process.corrupt)(0.0, noise, process.schedule(1)[0])
     np.testing.assert_allclose(exact[0], start, rtol=1e-5)
-    data = jax.jit(lambda key: paths.moons().sample(key, 1000))(jax.random.key(1))
+    data = paths.moons().sample(jax.random.key(1), 1000)
     assert abs(float(paths.energy_distance(exact[-1], data))) < 0.01
     refined = paths.trajectories(path, noise[:50], substeps=24)
     np.testing.assert_allclose(exact[:, :50], refined, atol=0.02)
