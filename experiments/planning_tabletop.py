@@ -108,8 +108,10 @@ def choice(run: pathlib.Path) -> dict[str, dict[str, float]]:
             execute=flags.FLAGS.execute,
         )
         motion, score = (np.asarray(x) for x in done.extras)  # (plans, e, n, 3), (plans, e, n)
-        at = jax.tree.map(lambda x: x[:, : 16 : flags.FLAGS.execute].swapaxes(0, 1), done.states)
-        wanted = np.asarray(jax.vmap(jax.vmap(intention))(at))[:, :, None, :3]
+        at = jax.tree.map(
+            lambda x: np.asarray(x)[:, : 16 : flags.FLAGS.execute].swapaxes(0, 1), done.states
+        )
+        wanted = np.asarray(jax.jit(jax.vmap(jax.vmap(intention)))(at))[:, :, None, :3]
         error = np.abs(np.clip(motion, -1, 1) - wanted).mean(axis=-1).reshape(-1, 8)
         score = score.reshape(-1, 8)
         pairs = zip(score, error, strict=True)

@@ -1,5 +1,6 @@
 """The training step of every experiment, lowered at full size; flags; the cache of programs."""
 
+import functools
 import math
 from unittest import mock
 
@@ -15,17 +16,29 @@ from wamjax.models.transformer import REMAT_POLICIES
 from wamjax.training import compile as compiling
 from wamjax.training import optim, sharding
 from wamjax.training.compile import keep_programs
-from wamjax.training.step import plan
+from wamjax.training.step import compute_cast, plan
 from wamjax.wam.video import builder as builders
 
 # Clips take long to make, and so do the patches that are their tokens; only sizes matter here.
 CLIPS = {"codec_tabletop", "video_latents", "video_tabletop", "video_tokens"}
 MORE = ["cosmos_policy_aloha:planner", "fast_wam_libero:variant=idm", "wan_t2v:size=5b"]
 POD = 64
+# Of the same parts as another one here, in other sizes: its gradient and its optimiser come from
+# the same code, whatever the sizes, so of these the loss is enough.
+LIKE = {
+    "aloha": "quickstart", "fast_wam_tabletop": "quickstart", "libero_object": "quickstart",
+    "metaworld": "quickstart", "pusht": "quickstart", "fast_wam_robotwin": "fast_wam_libero",
+    "cosmos_policy_libero": "cosmos_policy_aloha", "cosmos_policy_robocasa": "cosmos_policy_aloha",
+    "wan_t2v:size=5b": "wan_t2v",
+}  # fmt: skip
 
 
 def planned(name):
-    """The step of a config at its size, on the most devices up to a pod that its batch allows."""
+    """The step of a config at its size, on the most devices up to a pod that its batch allows.
+
+    Returns:
+      (the plan of the step, its trace, or that of the loss alone for those in `LIKE`).
+    """
     config = get(*name.split(":"))
     config.data.arrays = config.data.arrays.replace("scenes:", "scenes:count=64,")
     devices = math.gcd(config.data.batch_size, POD)
@@ -35,7 +48,15 @@ def planned(name):
     with jax.sharding.use_abstract_mesh(mesh), patches:
         objective = wam.build(config, clips() if name in CLIPS else spec_of(config))
         work = plan(objective, optim.make(config), config, mesh)
-        return work, work.step.trace(work.state, work.batch)
+        if name not in LIKE:
+            return work, work.step.trace(work.state, work.batch)
+        loss = jax.jit(functools.partial(loss_of, objective, config))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return work, loss.trace(work.state.params, work.batch, key)
+
+
+def loss_of(objective, config, params, batch, key):
+    return objective.loss(compute_cast(params, config.precision.compute), batch, key)[0]
 
 
 @pytest.mark.parametrize("name", FILES + MORE)
@@ -47,7 +68,23 @@ def test_every_training_step_lowers_at_its_published_size(name):
     assert not strays
     text = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert "func.func public @main" in text
-    assert jax.tree.structure(traced.out_info[0]) == jax.tree.structure(work.state)
+    if name in LIKE:
+        assert traced.out_info.shape == ()
+    else:
+        assert jax.tree.structure(traced.out_info[0]) == jax.tree.structure(work.state)
+
+
+def test_those_that_are_like_another_one_have_its_parts():
+    """The same objective, the same variant of it, and the same optimiser."""
+
+    def parts(name):
+        config = get(*name.split(":"))
+        objective = wam.build(config, clips() if name in CLIPS else spec_of(config))
+        optim = config.optim.name, config.optim.accumulate, config.optim.freeze
+        return type(objective), config.objective.get("variant"), *optim
+
+    for name, other in LIKE.items():
+        assert other in FILES and other not in LIKE and parts(name) == parts(other)
 
 
 def test_every_flag_has_a_reason_and_every_tpu_a_list():

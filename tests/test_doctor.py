@@ -1,17 +1,21 @@
 """The doctor's numbers against closed forms, and its complaints."""
 
+import functools
 import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from data import synthetic
 from test_configs import FOLDER, get
 
 from wamjax import config as configs
-from wamjax import doctor
+from wamjax import doctor, tree, wam
 from wamjax.data import pipeline
+from wamjax.training import optim, sharding
+from wamjax.training import state as states
 
 # Parameters of fast_wam_libero that are replicated on purpose (biases, norms, modulation).
 BLOCK = {"video": 21 * 3072 + 14336, "action": 10 * 3072 + 11 * 1024 + 4096}
@@ -90,9 +94,10 @@ def test_warns_of_a_constant_action_and_of_nothing_else(tmp_path):
     """In synthetic data the first action is the number of the episode."""
     for name, lengths in (("one", (12,)), ("two", (12, 12, 12))):
         synthetic.write(tmp_path / name / "a", lengths)
-    one, two = (doctor.diagnose(small(tmp_path / name), 1) for name in ("one", "two"))
-    assert any("actions[0] is constant (0)" in w for w in one["warnings"])
-    assert not any("actions[1]" in w for w in one["warnings"])
+    one = doctor._data_warnings(small(tmp_path / "one"))
+    two = doctor.diagnose(small(tmp_path / "two"), 1)
+    assert any("actions[0] is constant (0)" in w for w in one)
+    assert not any("actions[1]" in w for w in one)
     assert not any("constant" in w for w in two["warnings"])
     assert two["memory"]["ema"] == two["memory"]["parameters"] == 4 * two["parameters"]["total"]
     assert two["batch"]["video"] == ["uint8", 4, 3, 8, 16, 3]
@@ -103,27 +108,37 @@ def test_memory_is_of_what_is_trained_and_how(tmp_path):
     synthetic.write(tmp_path / "a", (12,) * 3)
     config = small(tmp_path)
     config.optim.ema_decay = 0.0
-    whole = doctor.diagnose(config, 1)
+    objective = wam.build(config, pipeline.spec_of(config))
+
+    def count():
+        """(state, what the report says of its memory)."""
+        create = functools.partial(states.create, objective, optim.make(config), config)
+        state = jax.eval_shape(create)
+        one = sharding.Shape({"data": 1, "fsdp": 1, "tensor": 1})
+        return state, doctor.memory(state, config, one)
+
+    whole = count()[1]
     config.optim.freeze = (r"(blocks/)?video/.*",)
-    part = doctor.diagnose(config, 1)
-    trained = 4 * (part["parameters"]["total"] - part["parameters"]["video"])
-    assert part["memory"]["parameters"] == whole["memory"]["parameters"]
-    assert part["memory"]["gradients"] == trained < whole["memory"]["gradients"]
-    assert part["memory"]["optimiser"] == pytest.approx(2 * trained, abs=64)
+    state, part = count()
+    parameters = tree.count_by_expert(state.params)
+    trained = 4 * (parameters["total"] - parameters["video"])
+    assert part["parameters"] == whole["parameters"]
+    assert part["gradients"] == trained < whole["gradients"]
+    assert part["optimiser"] == pytest.approx(2 * trained, abs=64)
     config.optim.freeze, config.optim.name = (), "muon"  # one moment of the matrices
-    one = doctor.diagnose(config, 1)["memory"]["optimiser"]
-    assert whole["memory"]["parameters"] < one < whole["memory"]["optimiser"]
+    one = count()[1]["optimiser"]
+    assert whole["parameters"] < one < whole["optimiser"]
 
 
 def test_what_of_the_data_was_not_checked_is_said(tmp_path):
     config = get("fast_wam_libero", "debug")
     config.data.root = str(tmp_path)
-    warnings = doctor.diagnose(config, 1)["warnings"]
+    warnings = doctor._data_warnings(config)
     names = list(config.data.sources)
     assert len(warnings) == len(names) and all(n in w for n, w in zip(names, warnings, strict=True))
     assert all("nothing of the data was checked" in w for w in warnings)
     next(pipeline.open_data(config)[2])  # makes the stand-ins
-    assert not any("no data" in w for w in doctor.diagnose(config, 1)["warnings"])
+    assert not any("no data" in w for w in doctor._data_warnings(config))
 
 
 def test_command_line_prints_json_and_draws_the_tables(tmp_path):
@@ -200,5 +215,7 @@ def test_512_pixels_and_what_the_table_is_not_for():
 
 
 def test_stable_diffusion_3_medium_has_the_published_parameters():
-    report = doctor.diagnose(get("sd3_medium"), devices=16)
-    assert report["parameters"]["total"] == 2_028_328_000
+    config = get("sd3_medium")
+    objective = wam.build(config, pipeline.spec_of(config))
+    params = jax.eval_shape(objective.init, jax.random.key(0))
+    assert tree.count_by_expert(params)["total"] == 2_028_328_000

@@ -38,6 +38,9 @@ class Homing(Policy):
         return jnp.repeat(observation["video"], 2, axis=1)
 
 
+HOMING = Homing()  # one for all tests: programs are compiled for an objective
+
+
 def config():
     out = configs.base_config()
     out.eval.update({"tasks": ("reach_left_zone", "pick_red"), "max_steps": 18})
@@ -47,7 +50,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def plans():
-    return foresight.watch(trained.Policy(Homing(), jnp.float32(2.0), {}), config(), 8)
+    return foresight.watch(trained.Policy(HOMING, jnp.float32(2.0), {}), config(), 8)
 
 
 def test_each_plan_meets_the_end_of_its_chunk(plans):
@@ -116,7 +119,7 @@ def test_frames_are_compared_with_a_still_picture(plans):
 
 
 def test_run_writes_what_there_is(monkeypatch, tmp_path):
-    policy = trained.Policy(Homing(), jnp.float32(2.0), {})
+    policy = trained.Policy(HOMING, jnp.float32(2.0), {})
     monkeypatch.setattr(trained, "load", lambda *args: (policy, config(), 7))
     found = foresight.run(tmp_path, episodes=8)
     assert json.loads((tmp_path / "foresight.json").read_text()) == found
@@ -134,7 +137,7 @@ def test_run_writes_what_there_is(monkeypatch, tmp_path):
 
 def test_what_is_not_as_after_training_goes_into_the_names(monkeypatch, tmp_path):
     """And a plan's future is not the one that is imagined, so no frames are compared."""
-    planning = trained.Policy(Homing(), jnp.float32(2.0), {}, "plan")
+    planning = trained.Policy(HOMING, jnp.float32(2.0), {}, "plan")
     monkeypatch.setattr(trained, "load", lambda *args: (planning, config(), 7))
     found = foresight.run(tmp_path, step=7, mode="plan", planner="runs/other", episodes=2)
     assert "frames" not in found and "values" in found

@@ -56,19 +56,21 @@ def diagnose(config: ConfigDict, devices: int, sizes: bool = False) -> dict[str,
 
     configs.validate(config)
     wam.check_training(config)
+    mesh = _mesh(config, devices)  # what is quickly said comes before what takes seconds to count
     objective = wam.build(config, pipeline.spec_of(config))
+    table = {"sizes": published_sizes(objective)} if sizes else {}
     tx = optim.make(config)
     make_train_step(objective, tx, config)  # what it cannot be made of is an error
     state = jax.eval_shape(functools.partial(states.create, objective, tx, config))
     return {
         "parameters": tree.count_by_expert(state.params),
         "flops": work(objective, config, state.params),
-        "memory": memory(state, config, devices),
+        "memory": memory(state, config, mesh),
         "batch": {k: [str(s.dtype), *s.shape] for k, s in _batch(objective, config).items()},
         "tables": {table.name: str(table) for table in objective.tables},
         "roles": objective.describe(),
         "warnings": _data_warnings(config),
-    } | ({"sizes": published_sizes(objective)} if sizes else {})
+    } | table
 
 
 def work(objective, config: ConfigDict, params: Any) -> dict[str, float]:
@@ -131,16 +133,20 @@ def _forward(objective, params):
     return objective.network.apply({"params": params}, *arguments, method="evaluate")
 
 
-def memory(state, config: ConfigDict, devices: int) -> dict[str, float]:
-    """Bytes on each device that do not depend on the batch: masters, optimiser, gradients.
-
-    Activations come on top; ``tpu/aot.py`` compiles the step and reports the true peak.
-    """
+def _mesh(config: ConfigDict, devices: int) -> sharding.Shape:
     try:
         mesh = sharding.Shape(sharding.axis_sizes(config.mesh, devices))
     except ValueError as error:
         raise ValueError(f"{error}, or give --devices") from None
     sharding.check_config(config, mesh)
+    return mesh
+
+
+def memory(state, config: ConfigDict, mesh: sharding.Shape) -> dict[str, float]:
+    """Bytes on each device that do not depend on the batch: masters, optimiser, gradients.
+
+    Activations come on top; ``tpu/aot.py`` compiles the step and reports the true peak.
+    """
     specs = sharding.state_specs(state, state.params, mesh)
 
     def bytes_of(values, places) -> float:
@@ -160,6 +166,7 @@ def memory(state, config: ConfigDict, devices: int) -> dict[str, float]:
     }
     if state.ema is not None:
         out["ema"] = bytes_of(state.ema, specs.ema)
+    devices = math.prod(mesh.shape.values())
     return {"devices": devices, "mesh": mesh.shape, **out, "total": sum(out.values())}
 
 

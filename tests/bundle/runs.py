@@ -18,7 +18,7 @@ SPEC = DataSpec({"overhead": (16, 24), "gripper": (16, 16)}, toy.P, toy.A, 8, 3,
 def fast_wam(variant="fast", **changes):
     """The config of a tiny Fast-WAM that reads words and pixels."""
     return toy.config(**{
-        "model.layers": 2, "model.heads": 4, "model.head_dim": 8, "model.video.width": 32,
+        "model.layers": 1, "model.heads": 4, "model.head_dim": 8, "model.video.width": 32,
         "model.video.ffn": 64, "model.action.width": 16, "model.action.ffn": 32,
         "model.context_width": 16, "model.freq_dim": 32, "objective.variant": variant,
         "objective.infer_steps": 2, "precision.compute": "bfloat16",
@@ -35,9 +35,8 @@ def statistics(spec):
 def drawn(abstract, seed=0):
     """Random in every parameter: fresh ones have heads of zeros, which hide what is before them."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda x: jax.numpy.asarray(0.3 * rng.normal(size=x.shape), x.dtype), abstract
-    )
+    arrays = jax.tree.map(lambda x: np.asarray(0.3 * rng.normal(size=x.shape), x.dtype), abstract)
+    return jax.device_put(arrays)
 
 
 def save(workdir, config, spec=SPEC, steps=(3, 5), seed=0):
@@ -49,7 +48,8 @@ def save(workdir, config, spec=SPEC, steps=(3, 5), seed=0):
     with Checkpoints(workdir, keep=len(steps)) as checkpoints:
         for step in steps:
             params = drawn(abstract, seed + step)
-            ema = jax.tree.map(lambda x: x * 0.5, params) if config.optim.ema_decay else None
+            half = jax.tree.map(lambda x: jax.device_put(0.5 * np.asarray(x)), params)
+            ema = half if config.optim.ema_decay else None
             now = states.TrainState(jax.numpy.int32(step), params, {"none": zero}, ema, zero, zero)
             checkpoints.save(now, toy.iterator(8), config, said)
             checkpoints.wait()

@@ -141,7 +141,9 @@ def test_a_flipped_bit_or_a_missing_chunk_does_not_act(bundle, tmp_path):
 
 def test_actions_that_are_no_numbers_are_not_returned(bundle):
     policy = wamjax.load_policy(bundle)
-    params = jax.tree.map(lambda x: x * np.nan, policy._acting.params)
+    params = jax.tree.map(
+        lambda x: jax.device_put(np.full_like(np.asarray(x), np.nan)), policy._acting.params
+    )
     object.__setattr__(policy._acting, "params", params)
     with pytest.raises(NotFinite, match="not finite for observation 0; nothing was returned"):
         policy(runs.observation())

@@ -11,11 +11,11 @@ from wamjax.envs.tabletop import world as w
 # `tabletop.render` is the function; its module is only needed for the scale of the cameras.
 OVERHEAD_HALF, GRIPPER_HALF, SIZE = 1.1, 0.4, 64
 NONE = Shift.none()
-picture = jax.jit(render)
+picture, start = jax.jit(render), jax.jit(reset)
 
 
 def scene(**changes):
-    state = reset(jax.random.key(4), 0, NONE)
+    state = start(jax.random.key(4), 0, NONE)
     zones = jnp.array([[-0.5, 0.6], [0.5, 0.6]])
     blocks = jnp.array([[-0.5, -0.5], [0.1, -0.5], [0.6, -0.2], [9.0, 9.0], [9.0, 9.0]])
     state = state._replace(blocks=blocks, zones=zones, gripper=jnp.array([0.0, 0.1, 0.5]))
@@ -40,7 +40,7 @@ def test_views_are_uint8_and_side_by_side():
     images = picture(scene(), NONE)
     assert {name: image.shape[:2] for name, image in images.items()} == CAMERAS
     assert all(image.dtype == jnp.uint8 for image in images.values())
-    both = composite(images)
+    both = composite({name: np.asarray(image) for name, image in images.items()})
     np.testing.assert_array_equal(both[:, :64], images["overhead"])
     np.testing.assert_array_equal(both[:, 64:], images["gripper"])
     observation = jax.jit(observe)(scene(), NONE)
@@ -114,8 +114,8 @@ def test_absent_blocks_leave_no_trace():
 
 
 def test_batched_frames_are_the_single_frames():
-    states = jax.tree.map(lambda x: jnp.stack([jnp.stack([x, x])] * 3), scene())
-    states = states._replace(gripper=states.gripper.at[1, 1, 0].set(0.3))
+    states = jax.tree.map(lambda x: np.stack([np.stack([x, x])] * 3), scene())
+    states.gripper[1, 1, 0] = 0.3
     frames = render_episodes(states, NONE)
     assert frames["overhead"].shape == (3, 2, 64, 64, 3)
     single = picture(jax.tree.map(lambda x: x[1, 1], states), NONE)

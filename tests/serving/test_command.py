@@ -1,6 +1,7 @@
 """The command on a bundle of the quickstart, and clients of other processes."""
 
 import json
+import logging
 import os
 import pathlib
 import signal
@@ -10,11 +11,13 @@ import sys
 import numpy as np
 import pytest
 from bundle import runs
+from data import synthetic
 from test_configs import get, spec_of
 
 import wamjax
-from wamjax import export_policy
+from wamjax import export_policy, serve
 from wamjax.envs import tabletop
+from wamjax.serving import server
 from wamjax.serving.client import Client, ServerError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -25,6 +28,7 @@ def bundle(tmp_path_factory):
     """Of quickstart:debug with two modes, as it is before training."""
     root, config = tmp_path_factory.mktemp("serve"), get("quickstart", "variant=optional_idm,debug")
     config.data.cameras = config.data.cameras or tuple(tabletop.CAMERAS)
+    config.model.layers, config.objective.infer_steps = 1, 2
     runs.save(root / "run", config, spec_of(config), steps=(1,))
     export_policy.from_run(root / "run", root / "bundle", progress=False)
     return root / "bundle"
@@ -115,6 +119,12 @@ def test_actions_are_those_of_the_policy(served, bundle):
             client.infer(local | {"images": {k: x / 255 for k, x in pictures.items()}})
 
 
-def test_it_is_not_open_to_others_by_mistake(bundle):
-    with pytest.raises(AssertionError, match="error: --host=0.0.0.0 can be reached by others"):
-        Command(f"--bundle={bundle}", "--host=0.0.0.0")
+def test_it_is_not_open_to_others_by_mistake(bundle, monkeypatch):
+    monkeypatch.setattr(server, "bind", lambda *_: pytest.fail("the port is open"))
+    monkeypatch.setattr(logging, "captureWarnings", lambda _: None)  # those are pytest's
+    arguments = f"--bundle={bundle}", "--host=0.0.0.0"
+    with (
+        synthetic.command(serve, *arguments),
+        pytest.raises(ValueError, match="--host=0.0.0.0 can be reached by others"),
+    ):
+        serve.main([])

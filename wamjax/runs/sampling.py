@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 from wamjax import files
 from wamjax.console import say
+from wamjax.runs.trained import prepare
 from wamjax.training import state as states
 from wamjax.training.checkpoint import find, restore_params
-from wamjax.training.step import compute_cast
 
 COUNT = 64
 BATCH = 64  # samples of one program
@@ -62,8 +62,7 @@ def load(
     if unknown := set(changes) - fields:
         raise ValueError(f"objective {config.objective.name!r} has no {sorted(unknown)}")
     objective = dataclasses.replace(objective, **changes)
-    cast = functools.partial(compute_cast, dtype=config.precision.compute)
-    return Sampler(objective, jax.jit(lambda p: objective.prepare(cast(p)))(params)), config
+    return Sampler(objective, prepare(params, objective, config.precision.compute)), config
 
 
 def draw(

@@ -224,6 +224,12 @@ def observe_example(policy: Policy, size: int) -> dict[str, jax.Array]:
 
 def _for_acting(objective, params, config: ConfigDict):
     """Parameters cast for compute and laid out for sampling, once, outside of any loop."""
-    cast = functools.partial(compute_cast, dtype=config.precision.compute)
     params = jax.device_put(params, jax.local_devices()[0])  # fresh ones as restored ones
-    return jax.jit(lambda p: objective.prepare(cast(p)))(params)
+    return prepare(params, objective, config.precision.compute)
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "dtype"))
+def prepare(params, objective, dtype: str):
+    """Parameters cast for compute and laid out for sampling: one program for every run of one
+    kind, as an evaluation of many checkpoints loads them."""
+    return objective.prepare(compute_cast(params, dtype))
