@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from models.helpers import random_params
 
@@ -70,20 +69,20 @@ def params(seed=0, dtype=np.float32):
 
 
 def batch(size=8, seed=0, rollouts=0):
-    """The last `rollouts` of every four examples are not to be imitated."""
+    """The last `rollouts` of every four examples are not to be imitated. NumPy, as `tiny.batch`."""
     rng = np.random.default_rng(seed)
     chunk, dim = LAYOUT.numbers["action"].shape
     actions = rng.uniform(-1, 1, (size, chunk, dim))
     return {
-        "video": jnp.asarray(rng.integers(0, 256, (size, 2, 8, 16, 3)), jnp.uint8),
-        "instruction": jnp.asarray(rng.integers(0, VOCABULARY, (size, TOKENS)), jnp.int32),
-        "proprio": jnp.asarray(rng.uniform(-1, 1, (size, 3)), jnp.float32),
-        "future_proprio": jnp.asarray(rng.uniform(-1, 1, (size, 3)), jnp.float32),
-        "actions": jnp.asarray(actions, jnp.float32),
-        "action_valid": jnp.ones((size, chunk), bool),
-        "score": jnp.asarray(rng.uniform(0, 1, size).round(), jnp.float32),
-        "to_go": jnp.asarray(rng.integers(0, 100, size), jnp.float32),
-        "rollout": jnp.arange(size) % 4 >= 4 - rollouts,
+        "video": rng.integers(0, 256, (size, 2, 8, 16, 3)).astype(np.uint8),
+        "instruction": rng.integers(0, VOCABULARY, (size, TOKENS)).astype(np.int32),
+        "proprio": rng.uniform(-1, 1, (size, 3)).astype(np.float32),
+        "future_proprio": rng.uniform(-1, 1, (size, 3)).astype(np.float32),
+        "actions": actions.astype(np.float32),
+        "action_valid": np.ones((size, chunk), bool),
+        "score": rng.uniform(0, 1, size).round().astype(np.float32),
+        "to_go": rng.integers(0, 100, size).astype(np.float32),
+        "rollout": np.arange(size) % 4 >= 4 - rollouts,
     }
 
 

@@ -18,6 +18,7 @@ from wamjax.wam.protocols import Policy
 
 TASKS = ("reach_left_zone", "pick_red")
 STEPS = 24
+EPISODES = 18  # a batch and a half
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +39,11 @@ class Left(Policy):
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     config = base_config()
-    config.eval.max_steps, config.eval.execute, config.eval.batch_size = STEPS, 2, 24
+    config.eval.max_steps, config.eval.execute, config.eval.batch_size = STEPS, 2, 12
     policy = trained.Policy(Left(), {}, {})
     path = tmp_path_factory.mktemp("rollouts") / "made"
-    summary = rollouts.record(policy, config, path, TASKS, 30, 7, {"run": "r"}, progress=False)
+    run = {"run": "r"}
+    summary = rollouts.record(policy, config, path, TASKS, EPISODES, 7, run, progress=False)
     return config, policy, path, summary
 
 
@@ -49,12 +51,13 @@ def test_every_episode_is_kept_as_it_went(recorded):
     config, _, path, summary = recorded
     reader = Reader(path)
     made = list(reader)
-    assert len(made) == 30 and summary["episodes"] == 30
+    assert len(made) == summary["episodes"] == EPISODES
     assert summary["steps"] == sum(e.length for e in made)
-    assert [e.task for e in made] == list(TASKS) * 15
+    assert [e.task for e in made] == list(TASKS) * (EPISODES // 2)
     assert reader.info.collection["run"] == "r"
     wins = [e for e in made if e.success]
-    assert 3 < len(wins) <= 15 and summary["success_rate"] == len(wins) / 30
+    assert 3 < len(wins) <= EPISODES // 2
+    assert summary["success_rate"] == len(wins) / EPISODES
     for e in made:
         # Cut a few steps after the action that achieved the task, which has the reward.
         end = min(np.argmax(e.returns) + 1 + 3, STEPS) if e.success else STEPS
@@ -84,7 +87,7 @@ def test_episodes_differ_from_those_of_the_evaluation_and_are_reproducible(recor
     with pytest.raises(ValueError, match="seed 0 makes the episodes that config.eval.seed"):
         rollouts.record(policy, config, tmp_path / "a", TASKS, 2, config.eval.seed)
     # A batch of its own size is what decides, so the same arguments again.
-    rollouts.record(policy, config, tmp_path / "b", TASKS, 30, 7, progress=False)
+    rollouts.record(policy, config, tmp_path / "b", TASKS, EPISODES, 7, progress=False)
     for a, b in zip(Reader(path), Reader(tmp_path / "b"), strict=True):
         np.testing.assert_array_equal(a.actions, b.actions)
         assert a.images == b.images

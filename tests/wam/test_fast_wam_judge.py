@@ -52,10 +52,10 @@ def judged(config, spec):
 def params(judged):
     """Random everywhere: heads that start at zero say nothing."""
     shapes = jax.eval_shape(judged.init, jax.random.key(0))
-    leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    pairs = zip(keys, leaves, strict=True)
-    return structure.unflatten([0.2 * jax.random.normal(k, s.shape, s.dtype) for k, s in pairs])
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda s: (0.2 * rng.standard_normal(s.shape)).astype(s.dtype), shapes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,9 @@ def seen(judged):
     rng = np.random.default_rng(0)
     spec = judged.observation_spec(SIZE)
     return {
-        "video": jnp.asarray(rng.integers(0, 255, spec["video"].shape), jnp.uint8),
-        "proprio": jnp.asarray(rng.normal(size=spec["proprio"].shape), jnp.float32),
-        "instruction": jnp.asarray(rng.integers(0, 3, spec["instruction"].shape), jnp.int32),
+        "video": rng.integers(0, 255, spec["video"].shape).astype(np.uint8),
+        "proprio": rng.normal(size=spec["proprio"].shape).astype(np.float32),
+        "instruction": rng.integers(0, 3, spec["instruction"].shape).astype(np.int32),
     }
 
 
@@ -86,7 +86,42 @@ def compiled(method, *static):
     return jax.jit(lambda *args: method(*args, *static))
 
 
-def test_direct_is_the_policy_without_a_judge(config, spec, judged, params, seen, normalise):
+@pytest.fixture(scope="module")
+def direct(judged, params, seen, normalise):
+    """What it does without planning."""
+    return np.asarray(compiled(judged.policy, "direct")(params, normalise, seen, KEYS))
+
+
+@pytest.fixture(scope="module")
+def best_of_four(judged):
+    """The program of its decisions in mode plan:4."""
+    return compiled(judged.decide, "plan:4")
+
+
+@pytest.fixture(scope="module")
+def trains():
+    """Whether a parameter is trained, by its path."""
+    config = configs.base_config()
+    presets.judge(config, "runs/policy", "runs/branches")
+    return partition.trained(config.optim.freeze), config.init_from.missing
+
+
+@pytest.fixture(scope="module")
+def trained(judged, params, trains):
+    """The batch of the loss, (loss, metrics), and the gradient of what is trained, by path."""
+    given, flat = batch(judged, [False, True]), tree.flatten(params)
+    free = {path: x for path, x in flat.items() if trains[0](path)}
+
+    def loss(free, rest, given):
+        return judged.loss(tree.unflatten(rest | free), given, jax.random.key(0))
+
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return given, *jax.device_get(run(free, flat, given))
+
+
+def test_direct_is_the_policy_without_a_judge(
+    config, spec, params, seen, normalise, direct
+):
     plain = config.copy_and_resolve_references()
     plain.objective.name = "fast_wam"
     configs.reset(plain, "objective.judge")
@@ -94,27 +129,24 @@ def test_direct_is_the_policy_without_a_judge(config, spec, judged, params, seen
     own = tree.flatten(jax.eval_shape(policy.init, jax.random.key(0)))
     flat = tree.flatten(params)
     less = tree.unflatten({path: flat[path] for path in own})
-    np.testing.assert_array_equal(
-        compiled(judged.policy, "direct")(params, normalise, seen, KEYS),
-        compiled(policy.policy)(less, normalise, seen, KEYS),
-    )
+    np.testing.assert_array_equal(compiled(policy.policy)(less, normalise, seen, KEYS), direct)
 
 
-def test_the_first_proposal_is_what_direct_does(judged, params, seen, normalise):
+def test_the_first_proposal_is_what_direct_does(judged, params, seen, normalise, direct):
     """And the cached ones are those of a policy that computes everything anew for each."""
     args = params, normalise, seen, KEYS
-    direct = compiled(judged.policy, "direct")(*args)
-    cached = compiled(judged.propose, 3)(*args)
+    cached = np.asarray(compiled(judged.propose, 3)(*args))
     plain = compiled(super(type(judged), judged).propose, 3)(*args)
     np.testing.assert_allclose(cached[:, 0], direct, atol=1e-5)
     np.testing.assert_allclose(cached, plain, atol=1e-5)
-    assert np.abs(np.asarray(cached[:, 1] - cached[:, 0])).max() > 1e-3
+    assert np.abs(cached[:, 1] - cached[:, 0]).max() > 1e-3
 
 
 def test_the_cached_value_is_that_of_one_whole_pass(judged, params, seen, normalise):
-    proposals = jax.random.normal(jax.random.key(3), (SIZE, 3, judged.chunk, judged.action_dim))
-    got = compiled(judged.value)(params, normalise, seen, proposals)
-    assert got.shape == (SIZE, 3) and np.ptp(np.asarray(got)) > 1e-3
+    shape = SIZE, 3, judged.chunk, judged.action_dim
+    proposals = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+    got = np.asarray(compiled(judged.value)(params, normalise, seen, proposals))
+    assert got.shape == (SIZE, 3) and np.ptp(got) > 1e-3
     table = judged.uses[0].table
 
     @jax.jit
@@ -127,30 +159,31 @@ def test_the_cached_value_is_that_of_one_whole_pass(judged, params, seen, normal
         return judged.bind(params)("evaluate", values, told, condition, table, predict=("value",))
 
     for i in range(3):
-        want = -whole(proposals[:, i])["value"][:, 0, 0]
+        want = -np.asarray(whole(proposals[:, i])["value"])[:, 0, 0]
         np.testing.assert_allclose(got[:, i], want, atol=2e-5)
 
 
-def test_adaptive_at_no_price_and_at_any(judged, params, seen, normalise):
+def test_adaptive_at_no_price_and_at_any(
+    judged, params, seen, normalise, direct, best_of_four
+):
     """Free time goes to the last rung if that promises anything; dear time to none."""
     decide = jax.jit(
         lambda costs: judged.decide(params, normalise, seen, KEYS, "adaptive", costs=costs)
     )
-    top, none = decide(jnp.array([0.0, -9.0, -99.0])), decide(jnp.array([0.0, 9.0, 99.0]))
+    top, none = decide(np.array([0.0, -9.0, -99.0])), decide(np.array([0.0, 9.0, 99.0]))
     np.testing.assert_array_equal(top.rung, 2)
     np.testing.assert_array_equal(none.rung, 0)
-    best = compiled(judged.policy, "plan:4")(params, normalise, seen, KEYS)
+    best = best_of_four(params, normalise, seen, KEYS).actions
     np.testing.assert_allclose(top.actions, best, atol=1e-5)
-    direct = compiled(judged.policy, "direct")(params, normalise, seen, KEYS)
     np.testing.assert_allclose(none.actions, direct, atol=1e-5)
     with pytest.raises(ValueError, match="costs of its 3 rungs"):
-        judged.policy(params, normalise, seen, KEYS, "adaptive", costs=jnp.zeros(2))
+        jax.eval_shape(lambda costs: judged.policy(
+            params, normalise, seen, KEYS, "adaptive", costs=costs), np.zeros(2))  # fmt: skip
 
 
-def test_prepared_parameters_decide_alike(judged, params, seen, normalise):
-    decide = compiled(judged.decide, "plan:4")
+def test_prepared_parameters_decide_alike(judged, params, seen, normalise, best_of_four):
     plain, prepared = (
-        decide(p, normalise, seen, KEYS) for p in (params, judged.prepare(params))
+        best_of_four(p, normalise, seen, KEYS) for p in (params, judged.prepare(params))
     )
     np.testing.assert_allclose(plain.values, prepared.values, atol=1e-5)
     np.testing.assert_allclose(plain.actions, prepared.actions, atol=1e-5)
@@ -170,14 +203,13 @@ def test_modes_that_exist(judged, mode):
 def batch(judged, gate):
     rng, out = np.random.default_rng(1), {}
     for key, s in judged.batch_spec(SIZE).items():
-        out[key] = jnp.asarray(rng.random(s.shape) * 2, s.dtype)
-    return out | {"gate": jnp.asarray(gate), "success": jnp.round(out["success"] / 2)}
+        out[key] = (rng.random(s.shape) * 2).astype(s.dtype)
+    return out | {"gate": np.asarray(gate), "success": np.round(out["success"] / 2)}
 
 
-def test_the_loss_is_that_of_the_values(judged, params, normalise):
+def test_the_loss_is_that_of_the_values(judged, params, normalise, trained):
     """Squared error and error of differences, by hand, over the states that are the judge's."""
-    given = batch(judged, [False, True])
-    loss, metrics = jax.jit(judged.loss)(params, given, jax.random.key(0))
+    given, (loss, metrics), _ = trained
     values = np.asarray(compiled(judged.value)(
         params, normalise, given | {"proprio": normalise["proprio"].inverse(given["proprio"])},
         normalise["actions"].inverse(given["actions"]),
@@ -193,15 +225,12 @@ def test_the_loss_is_that_of_the_values(judged, params, normalise):
     np.testing.assert_allclose(loss, total, rtol=1e-6)
 
 
-def test_what_is_frozen_is_all_but_judge_and_gate(judged, params):
-    config = configs.base_config()
-    presets.judge(config, "runs/policy", "runs/branches")
-    keep = partition.trained(config.optim.freeze)
+def test_what_is_frozen_is_all_but_judge_and_gate(params, trains, trained):
+    keep, missing = trains
     free = [path for path in tree.flatten(params) if keep(path)]
     for path in tree.flatten(params):  # what is trained is what the policy's run lacks
-        assert keep(path) == any(re.fullmatch(r, path) for r in config.init_from.missing)
-    given = batch(judged, [False, True])
-    grads = jax.jit(jax.grad(lambda p: judged.loss(p, given, jax.random.key(0))[0]))(params)
-    moved = [p for p, g in tree.flatten(grads).items() if p in free and np.any(g != 0)]
+        assert keep(path) == any(re.fullmatch(r, path) for r in missing)
+    *_, grads = trained
+    moved = [path for path, gradient in grads.items() if np.any(gradient != 0)]
     assert {p.split("/")[0] for p in free} == {"value", "gate", "blocks"}
     assert len(moved) > 0.8 * len(free)

@@ -109,46 +109,60 @@ class Recorded(tiny.CosmosPolicy):
         return run
 
 
-def recorded(value="value", **changes) -> tuple[Recorded, list]:
+def recorded(value="value", **changes) -> Recorded:
     how = Planning(**dict(proposals=4, futures=3, values=2, aggregate="mean") | changes)
     return Recorded(**vars(tiny.objective(judge=value, planning=how, steps=10)))
 
 
-def run(policy, size=2, planner=False, key=KEY):
+@functools.cache
+def run(policy, size=2, planner=False):
+    """A plan in one program, and what was asked of the network on the way."""
     log = []
     params = {"log": log, "name": "policy"}
     if planner:
         params["planner"] = {"log": log, "name": "planner"}
-    done = plan(policy, params, tiny.normalizers(), tiny.observation(size), key)
-    return done, log
+    once = jax.jit(lambda o, key: plan(policy, params, tiny.normalizers(), o, key))
+    return jax.device_get(once(tiny.observation(size), KEY)), tuple(log)
 
 
-def test_what_a_plan_expects_is_its_best_score():
-    policy, (done, log) = recorded(), run(recorded())
-    observed = tiny.normalizers(), tiny.observation(2), KEY
-    expected = policy.expect({"log": log, "name": "policy"}, *observed, "plan")
+def asked(log=None):
+    """First arguments of its methods: parameters with a log, normalisers, observation."""
+    params = {"log": [] if log is None else log, "name": "policy"}
+    return params, tiny.normalizers(), tiny.observation(2)
+
+
+def test_what_a_plan_expects_is_its_best_score_and_what_it_does_its_choice():
+    policy, (done, _) = recorded(), run(recorded())
+    expected, does = jax.jit(
+        lambda key: (policy.expect(*asked(), key, "plan"), policy.policy(*asked(), key, "plan"))
+    )(KEY)
     np.testing.assert_array_equal(expected, done.scores.max(axis=1))
+    np.testing.assert_allclose(does, 2 * done.actions, rtol=1e-6)  # the normaliser's scale
 
 
 def test_what_direct_acting_expects_is_the_value_of_its_future():
     policy, log = recorded(), []
-    params = {"log": log, "name": "policy"}
-    expected = policy.expect(params, tiny.normalizers(), tiny.observation(2), KEY)
-    assert [name for _, name, *_ in log[1:]] == ["policy", "value"]
-    seen = policy.observe(params, tiny.normalizers(), tiny.observation(2))
-    acted = policy.act(params, seen, KEY)
-    state = extract(policy.layout, acted, "future_proprio").mean(axis=1)
-    np.testing.assert_allclose(expected, (np.tanh(state) + 1) / 2, atol=0.02)
+    params, *seen = asked(log)
+
+    @jax.jit
+    def both(key):
+        expected = policy.expect(params, *seen, key)
+        assert [name for _, name, *_ in log[1:]] == ["policy", "value"]
+        acted = policy.act(params, policy.observe(params, *seen), key)
+        return expected, extract(policy.layout, acted, "future_proprio")
+
+    expected, state = map(np.asarray, both(KEY))
+    np.testing.assert_allclose(expected, (np.tanh(state.mean(axis=1)) + 1) / 2, atol=0.02)
 
 
 def test_calls_are_batched_and_proposals_differ():
     done, log = run(recorded())
-    assert log == [
+    assert log == (
         ("read", "policy"),
         ("policy", "policy", 2 * 4, 10),
         ("policy", "world_model", 2 * 4 * 3, 5),
         ("policy", "value", 2 * 4 * 3 * 2, 5),
-    ]
+    )
     assert isinstance(done, Plan)
     assert done.proposals.shape == (2, 4, 4, 2) and done.values.shape == (2, 4, 6)
     assert done.scores.shape == (2, 4) and done.actions.shape == (2, 4, 2)
@@ -167,13 +181,14 @@ def test_calls_are_batched_and_proposals_differ():
 
 
 def test_a_plan_starts_from_given_noise():
-    policy, log = recorded(depth=2, proposals=3, futures=2), []
-    params, seen = {"log": log, "name": "policy"}, (tiny.normalizers(), tiny.observation(2))
-    noise = planning.draw_noise(policy, 2, KEY)
+    policy = recorded(depth=2, proposals=3, futures=2)
+    params, *seen = asked()
+    noise = jax.device_get(jax.jit(lambda key: planning.draw_noise(policy, 2, key))(KEY))
     shapes = planning.noise_shapes(policy, 2)
     assert [{k: x.shape for k, x in d.items()} for d in noise] == shapes
     assert [d["policy"][0] for d in shapes] == [3, 6] and shapes[1]["value"][0] == 12
-    want, got = plan(policy, params, *seen, KEY), plan(policy, params, *seen, None, noise)
+    want = run(policy)[0]
+    got = jax.jit(lambda noise: plan(policy, params, *seen, None, noise))(noise)
     jax.tree.map(np.testing.assert_array_equal, got, want)
     blind = planning.noise_shapes(recorded("value_q"), 2)
     assert [list(d) for d in blind] == [["policy", "value_q"]] and blind[0]["value_q"][0] == 8
@@ -189,12 +204,15 @@ def test_a_plan_starts_from_given_noise():
 
 
 def test_what_is_expected_may_start_from_given_noise():
-    policy, params = recorded(), {"log": [], "name": "policy"}
-    seen = params, tiny.normalizers(), tiny.observation(2)
-    shape = policy.observe(*seen).latents.shape
-    noise = [jax.random.normal(k, shape) for k in (KEY, jax.random.fold_in(KEY, 1))]
-    got = policy.expect(*seen, None, noise=noise)
-    np.testing.assert_array_equal(got, policy.expect(*seen, KEY))
+    policy, seen = recorded(), asked()
+    shape = jax.eval_shape(lambda: policy.observe(*seen).latents).shape
+
+    @jax.jit
+    def both(key):
+        noise = [jax.random.normal(k, shape) for k in (key, jax.random.fold_in(key, 1))]
+        return policy.expect(*seen, None, noise=noise), policy.expect(*seen, key)
+
+    np.testing.assert_array_equal(*both(KEY))
 
 
 def test_of_equals_the_first_is_chosen():
@@ -216,14 +234,18 @@ def test_a_memory_limit_changes_the_calls_and_not_the_result(limit, together):
 
 def test_a_published_majority_reaches_the_plan():
     observation = tiny.observation(2)
-    observation["proprio"] = jnp.asarray([[-1.6] * 3, [0.5] * 3])  # of the first little is expected
-    plain, zero = (
-        plan(
-            Recorded(**vars(recorded(aggregate="majority_mean")) | {"compat": compat}),
-            {"log": [], "name": "policy"}, tiny.normalizers(), observation, KEY,
-        )
-        for compat in ((), ("zero_minority",))
-    )  # fmt: skip
+    observation["proprio"] = np.asarray([[-1.6] * 3, [0.5] * 3])  # of the first little is expected
+    params, normalizers, _ = asked()
+
+    @jax.jit
+    def both(key):
+        return [
+            plan(Recorded(**vars(recorded(aggregate="majority_mean")) | {"compat": compat}),
+                 params, normalizers, observation, key)
+            for compat in ((), ("zero_minority",))
+        ]  # fmt: skip
+
+    plain, zero = jax.device_get(both(KEY))
     np.testing.assert_array_equal(plain.values, zero.values)
     minority = 2 * np.sum(np.asarray(plain.values) > planning.SUCCESS, axis=-1) < 6
     assert minority[0].any() and not minority[1].any()
@@ -250,11 +272,16 @@ def test_the_predicted_state_and_pictures_are_carried_on():
     """The public code injects the first proprioception again, at any depth."""
     layout = tiny.LAYOUT
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal((3, 9, 4, 4, 12)), jnp.float32)
-    y = planning._carry(layout)(x)
-    state = extract(layout, x, "future_proprio")
-    np.testing.assert_allclose(extract(layout, y, "proprio"), state, atol=1e-6)
-    want = tile(state, (3,), (4, 4, 12))  # written anew: all copies are equal
+    x = rng.standard_normal((3, 9, 4, 4, 12)).astype(np.float32)
+
+    @jax.jit
+    def carried(x):
+        y, state = planning._carry(layout)(x), extract(layout, x, "future_proprio")
+        return y, state, extract(layout, y, "proprio"), tile(state, (3,), (4, 4, 12))
+
+    y, state, found, want = jax.device_get(carried(x))
+    np.testing.assert_allclose(found, state, atol=1e-6)
+    # Written anew: all copies are equal.
     np.testing.assert_array_equal(y[:, layout.index("proprio")], want)
     for camera in ("eye", "hand"):
         got = y[:, layout.index(camera)]
@@ -309,14 +336,12 @@ def test_the_real_network_plans_in_one_program():
 
     @functools.partial(jax.jit, static_argnums=0)
     def acting(objective, params):
-        args = params, tiny.normalizers(), tiny.observation(), KEY
-        return objective.policy(*args, "plan"), plan(objective, *args)
+        return plan(objective, params, tiny.normalizers(), tiny.observation(), KEY)
 
-    actions, done = acting(objective, params)
-    np.testing.assert_allclose(actions, 2 * done.actions, atol=1e-5)
+    done = acting(objective, params)
     assert np.all(np.isfinite(done.scores)) and np.ptp(done.proposals, axis=1).min() > 0
     limited = dataclasses.replace(objective, planning=dataclasses.replace(how, limit=2))
-    got = acting(limited, params)[1]
+    got = acting(limited, params)
     np.testing.assert_allclose(got.scores, done.scores, atol=2e-5)
     np.testing.assert_allclose(got.proposals, done.proposals, atol=2e-5)
 
@@ -325,15 +350,19 @@ def test_in_bfloat16_losses_actions_and_plans_are_those_of_float32():
     how = Planning(proposals=2, futures=1, values=2, future_steps=1, value_steps=1)
     objective = tiny.objective(planning=how, steps=2)
 
+    seen = tiny.normalizers(), tiny.observation(), KEY
+
     @jax.jit
     def run(params):
-        seen = tiny.normalizers(), tiny.observation(), KEY
         loss = objective.loss(params, tiny.batch(rollouts=2), KEY)[0]
-        return loss, objective.policy(params, *seen), plan(objective, params, *seen).proposals
+        return loss, objective.policy(params, *seen)
 
-    want = run(tiny.params())
-    got = run(compute_cast(tiny.params(), "bfloat16"))
-    assert [x.dtype for x in got] == [jnp.float32] * 3
+    want = jax.device_get(run(tiny.params()))
+    cast = compute_cast(tiny.params(), "bfloat16")
+    got = jax.device_get(run(cast))
+    assert [x.dtype for x in got] == [jnp.float32] * 2
+    plans = [jax.eval_shape(lambda p: plan(objective, p, *seen), p) for p in (tiny.params(), cast)]
+    assert plans[0] == plans[1] and plans[0].proposals.dtype == jnp.float32
     np.testing.assert_allclose(got[0], want[0], rtol=5e-3)
     for a, b in zip(got[1:], want[1:], strict=True):
         np.testing.assert_allclose(a, b, atol=0.05)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from wam import tiny
@@ -18,7 +17,7 @@ from wamjax.wam.slots import Role
 KEY = jax.random.key(0)
 SIZE, MOST = 4, tiny.CHUNK - 1
 SCALES = {
-    "actions": Normalizer(jnp.array([0.3, -0.2]), jnp.array([2.0, 0.7]), 1.0),
+    "actions": Normalizer(np.float32([0.3, -0.2]), np.float32([2.0, 0.7]), 1.0),
     "proprio": Normalizer(0.0, 1.0, 1.0),
 }
 
@@ -30,19 +29,22 @@ def observation(size=SIZE):
 
 def prefix(*count, seed=3):
     draw = np.random.default_rng(seed).uniform(-1, 1, (len(count), MOST, tiny.ACTION))
-    return Prefix(jnp.asarray(draw, jnp.float32), jnp.asarray(count))
+    return Prefix(draw.astype(np.float32), np.asarray(count))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def act(objective, mode, prefix=None):
-    params = tiny.params(objective.variant)
+def _act(objective, mode, params, prefix):
     return objective.policy(params, SCALES, observation(), KEY, mode, prefix=prefix)
+
+
+def act(objective, mode, prefix=None):
+    return np.asarray(_act(objective, mode, tiny.params(objective.variant), prefix))
 
 
 def test_counts_are_uniform_and_only_predicted_slots_are_given():
     objective = tiny.fast_wam("fast", prefix_max=MOST)
     batch = tiny.batch(600)
-    batch["action_valid"] = batch["action_valid"].at[:150].set(False)
+    batch["action_valid"][:150] = False
     (draw,) = jax.jit(objective.draw)({}, batch, KEY)
     role = np.asarray(draw.role["action"])
     assert role.shape == (600, tiny.CHUNK) and (role[:150] == Role.ABSENT).all()
@@ -57,23 +59,24 @@ def test_counts_are_uniform_and_only_predicted_slots_are_given():
 
 def test_given_actions_enter_clean_and_what_is_predicted_at_them_has_no_gradient():
     objective = tiny.fast_wam("fast", prefix_max=MOST)
-    (draw,) = jax.jit(objective.draw)({}, tiny.batch(40), KEY)
+    (draw,) = jax.device_get(jax.jit(objective.draw)({}, tiny.batch(40), KEY))
     given = np.asarray(draw.role["action"]) == Role.GIVEN
     assert 0 < given.mean() < 1
-    seen = {}
-
-    def network(values, levels, condition, table, predict, outputs):
-        seen.update(values=values["action"], levels=levels["action"])
-        return {"future": values["future"], "action": outputs}
 
     def total(outputs):
-        run = functools.partial(network, outputs=outputs)
-        losses = denoising_loss(run, draw, objective.process_of)
-        return objective.reduce([draw], [losses])[0]
+        seen = {}
 
-    slope = np.abs(jax.grad(total)(draw.clean["action"])).sum(axis=-1)
-    np.testing.assert_array_equal(slope == 0, given)
-    values, levels, clean = (np.asarray(x) for x in (*seen.values(), draw.clean["action"]))
+        def network(values, levels, condition, table, predict):
+            seen.update(values=values["action"], levels=levels["action"])
+            return {"future": values["future"], "action": outputs}
+
+        losses = denoising_loss(network, draw, objective.process_of)
+        return objective.reduce([draw], [losses])[0], seen
+
+    clean = draw.clean["action"]
+    slope, seen = jax.device_get(jax.jit(jax.grad(total, has_aux=True))(clean))
+    np.testing.assert_array_equal(np.abs(slope).sum(axis=-1) == 0, given)
+    values, levels = seen["values"], seen["levels"]
     np.testing.assert_array_equal(values[given], clean[given])
     assert (levels[given] == 0).all() and (levels[~given] > 0).all()
     assert np.abs(values - clean)[~given].min() > 0
@@ -81,21 +84,19 @@ def test_given_actions_enter_clean_and_what_is_predicted_at_them_has_no_gradient
 
 @pytest.mark.parametrize("variant", ["fast", "joint", "idm", "no_cotrain", "optional_idm"])
 def test_a_prefix_changes_roles_of_actions_alone_in_every_variant(variant):
-    plain, with_prefix = tiny.fast_wam(variant), tiny.fast_wam(variant, prefix_max=MOST)
-    params, batch = tiny.params(variant), tiny.batch()
+    plain, with_prefix = tiny.stub(variant), tiny.stub(variant, prefix_max=MOST)
 
-    def drawn(objective):
-        return jax.jit(objective.draw)(params, batch, KEY)
+    @jax.jit
+    def run(batch):
+        both = plain, with_prefix
+        return [(o.draw({}, batch, KEY), o.loss({}, batch, KEY)) for o in both]
 
-    for one, other in zip(drawn(plain), drawn(with_prefix), strict=True):
+    (draws, (_, before)), (others, (value, metrics)) = jax.device_get(run(tiny.batch()))
+    for one, other in zip(draws, others, strict=True):
         assert one.role["action"].shape == (len(one.at), 1)
         same = dataclasses.replace(other, role=one.role, mask=one.mask)
         jax.tree.map(np.testing.assert_array_equal, one, same)  # all other chance is the same
 
-    if variant != "optional_idm":  # which has both kinds of use
-        return
-    value, metrics = jax.jit(with_prefix.loss)(params, batch, KEY)
-    before = jax.jit(plain.loss)(params, batch, KEY)[1]
     assert metrics["loss_video"] == before["loss_video"] and np.isfinite(value)
     assert abs(metrics["loss_action"] - before["loss_action"]) > 1e-4
 
@@ -107,15 +108,13 @@ def test_the_loss_ignores_the_prefix_but_for_what_the_rest_sees_of_it():
     muted = attention | {"o": jax.tree.map(np.zeros_like, attention["o"])}
     action = params["blocks"]["action"] | {"self_attn": muted}
     alone = params | {"blocks": params["blocks"] | {"action": action}}
-    draws = jax.jit(objective.draw)(params, tiny.batch(8), KEY)
-    given = draws[0].role["action"] == Role.GIVEN
-    clean = draws[0].clean["action"]
-    moved = dataclasses.replace(
-        draws[0], clean=draws[0].clean | {"action": clean + given[..., None]}
-    )
+    (draw,) = jax.device_get(jax.jit(objective.draw)(params, tiny.batch(8), KEY))
+    given = draw.role["action"] == Role.GIVEN
+    clean = draw.clean | {"action": draw.clean["action"] + given[..., None]}
+    moved = dataclasses.replace(draw, clean=clean)
     run = jax.jit(lambda p, draw: objective.loss_of(p, [draw])[0])
-    assert run(alone, draws[0]) == run(alone, moved)
-    assert abs(run(params, draws[0]) - run(params, moved)) > 1e-4
+    assert run(alone, draw) == run(alone, moved)
+    assert abs(float(run(params, draw)) - float(run(params, moved))) > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -126,13 +125,14 @@ def test_a_prefix_comes_back_unchanged_and_the_rest_follows_it_with_and_without_
 ):
     objective = tiny.fast_wam(variant, prefix_max=MOST)
     asked = prefix(0, 1, 2, 2)
-    got = np.asarray(act(objective, mode, asked))
+    got = act(objective, mode, asked)
     mask = np.arange(tiny.CHUNK) < np.asarray(asked.count)[:, None]
     np.testing.assert_array_equal(got[:, :MOST][mask[:, :MOST]], asked.actions[mask[:, :MOST]])
-    free = np.asarray(act(objective, mode))
+    # Once without a prefix at all, which is a program of its own; else with empty ones.
+    free = act(objective, mode, None if mode == "direct" else prefix(0, 0, 0, 0))
     np.testing.assert_allclose(got[0], free[0], atol=1e-6)  # nothing is committed
     assert np.abs(got - free)[1:, MOST].min() > 1e-4  # what follows is another plan
-    beyond = asked._replace(actions=jnp.where(mask[:, :MOST, None], asked.actions, jnp.nan))
+    beyond = asked._replace(actions=np.where(mask[:, :MOST, None], asked.actions, np.nan))
     np.testing.assert_array_equal(act(objective, mode, beyond), got)
     want = act(dataclasses.replace(objective, use_cache=False), mode, asked)
     np.testing.assert_allclose(got, want, atol=1e-5)
@@ -144,7 +144,7 @@ def test_every_solver_keeps_the_prefix_clean_on_the_whole_way(solver, monkeypatc
     asked, seen = prefix(0, 1, 2, 2), []
     params = tiny.params("fast")
     mask = np.arange(tiny.CHUNK) < np.asarray(asked.count)[:, None]
-    normal = np.asarray(SCALES["actions"].forward(asked.actions))
+    normal = SCALES["actions"].forward(asked.actions)
 
     class Spy(type(objective.network)):
         def __call__(self, values, times, *args, **kwargs):
@@ -155,7 +155,8 @@ def test_every_solver_keeps_the_prefix_clean_on_the_whole_way(solver, monkeypatc
     names = {f.name: getattr(objective.network, f.name)
              for f in dataclasses.fields(objective.network) if f.name not in ("parent", "name")}
     spied = dataclasses.replace(objective, network=Spy(**names))
-    way = spied.sample(params, SCALES, observation(), KEY, states=True, prefix=asked)["action"]
+    run = jax.jit(functools.partial(spied.sample, mode=None, states=True))
+    way = run(params, SCALES, observation(), KEY, prefix=asked)["action"]
     jax.effects_barrier()
     assert len(seen) >= objective.steps
     for x in (*seen, *np.asarray(way)):
@@ -168,4 +169,4 @@ def test_no_prefix_where_none_was_trained_and_errors_name_the_fix():
         act(tiny.fast_wam("fast"), "direct", prefix(1, 1, 1, 1))
     objective = tiny.fast_wam("fast", prefix_max=MOST)
     with pytest.raises(ValueError, match=r"count \(3,\) must be \(b, d, a\) and \(b,\)"):
-        act(objective, "direct", prefix(1, 1, 1, 1)._replace(count=jnp.ones(3)))
+        act(objective, "direct", prefix(1, 1, 1, 1)._replace(count=np.ones(3)))

@@ -1,5 +1,6 @@
 """Rolling beyond the training length: the same as sampling within it, a moving window after."""
 
+import dataclasses
 import functools
 
 import jax
@@ -53,14 +54,14 @@ def condition_of(objective):
     rng = np.random.default_rng(0)
     sizes = {"label": 3, "instruction": 7}
     return {
-        k: jnp.asarray(rng.integers(0, sizes[k], s.shape).astype(s.dtype))
+        k: rng.integers(0, sizes[k], s.shape).astype(s.dtype)
         for k, s in objective.batch_spec(B).items()
         if k in sizes
     }
 
 
 def clip(frames, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal((B, frames, *GRID, 12)))
+    return np.random.default_rng(seed).standard_normal((B, frames, *GRID, 12))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
@@ -112,12 +113,12 @@ def test_beyond_it_one_layer_sees_exactly_the_window(positions):
         objective = make("blocks", layers=1, positions=positions)
         params, size = parameters(objective, np.float64), objective.scheme.chunk
         total = objective.frames + 2 * size
-        got = rolled(objective, total, params)
+        got = np.asarray(rolled(objective, total, params))
         for end in (objective.frames + size, total):
             window = got[:, end - objective.frames : end - size]
             made = _one_more(objective, params, window, end // size - 1)
             np.testing.assert_allclose(made, got[:, end - size : end], atol=1e-11)
-        small = rolled(objective, total, params, window=1)
+        small = np.asarray(rolled(objective, total, params, window=1))
         made = _one_more(objective, params, small[:, -2 * size : -size], total // size - 1)
         np.testing.assert_allclose(made, small[:, -size:], atol=1e-11)
         assert np.abs(small - got).max() > 1e-3
@@ -126,21 +127,25 @@ def test_beyond_it_one_layer_sees_exactly_the_window(positions):
 def _one_more(objective, params, before, number):
     """One chunk after clean frames, with the noise of chunk `number`, by the plain sampler."""
     known = before.shape[1] // objective.scheme.chunk
+    return _after(objective, known)(params, before, number)
+
+
+@functools.cache
+def _after(objective, known):
+    """The program of it, for so many clean chunks."""
     groups = objective.network.groups[: known + 1]
-    short = objective.__class__(
-        **{f: getattr(objective, f) for f in objective.__dataclass_fields__}
-        | {"network": objective.network.clone(groups=groups)}
-    )
-    key, stream = jax.random.split(jax.random.fold_in(jax.random.key(5), number))
+    network = objective.network.clone(groups=groups)
+    short = dataclasses.replace(objective, network=network)
     shape = B, objective.scheme.chunk, *objective.network.latent
-    noise = {groups[-1].name: jax.random.normal(jax.random.fold_in(stream, 0), shape)}
 
     @jax.jit
-    def run(params, before):
+    def run(params, before, number):
+        key, stream = jax.random.split(jax.random.fold_in(jax.random.key(5), number))
+        noise = {groups[-1].name: jax.random.normal(jax.random.fold_in(stream, 0), shape)}
         sampler = short._sampler(params, short.condition(condition_of(short)), B)
-        return sampler(short.split_given(before), noise, None, key)[0]
+        return sampler(short.split_given(before), noise, None, key)[0][groups[-1].name]
 
-    return run(params, before)[groups[-1].name]
+    return run
 
 
 @pytest.mark.parametrize("style", ["pairs", "half"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from models.helpers import random_params
 
@@ -79,6 +78,18 @@ def fast_wam(variant="fast", vocabulary=11, **changes) -> FastWAM:
     )
 
 
+class Stub(FastWAM):
+    """One whose network says a third of what it sees: cheap where the network does not matter."""
+
+    def bind(self, params, constrain=None):
+        assert not params
+        return lambda method, values, *_, predict, **__: {g: values[g] / 3 for g in predict}
+
+
+def stub(variant="fast", **changes) -> FastWAM:
+    return Stub(**vars(fast_wam(variant, **changes)))
+
+
 @functools.cache
 def _params(variant, vocabulary, seed, dtype):
     objective = fast_wam(variant, vocabulary)
@@ -90,12 +101,20 @@ def params(variant="fast", vocabulary=11, seed=0, dtype=np.float32):
 
 
 def batch(size=4, seed=0):
+    """NumPy: what a test changes in it, or takes of it, compiles nothing."""
     rng = np.random.default_rng(seed)
     return {
-        "video": jnp.asarray(rng.integers(0, 256, (size, FRAMES, *PICTURE, 3)), jnp.uint8),
-        "proprio": jnp.asarray(rng.standard_normal((size, PROPRIO)), jnp.float32),
-        "actions": jnp.asarray(rng.standard_normal((size, CHUNK, ACTION)), jnp.float32),
-        "instruction": jnp.asarray(rng.integers(0, 11, (size, WORDS)), jnp.int32),
-        "frame_valid": jnp.ones((size, FRAMES), bool),
-        "action_valid": jnp.ones((size, CHUNK), bool),
+        "video": rng.integers(0, 256, (size, FRAMES, *PICTURE, 3)).astype(np.uint8),
+        "proprio": rng.standard_normal((size, PROPRIO)).astype(np.float32),
+        "actions": rng.standard_normal((size, CHUNK, ACTION)).astype(np.float32),
+        "instruction": rng.integers(0, 11, (size, WORDS)).astype(np.int32),
+        "frame_valid": np.ones((size, FRAMES), bool),
+        "action_valid": np.ones((size, CHUNK), bool),
     }
+
+
+def put(array, at, value):
+    """A copy with other values at an index."""
+    array = np.array(array)
+    array[at] = value
+    return array
