@@ -232,7 +232,7 @@ def test_a_batch_that_does_not_divide_into_microbatches_is_an_error():
 
 @dataclasses.dataclass(frozen=True)
 class BadGradient(toy.Toy):
-    """Where `bad` is 2, a finite loss whose gradient is not: sqrt at 0. Where it is 1, no number."""
+    """Where `bad` is 2, a finite loss whose gradient is not: sqrt at 0. Where it is 1, NaN."""
 
     def loss(self, params, batch, rng, average=None):
         loss, metrics = super().loss(params, batch, rng)

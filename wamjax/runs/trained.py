@@ -151,6 +151,11 @@ def load(
     return priced(acting), config, step
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _init(objective, key):
+    return objective.init(key)
+
+
 def untrained(policy: Policy, config: ConfigDict) -> Policy:
     """The same policy before training: fresh parameters."""
     params = _init(policy.objective, states.key(config.seed, "init"))
@@ -187,6 +192,11 @@ def priced(policy: Policy) -> Policy:
     )
 
 
+@jax.jit  # compiled once for all checkpoints of a variant
+def _act(policy: Policy, observation, key):
+    return policy.act(observation, key)
+
+
 def _seconds(call, calls: int = LATENCY_CALLS) -> float:
     """Median of a call that returns an array, until it is on the host; after one that compiles."""
     np.asarray(call())
@@ -217,25 +227,14 @@ def observe_example(policy: Policy, size: int) -> dict[str, jax.Array]:
     return {k: jnp.zeros(s.shape, s.dtype) for k, s in spec.items()}
 
 
-# Compiled once for all checkpoints of a variant, as what rolls them out.
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _init(objective, key):
-    return objective.init(key)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _prepare(objective, dtype: str, params):
-    return objective.prepare(compute_cast(params, dtype))
-
-
-@jax.jit
-def _act(policy: Policy, observation, key):
-    return policy.act(observation, key)
-
-
 def _for_acting(objective, params, config: ConfigDict):
     """Parameters cast for compute and laid out for sampling, once, outside of any loop."""
     params = jax.device_put(params, jax.local_devices()[0])  # fresh ones as restored ones
-    return _prepare(objective, config.precision.compute, params)
+    return prepare(params, objective, config.precision.compute)
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "dtype"))
+def prepare(params, objective, dtype: str):
+    """Parameters cast for compute and laid out for sampling: one program for every run of one
+    kind, as an evaluation of many checkpoints loads them."""
+    return objective.prepare(compute_cast(params, dtype))
