@@ -19,14 +19,21 @@ from wamjax.runs import evaluation, sampling, trained
 from wamjax.training import metrics
 
 
+def asked():
+    """quickstart:debug, evaluated in waves of four: the programs of any evaluation of four."""
+    config = get("quickstart", "debug")
+    config.eval.batch_size = 4
+    return config
+
+
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     """(config, run directory) of quickstart:debug; its data set is gone."""
     root = tmp_path_factory.mktemp("job")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
-        config = get("quickstart", "debug")
-        assert train.run(config, root / "run")
+        config = asked()
+        assert train.run(config, root / "run")  # on all devices: nothing else has real data on many
         data = root / "cache" / "wamjax" / "data"
         assert [len(list(d.glob("*.arrayrecord*"))) > 0 for d in data.iterdir()] == [True]
         shutil.rmtree(root / "cache")
@@ -81,7 +88,7 @@ def test_its_pictures_can_be_opened(job):
 def test_the_same_command_again_says_done_and_changes_nothing(job, capsys):
     config, run = job
     before = contents(run)
-    assert train.run(get("quickstart", "debug"), run)
+    assert train.run(asked(), run)
     assert "is done at step 6" in capsys.readouterr().err
     assert contents(run) == before
 

@@ -47,8 +47,14 @@ def prepare(path, missing=(), unused=(), fresh=(), objective=None):
     return objective, config, sharding.with_shardings(abstract, places)
 
 
+@pytest.fixture(scope="module")
+def fresh():
+    """Parameters of `toy.fast_wam` that start from nothing."""
+    return jax.jit(lambda: states.init_params(toy.fast_wam(), toy.config()))()
+
+
 @pytest.mark.parametrize("derive", [False, True])
-def test_a_policy_starts_from_a_video_backbone(wan, derive):
+def test_a_policy_starts_from_a_video_backbone(wan, fresh, derive):
     objective = dataclasses.replace(toy.fast_wam(), action_from_video=derive)
     objective, config, abstract = prepare(wan, MISSING, objective=objective)
     params = init_from.params(objective, config, abstract)
@@ -59,18 +65,17 @@ def test_a_policy_starts_from_a_video_backbone(wan, derive):
     for path, array in arrays.items():
         np.testing.assert_array_equal(flat[path], array.read().result().astype(np.float32))
     assert 20 < len(arrays) < len(flat)
-    fresh = states.init_params(dataclasses.replace(objective, action_from_video=False), config)
     want = tree.unflatten(tree.flatten(fresh) | {p: flat[p] for p in arrays})
-    want = tree.flatten(expert_init.action_from_video(want) if derive else want)
+    want = tree.flatten(jax.jit(expert_init.action_from_video)(want) if derive else want)
     for path, x in flat.items():
         np.testing.assert_allclose(x, want[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
-def test_a_head_starts_fresh_whatever_the_source_has(wan):
+def test_a_head_starts_fresh_whatever_the_source_has(wan, fresh):
     """Also where shapes differ, which is an error otherwise; a rule without effect is one too."""
     objective, config, abstract = prepare(wan, MISSING, fresh=("video/head/.*",))
     params = tree.flatten(init_from.params(objective, config, abstract))
-    fresh = tree.flatten(states.init_params(objective, config))
+    fresh = tree.flatten(fresh)
     arrays = store.read(wan / "params").arrays
     kernel, other = "video/head/kernel", "video/patch_embed/kernel"
     np.testing.assert_allclose(params[kernel], fresh[kernel], rtol=1e-6)
@@ -105,9 +110,9 @@ def test_everything_that_does_not_fit_is_said_at_once(wan):
     assert "action/encoder" not in text
 
 
-def test_a_run_starts_from_another_run_and_resumes_without_it(tmp_path):
+def test_a_run_starts_from_another_run_and_resumes_without_it(tmp_path, programs):
     old, new = tmp_path / "old", tmp_path / "new"
-    assert toy.run(toy.config(total_steps=4), old)
+    assert toy.run(toy.config(total_steps=4), old, devices=jax.devices()[:1])
     values = {"total_steps": 4, "init_from.path": str(old), "optim.learning_rate": 0.0}
     assert toy.run(toy.config(**values), new)
     for ema in (False, True):

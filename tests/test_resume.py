@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from wamjax.training import state as states
 from wamjax.training.checkpoint import Checkpoints, restore_params
 from wamjax.tree import flatten
 
+pytestmark = pytest.mark.usefixtures("programs")
 STEPS = 12  # checkpoints every 4 steps
 TIMING = ("step_time", "data_wait", "mfu")
 
@@ -60,63 +62,72 @@ def state_of(workdir):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("reference")
-    said, status = launch(workdir)
-    assert status == 0, said
+    assert toy.run(toy.config(total_steps=STEPS), workdir, devices=jax.devices()[:2])
     return workdir
 
 
-def test_killed_again_and_again_it_ends_bitwise_the_same(uninterrupted, tmp_path):
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A run that was killed again and again."""
+    workdir = tmp_path_factory.mktemp("killed")
     # Before the first checkpoint; right after one began to be written, which may or may not have
     # been completed in the background; between two.
     for kill_at, latest in ((2, [None]), (8, [4, 8]), (10, [4, 8])):
-        said, status = launch(tmp_path, kill_at)
+        said, status = launch(workdir, kill_at)
         assert status == -signal.SIGKILL, said
-        assert not (tmp_path / "DONE").exists()
-        with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert not (workdir / "DONE").exists()
+        with Checkpoints(workdir, keep=2) as checkpoints:
             assert checkpoints.latest in latest
-    said, status = launch(tmp_path)
+    return workdir
+
+
+@pytest.fixture
+def run(killed, tmp_path):
+    """The killed run, to go on with."""
+    return shutil.copytree(killed, tmp_path / "run")
+
+
+def test_killed_again_and_again_it_ends_bitwise_the_same(uninterrupted, run):
+    said, status = launch(run)
     assert status == 0, said
     assert "continuing from checkpoint" in said
-    assert losses(tmp_path) == losses(uninterrupted)
-    assert [r["step"] for r in losses(tmp_path)] == list(range(1, STEPS + 1))
-    step, state, position = state_of(tmp_path)
+    assert losses(run) == losses(uninterrupted)
+    assert [r["step"] for r in losses(run)] == list(range(1, STEPS + 1))
+    step, state, position = state_of(run)
     want_step, want, want_position = state_of(uninterrupted)
     assert step == want_step == STEPS and position == want_position
     assert state.keys() == want.keys()
     for key in want:
         assert state[key].tobytes() == want[key].tobytes(), key
-    assert json.loads((tmp_path / "DONE").read_text()) == {"step": STEPS}
+    assert json.loads((run / "DONE").read_text()) == {"step": STEPS}
 
 
 @pytest.mark.parametrize("devices, mesh", [(4, {"data": 2, "fsdp": 2}), (1, {})])
-def test_resumes_on_another_number_of_devices(uninterrupted, tmp_path, devices, mesh):
-    assert launch(tmp_path, kill_at=7)[1] == -signal.SIGKILL
+def test_resumes_on_another_number_of_devices(uninterrupted, run, devices, mesh):
     config = toy.config(total_steps=STEPS, **{f"mesh.{k}": v for k, v in mesh.items()})
-    assert toy.run(config, tmp_path, devices=jax.devices()[:devices])
-    got, want = losses(tmp_path), losses(uninterrupted)
+    assert toy.run(config, run, devices=jax.devices()[:devices])
+    got, want = losses(run), losses(uninterrupted)
     assert [r["step"] for r in got] == [r["step"] for r in want]
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
         np.testing.assert_allclose(a["grad_norm"], b["grad_norm"], rtol=1e-4)
-    a, b = (flatten(restore_params(w, ema=False).params) for w in (tmp_path, uninterrupted))
+    a, b = (flatten(restore_params(w, ema=False).params) for w in (run, uninterrupted))
     for key in b:
         np.testing.assert_allclose(a[key], b[key], rtol=1e-4, atol=1e-4, err_msg=key)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_stops_and_it_ends_bitwise_the_same(
-    uninterrupted, tmp_path, number, capsys
-):
+def test_a_signal_saves_and_stops_and_it_ends_bitwise_the_same(uninterrupted, tmp_path, capsys):
     config, devices = toy.config(total_steps=STEPS), jax.devices()[:2]
-    before = signal.getsignal(number)
-    trap = (5, lambda: signal.raise_signal(number))
-    assert toy.run(config, tmp_path, devices=devices, trap=trap) is False
-    assert signal.getsignal(number) is before
-    assert signal.Signals(number).name in capsys.readouterr().err
-    with Checkpoints(tmp_path, keep=2) as checkpoints:
-        assert checkpoints.latest == 6  # the step in flight is finished and saved
-    assert not (tmp_path / "DONE").exists()
-    assert losses(tmp_path) == losses(uninterrupted)[:6]
+    for number, at in ((signal.SIGTERM, 5), (signal.SIGINT, 8)):
+        before = signal.getsignal(number)
+        trap = (at, lambda number=number: signal.raise_signal(number))
+        assert toy.run(config, tmp_path, devices=devices, trap=trap) is False
+        assert signal.getsignal(number) is before
+        assert signal.Signals(number).name in capsys.readouterr().err
+        with Checkpoints(tmp_path, keep=2) as checkpoints:
+            assert checkpoints.latest == at + 1  # the step in flight is finished and saved
+        assert not (tmp_path / "DONE").exists()
+        assert losses(tmp_path) == losses(uninterrupted)[: at + 1]
     assert toy.run(config, tmp_path, devices=devices)
     assert losses(tmp_path) == losses(uninterrupted)
 

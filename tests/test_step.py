@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,19 +7,24 @@ import numpy as np
 import optax
 import pytest
 import toy
+from models.helpers import random_params
 
 from wamjax import tree
 from wamjax.config import source
 from wamjax.data import mixture
 from wamjax.training import optim, sharding
 from wamjax.training import state as states
-from wamjax.training.step import compute_cast, ema_weights, make_train_step
+from wamjax.training.step import (
+    compute_cast,
+    ema_weights,
+    make_train_step,
+    microbatch_row,
+    microbatches,
+)
 
-MESHES = {"1": (1, 1, 1), "8x data": (8, 1, 1), "4x2 fsdp": (4, 2, 1), "2x2x2": (2, 2, 2)}
 
-
-def build(config, objective=None, sizes=(1, 1, 1)):
-    """(fresh state, jitted step without donation) on a mesh."""
+def build(config, objective=None, sizes=(1, 1, 1), params=None):
+    """(state, jitted step without donation) on a mesh; fresh, or one that starts from `params`."""
     objective = objective or toy.Toy()
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
@@ -33,7 +39,11 @@ def build(config, objective=None, sizes=(1, 1, 1)):
         make_train_step(objective, tx, config),
         out_shardings=(places, sharding.replicated(mesh)),
     )
-    state = jax.jit(create, out_shardings=places)()
+    if params is None:
+        state = jax.jit(create, out_shardings=places)()
+    else:
+        start = functools.partial(states.start, tx=tx, config=config)
+        state = jax.jit(start, out_shardings=places)(params)
 
     def run(state, batch):
         with jax.set_mesh(mesh):
@@ -81,37 +91,29 @@ def in_mid_run(state):
     return dataclasses.replace(state, opt_state=parts)
 
 
-@pytest.fixture(scope="module")
-def real():
-    """The real objective away from its initialisation, where gradients of most parameters are 0."""
-    objective = toy.fast_wam()
-
-    def update(sizes):
-        rng = np.random.default_rng(1)
-
-        def shift(x):
-            moved = np.asarray(x) + 0.05 * rng.normal(size=x.shape).astype("f4")
-            return jax.device_put(moved, x.sharding)
-
-        state, step = build(toy.config(), objective, sizes)
-        state = dataclasses.replace(state, params=jax.tree.map(shift, state.params))
-        return step(in_mid_run(state), toy.batch_of(objective))
-
-    return update, update((1, 1, 1))
-
-
-@pytest.mark.parametrize("name", list(MESHES)[1:])
-def test_loss_and_update_are_the_same_on_every_mesh(name, real):
-    update, (want, want_metrics) = real
-    got, metrics = update(MESHES[name])
+def test_loss_and_update_of_the_real_objective_are_the_same_on_a_mesh():
+    """Of all axes at once. Its parameters are not at their initialisation, where the gradients of
+    most are 0, and a shard of the batch is a single example."""
+    objective, config = toy.fast_wam(), toy.config(**{"data.batch_size": 4})
+    params = random_params(jax.eval_shape(objective.init, jax.random.key(0)))
+    results = []
+    for sizes in ((1, 1, 1), (2, 2, 2)):
+        state, step = build(config, objective, sizes, params)
+        results.append(step(in_mid_run(state), toy.batch_of(objective, 4)))
+    (want, want_metrics), (got, metrics) = results
     assert_close(metrics, want_metrics)
     assert_close(got.params, want.params)
     assert_close(got.opt_state, want.opt_state)
 
 
-def test_randomness_is_a_function_of_seed_and_step():
-    config = toy.config()
-    state, step = build(config)
+@pytest.fixture(scope="module")
+def plain():
+    """State and step of an average without warm-up."""
+    return build(toy.config(**{"optim.ema_decay": 0.3, "optim.ema_warmup": False}))
+
+
+def test_randomness_is_a_function_of_seed_and_step(plain):
+    state, step = plain
     batch = toy.batch()
     first, again = step(state, batch)[1], step(state, batch)[1]
     assert_same(first, again)
@@ -124,19 +126,21 @@ def test_randomness_is_a_function_of_seed_and_step():
     assert len(seen) == 2 * len(states.PURPOSES) * 3
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (4, 2, 1)])
-def test_accumulation_equals_the_big_batch(sizes):
+def test_accumulation_equals_the_big_batch_on_every_mesh():
     batch = toy.batch(32)
-    results = []
-    for micro in (1, 4):
+
+    def update(micro, sizes):
         config = toy.config(**{"optim.accumulate": micro, "data.batch_size": 32})
         state, step = build(config, toy.Toy(noise=0.0), sizes)
-        results.append(step(in_mid_run(state), batch))
-    (whole, metrics), (parts, other) = results
-    assert_close(other, metrics)
-    # The first moment is the gradient, which Adam's quotient would hide.
-    assert_close(parts.opt_state, whole.opt_state)
-    assert_close(parts.params, whole.params)
+        return step(in_mid_run(state), batch)
+
+    whole, metrics = update(1, (1, 1, 1))
+    for micro, sizes in ((4, (1, 1, 1)), (4, (4, 2, 1)), (1, (8, 1, 1))):
+        parts, other = update(micro, sizes)
+        assert_close(other, metrics)
+        # The first moment is the gradient, which Adam's quotient would hide.
+        assert_close(parts.opt_state, whole.opt_state)
+        assert_close(parts.params, whole.params)
 
 
 def test_microbatches_get_different_noise():
@@ -145,7 +149,7 @@ def test_microbatches_get_different_noise():
     half = toy.batch(4)
     twice = {k: np.repeat(v, 2, axis=0) for k, v in half.items()}  # both microbatches are `half`
     _, metrics = step(state, twice)
-    _, one = build(toy.config(**{"data.batch_size": 4}))
+    _, one = build(toy.config(**{"data.batch_size": 4}), params=state.params)
     losses = {float(one(state, half)[1]["loss"]), float(metrics["loss"])}
     assert len(losses) == 2
 
@@ -163,32 +167,41 @@ class Shares(toy.Toy):
         return loss, {"share": share, "square": share**2, "seen": seen}
 
 
-@pytest.mark.parametrize("weights", [(3, 1), (1, 3), (1, 1, 2), (2, 1, 1)])
-@pytest.mark.parametrize("micro", [2, 4, 8])
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (4, 2, 1)])
-def test_every_microbatch_has_the_shares_of_the_sources(weights, micro, sizes):
+def of_sources(weights, micro):
+    """(config, batch of 32) in which the examples of the first source are marked."""
     config = toy.config(**{"optim.accumulate": micro, "data.batch_size": 32})
     for i, weight in enumerate(weights):
         config.data.sources[f"s{i}"] = source(weight=float(weight))
     batch = toy.batch(32)
-    counts = mixture.counts({f"s{i}": w for i, w in enumerate(weights)}, 32)
+    counts = mixture.counts({f"s{i}": float(w) for i, w in enumerate(weights)}, 32)
     batch["proprio"][:, 0] = mixture.layout(counts) == 0
-    state, step = build(config, Shares(row=2), sizes)
-    _, metrics = step(state, batch)
-    share = weights[0] / sum(weights)
-    np.testing.assert_allclose((metrics["share"], metrics["square"]), (share, share**2), rtol=1e-6)
+    return config, batch
+
+
+@pytest.mark.parametrize("weights", [(3, 1), (1, 3), (1, 1, 2), (2, 1, 1)])
+@pytest.mark.parametrize("micro", [2, 4, 8])
+def test_every_microbatch_has_the_shares_of_the_sources(weights, micro):
+    config, batch = of_sources(weights, micro)
+    parts = microbatches(batch["proprio"], micro, microbatch_row(Shares(row=2), config))
+    assert parts.shape == (micro, 32 // micro, toy.P)
+    np.testing.assert_array_equal(parts[:, :, 0].mean(axis=1), weights[0] / sum(weights))
+    # Every example is in one of them.
+    every = [set(map(bytes, x.reshape(32, -1))) for x in (np.asarray(parts), batch["proprio"])]
+    assert every[0] == every[1] and len(every[0]) == 32
 
 
 def test_shares_that_fit_no_microbatch_are_right_to_an_example():
-    config = toy.config(**{"optim.accumulate": 2, "data.batch_size": 32})
-    for name, weight in (("a", 27.0), ("b", 5.0)):
-        config.data.sources[name] = source(weight=weight)
-    batch = toy.batch(32)
-    batch["proprio"][:, 0] = mixture.layout((27, 5)) == 0
-    state, step = build(config, Shares())
+    config, batch = of_sources((27, 5), 2)
+    parts = microbatches(batch["proprio"], 2, microbatch_row(Shares(), config))
+    assert sorted(parts[:, :, 0].sum(axis=1)) == [13, 14]  # of 16 examples each
+
+
+def test_a_step_on_a_mesh_takes_its_microbatches_in_these_shares():
+    config, batch = of_sources((3, 1), 4)
+    state, step = build(config, Shares(row=2), (4, 2, 1))
     _, metrics = step(state, batch)
-    # Of 16 examples each 13 and 14.
-    np.testing.assert_allclose(metrics["square"], ((13 / 16) ** 2 + (14 / 16) ** 2) / 2, rtol=1e-6)
+    share = 3 / 4
+    np.testing.assert_allclose((metrics["share"], metrics["square"]), (share, share**2), rtol=1e-6)
 
 
 def test_a_metric_is_the_mean_over_the_microbatches_that_know_it():
@@ -219,33 +232,34 @@ def test_a_batch_that_does_not_divide_into_microbatches_is_an_error():
 
 @dataclasses.dataclass(frozen=True)
 class BadGradient(toy.Toy):
-    """A finite loss whose gradient is not: sqrt at 0."""
+    """Where `bad` is 2, a finite loss whose gradient is not: sqrt at 0. Where it is 1, NaN."""
 
     def loss(self, params, batch, rng, average=None):
         loss, metrics = super().loss(params, batch, rng)
-        bad = batch["bad"][0] > 0
+        bad = batch["bad"][0] > 1
         zero = jnp.where(bad, jnp.sum(params["proprio"]["bias"] * 0), 1.0)
         return jnp.where(bad, jnp.sqrt(zero), loss), metrics
 
 
-@pytest.mark.parametrize("objective", [toy.Toy(noise=0.0), BadGradient(noise=0.0)])
-def test_a_skipped_step_changes_nothing_but_counters_even_at_step_0(objective):
-    state, step = build(toy.config(), objective, (2, 2, 2))
-    skipped, metrics = step(state, toy.batch(bad=True))
-    assert_same((skipped.params, skipped.opt_state, skipped.ema),
-                (state.params, state.opt_state, state.ema))  # fmt: skip
-    assert (int(skipped.step), int(skipped.skips), int(skipped.streak)) == (1, 1, 1)
-    assert metrics["skips"] == metrics["skips_in_a_row"] == 1
-    if isinstance(objective, BadGradient):
-        assert np.isfinite(metrics["loss"])
-    again, _ = step(skipped, toy.batch(bad=True))
-    assert (int(again.skips), int(again.streak)) == (2, 2)
-    # The next good step is the one that a run without the bad ones takes, and ends the streak.
-    good, metrics = step(again, toy.batch())
+def test_a_skipped_step_changes_nothing_but_counters_even_at_step_0():
+    state, step = build(toy.config(), BadGradient(noise=0.0), (2, 2, 2))
     want, want_metrics = step(state, toy.batch())
-    assert_same((good.params, good.opt_state, good.ema), (want.params, want.opt_state, want.ema))
-    assert (int(good.step), int(good.skips), int(good.streak)) == (3, 2, 0)
-    assert metrics["learning_rate"] == want_metrics["learning_rate"]
+    for bad in (1, 2):
+        batch = toy.batch() | {"bad": np.full(8, bad, np.float32)}
+        skipped, metrics = step(state, batch)
+        assert_same((skipped.params, skipped.opt_state, skipped.ema),
+                    (state.params, state.opt_state, state.ema))  # fmt: skip
+        assert (int(skipped.step), int(skipped.skips), int(skipped.streak)) == (1, 1, 1)
+        assert metrics["skips"] == metrics["skips_in_a_row"] == 1
+        assert np.isfinite(metrics["loss"]) == (bad == 2)
+        again, _ = step(skipped, batch)
+        assert (int(again.skips), int(again.streak)) == (2, 2)
+        # The next good step is the one that a run without the bad ones takes, and ends the streak.
+        good, metrics = step(again, toy.batch())
+        assert_same((good.params, good.opt_state, good.ema),
+                    (want.params, want.opt_state, want.ema))  # fmt: skip
+        assert (int(good.step), int(good.skips), int(good.streak)) == (3, 2, 0)
+        assert metrics["learning_rate"] == want_metrics["learning_rate"]
 
 
 # ---- precision ----
@@ -261,23 +275,21 @@ class Spy(toy.Toy):
         return loss.astype(jnp.bfloat16), metrics
 
 
-def test_bfloat16_computes_in_bfloat16_and_keeps_float32_masters():
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_masters(plain):
     spy = Spy()
-    state, step = build(toy.config(**{"precision.compute": "bfloat16"}), spy)
+    config = toy.config(**{"precision.compute": "bfloat16", "optim.learning_rate": 1e-7})
+    state, step = build(config, spy, params=plain[0].params)
     new, metrics = step(state, toy.batch())
     assert spy.seen and all(d == {jnp.dtype("bfloat16")} for d in spy.seen)
     kept = jax.tree.leaves((new.params, new.ema, new.opt_state[1].mu, new.opt_state[1].nu))
     assert {x.dtype for x in kept} == {jnp.dtype("float32")}
     assert {v.dtype for v in metrics.values()} == {jnp.dtype("float32")}
-    reference, step32 = build(toy.config())
+    reference, step32 = plain
     _, metrics32 = step32(reference, toy.batch())
     np.testing.assert_allclose(metrics["loss"], metrics32["loss"], rtol=0.03)
     # An update far below bfloat16's resolution is not lost.
-    tiny, step = build(toy.config(**{"precision.compute": "bfloat16",
-                                     "optim.learning_rate": 1e-7}))  # fmt: skip
-    moved, _ = step(tiny, toy.batch())
     kernel = lambda s: np.asarray(s.params["action"]["head"]["kernel"])  # noqa: E731
-    assert (kernel(moved) != kernel(tiny)).mean() > 0.5
+    assert (kernel(new) != kernel(state)).mean() > 0.5
 
 
 # ---- optimiser ----
@@ -347,9 +359,11 @@ def test_settings_do_not_change_the_structure_of_the_optimiser_state():
 
 
 @pytest.mark.parametrize("warmup", [False, True])
-def test_ema_is_the_closed_form(warmup):
-    config = toy.config(**{"optim.ema_decay": 0.3, "optim.ema_warmup": warmup})
-    state, step = build(config)
+def test_ema_is_the_closed_form(warmup, plain):
+    state, step = plain
+    if warmup:
+        config = toy.config(**{"optim.ema_decay": 0.3, "optim.ema_warmup": True})
+        state, step = build(config, params=state.params)
     history = [arrays(state.params)]
     for i in range(5):
         state, _ = step(state, toy.batch(seed=i, bad=i == 2))  # a skipped step is no update
@@ -381,7 +395,9 @@ def test_a_short_run_with_a_long_average_is_not_its_own_start():
 
 
 def test_no_decay_is_no_average():
-    assert build(toy.config(**{"optim.ema_decay": 0.0}))[0].ema is None
+    config = toy.config(**{"optim.ema_decay": 0.0})
+    create = functools.partial(states.create, toy.Toy(), optim.make(config), config)
+    assert jax.eval_shape(create).ema is None
 
 
 def test_norm_scales_and_modulation_stay_in_master_precision():

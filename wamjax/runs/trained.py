@@ -151,9 +151,14 @@ def load(
     return priced(acting), config, step
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _init(objective, key):
+    return objective.init(key)
+
+
 def untrained(policy: Policy, config: ConfigDict) -> Policy:
     """The same policy before training: fresh parameters."""
-    params = jax.jit(policy.objective.init)(states.key(config.seed, "init"))
+    params = _init(policy.objective, states.key(config.seed, "init"))
     return dataclasses.replace(policy, params=_for_acting(policy.objective, params, config))
 
 
@@ -176,19 +181,20 @@ def priced(policy: Policy) -> Policy:
                          "as adaptive:0.01")  # fmt: skip
     observation, key = observe_example(policy, 1), jax.random.key(0)
 
-    @jax.jit
-    def act(policy, observation, key):
-        return policy.act(observation, key)
-
     def timed(rung: int) -> float:
         forced = np.where(np.arange(rungs) <= rung, -1e6 * np.arange(rungs), 1e9)
         forced = dataclasses.replace(policy, costs=jnp.asarray(forced, jnp.float32))
-        return 1e3 * _seconds(lambda: act(forced, observation, key))
+        return 1e3 * _seconds(lambda: _act(forced, observation, key))
 
     milliseconds = np.array([timed(rung) for rung in range(rungs)], np.float32)
     return dataclasses.replace(
         policy, costs=jnp.asarray(float(price) * milliseconds), milliseconds=milliseconds
     )
+
+
+@jax.jit  # compiled once for all checkpoints of a variant
+def _act(policy: Policy, observation, key):
+    return policy.act(observation, key)
 
 
 def _seconds(call, calls: int = LATENCY_CALLS) -> float:
@@ -205,13 +211,12 @@ def _seconds(call, calls: int = LATENCY_CALLS) -> float:
 def latency(policy: Policy, config: ConfigDict, calls: int = LATENCY_CALLS) -> dict[str, float]:
     """Milliseconds of one jitted call of the policy at batch 1, input to actions on the host."""
     observation = observe_example(policy, 1)
-    act = jax.jit(policy.actions)
     key = jax.random.key(0)
-    np.asarray(act(policy.params, observation, key))
+    np.asarray(_act(policy, observation, key))
     times = []
     for _ in range(calls):
         start = time.perf_counter()
-        np.asarray(act(policy.params, observation, key))
+        np.asarray(_act(policy, observation, key))
         times.append(1e3 * (time.perf_counter() - start))
     return {"p50": float(np.percentile(times, 50)), "p99": float(np.percentile(times, 99))}
 

@@ -191,10 +191,10 @@ def _accumulated(objective, config) -> Callable:
     if micro == 1:
         return whole
 
-    row = _row(objective, config)
+    row = microbatch_row(objective, config)
 
     def averaged(trained, frozen, batch, rng, average):
-        parts = {k: _microbatches(v, micro, row) for k, v in batch.items()}
+        parts = {k: microbatches(v, micro, row) for k, v in batch.items()}
 
         def one(index, part):
             own = jax.random.fold_in(rng, index)
@@ -219,7 +219,7 @@ def _accumulated(objective, config) -> Callable:
     return averaged
 
 
-def _row(objective, config) -> int:
+def microbatch_row(objective, config) -> int:
     """How many neighbours of a batch stay together in a microbatch.
 
     What shares a batch stands in it in a pattern that repeats, sources as programs, so a microbatch
@@ -242,11 +242,11 @@ def _row(objective, config) -> int:
     return row if each % row == 0 else each
 
 
-def _microbatches(x: jax.Array, micro: int, row: int) -> jax.Array:
+def microbatches(x: jax.Array, micro: int, row: int) -> jax.Array:
     """(b, ...) to (micro, b / micro, ...), taking every micro-th row of `row` examples.
 
     A shard of the batch is contiguous, so each microbatch takes an equal share of every shard, and
     no example moves between devices, if its rows divide by `micro`.
     """
     x = x.reshape(-1, micro, row, *x.shape[1:])
-    return jnp.swapaxes(x, 0, 1).reshape(micro, -1, *x.shape[3:])
+    return x.swapaxes(0, 1).reshape(micro, -1, *x.shape[3:])

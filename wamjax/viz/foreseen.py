@@ -48,19 +48,19 @@ def _predictions(
         return None
     steps = frames.shape[1]
     words = told(config, policy, done.instructions)
-    imagine = jax.jit(
-        lambda params, observation, key: objective.imagine(
-            params, policy.normalizers, observation, key
-        )
-    )
     stride = config.data.frame_stride
     shown = np.full_like(frames, 127)  # grey until the first prediction is due
     for start in range(0, steps, config.eval.execute):
         observation = {
             "video": frames[:, start : start + 1], "proprio": done.proprio[:, start], **words
         }  # fmt: skip
-        future = np.asarray(imagine(policy.params, observation, jax.random.key(start)))
+        future = np.asarray(_imagine(policy, observation, jax.random.key(start)))
         for offset in range(min(config.eval.execute, steps - stride - start)):
             index = min(1 + offset // stride, future.shape[1] - 1)
             shown[:, start + stride + offset] = future[:, index]
     return shown
+
+
+@jax.jit  # compiled once for all checkpoints of a variant
+def _imagine(policy, observation, key):
+    return policy.objective.imagine(policy.params, policy.normalizers, observation, key)
