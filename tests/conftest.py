@@ -23,8 +23,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from wamjax.training.compile import keep_programs  # noqa: E402
-
 
 def pytest_collection_finish():
     """Spares the garbage collector what is imported: it lives as long as the process."""
@@ -37,16 +35,3 @@ def _forget_programs():
     """Frees what a file compiled: two workers would come to hold over 6 GB each."""
     yield
     jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-    """Has the runs of a file, in processes of their own too, compile equal programs once."""
-    least = jax.config.jax_persistent_cache_min_compile_time_secs
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        yield
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
-    keep_programs("")

@@ -250,7 +250,7 @@ def losses(workdir):
     return [{k: v for k, v in row.items() if k not in timing} for row in metrics.read(workdir)]
 
 
-def test_a_run_in_a_bucket_is_killed_and_goes_on_bit_for_bit(server, tmp_path, capsys, programs):
+def test_a_run_in_a_bucket_is_killed_and_goes_on_bit_for_bit(server, tmp_path, capsys):
     bucket, config = "gs://bucket/runs/one", toy.config(total_steps=6, **{"checkpoint.every": 2})
     env = os.environ | {"XLA_FLAGS": compiler.flags(devices=1), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, toy.__file__, bucket, "6", "5", "checkpoint.every=2"]

@@ -110,7 +110,7 @@ def test_everything_that_does_not_fit_is_said_at_once(wan):
     assert "action/encoder" not in text
 
 
-def test_a_run_starts_from_another_run_and_resumes_without_it(tmp_path, programs):
+def test_a_run_starts_from_another_run_and_resumes_without_it(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     assert toy.run(toy.config(total_steps=4), old, devices=jax.devices()[:1])
     values = {"total_steps": 4, "init_from.path": str(old), "optim.learning_rate": 0.0}

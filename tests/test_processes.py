@@ -171,7 +171,7 @@ def latest(run):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, programs):
+def alone(tmp_path_factory):
     """A run of one process, uninterrupted."""
     workdir = tmp_path_factory.mktemp("alone")
     assert toy.run(config(), workdir, devices=jax.devices()[:1])
@@ -179,7 +179,7 @@ def alone(tmp_path_factory, programs):
 
 
 @pytest.fixture(scope="module")
-def pod(tmp_path_factory, programs):
+def pod(tmp_path_factory):
     """One process, then two that one signal stops, then two of which one dies, then one."""
     workdir = tmp_path_factory.mktemp("pod")
     run, out = workdir / "run", {"workdir": workdir}

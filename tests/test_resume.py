@@ -20,7 +20,6 @@ from wamjax.training import state as states
 from wamjax.training.checkpoint import Checkpoints, restore_params
 from wamjax.tree import flatten
 
-pytestmark = pytest.mark.usefixtures("programs")
 STEPS = 12  # checkpoints every 4 steps
 TIMING = ("step_time", "data_wait", "mfu")
 

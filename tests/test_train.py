@@ -17,8 +17,6 @@ from wamjax.training import continuing, guards, metrics
 from wamjax.training.checkpoint import Checkpoints, restore_params
 from wamjax.tree import flatten
 
-pytestmark = pytest.mark.usefixtures("programs")
-
 
 def one():
     return jax.devices()[:1]
