@@ -1,5 +1,7 @@
 """The DiT benchmark compares like with like: torch's network is ours, name for name."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from models import dit_names
 
 torch = pytest.importorskip("torch")
 
+from wamjax import hardware  # noqa: E402
 from wamjax.bench import dit as bench  # noqa: E402
 from wamjax.bench.torch_dit import DiT  # noqa: E402
 from wamjax.models import dit  # noqa: E402

@@ -1,7 +1,6 @@
 """Guidance: the score of a sharpened conditional, its channels and its interval."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 

@@ -23,7 +23,7 @@ TINY = {
     ),
     "causal": Sizes("causal", 4, 8, multipliers=(1, 2, 4), blocks=1, temporal=(True, True)),
     "residual": Sizes(
-        "residual", 6, 8, decoder_width=12, multipliers=(1, 2, 4), blocks=1, patch=2,
+        "residual", 6, 8, decoder_width=12, multipliers=(1, 2, 2), blocks=1, patch=2,
         temporal=(False, True),
     ),
 }  # fmt: skip
