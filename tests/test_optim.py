@@ -34,7 +34,8 @@ def test_muon_steps_along_an_orthogonal_matrix_in_each_layer_and_adam_elsewhere(
     updates = {}
     for name in ("adamw", "muon"):
         tx = optim.make(make(name))
-        updates[name] = tx.update(grads, tx.init(params), params)[0]
+        update = jax.jit(lambda grads, params, tx=tx: tx.update(grads, tx.init(params), params)[0])
+        updates[name] = update(grads, params)
     muon, adam = updates["muon"], updates["adamw"]
 
     def matrices(t):

@@ -91,11 +91,16 @@ def test_a_field_is_converted_to_the_score_and_back(process, kind):
     level = np.array(LEVELS[process])
     alpha, sigma = (c[:, None] for c in process.alpha_sigma(level))
     x = alpha * MIXTURE.means[0] + (alpha * 0.4 + sigma) * np.array([0.3, -1.2])
-    want = jax.grad(lambda x: MIXTURE.log_prob(process, x, level).sum())(x)
-    field = MIXTURE.predict(dataclasses.replace(process, predicts=kind), x, level)
-    score = process.convert(x, field, level, kind, "score")
+
+    @jax.jit
+    def run(x):
+        want = jax.grad(lambda x: MIXTURE.log_prob(process, x, level).sum())(x)
+        field = MIXTURE.predict(dataclasses.replace(process, predicts=kind), x, level)
+        score = process.convert(x, field, level, kind, "score")
+        return want, field, score, process.convert(x, score, level, "score", kind)
+
+    want, field, score, back = run(x)
     np.testing.assert_allclose(score, want, rtol=1e-7, atol=1e-9 * np.abs(want).max())
-    back = process.convert(x, score, level, "score", kind)
     np.testing.assert_allclose(back, field, rtol=1e-7, atol=1e-7)
 
 
@@ -259,13 +264,18 @@ def test_the_same_code_samples_from_every_process(process):
     assert levels.shape == (41,) and (np.diff(process.ratio(levels)) < 0).all()
     assert process.alpha_sigma(levels)[1][-1] == 0
     key = jax.random.key(0)
-    start = process.corrupt(jnp.zeros(()), jax.random.normal(key, (4000, 2)), levels[0])
-    predict = lambda x, level: MIXTURE.predict(process, x, level)  # noqa: E731
-    x = dpmpp_2m(predict, start, levels, levels, process)
+
+    @jax.jit
+    def run(key):
+        start = process.corrupt(jnp.zeros(()), jax.random.normal(key, (4000, 2)), levels[0])
+        predict = lambda x, level: MIXTURE.predict(process, x, level)  # noqa: E731
+        x = dpmpp_2m(predict, start, levels, levels, process)
+        return x, process.sample_level(key, (500,))
+
+    x, drawn = map(np.asarray, run(key))
     data = MIXTURE.sample(jax.random.key(1), 4000)
     np.testing.assert_allclose(x.mean(0), data.mean(0), atol=0.1)
     np.testing.assert_allclose(np.cov(x.T), np.cov(data.T), atol=0.1)
-    drawn = process.sample_level(key, (500,))
     assert drawn.shape == (500,) and np.isfinite(process.c_noise(drawn)).all()
     assert np.unique(process.ratio(drawn) < 1).size == 2  # both sides of signal = noise
     with pytest.raises(ValueError, match=r"\b0\b"):

@@ -64,9 +64,13 @@ def test_bound_and_hybrid_loss(predicts, name):
     process = DDPM(name, variance="learned", predicts=predicts)
     output = np.concatenate([prediction, raw], axis=-1)
     with jax.enable_x64(True):
-        x = process.corrupt(x0, noise, STEPS)
-        got = process.bound(jnp.asarray(output), x0, x, STEPS)
-        loss = process.loss(jnp.asarray(output), x0, noise, STEPS)
+
+        @jax.jit
+        def both(output, x0, noise):
+            x = process.corrupt(x0, noise, STEPS)
+            return process.bound(output, x0, x, STEPS), process.loss(output, x0, noise, STEPS)
+
+        got, loss = both(output, x0, noise)
     np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-8)
     simple = (prediction - {"eps": noise, "x0": x0}[predicts]) ** 2
     np.testing.assert_allclose(loss, simple + want, rtol=1e-8, atol=1e-8)
@@ -100,8 +104,8 @@ def test_the_bound_trains_the_variance_only():
         output = jnp.concatenate([prediction, raw], axis=-1)
         return process.loss(output, x0, noise, STEPS).mean()
 
-    on_mean, on_raw = jax.grad(hybrid, argnums=(0, 1))(jnp.asarray(prediction), jnp.asarray(raw))
-    want = jax.grad(lambda p: simple.loss(p, x0, noise, STEPS).mean())(jnp.asarray(prediction))
+    on_mean, on_raw = jax.jit(jax.grad(hybrid, argnums=(0, 1)))(prediction, raw)
+    want = jax.jit(jax.grad(lambda p: simple.loss(p, x0, noise, STEPS).mean()))(prediction)
     np.testing.assert_allclose(on_mean, want, rtol=1e-6)
     assert (np.abs(on_raw) > 0).all()
 

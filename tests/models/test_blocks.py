@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from models.helpers import precision, random_params
@@ -42,30 +41,44 @@ def stream(spec, rng, slots=2):
     )
 
 
-def run(spec, net=None, params=None, seed=0):
-    net = net or Transformer((spec,), layers=3, heads=HEADS, head_dim=K)
+def arguments(spec, seed=0):
     rng = np.random.default_rng(seed)
     x = {spec.name: stream(spec, rng)}
     text = {} if spec.cross == "none" else {spec.name: rng.standard_normal((B, 3, D))}
-    args = x, text, bidirectional("x")
-    if params is None:
-        abstract = jax.eval_shape(lambda: net.init(jax.random.key(0), *args))["params"]
-        params = random_params(abstract, 1, np.float64)
-    return jax.jit(lambda p: net.apply({"params": p}, *args)[0][spec.name])(params), params
+    return x, text
+
+
+def drawn(net, spec):
+    see = bidirectional("x")
+    init = functools.partial(net.init, visibility=see)
+    abstract = jax.eval_shape(lambda: init(jax.random.key(0), *arguments(spec)))["params"]
+    return random_params(abstract, 1, np.float64)
+
+
+def program(net):
+    """(params, the parts of the stream, contexts) -> tokens; one program for any inputs."""
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(params, groups, x, text):
+        x = {name: dataclasses.replace(s, groups=groups) for name, s in x.items()}
+        (y,) = net.apply({"params": params}, x, text, bidirectional("x"))[0].values()
+        return y
+
+    return lambda params, x, text: run(params, (("x", L),), x, text)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_published_block_runs_scanned_unstacked_and_masked(name):
     spec = ExpertSpec("e", D, 12, lora_rank=3, **PUBLISHED[name])
+    net = Transformer((spec,), 2, HEADS, K)
     with precision(True):
-        want, params = run(spec)
+        params, run = drawn(net, spec), program(net)
+        want = run(params, *arguments(spec))
         assert np.std(want) > 0
-        unstacked = Transformer((spec,), 3, HEADS, K, unroll=0)
-        got, _ = run(spec, unstacked, unstack(params, 3))
+        loose = program(net.clone(unroll=0, attention=masked))
+        got = loose(unstack(params, 2), *arguments(spec))
         np.testing.assert_allclose(got, want, atol=1e-12)
-        got, _ = run(spec, Transformer((spec,), 3, HEADS, K, attention=masked), params)
-        np.testing.assert_allclose(got, want, atol=1e-12)
-        other, _ = run(spec, params=params, seed=5)
+        other = run(params, *arguments(spec, seed=5))
         assert np.std(other - want) > 1e-3
 
 
@@ -76,12 +89,16 @@ def test_every_choice_changes_the_result_or_the_parameters():
         bias=False, scaled=False,
     )  # fmt: skip
     with precision(True):
-        want, params = run(base)
+        net = Transformer((base,), 1, HEADS, K)
+        params = drawn(net, base)
+        want = program(net)(params, *arguments(base))
         for key, value in changes.items():
             spec = dataclasses.replace(base, **{key: value})
-            got, other = run(spec)
-            same_tree = jax.tree.structure(params) == jax.tree.structure(other)
-            assert not same_tree or np.std(got - want) > 1e-3, key
+            net = Transformer((spec,), 1, HEADS, K)
+            other = drawn(net, spec)
+            if jax.tree.structure(params) == jax.tree.structure(other):
+                got = program(net)(other, *arguments(spec))
+                assert np.std(got - want) > 1e-3, key
 
 
 def test_zero_gates_make_a_block_the_identity():
@@ -89,8 +106,12 @@ def test_zero_gates_make_a_block_the_identity():
     spec = ExpertSpec("e", D, 12, **blocks.DIT)
     net = Transformer((spec,), layers=2, heads=HEADS, head_dim=K)
     x = {"e": stream(spec, np.random.default_rng(0))}
-    params = net.init(jax.random.key(0), x, {}, bidirectional("x"))["params"]
-    y = net.apply({"params": params}, x, {}, bidirectional("x"))[0]["e"]
+
+    @jax.jit
+    def fresh(key):
+        return net.init_with_output(key, x, {}, bidirectional("x"))[0][0]["e"]
+
+    y = fresh(jax.random.key(0))
     np.testing.assert_array_equal(y, x["e"].x.astype(np.float32))
 
 
@@ -150,21 +171,18 @@ def test_token_by_token_decoding_with_a_buffer_equals_one_causal_pass():
     with precision(True):
         abstract = jax.eval_shape(lambda: net.init(jax.random.key(0), tokens(0, L), {}, see))
         params = random_params(abstract["params"], 1, np.float64)
-        want = net.apply({"params": params}, tokens(0, L), {}, see)[0]["e"]
+        whole = tokens(0, L)
+        want = jax.jit(lambda p: net.apply({"params": p}, whole, {}, see)[0]["e"])(params)
         step = jax.jit(lambda p, x, cache, valid: net.apply(
             {"params": p}, x, {}, see, cache, ("now",), valid
         ))  # fmt: skip
-        room = jnp.zeros((2, B, HEADS, L + 2, K))
-        cache = Cache({"past": (room, room)}, {})
+        room = np.zeros((2, 2, B, HEADS, L + 2, K))  # keys and values
         for i in range(L):
-            valid = {"past": jnp.arange(L + 2)[None] < i}
+            cache = Cache({"past": tuple(room)}, {})
+            valid = {"past": np.arange(L + 2)[None] < i}
             y, new = step(params, tokens(i, i + 1), cache, valid)
             np.testing.assert_allclose(y["e"][:, 0], want[:, i], atol=1e-12)
-            filled = jax.tree.map(
-                lambda buffer, one, i=i: jax.lax.dynamic_update_slice_in_dim(buffer, one, i, 3),
-                cache.tokens["past"], new.tokens["now"],
-            )  # fmt: skip
-            cache = cache.replace(tokens={"past": filled})
+            room[..., i : i + 1, :] = new.tokens["now"]
 
 
 def test_an_unknown_choice_names_the_expert_and_the_known_ones():
@@ -182,14 +200,16 @@ def test_gated_and_plain_mlps_equal_their_formula():
                                  relu=jax.nn.relu, gated_gelu=lambda x: jax.nn.gelu(x),
                                  gated_silu=jax.nn.silu).items():  # fmt: skip
         net = MLPS[name](5, 4)
-        params = net.init(jax.random.key(0), x)["params"]
-        params = jax.tree.map(lambda p: p + 0.1, params)
-        apply = {n: (lambda y, p=p: y @ p["kernel"] + p["bias"]) for n, p in params.items()}
-        hidden = apply["in"](x)
-        hidden = (
-            activation(apply["gate"](x)) * hidden if name.startswith("gated") else
-            activation(hidden)
-        )  # fmt: skip
-        np.testing.assert_allclose(
-            net.apply({"params": params}, x), apply["out"](hidden), rtol=2e-5, atol=1e-6
-        )
+        abstract = jax.eval_shape(net.init, jax.random.key(0), x)["params"]
+
+        gated = name.startswith("gated")
+
+        @jax.jit
+        def both(params, net=net, gated=gated, activation=activation):
+            apply = {n: (lambda y, p=p: y @ p["kernel"] + p["bias"]) for n, p in params.items()}
+            hidden = apply["in"](x)
+            hidden = activation(apply["gate"](x)) * hidden if gated else activation(hidden)
+            return net.apply({"params": params}, x), apply["out"](hidden)
+
+        got, want = both(random_params(abstract))
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-6)

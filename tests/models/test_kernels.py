@@ -43,8 +43,13 @@ def results(kernel, rows, keys):
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, 2, n, 64)).astype("f4") for n in (rows, keys, keys))
     weights = rng.standard_normal(q.shape).astype("f4")
-    y, back = jax.vjp(lambda *x: attend(*x, kernel=kernel), q, k, v)
-    return y, *back(weights)
+
+    @jax.jit
+    def both(*x):
+        y, back = jax.vjp(lambda *x: attend(*x, kernel=kernel), *x)
+        return y, *back(weights)
+
+    return both(q, k, v)
 
 
 @pytest.mark.parametrize("rows, keys", [(128, 256), (130, 200), (40, 129)])
@@ -69,11 +74,12 @@ def check_table(name):
     table = TABLES[name]
     q, k, v, weights = tensors({g: 24 + 40 * i for i, g in enumerate(table.groups)})
 
-    def run(attention):
-        y, back = jax.vjp(lambda *x: attention(*x, table), q, k, v)
-        return y, back({g: jnp.asarray(weights[g]) for g in y})
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(attention, *x):
+        y, back = jax.vjp(lambda *x: attention(*x, table), *x)
+        return y, back({g: weights[g] for g in y})
 
-    want, got = run(masked), run(named("splash"))
+    want, got = run(masked, q, k, v), run(named("splash"), q, k, v)
     for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
         np.testing.assert_allclose(a, b, atol=3e-5, rtol=3e-5)
 
@@ -129,13 +135,18 @@ def test_the_config_chooses_and_the_loss_does_not_mind():
          "model.action.ffn": 8, "model.context_width": 8, "data.instruction_length": 4}
     )  # fmt: skip
     spec = DataSpec({"front": (16, 16)}, 3, 2, 4, 5, 1, 4, 10.0)
-    found = {}
+    programs, found, args = {}, {}, None
     for kind in ("xla", "auto", "masked"):
         config.model.attention = kind
         objective = wam.build(config, spec)
-        params = random_params(jax.eval_shape(objective.init, jax.random.key(0)))
-        batch = {k: jnp.ones(s.shape, s.dtype) for k, s in objective.batch_spec(2).items()}
+        if args is None:
+            params = random_params(jax.eval_shape(objective.init, jax.random.key(0)))
+            batch = {k: np.ones(s.shape, s.dtype) for k, s in objective.batch_spec(2).items()}
+            args = params, batch, jax.random.key(1)
         with jax.set_mesh(sharding.make_mesh(ONE, jax.devices()[:1])):
-            found[kind] = jax.jit(objective.loss)(params, batch, jax.random.key(1))[0]
-    assert found["auto"] == found["xla"]
+            lowered = jax.jit(objective.loss).lower(*args)
+            programs[kind] = lowered.as_text()
+            if kind != "auto":
+                found[kind] = lowered.compile()(*args)[0]
+    assert programs["auto"] == programs["xla"] != programs["masked"]
     np.testing.assert_allclose(found["masked"], found["xla"], rtol=1e-5)

@@ -87,7 +87,7 @@ def two_stages(net, params, groups, contexts, visibility, given):
     return forward(net, params, rest, {}, visibility, cache)[0] if rest else {}
 
 
-@pytest.mark.parametrize("double, trials", [(False, 3), (True, 9)])
+@pytest.mark.parametrize("double, trials", [(False, 1), (True, 6)])
 def test_cached_equals_uncached_over_random_tables_and_roles(double, trials):
     dtype, tolerance = (np.float64, 1e-10) if double else (np.float32, 1e-5)
     rng = np.random.default_rng(3 + double)
@@ -169,29 +169,33 @@ def test_layers_use_their_own_parameters():
 
 def test_masked_path_and_remat_policies_give_the_same_gradients():
     visibility = table("t", {"g0": "g0", "g2": "g0 g2"})
-    groups, contexts = inputs()  # one expert is enough here, and compiles twice as fast
-    groups = {g: groups[g] for g in visibility.groups}
-    contexts = {"left": contexts["left"]}
-    params = {"blocks": {"left": parameters()["blocks"]["left"]}}
+    # One expert without cross-attention is enough here, and compiles three times as fast.
+    drawn, _ = inputs(dtype=np.float64)
+    groups = {g: drawn[g] for g in visibility.groups}
+    plain = Transformer((ExpertSpec("left", 8, 12, cross="none"),), LAYERS, heads=2, head_dim=4)
+    init = functools.partial(plain.init, visibility=visibility)
 
-    def gradient(**changes):
-        def loss(params):
-            out, _ = forward(NET.clone(**changes), params, groups, contexts, visibility)
-            return sum(jnp.sum(jnp.sin(x)) for x in out.values())
+    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.grad, argnums=1)
+    def gradient(net, params):
+        tokens, _ = net.apply({"params": params}, streams(groups), {}, visibility)
+        return sum(jnp.sum(jnp.sin(x)) for x in tokens.values())
 
-        return jax.jit(jax.grad(loss))(params)
-
-    want = gradient()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(want):
-        assert all(np.any(layer) for layer in leaf), path
-    for changes in (
-        {"remat": "full"},
-        {"remat": "attention", "unroll": 2},
-        {"attention": attention.masked, "remat": "dots"},
-        {"remat": "projections"},
-        {"remat": "offload"},
-    ):
-        assert_trees_close(gradient(**changes), want, rtol=1e-4, atol=1e-5)
+    with precision(True):
+        abstract = jax.eval_shape(lambda: init(jax.random.key(0), streams(groups), {}))["params"]
+        params = random_params(abstract, dtype=np.float64)
+        want = gradient(plain, params)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(want):
+            assert all(np.any(layer) for layer in leaf), path
+        for changes in (
+            {"remat": "full"},
+            {"remat": "attention", "unroll": 2},
+            {"attention": attention.masked, "remat": "dots"},
+            {"remat": "projections"},
+            {"remat": "offload"},
+        ):
+            got = gradient(plain.clone(**changes), params)
+            assert_trees_close(got, want, rtol=1e-9, atol=1e-10)
 
 
 def test_an_output_changes_iff_a_group_it_reaches_changes():

@@ -68,7 +68,7 @@ def test_neighbours_and_a_matrix_are_a_convolution():
 @pytest.fixture(scope="module")
 def tiny():
     network = c.Classifier(heads=(3, 2), patch=2, widths=(4, 6), features=5)
-    params = network.init(jax.random.key(2), jnp.zeros((1, 8, 8, 3)))["params"]
+    params = jax.jit(network.init)(jax.random.key(2), jnp.zeros((1, 8, 8, 3)))["params"]
     images = np.random.default_rng(3).integers(0, 256, (11, 8, 8, 3), np.uint8)
     return network, params, images
 

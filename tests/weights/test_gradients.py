@@ -1,10 +1,11 @@
 """Published files in float64, which shows the structure, and the gradients of the networks.
 
-For Wan, Cosmos and Fast-WAM, and gradients of the autoencoders, whose outputs are compared in
-models/test_vae_parity.py; DiT and SD3 are in models/test_dit_parity.py, T5 in models/test_t5.py.
+For Wan, Cosmos, Fast-WAM and the autoencoders; DiT and SD3 are in models/test_dit_parity.py, T5 in
+models/test_t5.py.
 """
 
 import contextlib
+import functools
 
 import jax
 import numpy as np
@@ -201,13 +202,12 @@ def test_the_released_fast_wam_computes_what_its_parts_do(tmp_path, double):
         inputs = jax.tree.map(cast, (x, level, context, proprio))
 
         @jax.jit
-        @jax.value_and_grad
-        def loss(params):
+        @functools.partial(jax.grad, has_aux=True)
+        def gradients(params):
             out = run(params, *inputs, table("fast", SEES))
-            return (out["action"] * cast(weigh)).sum() + (out["future"] ** 2).sum()
+            return (out["action"] * cast(weigh)).sum() + (out["future"] ** 2).sum(), out
 
-        got = jax.jit(lambda p: run(p, *inputs, table("fast", SEES)))(params)
-        of_params = loss(params)[1]
+        of_params, got = gradients(params)
     tolerance = 1e-10 if double else 5e-6
     assert relative(got["action"], action.detach()) < tolerance
     future = np.moveaxis(clips[0].detach().numpy(), 1, -1)[:, 1:]
@@ -218,12 +218,13 @@ def test_the_released_fast_wam_computes_what_its_parts_do(tmp_path, double):
 
 @pytest.mark.parametrize("family", test_families.VAES)
 def test_gradients_of_the_autoencoders_equal_diffusers(tmp_path, monkeypatch, family):
-    """Of encoder and decoder; that their outputs are equal is tested with the models."""
+    """Of encoder and decoder, with their outputs; in float32 these are in test_vae_parity."""
     style, layout = test_families.VAES[family], "diffusers"
     sizes = vae_diffusers.TINY[style]
-    frames = 1 + (sizes.time_stride if style != "image" else 0)
+    # One latent alone is the first of many; of pictures every frame is one.
+    frames = 1 + (2 * sizes.time_stride if style != "image" else 0)
     rng = np.random.default_rng(2)
-    x = rng.uniform(-1, 1, (1, frames, 16 * sizes.patch, 16, 3))
+    x = rng.uniform(-1, 1, (1, frames, 8 * sizes.patch, 8, 3))
     z = rng.standard_normal((1, *sizes.latent_shape(*x.shape[1:4])))
 
     def theirs(a, kind):
@@ -247,12 +248,17 @@ def test_gradients_of_the_autoencoders_equal_diffusers(tmp_path, monkeypatch, fa
         run = weights.functions(family, config)
 
         @jax.jit
-        @jax.grad
+        @functools.partial(jax.grad, has_aux=True)
         def gradients(params):
-            h = run["encode"](params, x)
-            return (h**3).sum() + (run["decode"](params, z) ** 3).sum()
+            a, b = run["encode"](params, x), run["decode"](params, z)
+            return (a**3).sum() + (b**3).sum(), (a, b)
 
-        got = gradients(params)
+        got, outputs = gradients(params)
+    assert y.detach().abs().max() > 1  # a clamp would have changed it
+    for ours, original in zip(outputs, (h, y), strict=True):
+        original = original[:, :, None] if style == "image" else original
+        assert ours.dtype == np.float64
+        assert relative(ours, np.moveaxis(original.detach().numpy(), 1, -1)) < 1e-12
     idle = assert_gradients(got, want, 1e-9)
     # A key's bias moves all logits of a query alike.
     assert idle == ["decoder/mid/attn/k/bias", "encoder/mid/attn/k/bias"]

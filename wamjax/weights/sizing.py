@@ -99,9 +99,11 @@ def of_file(
       Mismatch: nothing says how many heads there are.
     """
     given, known = families.changes(family, config), families.family(family).sizes
+    if not is_known(family):  # the published network need not be traced, which takes seconds
+        return dict(known) | given
     plans = families.plans(family, None, layout)
     best = max(plans.values(), key=lambda plan: plan.overlap(tensors))
-    shapes = _shapes(best, tensors) if is_known(family) else {}
+    shapes = _shapes(best, tensors)
     if _AT["layers"][0] not in shapes or QUERY not in shapes:
         return dict(known) | given  # it is another network, and `plan` will say so
     patch = given.get("model.patch") or _patch(best, tensors) or known["model.patch"]

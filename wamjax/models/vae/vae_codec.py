@@ -66,8 +66,8 @@ class VAECodec:
 
     def encode(self, video: UInt8[Array, "b f H W 3"]) -> Float[Array, "b t h w c"]:
         """Latents of bytes, or of floats in [-1, 1] outside of jit, see `pixels.to_unit`."""
-        if video.dtype != jnp.uint8:
-            return self.encode_unit(to_unit(video))
+        if video.dtype != jnp.uint8:  # outside of jit: one program, not one for every operation
+            return jax.jit(VAECodec.encode_unit)(self, to_unit(video))
         return self._encode(video, to_unit)
 
     def encode_unit(self, x: Float[Array, "b f H W 3"]) -> Float[Array, "b t h w c"]:
@@ -127,7 +127,9 @@ class VAECodec:
 
         Diffusion wants latents of unit variance; a trained codec's own are anything.
         """
-        z = np.asarray(self.replace(mean=(), std=()).encode(video), np.float64)
+        bare = self.replace(mean=(), std=())
+        encode = jax.jit(VAECodec.encode) if video.dtype == jnp.uint8 else VAECodec.encode
+        z = np.asarray(encode(bare, video), np.float64)
         mean, std = z.mean(axis=(0, 1, 2, 3)), z.std(axis=(0, 1, 2, 3))
         if std.min() < 1e-6:
             raise ValueError(f"latent channels {np.flatnonzero(std < 1e-6)} are constant")
