@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from data import synthetic
+from envs import fake as line
 from serving import fake
 from serving.fake import serving
 
@@ -101,6 +102,34 @@ def test_robots_that_are_late_send_what_they_have_committed_to(capsys):
     command = json.loads(capsys.readouterr().out)  # of the same episodes
     assert command | report | {"round_trip_ms": None} == command | {"round_trip_ms": None}
     assert (command["join"], command["delay"]) == ("prefix", 2)
+
+
+class Goer(fake.Policy):
+    """Goes where it is told."""
+
+    def admit(self, observation, prefix=None):
+        way = {"go left": -1.0, "go right": 1.0}.get(observation["instruction"], 0.0)
+        return super().admit(observation) | {"way": np.full((1, 4, 1), way, np.float32)}
+
+    def act(self, arrays, key):
+        return arrays["way"]
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_each_robot_of_a_world_that_runs_a_few_at_a_time_is_told_its_own_task(workers):
+    """They were told the tasks of the first few, and half of them went the other way."""
+    world = line.world(workers=workers)
+    tasks = ["left", "right", "right", "left", "right"]
+    policy = Goer(DataSpec(dict(world.cameras), 2, 1, 4, 1, 1, 8, 10.0))
+    work = Worker({"direct": policy}, Names(tables((), ("side",))), Batching(4, 0.0))
+    about = {"horizon": 4, "actions": {"size": 1}, "cameras": {"side": [16, 16, 3]}}
+    keys = jax.vmap(lambda i: states.key(0, "evaluate", i))(np.arange(len(tasks)))
+    with serving(work=work, about=about) as running:
+        robots = remote.Robots(len(tasks), "127.0.0.1", running.port)
+        done = robots.roll_out(world, tasks, keys, execute=4)
+        robots.close()
+    assert done.success.all() and done.tasks == tuple(tasks)
+    assert (np.sign(done.actions[:, 0, 0]) == [-1 if task == "left" else 1 for task in tasks]).all()
 
 
 def test_a_loop_over_the_wire_is_the_loop_inside_of_the_program():

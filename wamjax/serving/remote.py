@@ -52,7 +52,8 @@ class Robots:
         self._instructions = [world.tasks[task] for task in tasks]
         cameras = tuple(self.metadata["cameras"])
         policy = jax.tree_util.Partial(self._function)
-        return world.roll_out(policy, tasks, keys, shift={}, told={}, cameras=cameras, **options)
+        told = {"episode": np.arange(len(tasks))}  # a world may run some at a time
+        return world.roll_out(policy, tasks, keys, shift={}, told=told, cameras=cameras, **options)
 
     def close(self) -> None:
         """Hangs up."""
@@ -61,14 +62,22 @@ class Robots:
             client.close()
 
     def act(
-        self, images: dict[str, np.ndarray], proprio: np.ndarray, prefix: Prefix | None = None
+        self,
+        images: dict[str, np.ndarray],
+        proprio: np.ndarray,
+        episodes: np.ndarray,
+        prefix: Prefix | None = None,
     ) -> np.ndarray:
-        """Actions (e, j, a) of what each robot sees, behind those that it is committed to."""
+        """Actions (e, j, a) of what each robot sees, behind those that it is committed to.
+
+        Args:
+          episodes: whose they are, as numbers of the tasks of `roll_out`.
+        """
 
         def ask(i: int) -> np.ndarray:
             seen = {name: np.asarray(x[i]) for name, x in images.items()}
             question = {"images": seen, "proprio": np.asarray(proprio[i]),
-                        "instruction": self._instructions[i]}  # fmt: skip
+                        "instruction": self._instructions[int(episodes[i])]}  # fmt: skip
             if prefix is not None:
                 question["prefix"] = np.asarray(prefix.actions[i])[: int(prefix.count[i])]
             start = time.perf_counter()
@@ -122,5 +131,6 @@ def _ask(robots: Robots, observation: dict[str, Any], keys: Any, prefix: Any = N
     images = observation["images"]
     names = {name: images[name] for name in robots.metadata["cameras"]}
     return jax.experimental.io_callback(
-        robots.act, shape, names, observation["proprio"], *given, ordered=True
-    )
+        robots.act, shape, names, observation["proprio"], observation["episode"], *given,
+        ordered=True,
+    )  # fmt: skip
