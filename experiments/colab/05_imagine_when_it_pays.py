@@ -28,7 +28,7 @@
 # * **Hardware**: a CPU is enough; a GPU or TPU is used if the installed JAX sees one.
 # * **Time**: half an hour on two CPU cores; a smaller number of anything makes it shorter.
 # * **Expected**: acting directly succeeds in about a quarter of the episodes, the best of eight in
-#   about half of them, and the gate comes near that with two proposals a plan.
+#   about half of them, and the gate comes near that with two or three proposals a plan.
 #
 # It takes the package alone and no checkout.
 # In Colab: *File*, *Open notebook*, *GitHub*, then the address of the repository.
