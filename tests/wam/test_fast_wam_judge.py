@@ -14,6 +14,7 @@ from wamjax.data.normalize import normalizers
 from wamjax.data.spec import DataSpec
 from wamjax.models.layers import unconstrained
 from wamjax.training import partition
+from wamjax.wam import ladder
 from wamjax.wam.fast_wam import presets
 
 SIZE = 2
@@ -179,6 +180,13 @@ def test_adaptive_at_no_price_and_at_any(
     with pytest.raises(ValueError, match="costs of its 3 rungs"):
         jax.eval_shape(lambda costs: judged.policy(
             params, normalise, seen, KEYS, "adaptive", costs=costs), np.zeros(2))  # fmt: skip
+    # What it expected on its way up is what it expects of those proposals when they are given.
+    costs = np.array([0.0, -9.0, -99.0])
+    asked = compiled(judged.benefits)(params, normalise, seen, top.proposals)
+    assert asked.shape == (SIZE, 2, 3)
+    for rung in range(2):
+        _, best = ladder.pays(rung, asked[:, rung], costs)
+        np.testing.assert_allclose(top.benefit[:, rung], best, atol=1e-4)
 
 
 def test_prepared_parameters_decide_alike(judged, params, seen, normalise, best_of_four):

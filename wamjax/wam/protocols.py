@@ -203,6 +203,17 @@ class Policy(Objective, Protocol):
         """The return that it expects of given chunks, in robot units; who has a ladder can say."""
         raise ValueError(f"a {type(self).__name__} does not judge proposals: train a judge")
 
+    def benefits(
+        self,
+        params: Params,
+        normalizers: dict[str, Any],
+        observation: Batch,
+        proposals: Float[Array, "b n j a"],
+    ) -> Float[Array, "b h r"]:
+        """What it expects, on each rung h of its ladder but the last, of being on rung r instead;
+        of given chunks in this order, in robot units."""
+        raise ValueError(f"a {type(self).__name__} does not weigh ways to act: train a judge")
+
     def propose(
         self,
         params: Params,

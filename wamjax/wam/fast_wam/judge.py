@@ -268,11 +268,7 @@ class JudgedFastWAM(FastWAM):
     def benefits(
         self, params: Params, normalizers, observation: Batch, proposals: Float[Array, "b n j a"]
     ) -> Float[Array, "b h r"]:
-        """What the gate expects of chunks in robot units that came in this order.
-
-        Returns:
-          on each rung h but the last, the benefit of being on rung r; that of r <= h means nothing.
-        """
+        """See `Policy.benefits`; that of r <= h means nothing."""
         values, normalised, cache = self._valued(params, normalizers, observation, proposals)
         return self._benefits(params, _pooled(cache), normalised, values)
 
