@@ -26,7 +26,7 @@
 # from what its proposals led to, and a gate learns when more of them are worth their time.
 #
 # * **Hardware**: a CPU is enough; a GPU or TPU is used if the installed JAX sees one.
-# * **Time**: half an hour on two CPU cores; a smaller number of anything makes it shorter.
+# * **Time**: about half an hour on two CPU cores, by its parts; it was not timed as a whole.
 # * **Expected**: acting directly succeeds in about a quarter of the episodes, the best of eight in
 #   about half of them, and the gate comes near that with two or three proposals a plan.
 #

@@ -134,6 +134,7 @@ def test_a_codec_with_parameters_encodes_inside():
 
     got, want = jax.device_get(both(params, rest, batch))
     assert_trees_close(got, want, atol=1e-4, rtol=1e-5)
+    np.testing.assert_allclose(got[1], want[1], rtol=1e-5)  # the loss
     assert np.std(got[0][0].clean["future"]) > 0.1 and np.std(got[2]) > 0.1
     imagined = tiny.fast_wam("idm", codec=CODEC).imagine
     shown = jax.eval_shape(imagined, params, scales, batch | {"video": batch["video"][:, :1]}, KEY)
