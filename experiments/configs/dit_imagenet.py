@@ -39,7 +39,7 @@ def get_config(arg=None):
     model.layers, width, model.heads = dit.SIZES[args.size]
     model.head_dim, model.video.width, model.video.ffn = width // model.heads, width, 4 * width
     model.patch, model.positions, model.conditioning = args.patch, "sincos", args.design
-    model.label, model.remat = True, "full"
+    model.label, model.remat = True, "auto"
     model.codec.kind = "cached"
     model.codec.channels, model.codec.spatial, model.codec.temporal = 4, 8, 1
     objective.name, objective.process = "denoising", "ddpm:variance=learned"

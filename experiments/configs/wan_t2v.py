@@ -38,7 +38,7 @@ def get_config(arg=None):
     data.kind, data.arrays, data.batch_size = "arrays", "latents:path=wan-latents", 64
     data.declared.arrays = f"latents={'x'.join(map(str, latents))},context=512x4096"
     model.layers, model.heads, model.head_dim, model.patch = layers, heads, 128, 2
-    model.video.width, model.video.ffn, model.remat = heads * 128, ffn, "full"
+    model.video.width, model.video.ffn, model.remat = heads * 128, ffn, "auto"
     model.positions, model.freq_dim = "rope", 256
     model.text.kind, model.text.route, model.context_width = "context", "cross", 4096
     model.codec.kind, model.codec.channels = "cached", latents[-1]

@@ -105,6 +105,11 @@ def test_modulation_by_slot_is_modulation_repeated_for_each_token():
     np.testing.assert_allclose(got, normed * (1 + repeat(scale)) + repeat(shift), atol=1e-5)
     y = draw(2, 12, 5, seed=2)
     np.testing.assert_allclose(layers.gated_add(x, gate, y), x + repeat(gate) * y, atol=1e-6)
+    apart, joined = layers.by_slot(x, 3), lambda y: y.reshape(x.shape)
+    assert apart.shape == (2, 4, 3, 5)
+    np.testing.assert_array_equal(joined(layers.modulate(apart, shift, scale)), got)
+    residual = layers.gated_add(apart, gate, layers.by_slot(y, 3))
+    np.testing.assert_array_equal(joined(residual), layers.gated_add(x, gate, y))
     shared = layers.modulate(x, shift[:1], scale[:1])  # one row for the whole batch
     want = layers.modulate(x, *(np.repeat(v[:1], 2, axis=0) for v in (shift, scale)))
     np.testing.assert_array_equal(shared, want)

@@ -126,13 +126,14 @@ def test_caches_are_without_padding_and_fit_programs_with_it():
 
 
 def test_automatic_padding_is_for_tpus():
-    assert padding.choose("auto", 294, 3) is None
+    assert padding.choose("auto", [98, 196], 3) is None
     device = jax.sharding.AbstractDevice("TPU v5", num_cores=1, platform="tpu")
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
-        assert padding.choose("auto", 294, 3) == (98, 104)
-        assert padding.choose("off", 294, 3) is None
-    assert padding.choose("on", 256, 1) is None  # whole tiles
-    assert padding.choose("on", 32, 32) is None  # eight times as many
+        assert padding.choose("auto", [98, 196], 3) == (98, 104)
+        assert padding.choose("off", [98, 196], 3) is None
+    assert padding.choose("on", [256], 1) == (256, 256)  # whole tiles, apart nevertheless
+    assert padding.choose("on", [32], 32) is None  # eight times as many
+    assert padding.choose("on", [32, 1], 1) is None  # a group that is no whole slot
     with pytest.raises(ValueError, match="model.pad_slots = 'always'"):
-        padding.choose("always", 98, 1)
+        padding.choose("always", [98], 1)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from models.helpers import assert_trees_close, precision, random_params, random_table
 
+from wamjax import flops
 from wamjax.models import attention
 from wamjax.models.blocks import ExpertSpec, Stream
 from wamjax.models.rope import rope
@@ -196,6 +197,29 @@ def test_masked_path_and_remat_policies_give_the_same_gradients():
         ):
             got = gradient(plain.clone(**changes), params)
             assert_trees_close(got, want, rtol=1e-9, atol=1e-10)
+
+
+def test_a_policy_that_keeps_less_computes_more():
+    visibility = table("t", {"g0": "g0", "g2": "g0 g2"})
+    groups, contexts = inputs()
+    groups = {g: groups[g] for g in visibility.groups}
+    contexts = {"left": contexts["left"]}
+    params = {"blocks": {"left": parameters()["blocks"]["left"]}}
+
+    def work(remat):
+        def loss(params):
+            out, _ = forward(NET.clone(remat=remat), params, groups, contexts, visibility)
+            return sum(jnp.sum(x) for x in out.values())
+
+        return flops.count(jax.grad(loss), params)
+
+    tokens = sum(x.shape[0] * x.shape[1] for x, _ in groups.values())
+    hidden = 2 * tokens * params["blocks"]["left"]["ffn"]["in"]["kernel"].size  # of all layers
+    none, dots, projections, least, full = map(
+        work, ("none", "dots", "projections", "attention", "full")
+    )
+    assert none <= dots < projections < least < full
+    assert projections - dots == hidden
 
 
 def test_an_output_changes_iff_a_group_it_reaches_changes():

@@ -33,6 +33,7 @@ from wamjax.models.layers import (
     LayerNorm,
     Linear,
     RMSNorm,
+    by_slot,
     gated_add,
     modulate,
     unconstrained,
@@ -137,7 +138,7 @@ class Stream:
     """The tokens of one expert and what conditions them.
 
     Attributes:
-      x: (b, l, d) tokens, the groups one after the other.
+      x: (b, l, d) tokens, the groups one after the other; within the blocks as `tokens` has them.
       modulation: one row for each slot of l / m tokens: (b | 1, m, chunks, d) of a table, (b | 1,
         m, d) of a linear modulation, that and the shared (b | 1, m, chunks, d) of a lora; None
         without.
@@ -145,19 +146,24 @@ class Stream:
       groups: static (name, length) of each group, in token order.
       bias: position bias: (n, l, l) added to the logits of every layer (T5), or int (l, l) buckets
         for experts whose layers own a table (umT5).
-      padding: static; how the slots in `x` are padded, with `rope` and the lengths in `groups`.
+      padding: static; how the slots in `x` are padded, with `rope` and the lengths in `groups`;
+        they are then kept apart through all blocks.
     """
 
-    x: Float[Array, "b l d"]
+    x: Float[Array, "b *l d"]
     modulation: Any
     rope: Rope | None
     groups: tuple[tuple[str, int], ...] = struct.field(pytree_node=False)
     bias: Array | None = None
     padding: Padding | None = struct.field(pytree_node=False, default=None)
 
+    def tokens(self) -> Float[Array, "b *l d"]:
+        """`x` as the blocks take it: (b, m, s, d) where slots are padded, see `layers.per_slot`."""
+        return self.x if self.padding is None else by_slot(self.x, self.padding.size)
+
     def existing(self) -> dict[str, np.ndarray]:
         """group -> which of its keys exist, (1, s), for groups with padding."""
-        if self.padding is None:
+        if self.padding is None or not self.padding.missing:
             return {}
         return {group: self.padding.keys(length) for group, length in self.groups}
 
@@ -190,15 +196,21 @@ class Projections(nn.Module):
         if self.qk_norm != "none":
             self.q_norm, self.k_norm = RMSNorm(), RMSNorm()
 
-    def query(self, x: Float[Array, "b l d"]) -> Float[Array, "b n l k"]:
+    def query(self, x: Float[Array, "b *l d"]) -> Float[Array, "b n l k"]:
         return self._norm_and_split("q_norm", self._linear("q", x))
 
     def key_value(self, x: Float[Array, "b s d"]) -> KeyValue:
         keys = self._norm_and_split("k_norm", self._linear("k", x))
         return keys, self._split(self._linear("v", x))
 
-    def output(self, y: Float[Array, "b n l k"]) -> Float[Array, "b l d"]:
-        return self.o(rearrange(y, "b n l k -> b l (n k)"))
+    def output(self, y: Float[Array, "b n l k"], slots: tuple[int, ...]) -> Float[Array, "b *l d"]:
+        """The output projection.
+
+        Args:
+          slots: the lengths of the axes that the tokens come in, see `Stream.x`.
+        """
+        y = jnp.swapaxes(y, 1, 2)
+        return self.o(y.reshape(len(y), *slots, -1))
 
     def _linear(self, name: str, x: Array) -> Array:
         """Before norm and rotation: those are cheap to repeat in a backward pass, which needs what
@@ -212,7 +224,7 @@ class Projections(nn.Module):
         return getattr(self, norm)(x) if self.qk_norm == "head" else x
 
     def _split(self, x: Array) -> Array:
-        return rearrange(x, "b l (n k) -> b n l k", n=self.heads)
+        return jnp.swapaxes(x.reshape(len(x), -1, self.heads, self.head_dim), 1, 2)
 
 
 class LowRank(nn.Module):
@@ -318,10 +330,11 @@ class ExpertBlock(nn.Module):
 
     def finish(self, stream: Stream, adaptation, attended: Array, context: KeyValue | None):
         """Everything after the attention: output projection, cross-attention, feed-forward."""
-        x = self._leave("self", stream.x, self.self_attn.output(attended), adaptation)
+        slots = stream.x.shape[1:-1]
+        x = self._leave("self", stream.x, self.self_attn.output(attended, slots), adaptation)
         if self.spec.cross != "none":
             query = self.cross_attn.query(self._enter("cross", x, adaptation))
-            y = self.cross_attn.output(self._read(query, *context))
+            y = self.cross_attn.output(self._read(query, *context), slots)
             x = self._leave("cross", x, y, adaptation)
         return self._leave("ffn", x, self.ffn(self._enter("ffn", x, adaptation)), adaptation)
 
@@ -341,4 +354,4 @@ class ExpertBlock(nn.Module):
         y = checkpoint_name(y, "projected")
         gate = adaptation[name].gate if name in adaptation else None
         y = (x + y).astype(x.dtype) if gate is None else gated_add(x, gate, y)
-        return self.constrain(y, "batch", "tokens", "embed")
+        return self.constrain(y, "batch", *("slots", "tokens")[4 - y.ndim :], "embed")

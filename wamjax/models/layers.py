@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 EPS = 1e-6  # of every norm in Wan and DiT
@@ -97,9 +98,11 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         x = Linear(self.hidden, self.bias, kernel_init=self.kernel_init, name="in")(x)
-        return Linear(self.features, self.bias, kernel_init=self.kernel_init, name="out")(
-            self.activation(x)
-        )
+        x = self.activation(checkpoint_name(x, "hidden"))
+        if on_tpu():
+            # Else XLA computes it within the next matmul, once for every tile of its result.
+            x = jax.lax.optimization_barrier(x)
+        return Linear(self.features, self.bias, kernel_init=self.kernel_init, name="out")(x)
 
 
 class GatedMlp(nn.Module):
@@ -112,8 +115,9 @@ class GatedMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        gate = self.activation(Linear(self.hidden, self.bias, name="gate")(x))
-        y = gate * Linear(self.hidden, self.bias, name="in")(x)
+        gate = checkpoint_name(Linear(self.hidden, self.bias, name="gate")(x), "hidden")
+        y = checkpoint_name(Linear(self.hidden, self.bias, name="in")(x), "hidden")
+        y = self.activation(gate) * y
         return Linear(self.features, self.bias, name="out")(y)
 
 
@@ -155,20 +159,26 @@ class LayerNorm(nn.Module):
         return (layer_norm(x) * scale + bias).astype(x.dtype)
 
 
-def per_slot(
-    x: Float[Array, "b l d"], function: Callable, *values: Float[Array, "b m d"]
-) -> Float[Array, "b l d"]:
-    """Applies ``function(x, *values)`` with values given per slot, each slot ``l / m`` tokens long.
+def by_slot(x: Float[Array, "b l d"], size: int) -> Float[Array, "b m s d"]:
+    """The tokens of each slot of `size` tokens apart."""
+    b, _, d = x.shape
+    return x.reshape(b, -1, size, d)
 
-    The broadcast happens inside the fused elementwise loop, so nothing of size (b, l, d) is built
-    for the values.
+
+def per_slot(
+    x: Float[Array, "b *l d"], function: Callable, *values: Float[Array, "b m d"]
+) -> Float[Array, "b *l d"]:
+    """Applies ``function(x, *values)`` with values given per slot.
+
+    Where `x` is `by_slot` already, (b, m, s, d), nothing of its size is built for the values. Where
+    it is (b, l, d), slots of ``l / m`` tokens, a TPU does: XLA moves the reshape to the values.
     """
-    b, l, d = x.shape
-    m = values[0].shape[1]
+    if x.ndim == 4:
+        return function(x, *(v[:, :, None] for v in values))
+    l, m = x.shape[1], values[0].shape[1]
     if l % m:
         raise ValueError(f"{m} modulation slots do not divide {l} tokens evenly")
-    y = function(x.reshape(b, m, l // m, d), *(v[:, :, None] for v in values))
-    return y.reshape(b, l, d)
+    return per_slot(by_slot(x, l // m), function, *values).reshape(x.shape)
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:
@@ -178,10 +188,7 @@ def modulate(x: Array, shift: Array, scale: Array) -> Array:
 
 def gated_add(x: Array, gate: Array, y: Array) -> Array:
     """The residual ``x + gate * y``, per slot, in the dtype of the residual stream."""
-    b, l, d = x.shape
-    m = gate.shape[1]
-    y = gate[:, :, None] * y.reshape(b, m, l // m, d)
-    return (x + y.reshape(b, l, d)).astype(x.dtype)
+    return (x + per_slot(y, jnp.multiply, gate)).astype(x.dtype)
 
 
 def sinusoid(

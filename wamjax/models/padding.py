@@ -3,13 +3,14 @@
 Modulation acts per slot, on (b, m, l / m, d). A TPU keeps the last two dimensions of an array in
 tiles of 8 by 128; a slot of 98 tokens is no multiple of 8, and the compiler then makes the batch
 the smaller side of the tile, which with two examples on a chip uses a quarter of it. Padded once at
-the input to 104 tokens, every array of the network is whole tiles. Padded tokens are keys that
-nobody sees; they are taken off before the heads and before anything is cached, so results and
-gradients are those without them to rounding.
+the input to 104 tokens, every array of the network is whole tiles, and slots stay apart through all
+blocks without a copy. Padded tokens are keys that nobody sees; they are taken off before the heads
+and before anything is cached, so results and gradients are those without them to rounding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -35,12 +36,17 @@ class Padding(NamedTuple):
     slot: int
     size: int
 
+    @property
+    def missing(self) -> int:
+        """Tokens that a slot is padded by; 0 where it is whole tiles as it is."""
+        return self.size - self.slot
+
     def pad(self, x: Array | np.ndarray, axis: int = 1, value: float | bool = 0):
         """Fills every slot along `axis` up to its size; numpy arrays stay numpy arrays."""
         library = np if isinstance(x, np.ndarray) else jnp
         x, axis = self._slots(x, axis, self.slot)
         widths = [(0, 0)] * x.ndim
-        widths[axis + 1] = (0, self.size - self.slot)
+        widths[axis + 1] = (0, self.missing)
         return self._joined(library.pad(x, widths, constant_values=value), axis)
 
     def remove(self, x: Array, axis: int = 1) -> Array:
@@ -60,21 +66,22 @@ class Padding(NamedTuple):
         return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
-def choose(kind: str, length: int, slots: int) -> Padding | None:
-    """The padding of a stream of `length` tokens in `slots`, or None where it has none.
+def choose(kind: str, lengths: Sequence[int], slots: int) -> Padding | None:
+    """The padding of a stream in `slots`; None where they are too short, or groups no whole slots.
 
     Args:
       kind: "on", "off", or "auto", which is on in programs for a TPU.
+      lengths: tokens of each group of the stream.
 
     Raises:
       ValueError: there is no such kind.
     """
     if kind not in CHOICES:
         raise ValueError(f"config.model.pad_slots = {kind!r} is not one of {CHOICES}")
-    slot = length // slots
+    slot, rest = divmod(sum(lengths), slots)
     missing = -slot % TILE
     if kind == "off" or (kind == "auto" and not on_tpu()):
         return None
-    if not missing or LARGEST * missing > slot or length % slots:
+    if rest or LARGEST * missing > slot or any(length % slot for length in lengths):
         return None
     return Padding(slot, slot + missing)

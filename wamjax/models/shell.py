@@ -229,7 +229,7 @@ class Shell(nn.Module, kw_only=True):
         table = self._rope(expert, groups, x.shape[1])
         lengths = {name: x.shape[1] for name, x in tokens}
         rows = [m.shape[1] for m in jax.tree.leaves(modulation)]
-        slots = padding.choose(self.pad_slots, x.shape[1], rows[0]) if rows else None
+        slots = padding.choose(self.pad_slots, [*lengths.values()], rows[0]) if rows else None
         if slots:
             x = slots.pad(x)
             table = table and (slots.pad(table[0], 0, 1), slots.pad(table[1], 0))

@@ -25,16 +25,16 @@ from wamjax.models.visibility import Visibility
 
 RESIDUALS = ("compute", "float32")
 # What the backward pass keeps of a block, from most memory to least: everything; outputs of all
-# linear maps; those but the wide hidden layer of the feed-forward network; queries, keys, values
-# and what was attended; the input alone; the input in the memory of the host. "auto" is one of
-# these, chosen when a training step is compiled (`training.compile.compile_fitting`), and
-# everything elsewhere.
+# linear maps and what was attended; those but the wide hidden layer of the feed-forward network;
+# queries, keys, values and what was attended; the input alone; the input in the memory of the host.
+# "auto" is one of these, chosen when a training step is compiled
+# (`training.compile.compile_fitting`), and everything elsewhere.
 _ATTENTION = ("qkv", kernels.RESULT)
 _PROJECTIONS = (*_ATTENTION, "projected")
 REMAT_POLICIES = {
     "auto": None,
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(*_PROJECTIONS, "hidden"),
     "projections": jax.checkpoint_policies.save_only_these_names(*_PROJECTIONS),
     "attention": jax.checkpoint_policies.save_only_these_names(*_ATTENTION),
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -185,7 +185,7 @@ class Transformer(nn.Module):
         """
         if self.residual not in RESIDUALS:
             raise ValueError(f"residual {self.residual!r} is not one of {RESIDUALS}")
-        tokens = {e: s.x for e, s in streams.items()}
+        tokens = {e: s.tokens() for e, s in streams.items()}
         if self.residual == "float32":
             tokens = {e: at_least_float32(x) for e, x in tokens.items()}
         cache = cache or Cache({}, {})
@@ -196,9 +196,10 @@ class Transformer(nn.Module):
             cache = jax.tree.map(lambda x: x[:stacked], cache) if self.ends else cache
             tokens, emitted = self._scanned(stacked)(tokens, cache, *shared)
             if not self.ends:
-                return tokens, emitted
+                return _joined(tokens), emitted
             tokens, last = self._final()(tokens, final, *shared)
-            return tokens, jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), emitted, last)
+            emitted = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), emitted, last)
+            return _joined(tokens), emitted
         emitted = []
         for i in range(self.layers):
             layer = jax.tree.map(lambda x, i=i: x[i], cache, is_leaf=_is_layers)
@@ -206,7 +207,7 @@ class Transformer(nn.Module):
             block = self._final() if i == stacked else self._block()(*self._sizes(), name=name)
             tokens, new = block(tokens, layer, *shared)
             emitted.append(new)
-        return tokens, jax.tree.map(lambda *layers: list(layers), *emitted)
+        return _joined(tokens), jax.tree.map(lambda *layers: list(layers), *emitted)
 
     def _scanned(self, layers: int) -> nn.Module:
         return nn.scan(
@@ -254,6 +255,10 @@ def unstack(params: dict, layers: int) -> dict:
 @functools.partial(jax.jit, static_argnums=1)  # one program for all arrays of a shape
 def _layers(x: Array, count: int) -> list[Array]:
     return [x[i] for i in range(count)]
+
+
+def _joined(tokens: dict[str, Array]) -> dict[str, Float[Array, "b l d"]]:
+    return {e: x.reshape(len(x), -1, x.shape[-1]) for e, x in tokens.items()}
 
 
 def _is_layers(x) -> bool:

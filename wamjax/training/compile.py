@@ -25,7 +25,7 @@ from wamjax.training.step import Plan
 
 # The policies that "auto" tries, the fastest first where all fit: keeping every array of a layer is
 # estimated to be slower than to repeat the cheap ones, since the scan copies what it keeps.
-LADDER = ("projections", "attention", "full", "offload")
+LADDER = ("dots", "projections", "attention", "full", "offload")
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 

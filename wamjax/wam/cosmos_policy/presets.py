@@ -32,7 +32,7 @@ def predict2_2b(config) -> None:
     model.layers, model.heads, model.head_dim = 28, 16, 128
     model.video.width, model.video.ffn, model.modulation_rank = 2048, 8192, 256
     model.patch, model.time_scale, model.rope_scale = 2, 1.0, (1.0, 3.0, 3.0)
-    model.codec.kind, model.remat = "wan2.1", "full"
+    model.codec.kind, model.remat = "wan2.1", "auto"
     model.residual = "compute"  # the public code runs all of it in bfloat16
     model.text.kind, model.context_width, model.context_rows = "context", 1024, TEXT_ROWS
     config.data.instruction_length = 64

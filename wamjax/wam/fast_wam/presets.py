@@ -65,7 +65,7 @@ def wan22_5b(config) -> None:
     model.codec.kind = "cached"
     model.codec.channels, model.codec.spatial, model.codec.temporal = 48, 16, 4
     model.text.kind = "context"
-    model.remat = "full"
+    model.remat = "auto"
     model.residual = "compute"  # the public code is bfloat16 throughout, and not as Wan is itself
 
 
