@@ -86,13 +86,18 @@ GATES = {f.__name__: f for f in (learned, spread, random, convergence)}
 
 
 def rows(policy: trained.Policy, milliseconds, quantiles) -> dict[str, tuple[str, np.ndarray]]:
-    """Name -> (gate, costs)."""
+    """Name -> (gate, costs); (mode, None) for a mode that a rung adds, by itself."""
     rungs, ms = policy.objective.rungs, np.array(milliseconds)
     steps = np.arange(len(rungs))
-    out = {
-        f"best of {n}" if n > 1 else "direct":
-            ("learned", np.where(steps <= h, -1e6 * steps, 1e9)) for h, n in enumerate(rungs)
-    }  # fmt: skip
+    modes = policy.objective.rung_modes or ("direct",) * len(rungs)
+    out = {}
+    for h, (n, mode) in enumerate(zip(rungs, modes, strict=True)):
+        name = f"best of {n}" if n > 1 else "direct"
+        also = dict.fromkeys(modes[1 : h + 1])  # in order, each once
+        name += f" ({', '.join(also)})" if any(m != "direct" for m in also) else ""
+        out[name] = "learned", np.where(steps <= h, -1e6 * steps, 1e9)
+        if mode != "direct":
+            out[f"{mode} alone"] = mode, None
     out |= {f"gate, price {price:g}": ("learned", price * ms) for price in PRICES}
     for share in SHARES:
         costs = np.full(len(rungs), 0.0)
@@ -134,15 +139,19 @@ def measure(run: pathlib.Path, folder: pathlib.Path, path: pathlib.Path, shift: 
     for name, (gate, costs) in rows(policy, done["rung_ms"], done["thresholds"]).items():
         if name in done["rows"]:
             continue
-        acting = dataclasses.replace(policy, costs=jnp.asarray(costs, jnp.float32))
         print(name, flush=True)
-        found = closed_loop.roll_out(acting, config, dials, world, function=GATES[gate])
-        shares = found["rungs"] + [0.0] * (len(done["rungs"]) - len(found["rungs"]))
+        if gate in GATES:
+            acting = dataclasses.replace(policy, costs=jnp.asarray(costs, jnp.float32))
+            found = closed_loop.roll_out(acting, config, dials, world, function=GATES[gate])
+            shares = found["rungs"] + [0.0] * (len(done["rungs"]) - len(found["rungs"]))
+            ms, proposals = (float(np.dot(shares, done[k])) for k in ("rung_ms", "rungs"))
+        else:  # a mode of the checkpoint by itself
+            acting, shares, proposals = dataclasses.replace(policy, mode=gate, costs=None), [], 1.0
+            found = closed_loop.roll_out(acting, config, dials, world)
+            ms = trained.latency(acting, config)["p50"]
         done["rows"][name] = {
             "success_rate": found["success_rate"], "interval": found["interval"],
-            "outcomes": found["outcomes"], "rungs": shares,
-            "ms": float(np.dot(shares, done["rung_ms"])),
-            "proposals": float(np.dot(shares, done["rungs"])),
+            "outcomes": found["outcomes"], "rungs": shares, "ms": ms, "proposals": proposals,
             "per_task": {k: v["success_rate"] for k, v in found["per_task"].items()},
         }  # fmt: skip
         path.write_text(json.dumps(done, indent=1) + "\n")
@@ -175,11 +184,14 @@ def draw(done: dict, path: pathlib.Path) -> None:
     made = figures.figure(7, 4.5)
     axes = made.add_subplot()
     kinds = {"fixed": lambda n: n == "direct" or n.startswith("best of")}
+    kinds |= {"one mode": lambda n: n.endswith(" alone")}
     gates = "gate", "spread", "convergence", "random"
     kinds |= {k: lambda n, k=k: n.startswith(k) for k in gates}
     for colour, (kind, mine) in zip(figures.COLORS, kinds.items(), strict=False):
         some = [row for name, row in done["rows"].items() if mine(name)]
         points = sorted((row["ms"], 100 * row["success_rate"]) for row in some)
+        if not points:
+            continue
         axes.plot(*zip(*points, strict=True), "o-", color=colour, label=kind, ms=4)
     axes.set(xlabel="milliseconds of a plan, on average", ylabel="success %")
     axes.legend(frameon=False)
@@ -199,16 +211,20 @@ def gates(policy: trained.Policy, folder: pathlib.Path, milliseconds, orders: in
     """
     _, _, arrays = store.read(folder)
     rungs, discount = policy.objective.rungs, policy.objective.discount
+    ways = ladder.ways(rungs, policy.objective.rung_modes, arrays["actions"].shape[1])
+    alike = [i for i, way in enumerate(ways) if way == ways[0]]
     rng, parts = np.random.default_rng(0), []
-    for _ in range(orders):
-        some = _in_order(arrays, rng)
+    for i in range(orders):
+        some = _in_order(arrays, ways, jax.random.key(i))
         values = branches.values_of(policy, some)
         outcomes = some["success"] * discount ** some["steps"]
         proposals = policy.normalizers["actions"].forward(some["actions"])
         parts.append({
             "benefit": branches.benefits_of(policy, some),
-            "came": np.asarray(ladder.outcomes(rungs, values, outcomes.mean(axis=2))),
-            "succeeded": np.asarray(ladder.outcomes(rungs, values, some["success"].mean(axis=2))),
+            "came": np.asarray(ladder.outcomes(rungs, values, outcomes.mean(axis=2), alike)),
+            "succeeded": np.asarray(
+                ladder.outcomes(rungs, values, some["success"].mean(axis=2), alike)
+            ),
             "spread": np.asarray(ladder.spread(jnp.asarray(proposals[:, : rungs[1]]))),
             "rise": values[:, : rungs[1]].max(axis=1) - values[:, 0],
         })  # fmt: skip
@@ -222,10 +238,11 @@ def gates(policy: trained.Policy, folder: pathlib.Path, milliseconds, orders: in
             "reliability": _reliability(x, len(arrays["actions"]))}  # fmt: skip
 
 
-def _in_order(arrays: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The proposals of every state in a new order: which come first is chance."""
-    states, n = arrays["actions"].shape[:2]
-    order = rng.permuted(np.tile(np.arange(n), (states, 1)), axis=1)
+def _in_order(arrays: dict[str, np.ndarray], ways, key) -> dict[str, np.ndarray]:
+    """The proposals of every state in a new order: which come first of those made alike is
+    chance."""
+    states = len(arrays["actions"])
+    order = np.asarray(ladder.shuffled(key, ways, states))
     rows = np.arange(states)[:, None]
     return arrays | {k: arrays[k][rows, order] for k in ("actions", "success", "steps")}
 

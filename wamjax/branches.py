@@ -6,6 +6,11 @@ Every branch begins in the saved state, carries one proposal out and is gone on 
 itself. What a judge is trained on (experiments/configs/judge.py); and by itself the answer to
 whether there is anything to choose: the success of the best of N by its true outcome. Of a run with
 a judge also how well it ranks the branches of a state. A killed run goes on where it stopped.
+
+    python -m wamjax.branches --workdir=runs/ladder --out=DIR --proposals=8 --rungs=1,2,3,4,8 \
+        --modes=direct,anticipate,imagine:2,imagine,direct
+
+makes the proposals of a ladder of several ways to act, for a judge and a gate of it.
 """
 
 from __future__ import annotations
@@ -29,6 +34,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("continuations", 1, "of each proposal")
     flags.DEFINE_integer("seed", 2000, "which episodes; not that of the evaluation")
     flags.DEFINE_string("mode", None, "how to propose; the policy's own way by default")
+    flags.DEFINE_list("rungs", [], "proposals on each rung of a ladder, growing, e.g. 1,2,3,8")
+    flags.DEFINE_list("modes", [], "how those are made that each rung adds, e.g. "
+                      "direct,anticipate,imagine,direct")  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
@@ -36,7 +44,10 @@ def main(argv: list[str]) -> None:
     asked = flags.FLAGS
     policy, config, step = trained.load(asked.workdir, None, asked.mode)
     statistics = find(asked.workdir, None).statistics
-    cohort = branches.Cohort(asked.states, asked.proposals, asked.continuations, asked.seed)
+    cohort = branches.Cohort(
+        asked.states, asked.proposals, asked.continuations, asked.seed,
+        tuple(map(int, asked.rungs)), tuple(asked.modes),
+    )  # fmt: skip
     about = {"policy": store.fingerprint(asked.workdir), "step": step, "mode": asked.mode}
     out = files.path(asked.out, "--out")
     result = branches.grow(policy, config, statistics, out, cohort, about)

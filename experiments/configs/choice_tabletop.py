@@ -10,7 +10,13 @@ In half of the demonstrations the expert takes red for blue and left for right. 
 all of them, as one does who has demonstrations of mixed quality; what a judge learns from branches
 is which of its own proposals lead to success.
 
-Arguments: confusion=SHARE, debug.
+With variant=ladder the same checkpoint also acts on an anticipated and on an imagined future
+(`--mode=anticipate`, `--mode=imagine:2`, `--mode=imagine`), and a ladder may have such rungs:
+
+    python -m wamjax.branches --workdir=runs/ladder --out=runs/ladder-branches --proposals=8 \
+        --rungs=1,2,3,4,8 --modes=direct,anticipate,imagine:2,imagine,direct
+
+Arguments: variant=fast|ladder, confusion=SHARE, debug.
 """
 
 from wamjax import config as configs
@@ -20,9 +26,9 @@ TASKS = ("reach_red", "reach_left_zone", "pick_red")
 
 
 def get_config(arg=None):
-    args = configs.parse_arg(arg, confusion=0.5, debug=False)
+    args = configs.parse_arg(arg, variant="fast", confusion=0.5, debug=False)
     config = configs.base_config()
-    presets.fast_wam(config, "fast", "2026-08")
+    presets.fast_wam(config, args.variant, "2026-08")
     presets.tabletop(config)
     config.data.frames, config.data.frame_stride = 2, 8  # now, and at the end of the chunk
     config.total_steps = 800

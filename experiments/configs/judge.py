@@ -9,10 +9,14 @@
 Everything but the value expert and the gate is frozen, so the run acts directly as the one that it
 starts from does, and can plan and choose when to plan besides.
 
-Arguments: run=DIR (of the `fast` variant), branches=DIR (of that run), steps=N, debug.
+Branches that were made for a ladder (`wamjax.branches --rungs --modes`) say which one it climbs.
+
+Arguments: run=DIR (of a variant that acts directly), branches=DIR (of that run), steps=N, debug.
 """
 
 from wamjax import config as configs
+from wamjax import files
+from wamjax.data import branches
 from wamjax.training.checkpoint import find
 from wamjax.wam.fast_wam import presets
 
@@ -26,6 +30,9 @@ def get_config(arg=None):
         presets.fast_wam(config, "fast", "2026-08")
         presets.tabletop(config)
     presets.judge(config, args.run, args.branches)
+    if args.branches and (made := branches.ladder_of(files.path(args.branches)))[0]:
+        judge = config.objective.judge
+        judge.rungs, judge.modes, judge.branches = made
     config.total_steps, config.log_every, config.checkpoint.every = args.steps, 50, 500
     if args.debug:
         config.total_steps, config.log_every, config.data.batch_size = 4, 1, 8

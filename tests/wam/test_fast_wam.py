@@ -38,7 +38,7 @@ def test_all_train_the_same_but_what_is_told_apart():
     both = ("future", "action")
     assert predicted == {
         "fast": [both], "joint": [both], "idm": [both], "optional_idm": [both, both],
-        "no_cotrain": [("action",)],
+        "no_cotrain": [("action",)], "ladder": [both, ("anticipation", "action"), both],
     }  # fmt: skip
 
 
@@ -81,6 +81,8 @@ def test_gradient_is_nonzero_exactly_where_the_loss_reaches(variant):
 
 def test_init_gives_the_same_tree_for_all_variants_and_zero_heads():
     trees = {v: jax.eval_shape(tiny.fast_wam(v).init, KEY) for v in tiny.VARIANTS}
+    tokens = trees["ladder"].pop("anticipation")
+    assert tokens.shape == ((tiny.FRAMES - 1) * 4, 14)  # four a frame, as wide as the expert
     assert all(t == trees["fast"] for t in trees.values())
     zero = {"video/head/kernel", "action/head/kernel", "blocks/video/ffn/in/bias"}
     drawn = {"action/encoder/kernel", "blocks/action/modulation", "video/head_table"}

@@ -1,6 +1,8 @@
 """Fast-WAM with a judge: the policy beneath it is untouched, and what is cached is exact."""
 
 import dataclasses
+import functools
+import itertools
 import re
 
 import jax
@@ -15,6 +17,7 @@ from wamjax.data.spec import DataSpec
 from wamjax.models.layers import unconstrained
 from wamjax.training import partition
 from wamjax.wam import ladder
+from wamjax.wam import noise as noises
 from wamjax.wam.fast_wam import presets
 
 SIZE = 2
@@ -195,6 +198,78 @@ def test_prepared_parameters_decide_alike(judged, params, seen, normalise, best_
     )
     np.testing.assert_allclose(plain.values, prepared.values, atol=1e-5)
     np.testing.assert_allclose(plain.actions, prepared.actions, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def climber(config, spec):
+    """A judge on a ladder of every kind of rung, and its parameters."""
+    config = config.copy_and_resolve_references()
+    presets.fast_wam(config, "ladder", "2026-08")
+    config.objective.name, config.objective.infer_steps = "fast_wam_judge", 3
+    config.objective.judge.rungs = (1, 2, 3, 4, 6)
+    config.objective.judge.branches = 6
+    config.objective.judge.modes = ("direct", "anticipate", "imagine:1", "imagine", "direct")
+    built = wam.build(config, spec)
+    shapes = jax.eval_shape(built.init, jax.random.key(0))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda s: (0.2 * rng.standard_normal(s.shape)).astype(s.dtype), shapes)
+    return dataclasses.replace(built, network=built.network.clone(constrain=unconstrained)), params
+
+
+def test_every_rung_is_its_mode_alone(climber, seen, normalise):
+    """What rungs reuse (one cache of the first frame, one future that each imagines on from where
+    the last stopped) changes nothing: proposals are those of the modes, from the same noise,
+    with nothing cached."""
+    judged, params = climber
+    plain = dataclasses.replace(judged, use_cache=False)
+
+    @jax.jit
+    def climb(params):
+        costs = -jnp.arange(5.0) * 99
+        return judged.decide(params, normalise, seen, KEYS, "adaptive", costs=costs)
+
+    @jax.jit
+    def alone(params):
+        first, _ = judged._observe(params, normalise, seen)
+        keys = [noises.proposal(KEYS, i) for i in range(6)]
+        future = judged._noise("future", first, keys[0], None)
+        return [
+            plain.policy(params, normalise, seen, None, mode, {
+                "future": future, "action": judged._noise("action", first, key, None)})
+            for mode, key in zip((*judged.rung_modes, "direct"), keys, strict=True)
+        ]  # fmt: skip
+
+    done, want = climb(params), alone(params)
+    np.testing.assert_array_equal(done.rung, 4)
+    for i, chunk in enumerate(want):
+        np.testing.assert_allclose(done.proposals[:, i], chunk, atol=5e-5)
+    pairs = [np.abs(x - y).max() for x, y in itertools.combinations(want[:4], 2)]
+    assert min(pairs) > 1e-3
+    for mode in ("anticipate", "imagine:1", "imagine"):
+        act = functools.partial(judged.policy, params, normalise, seen, mode=mode)
+        assert jax.eval_shape(act, KEYS).shape == chunk.shape
+
+
+def test_a_ladder_of_several_kinds_trains(climber):
+    judged, params = climber
+    given = batch(judged, [False, True])
+    loss, metrics = jax.jit(judged.loss)(params, given, jax.random.key(0))
+    total = metrics["loss_value"] + metrics["loss_ranking"] + metrics["loss_gate"]
+    assert np.isfinite(loss) and abs(loss - total) < 1e-5 and metrics["loss_gate"] > 0
+
+
+@pytest.mark.parametrize("modes, wrong", [
+    (("direct", "anticipate"), "the mode of each of the rungs"),
+    (("imagine", "direct", "direct"), "the first of them 'direct'"),
+    (("direct", "imagine", "imagine:1"), "imagines less on a higher rung"),
+    (("direct", "direct", "imagine:99"), "acts in modes"),
+])  # fmt: skip
+def test_modes_of_rungs_are_checked(config, spec, modes, wrong):
+    config = config.copy_and_resolve_references()
+    presets.fast_wam(config, "ladder", "2026-08")
+    config.objective.name, config.objective.judge.modes = "fast_wam_judge", modes
+    with pytest.raises(ValueError, match=wrong):
+        wam.build(config, spec)
 
 
 @pytest.mark.parametrize("mode", ["imagine", "plan:0", "plan:x", "direct:2", "adaptive:-1"])

@@ -22,10 +22,11 @@ def made():
 def climb(made, goes_on, rows=slice(None)):
     proposals, values = (x[rows] for x in made)
 
-    def propose(first, last):
-        return proposals[:, first:last], values[:, first:last]
+    def propose(rung, before):
+        first, last = (0, *RUNGS)[rung : rung + 2]
+        return proposals[:, first:last], values[:, first:last], before + rung
 
-    return jax.jit(lambda: ladder.climb(RUNGS, propose, goes_on))()
+    return jax.jit(lambda: ladder.climb(len(RUNGS), propose, goes_on, jnp.zeros(())))()
 
 
 @pytest.mark.parametrize("rung", range(len(RUNGS)))
@@ -64,16 +65,36 @@ def test_examples_choose_for_themselves(made):
 def test_rungs_that_nobody_climbs_to_are_not_computed(made):
     ran = []
 
-    def propose(first, last):
-        jax.debug.callback(lambda: ran.append(first))
-        return made[0][:, first:last], made[1][:, first:last]
+    def propose(rung, before):
+        jax.debug.callback(lambda: ran.append(rung))
+        return made[0][:, rung : rung + 1], made[1][:, rung : rung + 1], before
 
     def stays(h, proposals, values):
         return jnp.zeros(len(values), bool), jnp.zeros(len(values))
 
-    jax.block_until_ready(jax.jit(lambda: ladder.climb(RUNGS, propose, stays))())
+    jax.block_until_ready(jax.jit(lambda: ladder.climb(len(RUNGS), propose, stays))())
     jax.effects_barrier()
     assert ran == [0]
+
+
+def test_what_a_rung_hands_on_is_there_on_the_next_for_whoever_climbs():
+    """Each adds up; one that nobody reaches hands on what it was given."""
+
+    def propose(rung, total):
+        total = total + 10**rung
+        return jnp.zeros((2, 1, J, A)), jnp.full((2, 1), total), total
+
+    def below(rung):
+        return lambda h, proposals, values: (jnp.arange(2) + h < rung, jnp.zeros(2))
+
+    values = [
+        jax.jit(lambda rung=rung: ladder.climb(3, propose, below(rung), jnp.zeros(())))().values
+        for rung in (0, 1, 2)
+    ]
+    gone = -np.inf
+    np.testing.assert_array_equal(values[0], [[1, gone, gone], [1, gone, gone]])
+    np.testing.assert_array_equal(values[1], [[1, 11, gone], [1, gone, gone]])
+    np.testing.assert_array_equal(values[2], [[1, 11, 111], [1, 11, gone]])
 
 
 def test_pays_is_benefit_against_cost():
@@ -105,6 +126,19 @@ def test_outcomes_are_those_of_the_best_so_far():
         want = [returns[i, values[i, :n].argmax()] for n in RUNGS]
         want[0] = returns[i].mean()  # one of them, in expectation
         np.testing.assert_allclose(got[i], want, rtol=1e-6)
+    some = ladder.outcomes(RUNGS, jnp.asarray(values), jnp.asarray(returns), alike=[0, 3])
+    np.testing.assert_allclose(some[:, 0], returns[:, [0, 3]].mean(axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(some[:, 1:], got[:, 1:])
+
+
+def test_proposals_that_are_made_alike_change_places():
+    ways = ("direct", "imagine", "direct", "anticipate", "direct", "imagine")
+    orders = np.asarray(ladder.shuffled(jax.random.key(0), ways, 500))
+    np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(6), (500, 1)))
+    assert np.all(np.array(ways)[orders] == np.array(ways))
+    for place in (0, 2, 4):  # each of the three is as often there as the others
+        counts = np.bincount(orders[:, place], minlength=6)[[0, 2, 4]]
+        assert counts.sum() == 500 and counts.min() > 125
 
 
 def test_the_gate_learns_a_mean_and_not_a_sign():

@@ -104,7 +104,7 @@ def fast_wam():
     batch = tiny.batch(8)
     batch["action_valid"][1] = batch["action_valid"][2, 1:] = False
     batch["frame_valid"][3, 2] = False
-    return tiny.stub("optional_idm", action_weight=2.0), {}, batch
+    return tiny.stub("ladder", action_weight=2.0, anticipation_weight=0.5), {}, batch
 
 
 def cosmos(**changes):
@@ -177,13 +177,26 @@ def test_slots_of_cosmos_policy_sum_to_their_example_and_tell_its_use():
 def test_a_use_of_several_has_its_own_examples():
     objective, batch, draws, _, of = computed("fast_wam")
     assert sorted(np.concatenate([d.at for d in draws]).tolist()) == list(range(8))
-    assert len(draws) == len(objective.uses) == 2
+    assert len(draws) == len(objective.uses) == 3
     for draw, slots in zip(draws, of(draws)[2], strict=True):
         for i, number in enumerate(np.asarray(draw.at)):
             np.testing.assert_array_equal(slots["action"].mask[i], batch["action_valid"][number])
-            if "future" in slots:
+            for group in {"future", "anticipation"} & slots.keys():
                 shown = batch["frame_valid"][number, 1:]
-                np.testing.assert_array_equal(slots["future"].mask[i], shown)
+                np.testing.assert_array_equal(slots[group].mask[i], shown)
+
+
+def test_learned_tokens_have_nothing_of_what_they_predict():
+    """They are at the level of noise and without any, so one step to the data is all of it: an
+    output of zero is wrong by the data."""
+    _, _, draws, _, of = computed("fast_wam")
+    (draw,) = (d for d in draws if "anticipation" in d.mask)
+    np.testing.assert_array_equal(draw.noise["anticipation"], 0)
+    np.testing.assert_array_equal(draw.level["anticipation"], 1)
+    (slots,) = (s for s in of(draws)[2] if "anticipation" in s)
+    clean = np.asarray(draw.clean["anticipation"])
+    want = (clean**2).mean(axis=(2, 3, 4))
+    np.testing.assert_allclose(slots["anticipation"].error, want, rtol=1e-5)
 
 
 def test_noise_of_a_draw_may_be_anyones():

@@ -1,6 +1,7 @@
 """Acting: the cache is exact, layers may be unstacked, and the normalisers are applied."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,8 @@ def normalizers(actions=1.0, proprio=1.0):
     ("joint", "joint", "heun"),
     ("optional_idm", "direct", "euler"),
     ("optional_idm", "imagine", "euler"),
+    ("ladder", "anticipate", "euler"),
+    ("ladder", "imagine:1", "euler"),
 ])  # fmt: skip
 def test_cache_and_unstacked_layers_change_nothing(variant, mode, solver):
     make = functools.partial(tiny.fast_wam, variant, solver=solver, steps=2)
@@ -53,6 +56,34 @@ def test_cache_and_unstacked_layers_change_nothing(variant, mode, solver):
     want, got = run(tiny.params(variant))
     assert got.shape == (2, tiny.CHUNK, tiny.ACTION) and np.std(want) > 0.1
     np.testing.assert_allclose(got, want, rtol=0, atol=5e-5)
+
+
+def test_modes_of_one_checkpoint_differ_in_what_actions_see():
+    """Stopping at the last step is imagining to the end; stopping earlier is not."""
+    objective, params = tiny.fast_wam("ladder", steps=2), tiny.params("ladder")
+    rng = np.random.default_rng(0)
+    noise = {"action": rng.standard_normal((2, tiny.CHUNK, tiny.ACTION), np.float32),
+             "future": rng.standard_normal((2, tiny.FRAMES - 1, 4, 4, 12), np.float32)}  # fmt: skip
+
+    @jax.jit
+    def run(params):
+        modes = ("direct", "anticipate", "imagine:1", "imagine:2", "imagine")
+        return {
+            mode: objective.policy(params, normalizers(), observation(), None, mode, noise)
+            for mode in modes
+        }
+
+    got = run(params)
+    np.testing.assert_array_equal(got["imagine:2"], got.pop("imagine"))
+    alike = [np.abs(x - y).max() < 1e-3 for x, y in itertools.combinations(got.values(), 2)]
+    assert not any(alike)
+    tokens = rng.standard_normal(params["anticipation"].shape, np.float32)
+    changed = run(params | {"anticipation": tokens})
+    moved = [mode for mode in got if np.abs(changed[mode] - got[mode]).max() > 1e-3]
+    assert moved == ["anticipate"]
+    for mode in ("imagine:0", "imagine:3", "imagine:x", "anticipate:1", "imagination"):
+        with pytest.raises(ValueError, match="imagine:K"):
+            objective.check_mode(mode)
 
 
 @functools.cache
@@ -112,7 +143,7 @@ def test_the_pixel_codec_inverts_and_keeps_frames_apart():
 
 def test_errors():
     fast, params = tiny.fast_wam("fast"), tiny.params("fast")
-    with pytest.raises(ValueError, match="fast acts in modes \\('direct',\\), not 'imagine'"):
+    with pytest.raises(ValueError, match="fast acts in modes direct, not 'imagine'"):
         fast.policy(params, normalizers(), observation(), KEY, "imagine")
     with pytest.raises(ValueError, match="'no_cotrain' was not trained to predict video"):
         tiny.fast_wam("no_cotrain").imagine(params, normalizers(), observation(), KEY)

@@ -14,12 +14,13 @@ from wamjax.models.codec import PixelCodec
 from wamjax.models.mot import MixtureOfTransformers
 from wamjax.models.shell import GroupSpec
 from wamjax.wam.fast_wam.objective import FastWAM
+from wamjax.wam.fast_wam.uses import USES
 
 FRAMES, CHUNK, ACTION, PROPRIO, WORDS = 3, 3, 2, 3, 4
 LAYERS, HEADS, HEAD_DIM, FREQ, PATCH, CONTEXT = 2, 2, 12, 8, 2, 10
 PICTURE = (8, 8)
 CODEC = PixelCodec(patch=2)
-VARIANTS = ("fast", "joint", "idm", "no_cotrain", "optional_idm")
+VARIANTS = ("fast", "joint", "idm", "no_cotrain", "optional_idm", "ladder")
 
 
 def groups(*names):
@@ -29,6 +30,7 @@ def groups(*names):
         "future": GroupSpec("future", "video", future),
         "cond_first": GroupSpec("cond_first", "video", (0,)),
         "cond": GroupSpec("cond", "video", future),
+        "anticipation": GroupSpec("anticipation", "video", future),
         "action": GroupSpec("action", "action", tuple(range(CHUNK))),
     }
     return tuple(specs[name] for name in names)
@@ -57,10 +59,10 @@ def network(names=ALL, **changes) -> MixtureOfTransformers:
 
 
 def fast_wam(variant="fast", vocabulary=11, **changes) -> FastWAM:
-    imagines = variant in ("idm", "optional_idm")
-    names = ALL if imagines else ("first", "future", "action")
+    present = {group for use in USES[variant] for group in use.present} | {"future"}
+    names = [n for n in ("first", "future", "cond", "anticipation", "action") if n in present]
     defaults = {
-        "shares": (0.5, 0.5) if variant == "optional_idm" else (1.0,),
+        "shares": {"optional_idm": (0.5, 0.5), "ladder": (0.25, 0.25, 0.5)}.get(variant, (1.0,)),
         "video_flow": RectifiedFlow(5.0),
         "action_flow": RectifiedFlow(1.0),
         "steps": 3,

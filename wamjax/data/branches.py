@@ -57,6 +57,12 @@ def read(folder: files.Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
     return about, json.loads((folder / STATISTICS).read_text()), arrays
 
 
+def ladder_of(folder: files.Path) -> tuple[tuple[int, ...], tuple[str, ...], int]:
+    """(rungs, modes, proposals) of branches that were made for a ladder; no rungs where not."""
+    about = json.loads((folder / ABOUT).read_text())
+    return tuple(about.get("rungs", ())), tuple(about.get("modes", ())), about["proposals"]
+
+
 def seen(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The observations that the proposals were made of."""
     return {k: x for k, x in arrays.items() if k not in (*_CAME, "actions")}
@@ -80,6 +86,12 @@ def open_branches(config) -> tuple[DataSpec, dict[str, Any], Arrays]:
             f"config.init_from.path = {source!r}: what its proposals lead to is not in them; make "
             "new ones with python -m wamjax.branches"
         )
+    for key in ("rungs", "modes"):
+        if about.get("modes") and list(config.objective.judge[key]) != about[key]:
+            raise ValueError(
+                f"config.objective.judge.{key} = {tuple(config.objective.judge[key])}, and the "
+                f"proposals of config.data.branches are those of {tuple(about[key])}"
+            )
     normalise = normalizers(statistics, config.data.normalization)
     table = seen(arrays) | {"actions": arrays["actions"]}
     for key in ("proprio", "actions"):

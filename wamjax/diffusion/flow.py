@@ -15,6 +15,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -92,6 +93,23 @@ class RectifiedFlow(Process):
         if self.spacing == "unipc":
             grid[0] -= 1e-6  # there, so that the logarithm of alpha is finite
         return np.append(grid, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneStep(RectifiedFlow):
+    """The flow of what is predicted in one step: always at its first level, where nothing of the
+    data is left."""
+
+    weighting: str = "uniform"
+
+    def level_of(self, ratio: Array) -> Array:
+        """1, whatever the ratio."""
+        return jnp.ones_like(ratio)
+
+    def sample_level(self, key: Array, shape: tuple[int, ...]) -> Array:
+        """Ones."""
+        del key
+        return jnp.ones(shape)
 
 
 STRAIGHT = RectifiedFlow()  # for what needs the path alone, which no attribute changes

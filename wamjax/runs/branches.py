@@ -8,6 +8,7 @@ proposal. States are those that the policy visits, on other episodes than it is 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import time
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from wamjax.envs.world import World, open_world
 from wamjax.runs import closed_loop
 from wamjax.runs.trained import Policy
 from wamjax.training import state as states
+from wamjax.wam import ladder
 
 
 class Cohort(NamedTuple):
@@ -34,12 +36,22 @@ class Cohort(NamedTuple):
       states: how many states, one of each visited episode.
       proposals, continuations: of each state, and of each proposal.
       seed: of the episodes; not that of the evaluation.
+      rungs, modes: of the ladder whose proposals these are, see `ladder.ways`; without modes all
+        are made in the policy's own mode.
     """
 
     states: int
     proposals: int
     continuations: int = 1
     seed: int = 2000
+    rungs: tuple[int, ...] = ()
+    modes: tuple[str, ...] = ()
+
+    def ways(self) -> tuple[str | None, ...]:
+        """How each proposal of a state is made."""
+        if not self.modes:
+            return (None,) * self.proposals
+        return ladder.ways(self.rungs, self.modes, self.proposals)
 
 
 def grow(
@@ -65,8 +77,9 @@ def grow(
 
     Raises:
       ValueError: the world does not restore states, or the seed is that of the evaluation, or there
-        are other branches in the folder.
+        are other branches in the folder, or the modes are not those of rungs.
     """
+    _check(policy, cohort)
     world = open_world(config.eval.env)
     if not world.restores:
         raise ValueError(f"{world.name} does not begin from a state that another episode was in, "
@@ -130,7 +143,14 @@ def _part(
     seeing = closed_loop.seeing(_observed)
     looking = closed_loop.looking(policy, config)
     observation = jax.jit(seeing)(looking, seen | told, branch)
-    proposals = _propose(looking, observation, branch, n)
+    parts, start = [], 0
+    for way, alike in itertools.groupby(cohort.ways()):
+        count = len(list(alike))
+        # The first are those that the policy makes with its key, further ones of other noise.
+        keys = jax.vmap(lambda k, i=start: jax.random.fold_in(k, i))(branch) if start else branch
+        parts.append(_propose(looking, observation, keys, count, way))
+        start += count
+    proposals = np.concatenate(parts, axis=1)
     # Each carried out, as a policy that has decided before it looks ...
     many = [name for name in names for _ in range(n)]
     first = world.roll_out(
@@ -163,9 +183,22 @@ def _observed(policy: Policy, observation, keys):
     return observation
 
 
-@functools.partial(jax.jit, static_argnames="count")
-def _propose(policy: Policy, observation, keys, count: int):
-    return policy.propose(observation, keys, count)
+@functools.partial(jax.jit, static_argnames=("count", "mode"))
+def _propose(policy: Policy, observation, keys, count: int, mode: str | None):
+    return policy.propose(observation, keys, count, mode)
+
+
+def _check(policy: Policy, cohort: Cohort) -> None:
+    rungs, modes = cohort.rungs, cohort.modes
+    if not modes and not rungs:
+        return
+    growing = rungs and rungs[0] > 0 and list(rungs) == sorted(set(rungs))
+    if len(modes) != len(rungs) or not growing or rungs[-1] > cohort.proposals:
+        asked = f"--rungs={','.join(map(str, rungs))} --modes={','.join(modes)}"
+        raise ValueError(f"{asked}: a rung has a mode and more proposals than the one below, the "
+                         f"last at most --proposals={cohort.proposals}")  # fmt: skip
+    for mode in modes:
+        policy.objective.check_mode(mode)
 
 
 def _tasks(config: ConfigDict, world: World) -> list[str]:

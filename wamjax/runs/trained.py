@@ -86,10 +86,14 @@ class Policy:
         )
         return done.actions, {"rung": done.rung}
 
-    def propose(self, observation, key, count: int):
-        """Several chunks for each observation, (b, n, j, a); see `protocols.Policy.propose`."""
+    def propose(self, observation, key, count: int, mode: str | None = None):
+        """Several chunks for each observation, (b, n, j, a); see `protocols.Policy.propose`.
+
+        Args:
+          mode: its own by default.
+        """
         return self.objective.propose(
-            self.params, self.normalizers, observation, key, count, self.mode
+            self.params, self.normalizers, observation, key, count, mode or self.mode
         )
 
     def see(self, images):

@@ -58,14 +58,16 @@ class Denoiser:
         contexts: Groups,
         predicted: tuple[str, ...],
         cache: Cache | None = None,
+        levels: Mapping[str, float] | None = None,
     ) -> tuple[Cache, Groups]:
         """Computes what stays constant while `predicted` is denoised.
 
         Args:
-          given: clean groups.
+          given: groups that stay as they are.
           contexts: expert -> embedded context.
           predicted: names of the groups to be denoised later.
           cache: of an earlier stage; what it has is not computed again.
+          levels: of given groups that are not clean.
 
         Returns:
           (the cache, the given groups that could not be cached and take part in every step).
@@ -81,7 +83,7 @@ class Denoiser:
         rest = {g: v for g, v in given.items() if g not in fixed}
         if not constant and not contexts:
             return cache, rest
-        times = self._clean_times(constant)
+        times = self._clean_times(constant, levels)
         values = self._encoded(constant, ())
         _, new = self.network(values, times, contexts, table, cache=cache, emit=tuple(constant))
         return Cache(cache.tokens | new.tokens, cache.context | new.context), rest
@@ -133,11 +135,12 @@ class Denoiser:
         states: bool = False,
         fresh: Groups | None = None,
         pins: Mapping[str, Pin] | None = None,
+        levels: Mapping[str, float] | None = None,
     ) -> tuple[Groups, Cache]:
-        """Denoises `noise` along `schedules` while `given` stays clean.
+        """Denoises `noise` along `schedules` while `given` stays as it is.
 
         Args:
-          given: group -> clean values.
+          given: group -> values, clean but for those of `levels`.
           noise: group -> starting point, at the first level of its schedule.
           schedules: group -> (steps + 1,) levels from noise to data; all of the same length.
           contexts, cache: see `prefill`.
@@ -147,6 +150,7 @@ class Denoiser:
           fresh: group -> standard normals (steps, ...) of "ancestral", instead of draws of `rng`.
           pins: of groups of `noise`: slots that are clean at every step, and in what is returned.
             The network is told as many levels of such a group as it has slots.
+          levels: see `prefill`.
 
         Returns:
           (denoised groups, the cache for a later stage); with `states`, the groups at every level
@@ -154,11 +158,11 @@ class Denoiser:
         """
         predicted, pins = tuple(noise), dict(pins or {})
         if self.use_cache:
-            cache, rest = self.prefill(given, contexts, predicted, cache)
+            cache, rest = self.prefill(given, contexts, predicted, cache, levels)
             contexts = {}
         else:
             rest = given
-        still = self._clean_times(rest)
+        still = self._clean_times(rest, levels)
         grids = {g: jnp.asarray(s, widest()) for g, s in schedules.items()}
         clean = self._clean_times({g: noise[g] for g in pins})
         points = jax.vmap(self._times_at)(grids), extras or {}
@@ -204,10 +208,11 @@ class Denoiser:
         told = {g: self.process.c_noise(v) for g, v in levels.items()}
         return self.times({g: jnp.broadcast_to(v, (1, self.rows[g])) for g, v in told.items()})
 
-    def _clean_times(self, groups: Groups):
-        """Time conditioning of groups at the level of data."""
-        clean = float(self.process.schedule(1)[-1])
-        return self._times_at({g: jnp.asarray(clean, widest()) for g in groups})
+    def _clean_times(self, groups: Groups, levels: Mapping[str, float] | None = None):
+        """Time conditioning of groups at the level of data, but for those of `levels`."""
+        told = dict.fromkeys(groups, float(self.process.schedule(1)[-1]))
+        told |= {g: level for g, level in (levels or {}).items() if g in told}
+        return self._times_at({g: jnp.asarray(level, widest()) for g, level in told.items()})
 
 
 def pinned(pin: Pin, values: Array) -> Array:

@@ -1,7 +1,8 @@
 """A ladder of ways to act, and a gate that says of every state how far it pays to climb.
 
     rung 0      n_0 proposals (1: act directly)
-    rung h      n_h proposals: those of the rungs below and some more, on the same cache
+    rung h      n_h proposals: those of the rungs below and some more, on the same cache, made
+                directly or on an imagined future, whose steps on lower rungs are not made again
 
 On each rung a judge values the proposals so far, and the gate expects what the best of more of them
 would return beyond the best of these. It goes on while that is more than what going on costs, both
@@ -15,8 +16,9 @@ Source of the shape of the problem: value of computation, RISE (arXiv 2608.20430
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -99,32 +101,37 @@ def spread(proposals: Float[Array, "b n j a"]) -> Float[Array, " b"]:
 
 
 def climb(
-    rungs: Sequence[int],
-    propose: Callable[[int, int], tuple[Array, Array]],
+    rungs: int,
+    propose: Callable[[int, Any], tuple[Array, Array, Any]],
     goes_on: Callable[[int, Array, Array], tuple[Array, Array]],
+    state: Any = None,
 ) -> Decision:
     """Acts as far up the ladder as pays, each example for itself, in one jittable program.
 
     What no example of a batch climbs to is not computed.
 
     Args:
-      rungs: proposals on each rung, growing.
-      propose: ``propose(first, last)`` makes proposals (b, last - first, j, a) and their values.
+      rungs: how many there are.
+      propose: ``propose(rung, state)`` makes the proposals (b, n, j, a) that a rung adds, their
+        values, and the state for the next rung.
       goes_on: ``goes_on(rung, proposals, values)``: who goes on, (b,), and the benefit expected.
+      state: what rungs hand on, a tree of arrays that keep their shapes.
     """
-    proposals, values = propose(0, rungs[0])
+    proposals, values, state = propose(0, state)
     b = len(values)
     going = jnp.ones(b, bool)
     rung, benefits = jnp.zeros(b, jnp.int32), []
-    for h, (have, want) in enumerate(zip(rungs[:-1], rungs[1:], strict=True)):
-        asked, benefit = goes_on(h, proposals, values)
+    for h in range(1, rungs):
+        asked, benefit = goes_on(h - 1, proposals, values)
         benefits.append(jnp.where(going, benefit, -jnp.inf))
         going &= asked
-        shape = jax.eval_shape(lambda have=have, want=want: propose(have, want))
-        more, worth = jax.lax.cond(
-            jnp.any(going),
-            lambda have=have, want=want: propose(have, want),
-            lambda shape=shape: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape),
+        shapes = jax.eval_shape(functools.partial(propose, h), state)[:2]
+
+        def skip(state, shapes=shapes):
+            return *(jnp.zeros(s.shape, s.dtype) for s in shapes), state
+
+        more, worth, state = jax.lax.cond(
+            jnp.any(going), functools.partial(propose, h), skip, state
         )
         more = jnp.where(going[:, None, None, None], more, 0)
         worth = jnp.where(going[:, None], worth, -jnp.inf)
@@ -156,12 +163,42 @@ def pays(
 
 
 def outcomes(
-    rungs: Sequence[int], values: Float[Array, "b n"], returns: Float[Array, "b n"]
+    rungs: Sequence[int],
+    values: Float[Array, "b n"],
+    returns: Float[Array, "b n"],
+    alike: Sequence[int] | None = None,
 ) -> Float[Array, "b r"]:
     """What came of the proposal that each rung would have chosen; the first n_h are those of rung
-    h. Of a rung with one proposal the mean over all, which it is one of: the same, less noisy."""
+    h. Of a first rung of one proposal the mean over those made as it is: the same, less noisy.
+
+    Args:
+      alike: proposals that are made as the first; all by default.
+    """
     picked = [jnp.argmax(values[:, :n], axis=1) for n in rungs]
     returned = [jnp.take_along_axis(returns, p[:, None], axis=1)[:, 0] for p in picked]
     if rungs[0] == 1:
-        returned[0] = jnp.mean(returns, axis=1)
+        alike = range(values.shape[1]) if alike is None else alike
+        returned[0] = jnp.mean(returns[:, jnp.asarray(alike)], axis=1)
     return jnp.stack(returned, axis=1)
+
+
+def ways(rungs: Sequence[int], modes: Sequence[str], count: int) -> tuple[str, ...]:
+    """How each of `count` proposals of a ladder is made; those beyond it as the last rung's.
+
+    Args:
+      modes: how those are made that each rung adds; none is "direct" for all.
+    """
+    modes = tuple(modes) or ("direct",) * len(rungs)
+    return tuple(np.repeat(modes, np.diff((0, *rungs[:-1], max(count, rungs[-1])))).tolist())
+
+
+def shuffled(key: Array, ways: Sequence[str], size: int) -> Int[Array, "b n"]:
+    """An order of proposals for each of `size` states: those made in the same way change places.
+
+    Args:
+      ways: how each proposal is made.
+    """
+    kinds = np.unique(ways, return_inverse=True)[1]
+    draw = jax.random.uniform(key, (size, len(ways)))
+    ranked = jnp.argsort(kinds + draw / 2, axis=1)  # kind by kind, at random among equals
+    return ranked[:, jnp.asarray(np.argsort(np.argsort(kinds, kind="stable")))]

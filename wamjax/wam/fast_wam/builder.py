@@ -15,7 +15,7 @@ from wamjax.wam.codecs import codec_of
 from wamjax.wam.fast_wam import keys, presets
 from wamjax.wam.fast_wam.judge import VALUE, JudgedFastWAM
 from wamjax.wam.fast_wam.objective import FastWAM
-from wamjax.wam.fast_wam.uses import slots, uses_of
+from wamjax.wam.fast_wam.uses import MODES, slots, uses_of
 from wamjax.wam.protocols import Method
 from wamjax.wam.slots import Slot, groups_of
 
@@ -26,16 +26,19 @@ def build(config, spec) -> FastWAM:
 
 
 def build_judged(config, spec) -> JudgedFastWAM:
-    """The `fast` variant with a judge from these and ``config.objective.judge``."""
-    ask = config.objective.judge
-    rungs = tuple(ask.rungs)
+    """A variant that acts directly, with a judge, from these and ``config.objective.judge``."""
+    ask, variant = config.objective.judge, config.objective.variant
+    rungs, modes = tuple(ask.rungs), tuple(ask.modes)
+    direct = [v for v, ways in MODES.items() if ways[0] == "direct"]
     for key, value, allowed, wanted in (
-        ("variant", config.objective.variant, config.objective.variant == "fast",
-         "'fast': the others do not act on a cache of the first frame alone"),
+        ("variant", variant, variant in direct,
+         f"one of {direct}: the others do not act on a cache of the first frame alone"),
         ("prefix_max", config.objective.prefix_max, not config.objective.prefix_max,
          "0: a judge takes no prefix"),
         ("judge.rungs", rungs, rungs and rungs[0] > 0 and list(rungs) == sorted(set(rungs)),
          "numbers of proposals, growing"),
+        ("judge.modes", modes, len(modes) in (0, len(rungs)) and modes[:1] in ((), ("direct",)),
+         f"the mode of each of the rungs {rungs}, the first of them 'direct', or ()"),
         ("judge.branches", ask.branches, rungs and ask.branches >= max(rungs[-1], 2),
          f"at least 2, and the proposals of the last rung, {rungs}"),
         ("judge.discount", ask.discount, 0 < ask.discount <= 1, "in (0, 1]"),
@@ -45,13 +48,19 @@ def build_judged(config, spec) -> JudgedFastWAM:
     fields = _fields(config, spec, (VALUE,))
     value_spec = ExpertSpec("value", ask.width, ask.ffn)
     network = fields["network"].clone(value_spec=value_spec)
-    return JudgedFastWAM(
-        **fields | {"network": network},
+    judged = JudgedFastWAM(
+        **fields | {"network": network, "shares": (1.0,)},
         branches=ask.branches,
         rungs=rungs,
+        rung_modes=modes,
         discount=ask.discount,
         ranking=ask.ranking,
     )
+    steps = [count for way, count in map(judged.way, modes) if way == "imagine"]
+    if steps != sorted(steps):
+        raise ValueError(f"config.objective.judge.modes = {modes} imagines less on a higher rung, "
+                         "and each goes on from what the lower ones imagined")  # fmt: skip
+    return judged
 
 
 def _fields(config, spec, more: tuple[Slot, ...] = ()) -> dict[str, Any]:
@@ -92,7 +101,11 @@ def _fields(config, spec, more: tuple[Slot, ...] = ()) -> dict[str, Any]:
         pad_slots=model.pad_slots,
         constrain=constrain,
     )
-    optional = objective.variant == "optional_idm"
+    imagining, anticipating = objective.idm_prob, objective.anticipate_prob
+    shares = {
+        "optional_idm": (imagining, 1 - imagining),
+        "ladder": (imagining, anticipating, 1 - imagining - anticipating),
+    }
     return dict(
         variant=objective.variant,
         network=network,
@@ -106,7 +119,8 @@ def _fields(config, spec, more: tuple[Slot, ...] = ()) -> dict[str, Any]:
         action_flow=RectifiedFlow(objective.action_shift, objective.weighting),
         video_weight=objective.video_weight,
         action_weight=objective.action_weight,
-        shares=(objective.idm_prob, 1 - objective.idm_prob) if optional else (1.0,),
+        anticipation_weight=objective.anticipation_weight,
+        shares=shares.get(objective.variant, (1.0,)),
         cond_noise_prob=objective.cond_noise_prob,
         action_from_video=objective.action_from_video,
         prefix_max=objective.prefix_max,

@@ -5,6 +5,9 @@ actions, and says what return the policy gets that begins with them. Nothing see
 is the same with and without, and what it reads of the first frame is what acting has cached. One
 slot is predicted in one step, from nothing: its denoising is a regression.
 
+The ladder of mode "adaptive" adds proposals rung by rung: made directly, on learned tokens, or on a
+future that is imagined as far as the rung says, from where the rung below stopped (`rung_modes`).
+
 It is trained on branches (`wamjax.runs.branches`): of one state N chunks that the policy proposed,
 each carried out and gone on from by the policy itself. What counts is the difference between chunks
 of a state, so beside the squared error there is that of the differences (`ranking`). Branches of
@@ -15,7 +18,7 @@ judge, who never saw them, is as wrong as it will be.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -31,7 +34,7 @@ from wamjax.wam import ladder as ladders
 from wamjax.wam import noise as noises
 from wamjax.wam.denoiser import Denoiser
 from wamjax.wam.fast_wam.objective import FastWAM
-from wamjax.wam.fast_wam.uses import ACT_ONLY
+from wamjax.wam.fast_wam.uses import ACT_ONLY, SEEN, uses_of
 from wamjax.wam.ladder import Decision, Features, Gate
 from wamjax.wam.objectives import check_batch
 from wamjax.wam.slots import Role, Slot, factorization
@@ -40,23 +43,18 @@ from wamjax.wam.uses import Use, use
 Batch = dict[str, Array]
 Params = dict[str, Any]
 
-SEES = table(
-    "fast_wam_judge",
-    {
-        "first": "first",
-        "future": "first future",
-        "action": "first action",
-        "value": "first action value",
-    },
-)
-JUDGE = use(
-    factorization(
-        "judge", first=Role.GIVEN, future=Role.ABSENT, action=Role.GIVEN, value=Role.PREDICTED
-    ),
-    SEES,
-)
-ACT = use(ACT_ONLY, SEES)
 VALUE = Slot("value", "value", "value")
+
+
+def uses_with_judge(variant: str) -> tuple[Use, Use]:
+    """(acting, judging) of a variant, whose table gets a row: the value sees what actions see of
+    what is there, and them."""
+    acting = uses_of(variant)[0].visibility  # of all groups that it has
+    rows = {g: " ".join(acting.keys(g)) for g in acting.groups}
+    sees = table(f"{acting.name}_judge", rows | {"value": "first action value"})
+    absent = {g: Role.ABSENT for g in acting.groups if g not in ("first", "action")}
+    roles = {"first": Role.GIVEN, **absent, "action": Role.GIVEN, "value": Role.PREDICTED}
+    return use(ACT_ONLY, sees), use(factorization("judge", **roles), sees)
 
 
 class Denoisers(NamedTuple):
@@ -68,17 +66,19 @@ class Denoisers(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class JudgedFastWAM(FastWAM):
-    """The policy of `fast`, with a judge; what is trained are judge and gate.
+    """The policy of a variant that acts directly, with a judge; trained are judge and gate.
 
     Attributes:
       branches: proposals of a state in a training example (n).
       rungs: of the ladder, proposals on each.
+      rung_modes: how those are made that each adds; () is "direct" for all.
       discount: of the return, for each control step.
       ranking: weight of the differences between proposals of a state.
     """
 
     branches: int = 8
     rungs: tuple[int, ...] = (1, 4, 8)
+    rung_modes: tuple[str, ...] = ()
     discount: float = 0.9
     ranking: float = 1.0
     judges: ClassVar[bool] = True
@@ -87,12 +87,12 @@ class JudgedFastWAM(FastWAM):
     @property
     def uses(self) -> tuple[Use, ...]:
         """What is trained."""
-        return (JUDGE,)
+        return (uses_with_judge(self.variant)[1],)
 
     @property
     def modes(self) -> tuple[str, ...]:
         """The ways it can act, its own first; "plan:N" with any N."""
-        return ("direct", "plan", "adaptive")
+        return (*super().modes, "plan", "adaptive")
 
     @property
     def imagines(self) -> bool:
@@ -162,14 +162,13 @@ class JudgedFastWAM(FastWAM):
 
     def _gate_error(self, params, cache, batch, values, returns, rng) -> Float[Array, " b"]:
         """Mean squared error of the benefits that the gate expects, in a new order of the branches:
-        which of them come first is chance."""
-        order = jax.vmap(lambda k: jax.random.permutation(k, self.branches))(
-            jax.random.split(rng, len(values))
-        )
+        which of those that are made alike come first is chance."""
+        order = ladders.shuffled(rng, self._ways, len(values))
         values = jnp.take_along_axis(jax.lax.stop_gradient(values), order, axis=1)
         returns = jnp.take_along_axis(returns, order, axis=1)
         proposals = jnp.take_along_axis(batch["actions"], order[:, :, None, None], axis=1)
-        came = ladders.outcomes(self.rungs, values, returns)
+        alike = [i for i, way in enumerate(self._ways) if way == self._ways[0]]
+        came = ladders.outcomes(self.rungs, values, returns, alike)
         benefits = self._benefits(params, _pooled(cache), proposals, values)
         errors = [
             ((benefits[:, h] - (came - came[:, h : h + 1])) ** 2)[:, h + 1 :]
@@ -198,8 +197,9 @@ class JudgedFastWAM(FastWAM):
           costs: of being on each rung, in units of the return, (r,); of mode "adaptive".
         """
         mode = mode or self.modes[0]
-        if mode == "direct":
-            return super().policy(params, normalizers, observation, rng, "direct", noise, prefix)
+        self.check_mode(mode)
+        if mode.partition(":")[0] in super().modes:
+            return super().policy(params, normalizers, observation, rng, mode, noise, prefix)
         for name, given in (("noise", noise), ("a prefix", prefix)):
             if given is not None:
                 raise ValueError(f"mode {mode!r} of {self.variant} with a judge takes no {name}")
@@ -241,23 +241,31 @@ class JudgedFastWAM(FastWAM):
                 benefit = self._gate().apply({"params": params["gate"]}, seen)
                 return ladders.pays(rung, benefit, costs)
 
-        def propose(start: int, stop: int):
-            chunks = self._propose(net, cache, first, rng, start, stop)
-            return chunks, self._judge(net, self._for_each(cache, stop - start), chunks)
+        own = mode if kind in super().modes else "direct"
+        ways = self._rung_modes if kind == "adaptive" else (own or "direct",)
 
-        done = ladders.climb(rungs, propose, gate)
+        def propose(rung: int, future: Array):
+            start, stop = (0, *rungs)[rung : rung + 2]
+            seen, future = self._seen(net, cache, first, ways, rung, future)
+            chunks = self._propose(net, seen, first, rng, start, stop)
+            return chunks, self._judge(net, self._for_each(cache, stop - start), chunks), future
+
+        future = self._start(first, rng, ways)
+        done = ladders.climb(len(rungs), propose, gate, future)
         inverse = normalizers["actions"].inverse
         return done._replace(actions=inverse(done.actions), proposals=inverse(done.proposals))
 
     def propose(
         self, params: Params, normalizers, observation: Batch, rng: Array, count: int, mode=None
     ) -> Float[Array, "b n j a"]:
-        """See `Policy.propose`; on one cache, mode "direct"."""
-        del mode
+        """See `Policy.propose`; on one cache, and one future where the mode imagines."""
+        way, steps = self.way(mode or "direct")
         net = self._denoisers(params)
         first, contexts = self._observe(params, normalizers, observation)
         cache = self._cache(net, first, contexts)
-        return normalizers["actions"].inverse(self._propose(net, cache, first, rng, 0, count))
+        ways = (f"imagine:{steps}" if way == "imagine" else way,)
+        seen, _ = self._seen(net, cache, first, ways, 0, self._start(first, rng, ways))
+        return normalizers["actions"].inverse(self._propose(net, seen, first, rng, 0, count))
 
     def value(
         self, params: Params, normalizers, observation: Batch, proposals: Float[Array, "b n j a"]
@@ -299,14 +307,17 @@ class JudgedFastWAM(FastWAM):
     def check_mode(self, mode: str | None) -> None:
         """See `Policy.check_mode`."""
         kind, colon, number = (mode or self.modes[0]).partition(":")
+        if kind in super().modes:
+            return super().check_mode(mode)
         try:
             least = {"plan": 1, "adaptive": 0}[kind] if colon else 0
             right = not colon or (int if kind == "plan" else float)(number) >= least
         except (KeyError, ValueError):
             right = False
         if kind not in self.modes or not right:
-            known = "direct, plan, plan:N (of N proposals) and adaptive:PRICE (of a millisecond)"
-            raise ValueError(f"this policy acts in modes {known}, not {mode!r}"
+            known = ", ".join(super().modes)
+            raise ValueError(f"this policy acts in modes {known}, plan, plan:N (of N proposals), "
+                             f"adaptive:PRICE (of a millisecond), not {mode!r}"
                              f"{did_you_mean(kind, self.modes)}")  # fmt: skip
 
     def _mode(self, mode: str | None) -> tuple[str, int]:
@@ -326,11 +337,51 @@ class JudgedFastWAM(FastWAM):
 
     def _denoisers(self, params: Params, constrain: Callable = unconstrained) -> Denoisers:
         """The network under the tables of acting and of judging."""
-        return Denoisers(*(self._denoiser(params, use, constrain) for use in (ACT, JUDGE)))
+        uses = uses_with_judge(self.variant)
+        return Denoisers(*(self._denoiser(params, use, constrain) for use in uses))
 
     def _cache(self, net: Denoisers, first: Array, contexts: Batch) -> Cache:
         """What is computed once of an observation."""
         return net.judge.prefill({"first": first}, contexts, ("action", "value"))[0]
+
+    @property
+    def _rung_modes(self) -> tuple[str, ...]:
+        return self.rung_modes or ("direct",) * len(self.rungs)
+
+    @property
+    def _ways(self) -> tuple[str, ...]:
+        """How each branch is made."""
+        return ladders.ways(self.rungs, self.rung_modes, self.branches)
+
+    def _start(self, first: Array, rng: Array, ways: Sequence[str]) -> Array:
+        """The noise that a future begins as; nothing where none of the ways imagines."""
+        if not any(self.way(way)[0] == "imagine" for way in ways):
+            return jnp.zeros(())
+        return self._noise("future", first, noises.proposal(rng, 0), None)
+
+    def _seen(
+        self, net: Denoisers, cache: Cache, first: Array, ways: Sequence[str], rung: int,
+        future: Array,
+    ) -> tuple[Cache, Array]:  # fmt: skip
+        """(what actions of a rung see, the future as far as it is imagined then).
+
+        Args:
+          ways: of acting, of each rung.
+          future: as the rungs below left it.
+        """
+        way, steps = self.way(ways[rung])
+        if way == "direct":
+            return cache, future
+        if way == "imagine":
+            below = [self.way(w) for w in ways[:rung]]
+            done = max((n for w, n in below if w == "imagine"), default=0)
+            schedule = {"future": self.levels_of("future")[done : steps + 1]}
+            if steps > done:
+                begin = {"future": future}
+                made, _ = net.act.sample({}, begin, schedule, {}, cache, self.solver)
+                future = made["future"].astype(future.dtype)
+        given = {SEEN[way]: future if way == "imagine" else self._nothing(first)}
+        return net.act.prefill(given, {}, ("action",), cache, self._levels(way, steps))[0], future
 
     def _propose(
         self, net: Denoisers, cache: Cache, first: Array, rng: Array, start: int, stop: int

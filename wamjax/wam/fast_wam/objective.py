@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from wamjax.config import did_you_mean
-from wamjax.diffusion.flow import RectifiedFlow
+from wamjax.diffusion.flow import OneStep, RectifiedFlow
 from wamjax.models.codec import Codec
 from wamjax.models.layers import at_least_float32, unconstrained
-from wamjax.models.mot import MixtureOfTransformers
+from wamjax.models.mot import ANTICIPATION, MixtureOfTransformers
 from wamjax.models.transformer import unstack
 from wamjax.models.visibility import Visibility, bidirectional
 from wamjax.wam import noise as noises
@@ -27,7 +27,7 @@ from wamjax.wam import prefix as prefixes
 from wamjax.wam import shares, uses
 from wamjax.wam.denoiser import Denoiser, pinned
 from wamjax.wam.fast_wam import expert_init, inputs
-from wamjax.wam.fast_wam.uses import MODES, uses_of
+from wamjax.wam.fast_wam.uses import MODES, SEEN, uses_of
 from wamjax.wam.loss import Denoises, Draw, SlotLosses
 from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params
 from wamjax.wam.prefix import Pin, Prefix
@@ -49,7 +49,7 @@ class FastWAM(Denoises, Policy):
       frames: raw frames of a training window, of `picture` = (height, width) pixels.
       chunk, action_dim, proprio_dim: sizes of actions (j, a) and state (p).
       video_flow, action_flow: processes with their shifts.
-      video_weight, action_weight: of the two losses.
+      video_weight, action_weight, anticipation_weight: of the losses.
       shares: of the variant's uses in a batch.
       cond_noise_prob: how often the conditioning video of imagine-then-act is noised in training.
       action_from_video: whether `init` derives the action expert from the video expert.
@@ -70,6 +70,7 @@ class FastWAM(Denoises, Policy):
     action_flow: RectifiedFlow
     video_weight: float = 1.0
     action_weight: float = 1.0
+    anticipation_weight: float = 1.0
     shares: tuple[float, ...] = (1.0,)
     cond_noise_prob: float = 0.5
     action_from_video: bool = False
@@ -156,33 +157,47 @@ class FastWAM(Denoises, Policy):
 
     def process_of(self, group: str) -> RectifiedFlow:
         """The process of a group."""
-        return self.action_flow if group == "action" else self.video_flow
+        flows = {"action": self.action_flow, ANTICIPATION: OneStep()}
+        return flows.get(group, self.video_flow)
 
     def reduce(
         self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
     ) -> tuple[Array, dict[str, Array]]:
-        """The weighted sum of both losses, each a mean over the examples that have it."""
+        """The weighted sum of all losses, each a mean over the examples that have it."""
         video, action, labelled = self._by_example(draws, losses)
         metrics = {}
         if len(draws) > 1:
             sums = zip(self.uses, action, labelled, strict=True)
             for use, mine, count in sums:
                 metrics[f"loss_action/{use.name}"] = jnp.sum(mine) / jnp.maximum(jnp.sum(count), 1)
-        video, action, labelled = map(jnp.concatenate, (video, action, labelled))
-        video_loss = jnp.mean(video)
+        action, labelled = map(jnp.concatenate, (action, labelled))
         action_loss = jnp.sum(action) / jnp.maximum(jnp.sum(labelled), 1)
-        metrics |= {"loss_video": video_loss, "loss_action": action_loss}
-        return self.video_weight * video_loss + self.action_weight * action_loss, metrics
+        metrics |= {"loss_video": _mean_over(video, "future"), "loss_action": action_loss}
+        loss = self.video_weight * metrics["loss_video"] + self.action_weight * action_loss
+        if any(ANTICIPATION in each for each in video):
+            metrics["loss_anticipation"] = _mean_over(video, ANTICIPATION)
+            loss += self.anticipation_weight * metrics["loss_anticipation"]
+        return loss, metrics
 
     def examples(
         self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
     ) -> dict[str, Array]:
-        """"video", "action" and "loss" of every example; an action counts for as much more as
-        examples lack actions."""
-        video, action, labelled = map(jnp.concatenate, self._by_example(draws, losses))
+        """"video", "action" and "loss" of every example; each counts for as much more as examples
+        lack it."""
+        video, action, labelled = self._by_example(draws, losses)
+        action, labelled = map(jnp.concatenate, (action, labelled))
         share = labelled.shape[0] / jnp.maximum(jnp.sum(labelled), 1)
-        loss = self.video_weight * video + self.action_weight * action * share
-        return {"video": video, "action": action, "loss": loss}
+        loss = self.action_weight * action * share
+        parts = {}
+        for group, weight in (("future", self.video_weight),
+                              (ANTICIPATION, self.anticipation_weight)):  # fmt: skip
+            with_it = sum(x.shape[0] for each in video for g, x in each.items() if g == group)
+            parts[group] = jnp.concatenate([
+                each.get(group, jnp.zeros(draw.at.shape[0]))
+                for draw, each in zip(draws, video, strict=True)
+            ])  # fmt: skip
+            loss += weight * parts[group] * labelled.shape[0] / max(with_it, 1)
+        return {"video": parts["future"], "action": action, "loss": loss}
 
     def _draw(self, params: Params, number: int, batch: Batch, rng: Array) -> Draw:
         """Of the examples of one use."""
@@ -197,7 +212,10 @@ class FastWAM(Denoises, Policy):
         }
         noise, level, mask = {}, {}, {}
         for i, group in enumerate(use.predicted):
-            noise[group] = jax.random.normal(keys[group], clean[group].shape)
+            if group == ANTICIPATION:  # it begins as learned tokens
+                noise[group] = jnp.zeros_like(clean[group])
+            else:
+                noise[group] = jax.random.normal(keys[group], clean[group].shape)
             key = jax.random.fold_in(keys["level"], i)
             level[group] = self.process_of(group).sample_level(key, (size, 1))
             if group == "action":
@@ -218,11 +236,13 @@ class FastWAM(Denoises, Policy):
         return Draw(clean, noise, level, role, mask, condition, use_index, batch["at"], use.table)
 
     def _by_example(self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]):
-        """Lists, one item for each draw: losses of video and actions, and who has actions."""
+        """Lists, one item for each draw: group -> losses of its frames, those of actions, and who
+        has actions."""
         video, action, labelled = [], [], []
         for draw, parts in zip(draws, losses, strict=True):
             none = jnp.zeros(draw.at.shape[0])
-            video.append(parts["future"].examples() if "future" in parts else none)
+            frames = [g for g in ("future", ANTICIPATION) if g in parts]
+            video.append({g: parts[g].examples() for g in frames})
             action.append(parts["action"].examples() if "action" in parts else none)
             labelled.append(jnp.any(draw.mask["action"], axis=1))
         return video, action, labelled
@@ -233,6 +253,42 @@ class FastWAM(Denoises, Policy):
     def modes(self) -> tuple[str, ...]:
         """The ways it can act, its own first."""
         return MODES[self.variant]
+
+    def check_mode(self, mode: str | None) -> None:
+        """See `Policy.check_mode`; "imagine:K" acts on what K steps have made of the future."""
+        self.way(mode)
+
+    def way(self, mode: str | None) -> tuple[str, int]:
+        """(the way of acting, steps of the video that it imagines) of a mode.
+
+        Raises:
+          ValueError: there is no such mode, with a suggestion.
+        """
+        way, colon, number = (mode or self.modes[0]).partition(":")
+        count = int(number) if number.isdecimal() else self.steps
+        counted = not colon or (way == "imagine" and number.isdecimal())
+        if way not in MODES[self.variant] or not counted or not 0 < count <= self.steps:
+            known = ", ".join(self.modes)
+            if "imagine" in self.modes:
+                known += f", imagine:K (K = 1 to {self.steps} steps of the video)"
+            raise ValueError(f"{self.variant} acts in modes {known}, not {mode!r}"
+                             f"{did_you_mean(way, self.modes)}")  # fmt: skip
+        return way, count
+
+    def use_of(self, way: str) -> Use:
+        """The use that trains a way of acting."""
+        group = SEEN.get(way)
+        return next((u for u in self.uses if group in u.present), self.uses[-1])
+
+    def _levels(self, way: str, count: int) -> dict[str, float]:
+        """The noise level of the future that actions see, after `count` steps of imagining it."""
+        level = {"imagine": self.levels_of("future")[count], "anticipate": 1.0}
+        return {SEEN[way]: float(level[way])} if way in SEEN else {}
+
+    def _nothing(self, first: Array) -> Array:
+        """What learned tokens are added to."""
+        b, _, *latent = first.shape
+        return jnp.zeros((b, self.rows[ANTICIPATION], *latent), first.dtype)
 
     @property
     def imagines(self) -> bool:
@@ -298,25 +354,27 @@ class FastWAM(Denoises, Policy):
         """
         if mode == "video":
             return self._imagined(params, normalizers, observation, rng, noise, states)[1]
-        mode = mode or self.modes[0]
-        if mode not in self.modes:
-            hint = did_you_mean(mode, self.modes)
-            raise ValueError(f"{self.variant} acts in modes {self.modes}, not {mode!r}{hint}")
+        way, count = self.way(mode)
         pins = {}
         if prefix is not None:
             pin = prefixes.pin(prefix, self.prefix_max, self.chunk)
             pins["action"] = pin._replace(values=normalizers["actions"].forward(pin.values))
         first, contexts = self._observe(params, normalizers, observation)
+        denoiser = self._denoiser(params, self.use_of(way))
         given, cache, video = {"first": first}, None, {}
         options = dict(contexts=contexts, rng=rng, noise=noise, states=states)
-        if mode == "imagine":
-            denoiser = self._denoiser(params, self.uses[0])
-            video, cache = self._denoise(denoiser, ("future",), given, **options)
-            given["cond"] = video["future"][-1] if states else video["future"]
-        else:
-            denoiser = self._denoiser(params, self.uses[-1])
-        groups = ("future", "action") if mode == "joint" else ("action",)
-        done, _ = self._denoise(denoiser, groups, given, cache=cache, pins=pins, **options)
+        if way == "imagine":
+            video, cache = self._denoise(denoiser, ("future",), given, stop=count, **options)
+            seen = video["future"][-1] if states else video["future"]
+        elif way == "anticipate":
+            seen = self._nothing(first)
+        if way in SEEN:
+            given[SEEN[way]] = seen
+        groups = ("future", "action") if way == "joint" else ("action",)
+        levels = self._levels(way, count)
+        done, _ = self._denoise(
+            denoiser, groups, given, cache=cache, pins=pins, levels=levels, **options
+        )
         return video | done
 
     def imagine(
@@ -341,7 +399,7 @@ class FastWAM(Denoises, Policy):
         if not self.imagines:
             raise ValueError(f"variant {self.variant!r} was not trained to predict video")
         first, contexts = self._observe(params, normalizers, observation)
-        denoiser = self._denoiser(params, self.uses[0])
+        denoiser = self._denoiser(params, self.use_of("imagine"))
         options = dict(contexts=contexts, rng=rng, noise=noise, states=states)
         return first, self._denoise(denoiser, ("future",), {"first": first}, **options)[0]
 
@@ -358,14 +416,15 @@ class FastWAM(Denoises, Policy):
         latents = self._encode(params, batch)
         future = latents[:, 1:]
         actions = batch["actions"]
-        return {"first": latents[:, :1], "future": future, "cond": future, "action": actions}
+        groups = {"first": latents[:, :1], "future": future, "action": actions}
+        return groups | {"cond": future, ANTICIPATION: future}
 
     def _valid(self, batch: Batch) -> dict[str, Array]:
         """Valid slots: a latent frame is invalid only if all of its source frames are padding."""
         steps = self.rows["future"]
         frames = batch["frame_valid"][:, 1:]
         frames = frames.reshape(frames.shape[0], steps, -1).any(axis=-1)
-        return {"future": frames, "action": batch["action_valid"]}
+        return {"future": frames, ANTICIPATION: frames, "action": batch["action_valid"]}
 
     def _condition(self, batch: Batch) -> Batch:
         """What the network reads beside video and actions."""
@@ -400,18 +459,22 @@ class FastWAM(Denoises, Policy):
         states: bool,
         cache=None,
         pins: dict[str, Pin] | None = None,
+        levels: dict[str, float] | None = None,
+        stop: int | None = None,
     ):
-        """Samples `groups` along their schedules."""
+        """Samples `groups` along their schedules, or the first `stop` steps of them."""
         for group in groups if noise is not None else ():
             if group not in noise:
                 raise KeyError(
                     f"noise is given for {sorted(noise)}, and {group!r} is denoised as well"
                 )
         begin = {g: self._noise(g, given["first"], rng, noise) for g in groups}
-        schedules = {g: self.process_of(g).schedule(self.steps) for g in groups}
+        end = None if stop is None else stop + 1
+        schedules = {g: self.process_of(g).schedule(self.steps)[:end] for g in groups}
         return denoiser.sample(
-            given, begin, schedules, contexts, cache, self.solver, states=states, pins=pins
-        )
+            given, begin, schedules, contexts, cache, self.solver, states=states, pins=pins,
+            levels=levels,
+        )  # fmt: skip
 
     def _noise(self, group: str, first: Array, rng: Array | None, noise: Batch | None) -> Array:
         """Where a group starts; it does not depend on which others are sampled."""
@@ -436,3 +499,8 @@ class FastWAM(Denoises, Policy):
             self.use_cache,
         )
 
+
+def _mean_over(losses: Sequence[dict[str, Array]], group: str) -> Float[Array, ""]:
+    """Mean over the examples that have the group; 0 without any."""
+    having = [each[group] for each in losses if group in each]
+    return jnp.mean(jnp.concatenate(having)) if having else jnp.zeros(())

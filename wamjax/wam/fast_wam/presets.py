@@ -32,7 +32,7 @@ def fast_wam(config, variant: str, preset: str) -> None:
     objective.action_shift, objective.video_shift = ACTION_SHIFT[preset], 5.0
     # Fast-WAM-IDM noises half of its conditioning videos, the public Optional-IDM none.
     objective.cond_noise_prob = 0.0 if variant == "optional_idm" else 0.5
-    objective.idm_prob = 0.5
+    objective.idm_prob = 0.25 if variant == "ladder" else 0.5
 
 
 def check(config) -> None:

@@ -1,12 +1,14 @@
 """Fast-WAM's slots, its visibility tables and the uses of its variants (spec: Fast-WAM, 3.2).
 
-Groups: `first` is the clean first latent frame, `future` the later frames, `action` the chunk, and
-`cond` the conditioning copy of the later frames in imagine-then-act training.
+Groups: `first` is the clean first latent frame, `future` the later frames, `action` the chunk,
+`cond` the conditioning copy of the later frames in imagine-then-act training, and `anticipation`
+the later frames as one pass over learned tokens predicts them.
 """
 
 from __future__ import annotations
 
 from wamjax.config import did_you_mean
+from wamjax.models.mot import ANTICIPATION
 from wamjax.models.visibility import table
 from wamjax.wam.slots import Role, Slot, factorization
 from wamjax.wam.uses import Use, use
@@ -47,9 +49,25 @@ IDM_PUBLISHED = table(
     },
 )
 
+# Three ways to act of one checkpoint: on the first frame, on one pass over learned tokens, on an
+# imagined video. Each is the table over the groups that are present.
+LADDER = table(
+    "fast_wam_ladder",
+    {
+        "first": "first",
+        "future": "first future",
+        "cond": "first cond",
+        "anticipation": "first anticipation",
+        "action": "first cond anticipation action",
+    },
+)
+
 CO_TRAIN = factorization("co_train", first=GIVEN, future=PREDICTED, action=PREDICTED)
 ACT_ONLY = factorization("act_only", first=GIVEN, future=ABSENT, action=PREDICTED)
 TEACHER = factorization("teacher", first=GIVEN, future=PREDICTED, cond=GIVEN, action=PREDICTED)
+ANTICIPATE = factorization(
+    "anticipate", first=GIVEN, future=ABSENT, anticipation=PREDICTED, action=PREDICTED
+)
 
 # variant -> uses that share a training batch. Shares of several come from the config.
 # Without co-training nothing that has a loss sees the future frames, so they are absent: the same
@@ -60,16 +78,21 @@ USES: dict[str, tuple[Use, ...]] = {
     "idm": (use(TEACHER, IDM),),
     "no_cotrain": (use(ACT_ONLY, FAST),),
     "optional_idm": (use(TEACHER, IDM), use(CO_TRAIN, FAST)),
+    "ladder": (use(TEACHER, LADDER), use(ANTICIPATE, LADDER), use(CO_TRAIN, LADDER)),
 }
 
-# variant -> the ways it can act, the default first.
+# variant -> the ways it can act, the default first. "imagine:K" stops after K steps of the video.
 MODES: dict[str, tuple[str, ...]] = {
     "fast": ("direct",),
     "joint": ("joint",),
     "idm": ("imagine",),
     "no_cotrain": ("direct",),
     "optional_idm": ("direct", "imagine"),
+    "ladder": ("direct", "anticipate", "imagine"),
 }
+
+# way to act -> the group that actions see beside the first frame, in training.
+SEEN = {"anticipate": "anticipation", "imagine": "cond"}
 
 
 def uses_of(variant: str) -> tuple[Use, ...]:
@@ -92,8 +115,11 @@ def slots(variant: str, frames: int, chunk: int) -> tuple[Slot, ...]:
       chunk: steps of actions.
     """
     groups = {"first": (0,), "future": range(1, frames)}
-    if any("cond" in u.present for u in uses_of(variant)):
-        groups["cond"] = range(1, frames)
+    groups |= {
+        group: range(1, frames)
+        for group in ("cond", ANTICIPATION)
+        if any(group in u.present for u in uses_of(variant))
+    }
     video = (Slot("frame", g, position=i) for g, places in groups.items() for i in places)
     actions = (Slot("action", "action", "action", i) for i in range(chunk))
     return (*video, *actions)
