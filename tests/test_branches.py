@@ -79,6 +79,36 @@ def test_branches_of_another_policy_are_refused(folder, monkeypatch):
     store.open_branches(config)
 
 
+def test_branches_of_another_ladder_are_refused(folder):
+    about = json.loads((folder / store.ABOUT).read_text())
+    made = {"rungs": [1, 2, 4], "modes": ["direct", "anticipate", "direct"], "proposals": 4}
+    files.write_text(folder / store.ABOUT, json.dumps(about | made))
+    config = config_of(folder)
+    with pytest.raises(ValueError, match=r"judge.rungs = \(1, 4, 8\).* those of \(1, 2, 4\)"):
+        store.open_branches(config)
+    judge = config.objective.judge
+    judge.rungs, judge.modes, judge.branches = store.ladder_of(folder)
+    assert judge.branches == 4
+    store.open_branches(config)
+
+
+def test_proposals_of_a_cohort_are_made_in_the_modes_of_its_rungs():
+    plain = branches.Cohort(states=8, proposals=3)
+    assert plain.ways() == (None, None, None)
+    ladder = branches.Cohort(8, 5, rungs=(1, 2, 4), modes=("direct", "imagine:2", "anticipate"))
+    assert ladder.ways() == ("direct", "imagine:2", *["anticipate"] * 3)
+
+
+@pytest.mark.parametrize("rungs, modes", [
+    ((1, 2), ("direct",)), ((2, 1), ("direct", "direct")), ((1, 9), ("direct", "direct")),
+    ((), ("direct",)), ((1,), ()),
+])  # fmt: skip
+def test_rungs_without_modes_and_too_high_ones_are_refused(rungs, modes):
+    cohort = branches.Cohort(states=8, proposals=8, rungs=rungs, modes=modes)
+    with pytest.raises(ValueError, match="--rungs=.*: a rung has a mode"):
+        branches._check(None, cohort)
+
+
 def test_there_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match="wamjax.branches"):
         store.open_branches(config_of(tmp_path))

@@ -15,34 +15,40 @@ from wamjax.training.checkpoint import find
 pytestmark = pytest.mark.slow
 
 
-def grow(run, out, states=16):
+def grow(run, out, states=16, **ladder):
     policy, config, step = trained.load(run)
     about = {"policy": store.fingerprint(run), "step": step, "mode": None}
-    cohort = branches.Cohort(states=states, proposals=8)
+    cohort = branches.Cohort(states=states, proposals=8, **ladder)
     statistics = find(run).statistics
     return branches.grow(policy, config, statistics, out, cohort, about, progress=False)
 
 
-def test_branches_a_judge_and_its_ways_to_act(tmp_path):
+@pytest.mark.parametrize("variant, ladder", [
+    ("fast", {}),
+    ("ladder", dict(rungs=(1, 2, 3, 8), modes=("direct", "anticipate", "imagine:1", "direct"))),
+])  # fmt: skip
+def test_branches_a_judge_and_its_ways_to_act(tmp_path, variant, ladder):
     run, out, judged = tmp_path / "choice", tmp_path / "branches", tmp_path / "judge"
-    assert train.run(get("choice_tabletop", "debug"), run)
-    report = grow(run, out)
+    assert train.run(get("choice_tabletop", f"debug,variant={variant}"), run)
+    report = grow(run, out, **ladder)
     assert report["states"] == 16 and set(report["headroom"]) == {2, 4, 8}
 
     # A killed run goes on where it stopped, and comes to the same.
     first = store.read(out)[2]
     (out / "part-00001.npz").unlink()
-    grow(run, out)
+    grow(run, out, **ladder)
     again = store.read(out)[2]
     for key, x in first.items():
         np.testing.assert_array_equal(x, again[key])
     with pytest.raises(ValueError, match=r"other branches, which differ in \['parts', 'states'\]"):
-        grow(run, out, states=24)
+        grow(run, out, states=24, **ladder)
 
     config = get("judge", f"run={run},branches={out},debug")
     config.eval.episodes = 9  # three of each task
     assert train.run(config, judged)
     policy, asked, _ = trained.load(judged)
+    assert policy.objective.rung_modes == ladder.get("modes", ())
+    rungs = list(ladder.get("rungs", (1, 4, 8)))
     assert np.isfinite(branches.values_of(policy, first)).all()
 
     # Nothing of the policy moved: it proposes what it proposed.
@@ -53,11 +59,12 @@ def test_branches_a_judge_and_its_ways_to_act(tmp_path):
         jax.jit(lambda p: p.act(observation, keys))(policy),
         jax.jit(lambda p: p.act(observation, keys))(base),
     )
-    for mode in ("plan:4", "adaptive:0"):
+    alone = ladder.get("modes", ())[1:3]
+    for mode in (*alone, "plan:4", "adaptive:0"):
         result = evaluation.run(asked, judged, mode=mode)
         assert result["episodes"] == 9
-    assert sum(result["rungs"]) == pytest.approx(1) and result["rung_proposals"] == [1, 4, 8]
-    assert len(result["rung_ms"]) == 3 and result["mean_ms"] > 0
+    assert sum(result["rungs"]) == pytest.approx(1) and result["rung_proposals"] == rungs
+    assert len(result["rung_ms"]) == len(rungs) and result["mean_ms"] > 0
     assert (judged / "eval_adaptive-0.json").exists()
 
     found = adaptive_tabletop.gates(policy, out, result["rung_ms"], orders=2)

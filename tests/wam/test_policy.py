@@ -77,8 +77,8 @@ def test_modes_of_one_checkpoint_differ_in_what_actions_see():
     np.testing.assert_array_equal(got["imagine:2"], got.pop("imagine"))
     alike = [np.abs(x - y).max() < 1e-3 for x, y in itertools.combinations(got.values(), 2)]
     assert not any(alike)
-    tokens = rng.standard_normal(params["anticipation"].shape, np.float32)
-    changed = run(params | {"anticipation": tokens})
+    tokens = rng.standard_normal(params["video"]["anticipation"].shape, np.float32)
+    changed = run(params | {"video": params["video"] | {"anticipation": tokens}})
     moved = [mode for mode in got if np.abs(changed[mode] - got[mode]).max() > 1e-3]
     assert moved == ["anticipate"]
     for mode in ("imagine:0", "imagine:3", "imagine:x", "anticipate:1", "imagination"):

@@ -98,15 +98,20 @@ class Conditioned(nn.Module):
 class VideoExpert(Conditioned):
     """Latent frames to tokens and back; patch (1, p, p), one slot for each latent frame.
 
-    An image is a clip of one frame. `channels` is what goes in, `outputs` what comes out.
+    An image is a clip of one frame. `channels` is what goes in, `outputs` what comes out; `learned`
+    is how many tokens of `shell.ANTICIPATION` there are.
     """
 
     channels: int = 0
     outputs: int = 0
     patch: int = 2
+    learned: int = 0
 
     def setup(self):
         super().setup()
+        if self.learned:
+            shape = self.learned, self.spec.width
+            self.anticipation = self.param("anticipation", small_normal, shape)
         width, zeros = self.spec.width, nn.initializers.zeros
         self.patch_embed = Linear(width, self.spec.bias)
         self.head = Linear(self.outputs * self.patch**2, self.spec.bias, kernel_init=zeros)

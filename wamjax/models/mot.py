@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from wamjax.models.blocks import ExpertSpec
 from wamjax.models.experts import ActionExpert
-from wamjax.models.layers import Linear, small_normal
-from wamjax.models.shell import Conditions, Groups, GroupSpec, Shell
+from wamjax.models.layers import Linear
+from wamjax.models.shell import Conditions, Groups, Shell
 from wamjax.models.text import TokenEncoder
-
-ANTICIPATION = "anticipation"
 
 
 class MixtureOfTransformers(Shell, kw_only=True):
     """Video DiT and action DiT of equal depth and heads, joined by their self-attention.
 
     Both read the instruction by cross-attention, and the robot's state as one more of its tokens.
-    A group of the video expert that is called "anticipation" begins as learned tokens, at the
-    places of the frames that it stands for (RIFT, arXiv 2608.11521).
 
     Attributes:
       action_spec: of the action expert.
@@ -47,16 +42,7 @@ class MixtureOfTransformers(Shell, kw_only=True):
         if self.value_spec:
             judge = (self.value_spec,)
             self.value = ActionExpert(self.value_spec, self.freq_dim, action_dim=1)
-        for group in self.groups:
-            if group.name == ANTICIPATION:
-                rows, columns = self._grid()
-                shape = len(group.positions) * rows * columns, self.video_spec.width
-                self.anticipation = self.param(ANTICIPATION, small_normal, shape)
         self._blocks(self.video_spec, self.action_spec, *judge)
-
-    def _embed(self, group: GroupSpec, value: Array) -> Array:
-        tokens = super()._embed(group, value)
-        return tokens + self.anticipation if group.name == ANTICIPATION else tokens
 
     def conditions(self, condition: Groups) -> Conditions:
         """Each expert's context of the instruction and of the state.

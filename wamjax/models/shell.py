@@ -27,6 +27,9 @@ from wamjax.models.transformer import Cache, Transformer
 from wamjax.models.visibility import Visibility
 
 Groups = dict[str, Array]
+# The group of the video expert that begins as learned tokens, at the places of the frames that it
+# stands for (RIFT, arXiv 2608.11521).
+ANTICIPATION = "anticipation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +102,8 @@ class Shell(nn.Module, kw_only=True):
         height, width, channels = self.latent
         if height % self.patch or width % self.patch:
             raise ValueError(f"latent {height}x{width} does not divide by patch {self.patch}")
+        rows, columns = self._grid()
+        frames = [len(g.positions) for g in self.groups if g.name == ANTICIPATION]
         self.video = VideoExpert(
             self.video_spec,
             self.freq_dim,
@@ -107,6 +112,7 @@ class Shell(nn.Module, kw_only=True):
             channels=channels,
             outputs=self.outputs or channels,
             patch=self.patch,
+            learned=sum(frames) * rows * columns,
         )
 
     def _blocks(self, *specs: ExpertSpec, ends: tuple[str, ...] = ()):
@@ -246,7 +252,8 @@ class Shell(nn.Module, kw_only=True):
         return self.constrain(rows, "batch", "slots", *[None] * (rows.ndim - 3), "embed")
 
     def _embed(self, group: GroupSpec, value: Array) -> Array:
-        return getattr(self, group.expert).embed(value)
+        tokens = getattr(self, group.expert).embed(value)
+        return tokens + self.video.anticipation if group.name == ANTICIPATION else tokens
 
     def _extra(self, expert: str, groups, tokens, times) -> list[tuple[str, Array]]:
         """Tokens of a network's own behind those of the groups, named."""

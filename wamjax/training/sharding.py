@@ -69,7 +69,7 @@ RULES: tuple[Rule, ...] = (
     (r"(video/patch_embed|(action|value)/encoder|proprio|text_embed)/bias", (None,)),
     (rf"{_FREE}/head/kernel", ("fsdp", None)),
     (rf"{_FREE}/head/bias", (None,)),
-    (r"video/head_table|anticipation", (None, None)),
+    (r"video/(head_table|anticipation)", (None, None)),
     (r"video/(text_proj|head_modulation|head_up)/kernel", (None, "fsdp")),
     (r"video/(text_proj|head_modulation)/bias", (None,)),
     (r"video/head_down/kernel", ("fsdp", None)),

@@ -19,7 +19,8 @@ from wamjax.config import did_you_mean
 from wamjax.diffusion.flow import OneStep, RectifiedFlow
 from wamjax.models.codec import Codec
 from wamjax.models.layers import at_least_float32, unconstrained
-from wamjax.models.mot import ANTICIPATION, MixtureOfTransformers
+from wamjax.models.mot import MixtureOfTransformers
+from wamjax.models.shell import ANTICIPATION
 from wamjax.models.transformer import unstack
 from wamjax.models.visibility import Visibility, bidirectional
 from wamjax.wam import noise as noises

@@ -8,7 +8,7 @@ the later frames as one pass over learned tokens predicts them.
 from __future__ import annotations
 
 from wamjax.config import did_you_mean
-from wamjax.models.mot import ANTICIPATION
+from wamjax.models.shell import ANTICIPATION
 from wamjax.models.visibility import table
 from wamjax.wam.slots import Role, Slot, factorization
 from wamjax.wam.uses import Use, use
