@@ -82,7 +82,7 @@ def raised(function):
          + ", ".join(NAMES) + ", and files of your own by their path, ending in .py"),
         (["--config=quickstart:variant=idn", "--workdir=x"],
          "error: variant 'idn' does not exist, did you mean 'idm'?; there are "
-         "['fast', 'idm', 'joint', 'no_cotrain', 'optional_idm']"),
+         "['fast', 'idm', 'joint', 'ladder', 'no_cotrain', 'optional_idm']"),
         ([QUICKSTART, "--workdir=x", "debug"],
          "error: unknown arguments ['debug']; did you forget a '--'?"),
         ([QUICKSTART, "--wrkdir=x"], "error: Unknown command line flag 'wrkdir'. Did you mean: "

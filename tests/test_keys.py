@@ -14,7 +14,7 @@ from wamjax.wam.video import builder
 
 CLIPS = {"codec_tabletop", "video_latents", "video_tabletop", "video_tokens"}
 ARGUMENTS = {
-    "fast_wam_tabletop": [f"variant={v}" for v in ("fast", "idm", "optional_idm")],
+    "fast_wam_tabletop": [f"variant={v}" for v in ("fast", "idm", "optional_idm", "ladder")],
     "codec_tabletop": ["kind=fsq", "kind=vq"],
     "dit_digits": ["process=ddpm", "design=in_context"],
     "text_scenes": ["route=joint", "route=pooled"],
@@ -27,7 +27,8 @@ ELSEWHERE = {"objective.plan.*"}
 TOKENS = {"model.codec.*"}
 # Read, and without effect where this holds.
 IDLE = {
-    "objective.cond_noise_prob": lambda c: "idm" not in c.objective.variant,
+    "objective.cond_noise_prob": lambda c: "idm" not in c.objective.variant
+    and c.objective.variant != "ladder",
     "model.text.kind": lambda c: not c.objective.name.startswith("fast_wam")
     and c.model.text.route == "none" and not c.objective.slots,
     "model.text.layers": lambda c: c.model.text.route == "none",

@@ -4,7 +4,7 @@
     python tpu/aot.py --config=experiments/configs/fast_wam_libero.py --topology=v5p:4x4x4
     python -m wamjax.train --config=experiments/configs/fast_wam_libero.py:debug --workdir=runs/try
 
-Arguments: variant=fast|joint|idm|no_cotrain|optional_idm, preset=2026-08|paper, debug.
+Arguments: variant=fast|joint|idm|no_cotrain|optional_idm|ladder, preset=2026-08|paper, debug.
 
 Two 224x224 cameras side by side, 33-frame windows of which every fourth frame is kept (9 frames,
 3 latent frames of 98 tokens), 32 actions, global batch 128, 21,700 steps. Published: 97.6 % average

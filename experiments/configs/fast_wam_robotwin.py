@@ -3,7 +3,7 @@
     python -m wamjax.doctor --config=experiments/configs/fast_wam_robotwin.py
     python -m wamjax.train --config=experiments/configs/fast_wam_robotwin.py:debug --workdir=runs/a
 
-Arguments: variant=fast|joint|idm|no_cotrain|optional_idm, preset=2026-08|paper, debug.
+Arguments: variant=fast|joint|idm|no_cotrain|optional_idm|ladder, preset=2026-08|paper, debug.
 
 The head camera (256x320) over the two wrists (128x160 each) makes one 384x320 picture: 120 tokens
 for each of 3 latent frames. z-score normalisation, global batch 1024, 30,000 steps. Published:

@@ -10,7 +10,7 @@ Muon makes about as much of a step here as AdamW makes of two, and a batch of 16
 one of 64. Eight (no_cotrain) to twenty minutes (idm) on one CPU core at the default of 3,000 steps;
 the ablation starts from a video model.
 
-Arguments: variant=fast|joint|idm|no_cotrain|optional_idm, preset=2026-08|paper,
+Arguments: variant=fast|joint|idm|no_cotrain|optional_idm|ladder, preset=2026-08|paper,
 labelled=N (demonstrations with actions, over all tasks), videos=N (without), steps=N, debug.
 """
 

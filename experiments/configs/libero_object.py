@@ -6,7 +6,8 @@
 Collects demonstrations (ten seconds each), trains, and rolls out 100 episodes beside a blind
 replay. Not trained yet. For the published model see fast_wam_libero.py.
 
-Arguments: variant=fast|joint|idm|no_cotrain|optional_idm, preset=2026-08|paper, demos=N, debug.
+Arguments: variant=fast|joint|idm|no_cotrain|optional_idm|ladder, preset=2026-08|paper,
+demos=N, debug.
 """
 
 from wamjax import config as configs

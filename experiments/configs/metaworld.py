@@ -8,7 +8,8 @@ for 4,000 steps, and rolls out 100 episodes beside a blind replay. Expected: 68 
 without looking; buttons, drawers and windows nearly always, the push less than half, the reach
 (a mark of two pixels) one time in five.
 
-Arguments: variant=fast|joint|idm|no_cotrain|optional_idm, preset=2026-08|paper, demos=N, debug.
+Arguments: variant=fast|joint|idm|no_cotrain|optional_idm|ladder, preset=2026-08|paper,
+demos=N, debug.
 """
 
 from wamjax import config as configs

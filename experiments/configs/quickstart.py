@@ -6,7 +6,7 @@ Two CPU cores: five to ten minutes, installation included. Collects 1,500 demons
 tasks (reach a block, reach a zone, pick a block up), trains 1.8 M parameters for 600 steps, rolls
 the policy out in 510 episodes. Expected: about 94 % success (untrained about 1 %).
 
-Arguments: variant=fast|joint|idm|no_cotrain|optional_idm, preset=2026-08|paper, debug.
+Arguments: variant=fast|joint|idm|no_cotrain|optional_idm|ladder, preset=2026-08|paper, debug.
 """
 
 from wamjax import config as configs

@@ -24,6 +24,7 @@ TABLES = {
     "joint": programs.JOINT,
     "idm": programs.IDM,
     "idm_published": programs.IDM_PUBLISHED,
+    "ladder": programs.LADDER,
     **{f"prefix_{use.name}": use.table
        for value in cosmos_uses.VALUES for use in cosmos_uses.uses(value, "prefix")},
     "bidirectional": bidirectional("a", "b"),

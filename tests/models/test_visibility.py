@@ -32,6 +32,12 @@ TRUTH = {
         future xx..
         cond   x.x.
         action x.xx""",
+    "LADDER": """
+        first        x....
+        future       xx...
+        cond         x.x..
+        anticipation x..x.
+        action       x.xxx""",
 }
 
 
@@ -82,6 +88,9 @@ def test_programs_of_the_variants():
                                   "action": predicted})],
     }  # fmt: skip
     want["optional_idm"] = want["idm"] + want["fast"]
+    two = {"first": given, "anticipation": predicted, "action": predicted}
+    want["ladder"] = [("fast_wam_ladder", roles)
+                      for roles in (want["idm"][0][1], two, want["fast"][0][1])]  # fmt: skip
     for variant, expected in want.items():
         got = []
         for program in programs.uses_of(variant):

@@ -29,6 +29,7 @@ from wamjax.wam.fast_wam.uses import MODES
 # Official PyTorch code on a quiet 2-core machine at this shape: seconds for a training step and for
 # an action chunk, (fast, slow) of the repeats. no_cotrain and optional_idm ship no code of their
 # own: the first is fast's code with a zero weight, the second idm's training and fast's acting.
+# Of ladder there is none.
 TORCH_SECONDS = {
     ("fast", "train"): (1.4, 1.8),
     ("joint", "train"): (1.4, 1.8),
@@ -92,10 +93,11 @@ def run(variants: list[str], scale: int, repeats: int, act_batch: int = 1) -> di
     rate = max(rate, hardware.measure_matmul_rate(seconds=1.0))
     for row in rows:
         row["flop_utilisation"] = row["flops"] / row["seconds"] / rate
-        torch = TORCH_SECONDS[row["variant"], row["what"]]
+        torch = TORCH_SECONDS.get((row["variant"], row["what"]))
         # The public code was timed at scale 1, acting at batch 1, only.
         same = scale == 1 and (act_batch == 1 or row["what"] == "train")
-        row["times_faster_than_torch"] = [t / row["seconds"] for t in torch] if same else None
+        known = same and torch
+        row["times_faster_than_torch"] = [t / row["seconds"] for t in torch] if known else None
     return {
         "benchmark": "fast_wam",
         "device": jax.devices()[0].device_kind,

@@ -101,11 +101,13 @@ def _fields(config, spec, more: tuple[Slot, ...] = ()) -> dict[str, Any]:
         pad_slots=model.pad_slots,
         constrain=constrain,
     )
-    imagining, anticipating = objective.idm_prob, objective.anticipate_prob
-    shares = {
-        "optional_idm": (imagining, 1 - imagining),
-        "ladder": (imagining, anticipating, 1 - imagining - anticipating),
-    }
+    several: dict[str, Any] = {}  # what variants of several uses have
+    if objective.variant == "optional_idm":
+        several["shares"] = objective.idm_prob, 1 - objective.idm_prob
+    elif objective.variant == "ladder":
+        imagining, anticipating = objective.idm_prob, objective.anticipate_prob
+        several["shares"] = imagining, anticipating, 1 - imagining - anticipating
+        several["anticipation_weight"] = objective.anticipation_weight
     return dict(
         variant=objective.variant,
         network=network,
@@ -119,13 +121,12 @@ def _fields(config, spec, more: tuple[Slot, ...] = ()) -> dict[str, Any]:
         action_flow=RectifiedFlow(objective.action_shift, objective.weighting),
         video_weight=objective.video_weight,
         action_weight=objective.action_weight,
-        anticipation_weight=objective.anticipation_weight,
-        shares=shares.get(objective.variant, (1.0,)),
         cond_noise_prob=objective.cond_noise_prob,
         action_from_video=objective.action_from_video,
         prefix_max=objective.prefix_max,
         steps=objective.infer_steps,
         solver=objective.solver,
+        **several,
     )
 
 
