@@ -17,14 +17,14 @@ PAGE = pathlib.Path(__file__).parents[1] / "configuration.md"
 
 HEAD = """# Configuration
 
-Look up config keys here: every key with its default and meaning. `docs/site/configuration.py` generates
-this page from the key tables in the code (`wamjax/config_keys.py`, `wamjax/models/keys.py` and the
-`keys.py` of each method).
+Look up config keys here: every key with its default and meaning. `docs/site/configuration.py`
+generates this page from the key tables in the code (`wamjax/config_keys.py`, `wamjax/models/keys.py`
+and the `keys.py` of each method).
 
 A config file defines `get_config(arg)`, which starts from `wamjax.config.base_config()` and changes
 values. On the command line, `--config.KEY=VALUE` changes one more. A key that does not exist is an
-error with a suggestion; so is setting a key that the chosen method does not read. To print the keys of a
-config with their values, run `python -m wamjax.doctor --config=FILE --keys`.
+error with a suggestion; so is setting a key that the chosen method does not read. To print the keys
+of a config with their values, run `python -m wamjax.doctor --config=FILE --keys`.
 
 Keys marked ❄ determine what the saved parameters mean. They cannot change when a run is resumed.
 """
