@@ -18,8 +18,8 @@ PAGE = pathlib.Path(__file__).parents[1] / "configuration.md"
 HEAD = """# Configuration
 
 Look up config keys here: every key with its default and meaning. `docs/site/configuration.py`
-generates this page from the key tables in the code (`wamjax/config_keys.py`, `wamjax/models/keys.py`
-and the `keys.py` of each method).
+generates this page from the key tables in the code (`wamjax/config_keys.py`,
+`wamjax/models/keys.py` and the `keys.py` of each method).
 
 A config file defines `get_config(arg)`, which starts from `wamjax.config.base_config()` and changes
 values. On the command line, `--config.KEY=VALUE` changes one more. A key that does not exist is an

@@ -149,7 +149,7 @@ class World(Protocol):
           save: whether to return the states. Worlds that do not restore need neither.
 
         Raises:
-          save: whether to return the states. A world that does not restore needs neither of them.
+          ValueError: the policy returns fewer actions than `execute`, or a wrong action dimension.
         """
 
     def demonstrate(
