@@ -1,25 +1,25 @@
-"""Compiles the training step of a config for a TPU slice, on a machine without a TPU, and reports.
+"""Compiles a config's training step for a TPU slice, on a machine without a TPU, and reports.
 
     pip install 'wamjax[tpu]'
     python tpu/aot.py --config=experiments/configs/fast_wam_libero.py --topology=v5p:4x4x4 \
         --mesh=data=4,fsdp=16 --out=report.json
 
-Nothing is allocated and nothing runs: the compiler gets shapes and shardings, as `wamjax.train`
-would give them. So the report says what fits and what is communicated, and what a step is estimated
-to take (`estimate`), which nobody measured. The published 6 B model takes about five minutes on two
-cores.
+Nothing is allocated and nothing runs: the compiler gets the shapes and shardings that
+`wamjax.train` would use. The report says what fits and what is communicated, and estimates the step
+time (`estimate`); the estimate has not been checked on hardware. The published 6 B model takes
+about five minutes on two cores.
 
     python tpu/aot.py --config=experiments/configs/dit_imagenet.py --topology=v5p:4x4x4 --search \
         --out=report.json
 
-compiles over meshes, examples on a device and what is recomputed, and names the fastest and what
-needs less memory, with the command that trains it (`search`). Programs that were compiled before
-are read from --cache.
+tries meshes, batch sizes and remat policies, and prints the fastest candidate and those that
+need less memory, with their training commands (`search`). Programs compiled before are read from
+--cache.
 
-Meshes: one axis must not cover all dimensions of the torus, or gathers turn into all-reduces. On
-v5p:4x4x4 take fsdp=16 (two of three dimensions), on v5e:16x16 or v6e:16x16 fsdp=16 (one of two).
+Meshes: one axis must not span all dimensions of the torus, or gathers turn into all-reduces. Use
+fsdp=16 on v5p:4x4x4 (two of three dimensions) and on v5e:16x16 or v6e:16x16 (one of two).
 
-Exit status: 0 when it compiles and fits; 1 when it does not fit the memory or the mesh.
+Exit status: 0 if it compiles and fits; 1 if it does not fit the memory or the mesh.
 """
 
 from __future__ import annotations
@@ -257,12 +257,12 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     cli.define_config()
     flags.DEFINE_string("topology", "v5p:4x4x4", "slice to compile for, as libtpu names it")
-    flags.DEFINE_string("mesh", "", "axes, e.g. data=4,fsdp=16; config.mesh by default")
-    flags.DEFINE_string("remat", "", "what is recomputed; config.model.remat by default")
-    flags.DEFINE_bool("flags", True, "compile with the flags of wamjax.training.compile")
-    flags.DEFINE_integer("batch_per_device", 0, "examples; config.data.batch_size over all if 0")
+    flags.DEFINE_string("mesh", "", "mesh axes, e.g. data=4,fsdp=16; config.mesh by default")
+    flags.DEFINE_string("remat", "", "remat policy; config.model.remat by default")
+    flags.DEFINE_bool("flags", True, "use the compiler flags of wamjax.training.compile")
+    flags.DEFINE_integer("batch_per_device", 0, "examples; 0 = by config.data.batch_size")
     flags.DEFINE_string("out", "", "also write the report as json")
-    flags.DEFINE_string("cache", "", "folder of reports by program")
+    flags.DEFINE_string("cache", "", "folder to keep and reuse reports in")
     search.define_flags()
     flags.mark_flag_as_required("config")
     app.run(main)

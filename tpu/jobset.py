@@ -1,14 +1,14 @@
-"""The manifest of a training on TPUs of GKE, and the commands around it; it runs nothing.
+"""Prints the GKE manifest of a training on TPUs, or the commands around it; runs nothing.
 
     python tpu/jobset.py --name=libero --tpu=v6e --topology=4x4 --image=IMAGE -- \
         --config=experiments/configs/fast_wam_libero.py --workdir=gs://BUCKET/libero
 
-What stands behind ``--`` is for `wamjax.train`. The manifest goes to standard output, for ``kubectl
-apply -f -``. ``--print=pool`` prints the commands that make node pools for it, ``--print=xpk`` the
-one that starts the same training by XPK, in whose cluster no manifest is needed.
+Arguments after ``--`` go to `wamjax.train`. The manifest goes to standard output, for ``kubectl
+apply -f -``. ``--print=pool`` prints the commands that create its node pools. ``--print=xpk``
+prints the command that starts the same training with XPK, which needs no manifest.
 
-Fields and names of machines are those of the documentation of GKE, JobSet and XPK; none of it was
-tried on a cluster.
+Fields and machine names follow the documentation of GKE, JobSet and XPK; none of it has been tried
+on a cluster.
 """
 
 from __future__ import annotations
@@ -269,17 +269,17 @@ def xpk(
 def parser() -> argparse.ArgumentParser:
     """Flags of the script; those of the training stand behind ``--``."""
     out = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    out.add_argument("--name", required=True, help="of the JobSet")
+    out.add_argument("--name", required=True, help="name of the JobSet")
     out.add_argument("--tpu", required=True, help=", ".join(TPUS))
-    out.add_argument("--topology", required=True, help="of the chips of a slice, e.g. 4x4x4")
-    out.add_argument("--image", help="of tpu/Dockerfile, in a registry")
-    out.add_argument("--slices", type=int, default=1, help="joined by the network")
-    out.add_argument("--spot", action="store_true", help="on nodes that may be pre-empted")
+    out.add_argument("--topology", required=True, help="chips of a slice, e.g. 4x4x4")
+    out.add_argument("--image", help="image of tpu/Dockerfile in a registry")
+    out.add_argument("--slices", type=int, default=1, help="number of slices in one training")
+    out.add_argument("--spot", action="store_true", help="use nodes that may be preempted")
     out.add_argument("--grace", type=int, default=120, help="seconds to save after SIGTERM")
-    out.add_argument("--max_restarts", type=int, default=50, help="of the whole set")
-    out.add_argument("--cluster", help="named in what pool and xpk print")
+    out.add_argument("--max_restarts", type=int, default=50, help="restarts of the whole set")
+    out.add_argument("--cluster", help="cluster name for pool and xpk")
     out.add_argument("--print", default="manifest", choices=("manifest", "pool", "xpk"))
-    out.add_argument("train", nargs="*", help="behind --: flags of wamjax.train")
+    out.add_argument("train", nargs="*", help="after --: flags of wamjax.train")
     return out
 
 

@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# Trains on a slice of TPU VMs: one file for this machine and, copied there, for every worker.
+# Trains on a slice of TPU VMs. This one script runs here and, copied there, on every worker.
 #
 #   bash tpu/launch.sh VERB [SETTINGS] [-- FLAGS OF wamjax.train]
 #
-#   setup    create the slice where it is not there, wait for it, copy the code, install
-#   run      start the training on all workers and leave it to them
-#   resume   the same, on a slice made anew where it is gone or was pre-empted
-#   keep     resume whenever that is needed, until the run is done; needs this machine all along
+#   setup    create the slice if it does not exist, wait for it, copy the code, install
+#   run      start the training on all workers and return
+#   resume   the same, after recreating the slice if it was deleted or preempted
+#   keep     resume whenever needed until the run is done; this machine must stay on
 #   tail     follow the log of one worker
-#   status   one word on the training: running, done, saved (by a signal), stopped, failed, none
-#   stop     save, stop, and wait for it; the slice stays, and costs
-#   delete   the slice
+#   status   print one word: running, done, saved (by a signal), stopped, failed, none
+#   stop     save, stop and wait; the slice stays and is billed
+#   delete   delete the slice
 #
-# Settings, as --name=VALUE or in the environment as WAMJAX_NAME:
+# Settings, as --name=VALUE or as environment variables WAMJAX_NAME (defaults in brackets):
 #
 #   name      of the queued resource and the slice       zone      e.g. us-east5-b
-#   type      e.g. v6e-16, v5p-64 (cores), v5litepod-16  project   of gcloud by default
-#   slices    how many, joined by the network (1)        version   of the runtime, by type
-#   spot      1: may be pre-empted, costs less           reserved  1: of a reservation
-#   extras    of the installation (tpu,gcs)              worker    that is followed (0)
-#   poll      seconds between two looks (30)             retries   of `keep` after errors (3)
+#   type      e.g. v6e-16, v5p-64 (cores), v5litepod-16  project   (gcloud's)
+#   slices    number of slices in one training (1)       version   runtime version (by type)
+#   spot      1: cheaper, may be preempted               reserved  1: use a reservation
+#   extras    extras to install (tpu,gcs)                worker    worker to follow (0)
+#   poll      seconds between checks (30)                retries   of `keep` after errors (3)
 #
-# --dry-run prints every command and runs none. TPU7x is to be had by GKE alone: tpu/jobset.py.
-# Copied is what git knows of the working tree: changes yes, files that were never added no.
+# --dry-run prints every command and runs none. TPU7x is available on GKE only: tpu/jobset.py.
+# Copies the files that git tracks, with uncommitted changes, but not files that were never added.
 
 set -euo pipefail
 

@@ -25,10 +25,10 @@ Report = dict[str, Any]
 
 def define_flags() -> None:
     """Defines what --search reads."""
-    flags.DEFINE_bool("search", False, "compile over meshes, examples and recomputation")
-    flags.DEFINE_list("meshes", [], "of --search, data:fsdp each, e.g. 4:16,64:1; all by default")
-    flags.DEFINE_list("batches", [], "of --search: examples on a device; as given, x 2, x 4")
-    flags.DEFINE_list("remats", [], f"of --search: policies; {','.join(LADDER)} by default")
+    flags.DEFINE_bool("search", False, "try meshes, batch sizes and remat policies")
+    flags.DEFINE_list("meshes", [], "for --search: data:fsdp, e.g. 4:16,64:1; all by default")
+    flags.DEFINE_list("batches", [], "for --search: examples per device; as given, x 2, x 4")
+    flags.DEFINE_list("remats", [], f"for --search: policies; {','.join(LADDER)} by default")
 
 
 def run(

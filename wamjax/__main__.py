@@ -1,9 +1,9 @@
 """The commands of wamjax.
 
     wamjax COMMAND --help
-    python -m wamjax COMMAND ...
+    wamjax COMMAND ...
 
-does the same as ``python -m wamjax.COMMAND ...``.
+``python -m wamjax COMMAND ...`` and ``python -m wamjax.COMMAND ...`` do the same.
 """
 
 from __future__ import annotations

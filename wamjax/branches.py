@@ -1,16 +1,17 @@
-"""Tries out, from states that a policy visits, what comes of several of its proposals.
+"""Tries several proposals of a policy from the states it visits, and records their outcomes.
 
     python -m wamjax.branches --workdir=runs/choice --out=DIR --states=2048 --proposals=8
 
-Every branch begins in the saved state, carries one proposal out and is gone on from by the policy
-itself. What a judge is trained on (experiments/configs/judge.py); and by itself the answer to
-whether there is anything to choose: the success of the best of N by its true outcome. Of a run with
-a judge also how well it ranks the branches of a state. A killed run goes on where it stopped.
+Each branch starts in a saved state and executes one proposal; the policy then finishes the episode.
+A judge is trained on branches (experiments/configs/judge.py). The report also shows whether
+choosing is worth it: the success of the best of N proposals by true outcome. For a run with a judge
+it says how well the judge ranks the branches of a state. If the command is killed, run it again to
+continue.
 
     python -m wamjax.branches --workdir=runs/ladder --out=DIR --proposals=8 --rungs=1,2,3,4,8 \
         --modes=direct,anticipate,imagine:2,imagine,direct
 
-makes the proposals of a ladder of several ways to act, for a judge and a gate of it.
+makes the proposals of a ladder whose rungs act in different modes, to train its judge and gate on.
 """
 
 from __future__ import annotations
@@ -27,15 +28,19 @@ from wamjax.training.checkpoint import find
 
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
-    flags.DEFINE_string("workdir", None, "the run whose policy acts", required=True)
-    flags.DEFINE_string("out", None, "folder of the branches; made, or gone on with", required=True)
-    flags.DEFINE_integer("states", 2048, "states, one of each visited episode")
-    flags.DEFINE_integer("proposals", 8, "of each state")
-    flags.DEFINE_integer("continuations", 1, "of each proposal")
-    flags.DEFINE_integer("seed", 2000, "which episodes; not that of the evaluation")
-    flags.DEFINE_string("mode", None, "how to propose; the policy's own way by default")
-    flags.DEFINE_list("rungs", [], "proposals on each rung of a ladder, growing, e.g. 1,2,3,8")
-    flags.DEFINE_list("modes", [], "how those are made that each rung adds, e.g. "
+    flags.DEFINE_string("workdir", None, "run whose policy acts", required=True)
+    flags.DEFINE_string(
+        "out", None, "folder for the branches; created, or continued", required=True
+    )
+    flags.DEFINE_integer("states", 2048, "number of states, one from each visited episode")
+    flags.DEFINE_integer("proposals", 8, "proposals per state")
+    flags.DEFINE_integer("continuations", 1, "continuations per proposal")
+    flags.DEFINE_integer(
+        "seed", 2000, "seed of the episodes; must differ from that of the evaluation"
+    )
+    flags.DEFINE_string("mode", None, "mode of the policy; its own by default")
+    flags.DEFINE_list("rungs", [], "proposals at each rung of a ladder, increasing, e.g. 1,2,3,8")
+    flags.DEFINE_list("modes", [], "mode of the proposals that each rung adds, e.g. "
                       "direct,anticipate,imagine,direct")  # fmt: skip
 
 

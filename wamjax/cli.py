@@ -49,7 +49,7 @@ def run(
       huge_pages: see `hardware.restart_with_huge_pages`.
     """
     define_flags()
-    flags.DEFINE_bool("traceback", False, "show where an error came from")
+    flags.DEFINE_bool("traceback", False, "show where an error was raised")
 
     def start(argv: list[str]) -> None:
         from wamjax import console, hardware

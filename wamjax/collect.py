@@ -2,7 +2,7 @@
 
     python -m wamjax.collect --out=DIR --episodes=600 --tasks=pick_red,reach_red --noise=0.1
 
-The same settings give the identical data set. An interrupted collection leaves nothing behind.
+The same settings give an identical data set. An interrupted collection leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -20,15 +20,19 @@ def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
     flags.DEFINE_string("out", None, "folder of the data set; must not exist")
     flags.DEFINE_alias("workdir", "out")
-    flags.DEFINE_string("env", "tabletop", "the world, by its name or as module:attribute")
-    flags.DEFINE_list("tasks", [], "tasks of the world, all by default")
-    flags.DEFINE_integer("episodes", 600, "episodes in total, equally many of each task")
+    flags.DEFINE_string("env", "tabletop", "world, by name or as module:attribute")
+    flags.DEFINE_list("tasks", [], "tasks of the world; all by default")
+    flags.DEFINE_integer("episodes", 600, "total number of episodes, the same number for each task")
     flags.DEFINE_float("noise", 0.0, "standard deviation of the noise on the expert's actions")
-    flags.DEFINE_integer("seed", 0, "the same seed gives the identical data set")
-    flags.DEFINE_bool("intended", False, "label steps with the expert's intention, not the noise")
+    flags.DEFINE_integer("seed", 0, "seed; the same seed gives an identical data set")
+    flags.DEFINE_bool(
+        "intended", False, "label steps with the expert's intended action, not the noisy one"
+    )
     flags.DEFINE_bool("action_free", False, "store video and proprio, but no actions")
-    flags.DEFINE_bool("keep_failures", False, "keep episodes that fail, too")
-    flags.DEFINE_float("confusion", 0.0, "share of episodes that go for the wrong thing")
+    flags.DEFINE_bool("keep_failures", False, "also keep failed episodes")
+    flags.DEFINE_float(
+        "confusion", 0.0, "share of episodes in which the expert confuses look-alike targets"
+    )
     flags.mark_flag_as_required("out")
 
 

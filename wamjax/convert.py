@@ -1,22 +1,22 @@
-"""Published weights to a checkpoint of ours, and back.
+"""Converts published weights to a wamjax checkpoint, and back.
 
     python -m wamjax.convert --family=wan22_ti2v --source=Wan2.2-TI2V-5B --output=weights/wan22
     python -m wamjax.convert --direction=export --family=fast_wam --source=runs/libero \\
         --output=libero.pt
 
-Importing reads a safetensors or torch file, an index of shards, or a folder with one of them, and
-makes a folder with an Orbax checkpoint (`params`) and `weights.json`; --tokenizer=FILE puts that of
-a text encoder beside them. Exporting takes such a folder or a training run (its newest checkpoint;
-the moving average if there is one; adapters merged), and writes a file by the ending of its name,
-or a folder of shards. Every tensor must be used once, and every parameter filled once; else it is
-said what is wrong, and nothing is written. Tensors pass one by one, so memory is that of the
-largest of them, not of the model.
+Import reads a safetensors or torch file, a shard index, or a folder with one of them. It creates a
+folder with an Orbax checkpoint (`params`) and `weights.json`; --tokenizer=FILE adds the tokenizer
+of a text encoder. Export reads such a folder or a training run (its newest checkpoint; the moving
+average if there is one; adapters merged). It writes a file, in the format of its extension, or a
+folder of shards. Every tensor must be used once and every parameter filled once; otherwise the
+command lists what is wrong and writes nothing. Tensors are converted one at a time, so memory use
+is that of the largest tensor, not of the model.
 
-Sizes and dtype are those of the source: of a run by its config, of a published file by its tensors
-and the config.json beside it. What these do not say --config does, by the names that sizes have in
-a config: {"model.heads": 24}.
+Sizes and dtype come from the source: from the config of a run, or from the tensors of a published
+file and the config.json next to it. Give whatever these do not say with --config, under the names
+that sizes have in a config: {"model.heads": 24}.
 
-``--family=list`` names the families and their layouts.
+``--family=list`` lists the families and their layouts.
 """
 
 from __future__ import annotations
@@ -111,14 +111,18 @@ def listing() -> str:
 
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
-    flags.DEFINE_string("family", None, "a published model, or `list` for their names")
-    flags.DEFINE_string("source", None, "file or folder that is read")
-    flags.DEFINE_string("output", None, "folder, or of an export also file, that is made")
-    flags.DEFINE_string("config", None, "json file of sizes that the source does not say")
-    flags.DEFINE_enum("direction", "import", ("import", "export"), "which way")
-    flags.DEFINE_string("layout", None, "of the published file; found out when importing")
-    flags.DEFINE_string("dtype", None, "of the result, as bfloat16; as in the source by default")
-    flags.DEFINE_string("tokenizer", None, "of a text encoder: file or folder that goes along")
+    flags.DEFINE_string("family", None, "published model, or `list` to list them")
+    flags.DEFINE_string("source", None, "file or folder to read")
+    flags.DEFINE_string("output", None, "folder to create; for an export also a file")
+    flags.DEFINE_string("config", None, "json file with sizes that the source does not give")
+    flags.DEFINE_enum(
+        "direction", "import", ("import", "export"), "import published weights, or export ours"
+    )
+    flags.DEFINE_string("layout", None, "layout of the published file; detected on import")
+    flags.DEFINE_string(
+        "dtype", None, "dtype of the result, such as bfloat16; that of the source by default"
+    )
+    flags.DEFINE_string("tokenizer", None, "of a text encoder: file or folder to store with it")
     checkpoint.define_ema_flag()
     flags.mark_flag_as_required("family")
 

@@ -1,4 +1,4 @@
-"""Looks at a config, or at a data set, before money is spent on it.
+"""Checks a config, or a data set, before you spend money on it.
 
     python -m wamjax.doctor --config=experiments/configs/fast_wam_libero.py
     python -m wamjax.doctor --config=... --devices=64 --json --out=report/
@@ -6,17 +6,18 @@
     python -m wamjax.doctor --config=experiments/configs/quickstart.py --keys
     python -m wamjax.doctor --data=DIR --out=report/
 
-Says how many parameters each expert has, what a sample costs to train on and to act on or to make,
-how much memory the state takes on each device of a mesh, draws the visibility tables, and checks
-the data (constant dimensions, values that the statistics do not fit, episodes shorter than a
-window). With --sizes it also counts the published sizes and designs of DiT on the same pictures;
---keys lists every key of the config instead, its value and what it means. Nothing is trained and no
-parameter is allocated. A config that cannot be trained is an error.
+For a config it reports the parameters of each expert, the FLOPs per sample for training and for
+acting or sampling, and the memory of the state on each device of a mesh. It draws the visibility
+tables and checks the data (constant dimensions, values that do not fit the statistics, episodes
+shorter than a window). --sizes also counts the published sizes and designs of DiT on the same
+pictures; --keys lists every key of the config with its value and meaning instead. Nothing is
+trained and no parameter is allocated. A config that cannot be trained is an error.
 
-Of a data set it tells what the numbers and the pictures say: ranges, constant and nearly constant
-dimensions, jumps, the gripper's convention, delta or absolute, cameras that are dark or turned,
-rates that differ, instructions that are missing, episodes of one step or there twice, statistics of
-something else. With --out also as a page for a browser, with pictures and histograms: one file.
+For a data set it reports what looks wrong in numbers and pictures: ranges, constant and nearly
+constant dimensions, jumps, the gripper convention, delta or absolute actions, dark or rotated
+cameras, inconsistent rates, missing instructions, one-step or duplicate episodes, statistics of
+another data set. --out also writes a page for the browser, with pictures and histograms, in one
+file.
 """
 
 from __future__ import annotations
@@ -233,13 +234,14 @@ def _print(report: dict[str, Any]) -> None:
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
     cli.define_config()
-    flags.DEFINE_integer("devices", 0, "devices of the mesh; 0 = the smallest that fits it")
+    flags.DEFINE_integer("devices", 0, "devices of the mesh; 0 = as few as the config allows")
     flags.DEFINE_bool("json", False, "print json")
-    flags.DEFINE_list("data", [], "folder of a data set to look at instead; more of them if they "
-                      "are to be mixed with it")  # fmt: skip
-    flags.DEFINE_string("out", None, "folder for the pictures of the tables, or for data.html")
+    flags.DEFINE_list(
+        "data", [], "folders of data sets to check instead; several if they will be mixed"
+    )
+    flags.DEFINE_string("out", None, "folder for the table pictures, or for data.html")
     flags.DEFINE_bool("sizes", False, "also count the published sizes and designs of DiT")
-    flags.DEFINE_bool("keys", False, "list the keys of the config instead")
+    flags.DEFINE_bool("keys", False, "list the config's keys instead")
 
 
 def main(argv: list[str]) -> None:

@@ -1,12 +1,13 @@
-"""Lets a policy that is served act in a world, over the wire, and counts how often it succeeds.
+"""Evaluates a served policy in a world, over the network, and reports its success rate.
 
     python -m wamjax.drive --server=ws://127.0.0.1:8000 --episodes=96
     python -m wamjax.drive --server=ws://127.0.0.1:8000 --tasks=pick_red --execute=4 --robots=16
     python -m wamjax.drive --server=ws://127.0.0.1:8000 --env=turntable --join=prefix --delay=4
 
-The scenes are those of `wamjax.evaluate` with the same seed, so the two rates can be compared; only
-the noise of the policy differs. A delay is counted in control steps, however long the server takes;
-with --join=prefix it is told the actions that are carried out meanwhile. Prints json.
+The scenes are those of `wamjax.evaluate` with the same seed, so you can compare the two rates; only
+the policy's sampling noise differs. A delay is counted in control steps, however long the server
+takes. With --join=prefix the server is told the actions that are executed in the meantime. Prints
+json.
 """
 
 from __future__ import annotations
@@ -26,17 +27,21 @@ from wamjax.envs.world import open_world
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
     flags.DEFINE_string("server", "ws://127.0.0.1:8000", "address of wamjax.serve")
-    flags.DEFINE_string("key_file", "", "file with its API key")
-    flags.DEFINE_string("env", "tabletop", "the world, by its name or as module:attribute")
+    flags.DEFINE_string("key_file", "", "file with the server's API key")
+    flags.DEFINE_string("env", "tabletop", "world, by name or as module:attribute")
     flags.DEFINE_list("tasks", [], "tasks; by default those whose instruction the policy knows")
-    flags.DEFINE_integer("episodes", 96, "of all tasks together", lower_bound=1)
-    flags.DEFINE_integer("robots", 16, "episodes at once, each a client", lower_bound=1)
-    flags.DEFINE_integer("execute", 2, "actions of each chunk that are executed", lower_bound=1)
-    flags.DEFINE_enum("join", "sync", WAYS, "how chunks follow each other: config.eval.join")
-    flags.DEFINE_integer("delay", 0, "control steps from an observation to its chunk: "
-                         "config.eval.delay", lower_bound=0)  # fmt: skip
-    flags.DEFINE_integer("max_steps", None, "control steps of an episode; the world's by default")
-    flags.DEFINE_integer("seed", 0, "of the scenes: config.eval.seed")
+    flags.DEFINE_integer("episodes", 96, "total number of episodes over all tasks", lower_bound=1)
+    flags.DEFINE_integer("robots", 16, "episodes at once, one client each", lower_bound=1)
+    flags.DEFINE_integer("execute", 2, "actions executed of each chunk", lower_bound=1)
+    flags.DEFINE_enum("join", "sync", WAYS, "how one chunk follows another, as config.eval.join")
+    flags.DEFINE_integer(
+        "delay",
+        0,
+        "control steps between an observation and its chunk, as config.eval.delay",
+        lower_bound=0,
+    )
+    flags.DEFINE_integer("max_steps", None, "control steps per episode; the world's by default")
+    flags.DEFINE_integer("seed", 0, "seed of the scenes, as config.eval.seed")
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Rolls a trained policy out and reports what it did.
+"""Evaluates a trained policy in closed loop and reports its success rate.
 
     python -m wamjax.evaluate --workdir=runs/quickstart
     python -m wamjax.evaluate --workdir=runs/quickstart --shift=lighting --mode=imagine
@@ -10,9 +10,9 @@
     python -m wamjax.evaluate --workdir=runs/aloha --env=remote:at=127.0.0.1:7000
     python -m wamjax.evaluate --workdir=runs/quickstart --latency
 
-Writes eval.json (success_rate, episodes, per_task, latency_ms, ...), a plot, and a video in which
-the predicted frames stand next to the real ones. All options go into the names of the files, so
-what was measured after training is not overwritten.
+Writes eval.json (success_rate, episodes, per_task, latency_ms, ...), a plot, and a video that shows
+predicted frames next to real ones. The names of the files contain the options, so the evaluation
+after training is not overwritten.
 """
 
 from __future__ import annotations
@@ -31,18 +31,22 @@ from wamjax.training.checkpoint import find
 
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
-    flags.DEFINE_string("workdir", None, "the run to evaluate", required=True)
+    flags.DEFINE_string("workdir", None, "run to evaluate", required=True)
     flags.DEFINE_integer("step", None, "checkpoint; the newest by default")
-    flags.DEFINE_string("mode", None, "direct, joint, imagine, plan, ...; the default is its own")
-    flags.DEFINE_string("planner", None, "a run whose world model and value function plan for it")
-    flags.DEFINE_string("shift", "none", "a shift of the world, by name")
-    flags.DEFINE_list("dials", [], "of the shift, as lighting=0.3,distractors=1")
-    flags.DEFINE_string("env", None, "another world than config.eval.env, with the same senses")
+    flags.DEFINE_string(
+        "mode", None, "direct, joint, imagine, plan, ...; the policy's own by default"
+    )
+    flags.DEFINE_string("planner", None, "run whose world model and value function do the planning")
+    flags.DEFINE_string("shift", "none", "named shift of the world, such as lighting")
+    flags.DEFINE_list("dials", [], "strength of each change, such as lighting=0.3,distractors=1")
+    flags.DEFINE_string(
+        "env", None, "another world than config.eval.env, with the same cameras and state"
+    )
     flags.DEFINE_list("tasks", None, "tasks; those of the training data by default")
-    flags.DEFINE_integer("episodes", None, "episodes; config.eval.episodes by default")
-    flags.DEFINE_integer("execute", None, "actions of each plan that are executed")
-    flags.DEFINE_string("join", None, "how chunks follow each other: one of envs.joins.WAYS")
-    flags.DEFINE_integer("delay", None, "control steps from an observation to its plan")
+    flags.DEFINE_integer("episodes", None, "number of episodes; config.eval.episodes by default")
+    flags.DEFINE_integer("execute", None, "actions executed of each plan")
+    flags.DEFINE_string("join", None, "how one chunk follows another: one of envs.joins.WAYS")
+    flags.DEFINE_integer("delay", None, "control steps between an observation and its plan")
     flags.DEFINE_bool("latency", False, "only measure the latency of one plan")
     checkpoint.define_ema_flag()
 

@@ -1,4 +1,4 @@
-"""Puts everything that acting takes into one folder: a policy bundle.
+"""Exports a policy as a bundle: one folder with everything that acting needs.
 
     python -m wamjax.export_policy --workdir=runs/quickstart --output=bundles/quickstart
     python -m wamjax.export_policy --workdir=runs/cosmos --planner=runs/planner --output=bundles/c
@@ -9,15 +9,15 @@
         --weights=weights/cosmos_libero --codec=weights/wan21_vae \\
         --statistics=libero_dataset_statistics.json --embeddings=DATA/libero-t5 --output=bundles/cp
 
-The first two are of a run: its newest checkpoint or ``--step``, the moving average if there is one.
-The others are of published weights that `wamjax.convert` has converted, of the sizes that the
-config declares. What a robot then runs, without the run and without its data:
+The first two export a run: its newest checkpoint or ``--step``, and the moving average if there is
+one. The others export published weights that `wamjax.convert` has converted, with the sizes that
+the config declares. A robot then needs neither the run nor its data:
 
     policy = wamjax.load_policy("bundles/quickstart")
     actions = policy({"images": {...}, "proprio": ..., "instruction": "..."}, seed_or_key=0)
 
-Parameters are kept in the precision that the config computes in, or in ``--dtype``, in which the
-policy then computes. Everything that is missing is said at once, and then nothing is written.
+Parameters are stored in the dtype that the config computes in, or in ``--dtype``, in which the
+policy then computes. If anything is missing, the command lists all of it and writes nothing.
 """
 
 from __future__ import annotations
@@ -339,22 +339,38 @@ def _said(data) -> dict[str, list[tuple[str, ...]]]:
 
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
-    flags.DEFINE_string("workdir", None, "the run whose policy is exported")
+    flags.DEFINE_string("workdir", None, "run whose policy to export")
     flags.DEFINE_integer("step", None, "checkpoint of the run; the newest by default")
     flags.DEFINE_string(
-        "planner", None, "what plans for it: another run, or with --weights other weights"
+        "planner", None, "what plans for the policy: another run, or other weights with --weights"
     )
     cli.define_config(text="for --weights")
     cli.define_config("planner_config", text="that of the planner, for --weights")
-    flags.DEFINE_string("weights", None, "folder of wamjax.convert, instead of a run")
-    flags.DEFINE_string("statistics", None, "json of their statistics, ours or as published")
-    flags.DEFINE_string("codec", None, "folder of wamjax.convert: makes latents of pictures")
+    flags.DEFINE_string(
+        "weights", None, "output folder of wamjax.convert, to export instead of a run"
+    )
+    flags.DEFINE_string(
+        "statistics", None, "json file of the weights' statistics, in our format or as published"
+    )
+    flags.DEFINE_string(
+        "codec", None, "output folder of wamjax.convert with the codec that encodes pictures"
+    )
     flags.DEFINE_string("embeddings", None, "folder of text embeddings; the config's by default")
-    flags.DEFINE_string("output", None, "folder that is made; must not exist", required=True)
-    flags.DEFINE_string("mode", None, "how it acts: direct, joint, plan, ...; its own by default")
-    flags.DEFINE_enum("dtype", None, DTYPES, "that it computes in; the config's by default")
-    flags.DEFINE_list("action_names", [], "of the dimensions; the data set's by default")
-    flags.DEFINE_list("proprio_names", [], "likewise")
+    flags.DEFINE_string("output", None, "bundle folder to create; must not exist", required=True)
+    flags.DEFINE_string(
+        "mode",
+        None,
+        "default mode of the bundle: direct, joint, plan, ...; the policy's own by default",
+    )
+    flags.DEFINE_enum(
+        "dtype", None, DTYPES, "dtype the policy computes in; the config's by default"
+    )
+    flags.DEFINE_list(
+        "action_names", [], "names of the action dimensions; the data set's by default"
+    )
+    flags.DEFINE_list(
+        "proprio_names", [], "names of the state dimensions; the data set's by default"
+    )
     checkpoint.define_ema_flag()
 
 

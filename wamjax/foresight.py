@@ -1,13 +1,13 @@
-"""How well a policy foresees: its values and frames against what then happened.
+"""Compares the frames and values that a policy predicts with what then happens.
 
     python -m wamjax.foresight --workdir=runs/cosmos
     python -m wamjax.foresight --workdir=runs/cosmos --mode=plan --planner=runs/planner
 
-Rolls the policy out, whole chunks at a time, so that what was predicted for the end of a chunk can
-be held against it. Writes foresight.json and, as far as the policy predicts such things,
-media/futures.png (now, predicted, real), media/values.png (predicted value against achieved return)
-and media/levels.png (loss by noise level, on a batch of the run's data). Of Cosmos Policy it also
-says what mode "frozen" does to the actions.
+Executes whole chunks, so that the prediction for the end of a chunk can be compared with the
+observation there. Writes foresight.json and, for whatever the policy predicts, media/futures.png
+(now, predicted, real), media/values.png (predicted value against achieved return) and
+media/levels.png (loss by noise level, on a batch of the run's data). For Cosmos Policy it also
+reports how much mode "frozen" changes the actions.
 """
 
 from __future__ import annotations
@@ -271,11 +271,11 @@ def draw_levels(found: dict[str, list[float]], path: files.Path) -> None:
 
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
-    flags.DEFINE_string("workdir", None, "the run", required=True)
+    flags.DEFINE_string("workdir", None, "run to analyze", required=True)
     flags.DEFINE_integer("step", None, "checkpoint; the newest by default")
-    flags.DEFINE_string("mode", None, "how to act; the policy's own way by default")
-    flags.DEFINE_string("planner", None, "a run whose world model and value function plan for it")
-    flags.DEFINE_integer("episodes", 96, "episodes, the tasks of the evaluation in turn")
+    flags.DEFINE_string("mode", None, "mode of the policy; its own by default")
+    flags.DEFINE_string("planner", None, "run whose world model and value function do the planning")
+    flags.DEFINE_integer("episodes", 96, "number of episodes, cycling through the evaluation tasks")
     checkpoint.define_ema_flag()
 
 

@@ -1,4 +1,4 @@
-"""Makes a data set of demonstrations that were recorded elsewhere.
+"""Converts demonstrations recorded elsewhere to a data set.
 
     python -m wamjax.ingest --list
     python -m wamjax.ingest --format=libero --source=libero_object/ --out=DIR --workers=8
@@ -6,10 +6,10 @@
     python -m wamjax.ingest --format=robomimic --source=lift.hdf5 --out=DIR --fps=10 \
         --state=robot0_eef_pos,robot0_eef_quat:quat_xyzw:rotation_6d,robot0_gripper_qpos
 
-The report says how many steps there are, what the state and the actions are made of, how the
-gripper is commanded, whether actions are deltas, how observations pair with actions and how the end
-of an episode was treated; it is printed, and kept as ``ingest.json`` in the data set. Killed, the
-same command continues. ``--map`` is a file of json or toml with the names of the flags as keys.
+Prints a report and keeps it as ``ingest.json`` in the data set: the number of steps, the terms of
+state and actions, the gripper convention, whether actions are deltas, how observations pair with
+actions, and how the end of an episode is handled. If the command is killed, run it again to
+continue. ``--map`` names a json or toml file with the flags as keys.
 """
 
 from __future__ import annotations
@@ -33,43 +33,62 @@ KEYS = ("cameras", "state", "action", "resize", "fit", "pictures", "fps", "sourc
 
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
-    flags.DEFINE_bool("list", False, "list the formats instead")
-    flags.DEFINE_string("format", None, "of the source, guessed by default; or a module of your "
-                        "own by its full name")  # fmt: skip
-    flags.DEFINE_string("source", None, "its folder or file")
+    flags.DEFINE_bool("list", False, "list the formats and exit")
+    flags.DEFINE_string(
+        "format",
+        None,
+        "format of the source, guessed by default; or the full name of your own module",
+    )
+    flags.DEFINE_string("source", None, "file or folder to read")
     flags.DEFINE_string("out", None, "folder of the data set; must not exist")
-    flags.DEFINE_string("map", None, "file of json or toml with the choices below; flags win")
-    flags.DEFINE_multi_string("option", [], "KEY=VALUE, an option of the format")
-    flags.DEFINE_integer("workers", 0, "processes; 0 = this one")
-    flags.DEFINE_integer("skip_bad", 0, "bad episodes that may be left out")
-    flags.DEFINE_integer("episodes", 0, "only the first so many; 0 = all")
+    flags.DEFINE_string("map", None, "json or toml file with the options below; flags override it")
+    flags.DEFINE_multi_string("option", [], "KEY=VALUE, an option of the format; repeatable")
+    flags.DEFINE_integer("workers", 0, "worker processes; 0 = work in this process")
+    flags.DEFINE_integer("skip_bad", 0, "bad episodes that may be skipped")
+    flags.DEFINE_integer("episodes", 0, "read only the first N episodes; 0 = all")
     flags.DEFINE_bool("json", False, "print the report as json")
     default = plan.Request()
-    flags.DEFINE_list("cameras", [], "NEW=OLD or OLD, all by default; the order is kept")
+    flags.DEFINE_list("cameras", [], "NEW=OLD or OLD, in this order; all cameras by default")
     flags.DEFINE_list("state", [], "terms: KEY, KEY[0:3], KEY[3:7]:quat_xyzw:rotation_6d")
-    flags.DEFINE_list("action", [], "terms likewise")
+    flags.DEFINE_list("action", [], "terms, as for --state")
     flags.DEFINE_list("resize", [], "HEIGHT,WIDTH of all pictures")
-    flags.DEFINE_string("fit", default.fit, "how: stretch, or pad with black")
-    flags.DEFINE_string("pictures", default.pictures, "png, jpeg, or video as it is; auto = "
-                        "encoded ones as they are, others without loss")  # fmt: skip
-    flags.DEFINE_float("fps", 0.0, "steps per second, resampled; 0 = as in the source")
-    flags.DEFINE_float("source_fps", 0.0, "of the source, instead of what it says")
-    flags.DEFINE_string("pairing", "", "of observation t: before action t, after it, or late "
-                        "(real ALOHA: with action t - 1)")  # fmt: skip
-    flags.DEFINE_string("end", default.end, "of T observations for T actions: repeat the last "
-                        "observation, or drop the last action")  # fmt: skip
-    flags.DEFINE_float("no_op", 0.0, "drop actions that are smaller, gripper unchanged; 1e-4 as "
-                       "published; 0 = none")  # fmt: skip
+    flags.DEFINE_string("fit", default.fit, "how to resize: stretch, or pad with black")
+    flags.DEFINE_string(
+        "pictures",
+        default.pictures,
+        "png, jpeg, or video (kept as it is); auto = keep encoded pictures, others lossless",
+    )
+    flags.DEFINE_float("fps", 0.0, "resample to this many steps per second; 0 = as in the source")
+    flags.DEFINE_float("source_fps", 0.0, "rate of the source, if it says nothing or is wrong")
+    flags.DEFINE_string(
+        "pairing",
+        "",
+        "observation t belongs before action t, after it, or late (real ALOHA: with action t - 1)",
+    )
+    flags.DEFINE_string(
+        "end",
+        default.end,
+        "for T observations and T actions: repeat the last observation, or drop the last action",
+    )
+    flags.DEFINE_float(
+        "no_op",
+        0.0,
+        "drop actions smaller than this unless the gripper switches; 1e-4 as published; 0 = none",
+    )
     names = ", ".join(f"{k} {v}" for k, v in signals.CONVENTIONS.items())
     flags.DEFINE_string("gripper", "", f"convention to write (opens, closes): {names}")
-    flags.DEFINE_string("gripper_is", "", "of the source, instead of what its numbers say")
-    flags.DEFINE_string("action_is", "", "delta, absolute or velocity, instead of what the "
-                        "numbers say")  # fmt: skip
-    flags.DEFINE_list("relative", [], "A:B=C:D*SCALE: actions less states, e.g. 0:6,7:13")
+    flags.DEFINE_string("gripper_is", "", "convention of the source, instead of the detected one")
+    flags.DEFINE_string(
+        "action_is", "", "delta, absolute or velocity, instead of the detected kind"
+    )
+    flags.DEFINE_list("relative", [], "A:B=C:D*SCALE: actions minus states, e.g. 0:6,7:13")
     flags.DEFINE_list("absolute", [], "A:B=C:D*SCALE: the reverse, e.g. 0:3*0.05,3:6*0.5")
-    flags.DEFINE_string("instruction", "", "of all episodes, instead of the source's; {file} "
-                        "and {folder} are names of each")  # fmt: skip
-    flags.DEFINE_float("discount", default.discount, "of the returns")
+    flags.DEFINE_string(
+        "instruction",
+        "",
+        "instruction of all episodes, instead of the source's; {file} and {folder} insert names",
+    )
+    flags.DEFINE_float("discount", default.discount, "discount of the returns")
 
 
 def request() -> plan.Request:

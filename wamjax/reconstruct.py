@@ -1,10 +1,10 @@
-"""Reconstructs held-out clips by a codec that was trained, and measures its latents.
+"""Reconstructs held-out clips with a trained codec and measures its latents.
 
     python -m wamjax.reconstruct --workdir=runs/codec --count=512
 
-Every training of a codec ends with it. Writes media/reconstructions.png, clips over what comes out,
-and media/codec.json: psnr in dB, mean and std of the latents by channel, and of a code book the
-share of codes in use and their perplexity over all of these clips.
+Training a codec ends with this step. Writes media/reconstructions.png, clips above their
+reconstructions, and media/codec.json: psnr in dB, mean and std of the latents per channel and, for
+a codebook, the share of codes in use and their perplexity over these clips.
 
 A picture model trains on the latents of such a run: see `use`.
 """
@@ -20,8 +20,8 @@ from wamjax.training import checkpoint
 
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
-    flags.DEFINE_string("workdir", None, "the run of the codec", required=True)
-    flags.DEFINE_integer("count", reconstruction.COUNT, "clips that are reconstructed")
+    flags.DEFINE_string("workdir", None, "run of the codec", required=True)
+    flags.DEFINE_integer("count", reconstruction.COUNT, "number of clips to reconstruct")
     flags.DEFINE_integer("step", None, "checkpoint; the newest by default")
     checkpoint.define_ema_flag()
 

@@ -1,10 +1,10 @@
-"""Rolls a trained policy out and keeps its episodes as a data set: what planners are trained on.
+"""Saves a trained policy's rollouts as a data set, for example to train a planner.
 
     python -m wamjax.rollouts --workdir=runs/cosmos --out=DIR --episodes=600
 
-Every episode is kept, failures too, with the actions as they were sent and the return of what came
-of them: a source with ``rollout=True`` of `wamjax.config.source`. Other episodes than those that
-the run is evaluated on. The same arguments give the same data set.
+Keeps every episode, failures included, with the actions as sent and the achieved return: a source
+with ``rollout=True`` of `wamjax.config.source`. The episodes differ from those that the run is
+evaluated on. The same arguments give the same data set.
 """
 
 from __future__ import annotations
@@ -115,12 +115,16 @@ def episode_of(
 
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
-    flags.DEFINE_string("workdir", None, "the run whose policy acts", required=True)
+    flags.DEFINE_string("workdir", None, "run whose policy acts", required=True)
     flags.DEFINE_string("out", None, "folder of the data set; must not exist", required=True)
-    flags.DEFINE_integer("episodes", 600, "episodes in total, the tasks of the evaluation in turn")
-    flags.DEFINE_integer("seed", 1000, "which episodes; not that of the evaluation")
+    flags.DEFINE_integer(
+        "episodes", 600, "total number of episodes, cycling through the evaluation tasks"
+    )
+    flags.DEFINE_integer(
+        "seed", 1000, "seed of the episodes; must differ from that of the evaluation"
+    )
     flags.DEFINE_integer("step", None, "checkpoint; the newest by default")
-    flags.DEFINE_string("mode", None, "how to act; the policy's own way by default")
+    flags.DEFINE_string("mode", None, "mode of the policy; its own by default")
 
 
 def main(argv: list[str]) -> None:

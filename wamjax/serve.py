@@ -4,8 +4,8 @@
     python -m wamjax.serve --bundle=bundles/quickstart --names=libero --max_batch=16
     python -m wamjax.serve --bundle=bundles/quickstart --host=0.0.0.0 --key_file=key.txt
 
-Clients of openpi connect as they are, and so does `wamjax.serving.Client`; ``POST /act`` is for
-those of OpenVLA. Everything is compiled before the port opens. See docs/robot.md.
+openpi clients and `wamjax.serving.Client` connect over websockets; OpenVLA clients use ``POST
+/act``. Everything is compiled before the port opens. See docs/robot.md.
 """
 
 from __future__ import annotations
@@ -21,24 +21,39 @@ WAIT_MS = 5.0
 
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
-    flags.DEFINE_string("bundle", None, "folder of wamjax.export_policy", required=True)
-    flags.DEFINE_list("mode", [], "ways of acting that are served, the default first; its own")
-    flags.DEFINE_string("host", "127.0.0.1", "address; others than loopback need --key_file")
-    flags.DEFINE_integer("port", 8000, "0 = any that is free", lower_bound=0, upper_bound=65535)
-    flags.DEFINE_string("key_file", "", "file with the API key that clients must know")
+    flags.DEFINE_string("bundle", None, "output folder of wamjax.export_policy", required=True)
+    flags.DEFINE_list("mode", [], "modes to serve, the default first; the bundle's mode by default")
+    flags.DEFINE_string(
+        "host", "127.0.0.1", "address to listen on; others than loopback need --key_file"
+    )
+    flags.DEFINE_integer("port", 8000, "port; 0 = any free port", lower_bound=0, upper_bound=65535)
+    flags.DEFINE_string("key_file", "", "file with the API key that clients must send")
     flags.DEFINE_string("cert_file", None, "certificate chain in PEM, for TLS")
-    flags.DEFINE_string("cert_key_file", None, "its private key")
-    flags.DEFINE_list("names", [], "libero, droid, aloha, openvla, openvla_oft; KEY=CAMERA, ...")
-    flags.DEFINE_string("instruction", "", "for clients that send none")
-    flags.DEFINE_integer("max_batch", 8, "clients acted for in one call", lower_bound=1)
-    flags.DEFINE_float("max_wait_ms", WAIT_MS, "that a client waits for others", lower_bound=0)
-    flags.DEFINE_integer("max_clients", 64, "at once", lower_bound=1)
-    flags.DEFINE_float("max_message_mb", 8.0, "of one observation", lower_bound=0.001)
-    flags.DEFINE_float("max_rate", 200.0, "observations a second of a client", lower_bound=0.01)
-    flags.DEFINE_integer("max_pixels", 2**22, "of one picture", lower_bound=1)
-    flags.DEFINE_float("max_far", None, "ranges of the demonstrations that a state may be away")
-    flags.DEFINE_float("drain_s", 10.0, "that a stopping server has for what waits", lower_bound=0)
-    flags.DEFINE_integer("seed", 0, "of the noise")
+    flags.DEFINE_string("cert_key_file", None, "private key of the certificate")
+    flags.DEFINE_list(
+        "names", [], "libero, droid, aloha, openvla, openvla_oft, or KEY=CAMERA pairs"
+    )
+    flags.DEFINE_string("instruction", "", "instruction for clients that send none")
+    flags.DEFINE_integer("max_batch", 8, "maximum clients per policy call", lower_bound=1)
+    flags.DEFINE_float(
+        "max_wait_ms",
+        WAIT_MS,
+        "milliseconds a client waits for others to fill a batch",
+        lower_bound=0,
+    )
+    flags.DEFINE_integer("max_clients", 64, "maximum clients at once", lower_bound=1)
+    flags.DEFINE_float("max_message_mb", 8.0, "maximum size of an observation", lower_bound=0.001)
+    flags.DEFINE_float(
+        "max_rate", 200.0, "maximum observations per second and client", lower_bound=0.01
+    )
+    flags.DEFINE_integer("max_pixels", 2**22, "maximum pixels per picture", lower_bound=1)
+    flags.DEFINE_float(
+        "max_far", None, "reject states more than N ranges away from the demonstrations"
+    )
+    flags.DEFINE_float(
+        "drain_s", 10.0, "seconds a stopping server has to answer waiting requests", lower_bound=0
+    )
+    flags.DEFINE_integer("seed", 0, "seed of the sampling noise")
 
 
 def main(argv: list[str]) -> None:

@@ -1,11 +1,11 @@
-"""Recomputes the statistics of a data set, prints them, and warns of what looks wrong.
+"""Recomputes the statistics of a data set, prints them, and warns about suspicious values.
 
     python -m wamjax.stats --data=DIR [--out=FILE.json] [--plots=FOLDER] [--skip_bad=N]
     python -m wamjax.stats --data=DIR --out=dataset_stats.json --format=fast_wam
     python -m wamjax.stats --source=dataset_statistics.json --out=statistics.json
 
-Reads every record, so it also finds corrupt ones; pictures are not decoded. The statistics files of
-Fast-WAM and Cosmos Policy are written by ``--format`` and read by ``--source``, see
+Reads every record, so it also finds corrupt ones; pictures are not decoded. ``--format`` writes the
+statistics files of Fast-WAM and Cosmos Policy and ``--source`` reads them, see
 `wamjax.data.published_statistics`.
 """
 
@@ -101,11 +101,11 @@ def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
     forms = published_statistics.FORMATS
     flags.DEFINE_string("data", None, "folder of the data set")
-    flags.DEFINE_string("source", None, "file of statistics to convert, instead of a data set")
-    flags.DEFINE_string("out", None, "file to write the statistics to, as json")
-    flags.DEFINE_enum("format", forms[0], forms, "of that file")
+    flags.DEFINE_string("source", None, "statistics file to convert, instead of a data set")
+    flags.DEFINE_string("out", None, "json file to write the statistics to")
+    flags.DEFINE_enum("format", forms[0], forms, "format of that file")
     flags.DEFINE_string("plots", None, "folder to write histograms to")
-    flags.DEFINE_integer("skip_bad", 0, "bad episodes to leave out, as config.data.skip_bad")
+    flags.DEFINE_integer("skip_bad", 0, "bad episodes that may be skipped, as config.data.skip_bad")
 
 
 def main(argv: list[str]) -> None:

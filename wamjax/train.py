@@ -1,22 +1,22 @@
-"""The training loop, the only one.
+"""Trains a model, or resumes a run.
 
     python -m wamjax.train --config=FILE[:ARG] --config.key=value --workdir=DIR
 
-Starts the run in DIR, or continues it: the same command after a crash, a kill or a signal goes on
-from the newest checkpoint, with the losses and parameters of a run that was never interrupted.
-DIR then holds config.json, metrics.jsonl, checkpoints/, media/ and, at the end, DONE; of a policy
-also eval.json, of a model of pictures media/samples.png, of a codec media/reconstructions.png.
+Starts the run in DIR, or resumes it. After a crash, a kill or a signal, the same command continues
+from the newest checkpoint, with the losses and parameters of an uninterrupted run. DIR then holds
+config.json, metrics.jsonl, checkpoints/, media/ and, at the end, DONE; for a policy also eval.json,
+for a picture model media/samples.png, for a codec media/reconstructions.png.
 
     python -m wamjax.train ... --distributed --coordinator=HOST:PORT --processes=2 --process=0
 
-Of several processes each runs the same command; DIR is one folder for all of them. A signal to any
-stops all after the same step; if one dies the others end within half a minute. As many as before or
-any other number go on from the same checkpoint with the same batches.
+With several processes, each runs the same command, with the same DIR. A signal to any of them stops
+all after the same step; if one dies, the others exit within half a minute. Any number of processes
+can resume from the same checkpoint with the same batches.
 
-Exit status: 0 when the run is done, was done before, or saved and stopped on SIGTERM or SIGINT
-(then without DONE, and with the status of ``--stopped_status=N`` where a launcher is to start it
-again); 1 on an error, which includes too many non-finite steps in a row. One of several processes
-may also end by SIGABRT, from JAX, when another one has died.
+Exit status: 0 if the run is done, was done before, or saved and stopped on SIGTERM or SIGINT (then
+without DONE, and with the status of ``--stopped_status=N``, so that a launcher can restart it); 1
+on an error, including too many non-finite steps in a row. One of several processes may also end
+with SIGABRT, from JAX, when another one has died.
 """
 
 from __future__ import annotations
@@ -359,11 +359,11 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
 def define_flags() -> None:
     """Not on import: several entry points with the same flags may be imported by one another."""
     cli.define_config()
-    flags.DEFINE_string("workdir", None, "folder of the run; made, or continued")
-    flags.DEFINE_bool("distributed", False, "one of several processes (jax.distributed)")
-    flags.DEFINE_string("coordinator", None, "host:port of process 0; clouds know it themselves")
-    flags.DEFINE_integer("processes", None, "how many processes; clouds know it themselves")
-    flags.DEFINE_integer("process", None, "which process this is; clouds know it themselves")
+    flags.DEFINE_string("workdir", None, "folder of the run; created, or resumed")
+    flags.DEFINE_bool("distributed", False, "this is one of several processes (jax.distributed)")
+    flags.DEFINE_string("coordinator", None, "host:port of process 0; not needed on cloud TPUs")
+    flags.DEFINE_integer("processes", None, "number of processes; not needed on cloud TPUs")
+    flags.DEFINE_integer("process", None, "index of this process; not needed on cloud TPUs")
     flags.DEFINE_integer("stopped_status", 0, "exit status of a run that a signal stopped")
     flags.mark_flags_as_required(["config", "workdir"])
 

@@ -1,8 +1,8 @@
-"""Writes docs/configuration.md from the keys of the config.
+"""Generates docs/configuration.md from the config keys.
 
     python docs/site/configuration.py
 
-A test compares the page with what this would write.
+A test compares the page with the output of this script.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ PAGE = pathlib.Path(__file__).parents[1] / "configuration.md"
 
 HEAD = """# Configuration
 
-Every key, its default and what it is. The file is written by `docs/site/configuration.py` from the
-tables beside their owners (`wamjax/config_keys.py`, `wamjax/models/keys.py` and the `keys.py` of
-each method), and a test compares it.
+Look up config keys here: every key with its default and meaning. `docs/site/configuration.py`
+generates this page from the key tables in the code (`wamjax/config_keys.py`,
+`wamjax/models/keys.py` and the `keys.py` of each method).
 
-A config file has a function `get_config(arg)` that starts from `wamjax.config.base_config()` and
-changes values; `--config.KEY=VALUE` on the command line changes one more. A key that does not exist
-is an error with a suggestion, and so is one that is set and that the chosen method does not read.
-`python -m wamjax.doctor --config=FILE --keys` prints the keys with the values of a config.
+A config file defines `get_config(arg)`, which starts from `wamjax.config.base_config()` and changes
+values. On the command line, `--config.KEY=VALUE` changes one more. A key that does not exist is an
+error with a suggestion; so is setting a key that the chosen method does not read. To print the keys
+of a config with their values, run `python -m wamjax.doctor --config=FILE --keys`.
 
-A key with ❄ gives a checkpoint its meaning: it cannot change when a run is continued.
+Keys marked ❄ determine what the saved parameters mean. They cannot change when a run is resumed.
 """
 
 TAIL = """
-## Names of before
+## Renamed keys
 
-Saved configs may have them; they are read as those of now.
+Saved configs may still contain the old names; they are read as the new ones.
 
-| before | now |
+| old | new |
 |---|---|
 """
 
@@ -61,7 +61,7 @@ def page() -> str:
     for name, group in itertools.groupby(sorted(TABLE, key=top), key=top):
         parts += [f"\n## {name}\n\n", rows(group)]
         if name == "data":
-            parts += ["\n### data.sources\n\nOne entry for each data set; its name is free.\n\n"]
+            parts += ["\n### data.sources\n\nOne entry per data set; choose any name for it.\n\n"]
             parts += [rows(SOURCE, "data.sources.*.")]
     parts += [TAIL, *(f"| `{old}` | `{new}` |\n" for old, new in RENAMED.items())]
     assert FROZEN and "❄" in "".join(parts)

@@ -20,16 +20,16 @@
 # %% [markdown]
 # # Quickstart: from nothing to a robot that acts
 #
-# A small Fast-WAM, a video model with an action head, learns three tasks of an embedded robot
-# world from demonstrations. You watch it learn, watch it act, change one number and do it again.
+# Train a small Fast-WAM, a video model with an action head, on demonstrations of three tasks in the
+# built-in simulator. Watch it learn, watch it act, then change one number and repeat.
 #
 # * **Hardware**: a CPU is enough; a GPU or TPU is used if the installed JAX sees one.
-# * **Time**: five to ten minutes for a run on two CPU cores, of which collecting and evaluating
-#   are a part; so ten to twenty for both.
-# * **Expected**: about 97 % of the episodes succeed (untrained about 1 %).
+# * **Time**: five to ten minutes per run on two CPU cores, including collection and evaluation; ten
+#   to twenty minutes for both runs.
+# * **Expected**: about 94 % of the episodes succeed (about 1 % untrained).
 #
-# It takes the package alone and no checkout: the config is written below, in ten lines.
-# In Colab: *File*, *Open notebook*, *GitHub*, then the address of the repository.
+# You need the installed package, not a clone: the config is written below, in a few lines.
+# In Colab: *File*, *Open notebook*, *GitHub*, then enter the address of the repository.
 
 # %%
 import subprocess
@@ -59,8 +59,8 @@ miniature = False  # @param {type: "boolean"}
 # %% [markdown]
 # ## The config
 #
-# A config file is a function that starts from the defaults and changes values. Presets of the
-# package hold what belongs together. A key that does not exist is an error with a suggestion.
+# A config file defines a function that starts from the defaults and changes values. Presets set
+# groups of keys that belong together. A key that does not exist is an error with a suggestion.
 
 # %%
 import pathlib
@@ -92,7 +92,8 @@ def get_config(arg=None):
 print((root / "quickstart.py").read_text())
 
 # %% [markdown]
-# What will be trained, before it costs anything: parameters, operations, and who attends whom.
+# Before you train, check what the config describes: parameters, FLOPs, and which slots attend to
+# which.
 
 # %%
 def command(module, *arguments):
@@ -109,10 +110,10 @@ print(command("doctor", f"--config={root / 'quickstart.py'}"))
 # %% [markdown]
 # ## Train and watch
 #
-# Training is a process of its own, as on any machine:
-# `python -m wamjax.train --config=FILE --workdir=DIR`. This cell starts it, and draws what it
-# writes into `metrics.jsonl`. If you interrupt the cell, run it again: the run goes on from its
-# newest checkpoint.
+# Training runs in its own process, as it would outside a notebook:
+# `python -m wamjax.train --config=FILE --workdir=DIR`. This cell starts it and plots what it writes
+# to `metrics.jsonl`. If you interrupt the cell, run it again: training resumes from the newest
+# checkpoint.
 
 # %%
 import json
@@ -195,7 +196,8 @@ for task, result in first["per_task"].items():
 # %% [markdown]
 # ## Watch it act
 #
-# Beside the real frames are those that the model predicted when it chose its actions.
+# The video shows the real frames next to the frames that the model predicted when it chose its
+# actions.
 
 # %%
 from IPython.display import Image, Video
@@ -208,9 +210,9 @@ Video(root / "first" / "media" / "rollout.mp4", embed=True)
 # %% [markdown]
 # ## Change one number
 #
-# Any key can be set on the command line. Half of the steps, with everything else the same; or
-# change the cell: another learning rate (`--config.optim.learning_rate=1e-3`), fewer
-# demonstrations, another variant above.
+# You can set any key on the command line. This cell trains for half the steps and keeps everything
+# else. Or edit it: try another learning rate (`--config.optim.learning_rate=1e-3`), fewer
+# demonstrations, or another variant above.
 
 # %%
 second = train("second", f"--config.total_steps={max(total // 2, 1)}", total=max(total // 2, 1))
@@ -224,8 +226,8 @@ for name, result in (("first", first), ("second", second)):
 # %% [markdown]
 # ## What next
 #
-# * `python -m wamjax.evaluate --workdir=wamjax-quickstart/first --shift=lighting`: the same policy
-#   in worse light.
-# * `02_noise_to_video`: what "denoising" means, in pictures. `03_three_factorizations`: the tables
-#   behind it.
-# * Your own demonstrations: `docs/data.md`. On a robot: `docs/robot.md`.
+# * Evaluate the same policy in worse light:
+#   `python -m wamjax.evaluate --workdir=wamjax-quickstart/first --shift=lighting`.
+# * See what denoising means in `02_noise_to_video`, and the attention tables behind it in
+#   `03_three_factorizations`.
+# * Train on your own demonstrations: `docs/data.md`. Run the policy on a robot: `docs/robot.md`.

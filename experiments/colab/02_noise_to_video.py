@@ -20,20 +20,20 @@
 # %% [markdown]
 # # From noise to video
 #
-# What a denoiser does, on a plane where everything is known: data become noise, and noise becomes
-# data, along the path of diffusion and along the straight path of a flow. Then what makes a video
-# model autoregressive or not (a table), and the four ways in which DiT is told the time and the
-# class.
+# See what a denoiser does, in the plane, where the exact answer is known: data turn into noise and
+# noise turns into data, along the path of diffusion and along the straight path of a flow. Then see
+# what makes a video model autoregressive or not (a table), and the four ways to condition DiT on
+# the timestep and the class.
 #
 # * **Hardware**: a CPU. Nothing is trained.
 # * **Time**: half a minute on two busy cores, most of it compiling.
-# * **Expected**: given pairs of data and noise are straight in a flow, its trajectories are not;
-#   UniPC on the flow comes within 0.1 of the exact end points in 5 steps; of six frames
-#   `forcing_causal` attends 58 % of the pairs of tokens and `blocks` 67 %; the designs of DiT
-#   differ in parameters and in what attention sees, not in the transformer.
+# * **Expected**: in a flow, the paths between given pairs of data and noise are straight, but its
+#   trajectories are not; UniPC on the flow comes within 0.1 of the exact end points in 5 steps;
+#   with six frames, `forcing_causal` attends to 58 % of the token pairs and `blocks` to 67 %; the
+#   DiT designs differ in parameters and in the tokens attention sees, not in the transformer.
 #
-# It takes the package alone and no checkout.
-# In Colab: *File*, *Open notebook*, *GitHub*, then the address of the repository.
+# You need the installed package, not a clone.
+# In Colab: *File*, *Open notebook*, *GitHub*, then enter the address of the repository.
 
 # %%
 import subprocess
@@ -63,10 +63,10 @@ frames = 6  # @param {type: "slider", min: 2, max: 12, step: 1}
 tokens = 4  # @param {type: "integer"}
 
 # %% [markdown]
-# ## Forwards: data become noise
+# ## Forward: data to noise
 #
-# A *process* says what is left of the data and how much noise there is at each level:
-# $x = \alpha x_0 + \sigma \varepsilon$. Diffusion (DDPM) keeps the variance at one, a rectified
+# A *process* defines how much data and how much noise there is at each noise level:
+# $x = \alpha x_0 + \sigma \varepsilon$. Diffusion (DDPM) keeps the variance at one; a rectified
 # flow goes straight, $x = (1 - \tau)\,x_0 + \tau\,\varepsilon$. Move the slider from data to
 # noise.
 
@@ -98,10 +98,11 @@ def noising(level=0):
 ipywidgets.interact(noising, level=(0, states - 1));
 
 # %% [markdown]
-# ## Backwards: noise becomes data
+# ## Backward: noise to data
 #
 # The data are a mixture of Gaussians, so the perfect network is known in closed form
-# (`wamjax/diffusion/mixture.py`), and all error is the solver's. These are the exact trajectories.
+# (`wamjax/diffusion/mixture.py`) and the only error is the solver's. These are the exact
+# trajectories.
 
 # %%
 start = jax.random.normal(jax.random.key(2), (points, 2))
@@ -119,9 +120,9 @@ def denoising(until=states - 1):
 ipywidgets.interact(denoising, until=(0, states - 1));
 
 # %% [markdown]
-# Straight is not quite what they are: a path from *its own* data to *its own* noise is straight in
-# a flow, but many such paths cross, and the network learns their mean. `detour` is the length of a
-# path over the distance of its ends, less one.
+# The trajectories of the flow are not quite straight. The path from one data point to its paired
+# noise is straight, but many such paths cross, and the network learns their mean. `detour` is the
+# length of a path divided by the distance between its ends, minus one.
 
 # %%
 for kind, found in (("given pairs", forward), ("trajectories", exact)):
@@ -132,7 +133,7 @@ for kind, found in (("given pairs", forward), ("trajectories", exact)):
 # %% [markdown]
 # ## How many network calls?
 #
-# End points of a solver with few steps, against the exact ones.
+# Compare the end points of a solver with few steps with the exact ones.
 
 # %%
 def error(name, solver, count):
@@ -154,14 +155,13 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# `python -m wamjax.viz paths --output=DIR` measures all solvers, with network calls instead of
-# steps.
+# `python -m wamjax.viz paths --output=DIR` measures all solvers by network calls instead of steps.
 #
 # ## Autoregressive or diffusion: a table
 #
-# A clip is a list of groups of frames. Three choices make a scheme: which frames share a noise
-# level, which are given, and who sees whom. These are the package's own objects
-# (`wamjax/wam/video/schemes.py`), not drawings.
+# A clip is a list of groups of frames. Three choices define a scheme: which frames share a noise
+# level, which are given, and which attend to which. The tables below are drawn from the objects
+# that wamjax trains with (`wamjax/wam/video/schemes.py`).
 
 # %%
 from collections import Counter
@@ -213,14 +213,14 @@ def generation(scheme="blocks", step=1):
 ipywidgets.interact(generation, scheme=list(SCHEMES), step=(0, frames));
 
 # %% [markdown]
-# The price is measured in `BUILD_NOTES.md`: causal schemes give up to half a dB for caches and for
+# Causal schemes give up at most half a dB, measured in `BUILD_NOTES.md`, in exchange for caches and
 # clips of any length.
 #
 # ## Four ways to condition DiT
 #
-# Time and class enter by `adaln_zero` (scale, shift and a gate that starts at zero), `adaln`
-# (without the gate), by `cross_attention` to two tokens, or `in_context` as two more tokens. One
-# key of a config, `model.conditioning`.
+# Timestep and class enter through `adaln_zero` (scale, shift and a gate that starts at zero),
+# `adaln` (without the gate), `cross_attention` to two tokens, or `in_context` as two more tokens.
+# The config key is `model.conditioning`.
 
 # %%
 from wamjax import config as configs
@@ -261,7 +261,7 @@ def parameters_of(design=CONDITIONING[0]):
 ipywidgets.interact(parameters_of, design=list(CONDITIONING));
 
 # %% [markdown]
-# On digits the four are not told apart (96 to 97 % of the samples are the digit asked for,
-# `BUILD_NOTES.md`); at the size of ImageNet the paper finds adaLN-Zero ahead.
+# On digits the four designs perform the same (96 to 97 % of the samples show the requested digit,
+# `BUILD_NOTES.md`). At ImageNet scale the paper finds adaLN-Zero ahead.
 #
 # Next: `03_three_factorizations`, where slots are more than frames.

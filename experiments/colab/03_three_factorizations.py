@@ -20,20 +20,20 @@
 # %% [markdown]
 # # One network, three factorizations
 #
-# Policy, world model and value function are one network under other *roles*. Here are the slots,
-# the roles and the tables of Cosmos Policy and of Fast-WAM, printed from the objects that train;
-# which keys and values may be kept while the rest is denoised, and what keeping them is worth on
-# this machine.
+# Policy, world model and value function are one network with different *roles*. This notebook
+# prints the slots, roles and visibility tables of Cosmos Policy and Fast-WAM from the objects that
+# wamjax trains with. It shows which keys and values can be cached while the rest is denoised, and
+# measures what the cache saves on your machine.
 #
-# * **Hardware**: a CPU; with a GPU or TPU the latencies are other ones. Nothing is trained:
-#   latency does not depend on it.
-# * **Time**: one to six minutes were seen on two busy cores, nearly all of it compiling.
-# * **Expected**: with and without the cache the actions are equal to rounding. On two busy cores
-#   `fast` took 2.1 ms with it and 5.2 without (2.2 where XLA moves the work by itself), `joint`
+# * **Hardware**: a CPU; a GPU or TPU gives other latencies. Nothing is trained, because latency
+#   does not depend on training.
+# * **Time**: one to six minutes on two busy cores, nearly all of it compiling.
+# * **Expected**: actions with and without the cache agree up to rounding. On two busy cores `fast`
+#   took 2.1 ms with the cache and 5.2 without (2.2 when XLA hoists the work by itself), `joint`
 #   12.9 and 16.1, `idm` 20.9 and 38.9.
 #
-# It takes the package alone and no checkout.
-# In Colab: *File*, *Open notebook*, *GitHub*, then the address of the repository.
+# You need the installed package, not a clone.
+# In Colab: *File*, *Open notebook*, *GitHub*, then enter the address of the repository.
 
 # %%
 import subprocess
@@ -63,8 +63,8 @@ variants = ("fast", "joint", "idm")  # @param {type: "raw"}
 # %% [markdown]
 # ## Slots
 #
-# Cosmos Policy writes everything that a robot senses and does into one clip. A layout is a list of
-# words.
+# Cosmos Policy packs everything a robot senses and does into one clip. A layout is a list of words,
+# one per slot.
 
 # %%
 from wamjax.wam.cosmos_policy import layouts
@@ -78,14 +78,14 @@ print(layout)
 # ## Roles
 #
 # The policy $p(a, s', V \mid s)$, the world model $p(s', V \mid s, a)$ and the value function
-# $p(V \mid s, a, s')$: the same slots, given or predicted.
+# $p(V \mid s, a, s')$ use the same slots, given or predicted.
 
 # %%
 print(describe(cosmos.uses(), [(layouts.name_of(s), s.group) for s in layout.slots]))
 
 # %% [markdown]
-# Roles are numbers, a row for each example of a batch. A network is told them as noise levels: 0
-# where a slot is given.
+# Roles are numbers, one row per example of a batch. The network sees them as noise levels: 0 where
+# a slot is given.
 
 # %%
 import numpy as np
@@ -96,7 +96,7 @@ for group, rows in roles(cosmos.uses(), layout.sizes).items():
     print(f"{group:8}", dict(zip([u.name for u in cosmos.uses()], rows.tolist(), strict=True)))
 
 # %% [markdown]
-# Fast-WAM has frames and a chunk of actions, and five variants:
+# Fast-WAM has frames, an action chunk, and five variants:
 
 # %%
 from wamjax.wam.fast_wam.uses import USES
@@ -107,9 +107,9 @@ for name, trained in USES.items():
     print(describe(trained, groups))
 
 # %% [markdown]
-# ## Who sees whom, and what may be kept
+# ## Which group attends to which, and what can be cached
 #
-# `cacheable` is three lines of the package: of the given groups, those that see, transitively,
+# `cacheable`, a function of three lines, returns the given groups that attend, transitively, to
 # given groups only.
 
 # %%
@@ -141,18 +141,18 @@ figure.tight_layout(rect=(0, 0.05, 1, 1))
 plt.show()
 
 # %% [markdown]
-# Cosmos Policy as published lets everything see everything, so nothing is constant. Under
-# `prefix`, for which it has to be trained, what is given sees only what is given. The third way,
-# `frozen`, keeps the first step's keys and values although they would change: an approximation.
+# In the published Cosmos Policy every slot attends to every slot, so nothing is constant. Under
+# `prefix`, which needs training under that table, given slots attend to given slots only. The third
+# option, `frozen`, reuses the first step's keys and values although they would change: an
+# approximation.
 #
-# ## What it is worth
+# ## What the cache saves
 #
-# Policies of the quickstart's world, at the sizes above, with random parameters. The same
-# objective acts with its cache and without. All steps of denoising are one program here, and there
-# the compiler may find by itself what the table says: it moves what does not change out of the
-# loop. So both are shown, with that pass of XLA and without it. The derived cache does not rest on
-# it: it also goes from one program to the next, from a frame to those that follow, and from an
-# imagined video to the actions.
+# These are policies for the quickstart's simulator, at the sizes above, with random parameters.
+# Each objective acts with and without its cache. All denoising steps are one compiled program here,
+# so the compiler may find the same savings: XLA hoists loop-invariant code. The cell therefore
+# measures with and without that XLA pass. The derived cache does not depend on it and also works
+# across programs: from one frame to the next, and from an imagined video to the actions.
 
 # %%
 import dataclasses
@@ -256,8 +256,8 @@ for variant in variants:
     assert largest < 1e-3
 
 # %% [markdown]
-# Cosmos Policy has no cache as published; `prefix` is exact under its own table and `frozen` is
-# not: from the second layer on, keys and values of what is given follow what is denoised.
+# The published Cosmos Policy has no cache. `prefix` is exact under its own table. `frozen` is not:
+# from the second layer on, the keys and values of given slots depend on the slots being denoised.
 
 # %%
 full, prefix = cosmos_policy("bidirectional"), cosmos_policy("prefix")
@@ -281,6 +281,6 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Small networks on a CPU are bound by memory as much as by operations, so the times say less than
-# the counts of operations that `python -m wamjax.doctor --config=FILE` gives for any size.
+# Small networks on a CPU are limited by memory as much as by compute, so these times say less than
+# the FLOPs that `python -m wamjax.doctor --config=FILE` counts for any size.
 # `python -m wamjax.bench fast_wam` measures at LIBERO's token geometry.

@@ -20,22 +20,23 @@
 # %% [markdown]
 # # Your own demonstrations
 #
-# From files as others record them to a policy: a LeRobot v3.0 folder and HDF5 as robomimic has
-# it become data sets of one kind, a page says what is in them, a small Fast-WAM trained on the one
-# is fine-tuned on the other, and what it does is drawn beside what was demonstrated.
+# Turn recorded files into a policy. You convert a LeRobot v3.0 folder and robomimic HDF5 files to
+# data sets in one format, check them on a page, train a small Fast-WAM on one, fine-tune it on the
+# other, and plot its actions next to the demonstrated ones.
 #
-# The files are written here, by the scripted expert of the embedded tabletop, so that there is
-# something to read. With your own, leave out the two cells that write, and change the paths.
+# So that there is something to read, the notebook first writes such files with the scripted expert
+# of the built-in simulator. To use your own files, skip the two cells that write and change the
+# paths.
 #
 # * **Hardware**: a CPU is enough; a GPU or TPU is used if the installed JAX sees one.
-# * **Time**: some minutes on two CPU cores, most of them the two trainings; at these numbers it was
-#   not timed yet.
-# * **Expected**: no warnings of either data set. How near predicted actions come at these numbers
-#   was not measured yet; in a miniature of 8 steps, which learns nothing, they are off by twice as
-#   much as the mean action is.
+# * **Time**: a few minutes on two CPU cores, mostly for the two trainings; not timed yet at these
+#   settings.
+# * **Expected**: no warnings for either data set. How close the predicted actions come at these
+#   settings has not been measured yet; in a miniature run of 8 steps, which learns nothing, their
+#   error is twice that of the mean action.
 #
-# It takes the package with the extra `ingest` and no checkout.
-# In Colab: *File*, *Open notebook*, *GitHub*, then the address of the repository.
+# You need the installed package with the extra `ingest`, not a clone.
+# In Colab: *File*, *Open notebook*, *GitHub*, then enter the address of the repository.
 
 # %%
 import subprocess
@@ -63,10 +64,10 @@ tuning = 60  # @param {type: "integer"}
 miniature = False  # @param {type: "boolean"}
 
 # %% [markdown]
-# ## Somebody records
+# ## Record demonstrations
 #
-# An episode has actions, what the arm felt, and pictures of two cameras. One is kept apart: no data
-# set has it, and the policy will be compared with it.
+# An episode has actions, the state of the arm, and pictures from two cameras. One episode is held
+# out of both data sets; at the end the policy is compared with it.
 
 # %%
 import pathlib
@@ -107,10 +108,10 @@ figure.suptitle(f"{unseen.instruction!r}, {unseen.length} actions")
 plt.show()
 
 # %% [markdown]
-# ### HDF5, as robomimic has it
+# ### robomimic HDF5
 #
-# `/data/demo_i` with observations and seven actions, of which this arm does not use the
-# rotations. Nothing in the file says what the task is: here each task has a file of its own name.
+# `/data/demo_i` holds observations and seven actions; this arm does not use the three rotations.
+# Nothing in the file says what the task is, so here each task has a file named after it.
 
 # %%
 import json
@@ -147,7 +148,8 @@ print(*sorted(p.name for p in (root / "lab_files").iterdir()), sep="\n")
 # %% [markdown]
 # ### LeRobot v3.0
 #
-# Rows of all episodes in parquet, a video for each camera, metadata that says where what is.
+# The rows of all episodes are in parquet, each camera has a video, and metadata says where
+# everything is.
 
 # %%
 import av
@@ -218,9 +220,9 @@ print(*sorted(str(p.relative_to(root)) for p in root.glob("mine_files/**/*.[jmp]
 # %% [markdown]
 # ## One command for each
 #
-# What the two have in common is chosen here, so that one policy fits both: names of the cameras,
-# four numbers of the state, four of the action. The format is guessed. Read the report: whatever
-# was decided is in it.
+# The flags select what the two have in common, so that one policy fits both: the same camera names,
+# four state values and four action values. The format is guessed. Read the report: it lists every
+# decision.
 
 # %%
 def command(module, *arguments):
@@ -246,8 +248,9 @@ if not (root / "mine").exists():
 # %% [markdown]
 # ## Look before you train
 #
-# `wamjax.doctor` doubts what the two cannot both be, and writes a page of the first: are pictures
-# upright and in true colours, do actions do what their names say, is anything constant or rare?
+# `wamjax.doctor` warns where the two data sets contradict each other, and writes a page about the
+# first. Are the pictures upright and the colors right? Do the actions do what their names say? Is
+# anything constant or rare?
 
 # %%
 import html
@@ -261,8 +264,8 @@ HTML(f'<iframe srcdoc="{html.escape(page)}" width="100%" height="500"></iframe>'
 # %% [markdown]
 # ## Train on theirs, fine-tune on yours
 #
-# A config is a few lines. `init_from.path` is a run to start from, or converted weights; that
-# is all that fine-tuning is.
+# The config is a few lines. To fine-tune, set `init_from.path` to the run, or the converted
+# weights, to start from.
 
 # %%
 (root / "arm.py").write_text(f'''
@@ -310,9 +313,9 @@ plt.show()
 # %% [markdown]
 # ## Act
 #
-# Everything that acting takes goes into one folder; a robot needs no run, no data and no config.
-# The demonstration that nobody trained on is gone through, and from what was seen at every
-# eighth step a chunk of actions is predicted.
+# Export everything that acting needs into one folder; a robot needs neither the run nor the data
+# nor the config. Then step through the held-out demonstration and predict an action chunk from the
+# observation at every eighth step.
 
 # %%
 import shutil
@@ -352,7 +355,9 @@ plt.show()
 # %% [markdown]
 # ## What next
 #
-# * Your own files: `python -m wamjax.ingest --list` has the formats, `docs/data.md` the choices,
-#   and ten lines for a format that nobody knows.
-# * A larger model: `--config=fast_wam_libero` and `wamjax.convert` for its published weights.
-# * On the robot: `python -m wamjax.serve --bundle=wamjax-demonstrations/policy`, `docs/robot.md`.
+# * Use your own files: `python -m wamjax.ingest --list` lists the formats; `docs/data.md` explains
+#   the options and has ten lines of code for any other format.
+# * Train a larger model: `--config=fast_wam_libero`, with `wamjax.convert` for its published
+#   weights.
+# * Run it on a robot: `python -m wamjax.serve --bundle=wamjax-demonstrations/policy`,
+#   `docs/robot.md`.

@@ -20,18 +20,19 @@
 # %% [markdown]
 # # Imagine when it pays: a ladder of proposals, and a gate with a price
 #
-# A policy that samples its actions can sample several and choose. That takes a judge who can tell
-# proposals of one state apart, and it costs milliseconds, in every state alike, though in most of
-# them nothing is gained. Here a policy learns from demonstrations of mixed quality, a judge learns
-# from what its proposals led to, and a gate learns when more of them are worth their time.
+# A policy that samples its actions can sample several and choose. That needs a judge that can tell
+# proposals from the same state apart. It also costs milliseconds in every state, although in most
+# states choosing gains nothing. Here a policy learns from demonstrations of mixed quality, a judge
+# learns from the outcomes of the policy's proposals, and a gate learns when more proposals are
+# worth their time.
 #
 # * **Hardware**: a CPU is enough; a GPU or TPU is used if the installed JAX sees one.
-# * **Time**: about half an hour on two CPU cores, by its parts; it was not timed as a whole.
+# * **Time**: about half an hour on two CPU cores, added up from its parts; not timed as a whole.
 # * **Expected**: acting directly succeeds in about a quarter of the episodes, the best of eight in
-#   about half of them, and the gate comes near that with two or three proposals a plan.
+#   about half, and the gate comes close to that with two or three proposals per plan.
 #
-# It takes the package alone and no checkout.
-# In Colab: *File*, *Open notebook*, *GitHub*, then the address of the repository.
+# You need the installed package, not a clone.
+# In Colab: *File*, *Open notebook*, *GitHub*, then enter the address of the repository.
 
 # %%
 import subprocess
@@ -61,10 +62,10 @@ prices = (0.0, 0.001, 0.003, 0.01)  # @param {type: "raw"}
 miniature = False  # @param {type: "boolean"}
 
 # %% [markdown]
-# ## A policy of two minds
+# ## A policy with two modes
 #
-# In half of the demonstrations the expert takes red for blue and left for right. The policy
-# imitates all of them, so of one state it proposes now the one and now the other.
+# In half of the demonstrations the expert confuses red with blue and left with right. The policy
+# imitates all of them, so from the same state it proposes sometimes one and sometimes the other.
 
 # %%
 import json
@@ -94,9 +95,9 @@ print(f"acting directly: {direct['success_rate']:.1%} of {direct['episodes']} ep
 # %% [markdown]
 # ## What is there to choose?
 #
-# From states that the policy visits, each of eight proposals is carried out in the world and gone
-# on from by the policy itself. The best of them by what came of it is the *headroom*: what a judge
-# that is always right would gain. Where it is small, there is nothing to plan for.
+# From states that the policy visits, each of eight proposals is executed in the simulator and the
+# policy then finishes the episode. The gain of the best proposal, by its true outcome, is the
+# *headroom*: what a judge that is always right would gain. If it is small, choosing cannot help.
 
 # %%
 import matplotlib.pyplot as plt
@@ -121,9 +122,10 @@ print(f"headroom of eight: {100 * (best[8] - success.mean()):.1f} points")
 # %% [markdown]
 # ## A judge, and a gate
 #
-# The judge is one more token beside the actions: it sees the first frame and a proposal, nothing
-# sees it, and all else is frozen, so the policy acts directly as before, to the bit. The gate
-# expects of every state what a choice among more proposals would return beyond the one at hand.
+# The judge is one more token: it attends to the first frame and a proposal, nothing attends to it,
+# and everything else is frozen. So the policy still acts directly as before, bit for bit. For every
+# state the gate predicts how much more a choice among more proposals would return than the current
+# best.
 
 # %%
 command("train", f"--workdir={judge}", f"--config=judge:run={choice},branches={root / 'branches'}"
@@ -140,8 +142,8 @@ print("  rank correlation within a state:         ", report["judge"]["rank_corre
 # %% [markdown]
 # ## Where does it pay?
 #
-# The gate's expectations, and the states in which they are highest and lowest. On the left of each
-# picture stands what the policy was told.
+# The states in which the gate expects the largest and the smallest gain. The title of each picture
+# is the task given to the policy, the expected gain, and how many proposals succeed.
 
 # %%
 from wamjax.runs import branches, trained
@@ -165,8 +167,8 @@ plt.show()
 # %% [markdown]
 # ## Success against milliseconds
 #
-# The same episodes each time. A price is what a millisecond costs in units of the return; the
-# milliseconds are measured on this machine, before it acts.
+# Every mode acts in the same episodes. The price is the cost of a millisecond in units of the
+# return; the milliseconds are measured on this machine before it acts.
 
 # %%
 modes = ["direct", "plan:4", "plan:8", *(f"adaptive:{price:g}" for price in prices)]
@@ -199,7 +201,7 @@ plt.show()
 # %% [markdown]
 # ## What next
 #
-# * The same on a robot: `wamjax.load_policy(folder, mode="adaptive:0.003")` after
+# * Do the same on a robot: `wamjax.load_policy(folder, mode="adaptive:0.003")` after
 #   `python -m wamjax.export_policy`.
-# * What was compared, and what was not: `docs/adaptive.md`.
-# * Another world: branches need one that can go on from a saved state (`World.restores`).
+# * Read what was compared and what was not: `docs/adaptive.md`.
+# * Try another world: branches need one that can continue from a saved state (`World.restores`).

@@ -1,10 +1,10 @@
-"""A small Fast-WAM on two arms that hand over a cube, from an expert by inverse kinematics.
+"""A small Fast-WAM on two ALOHA arms that hand over a cube, from an inverse-kinematics expert.
 
     pip install -e ".[aloha]"
     python -m wamjax.train --config=experiments/configs/aloha.py --workdir=runs/aloha
 
-Collects demonstrations (about two seconds each), trains, and rolls out 100 episodes beside a blind
-replay. Not trained yet.
+Collects demonstrations (about two seconds each), trains, and evaluates over 100 episodes and a
+blind replay. Not trained yet.
 
 Arguments: variant=fast|joint|idm|no_cotrain|optional_idm|ladder, preset=2026-08|paper,
 demos=N, debug.

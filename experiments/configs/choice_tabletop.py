@@ -1,4 +1,4 @@
-"""A policy that has something to choose from: Fast-WAM of demonstrations with two modes.
+"""A Fast-WAM with two modes, for choosing among proposals: half of its demonstrations are wrong.
 
     python -m wamjax.train --config=experiments/configs/choice_tabletop.py --workdir=runs/choice
     python -m wamjax.branches --workdir=runs/choice --out=runs/choice-branches
@@ -6,9 +6,9 @@
         --config=experiments/configs/judge.py:run=runs/choice,branches=runs/choice-branches
     python -m wamjax.evaluate --workdir=runs/judge --mode=plan:8
 
-In half of the demonstrations the expert takes red for blue and left for right. The policy imitates
-all of them, as one does who has demonstrations of mixed quality; what a judge learns from branches
-is which of its own proposals lead to success.
+In half of the demonstrations the expert confuses red with blue and left with right. The policy
+imitates all of them, like a policy trained on demonstrations of mixed quality. From branches a
+judge then learns which of the policy's proposals lead to success. See docs/adaptive.md.
 
 With variant=ladder the same checkpoint also acts on an anticipated and on an imagined future
 (`--mode=anticipate`, `--mode=imagine:2`, `--mode=imagine`), and a ladder may have such rungs:

@@ -1,4 +1,4 @@
-"""A codec of the tabletop's pictures to train: with a Gaussian, FSQ or VQ bottleneck.
+"""Trains a codec on the tabletop's pictures, with a Gaussian (KL), FSQ or VQ bottleneck.
 
     python -m wamjax.train --config=experiments/configs/codec_tabletop.py:kind=kl \\
         --workdir=runs/codec_kl
@@ -6,13 +6,14 @@
 
 Arguments: kind=kl|fsq|vq, temporal=1|2, steps=N, debug.
 
-The clips of video_tabletop.py, every frame alone, or with temporal=2 clips of 9 frames of which
-each two after the first are one latent. 4x4 pixels become a latent of 8 numbers (kl), or a token of
-512 (vq; fsq of 8x8x8). About 3 minutes on two quiet CPU cores (computed from 0.27 CPU seconds a
-step; no full run was made yet).
+Uses the clips of video_tabletop.py, one frame at a time, or with temporal=2 clips of 9 frames in
+which every two frames after the first become one latent. 4x4 pixels become a latent of 8 numbers
+(kl), or one of 512 tokens (vq; fsq has 8x8x8). About 3 minutes on two idle CPU cores (computed from
+0.27 CPU seconds a step; no full run yet).
 
-Metrics have psnr in dB, and of the discrete ones usage and perplexity of the code book in a batch;
-media/codec.json has them over held-out clips. video_latents.py trains video models on the latents.
+The metrics are psnr in dB and, for discrete codecs, usage and perplexity of the codebook in a
+batch; media/codec.json has them over held-out clips. video_latents.py trains video models on the
+latents.
 """
 
 from wamjax import config as configs

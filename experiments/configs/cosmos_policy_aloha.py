@@ -1,4 +1,4 @@
-"""Cosmos Policy on ALOHA at the published size, and the fine-tuning of its planner.
+"""Cosmos Policy on ALOHA at the published size, and fine-tuning of its planner.
 
     python -m wamjax.doctor --config=experiments/configs/cosmos_policy_aloha.py
     python -m wamjax.train --config=experiments/configs/cosmos_policy_aloha.py:debug \
@@ -10,13 +10,13 @@ Three 224x224 cameras, 50 actions of 14 at 25 Hz, all executed; global batch 200
 hours on 8 H100 in the public code. The 185 demonstrations train all three uses. Published: score
 93.6 over four tasks; L1 of the action in x0 about 0.01.
 
-`planner` goes on from such a checkpoint (--config.init_from.path=RUN) for 18,000 steps on rollouts
-of policies in DATA/aloha-rollouts: a tenth demonstrations, the rest half success and half failure,
-and a value function V(s') that looks at the future alone. Published: with planning 72.0 instead of
-59.5 on the two hard tasks.
+`planner` continues from such a checkpoint (--config.init_from.path=RUN) for 18,000 steps on policy
+rollouts in DATA/aloha-rollouts: a tenth demonstrations, the rest half successes and half failures,
+with a value function V(s') that depends on the future only. Published: 72.0 with planning instead
+of 59.5 on the two hard tasks.
 
-Data, conversions and training as for cosmos_policy_libero, in DATA/aloha-demos, with cameras
-`left_wrist`, `right_wrist` and `high`; the released policy, and the planner beside it, by
+Data, conversion and training are as in cosmos_policy_libero, with DATA/aloha-demos and the cameras
+`left_wrist`, `right_wrist` and `high`. To convert the released policy and its planner:
 
     python -m wamjax.convert --family=cosmos_policy --source=POLICY.pt \\
         --output=weights/cosmos_aloha
@@ -30,9 +30,9 @@ Data, conversions and training as for cosmos_policy_libero, in DATA/aloha-demos,
         --planner=weights/cosmos_aloha_planner \\
         --planner_config=experiments/configs/cosmos_policy_aloha.py:planner
 
-Without the last two it acts directly.
+Without the last two flags the policy acts directly.
 
-`debug` makes random stand-ins and trains a miniature for 10 steps.
+`debug` generates random data and trains a miniature for 10 steps.
 """
 
 from wamjax import config as configs

@@ -10,8 +10,8 @@ Arguments: debug.
 Two 224x224 cameras, 16 actions of 7, global batch 1920, 40,000 steps: 48 hours on 64 H100 in the
 public code. Published: 98.5 % success over the four suites; action L1 0.010 to 0.012 in x0.
 
-From public files to a running policy. Needed are tokenizer/tokenizer.pth of
-nvidia/Cosmos-Predict2-2B-Video2World, and of nvidia/Cosmos-Policy-LIBERO-Predict2-2B the weights
+From public files to a running policy. You need tokenizer/tokenizer.pth from
+nvidia/Cosmos-Predict2-2B-Video2World and, from nvidia/Cosmos-Policy-LIBERO-Predict2-2B, the weights
 (here POLICY.pt), the statistics (STATISTICS.json) and the text embeddings (EMBEDDINGS.pkl), each
 under its published name:
 
@@ -25,8 +25,8 @@ under its published name:
         --weights=weights/cosmos_libero --codec=weights/wan21_vae --statistics=STATISTICS.json \\
         --embeddings=DATA/libero-t5 --output=bundles/cosmos-libero
 
-Then ``wamjax.load_policy("bundles/cosmos-libero")`` acts. Instructions that are not among the
-published ones take the folder google-t5/t5-11b, and go into the cache before it is exported:
+Then ``wamjax.load_policy("bundles/cosmos-libero")`` acts. For instructions beyond the published
+ones you also need the folder google-t5/t5-11b; add them to the cache before you export:
 
     python -m wamjax.convert --family=t5 --source=t5-11b --tokenizer=t5-11b --dtype=bfloat16 \\
         --output=weights/t5
@@ -34,10 +34,10 @@ published ones take the folder google-t5/t5-11b, and go into the cache before it
         --encode=wamjax.weights.encoders:text --weights=weights/t5
 
 Training from the public video model. Half of a batch are demonstrations, which train the policy; a
-quarter each are replays that succeed and that fail, which train world model and value. Pictures are
-augmented and encoded within the step, by the frozen codec below ``params["codec"]``. Data sets
-DATA/libero-demos and DATA/libero-replays have cameras `wrist` and `agentview`, and their
-instructions are in the cache:
+quarter each are successful and failed replays, which train world model and value. Pictures are
+augmented and encoded inside the training step, by the frozen codec in ``params["codec"]``. The data
+sets DATA/libero-demos and DATA/libero-replays need the cameras `wrist` and `agentview`, and their
+instructions must be in the cache:
 
     python -m wamjax.convert --family=cosmos_predict2 --source=model-480p-16fps.pt \\
         --output=weights/predict2
@@ -46,7 +46,7 @@ instructions are in the cache:
         --config.init_from.path=weights/predict2,codec=weights/wan21_vae
     python -m wamjax.export_policy --workdir=runs/cosmos-libero --output=bundles/mine
 
-`debug` makes random stand-ins and trains a miniature for 10 steps, in under a minute.
+`debug` generates random data and trains a miniature for 10 steps, in under a minute.
 """
 
 from wamjax import config as configs

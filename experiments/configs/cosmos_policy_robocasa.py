@@ -11,8 +11,8 @@ hours on 32 H100 in the public code. Published: 67.1 % success over 24 tasks wit
 each; L1 in x0: action 0.016, future state 0.007, wrist 0.084, other cameras 0.048, value 0.007.
 The first step from the weights of Cosmos-Predict2 has a loss of about 2.8, step 100 about 0.63.
 
-Data, conversions and training as for cosmos_policy_libero, in DATA/robocasa-demos and
-DATA/robocasa-replays, with cameras `wrist`, `left` and `right`; the released policy by
+Data, conversion and training are as in cosmos_policy_libero, with DATA/robocasa-demos and
+DATA/robocasa-replays, with cameras `wrist`, `left` and `right`. To convert the released policy:
 
     python -m wamjax.convert --family=cosmos_policy --source=POLICY.pt \\
         --output=weights/cosmos_robocasa
@@ -22,7 +22,7 @@ DATA/robocasa-replays, with cameras `wrist`, `left` and `right`; the released po
         --weights=weights/cosmos_robocasa --codec=weights/wan21_vae --statistics=STATISTICS.json \\
         --embeddings=DATA/robocasa-t5 --output=bundles/cosmos-robocasa
 
-`debug` makes random stand-ins and trains a miniature for 10 steps.
+`debug` generates random data and trains a miniature for 10 steps.
 """
 
 from wamjax import config as configs

@@ -1,4 +1,4 @@
-"""Cosmos Policy in miniature on the embedded tabletop: policy, world model and value in one.
+"""A small Cosmos Policy in the built-in tabletop simulator: policy, world model and value in one.
 
     python -m wamjax.train --workdir=runs/world \
         --config=experiments/configs/cosmos_policy_tabletop.py:action_weight=0,steps=2500
@@ -9,26 +9,26 @@
     python -m wamjax.train --config=experiments/configs/cosmos_policy_tabletop.py:debug \
         --workdir=runs/try
 
-The published policies are video models that were fine-tuned, and so is this one: first a model of
-the world learns what follows an observation and an instruction, without a loss for actions, then
-the policy starts from it. On one CPU core 18 and 5 minutes. It then succeeds in 66 % of 96
-episodes, four actions executed of each plan; 1,500 steps from nothing, the default, come to 45 % of
-300, two executed. `debug` is done in under a minute.
+The published policies are fine-tuned video models. Likewise, the first command trains a world model
+without an action loss, and the second starts the policy from it. They take 18 and 5 minutes on one
+CPU core. The policy then succeeds in 66 % of 96 episodes, executing four actions of each plan.
+Training from scratch for 1,500 steps, the default, reaches 45 % of 300 episodes, executing two.
+`debug` takes under a minute.
 
-Nine slots of 16 tokens (blank, state, two cameras, 8 actions, and the same at the end of the chunk,
-value). Half of a batch are demonstrations of three tasks; a quarter each are episodes of a noisy
-expert that succeed and that fail.
+Nine slots of 16 tokens: blank, state, two cameras, 8 actions, state and cameras at the end of the
+chunk, value. Half of a batch are demonstrations of three tasks; a quarter each are successful and
+failed episodes of a noisy expert.
 
 Arguments:
   steps=N, seed=N, demos=N, rollouts=N
   tasks=NAME+NAME+...   of wamjax.envs.tabletop
-  value=value|value_v|value_q, auxiliary=BOOL, action_weight=W of the action's loss
-  uniform=SHARE of uniform noise levels
+  value=value|value_v|value_q, auxiliary=BOOL, action_weight=W (of the action loss)
+  uniform=SHARE (of uniform noise levels)
   sigma_min=S, infer_steps=N, visibility=bidirectional|prefix
   planner, recorded=DIR  fine-tunes world model and V(s') on rollouts of a policy
   debug
 
-From a policy to planning with what it did:
+To train a planner on the policy's rollouts and plan with it:
 
     python -m wamjax.rollouts --workdir=runs/cosmos --out=DIR
     python -m wamjax.train --workdir=runs/planner \

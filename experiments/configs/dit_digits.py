@@ -6,10 +6,10 @@
 
 Arguments: design=adaln_zero|adaln|cross_attention|in_context, process=flow|ddpm, steps=N, debug.
 
-1500 pictures of 8x8 grey pixels, 16 tokens of 2x2; 0.3 M parameters. 71 seconds on two cores, after
-which a classifier sees the digit asked for in 97 % of the samples without guidance and in 99.9 % at
-the run's own guidance of 1.5 (99 % in held-out real ones). `ddpm` is DiT as published: it predicts
-the noise, learns the variance and samples by ancestral steps.
+1500 pictures of 8x8 gray pixels, 16 tokens of 2x2; 0.3 M parameters. Takes 71 seconds on two cores.
+A classifier then finds the requested digit in 97 % of the samples without guidance and in 99.9 % at
+the run's own guidance of 1.5 (99 % for held-out real digits). `ddpm` is DiT as published: it
+predicts the noise, learns the variance and samples with ancestral steps.
 """
 
 from wamjax import config as configs

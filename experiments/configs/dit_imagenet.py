@@ -11,13 +11,13 @@ resolution=256|512, debug.
 DATA/imagenet-latents holds latents.npy (N, 32, 32, 4), from the autoencoder of Stable Diffusion
 and in its units (mean of the posterior times 0.18215), and label.npy (N,).
 
-AdamW at a constant 1e-4 without decay, batch 256, average 0.9999, labels dropped in a tenth of the
-examples, linear noise with learned variance, 250 ancestral steps. Published FID-50K at 256x256:
-19.5 at 400,000 steps without guidance, 2.27 at 7,000,000 with a guidance of 1.5. A sample costs
-119 GMAC forward, so 400,000 steps are 7.3e19 FLOPs: 17 hours on eight TPU v5p at a third of
+AdamW at a constant 1e-4 without weight decay, batch 256, moving average 0.9999, labels dropped in a
+tenth of the examples, linear noise with learned variance, 250 ancestral steps. Published FID-50K at
+256x256: 19.5 at 400,000 steps without guidance, 2.27 at 7,000,000 with a guidance of 1.5. A sample
+costs 119 GMAC forward, so 400,000 steps are 7.3e19 FLOPs: 17 hours on eight TPU v5p at a third of
 their rate.
 
-`debug` trains a miniature on digits instead, there being no latents.
+`debug` needs no latents: it trains a miniature on digits.
 """
 
 from wamjax import config as configs

@@ -6,13 +6,13 @@
 
 Arguments: variant=fast|joint|idm|no_cotrain|optional_idm|ladder, preset=2026-08|paper, debug.
 
-Two 224x224 cameras side by side, 33-frame windows of which every fourth frame is kept (9 frames,
-3 latent frames of 98 tokens), 32 actions, global batch 128, 21,700 steps. Published: 97.6 % average
+Two 224x224 cameras side by side, 33-frame windows that keep every fourth frame (9 frames, 3 latent
+frames of 98 tokens), 32 actions, global batch 128, 21,700 steps. Published: 97.6 % average
 over the four suites, final losses about 0.07 (video) and 0.01 (action).
 
-From public files to a running policy. Needed are the folder Wan-AI/Wan2.2-TI2V-5B, Fast-WAM's
-libero_uncond_2cam224.pt with the dataset_stats.json of its data, and the tasks' instructions, one a
-line, in TASKS.txt. Conversions take 3 GB of memory at most, and room for the result:
+From public files to a running policy. You need the folder Wan-AI/Wan2.2-TI2V-5B, Fast-WAM's
+libero_uncond_2cam224.pt with its dataset_stats.json, and the task instructions in TASKS.txt, one
+per line. Conversion takes at most 3 GB of memory, and disk space for the result:
 
     python -m wamjax.convert --family=wan22_vae --source=Wan2.2-TI2V-5B/Wan2.2_VAE.pth \\
         --output=weights/wan22_vae
@@ -30,8 +30,8 @@ line, in TASKS.txt. Conversions take 3 GB of memory at most, and room for the re
 Then ``wamjax.load_policy("bundles/libero")`` acts.
 
 Training from the public video model. Latents (31 GB for the 277,700 windows) and text embeddings
-are computed once, from a data set with pictures (cameras `image` and `wrist_image`) in DATA/libero;
-the action expert starts as an interpolated video expert:
+are computed once, from a data set with pictures (cameras `image` and `wrist_image`) in DATA/libero.
+The action expert is initialized by interpolating the video expert:
 
     python -m wamjax.convert --family=wan22_ti2v --source=Wan2.2-TI2V-5B --output=weights/wan22
     python -m wamjax.data.precompute --config=experiments/configs/fast_wam_libero.py \\
@@ -48,12 +48,12 @@ the action expert starts as an interpolated video expert:
     python -m wamjax.export_policy --workdir=runs/libero --codec=weights/wan22_vae \\
         --output=bundles/mine
 
-and back to the public code's file:
+To export back to the file format of the public code:
 
     python -m wamjax.convert --direction=export --family=fast_wam --source=runs/libero \\
         --output=libero.pt
 
-`debug` makes random stand-ins for both by itself and trains a miniature for 20 steps.
+`debug` generates random latents and embeddings and trains a miniature for 20 steps.
 """
 
 from wamjax import config as configs

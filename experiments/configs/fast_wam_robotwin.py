@@ -5,13 +5,13 @@
 
 Arguments: variant=fast|joint|idm|no_cotrain|optional_idm|ladder, preset=2026-08|paper, debug.
 
-The head camera (256x320) over the two wrists (128x160 each) makes one 384x320 picture: 120 tokens
-for each of 3 latent frames. z-score normalisation, global batch 1024, 30,000 steps. Published:
-91.9 % clean, 91.8 % randomized.
+The head camera (256x320) above the two wrist cameras (128x160 each) forms one 384x320 picture: 120
+tokens for each of 3 latent frames. z-score normalisation, global batch 1024, 30,000 steps.
+Published: 91.9 % clean, 91.8 % randomized.
 
 Latents (840 GB for the 6.07 M windows; --stride=4 keeps every fourth) and text embeddings are
 computed once, from a data set with pictures in DATA/robotwin. Wan's video model, autoencoder and
-text encoder are converted as for fast_wam_libero; the released policy's file says its sizes:
+text encoder are converted as in fast_wam_libero; the released policy's file contains its sizes:
 
     python -m wamjax.convert --family=fast_wam --source=RELEASED.pt \\
         --output=weights/fast_wam_robotwin
@@ -27,7 +27,7 @@ text encoder are converted as for fast_wam_libero; the released policy's file sa
         --config.init_from.missing="('action/.*', 'blocks/action/.*', 'proprio/.*')" \\
         --workdir=runs/robotwin
 
-`debug` makes random stand-ins for both by itself and trains a miniature for 20 steps.
+`debug` generates random latents and embeddings and trains a miniature for 20 steps.
 """
 
 from wamjax import config as configs

@@ -1,14 +1,14 @@
-"""Fast-WAM and its variants on all eight tabletop tasks: the training of the ablation.
+"""Fast-WAM and its variants on all eight tabletop tasks, as trained in the ablation study.
 
     python -m wamjax.train --config=experiments/configs/fast_wam_tabletop.py:variant=idm \
         --workdir=runs/tabletop-idm
     python experiments/ablation_tabletop.py --workdir=runs/ablation
 
-Few demonstrations with actions stand beside many videos without: 12 and 4 examples of a batch.
-That is the regime in which video co-training should matter; `labelled` and `videos` are the dials.
-Muon makes about as much of a step here as AdamW makes of two, and a batch of 16 about as much as
-one of 64. Eight (no_cotrain) to twenty minutes (idm) on one CPU core at the default of 3,000 steps;
-the ablation starts from a video model.
+Combines few demonstrations with many action-free videos, 12 and 4 examples per batch. This is the
+regime in which video co-training should matter; `labelled` and `videos` set the amounts. Muon
+achieves in one step about what AdamW achieves in two, and a batch of 16 about as much as one of 64.
+The default of 3,000 steps takes eight (no_cotrain) to twenty minutes (idm) on one CPU core. The
+ablation study starts from a pretrained video model.
 
 Arguments: variant=fast|joint|idm|no_cotrain|optional_idm|ladder, preset=2026-08|paper,
 labelled=N (demonstrations with actions, over all tasks), videos=N (without), steps=N, debug.

@@ -1,4 +1,4 @@
-"""Fine-tuning of a published model on a data set of your own, in one command.
+"""Fine-tunes a published model on your own data set, in one command.
 
     python -m wamjax.train \\
         --config=experiments/configs/finetune.py:base=fast_wam,data=DATA/mine,weights=WAN22 \\
@@ -14,19 +14,19 @@
 Arguments: base=fast_wam|cosmos_policy, data=DIR, weights=DIR, lora=RANK, cameras=NAME+NAME,
 layout=TEXT, hold=NUMBER+NUMBER, successes, chunk=N, steps=N, batch=N, debug.
 
-The data set is one of wamjax.ingest or wamjax.data.write_episodes; `weights` is the folder of the
-published files, as downloaded: of Fast-WAM that of Wan-AI/Wan2.2-TI2V-5B, with Fast-WAM's own
-libero_uncond_2cam224.pt if its policy is to be started from; of Cosmos Policy that of
-nvidia/Cosmos-Predict2-2B-Video2World, with google-t5/t5-11b in t5-11b. See
-`wamjax.weights.downloads` for the names.
+The data set comes from wamjax.ingest or wamjax.data.write_episodes. `weights` is the folder of
+published files as downloaded: for Fast-WAM Wan-AI/Wan2.2-TI2V-5B, with Fast-WAM's own
+libero_uncond_2cam224.pt in it to start from that policy; for Cosmos Policy
+nvidia/Cosmos-Predict2-2B-Video2World, with google-t5/t5-11b in its subfolder t5-11b.
+`wamjax.weights.downloads` lists the file names.
 
-All else follows from the data, see `wamjax.runs.fine_tuning`, and what training reads beside it is
-made by the run before its first step, once, and kept beside the data: DATA/weights,
-DATA/mine-latents-224x448, DATA/mine-umt5-128. Killed, the same command goes on.
+Everything else follows from the data, see `wamjax.runs.fine_tuning`. Before its first step the run
+prepares what training needs, once, and keeps it next to the data: DATA/weights,
+DATA/mine-latents-224x448, DATA/mine-umt5-128. If the run is killed, the same command continues.
 
-Memory is that of the published trainings (fast_wam_libero, cosmos_policy_libero), of which lora=16
-needs no gradient and no moments of the backbone. `debug` writes small random weights in the
-published formats and goes the same way with them, in about a minute; it learns nothing.
+Memory use is that of the published trainings (fast_wam_libero, cosmos_policy_libero); with lora=16
+there are no gradients or optimizer moments for the backbone. `debug` writes small random weights in
+the published formats and runs the same steps with them, in about a minute; it learns nothing.
 """
 
 from wamjax import config as configs

@@ -1,4 +1,4 @@
-"""A judge, and a gate, for the proposals of a trained Fast-WAM; the policy stays as it is.
+"""A judge and a gate for the proposals of a trained Fast-WAM; the policy itself does not change.
 
     python -m wamjax.branches --workdir=runs/choice --out=runs/choice-branches
     python -m wamjax.train --workdir=runs/judge \
@@ -6,8 +6,8 @@
     python -m wamjax.evaluate --workdir=runs/judge --mode=plan:8
     python -m wamjax.evaluate --workdir=runs/judge --mode=adaptive:0.01
 
-Everything but the value expert and the gate is frozen, so the run acts directly as the one that it
-starts from does, and can plan and choose when to plan besides.
+Everything but the value expert and the gate is frozen. So the run acts directly like the one it
+starts from, and can also plan and choose when to plan. See docs/adaptive.md.
 
 Branches that were made for a ladder (`wamjax.branches --rungs --modes`) say which one it climbs.
 

@@ -3,7 +3,7 @@
     pip install -e ".[libero]"
     python -m wamjax.train --config=experiments/configs/libero_object.py --workdir=runs/object
 
-Collects demonstrations (ten seconds each), trains, and rolls out 100 episodes beside a blind
+Collects demonstrations (ten seconds each), trains, and evaluates over 100 episodes and a blind
 replay. Not trained yet. For the published model see fast_wam_libero.py.
 
 Arguments: variant=fast|joint|idm|no_cotrain|optional_idm|ladder, preset=2026-08|paper,

@@ -4,9 +4,9 @@
     python -m wamjax.train --config=experiments/configs/metaworld.py --workdir=runs/metaworld
 
 Two CPU cores: an hour at most. Collects 500 demonstrations of five tasks, trains 1.8 M parameters
-for 4,000 steps, and rolls out 100 episodes beside a blind replay. Expected: 68 % success, 30 %
-without looking; buttons, drawers and windows nearly always, the push less than half, the reach
-(a mark of two pixels) one time in five.
+for 4,000 steps, and evaluates over 100 episodes and a blind replay. Expected: 68 % success, 30 %
+blind; buttons, drawers and windows nearly always, push less than half the time, reach (a target of
+two pixels) one time in five.
 
 Arguments: variant=fast|joint|idm|no_cotrain|optional_idm|ladder, preset=2026-08|paper,
 demos=N, debug.

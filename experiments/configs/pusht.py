@@ -1,9 +1,9 @@
-"""A small Fast-WAM on PushT, from an expert that plans.
+"""A small Fast-WAM on PushT, from a planning expert.
 
     pip install -e ".[pusht]"
     python -m wamjax.train --config=experiments/configs/pusht.py --workdir=runs/pusht
 
-Collects demonstrations (half a second each), trains, and rolls out 100 episodes beside a blind
+Collects demonstrations (half a second each), trains, and evaluates over 100 episodes and a blind
 replay. Not trained yet.
 
 Arguments: variant=fast|joint|idm|no_cotrain|optional_idm|ladder, preset=2026-08|paper,

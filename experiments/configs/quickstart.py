@@ -1,10 +1,10 @@
-"""The main job in miniature: a small Fast-WAM on the embedded tabletop, from nothing to a video.
+"""A small Fast-WAM in the built-in tabletop simulator, from nothing to a video of rollouts.
 
     python -m wamjax.train --config=experiments/configs/quickstart.py --workdir=runs/quickstart
 
 Two CPU cores: five to ten minutes, installation included. Collects 1,500 demonstrations of three
-tasks (reach a block, reach a zone, pick a block up), trains 1.8 M parameters for 600 steps, rolls
-the policy out in 510 episodes. Expected: about 94 % success (untrained about 1 %).
+tasks (reach a block, reach a zone, pick a block up), trains 1.8 M parameters for 600 steps and
+evaluates the policy over 510 episodes. Expected: about 94 % success (about 1 % untrained).
 
 Arguments: variant=fast|joint|idm|no_cotrain|optional_idm|ladder, preset=2026-08|paper, debug.
 """

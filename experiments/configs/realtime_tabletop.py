@@ -1,14 +1,14 @@
-"""A small Fast-WAM on the turntable, whose chunks begin with actions that are already committed.
+"""A small Fast-WAM on the turntable whose action chunks start with already committed actions.
 
     python -m wamjax.train --config=experiments/configs/realtime_tabletop.py --workdir=runs/realtime
 
-Reaches for and picks up a block that a turning table carries along. Collects 1,000 demonstrations,
+The policy reaches for and picks up a block on a rotating table. Collects 1,000 demonstrations,
 trains 1.8 M parameters for 2,000 steps with 0 to 6 of the 12 actions of a chunk given, and acts
-with a delay of 4 control steps, which it bridges by the prefix. Two CPU cores: 1 to 2 s a step. Not
-run at length yet; `variant=no_cotrain,small` (1.0 M parameters, 0.2 s a step on one core) succeeds
-after 2,000 steps in 50 % of 300 episodes without a delay, looking every two steps, and in 9 % with
-a delay of 4 (the same actions in another scene: 4 %).
-`experiments/realtime_tabletop.py` compares with other ways to join chunks.
+with a delay of 4 control steps, which the prefix bridges. Two CPU cores: 1 to 2 s a step; no full
+run yet. `variant=no_cotrain,small` (1.0 M parameters, 0.2 s a step on one core) succeeds after
+2,000 steps in 50 % of 300 episodes without a delay, planning every two steps, and in 9 % with a
+delay of 4 (the same actions in another scene: 4 %). `experiments/realtime_tabletop.py` compares
+other ways to join chunks.
 
 Arguments: prefix=N (0: as Fast-WAM was published), variant=..., steps=N, small (half the layers and
 half the batch, for one core), debug.

@@ -9,13 +9,13 @@ Arguments: debug.
 
 1024x1024 pixels: 16x128x128 latents of an 8x autoencoder, 4096 tokens. Text is 154 tokens of 4096
 (77 of two CLIPs, padded in width, and 77 of T5 v1.1 XXL) in joint attention, and 2048 pooled by the
-CLIPs beside time. DATA/sd3-latents holds latents.npy, context.npy and pooled.npy.
+CLIPs, next to the timestep. DATA/sd3-latents holds latents.npy, context.npy and pooled.npy.
 
 A rectified flow with logit-normal training levels, shifted by 3 at this resolution; 28 Euler steps
-at a guidance of 5 and more. Not as published: the three text encoders are dropped together, a
-tenth of the time, where SD3 drops each of them 46 % of the time.
+at a guidance of 5 or more. Deviation from the paper: the three text encoders are dropped together,
+a tenth of the time, while SD3 drops each of them 46 % of the time.
 
-`debug` trains a miniature on captioned scenes instead, there being no latents.
+`debug` needs no latents: it trains a miniature on captioned scenes.
 """
 
 from wamjax import config as configs

@@ -1,4 +1,4 @@
-"""Video models on the latents, or the tokens, of a codec that was trained.
+"""Video models on the latents or tokens of a trained codec.
 
     python -m wamjax.train --config=experiments/configs/codec_tabletop.py:kind=kl \\
         --workdir=runs/codec_kl
@@ -9,9 +9,9 @@
 Arguments: codec=FOLDER (a run of codec_tabletop.py), scheme= as video_tabletop.py or tokens (with a
 codec of kind fsq or vq), steps=N, debug.
 
-The models of video_tabletop.py and video_tokens.py, equally long. The codec is part of the
-checkpoints, so its folder is not needed afterwards, and is frozen; latents have unit variance.
-Without `codec` it is as it was drawn, which only debug has a use for.
+Trains the models of video_tabletop.py and video_tokens.py for the same time. The codec is frozen
+and part of the checkpoints, so its folder is not needed afterwards. Latents have unit variance.
+Without `codec` the codec is random, which is useful for debug only.
 """
 
 from wamjax import config as configs

@@ -1,4 +1,4 @@
-"""Video diffusion on clips of the tabletop world, in all its schemes.
+"""Video diffusion on clips of the tabletop simulator, with any scheme.
 
     python -m wamjax.train --config=experiments/configs/video_tabletop.py:scheme=blocks \\
         --workdir=runs/blocks
@@ -6,11 +6,11 @@
 
 Arguments: scheme=diffusion|image_to_video|forcing|forcing_causal|blocks, steps=N, debug.
 
-4096 clips of 8 frames of 32x32 pixels, 0.2 s apart; 16 tokens a frame, of 64 numbers (raw pixels,
-192 to a token, and AdamW leave nothing but noise at this budget). The task of a clip is its class.
-Schemes differ in noise levels and in who sees whom (`wamjax.wam.video.schemes`), in nothing else:
-one network of 2.8 M parameters, about 10 minutes on one CPU core, and one more to make the clips
-the first time.
+4096 clips of 8 frames of 32x32 pixels, 0.2 s apart; 16 tokens per frame, 64 numbers each (with raw
+pixels, 192 per token, and AdamW the samples are still noise at this budget). The task of a clip is
+its class. Schemes differ only in noise levels and visibility tables (`wamjax.wam.video.schemes`);
+the network has 2.8 M parameters. Takes about 10 minutes on one CPU core, plus one to generate the
+clips the first time.
 """
 
 from wamjax import config as configs

@@ -1,14 +1,14 @@
-"""Autoregressive video on clips of the tabletop world: a decoder-only transformer over tokens.
+"""Autoregressive video on clips of the tabletop simulator: a decoder-only transformer over tokens.
 
     python -m wamjax.train --config=experiments/configs/video_tokens.py --workdir=runs/tokens
     python -m wamjax.sample --workdir=runs/tokens --count=16 --given=2
 
 Arguments: steps=N, debug.
 
-The clips of video_tabletop.py, 64 tokens a frame: each square of 4x4 pixels is one of 512 patches,
-fitted by k-means (30.5 dB). A clip is 512 tokens after one start token that carries the task. The
-network has the depth of video_tabletop.py and trains about as long, 10 minutes on one CPU core,
-which four times the tokens make fewer steps.
+Uses the clips of video_tabletop.py with 64 tokens per frame: each square of 4x4 pixels is one of
+512 patches, fitted by k-means (30.5 dB). A clip is 512 tokens after one start token that carries
+the task. The network has the depth of video_tabletop.py and trains about as long, 10 minutes on one
+CPU core; with four times the tokens that means fewer steps.
 """
 
 from wamjax import config as configs

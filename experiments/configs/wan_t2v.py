@@ -9,14 +9,14 @@ Arguments: size=1.3b|5b, scheme=diffusion|image_to_video|forcing|forcing_causal|
 
 1,418,996,800 and 4,999,787,712 parameters. 1.3b: 81 frames of 480x832 are 21 latents of 60x104x16
 (8 x 8 pixels, 4 frames), 32,760 tokens; 5b: 121 frames of 704x1280 are 31 of 44x80x48 (16 x 16),
-27,280 tokens. Text is 512 rows of umT5 XXL, zero where there is padding, read by cross-attention
-without a mask. DATA/wan-latents holds latents.npy and context.npy.
+27,280 tokens. Text is 512 umT5 XXL tokens, zero where padded, read by cross-attention without a
+mask. DATA/wan-latents holds latents.npy and context.npy.
 
-A rectified flow on timesteps to 1000, shifted by 5; 50 steps at a guidance of 5. Wan2.2's image to
-video gives the first latent a level of its own, 0, and lets it see the others; under
-scheme=image_to_video here it sees itself alone, so that its keys and values can be kept.
+A rectified flow on timesteps up to 1000, shifted by 5; 50 steps at a guidance of 5. In Wan2.2's
+image to video the first latent has its own noise level, 0, and attends to the others. Here, with
+scheme=image_to_video, it attends to itself only, so that its keys and values can be cached.
 
-`debug` trains a miniature on captioned scenes instead, there being no latents.
+`debug` needs no latents: it trains a miniature on captioned scenes.
 """
 
 from wamjax import config as configs

@@ -1,4 +1,4 @@
-"""Speed, as ratios measured in one run; and sizes of the published models.
+"""Measures speed, as ratios within one run, and lists the sizes of published models.
 
 python -m wamjax.bench fast_wam --json
 python -m wamjax.bench dit --sizes=S/2,B/2
@@ -28,18 +28,18 @@ def define_flags() -> None:
     flags.DEFINE_bool("json", False, "print json")
     flags.DEFINE_integer("repeats", 5, "timed training steps; twice as many action chunks")
     flags.DEFINE_list("variants", list(MODES), "fast_wam: variants to time")
-    flags.DEFINE_integer("scale", 1, "fast_wam: multiplies all widths")
-    flags.DEFINE_integer("act_batch", 1, "fast_wam: observations acted on in one call")
+    flags.DEFINE_integer("scale", 1, "fast_wam: multiply all widths")
+    flags.DEFINE_integer("act_batch", 1, "fast_wam: observations per policy call")
     flags.DEFINE_list("sizes", list(dit.BATCHES), "dit: sizes to time")
-    flags.DEFINE_string("mesh", "", "weights: axes of a mesh, e.g. data=4,fsdp=16")
+    flags.DEFINE_string("mesh", "", "weights: mesh axes, e.g. data=4,fsdp=16")
     flags.DEFINE_list("family", [], "weights: families to show; all by default")
     flags.DEFINE_string("convert", None, "weights: family to convert at full size instead")
-    flags.DEFINE_string("scratch", "", "weights: folder for what is converted")
-    flags.DEFINE_list("clients", ["1", "4", "16", "64"], "serve: how many at once")
-    flags.DEFINE_float("seconds", 5.0, "serve: of each measurement", lower_bound=0.1)
-    flags.DEFINE_float("policy_ms", 20.0, "serve: that a call takes", lower_bound=0)
-    flags.DEFINE_integer("max_batch", 16, "serve: with batches", lower_bound=2)
-    flags.DEFINE_string("bundle", "", "serve: a real policy instead")
+    flags.DEFINE_string("scratch", "", "weights: folder for the converted weights")
+    flags.DEFINE_list("clients", ["1", "4", "16", "64"], "serve: numbers of clients to measure")
+    flags.DEFINE_float("seconds", 5.0, "serve: duration of each measurement", lower_bound=0.1)
+    flags.DEFINE_float("policy_ms", 20.0, "serve: milliseconds of a policy call", lower_bound=0)
+    flags.DEFINE_integer("max_batch", 16, "serve: maximum batch size", lower_bound=2)
+    flags.DEFINE_string("bundle", "", "serve: measure this policy instead of a stand-in")
 
 
 def main(argv: list[str]) -> None:

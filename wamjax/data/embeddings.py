@@ -1,22 +1,22 @@
-"""Text embeddings computed ahead of time, so that training needs no text encoder.
+"""Computes text embeddings ahead of time, so that training needs no text encoder.
 
     python -m wamjax.data.embeddings --cache=DIR --data=DATASET[,DATASET] \\
         --encode=MODULE:FUNCTION --weights=PATH --encoder=umt5-xxl --length=128
     python -m wamjax.data.embeddings --cache=DIR --pickle=libero_t5_embeddings.pkl \\
         --encoder=t5-11b --length=64
 
-The second takes what Cosmos Policy publishes, see `wamjax.data.embedding_pickle`. A cache is a
-folder:
+The second command reads the file that Cosmos Policy publishes, see `wamjax.data.embedding_pickle`.
+A cache is a folder:
 
     cache.json                      the encoder, the length, the padding and the prompt template
-    embeddings-<hash>.safetensors   an array for each instruction, named by the hash of its content
+    embeddings-<hash>.safetensors   one array per instruction, named by the hash of its content
 
-An array's name hashes the prompt and all of ``cache.json``, so an embedding is never taken for that
-of another encoder. Files are written at once and never changed; filling can be interrupted, and
-encodes only what is missing when it is started again.
+The name of an array hashes the prompt and all of ``cache.json``, so an embedding is never mistaken
+for that of another encoder. Files are written atomically and never changed. Filling can be
+interrupted; a restart encodes only what is missing.
 
 ``FUNCTION(weights, length)`` returns ``encode``, which maps b prompts to (embeddings (b, length,
-width), mask (b, length)): what the encoder gives at every position, and which hold a token.
+width), mask (b, length)): the encoder's output at every position, and which positions hold a token.
 """
 
 from __future__ import annotations
@@ -296,17 +296,21 @@ def command(path: str | os.PathLike, source: str = "--data=DATASET") -> str:
 
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
-    flags.DEFINE_string("cache", None, "folder of the cache; made, or filled further")
-    flags.DEFINE_list("data", [], "folders of data sets whose instructions are embedded")
-    flags.DEFINE_string("instructions", None, "text file of instructions, one a line")
-    flags.DEFINE_string("pickle", None, "file of embeddings that Cosmos Policy publishes")
+    flags.DEFINE_string("cache", None, "folder of the cache; created, or extended")
+    flags.DEFINE_list("data", [], "folders of data sets whose instructions to embed")
+    flags.DEFINE_string("instructions", None, "text file with one instruction per line")
+    flags.DEFINE_string("pickle", None, "file of embeddings published with Cosmos Policy")
     flags.DEFINE_string("encode", None, "MODULE:FUNCTION; FUNCTION(weights, length) -> encode")
-    flags.DEFINE_string("weights", "", "weights of the encoder, given to FUNCTION")
-    flags.DEFINE_string("encoder", None, "name of the encoder; of a cache that exists by default")
-    flags.DEFINE_integer("length", None, "rows of an embedding; likewise")
-    flags.DEFINE_enum("padding", "zero", PADDINGS, "the rows after the tokens, in a new cache")
-    flags.DEFINE_string("template", "{instruction}", "of the prompt, in a new cache; or fast_wam")
-    flags.DEFINE_integer("batch_size", 16, "prompts encoded at once")
+    flags.DEFINE_string("weights", "", "weights of the encoder, passed to FUNCTION")
+    flags.DEFINE_string(
+        "encoder", None, "name of the encoder; that of an existing cache by default"
+    )
+    flags.DEFINE_integer(
+        "length", None, "tokens per embedding; that of an existing cache by default"
+    )
+    flags.DEFINE_enum("padding", "zero", PADDINGS, "content after the last token, in a new cache")
+    flags.DEFINE_string("template", "{instruction}", "prompt template of a new cache, or fast_wam")
+    flags.DEFINE_integer("batch_size", 16, "prompts per encoder call")
     flags.mark_flag_as_required("cache")
 
 

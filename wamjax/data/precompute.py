@@ -1,15 +1,15 @@
-"""Writes the latents of a data set: every window through a frozen codec, once.
+"""Encodes a data set into latents: every window through a frozen codec, once.
 
     python -m wamjax.data.precompute --config=experiments/configs/fast_wam_libero.py \\
         --data=DATASET --out=DIR --layout=image:224x224+wrist_image:224x224 --codec=wan2.2 \\
         --encode=MODULE:FUNCTION --weights=PATH
 
-The config says how long windows are and what shape their latents have. ``FUNCTION(weights)``
-returns ``encode``, which maps uint8 video (b, f, H, W, 3) to latents (b, t, h, w, c). The result is
-described in `wamjax.data.latents`.
+The config determines the length of windows and the shape of their latents. ``FUNCTION(weights)``
+returns ``encode``, which maps uint8 video (b, f, H, W, 3) to latents (b, t, h, w, c).
+`wamjax.data.latents` describes the result.
 
-It is written into a hidden folder beside DIR and renamed when it is complete. The same command
-after an interruption goes on after the last complete file.
+The data set is written to a hidden folder next to DIR and renamed when it is complete. After an
+interruption, the same command continues after the last complete file.
 """
 
 from __future__ import annotations
@@ -270,9 +270,9 @@ def define_flags() -> None:
     flags.DEFINE_string("layout", None, "picture: NAME:HEIGHTxWIDTH+..., rows joined by '/'")
     flags.DEFINE_string("codec", "", "name of codec and weights; --encode and --weights by default")
     flags.DEFINE_string("encode", None, "MODULE:FUNCTION; FUNCTION(weights) -> encode")
-    flags.DEFINE_string("weights", "", "weights of the codec, given to FUNCTION")
+    flags.DEFINE_string("weights", "", "weights of the codec, passed to FUNCTION")
     flags.DEFINE_integer("stride", 1, "control steps between window starts")
-    flags.DEFINE_integer("batch_size", 8, "windows encoded at once")
+    flags.DEFINE_integer("batch_size", 8, "windows per encoder call")
     flags.mark_flags_as_required(["config", "data", "out", "layout", "encode"])
 
 

@@ -1,4 +1,4 @@
-"""Writes a data set from arrays, for those who have a format of their own."""
+"""Writes a data set from arrays, for formats that `wamjax.ingest` does not read."""
 
 from __future__ import annotations
 
@@ -30,32 +30,33 @@ def write_episodes(
 ) -> Info:
     """Writes a data set from arrays.
 
-    Every episode is a mapping:
+    Each episode is a mapping:
 
     * "images": camera -> uint8 (n, h, w, 3), or n encoded PNG or JPEG files;
     * "proprio": (n, p), robot units;
-    * "actions": (T, a), robot units; n is T + 1, or T where nothing was seen after the last action:
-      then the last observation is stored twice, and the data set says so;
-    * "instruction": in words;
-    * "rewards" (T,) or "success" (bool), if they are known: returns are their discounted sum, with
-      success as a reward of 1 for the last action. Known of all episodes or of none: a data set
-      without has no returns, and no values can be learned from it;
-    * "task": its name, if tasks are to be told apart otherwise than by their instructions.
+    * "actions": (T, a), robot units. n is T + 1, or T if there is no observation after the last
+      action; then the last observation is stored twice, and the data set records that;
+    * "instruction": text;
+    * "rewards" (T,) or "success" (bool), if known: returns are their discounted sum, with success
+      as a reward of 1 for the last action. Give them for all episodes or for none; a data set
+      without them has no returns, so no value function can be learned from it;
+    * "task": name of the task, if the instruction does not identify it.
 
     Args:
       path: folder of the data set; must not exist. It appears when it is complete.
       info: control steps per second; or fields of `wamjax.data.spec.Info` that the arrays do not
-        say, {"control_hz": 20.0, "action_names": ("x", "y", "gripper"), ...}. Name the gripper.
-      episodes: written as they come; they may be generated.
-      discount: of the returns.
-      pictures: arrays are stored as "png" (without loss) or "jpeg".
+        contain, {"control_hz": 20.0, "action_names": ("x", "y", "gripper"), ...}. Do name the
+        gripper.
+      episodes: any iterable; episodes are written one at a time.
+      discount: discount of the returns.
+      pictures: how arrays are stored: "png" (lossless) or "jpeg".
 
     Returns:
-      What the data set holds.
+      The `Info` of the data set.
 
     Raises:
       FileExistsError: the data set exists.
-      ValueError: an episode does not fit the first one, or an array is not as above; says which.
+      ValueError: an episode does not match the first one, or an array is not as above; names it.
     """
     claim = {"control_hz": float(info)} if isinstance(info, int | float) else dict(info)
     rest = iter(episodes)

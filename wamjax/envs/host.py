@@ -1,10 +1,10 @@
 """Worlds of host environments: simulators in lockstep, one batched policy call for each plan.
 
 An environment is a small class (`wamjax.envs.worker.Environment`); a world is its description and
-where to find it. E environments run in E processes. Each plan is one call of the policy for all of
-them, then one message to each with its actions. An episode that succeeded is not stepped on. An
-environment that dies is started anew and brought to where it was by its own actions; an episode in
-which that happens `RESTARTS` times has failed.
+its location. E environments run in E processes. Each plan is one policy call for all of them, then
+one message with actions to each. A successful episode is not stepped further. A crashed environment
+is restarted and brought back to its state by replaying its actions; an episode in which this
+happens `RESTARTS` times has failed.
 """
 
 from __future__ import annotations
@@ -49,15 +49,16 @@ class HostWorld:
     """See `wamjax.envs.world.World`.
 
     Attributes:
-      environment: "module:attribute" of what makes an `Environment`, in its own process.
+      environment: "module:attribute" of a function or class that creates an `Environment` in its
+        own process.
       options: its arguments.
-      address: "HOST:PORT" where environments are served, see `wamjax.envs.remote`; `environment`
-        and `options` are then the server's. "" = they run here.
-      workers: processes at once; 0: as many as there are processors.
-      timeout: seconds that a plan, or a reset, may take before its process is ended.
-      discount: of the returns.
-      expert: whether the environment has an `intend`.
-      noisy: how much of the noise on the expert's actions each dimension gets.
+      address: "HOST:PORT" of served environments, see `wamjax.envs.remote`; `environment` and
+        `options` are then the server's. "" = they run here.
+      workers: processes at once; 0: one per processor.
+      timeout: seconds for a plan or a reset before the process is killed.
+      discount: discount of the returns.
+      expert: whether the environment has `intend`.
+      noisy: scale of the noise on each dimension of the expert's actions.
     """
 
     name: str

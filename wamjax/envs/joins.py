@@ -1,18 +1,18 @@
 """How chunks of actions follow each other when planning takes time, counted in control steps.
 
-A plan that is made of what was seen at step t is there at step t + delay. The ways to go on:
+A plan made from the observation at step t arrives at step t + delay. The ways to continue:
 
-    sync      stand still until the plan is there, then carry out `execute` actions of it
-    switch    go on with the old plan and change to the new one where time has got to
-    blend     the same, but from the old plan to the new one linearly, as far as both reach
-    ensemble  every plan that says something of a step has a part in it, older ones a little more
+    sync      stand still until the plan arrives, then execute `execute` actions of it
+    switch    continue with the old plan and switch to the new one at the current step
+    blend     the same, but with a linear transition while both plans have actions
+    ensemble  average all plans that cover a step, with slightly more weight on older ones
               (temporal ensembling of ACT, arXiv 2304.13705)
-    prefix    the policy is told the actions that will be carried out meanwhile and plans on from
-              them (training-time real-time chunking, arXiv 2608.01880)
+    prefix    tell the policy which actions will be executed in the meantime, so that it continues
+              from them (training-time real-time chunking, arXiv 2608.01880)
 
-All but the first observe every `execute` steps and never stop. Before the first plan there is
-nothing to go on with: the robot waits, and the plan starts at its first action. Delays are counted
-in steps and not in time, so that results do not depend on a machine.
+All but the first observe every `execute` steps and never stop. Before the first plan the robot
+waits, and the plan starts at its first action. Delays are counted in steps, not seconds, so results
+do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Ahead(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Join:
-    """A way to join chunks under a delay; hashable.
+    """Defines how chunks are joined under a delay; hashable.
 
     Attributes:
       way: one of `WAYS`.
       delay: control steps from an observation to the first action of its plan.
-      hold: which dimensions of the actions keep their last command while the robot stands still;
-        the others are 0, as is everything before the first plan.
+      hold: action dimensions that keep their last command while the robot stands still; the
+        others are 0, as are all before the first plan.
     """
 
     way: str = "sync"
@@ -85,8 +85,8 @@ class Join:
         return Ahead(jnp.zeros((episodes, steps, width)), jnp.zeros(steps, jnp.int32))
 
     def committed(self, ahead: Ahead) -> tuple[Array, Array] | None:
-        """Actions (e, delay, a) that are carried out while the next plan is made and how many of
-        them there are (e,), for policies that plan on from them; see `wamjax.wam.prefix.Prefix`."""
+        """Returns the actions (e, delay, a) executed while the next plan is made, and their counts
+        (e,), for policies that continue from them; see `wamjax.wam.prefix.Prefix`."""
         if self.way != "prefix" or not self.delay:
             return None
         count = jnp.where(ahead.plans[0] > 0, self.delay, 0)
@@ -96,7 +96,7 @@ class Join:
     def __call__(
         self, ahead: Ahead, chunk: Float[Array, "e j a"], execute: int
     ) -> tuple[Float[Array, "e s a"], Ahead]:
-        """Joins a plan of what is seen now, which will be there `delay` steps later.
+        """Joins a plan made from the current observation, which arrives `delay` steps later.
 
         Returns:
           (the actions until the next observation, `span` of them; what is ahead then).

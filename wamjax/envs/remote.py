@@ -1,15 +1,15 @@
-"""Environments behind a socket: simulators with other pins, or on another machine.
+"""Serves environments over a socket: simulators in another environment or on another machine.
 
-There NumPy and msgpack are enough (Python 3.9, no JAX), with the folder `wamjax` on the path:
+The serving side needs Python 3.9, NumPy, msgpack and the folder `wamjax` on its path, but no JAX:
 
     python -m wamjax.envs.remote --env=my_kitchen:Kitchen --port=7000
 
-and here the world is ``remote:at=HOST:7000``. Every connection is an environment in a process of
-its own. What goes through is what goes through the pipe of a worker here: one exchange a plan. A
-connection that breaks is an environment that crashed: it is started anew, and counted. A message
-is eight bytes of length and then bytes of `wamjax.serving.wire`: nothing is unpickled, and a client
-can ask for nothing but episodes. Whoever reaches the port can ask: leave it on 127.0.0.1 and come
-through ssh, or keep it within one's own network.
+The other side then uses the world ``remote:at=HOST:7000``. Each connection is one environment in
+its own process, with the messages of a local worker: one exchange per plan. A broken connection
+counts as a crashed environment, which is restarted. A message is eight bytes of length followed by
+bytes of `wamjax.serving.wire`: nothing is unpickled, and clients can only run episodes. But anyone
+who reaches the port can: keep it on 127.0.0.1 and connect through ssh, or keep it in a private
+network.
 """
 
 from __future__ import annotations
@@ -265,9 +265,9 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(
         "python -m wamjax.envs.remote", description=__doc__.partition("\n")[0], allow_abbrev=False
     )
-    out.add_argument("--env", required=True, help="MODULE:CLASS[:option=value,...] of it")
+    out.add_argument("--env", required=True, help="environment, as MODULE:CLASS[:option=value,...]")
     out.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    out.add_argument("--port", type=int, default=PORT, help="0: any that is free")
+    out.add_argument("--port", type=int, default=PORT, help="port; 0 = any free port")
     return out
 
 

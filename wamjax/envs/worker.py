@@ -1,8 +1,8 @@
-"""Simulators in processes of their own: started, stepped by the plan, started again when they die.
+"""Runs simulators in their own processes: starts them, steps whole plans, restarts crashed ones.
 
-A worker imports numpy and the simulator, never JAX. What goes through a pipe is a plan of actions
-for each of its environments, and what comes back is all that happened while it was carried out, so
-that there is one exchange for a plan, however many steps it has.
+A worker imports numpy and the simulator, never JAX. It receives a plan of actions through a pipe
+and returns everything that happened while executing it, so there is one exchange per plan, however
+many steps the plan has.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ Observation = Mapping[str, Any]
 
 
 class Environment(Protocol):
-    """One simulator with one robot in it; what a world of host environments is made of.
+    """Simulates one robot; worlds of host environments consist of these.
 
-    An observation is {"images": camera -> uint8 (h, w, 3), "proprio": float (p,)}. Instead of the
-    pictures it may hold a function that draws them: it is called, before the next step, only when
-    somebody looks, which is once a plan unless the episode is recorded.
+    An observation is {"images": camera -> uint8 (h, w, 3), "proprio": float (p,)}. "images" may
+    also be a function that renders them. It is called before the next step, and only if the
+    pictures are needed: once per plan, or every step when the episode is recorded.
     """
 
     def reset(self, task: str, seed: int, shift: Mapping[str, float]) -> Observation:
-        """Starts an episode; the same arguments give the same one."""
+        """Starts an episode; the same arguments must give the same episode."""
 
     def step(self, action: np.ndarray) -> tuple[Observation, bool]:
-        """Carries out one action (a,); returns what is seen then and whether the task is achieved
+        """Executes one action (a,); returns the next observation and whether the task is achieved
         now."""
 
     def close(self) -> None:
-        """Lets go of the simulator."""
+        """Releases the simulator."""
 
 
 class Expert(Protocol):
-    """What an environment with a scripted expert has besides."""
+    """The additional method of an environment with a scripted expert."""
 
     def intend(self) -> np.ndarray:
-        """What the expert does now, (a,)."""
+        """Returns the expert's action (a,) in the current state."""
 
 
 class Described(Protocol):
-    """What an environment has besides that is served, see `wamjax.envs.remote`."""
+    """The additional method of a served environment, see `wamjax.envs.remote`."""
 
     def describe(self) -> Mapping[str, Any]:
-        """The world that it is of: attributes of `wamjax.envs.host.HostWorld` by name, at least
-        those that have no default, without ``environment``."""
+        """Returns attributes of `wamjax.envs.host.HostWorld` by name: at least those without a
+        default, except ``environment``."""
 
 
 class Demonstration(NamedTuple):

@@ -1,8 +1,8 @@
-"""What a world is to everything that acts in it, and what it hands back: a `Recording`.
+"""Defines the protocol of worlds, `World`, and what a rollout returns, `Recording`.
 
-Two kinds stand behind one protocol. A jitted world (the tabletop) runs the policy inside its
-program. A world of host environments (`wamjax.envs.host`) steps simulators in other processes and
-calls the policy once a plan for all of them. What evaluates, records or draws sees neither.
+There are two kinds of worlds behind this protocol. A jitted world (the tabletop) runs the policy
+inside its own program. A world of host environments (`wamjax.envs.host`) steps simulators in other
+processes and calls the policy once per plan for all of them. Callers do not see the difference.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ WORLDS = {
 
 
 class Recording(NamedTuple):
-    """What happened in e episodes of at most t actions, in numpy.
+    """Holds what happened in e episodes of at most t actions, as numpy arrays.
 
     Attributes:
-      tasks, instructions: of each episode.
+      tasks, instructions: one per episode.
       success: latched at the first action that achieves the task.
-      steps: actions until success; of an episode that failed, all of its actions.
-      rewards, returns: of each action, and their discounted sum from it on.
-      actions: as the policy sent them, in robot units; what comes after success does not count.
+      steps: actions until success; for a failed episode, all of its actions.
+      rewards, returns: reward of each action, and the discounted sum from it on.
+      actions: as the policy sent them, in robot units; ignore those after success.
       proprio: before each action and after the last one, in robot units.
-      frames: camera -> pictures at the same times, if they were asked for.
-      extras: whatever else the policy returned, leading axes (plans, e), or None.
-      crashes: how often the environment of an episode had to be started anew.
-      states: of the world at the same times as `proprio`, leading axes (e, t + 1), as `roll_out`
-        begins from them; if they were asked for.
+      frames: camera -> pictures at the same times, if requested.
+      extras: anything else the policy returned, leading axes (plans, e), or None.
+      crashes: how often the environment of an episode had to be restarted.
+      states: world states at the same times as `proprio`, leading axes (e, t + 1), from which
+        `roll_out` can start; if requested.
     """
 
     tasks: tuple[str, ...]
@@ -64,12 +64,12 @@ class Recording(NamedTuple):
 
 
 class Demonstrations(NamedTuple):
-    """Episodes of a scripted expert; the examples of `recording` end where `length` says.
+    """Holds episodes of a scripted expert; those in `recording` end at `length`.
 
     Attributes:
       recording: what was executed, noise included.
-      intended: what the expert would have done without the noise.
-      length: actions that are data; a few after success, so that the end is seen.
+      intended: the expert's actions without the noise.
+      length: actions to keep as data; includes a few after success, so that the end is visible.
     """
 
     recording: Recording
@@ -79,21 +79,21 @@ class Demonstrations(NamedTuple):
 
 @runtime_checkable
 class World(Protocol):
-    """Tasks, senses and actions of a robot, and the loop in which a policy closes them.
+    """Describes a robot, its cameras and tasks, and runs policies on it in closed loop.
 
     Attributes:
-      name: of the world, as ``config.eval.env`` names it.
-      tasks: task -> its instruction, in words.
-      cameras: name -> (height, width) of all there are.
-      proprio_names, action_names: of the dimensions.
-      control_hz: control steps a second.
-      max_steps: control steps in which the expert all but always succeeds.
-      shifts: name -> dials away from zero; "none" has none.
-      dials: all that can be turned.
-      expert: whether there is a scripted one.
-      restores: whether an episode can begin from a state that another one was in.
-      batch: episodes that are best simulated together.
-      versions: of what simulates, for reports.
+      name: name of the world in ``config.eval.env``.
+      tasks: task -> its instruction.
+      cameras: name -> (height, width) of every camera.
+      proprio_names, action_names: names of the dimensions.
+      control_hz: control steps per second.
+      max_steps: control steps within which the expert almost always succeeds.
+      shifts: name -> nonzero dials; "none" has none.
+      dials: all dials of the world.
+      expert: whether there is a scripted expert.
+      restores: whether an episode can start from a saved state of another one.
+      batch: number of episodes that are best simulated together.
+      versions: versions of the simulator, for reports.
     """
 
     name: str
@@ -135,21 +135,21 @@ class World(Protocol):
             uint8 (e, h, w, 3), "proprio": float32 (e, p)} and `told`; keys are (e,), one for each
             episode and plan, so that what an episode draws does not depend on its neighbours. Pass
             parameters as ``jax.tree_util.Partial(function, params)``: a closure would bake them in.
-          tasks: of each episode.
-          keys: (e,) they determine the scenes.
-          shift: dials that are not zero.
+          tasks: one per episode.
+          keys: (e,) random keys that determine the scenes.
+          shift: nonzero dials.
           told: further keys of the observation, leading axis e, such as token ids.
-          cameras: that are rendered.
+          cameras: cameras to render.
           max_steps: steps after which an episode has failed.
-          execute: actions executed of each plan before the policy looks again.
+          execute: actions executed of each plan before the next observation.
           record: whether to keep the frames.
-          join: how plans follow each other, and how late they come; a world that cannot be late
-            need not take it.
-          start: states to begin from instead of new scenes, leading axis e; of `Recording.states`.
-          save: whether to return the states. A world that does not restore need take neither.
+          join: how plans follow each other, and their delay; optional for worlds without delays.
+          start: states to start from instead of new scenes, leading axis e, from
+            `Recording.states`.
+          save: whether to return the states. Worlds that do not restore need neither.
 
         Raises:
-          ValueError: the policy returns fewer actions than `execute`, or of another width.
+          ValueError: the policy returns fewer actions than `execute`, or a wrong action dimension.
         """
 
     def demonstrate(
@@ -165,10 +165,10 @@ class World(Protocol):
 
         Args:
           noise: standard deviation of the noise on its actions.
-          draw: says of the demonstrations, which have no frames yet, which rows get them; None:
-            all. Drawing costs more than simulating, and failures are thrown away.
-          confusion: share of the episodes in which it takes things for others that look alike; a
-            world without such an expert need not take it.
+          draw: selects, from demonstrations without frames, the rows to render; None: all.
+            Rendering costs more than simulating, and failures are discarded.
+          confusion: share of episodes in which it confuses look-alike targets; optional for worlds
+            without such an expert.
 
         Raises:
           NotImplementedError: the world has no expert.
@@ -179,12 +179,12 @@ def open_world(name: str, **options: Any) -> World:
     """Opens the world that ``config.eval.env`` names.
 
     Args:
-      name: one of `WORLDS`, or "module:attribute" of one's own: something that returns a world.
+      name: one of `WORLDS`, or "module:attribute" of your own function that returns a world.
         Options may follow, as in ``metaworld:size=96,fast=false``.
-      **options: for it.
+      **options: further options.
 
     Raises:
-      ValueError: there is no such world, or it has no such option; names those that there are.
+      ValueError: unknown world or option; lists the known ones.
     """
     place, given = parts_of(name)
     function = find(place, WORLDS, "config.eval.env")
@@ -197,10 +197,10 @@ def open_world(name: str, **options: Any) -> World:
 
 
 def shift_of(world: World, name: str, dials: Dials | None = None) -> dict[str, float]:
-    """The dials of a named shift, with single ones overridden.
+    """Returns the dials of a named shift, with overrides for single dials.
 
     Raises:
-      ValueError: there is no such shift or dial; names those that there are.
+      ValueError: unknown shift or dial; lists the known ones.
     """
     if name not in world.shifts:
         raise ValueError(
@@ -235,13 +235,13 @@ def outcome(
 
 
 def composite(images: Mapping[str, Any], cameras: Sequence[str] = ()) -> Any:
-    """Pictures of cameras side by side in this order, (..., h, W, 3); numpy or JAX alike.
+    """Places the cameras' pictures side by side, (..., h, W, 3); works on numpy and JAX arrays.
 
     Args:
-      cameras: () = all, as they stand.
+      cameras: cameras, in this order; () = all, in the order of `images`.
 
     Raises:
-      ValueError: they are not equally high.
+      ValueError: the pictures differ in height.
     """
     cameras = tuple(cameras) or tuple(images)
     parts = [images[name] for name in cameras]

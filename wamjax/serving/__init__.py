@@ -1,9 +1,9 @@
-"""Policies as a service: what a robot's process and a policy's process say to each other.
+"""Serves policies to robots: the server, its client and the protocol between them.
 
 * `wire`: messages as bytes, those of openpi (msgpack with arrays)
-* `client`: `Client`, which asks a server; `chunks`: one action a control step out of chunks
-* `names`: observations of others as those of a policy
-* `worker`: the one thread that acts, in batches; `metrics`: what is counted
+* `client`: `Client`, which requests actions; `chunks`: turns action chunks into single actions
+* `names`: maps the observation keys of other clients to those of a policy
+* `worker`: the one thread that runs the policy, in batches; `metrics`: counters for Prometheus
 * `server`: websocket and HTTP on one port
 
 `Client`, `ActionChunks`, `wire` and `chunks` need Python 3.9, NumPy, msgpack and websockets, and no

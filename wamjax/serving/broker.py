@@ -1,4 +1,4 @@
-"""One action a control step, while the next chunk is asked for in the background."""
+"""Returns one action per control step and requests the next chunk in the background."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from wamjax.serving.chunks import ActionQueue, Question
 
 
 class ActionChunks:
-    """What a control loop calls; chunks of a server become single actions.
+    """Turns the chunks of a server into single actions, for a control loop.
 
         robot = ActionChunks(client, joining="blend", execute=8)
         while True:
             robot_arm.do(robot.act(observation))
 
-    Of one thread. The client may be any object with ``infer(observation)``, openpi's too.
+    Call it from one thread. Any client with ``infer(observation)`` works, also openpi's.
 
     Attributes:
-      queue: what is played next, see `chunks.ActionQueue`.
+      queue: the next actions, see `chunks.ActionQueue`.
     """
 
     def __init__(
@@ -34,18 +34,18 @@ class ActionChunks:
         executor: concurrent.futures.Executor | None = None,
         **options: Any,
     ):
-        """Asks for nothing yet.
+        """Sends no request yet.
 
         Args:
-          client: asks the server.
+          client: sends the requests.
           joining: how chunks are joined: synchronous, switch, ensemble, blend or prefix.
-          state: of an observation; needed if actions are relative to it.
-          relative: action -> entry of the state, see `ActionQueue`.
-          executor: in which the client is asked; a thread of its own by default.
-          options: of the way of joining: ``execute``, ``steps``, ``decay``.
+          state: returns the state of an observation; needed if actions are relative to it.
+          relative: action index -> state index, see `ActionQueue`.
+          executor: runs the requests; a thread of its own by default.
+          options: for the way of joining: ``execute``, ``steps``, ``decay``.
 
         Raises:
-          ValueError: there is no such way, or the policy was not trained for it.
+          ValueError: unknown way of joining, or the policy was not trained for it.
         """
         self._client, self._state, self._relative = client, state, relative
         about = getattr(client, "metadata", {})
@@ -62,13 +62,13 @@ class ActionChunks:
         self.queue: ActionQueue | None = None
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
-        """The action (a,) of this control step.
+        """Returns the action (a,) for this control step.
 
-        The first one waits for the server, and so does each first one of a synchronous chunk;
-        others never do: with nothing left to play, the robot is told to hold still.
+        The first call waits for the server, as does the first call of each synchronous chunk. Other
+        calls never wait: if no actions are left, the robot is told to hold still.
 
         Raises:
-          what the client raises: of the last question, once there is nothing left to play.
+          the client's exception from the last request, once no actions are left.
         """
         if self.queue is None:
             first = self._client.infer(dict(observation))["actions"]
@@ -84,20 +84,20 @@ class ActionChunks:
         return self.queue.play()
 
     def reset(self) -> None:
-        """Begins another episode: what was asked for in the last one is not played."""
+        """Starts another episode; requests of the last one are discarded."""
         if self.queue is not None:
             self.queue.reset()
         self._asked = None
 
     def close(self) -> None:
-        """Ends the thread; the client stays open."""
+        """Stops the thread; the client stays open."""
         self._executor.shutdown(wait=False)
 
     def _question(self, observation: Mapping[str, Any]) -> Question | None:
         return self.queue.ask(self._state(observation) if self._state else None)
 
     def _receive(self, wait: bool) -> None:
-        """Takes the chunk that was asked for, if it is there."""
+        """Takes the requested chunk if it has arrived."""
         if self._asked is None or not (wait or self._asked[1].done()):
             return
         (question, answer), self._asked = self._asked, None

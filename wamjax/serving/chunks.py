@@ -1,17 +1,17 @@
-"""Chunks of actions as one action a control step; Python 3.9 and NumPy are enough.
+"""Turns action chunks into one action per control step; needs only Python 3.9 and NumPy.
 
-Time is counted in control steps, never in seconds: a chunk that was asked for at step s holds the
-actions of steps s, s + 1, ..., and what is late is what was played meanwhile. So a simulation is
-exact and a test needs no clock. Six rules that robots taught (threads of LeRobot and others):
+Time is counted in control steps, never in seconds. A chunk requested at step s holds the actions
+of steps s, s + 1, ...; if it is late, its first actions are obsolete. So simulations are exact and
+tests need no clock. Six rules learned from robots (threads of LeRobot and others):
 
-1. Of a new chunk as many actions are dropped as were really played since its observation, never as
-   many as some latency lets expect: before the first chunk nothing is played, nothing is dropped.
+1. Drop as many actions of a new chunk as were really executed since its observation, never as many
+   as some latency suggests. Before the first chunk nothing is executed, so nothing is dropped.
 2. A delay is the difference of two indices of the queue.
-3. The first answer compiled something: it is in no statistic, and the statistic forgets.
-4. Where there is nothing more to play, the last command is held. Zero in normalised units is the
-   mean of the data and would pull the arm there; motions stand still at 0 in robot units.
-5. A chunk that is later than it was asked to expect is played all the same if there is no other.
-6. Actions relative to the state of their observation are re-anchored to the new one.
+3. The first answer includes compilation, so statistics leave it out; and statistics forget.
+4. When no actions are left, hold the last command. Zero in normalized units is the mean of the data
+   and would pull the arm there; motions become 0 in robot units, so they stop.
+5. A chunk later than announced is executed anyway if there is no other.
+6. Actions relative to the state of their observation are re-anchored to the new state.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ WINDOW = 20  # answers that a delay is estimated from
 
 
 class Delays:
-    """How many steps an answer takes: the most of the last ones, without the first (rule 3)."""
+    """Estimates the steps of an answer: the maximum of recent ones, without the first (rule 3)."""
 
     def __init__(self, window: int = WINDOW, expected: int = 0):
         self._expected, self._first = expected, True
         self._steps: collections.deque = collections.deque(maxlen=window)
 
     def add(self, steps: int) -> None:
-        """Notes an answer that came so many steps after its observation."""
+        """Records how many steps an answer took after its observation."""
         if self._first:
             self._first = False
             return
@@ -42,19 +42,19 @@ class Delays:
 
     @property
     def estimate(self) -> int:
-        """Steps that the next answer is expected to take."""
+        """Expected steps of the next answer."""
         return max(self._steps, default=self._expected)
 
 
 class Switch:
-    """Plays the newest chunk from where it is now; what is left of the older ones is dropped.
+    """Executes the newest chunk from the current step on and drops the rest of older ones.
 
-    The naive way, and what the other ways of joining chunks have in common.
+    The naive way, and the base of the other ways of joining chunks.
 
     Attributes:
-      waits: whether the robot stands still until a chunk is there.
-      prefix: whether a chunk is asked for with the actions that are committed.
-      execute: actions after which there should be a new chunk; None: all of one.
+      waits: whether the robot stands still until a chunk arrives.
+      prefix: whether requests include the committed actions.
+      execute: actions after which the next chunk should follow; None: a whole chunk.
     """
 
     waits, prefix = False, False
@@ -65,20 +65,20 @@ class Switch:
         self.execute = execute
 
     def join(self, old: np.ndarray, chunks: Sequence[np.ndarray]) -> np.ndarray:
-        """The actions (i, a) to play from now on.
+        """Returns the actions (i, a) to execute from now on.
 
         Args:
-          old: (i, a) those that would be played else; there may be none.
-          chunks: what each chunk that says something of now says from now on, the newest last.
+          old: (i, a) actions that would be executed otherwise; possibly none.
+          chunks: the rest, from now on, of each chunk that covers this step; newest last.
         """
         return chunks[-1]
 
     def asks(self, left: int, played: int, delay: int, horizon: int) -> bool:
-        """Whether it is time for the next chunk.
+        """Returns whether it is time to request the next chunk.
 
         Args:
-          left: actions that are there.
-          played: those since the observation of the newest chunk.
+          left: actions available.
+          played: actions since the observation of the newest chunk.
           delay: steps that an answer takes.
           horizon: actions of a chunk.
         """
@@ -86,7 +86,7 @@ class Switch:
 
 
 class Synchronous(Switch):
-    """Plays `execute` actions of a chunk, then stands still until the next one is there."""
+    """Executes `execute` actions of a chunk, then stands still until the next one arrives."""
 
     waits = True
 
@@ -100,7 +100,7 @@ class Synchronous(Switch):
 
 
 class Blend(Switch):
-    """Goes from the old chunk to the new one over `steps` actions, linearly."""
+    """Blends linearly from the old chunk to the new one over `steps` actions."""
 
     def __init__(self, execute: int | None = None, steps: int = 4):
         super().__init__(execute)
@@ -118,10 +118,10 @@ class Blend(Switch):
 
 
 class Ensemble(Switch):
-    """Plays the mean of all chunks that say something of a step, as ALOHA's does.
+    """Executes the mean of all chunks that cover a step, as ALOHA does.
 
-    The i-th oldest of them weighs exp(-decay i): the oldest most. Published decay 0.01, and there
-    a chunk is asked for at every step.
+    The i-th oldest has weight exp(-decay i), so the oldest has the most. ALOHA uses decay 0.01 and
+    requests a chunk at every step.
     """
 
     def __init__(self, execute: int | None = 1, decay: float = 0.01):
@@ -139,15 +139,15 @@ class Ensemble(Switch):
 
 
 class Prefix(Switch):
-    """Asks with the actions that are committed, so that the new chunk begins with them.
+    """Sends the committed actions with a request, so that the new chunk starts with them.
 
-    Of a policy that was trained so. A chunk that took longer than it had been told does not go on
-    from what was played: it is played only if there is nothing else (rule 5). Where more actions
-    are played meanwhile than the policy can be told, it is told the first of them, and behind
-    those the new chunk is switched to.
+    For policies trained this way. A chunk that takes longer than announced does not continue the
+    executed actions, so it is used only if there is no other (rule 5). If more actions will be
+    executed than the policy accepts, it gets the first of them, and the robot switches to the new
+    chunk after the last one.
 
     Attributes:
-      longest: actions that the policy can be told; None: as many as a chunk has.
+      longest: actions that the policy accepts; None: as many as a chunk has.
     """
 
     prefix = True
@@ -166,10 +166,10 @@ JOININGS: dict[str, Callable[..., Switch]] = {
 
 
 def joining(name: str, **options: Any) -> Switch:
-    """A way to join chunks by its name, one of `JOININGS`.
+    """Returns the way of joining chunks with this name, one of `JOININGS`.
 
     Raises:
-      ValueError: there is no such one.
+      ValueError: unknown name.
     """
     if name not in JOININGS:
         raise ValueError(f"chunks are joined by {', '.join(JOININGS)}, not by {name!r}")
@@ -178,15 +178,15 @@ def joining(name: str, **options: Any) -> Switch:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A chunk that was asked for.
+    """A request for a chunk.
 
     Attributes:
       played: index of its first action.
       step: index of its control step.
-      delay: steps that it is expected to take.
-      anchor: (a,) what its actions are relative to; 0 where they are not.
-      prefix: (d, a) the actions that are played meanwhile, relative to `anchor`: `delay` of
-        them, or the first that the policy can be told; or None.
+      delay: steps that the answer is expected to take.
+      anchor: (a,) what its actions are relative to; 0 for absolute ones.
+      prefix: (d, a) actions executed in the meantime, relative to `anchor`: `delay` of them, or
+        as many as the policy accepts; or None.
     """
 
     played: int
@@ -197,22 +197,22 @@ class Question:
 
     @property
     def extras(self) -> dict[str, Any]:
-        """What the server is told of it."""
+        """Extra observation keys that describe this request to the server."""
         out = {"executed_actions": self.played, "inference_delay": self.delay}
         return out if self.prefix is None else dict(out, prefix=self.prefix)
 
 
 class ActionQueue:
-    """Actions by control step, from chunks that come when they come. Knows no clock.
+    """A queue of actions, filled by chunks that arrive at any time. Uses no clock.
 
         if (question := queue.ask(state)): ... send it; later queue.give(question, chunk)
         action = queue.play()
 
     Attributes:
       horizon: actions of a chunk.
-      played: actions played: the index of the next one.
-      step: control steps, those held included.
-      left: actions that are there.
+      played: actions executed so far, the index of the next one.
+      step: control steps, including those held.
+      left: actions available.
     """
 
     def __init__(
@@ -224,16 +224,16 @@ class ActionQueue:
         relative: Mapping[int, int] | None = None,
         delays: Delays | None = None,
     ):
-        """Makes an empty one.
+        """Creates an empty queue.
 
         Args:
           way: how chunks are joined, see `joining`.
           horizon, size: of a chunk (j, a).
-          hold: which actions keep their last command when there are no more; the others are
-            motions and become 0, in the units of the robot. All are held by default.
-          relative: action -> entry of the state that it is relative to, in the observation of its
-            chunk. Such actions are played, held and joined as absolute ones.
-          delays: statistics to go on with; half a chunk is expected of a first answer.
+          hold: which actions keep their last command when none are left; the others are motions
+            and become 0 in robot units. By default all hold.
+          relative: action index -> index of the state that it is relative to, in the observation
+            of its chunk. Such actions are executed, held and joined as absolute ones.
+          delays: earlier statistics; the first answer is expected to take half a chunk.
         """
         self.way, self.horizon, self._relative = way, horizon, dict(relative or {})
         self._hold = np.ones(size, bool) if hold is None else np.array(hold, bool)
@@ -244,7 +244,7 @@ class ActionQueue:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all actions, as at the start of an episode; the statistics stay."""
+        """Clears all actions for a new episode; keeps the statistics."""
         self.played, self.step, self._newest = 0, 0, 0
         self._plan = np.empty((0, len(self._hold)), np.float32)  # from now on
         self._chunks: list[tuple[int, np.ndarray]] = []
@@ -258,14 +258,14 @@ class ActionQueue:
 
     @property
     def begun(self) -> bool:
-        """Whether anything was played yet, so that there is something to hold."""
+        """Whether any action was executed yet, so that there is a command to hold."""
         return self._last is not None
 
     def ask(self, state: np.ndarray | None = None) -> Question | None:
-        """What to ask for now, if it is time and nothing is being asked for.
+        """Returns the request to send now, or None if it is not time or one is pending.
 
         Args:
-          state: of the observation that goes with it; needed if actions are relative to it.
+          state: state of the observation sent with it; needed if actions are relative to it.
         """
         delay = min(self.delays.estimate, self.horizon)
         since = self.played - self._newest
@@ -282,7 +282,7 @@ class ActionQueue:
         return self._asked
 
     def give(self, question: Question, actions: np.ndarray) -> bool:
-        """Takes a chunk (j, a); False: it was not of use."""
+        """Takes a chunk (j, a); returns False if it was of no use."""
         if question is not self._asked:
             return False  # of before a reset
         self._asked = None
@@ -300,13 +300,13 @@ class ActionQueue:
         return True
 
     def lose(self, question: Question) -> None:
-        """No answer will come to a question."""
+        """Notes that a request will get no answer."""
         if question is self._asked:
             self._asked = None
 
     def play(self) -> np.ndarray | None:
-        """The action (a,) of this control step: the next one, else what holds still; None if
-        nothing was played yet."""
+        """Returns the action (a,) for this control step: the next one, or one that holds still;
+        None before the first chunk."""
         if not self.left:
             if self._last is None:
                 return None

@@ -16,12 +16,12 @@ import websockets.sync.client
 
 from wamjax.serving import wire
 
-CLOSE_WAIT = 0.1  # seconds that a robot waits for a goodbye
-FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds between attempts, doubled from one to the other
+CLOSE_WAIT = 0.1  # seconds to wait for the closing handshake
+FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds between attempts, doubled each time
 
 
 class ServerError(RuntimeError):
-    """The server refused an observation or could not act on it; the text is its sentence."""
+    """The server refused an observation or failed to act on it; the text is the server's."""
 
 
 class Superseded(ServerError):
@@ -29,17 +29,17 @@ class Superseded(ServerError):
 
 
 class Client:
-    """Asks a policy that is served; several threads may share one.
+    """Requests action chunks from a served policy; thread-safe.
 
         with Client("127.0.0.1", 8000) as client:
             actions = client.infer(observation)["actions"]
 
-    The name of the method is that of openpi's client. A connection that is lost is made again, and
-    the question asked again, as long as its time is not over. When it is, the connection is
-    closed: an answer that comes later is never taken for that of a later question.
+    `infer` has the name that openpi's client uses. After a lost connection the client reconnects
+    and repeats the request until its timeout. On a timeout it closes the connection, so a late
+    answer is never mistaken for the answer to a newer request.
 
     Attributes:
-      metadata: what the server says of itself, see docs/robot.md; of the last connection.
+      metadata: the server's metadata from the last connection, see docs/robot.md.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class Client:
         """Connects.
 
         Args:
-          host: name or address, or a whole ``ws://`` or ``wss://`` address.
-          port: None: as the address says.
-          timeout: seconds that one question may take.
-          connect_timeout: seconds to go on trying at first, e.g. while the server compiles.
-          options: further ones of `websockets.sync.client.connect`, such as ``ssl``.
+          host: name or address, or a full ``ws://`` or ``wss://`` address.
+          port: None if the address contains it.
+          timeout: seconds for one request.
+          connect_timeout: seconds to keep trying at first, e.g. while the server compiles.
+          options: passed to `websockets.sync.client.connect`, such as ``ssl``.
 
         Raises:
-          ConnectionError: no server came in time, or it does not let this client in.
+          ConnectionError: no server answered in time, or it rejected this client.
         """
         self._address = host if host.startswith("ws") else f"ws://{host}"
         self._address += "" if port is None else f":{port}"
@@ -79,21 +79,21 @@ class Client:
         self.close()
 
     def infer(self, observation: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
-        """Asks for a chunk of actions.
+        """Requests an action chunk.
 
         Args:
-          observation: in the names of `metadata`, with any of its extras, and with ``prefix``: the
-            actions (d, a) that the robot is committed to, if its policy takes them.
-          timeout: seconds; that of the client by default.
+          observation: with the keys in `metadata` and any of its extras; ``prefix`` holds the
+            actions (d, a) that the robot is committed to, if the policy accepts them.
+          timeout: seconds; the client's by default.
 
         Returns:
           ``actions`` (j, a), ``server_timing`` and ``policy_timing`` in milliseconds, and the
           extras of the observation.
 
         Raises:
-          ServerError: the server says why it does not act on this.
-          TimeoutError: no answer came in time; the connection is closed.
-          ConnectionError: there was none, for all that time.
+          ServerError: the server refused the observation; the message says why.
+          TimeoutError: no answer in time; the connection is closed.
+          ConnectionError: no connection could be made in that time.
         """
         until = time.monotonic() + (self._timeout if timeout is None else timeout)
         with self._lock:
@@ -115,7 +115,7 @@ class Client:
             return self._read(answer, asked["request_id"], mine)
 
     def close(self) -> None:
-        """Hangs up; the next question connects again."""
+        """Closes the connection; the next request reconnects."""
         with self._lock:
             self._drop()
 

@@ -285,8 +285,12 @@ def restore_params(
 
 def define_ema_flag() -> None:
     """``--ema``, of everything that reads the parameters of a run; see `asked_ema`."""
-    flags.DEFINE_enum("ema", "auto", tuple(_EMA), "parameters of the run: their moving average, or "
-                      "as the last step left them; auto is the average if it has one")  # fmt: skip
+    flags.DEFINE_enum(
+        "ema",
+        "auto",
+        tuple(_EMA),
+        "parameters to use: moving average or last step; auto = the average if there is one",
+    )
 
 
 def asked_ema() -> bool | None:

@@ -1,20 +1,20 @@
-"""Pictures and pages that explain a method or a run: paths, explore, run.
+"""Draws pictures and pages that explain a method or a run: paths, explore, run.
 
     python -m wamjax.viz paths --output=DIR
     python -m wamjax.viz explore --config=FILE[:ARG] --output=DIR [--measure]
     python -m wamjax.viz run --workdir=DIR [--output=FILE]
 
-paths: noise-to-data trajectories of diffusion and flow on a plane, and the error of solvers by
-network calls, as paths.png and paths.json. About a minute on two cores.
+paths: noise-to-data trajectories of diffusion and flow in the plane, and the error of solvers by
+network calls, as paths.png and paths.json. Takes about a minute on two cores.
 
-explore: explore.html, one page for a browser that needs no network, from the objects of a config:
-a real example on its way to noise, autoregression against diffusion step by step, the slots of each
-use, who sees whom token by token, and how the cache fills, with the FLOPs of each stage; with
---measure also its milliseconds on this machine. Data that the config collects is collected.
+explore: explore.html, one page for the browser that needs no network, drawn from the objects of a
+config: a real example turning into noise, autoregression and diffusion step by step, the slots of
+each use, attention token by token, and how the cache fills, with the FLOPs of each stage. --measure
+adds the milliseconds on this machine. Data that the config collects is collected.
 
-run: the report of a run as one page that can be sent to a colleague: losses, success with
-intervals, videos, the first batch, masks, what the config changes, versions. In DIR/report.html if
-no --output is given.
+run: a run's report as one page that you can send to a colleague: losses, success rates with
+intervals, videos, the first batch, visibility tables, what the config changes, versions. Written to
+DIR/report.html unless --output is given.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ COMMANDS = ("paths", "explore", "run")
 
 def define_flags() -> None:
     """Not on import: several entry points define flags of the same names."""
-    flags.DEFINE_string("output", None, "folder to write to; of run: the file")
-    flags.DEFINE_integer("seed", 0, "of the samples of paths")
+    flags.DEFINE_string("output", None, "folder to write to; for run: the file")
+    flags.DEFINE_integer("seed", 0, "seed of the samples of paths")
     cli.define_config(text="to explore")
     flags.DEFINE_bool("measure", False, "explore: also time every stage")
-    flags.DEFINE_string("workdir", None, "the run to report")
+    flags.DEFINE_string("workdir", None, "run to report on")
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a format gives: episodes of arrays, and their pictures when they are asked for."""
+"""Defines the `Reader` protocol of data formats: episodes as arrays, and pictures on request."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ KINDS = ("delta", "absolute", "velocity")
 
 
 class SourceError(ValueError):
-    """An episode or a file of a source that cannot be read; names the file."""
+    """An episode or file of a source cannot be read; names the file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One episode of a source, as its index or headers say it.
+    """Describes one episode of a source, from its index or headers.
 
     Attributes:
       name: unique in the source and the same on every machine.
-      file: that is to blame if the episode cannot be read.
-      length: T, its actions.
-      instruction, task: in words; '' where nothing says it.
-      success: whether the task was achieved; None where nothing says it.
-      error: why it cannot be read; '' where it can.
+      file: file to name if the episode cannot be read.
+      length: T, its number of actions.
+      instruction, task: text; '' if unknown.
+      success: whether the task was achieved; None if unknown.
+      error: why it cannot be read; '' if it can.
     """
 
     name: str
@@ -47,22 +47,22 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What a source says of itself.
+    """Describes a source.
 
     Attributes:
-      hz: control steps per second; 0 where nothing says it.
+      hz: control steps per second; 0 if unknown.
       cameras: name -> (height, width).
-      arrays: name -> number of dimensions of what `Reader.arrays` gives.
-      names: array -> names of its dimensions, where they are known.
-      state, action: terms (see `wamjax.data.ingest.terms`) that they are made of by default.
+      arrays: name -> number of dimensions of the array that `Reader.arrays` returns.
+      names: array -> names of its dimensions, if known.
+      state, action: their default terms (see `wamjax.data.ingest.terms`).
       robot: its name.
-      pairing: "before": observation t was seen before action t; "after": it was stored once action
-        t had been carried out; "late": action t was recorded a step late, so that observation t
-        goes with action max(0, t - 1).
-      kind: of the actions by default, "delta", "absolute" or "velocity"; '' = as the numbers say.
+      pairing: "before": observation t was recorded before action t; "after": it was stored after
+        action t was executed; "late": action t was recorded one step late, so observation t
+        belongs to action max(0, t - 1).
+      kind: default kind of the actions, "delta", "absolute" or "velocity"; '' = detect it.
       final: whether there are T + 1 observations for T actions.
-      notes: what a person should know, for the report.
-      videos: the cameras that are compressed video; a reader with any is a `VideoReader`.
+      notes: remarks for the report.
+      videos: cameras stored as compressed video; a reader with any is a `VideoReader`.
     """
 
     hz: float
@@ -80,28 +80,28 @@ class About:
 
 
 class Reader(Protocol):
-    """A source in one format. It is opened once in every process, and read there by one thread.
+    """Reads a source in one format. Each process opens it once and reads it from one thread.
 
-    A format is a module that has ``open(source: pathlib.Path, **options) -> Reader``; its docstring
-    says what the files hold, its options are keyword arguments with defaults.
+    A format is a module with ``open(source: pathlib.Path, **options) -> Reader``. Its docstring
+    describes the files; its options are keyword arguments with defaults.
 
     Attributes:
-      about: the source.
-      late: largest distance so far between a picture and the time it is wanted at, in seconds; 0
-        where pictures have no times.
+      about: description of the source.
+      late: largest time difference so far between a picture and its step, in seconds; 0 if
+        pictures have no timestamps.
     """
 
     about: About
     late: float
 
     def episodes(self) -> Sequence[Entry]:
-        """All episodes in an order that is always the same; pictures are not touched."""
+        """Returns all episodes, always in the same order, without reading pictures."""
         ...
 
     def arrays(self, i: int) -> Mapping[str, np.ndarray]:
-        """The numbers of episode `i`: f32 or f64 (T, d), of observations (T + 1, d) if
-        `About.final`; "reward" (T,) where there are rewards; "time" (T,) in seconds where
-        observations have time stamps.
+        """Returns the arrays of episode `i`: f32 or f64 (T, d), or (T + 1, d) for observations if
+        `About.final`; "reward" (T,) if there are rewards; "time" (T,) in seconds if observations
+        have timestamps.
 
         Raises:
           SourceError: the file is damaged.
@@ -109,11 +109,11 @@ class Reader(Protocol):
         ...
 
     def frames(self, i: int, camera: str, steps: Sequence[int]) -> Iterable[bytes | np.ndarray]:
-        """The pictures of a camera at some observations: uint8 (h, w, 3), RGB and upright, or
-        encoded as PNG or JPEG, where the source has them so.
+        """Returns a camera's pictures at some observations: uint8 (h, w, 3), RGB and upright, or
+        the encoded PNG or JPEG if the source stores that.
 
         Args:
-          steps: ascending, without repetitions.
+          steps: ascending, without duplicates.
 
         Raises:
           SourceError: the file is damaged, or has no such frame.
@@ -122,13 +122,13 @@ class Reader(Protocol):
 
 
 class VideoReader(Reader, Protocol):
-    """A source with cameras whose pictures are compressed video, see `About.videos`."""
+    """Reads a source with cameras stored as compressed video, see `About.videos`."""
 
     def film(self, i: int, camera: str, steps: Sequence[int]) -> Film:
-        """The packets that hold the pictures of a camera at some observations.
+        """Returns the video packets that hold a camera's pictures at some observations.
 
         Args:
-          steps: ascending; one may come again.
+          steps: ascending; duplicates are allowed.
 
         Raises:
           SourceError: the file is damaged, or has no such frame.
@@ -137,7 +137,7 @@ class VideoReader(Reader, Protocol):
 
 
 def formats() -> dict[str, str]:
-    """Name -> first line of the docstring of every format that comes with wamjax."""
+    """Returns name -> first docstring line of every built-in format."""
     folder = pathlib.Path(__file__).parent / "formats"  # not imported: what they need may lack
     texts = {file.stem: ast.get_docstring(ast.parse(file.read_text())) or ""
              for file in sorted(folder.glob("[!_]*.py"))}  # fmt: skip
@@ -148,13 +148,13 @@ def open_reader(name: str, source: str | pathlib.Path, options: Mapping[str, Any
     """Opens a source.
 
     Args:
-      name: of a format: a module in `wamjax.data.ingest.formats`, or one's own by its full name.
-      source: its folder or file.
-      options: of the format, as text or typed.
+      name: name of a format: a module in `wamjax.data.ingest.formats`, or the full name of yours.
+      source: folder or file.
+      options: options of the format, as text or typed.
 
     Raises:
-      ValueError: no such format or option.
-      FileNotFoundError: there is no such source.
+      ValueError: unknown format or option.
+      FileNotFoundError: the source does not exist.
     """
     path = pathlib.Path(source).expanduser()
     if not path.exists():

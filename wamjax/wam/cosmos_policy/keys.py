@@ -8,30 +8,46 @@ from wamjax.models import keys as models
 
 # (key, default, what it is).
 TABLE: tuple[tuple[str, Any, str], ...] = (
-    ("objective.slots", (), "what the latent frames of Cosmos Policy are, words of wam.layouts"),
+    ("objective.slots", (), "the latent frames of Cosmos Policy, as words of wam.layouts"),
     (
         "objective.value",
         "value",
-        "what is judged: value V(s, a, s'), value_v V(s') or value_q Q(s, a)",
+        "value function: value V(s, a, s'), value_v V(s') or value_q Q(s, a)",
     ),
-    ("objective.mix", (2, 1, 1), "examples of policy, world model and value in a row of a batch"),
-    ("objective.visibility", "bidirectional", "or prefix: what is given sees nothing else"),
-    ("objective.auxiliary", True, "whether all that is predicted has a loss"),
-    ("objective.discount", 0.99, "of the return, for each control step"),
+    ("objective.mix", (2, 1, 1), "examples of policy, world model and value per row of a batch"),
+    (
+        "objective.visibility",
+        "bidirectional",
+        "bidirectional, or prefix: given slots attend to given slots only",
+    ),
+    ("objective.auxiliary", True, "train all predicted slots, not only the main one of each use"),
+    ("objective.discount", 0.99, "discount of the return per control step"),
     ("objective.uniform", 0.3, "share of uniform noise levels among log-normal ones"),
-    ("objective.sigma_max", 80.0, "noise that sampling starts at, as a ratio to the signal"),
-    ("objective.sigma_min", 4.0, "noise of the last network call"),
-    ("objective.augment", "", "random crops, turns and colours in training: weak or strong"),
+    ("objective.sigma_max", 80.0, "sigma at which sampling starts"),
+    ("objective.sigma_min", 4.0, "sigma of the last network call"),
+    (
+        "objective.augment",
+        "",
+        "random crops, rotations and colors in training: weak or strong; '' = none",
+    ),
     ("objective.compat", (), "published defects to keep, keys of cosmos_policy.COMPAT"),
     ("objective.plan.proposals", 8, "action chunks that planning chooses from"),
-    ("objective.plan.futures", 3, "futures of each"),
-    ("objective.plan.values", 5, "values of each future"),
-    ("objective.plan.future_steps", 5, "solver steps of a future"),
-    ("objective.plan.value_steps", 5, "solver steps of a value"),
-    ("objective.plan.aggregate", "majority_mean", "of the values, one of planning.AGGREGATES"),
-    ("objective.plan.depth", 1, "chunks that are imagined"),
-    ("objective.plan.over_depth", "last", "of several depths: last or mean"),
-    ("objective.plan.memory_gb", 0.0, "memory of a network call while planning; 0 = any"),
+    ("objective.plan.futures", 3, "futures per chunk"),
+    ("objective.plan.values", 5, "values per future"),
+    ("objective.plan.future_steps", 5, "solver steps per future"),
+    ("objective.plan.value_steps", 5, "solver steps per value"),
+    (
+        "objective.plan.aggregate",
+        "majority_mean",
+        "how values are aggregated, one of planning.AGGREGATES",
+    ),
+    ("objective.plan.depth", 1, "chunks to imagine ahead"),
+    ("objective.plan.over_depth", "last", "value used when depth > 1: last or mean"),
+    (
+        "objective.plan.memory_gb",
+        0.0,
+        "memory limit of a network call while planning; 0 = no limit",
+    ),
 )
 
 

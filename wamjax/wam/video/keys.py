@@ -8,15 +8,15 @@ from wamjax.models import keys as models
 
 # (key, default, what it is).
 TABLE: tuple[tuple[str, Any, str], ...] = (
-    ("objective.process", "flow", "flow, ddpm or edm, and options: builders.PROCESSES"),
+    ("objective.process", "flow", "flow, ddpm or edm, with options: builders.PROCESSES"),
     ("objective.scheme", "diffusion", "how frames are denoised, a key of schemes.SCHEMES"),
     ("objective.drop", 0.1, "share of examples trained without their condition, for guidance"),
-    ("objective.guidance", 1.0, "scale of classifier-free guidance; 1 = none"),
-    ("objective.guidance_channels", 0, "latent channels that are guided; 0 = all, DiT: 3"),
-    ("objective.guidance_interval", (), "levels (low, high] that are guided; () = all"),
-    ("objective.temperature", 1.0, "of sampled tokens; 0 takes the most likely one"),
-    ("objective.top_k", 0, "tokens are sampled from the so many most likely ones; 0 = all"),
-    ("objective.top_p", 1.0, "tokens are sampled from the most likely ones of this probability"),
+    ("objective.guidance", 1.0, "classifier-free guidance scale; 1 = none"),
+    ("objective.guidance_channels", 0, "latent channels with guidance; 0 = all, DiT: 3"),
+    ("objective.guidance_interval", (), "noise levels (low, high] with guidance; () = all"),
+    ("objective.temperature", 1.0, "sampling temperature of tokens; 0 takes the most likely one"),
+    ("objective.top_k", 0, "sample from the k most likely tokens; 0 = all"),
+    ("objective.top_p", 1.0, "sample from the most likely tokens that add up to this probability"),
 )
 
 

@@ -1,8 +1,8 @@
 """HDF5 of ALOHA and ACT: ``episode_<i>.hdf5`` with observations/qpos, images and action, 50 Hz.
 
-Pictures are raw, or JPEG in rows that are filled up with zeros. Actions are absolute: positions of
-14 joints. Files name no task: the instruction is given by ``--instruction``, or by an attribute
-``task_description`` or ``language``. ACT itself trains real episodes (``sim`` is false) with the
+Pictures are raw, or JPEG in zero-padded rows. Actions are absolute positions of 14 joints. The
+files name no task: give the instruction with ``--instruction``, or in an attribute
+``task_description`` or ``language``. For real episodes (``sim`` is false) ACT trains with the
 action one step earlier: ``--pairing=late``.
 """
 

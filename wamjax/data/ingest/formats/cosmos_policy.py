@@ -1,9 +1,9 @@
-"""HDF5 of Cosmos Policy's roll-outs: ``episode_data--suite=...--success=....hdf5``, a file each.
+"""HDF5 of Cosmos Policy rollouts: ``episode_data--suite=...--success=....hdf5``, one file each.
 
-Pictures are raw or JPEG, upright; of ALOHA they are in MP4 beside the file, a frame for each step,
-by the paths in observations/video_paths. Failures are there, too; a score is the reward at the end.
-Episodes of less than five steps are bad, as published. (What it trains on at first, data/demo_i of
-successes only, is the format libero.)
+Pictures are raw or JPEG, upright; for ALOHA they are MP4 files next to the HDF5 file, one frame per
+step, at the paths in observations/video_paths. Failures are included; a score is the final reward.
+Episodes with fewer than five steps are bad, as published. (The demonstrations it first trains on,
+data/demo_i with successes only, are the format libero.)
 """
 
 from __future__ import annotations

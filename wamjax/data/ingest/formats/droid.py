@@ -1,7 +1,7 @@
-"""DROID as RLDS: three cameras, joints and gripper, 15 Hz; success only, as openpi reads it.
+"""DROID as RLDS: three cameras, joints and gripper, 15 Hz; successes only, as openpi reads it.
 
 State: seven joints and the gripper. Actions: joint velocities and the position of the gripper
-(1 = closed), as openpi trains on. Up to three instructions: the first that is not blank.
+(1 = closed), as in openpi. Of up to three instructions, takes the first that is not blank.
 """
 
 from __future__ import annotations

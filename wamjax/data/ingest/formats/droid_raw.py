@@ -1,9 +1,9 @@
-"""DROID as recorded: a folder for each episode with trajectory.h5, recordings/MP4 and metadata.
+"""DROID as recorded: one folder per episode with trajectory.h5, recordings/MP4 and metadata.
 
 ``trajectory.h5`` has action/*, observation/robot_state/*, observation/camera_type/<serial> (0 is
-the wrist's) and observation/controller_info/movement_enabled: steps in which it is false are left
-out, with their frames. Videos have a frame for each step. Instructions are in a file of annotations
-for all episodes, by the id in the name of ``metadata_<id>.json``. Names are those of the format
+the wrist's) and observation/controller_info/movement_enabled: steps where it is false are skipped,
+with their frames. Videos have one frame per step. The instructions of all episodes are in one
+annotation file, under the id in the name of ``metadata_<id>.json``. Names are as in the format
 droid.
 """
 

@@ -1,8 +1,8 @@
 """LeRobot v2.0, v2.1 and v3.0: parquet and mp4, read by pyarrow and PyAV.
 
-Which episode a row belongs to is taken from its ``episode_index``, never from the ranges in the
-metadata, which converted data sets have wrong; what differs is reported. Video files are numbered
-for themselves, each camera apart from the others and from the data. Depth videos are left out.
+The episode of a row is read from its ``episode_index``, never from the ranges in the metadata,
+which are wrong in converted data sets; differences are reported. Video files have their own
+numbering, separate for each camera and from the data. Depth videos are skipped.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""RLDS data sets of TFDS, TFRecord or ArrayRecord, without TensorFlow.
+"""RLDS data sets of TFDS, as TFRecord or ArrayRecord, read without TensorFlow.
 
 ``<name>/<version>/{features.json, <name>-<split>.tfrecord-00000-of-000NN}``; an episode is one
-tf.train.Example, whose steps/<path> are lists over time. Arrays go by their path below steps,
-without observation/. Pictures stay encoded as they are. Rewards say success. Files say no rate: it
-is known of LIBERO (20 Hz) and DROID (15), else give ``--source_fps``.
+tf.train.Example, whose steps/<path> are lists over time. Arrays are named by their path below
+steps, without observation/. Pictures stay encoded. Rewards determine success. The files contain no
+rate: it is known for LIBERO (20 Hz) and DROID (15); otherwise give ``--source_fps``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""HDF5 of RoboCasa: the layout of robomimic, an instruction in ``ep_meta`` of each demonstration.
+"""HDF5 of RoboCasa: robomimic's layout, with an instruction in ``ep_meta`` of each demonstration.
 
-Actions have 12 numbers: arm 6, gripper, base 3, torso, and whether the base moves; the first 7 are
-taken, as published, unless ``--action`` says otherwise.
+Actions have 12 values: arm 6, gripper, base 3, torso, and whether the base moves. The first 7 are
+used, as published, unless you set ``--action``.
 """
 
 from __future__ import annotations

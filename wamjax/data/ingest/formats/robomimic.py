@@ -1,7 +1,7 @@
-"""HDF5 of robomimic: ``/data/demo_i`` with obs, next_obs, actions and masks of splits.
+"""HDF5 of robomimic: ``/data/demo_i`` with obs, next_obs, actions and split masks.
 
-Pictures are upright. Where next_obs are there, what was seen after the last action is their last
-row. No instruction is in the files: give one by ``--instruction``.
+Pictures are upright. If there are next_obs, their last row is the observation after the last
+action. The files contain no instruction: give one with ``--instruction``.
 """
 
 from __future__ import annotations
