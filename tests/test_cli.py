@@ -107,7 +107,9 @@ def test_a_fault_in_the_file_of_a_config_is_placed(command, tmp_path):
 def test_help_is_a_success_and_says_what_there_is(command):
     for argument in ("--help", "-h"):
         status, text, _ = command(argument)
-        assert status == 0 and "--workdir" in text and "python -m wamjax.train" in text
+        assert status == 0 and "python -m wamjax.train" in text
+        for name in ("workdir", "config", "[no]traceback"):  # wherever they are defined
+            assert f"--{name}:" in text
 
 
 def test_a_traceback_is_there_for_the_asking(command):

@@ -48,8 +48,12 @@ def run(
       positional: whether there are arguments without a flag.
       huge_pages: see `hardware.restart_with_huge_pages`.
     """
+    before = set(flags.FLAGS)
     define_flags()
     flags.DEFINE_bool("traceback", False, "show where an error was raised")
+    # `--help` shows the flags of the main module; several are defined in modules that it calls.
+    for name in set(flags.FLAGS) - before:
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
     def start(argv: list[str]) -> None:
         from wamjax import console, hardware
