@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wamjax.diffusion.flow import RectifiedFlow, shifted
+from wamjax.diffusion.flow import OneStep, RectifiedFlow, shifted
 
 
 @pytest.mark.parametrize("shift, mean", [(5.0, 0.189496), (3.0, 0.218857), (1.0, 0.249094)])
@@ -85,3 +85,17 @@ def test_velocity_is_the_derivative_of_the_path():
     np.testing.assert_allclose(derivative, flow.target(x0, noise, 0.4), rtol=1e-6)
     np.testing.assert_array_equal(path(jnp.float32(0.0)), x0)
     np.testing.assert_array_equal(path(jnp.float32(1.0)), noise)
+
+
+def test_one_step_knows_nothing_of_the_data_and_goes_all_the_way_to_it():
+    """At any ratio and any draw: what goes in is the noise, an output of x0 - noise is exact, and
+    every draw counts as much."""
+    flow, rng = OneStep(), np.random.default_rng(0)
+    clean, noise = rng.standard_normal((2, 5, 3)).astype(np.float32)
+    level = flow.sample_level(jax.random.key(0), (5, 1))
+    np.testing.assert_array_equal(level, flow.level_of(jnp.array([[0.1], [1], [9], [0], [2.0]])))
+    np.testing.assert_array_equal(flow.corrupt(clean, noise, level), noise)
+    np.testing.assert_allclose(flow.data(noise, noise - clean, level), clean, atol=1e-6)
+    np.testing.assert_allclose(flow.loss(noise - clean, clean, noise, level), 0, atol=1e-12)
+    wrong = flow.loss(noise - clean + 1, clean, noise, level)
+    np.testing.assert_allclose(wrong, 1, atol=1e-5)
