@@ -10,8 +10,8 @@ run yet. `variant=no_cotrain,small` (1.0 M parameters, 0.2 s a step on one core)
 delay of 4 (the same actions in another scene: 4 %). `experiments/realtime_tabletop.py` compares
 other ways to join chunks.
 
-Arguments: prefix=N (0: as Fast-WAM was published), variant=..., steps=N, small (half the layers and
-half the batch, for one core), debug.
+Arguments: prefix=N (0: as Fast-WAM was published), prefix_noise=SD (on given actions in training),
+variant=..., steps=N, small (half the layers and half the batch, for one core), debug.
 """
 
 from wamjax import config as configs
@@ -19,11 +19,13 @@ from wamjax.wam.fast_wam import presets
 
 
 def get_config(arg=None):
-    args = configs.parse_arg(arg, variant="fast", prefix=6, steps=2000, small=False, debug=False)
+    args = configs.parse_arg(
+        arg, variant="fast", prefix=6, prefix_noise=0.0, steps=2000, small=False, debug=False
+    )
     config = configs.base_config()
     presets.fast_wam(config, args.variant, "2026-08")
     presets.tabletop(config)
-    config.objective.prefix_max = args.prefix
+    config.objective.prefix_max, config.objective.prefix_noise = args.prefix, args.prefix_noise
     config.data.chunk = 12
     config.total_steps = args.steps
     config.optim.name, config.optim.learning_rate = "muon", 3e-3

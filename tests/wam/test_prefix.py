@@ -82,7 +82,18 @@ def test_given_actions_enter_clean_and_what_is_predicted_at_them_has_no_gradient
     assert np.abs(values - clean)[~given].min() > 0
 
 
-@pytest.mark.parametrize("variant", ["fast", "joint", "idm", "no_cotrain", "optional_idm"])
+def test_noise_on_given_actions_is_on_those_alone():
+    options = dict(prefix_max=MOST)
+    plain, noisy = tiny.stub("fast", **options), tiny.stub("fast", **options, prefix_noise=0.5)
+    run = jax.jit(lambda batch: [o.draw({}, batch, KEY)[0] for o in (plain, noisy)])
+    draw, other = jax.device_get(run(tiny.batch(64)))
+    given = draw.role["action"] == Role.GIVEN
+    change = other.clean.pop("action") - draw.clean.pop("action")
+    assert (change[~given] == 0).all() and 0.4 < change[given].std() < 0.6
+    jax.tree.map(np.testing.assert_array_equal, draw, other)  # nothing else is another
+
+
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
 def test_a_prefix_changes_roles_of_actions_alone_in_every_variant(variant):
     plain, with_prefix = tiny.stub(variant), tiny.stub(variant, prefix_max=MOST)
 

@@ -124,6 +124,7 @@ def _fields(config, spec, more: tuple[Slot, ...] = ()) -> dict[str, Any]:
         cond_noise_prob=objective.cond_noise_prob,
         action_from_video=objective.action_from_video,
         prefix_max=objective.prefix_max,
+        prefix_noise=objective.prefix_noise if objective.prefix_max else 0.0,
         steps=objective.infer_steps,
         solver=objective.solver,
         **several,

@@ -30,6 +30,11 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
         "maximum number of first actions of a chunk that are given in training",
     ),
     (
+        "objective.prefix_noise",
+        0.0,
+        "standard deviation of the noise on given first actions in training, normalized",
+    ),
+    (
         "objective.action_from_video",
         False,
         "initialize the action expert by interpolating the video expert",
@@ -61,6 +66,7 @@ def read(config) -> tuple[str, ...]:
         "objective.weighting",
         "objective.action_from_video",
         "objective.prefix_max",
+        *(["objective.prefix_noise"] if config.objective.prefix_max else []),
         "objective.infer_steps",
         "objective.solver",
         *(["objective.cond_noise_prob"] if "idm" in variant or variant == "ladder" else []),

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from wamjax.config import did_you_mean
 from wamjax.diffusion.flow import OneStep, RectifiedFlow
+from wamjax.diffusion.process import align
 from wamjax.models.codec import Codec
 from wamjax.models.layers import at_least_float32, unconstrained
 from wamjax.models.mot import MixtureOfTransformers
@@ -56,6 +57,7 @@ class FastWAM(Denoises, Policy):
       action_from_video: whether `init` derives the action expert from the video expert.
       prefix_max: most first actions of a chunk that are given, in training for an example as many
         as it draws; see `wam.prefix`.
+      prefix_noise: standard deviation of what is added to them in training, normalised.
       steps, solver: of sampling.
     """
 
@@ -76,6 +78,7 @@ class FastWAM(Denoises, Policy):
     cond_noise_prob: float = 0.5
     action_from_video: bool = False
     prefix_max: int = 0
+    prefix_noise: float = 0.0
     steps: int = 10
     solver: str = "euler"
     use_cache: bool = True
@@ -225,6 +228,10 @@ class FastWAM(Denoises, Policy):
                 if self.prefix_max:
                     key = jax.random.fold_in(rng, len(purposes))
                     role[group] = prefixes.given(key, role[group], self.prefix_max)
+                    if self.prefix_noise:  # the others learn to correct what is given
+                        x, key = clean[group], jax.random.fold_in(key, 1)
+                        off = x + self.prefix_noise * jax.random.normal(key, x.shape)
+                        clean[group] = jnp.where(align(role[group] == Role.GIVEN, x), off, x)
             mask[group] = (role[group] == Role.PREDICTED) & valid[group]
         if "cond" in use.present:
             coin, own, normal = jax.random.split(keys["cond"], 3)
