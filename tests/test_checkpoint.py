@@ -203,6 +203,16 @@ def test_no_flipped_bit_is_trained_on(tmp_path, monkeypatch, count):
         largest.write_bytes(whole)
 
 
+def test_a_checkpoint_of_orbax_0_11_30_loads(saved, tmp_path):
+    """Its metadata do not say whether the arrays are in OCDBT."""
+    shutil.copytree(saved[0], tmp_path / "run")
+    for path in (tmp_path / "run" / checkpoint.FOLDER / "8").glob("*/_METADATA"):
+        about = json.loads(path.read_text())
+        about.pop("use_ocdbt", None)
+        path.write_text(json.dumps(about))
+    assert_same(restore_params(tmp_path / "run").params, saved[2][8].ema)
+
+
 def test_a_checkpoint_of_an_earlier_version_still_loads(saved, tmp_path, capsys):
     """It has no digests, which is said, and its average holds what is frozen, too."""
     config = toy.config(**{"optim.freeze": ("action/encoder/.*",)})

@@ -36,7 +36,9 @@ STEPS = 24
 ALONE = 4  # steps that the first of them takes alone
 SIGNAL = 6  # batch before which one of two processes gets a signal
 DEATH = 19  # batch before which one of two is killed
+INTERRUPT = 14  # batch before which one of two is interrupted from a keyboard
 EPISODES = 22
+WIDTH = 512  # of the small objective: a process's shards then lie in files of its own
 
 
 def config(**changes):
@@ -118,16 +120,13 @@ def end(number):
 
 def script(workdir, port, process, *options):
     asked = dict(option.split("=") for option in options)
-    workdir, death = pathlib.Path(workdir), int(asked.pop("death", -1))
+    workdir, at = pathlib.Path(workdir), int(asked.pop("at"))
+    number, toy.WIDTH = signal.Signals[asked.pop("signal")], WIDTH
     train.join(f"localhost:{port}", 2, process)
     with guards.company():
-        trap = None
         if asked.pop("prepare", ""):
             prepare(workdir)
-        if process == 1:
-            at = death if death >= 0 else SIGNAL
-            number = signal.SIGKILL if death >= 0 else signal.SIGTERM
-            trap = (at, lambda: end(number))
+        trap = (at, lambda: end(number)) if process == 1 else None
         toy.run(config(**{k: int(v) for k, v in asked.items()}), workdir / "run", trap=trap)
 
 
@@ -165,13 +164,28 @@ def launch(workdir, *options, devices=2):
     return said, [process.returncode for process in both], abs(ends[0] - ends[1])
 
 
+def damage(run, part):
+    """Cuts files of the newest checkpoint off."""
+    paths = list((run / "checkpoints" / str(latest(run))).glob(part))
+    assert paths, part
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:5])
+
+
 def latest(run):
     with Checkpoints(run, keep=2) as checkpoints:
         return checkpoints.latest
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def wide():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "WIDTH", WIDTH)
+        yield
+
+
+@pytest.fixture(scope="module")
+def alone(wide, tmp_path_factory):
     """A run of one process, uninterrupted."""
     workdir = tmp_path_factory.mktemp("alone")
     assert toy.run(config(), workdir, devices=jax.devices()[:1])
@@ -179,27 +193,39 @@ def alone(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pod(tmp_path_factory):
-    """One process, then two that one signal stops, then two of which one dies, then one."""
+def pod(wide, tmp_path_factory):
+    """One process, then two that one signal stops, two of which one dies, two of which one is
+    interrupted, then one. Before the second two and the third the newest checkpoint is damaged:
+    where the data stood for process 1 alone, and the shards that it alone reads."""
     workdir = tmp_path_factory.mktemp("pod")
     run, out = workdir / "run", {"workdir": workdir}
     trap = (ALONE - 1, lambda: signal.raise_signal(signal.SIGTERM))
     assert toy.run(config(), run, devices=jax.devices()[:1], trap=trap) is False
-    out["signal"] = launch(workdir, "prepare=1", "mesh.data=1", "mesh.tensor=4")
+    out["signal"] = launch(workdir, "prepare=1", "mesh.data=1", "mesh.tensor=4", f"at={SIGNAL}",
+                           "signal=SIGTERM")  # fmt: skip
     out["stopped"] = latest(run), len(metrics.read(run))
     out["positions"] = {p.name for p in (run / "checkpoints" / str(latest(run)) / "data").iterdir()}
-    out["death"] = launch(workdir, f"death={DEATH}", devices=1)
+    damage(run, "data/process_1-of-2.json")
+    halves = ("mesh.data=1", "mesh.fsdp=2")
+    out["death"] = launch(workdir, *halves, f"at={DEATH}", "signal=SIGKILL", devices=1)
     out["left"] = latest(run)
+    damage(run, "*/ocdbt.process_1/d/*")
+    out["interrupt"] = launch(workdir, *halves, f"at={INTERRUPT}", "signal=SIGINT", devices=1)
+    out["interrupted"] = latest(run), len(metrics.read(run))
+    out["kept"] = sorted(p.name for p in (run / "checkpoints").iterdir())
     assert toy.run(config(), run, devices=jax.devices()[:1])
     return out
 
 
-def test_a_signal_to_one_of_two_stops_both_after_the_same_step(pod):
-    said, status, _ = pod["signal"]
+@pytest.mark.parametrize(
+    "event, stopped, at", [("signal", "stopped", SIGNAL), ("interrupt", "interrupted", INTERRUPT)]
+)
+def test_a_signal_to_one_of_two_stops_both_after_the_same_step(pod, event, stopped, at):
+    said, status, _ = pod[event]
     assert status == [0, 0], said
     # The step that was being prepared, and those in flight until all know.
-    step = SIGNAL + 1 + guards.LAG
-    assert pod["stopped"] == (step, step)
+    step = at + 1 + guards.LAG
+    assert pod[stopped] == (step, step)
     assert f"another process was stopped: saved at step {step}" in said[0]
     assert {"process_0-of-2.json", "process_1-of-2.json"} <= pod["positions"]
 
@@ -216,10 +242,24 @@ def test_the_death_of_one_of_two_ends_the_other(pod):
     assert pod["left"] == 16
 
 
+def test_what_is_damaged_for_one_of_two_is_set_aside_once_and_both_go_on_from_the_same(pod):
+    """The process that speaks is not the one that could not read it."""
+    events = (("death", pod["stopped"][0], 8, "process_1-of-2.json: "),
+              ("interrupt", pod["left"], 12, rf"slice\({WIDTH // 2}, {WIDTH}, 1\)"))  # fmt: skip
+    for event, step, older, part in events:
+        said = pod[event][0]
+        told = f"checkpoint {step} in .* cannot be read: .*{part}.* one before, checkpoint {older}"
+        assert re.search(told, said[0])
+        assert f"continuing from checkpoint {older}\n" in said[0]
+        assert f"checkpoint {step} is set aside as" in said[0]
+        assert "Damaged" not in said[1]
+    damaged = [f"damaged-{step}" for step in (pod["left"], pod["stopped"][0])]
+    assert pod["kept"] == ["16", "17", *damaged]
+
+
 def test_any_number_of_processes_continues_as_if_there_had_been_one(pod, alone):
-    """One process, two that share every example (tensor), two that share the batch, one."""
-    for event, step in (("signal", ALONE), ("death", pod["stopped"][0])):
-        assert f"continuing from checkpoint {step}" in pod[event][0][0]
+    """One process, two that share every example (tensor), twice two that share the batch, one."""
+    assert f"continuing from checkpoint {ALONE}\n" in pod["signal"][0][0]
     got = metrics.read(pod["workdir"] / "run")
     assert [row["step"] for row in got] == list(range(1, STEPS + 1))
     for key in ("loss", "grad_norm"):

@@ -60,6 +60,7 @@ class Checkpoints:
         self._manager = step_items.manager(
             self.folder, max_to_keep=keep, enable_async_checkpointing=True
         )
+        self._reader = step_items.own_reader(self.folder)
         self._damaged: list[int] = []
         self._keep, self._size = keep, 0
 
@@ -69,6 +70,7 @@ class Checkpoints:
     def __exit__(self, kind, *_) -> None:
         try:
             with self._room():
+                self._reader.close()
                 self._manager.close()
         except disk.NoRoom:
             if kind is None:  # else it is said already
@@ -111,11 +113,11 @@ class Checkpoints:
 
     def config(self) -> dict[str, Any]:
         """The config of the newest checkpoint, as json."""
-        return self._newest(lambda step: step_items.read_json(self._manager, step, "config"))
+        return self._newest(lambda step: step_items.read_json(self._reader, step, "config"))
 
     def statistics(self) -> dict[str, Any]:
         """The normalisation statistics of the newest checkpoint, as json."""
-        return self._newest(lambda step: step_items.read_json(self._manager, step, "statistics"))
+        return self._newest(lambda step: step_items.read_json(self._reader, step, "statistics"))
 
     def restore(self, abstract: TrainState, iterator) -> TrainState:
         """The newest state, placed as `abstract` says; moves `iterator` to where it was.
@@ -142,24 +144,25 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def _restore(self, step: int, abstract: TrainState, iterator) -> TrainState:
-        written = step_items.read_digests(self._manager, step)
-        saved = step_items.shapes_of(self._manager, step, "params")
-        step_items.check_unchanged(saved, written, self.folder / str(step))
-        step_items.check_shapes(saved, abstract.params, step)
-        wanted = step_items.arrays_of(abstract)
-        if abstract.ema is not None:
-            # An earlier version averaged what is frozen, too.
-            whole = tree.flatten(step_items.shapes_of(self._manager, step, "ema")).keys()
-            trained = tree.flatten(abstract.ema).keys()
-            wanted["ema"] = abstract.ema if whole == trained else abstract.params
-        items = {name: ocp.args.StandardRestore(value) for name, value in wanted.items()}
-        position = step_items.read_position(self.folder / str(step) / "data", step, written)
-        with step_items.reading(self.folder, step):
-            found = self._manager.restore(step, args=ocp.args.Composite(**items))
-            iterator.set_state(position)
-            iterator.start_prefetch()
+        with _agreed():
+            written = step_items.read_digests(self._reader, step)
+            saved = step_items.shapes_of(self._reader, step, "params")
+            step_items.check_unchanged(saved, written, self.folder / str(step))
+            step_items.check_shapes(saved, abstract.params, step)
+            wanted = step_items.arrays_of(abstract)
+            if abstract.ema is not None:
+                # An earlier version averaged what is frozen, too.
+                whole = tree.flatten(step_items.shapes_of(self._reader, step, "ema")).keys()
+                trained = tree.flatten(abstract.ema).keys()
+                wanted["ema"] = abstract.ema if whole == trained else abstract.params
+            items = {name: ocp.args.StandardRestore(value) for name, value in wanted.items()}
+            position = step_items.read_position(self.folder / str(step) / "data", step, written)
+            with step_items.reading(self.folder, step):
+                found = self._reader.restore(step, args=ocp.args.Composite(**items))
+                iterator.set_state(position)
+                iterator.start_prefetch()
         found = {name: found[name] for name in wanted}
-        if written is not None:
+        if written is not None:  # a digest is computed by all processes together
             read = integrity.digests(found)
             integrity.check(read, written["arrays"], f"checkpoint {step} in {self.folder}")
         if abstract.ema is not None:
@@ -169,15 +172,12 @@ class Checkpoints:
     def _newest(self, read: Callable[[int], Any]) -> Any:
         """What `read` gives of the newest step that is whole, the same one for all processes."""
         while True:
-            step, value, error = self.latest, None, ""
+            step, error = self.latest, ""
             try:
-                value = read(step)
+                with _agreed():
+                    return read(step)
             except Damaged as damage:
-                error = str(damage)  # alone: its traceback holds what was read
-            if not guards.any_process(bool(error)):
-                return value
-            value = None
-            error = error or f"checkpoint {step} in {self.folder} is damaged for another process"
+                error = str(damage)
             if step == min(self._steps()):
                 more = f"; so are the newer ones {self._damaged}" if self._damaged else ""
                 raise Damaged(f"{error}. There is no older one to go on from{more}: restore the "
@@ -211,6 +211,23 @@ class Checkpoints:
                 for partial in files.glob(self.folder, TEMPORARY):
                     files.remove(partial)
             raise
+
+
+@contextlib.contextmanager
+def _agreed() -> Iterator[None]:
+    """Around what every process reads for itself: what is damaged for one of them is so for all,
+    and none waits for another in what they do together next.
+
+    Raises:
+      Damaged: with the same words in all processes.
+    """
+    error = ""
+    try:
+        yield
+    except Damaged as damage:
+        error = str(damage)  # alone: its traceback holds what was read
+    if error := guards.any_text(error):
+        raise Damaged(error)
 
 
 class Found(NamedTuple):

@@ -27,6 +27,7 @@ from wamjax import files, locks
 LAG = 2  # steps from a signal in one process to the stop of all
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as dead
 PATIENCE = 7 * 24 * 3600  # seconds: one process may collect data, or evaluate, for long
+_LINE = 2048  # bytes of what a process tells the others
 # What JAX says when another process is gone.
 _ALONE = re.compile(r"Gloo|by peer|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat|coordination service")
 
@@ -180,9 +181,12 @@ def barrier() -> None:
         )
 
 
-def any_process(value: bool) -> bool:
-    """Whether it is so for any of the processes; to be asked by all of them."""
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
+def any_text(text: str) -> str:
+    """The first text of all processes that is not empty; to be asked by all of them."""
+    own = np.frombuffer(text.encode()[:_LINE].ljust(_LINE), np.uint8)
+    every = multihost_utils.process_allgather(own).reshape(-1, _LINE)
+    texts = (row.tobytes().decode(errors="ignore").rstrip() for row in every)
+    return next(filter(None, texts), "")
 
 
 @contextlib.contextmanager

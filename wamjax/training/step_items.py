@@ -48,6 +48,13 @@ def manager(folder: files.Path, **options) -> ocp.CheckpointManager:
     )
 
 
+def own_reader(folder: files.Path) -> ocp.CheckpointManager:
+    """A manager by which each of several processes reads for itself. That of all waits for the
+    others at the end of whatever it reads, in vain if one of them could not read it."""
+    own = ocp.options.MultiprocessingOptions(active_processes={jax.process_index()})
+    return manager(folder, create=False, multiprocessing_options=own)
+
+
 @functools.cache
 def _say_errors_once() -> None:
     """Where one array cannot be read or written Orbax raises that, closes its loop, and every other
@@ -169,7 +176,7 @@ def read_position(
         found = [own] if own.exists() else files.glob(folder, "process_*-of-*.json")
         if not found:
             raise FileNotFoundError(f"{folder} holds no position of the data")
-        positions = [json.loads(file.read_text()) for file in found]
+        positions = [_position(file) for file in found]
     for file, position in zip(found, positions, strict=True):
         if written is not None and integrity.of_json(position) not in written["data"].values():
             raise Damaged(f"{file} is damaged: it is not what was written")
@@ -180,6 +187,13 @@ def read_position(
                 f"{jax.process_count()} processes: continue with as many as before"
             )
     return positions[0]
+
+
+def _position(file: files.Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file.name}: {error}") from error
 
 
 def check_shapes(saved: Tree, wanted: Tree, step: int) -> None:

@@ -345,11 +345,13 @@ def _say_unchecked(folder: storage.Path) -> None:
 def _open(folder: storage.Path) -> dict[str, ts.TensorStore]:
     about = json.loads((folder / "_METADATA").read_text())
     arrays = {}
+    # Orbax 0.11.30 does not say which.
+    is_ocdbt = about.get("use_ocdbt", (folder / "manifest.ocdbt").exists())
     for entry in about["tree_metadata"].values():
         names = [str(part["key"]) for part in entry["key_metadata"]]
         base, name = _kvstore(folder), ".".join(names)
         kvstore = _kvstore(folder / name)
-        if about["use_ocdbt"]:
+        if is_ocdbt:
             kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
         driver = "zarr3" if about["use_zarr3"] else "zarr"
         arrays["/".join(names)] = ts.open({"driver": driver, "kvstore": kvstore}, read=True)
