@@ -297,7 +297,8 @@ class ExpertBlock(nn.Module):
         if spec.modulation == "none":
             return {}
         if spec.modulation == "table":
-            rows = [(self.modulation + given)[:, :, i] for i in range(spec.chunks)]
+            table = self.modulation + given
+            rows = [table[:, :, i] for i in range(spec.chunks)]
         elif spec.modulation == "linear":
             rows = jnp.split(self.modulation(nn.silu(given)), 2 if self.last else spec.chunks, -1)
         else:
