@@ -91,7 +91,7 @@ def run(config: ConfigDict, target: str, rows: Sequence[str] = ()) -> dict[str, 
         "target": target,
         "device": device.device_kind if device else chosen.chip.name,
         "dtype": DTYPE,
-        "rows": [{"row": row} | _row(known[row](), chosen, device) for row in rows or known],
+        "rows": [{"row": row} | _row(known[row], chosen, device) for row in rows or known],
     }
 
 
@@ -174,12 +174,12 @@ def _text(family: str, length: int) -> Program:
     return Program(encode, params, (ids, mask))
 
 
-def _row(program: Program, target: Target, device: jax.Device | None) -> dict[str, Any]:
+def _row(make: Callable[[], Program], target: Target, device: jax.Device | None) -> dict[str, Any]:
     """What a program takes on a target."""
     # As where it acts: no axes to spread over, and code for that kind of chip.
     mesh = Mesh([device or jax.devices()[0]], ("data",))
     with jax.set_mesh(mesh):
-        place = NamedSharding(mesh, PartitionSpec())
+        program, place = make(), NamedSharding(mesh, PartitionSpec())
         placed = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
             (program.params, *program.arguments),
