@@ -87,7 +87,7 @@ def run(config: ConfigDict, target: str, rows: Sequence[str] = ()) -> dict[str, 
     device = device_of(chosen) if chosen.compiles else None
     return {
         "benchmark": "act",
-        "config": config.objective.name,
+        "objective": config.objective.name,
         "target": target,
         "device": device.device_kind if device else chosen.chip.name,
         "dtype": DTYPE,
@@ -206,7 +206,12 @@ def _compiled(function, placed, target: Target, device: jax.Device, kernels: int
     platforms = ("tpu",) if device.platform == "tpu" else None
     lowered = jax.jit(function).trace(*placed).lower(lowering_platforms=platforms)
     begin = time.perf_counter()
-    compiled = lowered.compile()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {"does_not_fit": str(error).splitlines()[0]}
     seconds = round(time.perf_counter() - begin, 1)
     text = compiled.as_text()
     ran = list(hlo.operations(text))
@@ -233,10 +238,10 @@ def _compiled(function, placed, target: Target, device: jax.Device, kernels: int
 
 def show(report: dict[str, Any]) -> None:
     """Prints the report as a table."""
-    print(f"acting of {report['config']} on one {report['device']}, {report['dtype']}; "
-          "ESTIMATED by the compiler, not measured")  # fmt: skip
-    print(f"{'row':<12}{'weights':>9}{'read':>9}{'cache':>9}{'GFLOP':>9}{'operations':>12}"
-          f"{'run':>8}{'floor':>9}{'estimate':>10}{'x floor':>9}{'peak GiB':>10}")  # fmt: skip
+    print(f"acting of {report['objective']} on one {report['device']}, {report['dtype']}; "
+          "time is estimated by the compiler, not measured")  # fmt: skip
+    print(f"{'row':<12}{'weights':>10}{'read':>10}{'cache':>10}{'GFLOP':>10}{'operations':>11}"
+          f"{'run':>8}{'floor':>12}{'estimate':>12}{'x floor':>9}{'peak GiB':>10}")  # fmt: skip
     for row in report["rows"]:
         sizes = (row[key] / 1e9 for key in ("weights_bytes", "read_bytes", "cache_bytes"))
         floors = row.get("floor_seconds")
@@ -246,10 +251,12 @@ def show(report: dict[str, Any]) -> None:
             f"{row['times_the_floor']:.2f}" if "estimate" in row else "-",
             f"{row['memory']['peak_bytes'] / 2**30:.2f}" if row.get("memory") else "-",
         ]
-        print(f"{row['row']:<12}" + "".join(f"{x:>6.2f} GB" for x in sizes)
-              + f"{row['flops'] / 1e9:>9.0f}{row.get('operations', '-'):>12}"
-              f"{row.get('operations_run', '-'):>8}{cells[0]:>9}{cells[1]:>10}{cells[2]:>9}"
+        print(f"{row['row']:<12}" + "".join(f"{x:>7.2f} GB" for x in sizes)
+              + f"{row['flops'] / 1e9:>10.0f}{row.get('operations', '-'):>11}"
+              f"{row.get('operations_run', '-'):>8}{cells[0]:>12}{cells[1]:>12}{cells[2]:>9}"
               f"{cells[3]:>10}")  # fmt: skip
+        if "does_not_fit" in row:
+            print(f"  does not fit: {row['does_not_fit']}")
         if "estimate" in row:
             parts = row["estimate"]["parts"].items()
             print("  Mcycles: " + ", ".join(f"{part} {n / 1e6:.2f}" for part, n in parts)

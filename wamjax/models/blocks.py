@@ -214,8 +214,11 @@ class Projections(nn.Module):
         return self._norm_and_split("q_norm", self._linear("q", x))
 
     def key_value(self, x: Float[Array, "b s d"]) -> KeyValue:
-        keys = self._norm_and_split("k_norm", self._linear("k", x))
-        return keys, self._split(self._linear("v", x))
+        keys, values = self._norm_and_split("k_norm", self._linear("k", x)), self._linear("v", x)
+        if on_tpu():
+            # Else XLA has the matmul put out heads, and copies its weights into another layout.
+            values = jax.lax.optimization_barrier(values)
+        return keys, self._split(values)
 
     def output(self, y: Float[Array, "b n l k"], slots: tuple[int, ...]) -> Float[Array, "b *l d"]:
         """The output projection.
