@@ -32,6 +32,7 @@ def test_the_page_has_five_commands_that_parse():
     found = [[name, *words.split()] for name, words in commands]
     assert [name for name, *_ in found] == [
         "wamjax.export_policy", "wamjax.serve", "wamjax.drive", "wamjax.drive", "wamjax.bench",
+        "wamjax.bench",
     ]  # fmt: skip
     assert parse(found[:4]) == []
 

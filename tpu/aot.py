@@ -28,7 +28,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import pathlib
 import sys
 import time
@@ -39,12 +38,12 @@ import estimate
 import jax
 import search
 from absl import app, flags
-from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from wamjax import cli, flops, hardware, tree, wam
 from wamjax import config as configs
+from wamjax.bench.targets import devices_of
 from wamjax.data import pipeline
 from wamjax.training import optim, sharding
 from wamjax.training.compile import compile_step, lower
@@ -53,32 +52,11 @@ from wamjax.training.step import model_flops, plan
 
 Report = dict[str, Any]
 
-# libtpu should not look for the machine that it is not on, nor refuse to be loaded by two
-# processes.
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-
-
 VERSIONS = {
     p.metadata["Name"]: p.version
     for p in importlib.metadata.distributions()
     if p.metadata["Name"] in ("jax", "jaxlib", "libtpu")
 }
-
-
-def devices_of(topology: str) -> list[jax.Device]:
-    """The devices of a slice that does not exist here; the runtime becomes the CPU."""
-    jax.config.update("jax_platforms", "cpu")
-    # Programs for devices that are not here are written to the cache, but cannot be read back.
-    jax.config.update("jax_enable_compilation_cache", False)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
 
 
 def compile_for(

@@ -3,8 +3,7 @@
 Written for the TPU compiler's output (observed with libtpu 0.0.42), where
 - an asynchronous collective is a custom call ``AsyncCollectiveStart`` on a collective that is then
   repeated, with the same channel, in the fusions that overlap it: only the start is counted;
-- a reduce-scatter is a fusion that calls a computation named ``all-reduce-scatter``;
-- a loop's trip count is the constant in its condition.
+- a reduce-scatter is a fusion that calls a computation named ``all-reduce-scatter``.
 """
 
 from __future__ import annotations
@@ -14,15 +13,13 @@ import dataclasses
 import math
 import re
 
+from wamjax.bench.hlo import Op, called, parse, trips
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "send")
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?)\s([a-z][\w\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
-_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _IOTA = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 @dataclasses.dataclass
@@ -42,16 +39,6 @@ class Traffic:
     async_bytes: int = 0
     sent: dict[int, int] = dataclasses.field(default_factory=dict)
     sent_async: dict[int, int] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Op:
-    """An operation: its name, the type of its result, what it is, its operands and attributes."""
-
-    name: str
-    result: str  # type, as text
-    opcode: str
-    rest: str  # operands and attributes
 
 
 def count(hlo: str) -> dict[str, Traffic]:
@@ -122,45 +109,6 @@ def _group(op: Op, computations: dict[str, list[Op]]) -> int:
             sizes = {axis: int(n) for axis, n in re.findall(r"'(\w+)'=(\d+)", mesh.group(1))}
             return math.prod(sizes[axis] for axis in re.findall(r"'(\w+)'", mesh.group(2)))
     return 0
-
-
-def parse(hlo: str) -> tuple[dict[str, list[Op]], str]:
-    """Splits a program into the operations of each computation, and the name of its entry.
-
-    Raises:
-      ValueError: the text has no entry computation.
-    """
-    computations: dict[str, list[Op]] = {}
-    entry, current = None, []
-    for line in hlo.splitlines():
-        if header := _HEADER.match(line):
-            current = computations.setdefault(header.group(2), [])
-            entry = header.group(2) if header.group(1) else entry
-        elif op := _LINE.match(line):
-            current.append(Op(*op.groups()))
-    if entry is None:
-        raise ValueError("no ENTRY computation: is this the text of a compiled program?")
-    return computations, entry
-
-
-def called(op: Op) -> list[str]:
-    """Names of the computations that an operation runs."""
-    names = _CALLED.findall(op.rest)
-    for branches in _BRANCHES.findall(op.rest):
-        names += [n.strip(" %") for n in branches.split(",")]
-    return names
-
-
-def trips(op: Op, computations: dict[str, list[Op]]) -> int:
-    """The bound in ``counter < constant`` of a loop's condition."""
-    condition = re.search(r"condition=%?([\w.\-]+)", op.rest).group(1)
-    ops = {o.name: o for o in computations[condition]}
-    for compare in ops.values():
-        if compare.opcode == "compare" and "direction=LT" in compare.rest:
-            for operand in re.findall(r"%([\w.\-]+)", compare.rest.split(")")[0]):
-                if operand in ops and ops[operand].opcode == "constant":
-                    return int(ops[operand].rest.split(")")[0])
-    raise ValueError(f"no trip count in the condition {condition!r} of loop {op.name!r}")
 
 
 def _nbytes(result: str) -> int:

@@ -13,13 +13,12 @@ import re
 from typing import Any
 
 import collectives
-import cycles
+
+from wamjax.bench import cycles
 
 # Bytes a second that one device sends along one dimension of the torus: 0.9 of the data sheet's
 # links, both directions together.
 WIRE = {"TPU v4": 90e9, "TPU v5e": 90e9, "TPU v5p": 180e9, "TPU v6e": 200e9, "TPU7x": 180e9}
-# Pallas kernels have no estimate: their FLOPs at this part of the peak.
-KERNELS = 0.6
 
 
 def of(
@@ -39,8 +38,7 @@ def of(
       from the compute alone and from the whole step.
     """
     parts = cycles.count(hlo)
-    compute = sum(parts.values()) / cycles.CLOCK[chip.name]
-    compute += kernels / devices / (KERNELS * chip.peak_flops)
+    compute = cycles.seconds(sum(parts.values()), chip, kernels / devices)
     sides = [int(n) for n in re.findall(r"\d+", topology.partition(":")[2])]
     rate = WIRE[chip.name]
     exposed, hidden = 0.0, 0.0

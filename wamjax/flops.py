@@ -110,7 +110,7 @@ def _calls(jaxpr: Jaxpr) -> tuple[Counter, Counter]:
             inner = [max(inner, key=lambda j: _jaxpr(j, None).total())]
         for part in inner:
             for total, more in zip((runs, work), _calls(part), strict=True):
-                total.update(_times(more, _repeats(name, eqn.params, None)))
+                total.update(_times(more, repeats(name, eqn.params, None)))
         if name in ("jit", "pjit"):
             runs[eqn.params["name"]] += 1
             work[eqn.params["name"]] += sum(_jaxpr(j, None).total() for j in inner)
@@ -130,11 +130,17 @@ def _equation(eqn, trips: int | None) -> Counter:
         most = max(inner, key=lambda c: c.total())
         by_kernel = any(_has_kernel(getattr(j, "jaxpr", j)) for j in params["branches"])
         return Counter(kernel=most.total()) if by_kernel else most
-    return _times(sum(inner, Counter()), _repeats(name, params, trips))
+    return _times(sum(inner, Counter()), repeats(name, params, trips))
 
 
-def _repeats(name: str, params: dict, trips: int | None) -> int:
-    """How often the jaxprs inside an equation run."""
+def repeats(name: str, params: dict, trips: int | None) -> int:
+    """How often the jaxprs inside an equation run.
+
+    Args:
+      name: of its primitive.
+      params: of the equation.
+      trips: of a loop that does not say it.
+    """
     if name == "scan":
         return params["length"]
     if name == "shard_map":  # the body is one device's share
@@ -245,10 +251,10 @@ def _equation_gradient(
         return _times(_equation(eqn, None), sum(active)), active
     if name == "scan":
         return _scan_gradient(eqn, active, wanted)
-    if bodies := _bodies(eqn):
+    if bodies := bodies_of(eqn):
         first = len(active) - len(bodies[0].invars)  # after the index of a branch
         costs, asks = zip(*(_gradient(j, active[first:], wanted) for j in bodies), strict=True)
-        cost = _times(max(costs, key=lambda c: c.total()), _repeats(name, eqn.params, None))
+        cost = _times(max(costs, key=lambda c: c.total()), repeats(name, eqn.params, None))
         return cost, [False] * first + [any(flags) for flags in zip(*asks, strict=True)]
     return _times(_equation(eqn, None), 2), active
 
@@ -256,7 +262,7 @@ def _equation_gradient(
 def _scan_gradient(
     eqn, active: list[bool], wanted: list[bool]
 ) -> tuple[Counter, list[bool]]:
-    body, (consts, carry) = _body(eqn), _scan_sizes(eqn)
+    body, (consts, carry) = body_of(eqn), scan_sizes(eqn)
     inside, _ = _scan_activity(eqn, active)
     while True:  # what one step wants of the carry, the step before it has to deliver
         cost, asks = _gradient(body, inside, wanted)
@@ -285,7 +291,7 @@ def _activity(eqn, active: list[bool]) -> list[bool]:
     out = [True] * len(eqn.outvars)
     if name == "scan":
         _, out = _scan_activity(eqn, active)
-    elif bodies := _bodies(eqn):
+    elif bodies := bodies_of(eqn):
         first = len(active) - len(bodies[0].invars)
         outs = (_flags(j.outvars, _depending(j, active[first:])) for j in bodies)
         out = [any(flags) for flags in zip(*outs, strict=True)]
@@ -295,7 +301,7 @@ def _activity(eqn, active: list[bool]) -> list[bool]:
 
 def _scan_activity(eqn, active: list[bool]) -> tuple[list[bool], list[bool]]:
     """Which inputs of a loop's body are active in some step, and which of its outputs."""
-    body, (consts, carry) = _body(eqn), _scan_sizes(eqn)
+    body, (consts, carry) = body_of(eqn), scan_sizes(eqn)
     while True:
         out = _flags(body.outvars, _depending(body, active))
         before = active[consts : consts + carry]
@@ -305,10 +311,10 @@ def _scan_activity(eqn, active: list[bool]) -> tuple[list[bool], list[bool]]:
         active = [*active[:consts], *after, *active[consts + carry :]]
 
 
-def _scan_sizes(eqn) -> tuple[int, int]:
+def scan_sizes(eqn) -> tuple[int, int]:
     """How many constants a loop has, and how much it carries: what has another rank outside than in
     the body is stacked. The parameters say it too, in another way from jax 0.12 on."""
-    body = _body(eqn)
+    body = body_of(eqn)
 
     def same(outside, inside) -> int:
         pairs = zip(outside, inside, strict=True)
@@ -318,11 +324,12 @@ def _scan_sizes(eqn) -> tuple[int, int]:
     return same(eqn.invars, body.invars) - carry, carry
 
 
-def _body(eqn) -> Jaxpr:
+def body_of(eqn) -> Jaxpr:
+    """What one step of a loop computes."""
     return next(_jaxprs_in({"jaxpr": eqn.params["jaxpr"]}))
 
 
-def _bodies(eqn) -> list[Jaxpr]:
+def bodies_of(eqn) -> list[Jaxpr]:
     """The functions that an equation calls on its operands; of a `cond` all branches."""
     operands = len(eqn.invars) - (eqn.primitive.name == "cond")
     size = operands, len(eqn.outvars)

@@ -25,26 +25,28 @@ class Chip:
       name: the usual name.
       peak_flops: dense bfloat16 FLOP/s of one device (a TPU7x chip is two devices).
       hbm_bytes: memory of one device.
+      hbm_rate: bytes a second that it reads of its memory.
     """
 
     name: str
     peak_flops: float
     hbm_bytes: int
+    hbm_rate: float
 
 
 _GIB = 1024**3
 
 # Matched against `device.device_kind`, first hit wins: longer names stand before their prefixes.
 CHIPS: dict[str, Chip] = {
-    "TPU7x": Chip("TPU7x", 1153.5e12, 96 * _GIB),
-    "TPU v6 lite": Chip("TPU v6e", 918e12, 32 * _GIB),
-    "TPU v5 lite": Chip("TPU v5e", 197e12, 16 * _GIB),
-    "TPU v5": Chip("TPU v5p", 459e12, 95 * _GIB),
-    "TPU v4": Chip("TPU v4", 275e12, 32 * _GIB),
-    "B200": Chip("NVIDIA B200", 2250e12, 180 * _GIB),
-    "H200": Chip("NVIDIA H200", 989e12, 141 * _GIB),
-    "H100": Chip("NVIDIA H100", 989e12, 80 * _GIB),
-    "A100": Chip("NVIDIA A100", 312e12, 40 * _GIB),
+    "TPU7x": Chip("TPU7x", 1153.5e12, 96 * _GIB, 3690e9),
+    "TPU v6 lite": Chip("TPU v6e", 918e12, 32 * _GIB, 1640e9),
+    "TPU v5 lite": Chip("TPU v5e", 197e12, 16 * _GIB, 819e9),
+    "TPU v5": Chip("TPU v5p", 459e12, 95 * _GIB, 2765e9),
+    "TPU v4": Chip("TPU v4", 275e12, 32 * _GIB, 1228e9),
+    "B200": Chip("NVIDIA B200", 2250e12, 180 * _GIB, 8000e9),
+    "H200": Chip("NVIDIA H200", 989e12, 141 * _GIB, 4800e9),
+    "H100": Chip("NVIDIA H100", 989e12, 80 * _GIB, 3350e9),
+    "A100": Chip("NVIDIA A100", 312e12, 40 * _GIB, 1555e9),
 }
 
 

@@ -13,7 +13,7 @@ from wamjax.models.attention import masked
 from wamjax.models.blocks import ExpertSpec, Stream
 from wamjax.models.layers import MLPS
 from wamjax.models.rope import rope
-from wamjax.models.transformer import Cache, Transformer, unstack
+from wamjax.models.transformer import Cache, Transformer, join, unstack
 from wamjax.models.visibility import bidirectional, table
 
 B, L, D, HEADS, K = 2, 6, 8, 2, 4
@@ -213,3 +213,34 @@ def test_gated_and_plain_mlps_equal_their_formula():
 
         got, want = both(random_params(abstract))
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-6)
+
+
+def test_heads_that_are_moved_as_tiles_are_the_same_heads(monkeypatch):
+    x = np.random.default_rng(0).normal(size=(2, 24, 3 * 128))
+    apart = [blocks.heads_first(x[:, :n], 3) for n in (24, 20)]
+    monkeypatch.setattr(blocks, "on_tpu", lambda: True)
+    for n, want in zip((24, 20), apart, strict=True):  # 20 tokens are no whole tiles
+        got = blocks.heads_first(x[:, :n], 3)
+        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(blocks.heads_last(got), x[:, :n].astype(got.dtype))
+
+
+@pytest.mark.parametrize("choices", [blocks.WAN, blocks.COSMOS | dict(bias=False)])
+def test_queries_keys_and_values_joined_are_the_same(choices):
+    spec = ExpertSpec("e", D, 12, lora_rank=3, **choices)
+    net = Transformer((spec,), 2, HEADS, K, unroll=0)
+    with precision(True):
+        params = unstack(drawn(net.clone(unroll=1), spec), 2)
+        one = join(params, ("e",))
+        assert {"qkv", "o"} <= set(one["blocks_1"]["e"]["self_attn"])
+        assert not {"q", "k", "v"} & set(one["blocks_1"]["e"]["self_attn"])
+        want, got = (program(net)(p, *arguments(spec)) for p in (params, one))
+        np.testing.assert_allclose(got, want, atol=1e-12)
+        again = join(one, ("e",))
+    assert jax.tree.structure(again) == jax.tree.structure(one)
+    assert jax.tree.structure(join(params, ("other",))) == jax.tree.structure(params)
+    attention = params["blocks_0"]["e"]["self_attn"]
+    part = {"blocks_0": {"e": {"self_attn": {"k": attention["k"]}}}}
+    assert join(part, ("e",)) == part  # a loader has one array at a time
+    adapted = attention | {"q": attention["q"] | {"lora_up": 0, "lora_down": 0}}
+    assert blocks.join(adapted) is adapted

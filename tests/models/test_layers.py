@@ -8,7 +8,7 @@ import pytest
 from wamjax.models import layers
 from wamjax.models.blocks import ExpertSpec, Projections
 from wamjax.models.experts import Time, VideoExpert
-from wamjax.models.rope import by_matmul, rope, rotate, split_axes, video_rope
+from wamjax.models.rope import by_dimension, by_matmul, rope, rotate, split_axes, video_rope
 from wamjax.models.text import TokenEncoder
 
 
@@ -185,7 +185,8 @@ def test_padding_words_are_zero_rows():
 def test_rotation_by_matmul_is_the_rotation_to_the_last_bit(style, dtype):
     x, dy = (jax.random.normal(jax.random.key(i), (2, 3, 10, 24)).astype(dtype) for i in (0, 1))
     table = rope([np.arange(10)], [24])
+    whole = [by_dimension(style, part) for part in table]
     want, pull = jax.vjp(lambda x: rotate(x, table, style), x)
-    got, pull_by_matmul = jax.vjp(lambda x: by_matmul(style, x, *table), x)
+    got, pull_by_matmul = jax.vjp(lambda x: by_matmul(style, x, *whole), x)
     np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(*(back(dy)[0] for back in (pull, pull_by_matmul)))

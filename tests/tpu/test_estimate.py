@@ -2,7 +2,6 @@
 
 import types
 
-import cycles
 import estimate
 import jax
 import pytest
@@ -10,6 +9,7 @@ import search
 
 from wamjax import config as configs
 from wamjax import hardware
+from wamjax.bench import cycles
 from wamjax.training.compile import LADDER
 
 HLO = """\

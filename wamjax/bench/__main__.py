@@ -3,6 +3,7 @@
 python -m wamjax.bench fast_wam --json
 python -m wamjax.bench dit --sizes=S/2,B/2
 python -m wamjax.bench weights --mesh=data=4,fsdp=16
+python -m wamjax.bench act --config=fast_wam_libero --target=v5p
 python -m wamjax.bench serve
 python -m wamjax.bench video
 """
@@ -16,10 +17,11 @@ from typing import Any
 from absl import app, flags
 
 from wamjax import cli
-from wamjax.bench import conversion, dit, fast_wam, video, weights
+from wamjax.bench import act, conversion, dit, fast_wam, video, weights
+from wamjax.bench.targets import TARGETS
 from wamjax.wam.fast_wam.uses import MODES
 
-BENCHMARKS = {"fast_wam": fast_wam, "dit": dit, "weights": weights, "video": video}
+BENCHMARKS = {"fast_wam": fast_wam, "dit": dit, "weights": weights, "video": video, "act": act}
 NAMES = (*BENCHMARKS, "serve")  # the last needs an extra
 
 
@@ -35,6 +37,9 @@ def define_flags() -> None:
     flags.DEFINE_list("family", [], "weights: families to show; all by default")
     flags.DEFINE_string("convert", None, "weights: family to convert at full size instead")
     flags.DEFINE_string("scratch", "", "weights: folder for the converted weights")
+    cli.define_config(text="act: policy to compile")
+    flags.DEFINE_enum("target", "v5p", list(TARGETS), "act: chip to compile for")
+    flags.DEFINE_list("rows", [], "act: programs, e.g. direct:10 or codec; all by default")
     flags.DEFINE_list("clients", ["1", "4", "16", "64"], "serve: numbers of clients to measure")
     flags.DEFINE_float("seconds", 5.0, "serve: duration of each measurement", lower_bound=0.1)
     flags.DEFINE_float("policy_ms", 20.0, "serve: milliseconds of a policy call", lower_bound=0)
@@ -76,6 +81,10 @@ def _module(name: str) -> Any:
 def _run(name: str, asked: Any) -> dict[str, Any]:
     if name == "fast_wam":
         return fast_wam.run(asked.variants, asked.scale, asked.repeats, asked.act_batch)
+    if name == "act":
+        if asked.config is None:
+            raise app.UsageError("--config is missing: name the policy that acts")
+        return act.run(asked.config, asked.target, asked.rows)
     if name == "dit":
         return dit.run(asked.sizes, asked.repeats)
     if name == "serve":

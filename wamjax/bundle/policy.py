@@ -337,7 +337,7 @@ def _params(objective: Any, config, folder: storage.Path, mesh: Mesh | None) -> 
     params = {}
     for path, x in want.items():
         params |= tree.flatten(objective.prepare(tree.unflatten(stored.load({path: x}))))
-    return tree.unflatten(params)
+    return objective.prepare(tree.unflatten(params))
 
 
 def _places(params: Any, mesh: Mesh | None) -> Any:

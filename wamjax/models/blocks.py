@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -28,6 +29,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from wamjax.models import attention
+from wamjax.models.kernels import LANES
 from wamjax.models.layers import (
     MLPS,
     LayerNorm,
@@ -36,9 +38,10 @@ from wamjax.models.layers import (
     by_slot,
     gated_add,
     modulate,
+    on_tpu,
     unconstrained,
 )
-from wamjax.models.padding import Padding
+from wamjax.models.padding import TILE, Padding
 from wamjax.models.rope import Rope, rotate
 
 KeyValue = tuple[Array, Array]
@@ -181,7 +184,10 @@ class Adaptation(NamedTuple):
 
 
 class Projections(nn.Module):
-    """q, k, v, o of one attention, with the norm of q and k that `qk_norm` names."""
+    """q, k, v, o of one attention, with the norm of q and k that `qk_norm` names.
+
+    Where parameters went through `join`, q, k and v are one matmul.
+    """
 
     width: int
     heads: int
@@ -192,16 +198,27 @@ class Projections(nn.Module):
     def setup(self):
         inner = self.heads * self.head_dim
         self.q, self.k, self.v = (Linear(inner, self.bias) for _ in range(3))
+        self.qkv = Linear(3 * inner, self.bias)
         self.o = Linear(self.width, self.bias)
         if self.qk_norm != "none":
             self.q_norm, self.k_norm = RMSNorm(), RMSNorm()
+
+    def query_key_value(self, x: Float[Array, "b *l d"]) -> tuple[Array, Array, Array]:
+        if not self.has_variable("params", "qkv"):
+            return self.query(x), *self.key_value(x)
+        q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
+        q, k = self._norm_and_split("q_norm", q), self._norm_and_split("k_norm", k)
+        return q, k, self._split(v)
 
     def query(self, x: Float[Array, "b *l d"]) -> Float[Array, "b n l k"]:
         return self._norm_and_split("q_norm", self._linear("q", x))
 
     def key_value(self, x: Float[Array, "b s d"]) -> KeyValue:
-        keys = self._norm_and_split("k_norm", self._linear("k", x))
-        return keys, self._split(self._linear("v", x))
+        keys, values = self._norm_and_split("k_norm", self._linear("k", x)), self._linear("v", x)
+        if on_tpu():
+            # Else XLA has the matmul put out heads, and copies its weights into another layout.
+            values = jax.lax.optimization_barrier(values)
+        return keys, self._split(values)
 
     def output(self, y: Float[Array, "b n l k"], slots: tuple[int, ...]) -> Float[Array, "b *l d"]:
         """The output projection.
@@ -209,8 +226,7 @@ class Projections(nn.Module):
         Args:
           slots: the lengths of the axes that the tokens come in, see `Stream.x`.
         """
-        y = jnp.swapaxes(y, 1, 2)
-        return self.o(y.reshape(len(y), *slots, -1))
+        return self.o(heads_last(y).reshape(len(y), *slots, -1))
 
     def _linear(self, name: str, x: Array) -> Array:
         """Before norm and rotation: those are cheap to repeat in a backward pass, which needs what
@@ -224,7 +240,45 @@ class Projections(nn.Module):
         return getattr(self, norm)(x) if self.qk_norm == "head" else x
 
     def _split(self, x: Array) -> Array:
-        return jnp.swapaxes(x.reshape(len(x), -1, self.heads, self.head_dim), 1, 2)
+        return heads_first(x.reshape(len(x), -1, x.shape[-1]), self.heads)
+
+
+def heads_first(x: Float[Array, "b l d"], heads: int) -> Float[Array, "b n l k"]:
+    """The numbers of each head apart, as attention reads them."""
+    b, l, d = x.shape
+    if _tiled(l, d // heads):
+        x = x.reshape(b, l // TILE, TILE, heads, -1)
+        return jnp.transpose(x, (0, 3, 1, 2, 4)).reshape(b, heads, l, -1)
+    return jnp.swapaxes(x.reshape(b, l, heads, -1), 1, 2)
+
+
+def heads_last(y: Float[Array, "b n l k"]) -> Float[Array, "b l d"]:
+    """The reverse of `heads_first`."""
+    b, n, l, k = y.shape
+    if _tiled(l, k):
+        y = jnp.transpose(y.reshape(b, n, l // TILE, TILE, k), (0, 2, 3, 1, 4))
+    else:
+        y = jnp.swapaxes(y, 1, 2)
+    return y.reshape(b, l, n * k)
+
+
+def _tiled(tokens: int, head_dim: int) -> bool:
+    """Whether heads are moved as the tiles that a TPU keeps them in, 8 tokens of one head. Asked
+    for without them, XLA makes tiles of 8 heads of a token on the way, which is a copy more."""
+    return on_tpu() and tokens % TILE == 0 and head_dim % LANES == 0
+
+
+def join(attention: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of `Projections` with q, k and v as one: for a few rows it is reading the weights
+    that takes the time, and three short readings take longer than a long one.
+
+    A part of the parameters, or one with adapters, is returned as it is.
+    """
+    three = [attention.get(name, {}) for name in "qkv"]
+    if any(set(part) not in ({"kernel"}, {"kernel", "bias"}) for part in three):
+        return attention
+    rest = {name: part for name, part in attention.items() if name not in tuple("qkv")}
+    return rest | {"qkv": jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *three)}
 
 
 class LowRank(nn.Module):
@@ -297,7 +351,8 @@ class ExpertBlock(nn.Module):
         if spec.modulation == "none":
             return {}
         if spec.modulation == "table":
-            rows = [(self.modulation + given)[:, :, i] for i in range(spec.chunks)]
+            table = self.modulation + given
+            rows = [table[:, :, i] for i in range(spec.chunks)]
         elif spec.modulation == "linear":
             rows = jnp.split(self.modulation(nn.silu(given)), 2 if self.last else spec.chunks, -1)
         else:
@@ -314,7 +369,7 @@ class ExpertBlock(nn.Module):
     def project(self, stream: Stream, adaptation) -> tuple[Array, Array, Array]:
         """q, k, v of the self-attention, rotated and ready."""
         x = self._enter("self", stream.x, adaptation)
-        q, (k, v) = self.self_attn.query(x), self.self_attn.key_value(x)
+        q, k, v = self.self_attn.query_key_value(x)
         if not self.spec.scaled:
             q *= self.head_dim**0.5
         if stream.rope is None:

@@ -79,7 +79,7 @@ def rotate(x: Float[Array, "b n l k"], table: Rope, style: str = "pairs") -> Arr
         "half" (Cosmos).
     """
     if on_tpu():
-        return by_matmul(style, x, *table)
+        return by_matmul(style, x, *(by_dimension(style, part) for part in table))
     y = at_least_float32(x)
     cos, sin = (jnp.asarray(part, y.dtype) for part in table)
     if style == "half":
@@ -93,15 +93,17 @@ def rotate(x: Float[Array, "b n l k"], table: Rope, style: str = "pairs") -> Arr
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def by_matmul(
-    style: str, x: Float[Array, "b n l k"], cos: Float[Array, "l h"], sin: Float[Array, "l h"]
+    style: str, x: Float[Array, "b n l k"], cos: Float[Array, "l k"], sin: Float[Array, "l k"]
 ) -> Array:
     """The same as `rotate` for the matrix unit of a TPU, where exchanging the dimensions of a pair
     is a copy into another layout: they are exchanged by a matrix of zeros, ones and minus ones,
     whose products are exact. Constants have no gradient.
+
+    Args:
+      cos, sin: of each dimension, see `by_dimension`.
     """
     y = at_least_float32(x)
-    repeat = functools.partial(jnp.repeat, repeats=2) if style == "pairs" else _twice
-    cos, sin = (repeat(jnp.asarray(part, y.dtype), axis=-1) for part in (cos, sin))
+    cos, sin = (jnp.asarray(part, y.dtype) for part in (cos, sin))
     other = jnp.matmul(
         x,
         jnp.asarray(_exchange(style, x.shape[-1]), x.dtype),
@@ -123,8 +125,15 @@ def _by_matmul_backward(style: str, table: Rope, gradient: Array):
 by_matmul.defvjp(_by_matmul_forward, _by_matmul_backward)
 
 
-def _twice(x: Array, axis: int) -> Array:
-    return jnp.concatenate([x, x], axis=axis)
+def by_dimension(style: str, part: Float[Array, "l h"]) -> Float[Array, "l k"]:
+    """A table with the number of each pair at both of its dimensions.
+
+    Numpy arrays stay what they are, constants: a loop that is to do it does it at every step.
+    """
+    library = np if isinstance(part, np.ndarray) else jnp
+    if style == "half":
+        return library.concatenate([part, part], axis=-1)
+    return library.repeat(part, 2, axis=-1)
 
 
 def _exchange(style: str, size: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from wamjax.models import attention, kernels
+from wamjax.models import attention, blocks, kernels
 from wamjax.models.blocks import ExpertBlock, ExpertSpec, KeyValue, Stream
 from wamjax.models.layers import at_least_float32, unconstrained
 from wamjax.models.visibility import Visibility
@@ -250,6 +250,21 @@ def unstack(params: dict, layers: int) -> dict:
     leaves, structure = jax.tree.flatten(params.get("blocks", {}))
     split = zip(*(_layers(x, layers) for x in leaves), strict=True)
     return rest | {f"blocks_{i}": structure.unflatten(part) for i, part in enumerate(split)}
+
+
+def join(params: dict, experts: tuple[str, ...]) -> dict:
+    """Parameters that went through `unstack`, with q, k and v of the self-attention of some experts
+    as one array; see `blocks.join`."""
+
+    def block(parts: dict) -> dict:
+        return {
+            name: part | {"self_attn": blocks.join(part["self_attn"])}
+            if name in experts and "self_attn" in part
+            else part
+            for name, part in parts.items()
+        }
+
+    return {k: block(x) if k.startswith("blocks_") else x for k, x in params.items()}
 
 
 @functools.partial(jax.jit, static_argnums=1)  # one program for all arrays of a shape

@@ -146,7 +146,8 @@ class Policy(Objective, Protocol):
     def prepare(self, params: Params) -> Params:
         """Parameters laid out for acting; once, outside of jitted programs.
 
-        Of a part of the tree, its part: a loader holds one array at a time in both layouts.
+        Of a part of the tree, its part: a loader holds one array at a time in both layouts, and
+        prepares the parts once more when it has put them together.
         """
         return params
 

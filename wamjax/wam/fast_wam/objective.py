@@ -22,7 +22,7 @@ from wamjax.models.codec import Codec
 from wamjax.models.layers import at_least_float32, unconstrained
 from wamjax.models.mot import MixtureOfTransformers
 from wamjax.models.shell import ANTICIPATION
-from wamjax.models.transformer import unstack
+from wamjax.models.transformer import join, unstack
 from wamjax.models.visibility import Visibility, bidirectional
 from wamjax.wam import noise as noises
 from wamjax.wam import prefix as prefixes
@@ -39,6 +39,8 @@ from wamjax.wam.uses import Use
 
 Batch = dict[str, Array]
 Params = dict[str, Any]
+# Experts of so few tokens that q, k and v are one matmul where they act.
+JOINED = ("action", "value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,11 +306,12 @@ class FastWAM(Denoises, Policy):
         return any("future" in u.predicted for u in self.uses)
 
     def prepare(self, params: Params) -> Params:
-        """Parameters for fast sampling: one tree for each layer instead of stacked layers.
+        """Parameters for fast sampling: one tree for each layer instead of stacked layers, in which
+        queries, keys and values of the experts with few tokens are one matmul.
 
         Do it once, outside of the jitted policy; `policy` and `imagine` take either form.
         """
-        return unstack(params, self.network.layers)
+        return join(unstack(params, self.network.layers), JOINED)
 
     def policy(
         self,

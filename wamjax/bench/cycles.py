@@ -12,7 +12,8 @@ from __future__ import annotations
 import collections as containers
 import re
 
-import collectives
+from wamjax.bench.hlo import Op, operations
+from wamjax.hardware import Chip
 
 # Cycles a second, by the names of `hardware.CHIPS`: peak FLOP/s over the FLOPs of all matrix units
 # in a cycle. For v6e and TPU7x that assumes two passes a cycle.
@@ -30,6 +31,8 @@ PARTS = (
     ("rotary embedding", r"\.project/"),
     ("layers of the scan", r"dynamic_|/while/"),
 )
+# Pallas kernels have no estimate: their FLOPs at this part of the peak.
+KERNELS = 0.6
 UNKNOWN = 2**62  # more than that stands for an operation without an estimate
 _ESTIMATE = re.compile(r'"estimated_cycles":"(\d+)"')
 _NAME = re.compile(r'op_name="([^"]*)"')
@@ -39,24 +42,23 @@ def count(hlo: str) -> dict[str, int]:
     """Part of the program -> estimated cycles of one run, most first; see `PARTS`.
 
     Raises:
-      ValueError: as of `collectives.count`.
+      ValueError: as of `hlo.operations`.
     """
-    computations, entry = collectives.parse(hlo)
     cycles: containers.Counter[str] = containers.Counter()
+    for op, times, _ in operations(hlo):
+        cycles[_part(op.rest)] += times * of(op)
+    return dict((+cycles).most_common())
 
-    def walk(name: str, times: int) -> None:
-        for op in computations[name]:
-            if op.opcode == "while":
-                for called in collectives.called(op):
-                    walk(called, times * collectives.trips(op, computations))
-            elif op.opcode in ("call", "conditional"):
-                for called in collectives.called(op):
-                    walk(called, times)
-            elif (estimate := _ESTIMATE.search(op.rest)) and int(estimate[1]) < UNKNOWN:
-                cycles[_part(op.rest)] += times * int(estimate[1])
 
-    walk(entry, 1)
-    return dict(cycles.most_common())
+def of(op: Op) -> int:
+    """Estimated cycles of one run of an operation; 0 where the compiler says nothing."""
+    estimate = _ESTIMATE.search(op.rest)
+    return int(estimate[1]) if estimate and int(estimate[1]) < UNKNOWN else 0
+
+
+def seconds(cycles: int, chip: Chip, kernels: float = 0) -> float:
+    """What cycles on one device take, and FLOPs in Pallas kernels beside them."""
+    return cycles / CLOCK[chip.name] + kernels / (KERNELS * chip.peak_flops)
 
 
 def _part(rest: str) -> str:
