@@ -215,3 +215,16 @@ def test_a_source_that_nothing_names_is_still_an_error():
     with pytest.raises((KeyError, AttributeError), match="mine"):
         _ = config.data.sources.mine.path
     assert "mine" not in config.data.sources
+
+
+@pytest.mark.parametrize("name, variant", [
+    ("fast_wam", "idm"), ("fast_wam_judge", "ladder"), ("cosmos_policy", "fast"),
+])  # fmt: skip
+def test_a_saved_variant_stays_what_it_is_where_it_is_read(name, variant):
+    """Cosmos Policy once kept its own name there."""
+    config = configs.base_config()
+    config.objective.name, config.objective.variant = name, variant
+    assert configs.load(config.to_dict()).objective.variant == variant
+    if name == "cosmos_policy":
+        config.objective.variant = name
+        assert configs.load(config.to_dict()).objective.variant == "fast"

@@ -267,7 +267,7 @@ def check_resume(old: Any, new: Any, where: str) -> dict[str, tuple[Any, Any]]:
 def _renamed(flat: dict[str, Any]) -> dict[str, Any]:
     """A saved config under the names of now; of two keys that became one, its method's."""
     flat = dict(flat)
-    if flat.get("objective.name", "fast_wam") != "fast_wam":
+    if not flat.get("objective.name", "fast_wam").startswith("fast_wam"):
         flat["objective.variant"] = "fast"  # was the method's name, and nothing reads it
         flat.pop("objective.lambda_action", None)
     elif "objective.lambda_action" in flat:
