@@ -255,8 +255,8 @@ def _check_latents(source: Source, data, cameras: tuple[str, ...]) -> None:
         if actual[key] != value:
             raise ValueError(
                 f"{source.where}: its latents were made with {key} {actual[key]}, "
-                f"config.data.{key} is {value}; change it back, or write latents into another folder by\n  "
-                f"{latents.command('DIR')}"
+                f"config.data.{key} is {value}; change it back, or write latents into another "
+                f"folder by\n  {latents.command('DIR')}"
             )
 
 
