@@ -1,4 +1,4 @@
-"""Visibility tables as pictures and text."""
+"""Draws visibility tables as pictures and text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LEAST = 0.06  # share of the side that a block needs for its label
 
 
 def text(visibility: Visibility, lengths: Mapping[str, int] | None = None) -> str:
-    """The table as text; with token counts also the share of token pairs that it attends."""
+    """Returns the table as text; with token counts also the share of token pairs that attend."""
     if lengths is None:
         return str(visibility)
     return f"{visibility}\n{_share(visibility, lengths)}"
@@ -29,8 +29,8 @@ def save(
     Args:
       visibility: the table.
       path: a PNG.
-      lengths: tokens of each group; blocks are then drawn in proportion to them. Without it every
-        group is equally large.
+      lengths: tokens of each group; blocks are then drawn in proportion to them. Without it all
+        groups have equal size.
 
     Raises:
       KeyError: `lengths` lacks a group of the table.
@@ -67,7 +67,8 @@ def save(
 
 
 def _sides(visibility: Visibility, lengths: Mapping[str, int] | None) -> tuple[np.ndarray, bool]:
-    """Side of each group's block, and whether all are in proportion to the token counts."""
+    """Returns the side of each group's block, and whether all are in proportion to the token
+    counts."""
     if lengths is None:
         return np.ones(len(visibility.groups)), True
     if missing := [g for g in visibility.groups if g not in lengths]:

@@ -1,4 +1,4 @@
-"""Plots of a run: its losses, its success rates, the ablation over variants."""
+"""Plots a run's losses and success rates, and the ablation over variants."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from wamjax.viz.intervals import Interval, student_t, wilson
 def losses(workdir: str | os.PathLike, path: str | os.PathLike | None = None) -> files.Path:
     """Draws every loss of ``metrics.jsonl``, and under them gradient norm and learning rate.
 
-    Thin lines are the recorded values, thick ones a running mean over about 2 % of the run. Steps
-    that were skipped for a non-finite loss are marked.
+    Thin lines are the recorded values, thick ones a running mean over about 2 % of the run. Marks
+    show steps that were skipped because of a non-finite loss.
 
     Args:
-      workdir: of the run.
+      workdir: folder of the run.
       path: a PNG; ``media/losses.png`` of the run by default.
 
     Raises:
@@ -148,7 +148,8 @@ def _curve(axes, rows, name: str, colour: str, smooth: bool = True) -> None:
 
 
 def _scale(axes, values: Sequence[np.ndarray]) -> None:
-    """Logarithmic where the data span more than a factor of 20, else linear from zero."""
+    """Chooses a logarithmic scale if the data span more than a factor of 20, else a linear one from
+    zero."""
     values = np.concatenate([*values, [np.inf]])
     values = values[np.isfinite(values)]
     if values.size and 0 < 20 * values.min() < values.max():
@@ -158,6 +159,6 @@ def _scale(axes, values: Sequence[np.ndarray]) -> None:
 
 
 def _arms(interval: Interval) -> np.ndarray:
-    """The two arms of an error bar, cut to what a rate can be."""
+    """Returns the two arms of an error bar, clipped to valid rates."""
     low, high = max(interval.low, 0.0), min(interval.high, 1.0)
     return np.array([[interval.mean - low], [high - interval.mean]])
