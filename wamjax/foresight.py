@@ -40,16 +40,16 @@ SHOWN = 6  # plans on the picture
 
 
 class Plans(NamedTuple):
-    """What was foreseen at each plan of each episode, and what came of it.
+    """Holds the predictions at each plan of each episode, and what followed.
 
     Attributes:
-      value: predicted return from the end of the chunk on; None if the policy judges nothing.
+      value: predicted return from the end of the chunk on; None if the policy predicts no values.
       achieved: that return.
-      open: whether the task was not yet done when the plan was made; only such plans count.
-      reuse: of mode "frozen" of Cosmos Policy, see `cosmos_sampling.frozen_error`: "mean" and
+      open: whether the task was not done yet when the plan was made; only such plans count.
+      reuse: for mode "frozen" of Cosmos Policy, see `cosmos_sampling.frozen_error`: "mean" and
         "relative", over the batch of all episodes.
-      now, predicted, real: the picture then, that predicted for the end of the chunk (None if the
-        policy imagines nothing, or plans) and that at the end of the chunk.
+      now, predicted, real: the picture at the plan, the one predicted for the end of the chunk
+        (None if the policy imagines nothing, or plans) and the one at the end of the chunk.
     """
 
     value: Float[np.ndarray, "e p"] | None
@@ -62,11 +62,11 @@ class Plans(NamedTuple):
 
 
 def watch(policy: trained.Policy, config: ConfigDict, episodes: int) -> Plans:
-    """Rolls out, all episodes in one program, in the world without a shift.
+    """Rolls out all episodes in one program, in the world without a shift.
 
     Args:
-      config: of the run; its ``eval`` part says which tasks and how long, ``data.chunk`` how many
-        actions of a plan are executed: all.
+      config: config of the run; its ``eval`` part sets the tasks and their length, ``data.chunk``
+        the number of executed actions per plan: all.
     """
     world, chunk = open_world(config.eval.env), config.data.chunk
     config = config.copy_and_resolve_references()
@@ -98,7 +98,7 @@ def watch(policy: trained.Policy, config: ConfigDict, episodes: int) -> Plans:
 
 
 def _foresee(policy: trained.Policy, observation, key):
-    """Actions, and what is expected of them. The sampling they share is compiled once."""
+    """Returns actions and predictions; the sampling that they share is compiled once."""
     objective, asked = policy.objective, (policy.params, policy.normalizers, observation, key)
     seen = {}
     if objective.imagines and policy.mode != "plan":  # a plan may choose another future
@@ -113,7 +113,7 @@ def _foresee(policy: trained.Policy, observation, key):
 
 
 def calibration(value: np.ndarray, achieved: np.ndarray) -> dict[str, Any]:
-    """Predicted values against achieved returns, both in [0, 1].
+    """Compares predicted values with achieved returns, both in [0, 1].
 
     Returns:
       {"plans", "correlation" (Pearson), "error" (mean over plans of the distance between the means
@@ -141,7 +141,7 @@ def calibration(value: np.ndarray, achieved: np.ndarray) -> dict[str, Any]:
 
 
 def frames(plans: Plans) -> dict[str, float]:
-    """Predicted frames against real ones, over all plans that count.
+    """Compares predicted frames with real ones, over all plans that count.
 
     Returns:
       {"psnr", "psnr_still": of what was seen when planning, as if nothing moved; "relative": mean
@@ -167,7 +167,7 @@ def _decibels(squared: np.ndarray) -> float:
 
 
 def by_level(policy: trained.Policy, config: ConfigDict) -> dict[str, list[float]]:
-    """Losses at `SIGMAS`, on one batch of the run's data."""
+    """Returns losses at `SIGMAS`, on one batch of the run's data."""
     from wamjax.data import pipeline
 
     batch = next(pipeline.open_data(config, known=policy.words)[2])
@@ -181,13 +181,13 @@ def by_level(policy: trained.Policy, config: ConfigDict) -> dict[str, list[float
 def run(
     workdir, step=None, mode=None, planner=None, episodes: int = 96, ema: bool | None = None
 ) -> dict[str, Any]:
-    """Everything that the policy of a run can be asked; see the module and `trained.load`.
+    """Measures everything that a run's policy predicts; see the module and `trained.load`.
 
     Returns:
-      what was written to foresight.json.
+      the contents of foresight.json.
 
     Raises:
-      ValueError: it predicts neither frames nor values.
+      ValueError: the policy predicts neither frames nor values.
     """
     workdir = files.path(workdir, "--workdir")
     average = None if ema is None else checkpoint.name_of(ema)
@@ -228,7 +228,7 @@ def run(
 
 
 def draw_values(found: dict[str, Any], path: files.Path) -> None:
-    """Achieved over predicted, a dot for each bin, as large as it has plans."""
+    """Plots achieved over predicted values, one dot per bin, sized by its number of plans."""
     made = figures.figure(4.6, 4.2)
     axes = made.add_subplot()
     axes.plot([0, 1], [0, 1], color=figures.MUTED, lw=1, ls="--")
@@ -246,7 +246,7 @@ def draw_values(found: dict[str, Any], path: files.Path) -> None:
 
 
 def draw_futures(plans: Plans, path: files.Path) -> None:
-    """Now, predicted and real of the plans in whose course most changed."""
+    """Draws now, predicted and real for the plans during which the picture changed most."""
     from wamjax.viz import sheet
 
     change = np.abs(np.float32(plans.real) - plans.now).mean((2, 3, 4)) * plans.open
@@ -258,7 +258,7 @@ def draw_futures(plans: Plans, path: files.Path) -> None:
 
 
 def draw_levels(found: dict[str, list[float]], path: files.Path) -> None:
-    """Loss over the noise-to-signal ratio, a line for each use."""
+    """Plots loss over the noise-to-signal ratio, one line per use."""
     made = figures.figure(6, 3.6)
     axes = made.add_subplot()
     for colour, (name, values) in zip(figures.COLORS, list(found.items())[1:], strict=False):
@@ -270,7 +270,7 @@ def draw_levels(found: dict[str, list[float]], path: files.Path) -> None:
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, since several entry points share flag names."""
     flags.DEFINE_string("workdir", None, "run to analyze", required=True)
     flags.DEFINE_integer("step", None, "checkpoint; the newest by default")
     flags.DEFINE_string("mode", None, "mode of the policy; its own by default")
@@ -281,9 +281,9 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
-    asked = flags.FLAGS
+    options = flags.FLAGS
     ema = checkpoint.asked_ema()
-    run(asked.workdir, asked.step, asked.mode, asked.planner, asked.episodes, ema)
+    run(options.workdir, options.step, options.mode, options.planner, options.episodes, ema)
 
 
 if __name__ == "__main__":

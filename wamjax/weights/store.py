@@ -373,8 +373,8 @@ def _check_chunks(folder: storage.Path, arrays: Mapping[str, ts.TensorStore]) ->
         chunk = array.chunk_layout.read_chunk.shape or ()  # of a scalar: None
         expected = math.prod(-(-n // c) for n, c in zip(array.shape, chunk, strict=True))
         if stored < expected:
-            raise Damaged(f"{folder} is damaged: {expected - stored} of {expected} chunks of {path!r} "
-                          "are gone, and would read as zeros")  # fmt: skip
+            raise Damaged(f"{folder} is damaged: {expected - stored} of {expected} chunks of "
+                          f"{path!r} are gone, and would read as zeros")  # fmt: skip
 
 
 def source(path: str | os.PathLike, ema: bool | None = None) -> tuple[Stored, int]:
