@@ -43,11 +43,11 @@ def table(workdir: pathlib.Path) -> str:
     rows: dict[str, dict[str, dict[str, float]]] = {}  # row -> shift -> seed -> success
     latencies: dict[str, list[float]] = {}
     for run in sorted(workdir.glob("*-[0-9]*")):
-        found = {shift: study.rows(run, shift) for shift in tabletop.SHIFTS}
+        by_shift = {shift: study.rows(run, shift) for shift in tabletop.SHIFTS}
         # The table includes a mean over all shifts.
-        for name in [n for n in found["none"] if all(n in x for x in found.values())]:
-            latencies.setdefault(name, []).append(found["none"][name]["latency_ms"]["p50"])
-            for shift, ways in found.items():
+        for name in [n for n in by_shift["none"] if all(n in x for x in by_shift.values())]:
+            latencies.setdefault(name, []).append(by_shift["none"][name]["latency_ms"]["p50"])
+            for shift, ways in by_shift.items():
                 seed = run.name.rsplit("-", 1)[1]
                 rows.setdefault(name, {}).setdefault(shift, {})[seed] = ways[name]["success_rate"]
                 episodes = ways[name]["episodes"]

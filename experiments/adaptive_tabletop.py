@@ -46,10 +46,10 @@ def learned(policy, observation, keys):
 
 
 def _with(gate, policy, observation, keys):
-    done = policy.objective.decide(
+    decision = policy.objective.decide(
         policy.params, policy.normalizers, observation, keys, "adaptive", gate=gate
     )
-    return done.actions, {"rung": done.rung}
+    return decision.actions, {"rung": decision.rung}
 
 
 def spread(policy, observation, keys):
@@ -182,14 +182,14 @@ def draw(done: dict, path: pathlib.Path) -> None:
     """Draws success against milliseconds, one line per gate."""
     from wamjax.viz import figures
 
-    made = figures.figure(7, 4.5)
-    axes = made.add_subplot()
+    figure = figures.figure(7, 4.5)
+    axes = figure.add_subplot()
     kinds = {"fixed": lambda n: n == "direct" or n.startswith("best of")}
     kinds |= {"one mode": lambda n: n.endswith(" alone")}
     gates = "gate", "spread", "convergence", "random"
     kinds |= {k: lambda n, k=k: n.startswith(k) for k in gates}
-    for colour, (kind, mine) in zip(figures.COLORS, kinds.items(), strict=False):
-        some = [row for name, row in done["rows"].items() if mine(name)]
+    for colour, (kind, belongs) in zip(figures.COLORS, kinds.items(), strict=False):
+        some = [row for name, row in done["rows"].items() if belongs(name)]
         points = sorted((row["ms"], 100 * row["success_rate"]) for row in some)
         if not points:
             continue
@@ -197,7 +197,7 @@ def draw(done: dict, path: pathlib.Path) -> None:
     axes.set(xlabel="milliseconds of a plan, on average", ylabel="success %")
     axes.legend(frameon=False)
     figures.plain(axes)
-    figures.write(made, path)
+    figures.write(figure, path)
 
 
 # ---- one plan, on branches ----
@@ -217,15 +217,15 @@ def gates(policy: trained.Policy, folder: pathlib.Path, milliseconds, orders: in
     alike = [i for i, way in enumerate(ways) if way == ways[0]]
     rng, parts = np.random.default_rng(0), []
     for i in range(orders):
-        some = _in_order(arrays, ways, jax.random.key(i))
-        values = branches.values_of(policy, some)
-        outcomes = some["success"] * discount ** some["steps"]
-        proposals = policy.normalizers["actions"].forward(some["actions"])
+        shuffled = _in_order(arrays, ways, jax.random.key(i))
+        values = branches.values_of(policy, shuffled)
+        outcomes = shuffled["success"] * discount ** shuffled["steps"]
+        proposals = policy.normalizers["actions"].forward(shuffled["actions"])
         parts.append({
-            "benefit": branches.benefits_of(policy, some),
+            "benefit": branches.benefits_of(policy, shuffled),
             "came": np.asarray(ladder.outcomes(rungs, values, outcomes.mean(axis=2), alike)),
             "succeeded": np.asarray(
-                ladder.outcomes(rungs, values, some["success"].mean(axis=2), alike)
+                ladder.outcomes(rungs, values, shuffled["success"].mean(axis=2), alike)
             ),
             "spread": np.asarray(ladder.spread(jnp.asarray(proposals[:, : rungs[1]]))),
             "rise": values[:, : rungs[1]].max(axis=1) - values[:, 0],
@@ -319,8 +319,8 @@ def draw_gates(found: dict, path: pathlib.Path) -> None:
     """Draws success against milliseconds of one plan, and expected against observed benefits."""
     from wamjax.viz import figures
 
-    made = figures.figure(11, 4.5)
-    left, right = made.subplots(1, 2)
+    figure = figures.figure(11, 4.5)
+    left, right = figure.subplots(1, 2)
     for colour, (name, points) in zip(figures.COLORS, found["curves"].items(), strict=False):
         line = sorted((ms, 100 * success) for ms, _, success in points)
         left.plot(*zip(*line, strict=True), ".-", color=colour, label=name, ms=4)
@@ -333,7 +333,7 @@ def draw_gates(found: dict, path: pathlib.Path) -> None:
     right.set(xlabel="benefit of all proposals that the gate expects", ylabel="benefit that came")
     for axes in (left, right):
         figures.plain(axes)
-    figures.write(made, path)
+    figures.write(figure, path)
 
 
 def _marks(row: dict) -> np.ndarray:

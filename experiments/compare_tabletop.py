@@ -98,15 +98,15 @@ def table(workdir: pathlib.Path) -> str:
             for shift, rows in measured.items():
                 for name, row in study.rows(run, shift).items():
                     rows.setdefault(name, []).append(row)
-    found = measured.pop("none")
-    if not found:
+    baseline = measured.pop("none")
+    if not baseline:
         return "no run has been measured yet"
     shifted = {shift: rows for shift, rows in measured.items() if rows}
-    tasks = list(next(iter(found.values()))[0]["per_task"])
+    tasks = list(next(iter(baseline.values()))[0]["per_task"])
     head = "policy", "parameters", "steps", "success %", *tasks, *shifted, "latency p50 ms", "seeds"
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     rates, latencies = {}, {}
-    for name, rows in found.items():
+    for name, rows in baseline.items():
         rates[name] = study.interval([r["success_rate"] for r in rows], rows[0]["episodes"])
         latencies[name] = min(r["latency_ms"]["p50"] for r in rows)
         each = [[r["per_task"][t]["success_rate"] for r in rows] for t in tasks]
@@ -121,7 +121,7 @@ def table(workdir: pathlib.Path) -> str:
                  "intervals: t over seeds, Wilson of one")  # fmt: skip
     text = "\n".join(lines)
     (workdir / "table.md").write_text(text + "\n")
-    (workdir / "table.json").write_text(json.dumps({"none": found} | shifted, indent=2) + "\n")
+    (workdir / "table.json").write_text(json.dumps({"none": baseline} | shifted, indent=2) + "\n")
     colours = [name.startswith("cosmos") for name in rates]
     study.bars(workdir / "compare.png", rates, latencies, colours)
     return text

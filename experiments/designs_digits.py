@@ -86,10 +86,10 @@ def score(pictures: np.ndarray, labels: np.ndarray, judge, resamples: int = 100)
     digit."""
     from wamjax.scores import classifier, frechet
 
-    seen, real = judge(pictures), judge(data("train")[0])
+    features, real = judge(pictures), judge(data("train")[0])
     return {
-        "frechet": frechet.interval(seen.features, real.features, resamples=resamples),
-        "accuracy": classifier.accuracy(seen.logits[0], labels),
+        "frechet": frechet.interval(features.features, real.features, resamples=resamples),
+        "accuracy": classifier.accuracy(features.logits[0], labels),
     }
 
 
@@ -149,17 +149,17 @@ def draw(workdir: pathlib.Path, scores: dict) -> None:
     """Draws samples of each design under its scores, one column per digit."""
     from wamjax.viz import figures, sheet
 
-    made = figures.figure(6.4, 2.5 * len(scores))
-    panels = np.atleast_1d(made.subplots(len(scores), 1))
+    figure = figures.figure(6.4, 2.5 * len(scores))
+    panels = np.atleast_1d(figure.subplots(len(scores), 1))
     for axes, (design, (distance, accuracy)) in zip(panels, scores.items(), strict=True):
         run = min(workdir.glob(f"{design}-*/samples.npz"))
         with np.load(run) as samples:
-            some = samples["video"][: SHOWN * CLASSES, None]
-        axes.imshow(sheet.sheet(some, columns=CLASSES))
+            pictures = samples["video"][: SHOWN * CLASSES, None]
+        axes.imshow(sheet.sheet(pictures, columns=CLASSES))
         title = f"{design}: Frechet {_text(distance)}, accuracy {accuracy.percent()} %"
         axes.set_title(title, fontsize=9, loc="left")
         axes.set_axis_off()
-    figures.write(made, workdir / "designs.png")
+    figures.write(figure, workdir / "designs.png")
 
 
 def _text(interval) -> str:

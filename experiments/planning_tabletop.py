@@ -99,7 +99,7 @@ def choice(run: pathlib.Path) -> dict[str, dict[str, float]]:
         objective = acting(policy.objective, ENDS[name] | {"plan": {"proposals": 8}})
         policy = dataclasses.replace(policy, objective=objective)
         names = list(np.resize(closed_loop.task_names(config), 48))
-        done = tabletop.rollout(
+        recording = tabletop.rollout(
             jax.tree_util.Partial(closed_loop.seeing(_offer), policy),
             closed_loop.episode_keys(config, "evaluate", np.arange(48)),
             np.array([tabletop.task_id(name) for name in names], np.int32),
@@ -108,12 +108,12 @@ def choice(run: pathlib.Path) -> dict[str, dict[str, float]]:
             max_steps=16,
             execute=flags.FLAGS.execute,
         )
-        motion, score = (np.asarray(x) for x in done.extras)  # (plans, e, n, 3), (plans, e, n)
+        motion, score = (np.asarray(x) for x in recording.extras)  # (plans, e, n, 3), (plans, e, n)
         at = jax.tree.map(
-            lambda x: np.asarray(x)[:, : 16 : flags.FLAGS.execute].swapaxes(0, 1), done.states
+            lambda x: np.asarray(x)[:, : 16 : flags.FLAGS.execute].swapaxes(0, 1), recording.states
         )
-        wanted = np.asarray(jax.jit(jax.vmap(jax.vmap(intention)))(at))[:, :, None, :3]
-        error = np.abs(np.clip(motion, -1, 1) - wanted).mean(axis=-1).reshape(-1, 8)
+        intended = np.asarray(jax.jit(jax.vmap(jax.vmap(intention)))(at))[:, :, None, :3]
+        error = np.abs(np.clip(motion, -1, 1) - intended).mean(axis=-1).reshape(-1, 8)
         score = score.reshape(-1, 8)
         pairs = zip(score, error, strict=True)
         about = {
@@ -150,8 +150,8 @@ def judges(run: pathlib.Path, planner: pathlib.Path) -> dict[str, dict[str, floa
         policy, config, _ = trained.load(run, mode="plan", planner=judge)
         objective = acting(policy.objective, {"plan": {"proposals": 1}})
         policy = dataclasses.replace(policy, objective=objective)
-        seen = foresight.watch(policy, config, flags.FLAGS.episodes)
-        value, achieved = seen.value[seen.open], seen.achieved[seen.open]
+        plans = foresight.watch(policy, config, flags.FLAGS.episodes)
+        value, achieved = plans.value[plans.open], plans.achieved[plans.open]
         about = foresight.calibration(value, achieved)
         about |= {"predicted": float(value.mean()), "achieved": float(achieved.mean())}
         found[name] = {k: v for k, v in about.items() if k != "bins"}
@@ -163,9 +163,9 @@ def _offer(policy, observation, key):
     """Acts by the first proposal and returns the next motion and the scores of all."""
     from wamjax.wam.cosmos_policy.planning import plan
 
-    made = plan(policy.objective, policy.params, policy.normalizers, observation, key)
-    actions = policy.normalizers["actions"].inverse(made.proposals)
-    return actions[:, 0], (actions[:, :, 0, :3], made.scores)
+    decision = plan(policy.objective, policy.params, policy.normalizers, observation, key)
+    actions = policy.normalizers["actions"].inverse(decision.proposals)
+    return actions[:, 0], (actions[:, :, 0, :3], decision.scores)
 
 
 def acting(objective, how: dict):
@@ -179,12 +179,12 @@ def acting(objective, how: dict):
 def tune(run: pathlib.Path, seed: str) -> pathlib.Path:
     """Trains a planner: world model and values, fine-tuned on rollouts of the run's own policy."""
     out, rollouts = run.with_name(run.name.replace("base", "planner")), run / "rollouts"
-    asked = flags.FLAGS
+    settings = flags.FLAGS
     if not rollouts.exists():
-        collect = f"--workdir={run}", f"--out={rollouts}", f"--episodes={asked.rollouts}"
+        collect = f"--workdir={run}", f"--out={rollouts}", f"--episodes={settings.rollouts}"
         subprocess.run([sys.executable, "-m", "wamjax.rollouts", *collect], check=True)
     arg = f"planner,recorded={rollouts}"
-    options = f"--config.init_from.path={run}", f"--config.total_steps={asked.tuning}"
+    options = f"--config.init_from.path={run}", f"--config.total_steps={settings.tuning}"
     study.train(CONFIG, arg, seed, out, *options, "--config.eval.episodes=0")
     return out
 

@@ -51,9 +51,9 @@ def measure(run: pathlib.Path, count: int, guidance: float) -> dict:
     for part in PARTS:
         batch = held_out(part, count, length, size)
         condition = {"instruction": batch.tokens}
-        made = sampling.draw(sampler, condition, count, batch=min(count, 100))[:, 0]
-        np.savez_compressed(run / f"samples_{part}.npz", video=made, instruction=batch.tokens)
-        result[part] = verdicts(batch.captions, [p.objects for p in scenes.parse(made)])
+        pictures = sampling.draw(sampler, condition, count, batch=min(count, 100))[:, 0]
+        np.savez_compressed(run / f"samples_{part}.npz", video=pictures, instruction=batch.tokens)
+        result[part] = verdicts(batch.captions, [p.objects for p in scenes.parse(pictures)])
     path.write_text(json.dumps(result, indent=2) + "\n")
     return result
 
@@ -142,8 +142,8 @@ def bars(rows: dict, path: pathlib.Path) -> None:
     """Draws rates by criterion, one bar per route; chance is a line."""
     from wamjax.viz import figures
 
-    made = figures.figure(9, 3.6)
-    axes = made.add_subplot()
+    figure = figures.figure(9, 3.6)
+    axes = figure.add_subplot()
     routes = [name for name in rows if name != "other scenes"]
     width = 0.8 / len(routes)
     for i, name in enumerate(routes):
@@ -162,7 +162,7 @@ def bars(rows: dict, path: pathlib.Path) -> None:
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.legend(frameon=False, fontsize=8, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1))
     figures.plain(axes)
-    figures.write(made, path)
+    figures.write(figure, path)
 
 
 def pictures(workdir: pathlib.Path, routes: list[str]) -> None:

@@ -83,8 +83,8 @@ def across(found: list[dict], key: str) -> str:
 def curves(path: pathlib.Path, rows: Rows, bases: dict[str, dict]) -> None:
     """Draws the error by frame, one panel for each case with true futures."""
     cases = [case for case in CASES if "copying" in bases[case]]
-    made = figures.figure(3.7 * len(cases), 3.4)
-    panels = made.subplots(1, len(cases), sharey=True)
+    figure = figures.figure(3.7 * len(cases), 3.4)
+    panels = figure.subplots(1, len(cases), sharey=True)
     for axes, case in zip(panels, cases, strict=True):
         for color, (scheme, runs) in zip(figures.COLORS, rows.items(), strict=False):
             if some := [f[case] for f in runs if case in f]:
@@ -99,7 +99,7 @@ def curves(path: pathlib.Path, rows: Rows, bases: dict[str, dict]) -> None:
         axes.set(xlabel="frame", ylabel="PSNR, dB" if case == cases[0] else "")
         axes.legend(frameon=False, fontsize=7)
         figures.plain(axes)
-    figures.write(made, path)
+    figures.write(figure, path)
 
 
 def pictures(workdir: pathlib.Path, name: str, truth: np.ndarray, given: dict[str, int]) -> None:
@@ -112,7 +112,7 @@ def pictures(workdir: pathlib.Path, name: str, truth: np.ndarray, given: dict[st
     """
     shown = {"truth": truth}
     for scheme, n in given.items():
-        with np.load(min(workdir.glob(f"{scheme}-*/clips.npz"))) as made:
-            shown[f"{scheme}, {n} given"] = made["long" if name == "long" else str(n)]
+        with np.load(min(workdir.glob(f"{scheme}-*/clips.npz"))) as archive:
+            shown[f"{scheme}, {n} given"] = archive["long" if name == "long" else str(n)]
     rows = [clips[i] for i in range(len(truth)) for clips in shown.values()]
     sheet.save(np.stack(rows), workdir / f"{name}.png", [*shown] * len(truth))

@@ -189,8 +189,8 @@ def bars(path: pathlib.Path, rates: dict, latencies: dict[str, float], colours: 
     """Draws one bar per row, with its interval (`interval`) and the latency of a plan in ms."""
     from wamjax.viz import figures
 
-    made = figures.figure(8, 1.2 + 0.3 * len(rates))
-    axes = made.add_subplot()
+    figure = figures.figure(8, 1.2 + 0.3 * len(rates))
+    axes = figure.add_subplot()
     for y, (name, rate) in enumerate(rates.items()):
         arms = [[rate.mean - max(rate.low, 0)], [min(rate.high, 1) - rate.mean]]
         colour = figures.COLORS[colours[y]]
@@ -202,4 +202,4 @@ def bars(path: pathlib.Path, rates: dict, latencies: dict[str, float], colours: 
     axes.set(xlim=(0, 1), xlabel="success rate (95 % interval), latency of one plan")
     axes.xaxis.set_major_formatter("{x:.0%}")
     figures.plain(axes)
-    figures.write(made, path)
+    figures.write(figure, path)

@@ -109,14 +109,14 @@ def experiment_file(name: str) -> str:
     Raises:
       ValueError: a bare word is neither an experiment nor a file.
     """
-    known = experiments()
-    if name in known:
-        return str(known[name])
+    names = experiments()
+    if name in names:
+        return str(names[name])
     if not re.fullmatch(r"[\w-]+", name) or pathlib.Path(name).is_file():
         return name
     raise ValueError(
-        f"there is no experiment {name!r}{did_you_mean(name, known)}; there are "
-        f"{', '.join(known)}, and files of your own by their path, ending in .py"
+        f"there is no experiment {name!r}{did_you_mean(name, names)}; there are "
+        f"{', '.join(names)}, and files of your own by their path, ending in .py"
     )
 
 
@@ -160,8 +160,8 @@ def _of_flags(error: Exception) -> str:
         if not isinstance(cause, flags.Error) and _is_ours(cause):
             return _text(cause)
     # absl keeps the traceback of a config's file as text only.
-    found = re.search(r"Traceback.*^\s*(\w*(?:Error|Exception): [^\n]*)", str(error), re.M | re.S)
-    text = found[1] if found else _text(error).lstrip("'\"").partition(". Other fields present")[0]
+    match = re.search(r"Traceback.*^\s*(\w*(?:Error|Exception): [^\n]*)", str(error), re.M | re.S)
+    text = match[1] if match else _text(error).lstrip("'\"").partition(". Other fields present")[0]
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         if (name := frame.f_code.co_filename) and any(f"={name}" in a for a in sys.argv):
             return f"{name}:{line}: {text}"

@@ -67,8 +67,8 @@ class Sources(ConfigDict):
 
 def _on_command_line(name: str) -> bool:
     """Returns whether a flag of a config sets a key of the source `name`."""
-    wanted = re.compile(rf"--?(no)?\w*config\.data\.sources\.{re.escape(name)}\.")
-    return any(wanted.match(argument) for argument in sys.argv[1:])
+    pattern = re.compile(rf"--?(no)?\w*config\.data\.sources\.{re.escape(name)}\.")
+    return any(pattern.match(argument) for argument in sys.argv[1:])
 
 
 def base_config() -> ConfigDict:
@@ -200,16 +200,16 @@ def load(path_or_json: str | os.PathLike | dict) -> ConfigDict:
     if not isinstance(given, dict):
         given = json.loads(files.path(given).read_text())
     config = base_config()
-    known = flatten(config)
+    defaults = flatten(config)
     config.update_from_flattened_dict(BEFORE)
     for name in given.get("data", {}).get("sources", {}):
         config.data.sources[name] = source()
-        known |= flatten(config.data.sources[name], f"data.sources.{name}")
+        defaults |= flatten(config.data.sources[name], f"data.sources.{name}")
     for key, value in _renamed(flatten(given)).items():
         if key.startswith("eval.shift."):
             config.eval.shift[key.removeprefix("eval.shift.")] = value
-        elif key not in known:
-            raise ValueError(f"saved config has unknown key {key!r}{did_you_mean(key, known)}")
+        elif key not in defaults:
+            raise ValueError(f"saved config has unknown key {key!r}{did_you_mean(key, defaults)}")
         else:
             config.update_from_flattened_dict({key: value})
     return config

@@ -273,12 +273,12 @@ def _look(paths: Sequence[str], out: str | None, as_json: bool) -> None:
     from wamjax.data import examine
     from wamjax.data import page as pages
 
-    found = examine.examine(paths[0], paths[1:])
-    print(examine.as_json(found) if as_json else examine.as_text(found))
+    examination = examine.examine(paths[0], paths[1:])
+    print(examine.as_json(examination) if as_json else examine.as_text(examination))
     if out:
         page = files.path(out) / "data.html"
         page.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(page, pages.html(found))
+        files.write_text(page, pages.html(examination))
         print(f"wrote {page}", file=sys.stderr if as_json else sys.stdout)
 
 

@@ -63,8 +63,8 @@ def main(argv: list[str]) -> None:
     robots = remote.Robots(options.robots, options.server, None, key)
     join = robots.join(options.join, options.delay)
     late = {} if (join.way, join.delay) == ("sync", 0) else {"join": join}
-    known = robots.metadata.get("instructions", ())
-    tasks = options.tasks or [t for t, text in world.tasks.items() if text in known]
+    instructions = robots.metadata.get("instructions", ())
+    tasks = options.tasks or [t for t, text in world.tasks.items() if text in instructions]
     report = remote.evaluate(
         robots, world, tasks or list(world.tasks), options.episodes, options.seed, options.robots,
         execute=options.execute, max_steps=options.max_steps or world.max_steps, **late,

@@ -208,8 +208,8 @@ class _Job:
             functools.partial(states.init_params, self.objective, self.config)
         )
         what = f"{source or self.source} does not fit the policy that the config builds"
-        want = tree.flatten(abstract)
-        if self.attempt(lambda: init_from.check(shapes, want, what=what)) is not None:
+        expected = tree.flatten(abstract)
+        if self.attempt(lambda: init_from.check(shapes, expected, what=what)) is not None:
             self._add(part, shapes, get, self.config, source)
 
     def add_planner(self, config: ConfigDict, shapes, get, source: str) -> None:
@@ -251,22 +251,23 @@ class _Job:
 
     def _codec(self) -> Codec | None:
         """Returns the codec that encodes pictures for a policy trained on cached latents."""
-        have = self.objective.codec
+        actual = self.objective.codec
         if self.config.model.codec.kind != "cached":
             return None
-        want = have.channels, have.spatial, have.temporal
+        expected = actual.channels, actual.spatial, actual.temporal
         chosen = self.choices.codec or self._prepared_codec()
         if not chosen:
             raise ValueError(
-                f"what makes latents of pictures (channels, pixels, frames: {want}) is missing: "
-                "give --codec=DIR, a folder of wamjax.convert, such as of --family=wan22_vae"
+                f"what makes latents of pictures (channels, pixels, frames: {expected}) is "
+                "missing: give --codec=DIR, a folder of wamjax.convert, such as of "
+                "--family=wan22_vae"
             )
         about = store.about(chosen)
         codec = codec_of(about, chosen)
         sizes = codec.sizes.channels, codec.sizes.space_stride, codec.sizes.time_stride
-        if sizes != want:
+        if sizes != expected:
             raise ValueError(f"--codec={chosen} has (channels, pixels, frames) "
-                             f"{sizes}, the policy {want}")  # fmt: skip
+                             f"{sizes}, the policy {expected}")  # fmt: skip
         stored = store.read(storage.path(chosen, "--codec") / store.PARAMS)
         self.parts[files.CODEC] = files.slices_of(stored.shapes, stored.slice), about
         return codec
@@ -276,10 +277,10 @@ class _Job:
         config = self.config
         if not config.prepare.codec:
             return None
-        kept = storage.below(data_root(config.data.root), config.prepare.weights)
+        folder = storage.below(data_root(config.data.root), config.prepare.weights)
         given = config.prepare.checkpoint
         path = downloads.folder_of(
-            config.prepare.codec, storage.path(given) if given else None, kept
+            config.prepare.codec, storage.path(given) if given else None, folder
         )
         return path if path.exists() else None
 
@@ -298,11 +299,11 @@ class _Job:
         else:
             path = storage.below(data_root(data.root), data.embeddings)
         cache = EmbeddingCache(path)
-        have = len(cache) > 0, cache.settings.length, cache.width
-        want = True, self.spec.instruction_length, self.config.model.context_width
-        if have != want:
-            raise ValueError(f"--embeddings={path} has {len(cache)} embeddings of {have[1:]} (rows "
-                             f"and width), the policy reads {want[1:]}")  # fmt: skip
+        actual = len(cache) > 0, cache.settings.length, cache.width
+        expected = True, self.spec.instruction_length, self.config.model.context_width
+        if actual != expected:
+            raise ValueError(f"--embeddings={path} has {len(cache)} embeddings of {actual[1:]} "
+                             f"(rows and width), the policy reads {expected[1:]}")  # fmt: skip
         return path
 
     def _names(self) -> dict[str, tuple[str, ...]]:

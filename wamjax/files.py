@@ -376,14 +376,14 @@ def fetch_all(place: str | os.PathLike) -> pathlib.Path:
     place = path(place)
     if not is_remote(place) or not place.is_dir():
         return fetch(place)
-    found = {file: file.stat() for file in _inside(place)}
-    if not found:
+    stats = {file: file.stat() for file in _inside(place)}
+    if not stats:
         raise FileNotFoundError(2, "no file below", os.fspath(place))
-    listing = [f"{file} {about.length} {about.mtime}" for file, about in found.items()]
+    listing = [f"{file} {about.length} {about.mtime}" for file, about in stats.items()]
     digest = hashlib.sha256("\n".join(listing).encode()).hexdigest()[:20]
     copy = cache() / "fetched" / digest / place.name
     start = len(os.fspath(place).rstrip("/")) + 1
-    _fetch({file: copy / os.fspath(file)[start:] for file in found})
+    _fetch({file: copy / os.fspath(file)[start:] for file in stats})
     return copy
 
 

@@ -163,12 +163,12 @@ def _jaxprs_in(params: dict) -> Iterator[Jaxpr]:
     for key, value in params.items():
         items = value if isinstance(value, (tuple, list)) else (value,)
         # One class from jax 0.12 on.
-        found = [getattr(x, "jaxpr", x) for x in items if isinstance(x, (ClosedJaxpr, Jaxpr))]
+        jaxprs = [getattr(x, "jaxpr", x) for x in items if isinstance(x, (ClosedJaxpr, Jaxpr))]
         if key == "branches":
             # Of a choice of kernels by platform, that of plain operations: others pad, and count
             # what they do not see.
-            found = [j for j in found if not _has_kernel(j)] or found
-        yield from found
+            jaxprs = [j for j in jaxprs if not _has_kernel(j)] or jaxprs
+        yield from jaxprs
 
 
 def _has_kernel(jaxpr: Jaxpr) -> bool:
@@ -273,11 +273,11 @@ def _scan_gradient(
 
 def _depending(jaxpr: Jaxpr, active: Sequence[bool]) -> set[Var]:
     """Returns the variables that depend differentiably on the active inputs."""
-    found = {v for v, is_active in zip(jaxpr.invars, active, strict=True) if is_active}
+    depending = {v for v, is_active in zip(jaxpr.invars, active, strict=True) if is_active}
     for eqn in jaxpr.eqns:
-        out = _activity(eqn, _flags(eqn.invars, found))
-        found.update(v for v, is_active in zip(eqn.outvars, out, strict=True) if is_active)
-    return found
+        out = _activity(eqn, _flags(eqn.invars, depending))
+        depending.update(v for v, is_active in zip(eqn.outvars, out, strict=True) if is_active)
+    return depending
 
 
 def _activity(eqn, active: list[bool]) -> list[bool]:

@@ -77,15 +77,15 @@ def watch(policy: trained.Policy, config: ConfigDict, episodes: int) -> Plans:
     names = [tasks[i % len(tasks)] for i in numbers]
     policy = dataclasses.replace(policy, cameras=tuple(config.data.cameras))
     keys = closed_loop.episode_keys(config, "evaluate", numbers)
-    done = closed_loop.play(
+    recording = closed_loop.play(
         policy, config, world, names, keys, {}, record=True, function=_foresee
     )
-    steps, frames = done.steps[:, None], np.asarray(policy.see(done.frames))
+    steps, frames = recording.steps[:, None], np.asarray(policy.see(recording.frames))
     start = np.arange(0, frames.shape[1] - 1, chunk)
     discount = policy.objective.discount
     to_go = np.maximum(steps - (start + chunk), 0)  # as `wamjax.data.windows.outcome` counts
-    success = done.success[:, None]
-    foreseen = {k: np.swapaxes(x, 0, 1) for k, x in done.extras.items()}
+    success = recording.success[:, None]
+    foreseen = {k: np.swapaxes(x, 0, 1) for k, x in recording.extras.items()}
     return Plans(
         value=foreseen.get("value"),
         achieved=np.where(success, discount**to_go, 0.0),
@@ -99,17 +99,18 @@ def watch(policy: trained.Policy, config: ConfigDict, episodes: int) -> Plans:
 
 def _foresee(policy: trained.Policy, observation, key):
     """Returns actions and predictions; the sampling that they share is compiled once."""
-    objective, asked = policy.objective, (policy.params, policy.normalizers, observation, key)
-    seen = {}
+    objective, arguments = policy.objective, (policy.params, policy.normalizers, observation, key)
+    predictions = {}
     if objective.imagines and policy.mode != "plan":  # a plan may choose another future
-        seen["picture"] = objective.imagine(*asked)[:, -1]
+        predictions["picture"] = objective.imagine(*arguments)[:, -1]
     if objective.judges:
-        seen["value"] = objective.expect(*asked, policy.mode)
+        predictions["value"] = objective.expect(*arguments, policy.mode)
     if "frozen" in objective.modes:
-        error = frozen_error(objective, *asked)
+        error = frozen_error(objective, *arguments)
         size = len(observation["proprio"])
-        seen["reuse"] = jnp.broadcast_to(jnp.stack([error["mean"], error["relative"]]), (size, 2))
-    return policy.actions(policy.params, observation, key), seen
+        errors = jnp.stack([error["mean"], error["relative"]])
+        predictions["reuse"] = jnp.broadcast_to(errors, (size, 2))
+    return policy.actions(policy.params, observation, key), predictions
 
 
 def calibration(value: np.ndarray, achieved: np.ndarray) -> dict[str, Any]:
@@ -121,14 +122,14 @@ def calibration(value: np.ndarray, achieved: np.ndarray) -> dict[str, Any]:
       "achieved", "low", "high", "plans"}]}; low and high are a 95 % interval of the bin's mean.
       Plans of one episode are not independent, so it is rather narrow.
     """
-    found, error = [], 0.0
+    bins, error = [], 0.0
     place = np.minimum((value * BINS).astype(int), BINS - 1)
     for b in np.unique(place):
-        mine = place == b
-        mean = intervals.bootstrap([[x] for x in achieved[mine]])
-        error += mine.mean() * abs(value[mine].mean() - mean.mean)
-        found.append({"predicted": float(value[mine].mean()), "achieved": mean.mean,
-                      "low": mean.low, "high": mean.high, "plans": int(mine.sum())})  # fmt: skip
+        in_bin = place == b
+        mean = intervals.bootstrap([[x] for x in achieved[in_bin]])
+        error += in_bin.mean() * abs(value[in_bin].mean() - mean.mean)
+        bins.append({"predicted": float(value[in_bin].mean()), "achieved": mean.mean,
+                     "low": mean.low, "high": mean.high, "plans": int(in_bin.sum())})  # fmt: skip
     varies = value.std() > 0 and achieved.std() > 0
     return {
         "plans": len(value),
@@ -136,7 +137,7 @@ def calibration(value: np.ndarray, achieved: np.ndarray) -> dict[str, Any]:
         "error": float(error),
         "rmse": float(np.sqrt(np.mean((value - achieved) ** 2))),
         "rmse_constant": float(achieved.std()),
-        "bins": found,
+        "bins": bins,
     }
 
 
@@ -154,12 +155,12 @@ def frames(plans: Plans) -> dict[str, float]:
     )
     errors = {"": (predicted - real) ** 2, "_still": (now - real) ** 2}
     changed = np.abs(now - real).max(axis=-1) > CHANGED
-    found = {f"psnr{name}": _decibels(x) for name, x in errors.items()}
-    found["relative"] = float(errors[""].mean() / max(errors["_still"].mean(), 1e-10))
-    found["changed"] = float(changed.mean())
+    result = {f"psnr{name}": _decibels(x) for name, x in errors.items()}
+    result["relative"] = float(errors[""].mean() / max(errors["_still"].mean(), 1e-10))
+    result["changed"] = float(changed.mean())
     if changed.any():
-        found |= {f"psnr_changed{name}": _decibels(x[changed]) for name, x in errors.items()}
-    return found
+        result |= {f"psnr_changed{name}": _decibels(x[changed]) for name, x in errors.items()}
+    return result
 
 
 def _decibels(squared: np.ndarray) -> float:
@@ -229,8 +230,8 @@ def run(
 
 def draw_values(found: dict[str, Any], path: files.Path) -> None:
     """Plots achieved over predicted values, one dot per bin, sized by its number of plans."""
-    made = figures.figure(4.6, 4.2)
-    axes = made.add_subplot()
+    figure = figures.figure(4.6, 4.2)
+    axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=figures.MUTED, lw=1, ls="--")
     for b in found["bins"]:
         arms = [[b["achieved"] - b["low"]], [b["high"] - b["achieved"]]]
@@ -242,7 +243,7 @@ def draw_values(found: dict[str, Any], path: files.Path) -> None:
     said = "" if correlation is None else f", correlation {correlation:.2f}"
     axes.set_title(f"{found['plans']} plans{said}", loc="left", fontsize=10)
     figures.plain(axes)
-    figures.write(made, path)
+    figures.write(figure, path)
 
 
 def draw_futures(plans: Plans, path: files.Path) -> None:
@@ -259,14 +260,14 @@ def draw_futures(plans: Plans, path: files.Path) -> None:
 
 def draw_levels(found: dict[str, list[float]], path: files.Path) -> None:
     """Plots loss over the noise-to-signal ratio, one line per use."""
-    made = figures.figure(6, 3.6)
-    axes = made.add_subplot()
+    figure = figures.figure(6, 3.6)
+    axes = figure.add_subplot()
     for colour, (name, values) in zip(figures.COLORS, list(found.items())[1:], strict=False):
         axes.plot(found["sigma"], values, ".-", color=colour, label=name.removeprefix("loss_"))
     axes.set(xscale="log", yscale="log", xlabel="noise-to-signal ratio", ylabel="loss")
     axes.legend(frameon=False, fontsize=8)
     figures.plain(axes)
-    figures.write(made, path)
+    figures.write(figure, path)
 
 
 def define_flags() -> None:

@@ -88,9 +88,9 @@ def denominator(dtype=jnp.float32, seconds: float = 0.5) -> tuple[float, str]:
     Known chips: the data-sheet bfloat16 peak, whatever the dtype (the usual meaning of MFU).
     Anything else, so every CPU: the matmul rate measured here in `dtype`, once in a process.
     """
-    known = chip()
-    if known:
-        return known.peak_flops, f"{known.name} bfloat16 peak {known.peak_flops / 1e12:.4g} TFLOP/s"
+    sheet = chip()
+    if sheet:
+        return sheet.peak_flops, f"{sheet.name} bfloat16 peak {sheet.peak_flops / 1e12:.4g} TFLOP/s"
     rate = _measured(jnp.dtype(dtype), seconds)
     device = jax.devices()[0]
     name = f"{jnp.dtype(dtype).name} matmul rate measured on this {device.platform}"

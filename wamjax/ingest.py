@@ -165,11 +165,11 @@ def _local(place: str, flag: str) -> pathlib.Path:
     Raises:
       UsageError: the folder is in a bucket.
     """
-    found = files.path(place, flag)
-    if files.is_remote(found):
+    folder = files.path(place, flag)
+    if files.is_remote(folder):
         raise app.UsageError(f"{flag}={place} is in a bucket: mount it and give the folder where "
                              "it is mounted, or copy it here")  # fmt: skip
-    return pathlib.Path(found)
+    return pathlib.Path(folder)
 
 
 def main(argv: list[str]) -> None:

@@ -45,12 +45,12 @@ def resolve(name: str, flag: str) -> Callable:
     if not (module and colon and function):
         raise ValueError(f"{flag}={name!r} must be of the form package.module:attribute")
     try:
-        found = importlib.import_module(module)
+        target = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ValueError(f"{flag}={name!r}: {error}") from error
-    if not hasattr(found, function):
+    if not hasattr(target, function):
         raise ValueError(
             f"{flag}={name!r}: module {module} has no {function!r}"
-            f"{did_you_mean(function, vars(found))}"
+            f"{did_you_mean(function, vars(target))}"
         )
-    return getattr(found, function)
+    return getattr(target, function)

@@ -89,9 +89,9 @@ def _episodes(
         numbers = np.arange(start, start + size)
         names = [tasks[i % len(tasks)] for i in numbers]
         keys = key(jnp.asarray(numbers))
-        done = closed_loop.play(policy, config, world, names, keys, {}, record=True)
+        recording = closed_loop.play(policy, config, world, names, keys, {}, record=True)
         for row, number in enumerate(numbers[: episodes - start]):
-            yield episode_of(done, row, seed=int(number), cameras=tuple(config.data.cameras))
+            yield episode_of(recording, row, seed=int(number), cameras=tuple(config.data.cameras))
 
 
 def episode_of(

@@ -114,26 +114,28 @@ def main(argv: list[str]) -> None:
     if bool(values.data) == bool(values.source) or (values.source and not values.out):
         raise app.UsageError("give --data, or --source and --out")
     if values.source:
-        found = published_statistics.read(values.source)
-        published_statistics.write(found, values.out, values.format)
+        statistics = published_statistics.read(values.source)
+        published_statistics.write(statistics, values.out, values.format)
         print(f"wrote {values.out}")
         return
     reader = Reader(values.data)
     info = reader.info
     skips = Skips(values.skip_bad)
-    found = compute_statistics([reader], skips)
+    statistics = compute_statistics([reader], skips)
     print(
         f"{reader}: {reader.lengths.sum()} steps, {np.mean(reader.index['success']):.1%} successful"
     )
-    print(table(found, {"actions": info.action_names, "proprio": info.proprio_names}))
+    print(table(statistics, {"actions": info.action_names, "proprio": info.proprio_names}))
     source = Source("data", reader, action_free=info.action_free, skips=skips)
-    warnings = compare(reader.stored_statistics(), found) + checks([source], found)
-    for warning in warnings + [w for mode in MODES for w in lost([source], found, mode)]:
+    warnings = compare(reader.stored_statistics(), statistics) + checks([source], statistics)
+    for warning in warnings + [w for mode in MODES for w in lost([source], statistics, mode)]:
         print(f"warning: {warning}")
     if values.out:
         if values.format == published_statistics.COSMOS_POLICY:
-            found = {k: found[k] | {"median": row} for k, row in medians(reader, skips).items()}
-        published_statistics.write(found, values.out, values.format)
+            statistics = {
+                k: statistics[k] | {"median": row} for k, row in medians(reader, skips).items()
+            }
+        published_statistics.write(statistics, values.out, values.format)
         print(f"wrote {values.out}")
     if values.plots:
         for file in plot(reader, files.path(values.plots, "--plots"), skips):

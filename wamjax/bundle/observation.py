@@ -128,10 +128,10 @@ class Observer:
                                      f"most {room}: say it in fewer")  # fmt: skip
             return Tokenize(room, self.spec.vocabulary).forward({"instruction": text})
         if text not in self.cache:
-            known = instructions(self.cache)
+            texts = instructions(self.cache)
             raise BadObservation(
-                f"instruction {text!r} is not among the {len(known)} that the policy has text "
-                f"embeddings of{close(text, known)}; add it by\n  "
+                f"instruction {text!r} is not among the {len(texts)} that the policy has text "
+                f"embeddings of{close(text, texts)}; add it by\n  "
                 f"{embeddings.command(self.cache.path, '--instructions=FILE')}\nand load the "
                 "policy again"
             )

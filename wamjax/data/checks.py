@@ -167,14 +167,14 @@ def _ranges(source: Source, statistics, names) -> list[str]:
         for i, column in enumerate(x.T):
             low, high = rows["min"][i], rows["max"][i]
             width, extent = max(high - low, CONSTANT), (column.min(), column.max())
-            seen = (
+            subject = (
                 f"{source.where}: {_dim(key, i, names)} spans {extent[0]:.4g} to {extent[1]:.4g}, "
             )
             span = f"the statistics {low:.4g} to {high:.4g}"
             if extent[0] < low - 0.1 * width or extent[1] > high + 0.1 * width:
-                out.append(f"{seen}far outside of {span}: statistics of another data set?")
+                out.append(f"{subject}far outside of {span}: statistics of another data set?")
             elif extent[1] - extent[0] < 0.05 * width and high - low >= CONSTANT:
-                out.append(f"{seen}a corner of {span}: other units, or another robot?")
+                out.append(f"{subject}a corner of {span}: other units, or another robot?")
     return out
 
 

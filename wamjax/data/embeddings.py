@@ -241,20 +241,20 @@ def fill(
     """
     missing = cache.missing(instructions)
     bar = tqdm.tqdm(total=len(missing), unit="text", desc="embed", disable=not progress)
-    done: dict[str, np.ndarray] = {}
+    rows: dict[str, np.ndarray] = {}
     try:
         with bar:
             for start in range(0, len(missing), batch_size):
-                some = missing[start : start + batch_size]
-                padded = some + some[-1:] * (batch_size - len(some))
-                done |= _encoded(cache, some, encode([cache.prompt(text) for text in padded]))
-                bar.update(len(some))
-                if len(done) >= SHARD:
-                    cache.add(done)
-                    done = {}
+                texts = missing[start : start + batch_size]
+                padded = texts + texts[-1:] * (batch_size - len(texts))
+                rows |= _encoded(cache, texts, encode([cache.prompt(text) for text in padded]))
+                bar.update(len(texts))
+                if len(rows) >= SHARD:
+                    cache.add(rows)
+                    rows = {}
     finally:
-        if done:
-            cache.add(done)
+        if rows:
+            cache.add(rows)
     return len(missing)
 
 

@@ -153,12 +153,12 @@ def check(episode: Episode, info: Info) -> None:
     steps = len(episode.actions) if np.ndim(episode.actions) else 0
     if not steps:
         raise ValueError(f"it has no steps: actions is {np.shape(episode.actions)}")
-    wanted = {
+    expected = {
         "actions": (steps, 0 if info.action_free else info.action_dim),
         "proprio": (steps + 1, info.proprio_dim),
         "returns": (steps if info.outcomes else 0,),
     }
-    for key, shape in wanted.items():
+    for key, shape in expected.items():
         value = np.asarray(getattr(episode, key))
         if value.shape != shape:
             hint = _OBSERVATIONS if key == "proprio" and len(value) == steps else ""

@@ -136,7 +136,7 @@ def decode(wanted: Sequence[Wanted]) -> list[np.ndarray]:
     except ImportError as error:
         raise ImportError("pictures that stayed video need PyAV: pip install 'wamjax[ingest]' (or "
                           "pip install av)") from error  # fmt: skip
-    found: dict[int, np.ndarray] = {}
+    pictures: dict[int, np.ndarray] = {}
     times = {time for _, some in wanted for time in some}
     for kind, groups in itertools.groupby(wanted, lambda x: (x[0].codec, x[0].extradata)):
         decoder, converter = _tools(av, *kind)
@@ -144,16 +144,16 @@ def decode(wanted: Sequence[Wanted]) -> list[np.ndarray]:
             for packet in (*_packets(groups), None):  # None flushes the decoder
                 for frame in decoder.decode(_packet(av, packet)):
                     # Repeated times belong to a group that leads into another one.
-                    if frame.pts in times and frame.pts not in found:
+                    if frame.pts in times and frame.pts not in pictures:
                         picture = converter.reformat(frame, format="rgb24").to_ndarray()
-                        found[frame.pts] = picture
+                        pictures[frame.pts] = picture
             decoder.flush_buffers()
         except (av.FFmpegError, OSError) as error:
             _here.decoders.clear()  # its state is unknown
             raise ValueError(f"its video cannot be decoded: {error}") from error
-    if missing := sorted(times - found.keys()):
+    if missing := sorted(times - pictures.keys()):
         raise ValueError(f"its video has no frame at {missing}")
-    return [found[time] for _, some in wanted for time in some]
+    return [pictures[time] for _, some in wanted for time in some]
 
 
 def _packets(wanted: Iterable[Wanted]) -> Iterator[tuple[int, bytes]]:

@@ -101,12 +101,12 @@ class Frames(Sequence):
     def decoded(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Decodes some frames of video, ascending: uint8 (h, w, 3) each."""
         at = np.searchsorted(self._starts, np.asarray(indices), side="right") - 1
-        wanted = []
+        groups = []
         for record in np.unique(at).tolist():
             start = int(self._starts[record])
             inside = [int(i) - start for i, k in zip(indices, at, strict=True) if k == record]
-            wanted += self._held(record).wanted(inside)
-        return film.decode(wanted)
+            groups += self._held(record).wanted(inside)
+        return film.decode(groups)
 
     def _held(self, record: int) -> list[bytes] | Film:
         """Returns a record; the last one is cached."""

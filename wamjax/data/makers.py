@@ -177,14 +177,14 @@ def tfds(root: str, split: str, *, name: str = "imagenet2012", size: int = 256) 
     library = _library("tensorflow_datasets", "tensorflow-datasets")
     where = str(data_root(root)) if root else None
     builder = library.builder(name, data_dir=where, file_format="array_record")
-    wanted = ["train"] if split == "train" else ["test", "validation"]
-    found = [s for s in wanted if s in builder.info.splits]
-    if not found or not {"image", "label"} <= set(builder.info.features):
+    names = ["train"] if split == "train" else ["test", "validation"]
+    existing = [s for s in names if s in builder.info.splits]
+    if not existing or not {"image", "label"} <= set(builder.info.features):
         raise ValueError(
             f"TFDS {name!r} has splits {list(builder.info.splits)} and features "
-            f"{list(builder.info.features)}; wanted are {wanted} with 'image' and 'label'"
+            f"{list(builder.info.features)}; wanted are {names} with 'image' and 'label'"
         )
-    source = builder.as_data_source(split=found[0])
+    source = builder.as_data_source(split=existing[0])
     return Pictures(source, size, builder.info.features["label"].num_classes)
 
 

@@ -81,7 +81,7 @@ def precompute(
         windows = [sum(len(latents.starts(n, info.stride)) for n in reader.lengths[part])
                    for part in parts]  # fmt: skip
         bar = tqdm.tqdm(total=sum(windows), unit="window", desc="latents", disable=not progress)
-        done = 0
+        count = 0
         with bar:
             for i, part in enumerate(parts):
                 stems = "episodes", "latents"
@@ -90,11 +90,11 @@ def precompute(
                     bar.update(windows[i])
                     continue
                 _write_part(reader, part, info, encode, batch_size, places, bar)
-                done += windows[i]
+                count += windows[i]
         _complete(folder, reader, info, parts, windows)
         (folder / "lock").unlink(missing_ok=True)
         files.move(folder, out, last=records.SPEC)
-    return done
+    return count
 
 
 def latent_info(config, cameras: str, codec: str, stride: int = 1) -> LatentInfo:

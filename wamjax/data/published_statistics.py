@@ -109,8 +109,8 @@ def to_published(statistics: Mapping[str, Any], form: str) -> Json:
             f"the format of {form} wants {', '.join(missing)}, which these statistics lack; "
             f"compute them from the data by python -m wamjax.stats --data=DIR --format={form}"
         )
-    kept = statistics.get(KEPT, {})
-    rest = kept["rest"] if kept.get("format") == form else {}
+    published = statistics.get(KEPT, {})
+    rest = published["rest"] if published.get("format") == form else {}
     if form == COSMOS_POLICY:
         rows = {f"{k}_{row}": statistics[k][row] for k in ("actions", "proprio")
                 for row in ROWS[form]}  # fmt: skip

@@ -279,10 +279,10 @@ class Reader:
         Args:
           good: mask of episodes to include; None = all.
         """
-        known = self._digests(key)[: self.limit]
+        digests = self._digests(key)[: self.limit]
         if good is not None:
-            known = [x for x, take in zip(known, good, strict=False) if take]
-        return normalize.digest_of(known) if known else ""
+            digests = [x for x, take in zip(digests, good, strict=False) if take]
+        return normalize.digest_of(digests) if digests else ""
 
     def _digests(self, key: str) -> Sequence[str]:
         return self.index.get("digests", {}).get(key, ())
@@ -299,8 +299,8 @@ class Reader:
         if self._instructions and episode.instruction not in self._instructions:
             raise ValueError(f"instruction {episode.instruction!r} is not one of index.json")
         for key in normalize.KEYS:
-            known = self._digests(key)
-            if known and normalize.digest(getattr(episode, key)) != known[i]:
+            digests = self._digests(key)
+            if digests and normalize.digest(getattr(episode, key)) != digests[i]:
                 raise ValueError(f"{key} is not what was written there")
 
     def stored_statistics(self) -> dict[str, Any]:

@@ -80,9 +80,9 @@ class Shards:
                 if sys.platform != "linux":  # only there ArrayRecord itself reads buckets
                     place = files.fetch(place)
                 reader = ArrayRecordReader(str(place), options, file_reader_buffer_size=2**15)
-                found, expected = reader.num_records(), self._counts[shard]
-                if found != expected:
-                    raise ValueError(f"{found} records found in the file, {expected} were written")
+                actual, expected = reader.num_records(), self._counts[shard]
+                if actual != expected:
+                    raise ValueError(f"{actual} records found in the file, {expected} were written")
                 self._readers[shard] = reader
             return reader
 

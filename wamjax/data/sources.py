@@ -99,8 +99,8 @@ def open_sources(
             raise ValueError(f"config.data.sources.{name} ({path}) holds no pictures: train on its "
                              "latents by config.model.codec.kind = 'cached', or name the data set "
                              "that they were made of")  # fmt: skip
-        made = Latents(path, reader.index["lengths"]) if cached else None
-        numbers = entry.weight, entry.action_free, offset, made
+        stored_latents = Latents(path, reader.index["lengths"]) if cached else None
+        numbers = entry.weight, entry.action_free, offset, stored_latents
         sources.append(Source(name, reader, *numbers, entry.rollout, entry.ended,
                               entry.successes, skips))  # fmt: skip
         offset += len(reader)
@@ -220,7 +220,7 @@ _ADVICE = {"control_hz": "; write one of them again with every n-th step, or wit
 def _check_agreement(
     source: Source, first: Source, cameras: tuple[str, ...], resized: bool
 ) -> None:
-    info, wanted = source.reader.info, first.reader.info
+    info, reference = source.reader.info, first.reader.info
     for name in cameras:
         if name not in source.cameras:
             raise ValueError(
@@ -235,10 +235,10 @@ def _check_agreement(
             )
     keys = ["proprio_dim", "control_hz"] + ([] if source.action_free else ["action_dim"])
     for key in keys:
-        if getattr(info, key) != getattr(wanted, key):
+        if getattr(info, key) != getattr(reference, key):
             raise ValueError(
                 f"{source.where} has {key} {getattr(info, key)}, {first.where} has "
-                f"{getattr(wanted, key)}: they cannot be mixed{_ADVICE.get(key, '')}"
+                f"{getattr(reference, key)}: they cannot be mixed{_ADVICE.get(key, '')}"
             )
 
 

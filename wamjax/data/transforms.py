@@ -178,8 +178,8 @@ def sample_transforms(
     words = Tokenize(spec.instruction_length, spec.vocabulary)
     text = words if cache is None else Embed(cache)
     proprio = {"future_proprio": normalizers["proprio"]} if "proprio" in normalizers else {}
-    seen = (*views(spec).transforms, Normalize(dict(normalizers) | proprio, padded), text)
-    return Chain(seen)
+    chain = (*views(spec).transforms, Normalize(dict(normalizers) | proprio, padded), text)
+    return Chain(chain)
 
 
 def views(spec: DataSpec) -> Chain:

@@ -82,9 +82,9 @@ class Windows:
         return int(self._ends[-1])
 
     def __repr__(self) -> str:
-        made = f", latents={self.latents!r}" if self.latents else ""
-        made += ", rollout=True" * self.rollout + f", ended={self.ended!r}" * bool(self.ended)
-        return f"Windows({self.reader!r}, {self.spec!r}, action_free={self.action_free}{made})"
+        options = f", latents={self.latents!r}" if self.latents else ""
+        options += ", rollout=True" * self.rollout + f", ended={self.ended!r}" * bool(self.ended)
+        return f"Windows({self.reader!r}, {self.spec!r}, action_free={self.action_free}{options})"
 
     def locate(self, i: int) -> tuple[int, int]:
         """Returns the (episode, step) that window `i` starts at."""

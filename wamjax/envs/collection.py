@@ -209,10 +209,12 @@ def _rounds(world: World, settings: Settings, tried: Counter) -> Iterator[_Batch
     key = jax.random.key(settings.seed)
     habits = {"confusion": settings.confusion} if settings.confusion else {}
 
-    def keep(done: Demonstrations) -> list[int]:
+    def keep(demonstrations: Demonstrations) -> list[int]:
         rows = []
-        for row, name in enumerate(done.recording.tasks):
-            if missing[name] > 0 and (done.recording.success[row] or settings.keep_failures):
+        for row, name in enumerate(demonstrations.recording.tasks):
+            if missing[name] > 0 and (
+                demonstrations.recording.success[row] or settings.keep_failures
+            ):
                 missing[name] -= 1
                 rows.append(row)
         return rows
@@ -224,19 +226,19 @@ def _rounds(world: World, settings: Settings, tried: Counter) -> Iterator[_Batch
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.array(numbers, np.uint32))
         rows: list[int] = []
 
-        def draw(done: Demonstrations, rows=rows) -> list[int]:
-            rows.extend(keep(done))
+        def draw(demonstrations: Demonstrations, rows=rows) -> list[int]:
+            rows.extend(keep(demonstrations))
             return rows
 
-        done = world.demonstrate(tasks, keys, noise=settings.noise, draw=draw, **habits)
+        demonstrations = world.demonstrate(tasks, keys, noise=settings.noise, draw=draw, **habits)
         tried["all"] += count
-        tried["success"] += int(done.recording.success.sum())
+        tried["success"] += int(demonstrations.recording.success.sum())
         if tried["success"] < MIN_SUCCESS * tried["all"] and not settings.keep_failures:
             raise RuntimeError(
                 f"{tried['success']} of {tried['all']} episodes of {unfinished} succeed with noise "
                 f"{settings.noise}; lower the noise or keep failures"
             )
-        yield _Batch([numbers[row] for row in rows], rows, done)
+        yield _Batch([numbers[row] for row in rows], rows, demonstrations)
 
 
 def _episodes(batch: _Batch, settings: Settings, pool: ThreadPoolExecutor) -> Iterator[Episode]:

@@ -58,10 +58,10 @@ class Expert:
         finger = np.array(env.agent.position)
         pose = np.array([*env.block.position, env.block.angle])
         near = off(pose)
-        found = [(off(self._pushed(pose, *push)), *push) for push in self._pushes(pose, near)]
-        found = sorted((x for x in found if x[0] < near), key=lambda x: x[0])
+        candidates = [(off(self._pushed(pose, *push)), *push) for push in self._pushes(pose, near)]
+        candidates = sorted((x for x in candidates if x[0] < near), key=lambda x: x[0])
         roads = Roads(placed(OUTLINE, pose), finger)
-        for _, start, end in found[:AGAIN]:
+        for _, start, end in candidates[:AGAIN]:
             way = self._way(pose, finger, roads.to(start))
             if way is not None:
                 away = (start - end) / np.linalg.norm(start - end)

@@ -167,15 +167,15 @@ def parts_of(name: str) -> tuple[str, dict[str, Any]]:
 
     Values are JSON, such as 96, 0.5 and false; everything else is text.
     """
-    found = re.fullmatch(r"(.*?)(?::(\w+=.*))?", name)
+    match = re.fullmatch(r"(.*?)(?::(\w+=.*))?", name)
     options = {}
-    for part in filter(None, (found[2] or "").split(",")):
+    for part in filter(None, (match[2] or "").split(",")):
         key, _, text = part.partition("=")
         try:
             options[key] = json.loads(text.lower() if text in ("True", "False") else text)
         except json.JSONDecodeError:
             options[key] = text
-    return found[1], options
+    return match[1], options
 
 
 def versions_of(*packages: str, extra: str) -> dict[str, str]:

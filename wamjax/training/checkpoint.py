@@ -273,15 +273,15 @@ def restore_params(
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def read(step: int) -> Restored:
-        found, stored = _found(manager, step), _stored(manager, step, ema)
+        checkpoint, stored = _found(manager, step), _stored(manager, step, ema)
         places = tree.flatten(shardings) if shardings is not None else {}
-        want = {}
+        targets = {}
         for path, array in stored.arrays.items():
             dtype = jax.dtypes.canonicalize_dtype(array.dtype.numpy_dtype)
             place = places[path] if places else one
-            want[path] = jax.ShapeDtypeStruct(tuple(array.shape), dtype, sharding=place)
-        params = tree.unflatten(stored.load(want))
-        return Restored(params, found.config, found.statistics, step)
+            targets[path] = jax.ShapeDtypeStruct(tuple(array.shape), dtype, sharding=place)
+        params = tree.unflatten(stored.load(targets))
+        return Restored(params, checkpoint.config, checkpoint.statistics, step)
 
     with _opened(workdir) as manager:
         return _newest_whole(manager, step, read)

@@ -20,10 +20,10 @@ def is_done(config, workdir: files.Path) -> bool:
     Raises:
       ValueError: the run cannot continue under this config.
     """
-    done = _read(workdir / "DONE", step=int)
-    if done is None or done["step"] < config.total_steps:
+    record = _read(workdir / "DONE", step=int)
+    if record is None or record["step"] < config.total_steps:
         return False
-    step, saved = done["step"], _read(workdir / "config.json")
+    step, saved = record["step"], _read(workdir / "config.json")
     if saved is not None:
         _say_changes(configs.load(saved), config, f"{workdir} (done at step {step})")
     say(
@@ -36,11 +36,11 @@ def _read(path: files.Path, **types: type) -> dict[str, Any] | None:
     """Returns the JSON of a run's file that has keys of these types, or None if it does not exist
     or cannot be read; the checkpoints hold the same information."""
     try:
-        found = json.loads(path.read_text())
-        known = isinstance(found, dict) and all(type(found.get(k)) is t for k, t in types.items())
-        if not known:
-            raise ValueError(f"it holds {str(found)[:80]}")
-        return found
+        values = json.loads(path.read_text())
+        valid = isinstance(values, dict) and all(type(values.get(k)) is t for k, t in types.items())
+        if not valid:
+            raise ValueError(f"it holds {str(values)[:80]}")
+        return values
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:

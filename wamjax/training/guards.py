@@ -57,11 +57,13 @@ def check_streak(row: dict[str, float], limit: int, last_checkpoint: int | None)
     """
     if row["skips_in_a_row"] < limit:
         return
-    kept = f"checkpoint {last_checkpoint} is kept" if last_checkpoint else "no checkpoint was saved"
+    checkpoint = (
+        f"checkpoint {last_checkpoint} is kept" if last_checkpoint else "no checkpoint was saved"
+    )
     raise Diverged(
         f"loss {row['loss']} or gradient norm {row['grad_norm']} was not finite for "
-        f"{int(row['skips_in_a_row'])} steps in a row, up to step {int(row['step'])}; {kept}. "
-        "Lower optim.learning_rate, or check the data with `python -m wamjax.doctor`"
+        f"{int(row['skips_in_a_row'])} steps in a row, up to step {int(row['step'])}; {checkpoint}"
+        ". Lower optim.learning_rate, or check the data with `python -m wamjax.doctor`"
     )
 
 

@@ -38,19 +38,19 @@ def params(objective, config, abstract: Params) -> Params:
       Damaged: the source changed after it was written.
     """
     source = sources(config.init_from.path)
-    want = tree.flatten(abstract)
-    missing = check(source.shapes, want, config.init_from)
-    loaded = source.load({p: x for p, x in want.items() if p not in missing})
+    targets = tree.flatten(abstract)
+    missing = check(source.shapes, targets, config.init_from)
+    loaded = source.load({p: x for p, x in targets.items() if p not in missing})
     if not missing:
         return tree.unflatten(loaded)
-    places = {p: want[p].sharding for p in missing}
+    places = {p: targets[p].sharding for p in missing}
 
     def complete(loaded):
         whole = tree.flatten(states.init_params(objective, config)) | loaded
         # Adapters may lie beside some kernels only, and nothing follows from them.
         kernels = {p: x for p, x in whole.items() if not adapters.is_adapter(p)}
         flat = whole | tree.flatten(objective.derive(tree.unflatten(kernels)))
-        return {p: flat[p].astype(want[p].dtype) for p in missing}
+        return {p: flat[p].astype(targets[p].dtype) for p in missing}
 
     return tree.unflatten(loaded | jax.jit(complete, out_shardings=places)(loaded))
 

@@ -203,13 +203,13 @@ class WandB:
 def _wandb_id(folder: files.Path) -> str:
     """Returns the run's id, stored in the folder: others may have the same name, and a folder may
     move."""
-    kept = folder / "wandb_id.txt"
-    if not kept.exists():
+    file = folder / "wandb_id.txt"
+    if not file.exists():
         # A run that older code started went by the name of its folder.
         begun = (folder / "wandb").is_dir()
         name = folder.name if begun else f"{folder.name}-{secrets.token_hex(4)}"
-        files.write_text(kept, name)
-    return kept.read_text()
+        files.write_text(file, name)
+    return file.read_text()
 
 
 def writers(workdir, config) -> list[TensorBoard | WandB]:

@@ -169,18 +169,18 @@ def abstract_mesh(sizes: Any, devices: int) -> AbstractMesh:
 def axis_sizes(sizes: Any, devices: int) -> dict[str, int]:
     """Returns the sizes of the axes on this many devices; arguments and errors as for
     `make_mesh`."""
-    asked = {a: int(sizes[a]) for a in AXES}
-    text = " x ".join(f"{a}={n}" for a, n in asked.items())
-    free = [a for a, n in asked.items() if n == -1]
-    if len(free) > 1 or any(n < 1 and n != -1 for n in asked.values()):
+    requested = {a: int(sizes[a]) for a in AXES}
+    text = " x ".join(f"{a}={n}" for a, n in requested.items())
+    free = [a for a, n in requested.items() if n == -1]
+    if len(free) > 1 or any(n < 1 and n != -1 for n in requested.values()):
         raise ValueError(f"mesh {text}: sizes are positive, and at most one is -1")
-    fixed = int(np.prod([n for n in asked.values() if n != -1]))
+    fixed = int(np.prod([n for n in requested.values() if n != -1]))
     if devices < 1 or devices % fixed or (not free and fixed != devices):
         raise ValueError(
             f"mesh {text} does not fit {devices} devices: {fixed} "
             f"{'do not divide' if free else 'is not'} {devices}; change config.mesh"
         )
-    return {a: devices // fixed if n == -1 else n for a, n in asked.items()}
+    return {a: devices // fixed if n == -1 else n for a, n in requested.items()}
 
 
 def check_config(config, mesh: Mesh) -> None:
@@ -290,9 +290,9 @@ def batch_rows(
 
 @functools.lru_cache(maxsize=16)  # asked for every batch, and a pod has thousands of devices
 def _rows(mesh: Mesh, size: int, devices: tuple[jax.Device, ...] | None) -> np.ndarray:
-    mine = set(mesh.local_devices if devices is None else devices)
+    own_devices = set(mesh.local_devices if devices is None else devices)
     places = batch_sharding(mesh).devices_indices_map((size,))
-    slices = {index[0].indices(size) for device, index in places.items() if device in mine}
+    slices = {index[0].indices(size) for device, index in places.items() if device in own_devices}
     out = np.concatenate([np.arange(*ends) for ends in sorted(slices)])
     out.flags.writeable = False
     return out

@@ -95,10 +95,10 @@ def read_digests(manager: ocp.CheckpointManager, step: int) -> Digests | None:
         return None
     args = ocp.args.Composite(digests=ocp.args.JsonRestore())
     with reading(manager.directory, step):
-        found = dict(manager.restore(step, args=args)["digests"])
-        if {name: type(value) for name, value in found.items()} != dict.fromkeys(_PARTS, dict):
-            raise ValueError(f"digests of {sorted(found)}")
-        return found
+        digests = dict(manager.restore(step, args=args)["digests"])
+        if {name: type(value) for name, value in digests.items()} != dict.fromkeys(_PARTS, dict):
+            raise ValueError(f"digests of {sorted(digests)}")
+        return digests
 
 
 _PARTS = ("arrays", "json", "data", "shapes")
@@ -114,12 +114,12 @@ def read_json(manager: ocp.CheckpointManager, step: int, item: str) -> dict[str,
     """Returns the config or the statistics of a step, after verifying it."""
     args = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
     with reading(manager.directory, step):
-        found = manager.restore(step, args=args)[item]
+        value = manager.restore(step, args=args)[item]
     written = read_digests(manager, step)
-    if written is not None and integrity.of_json(found) != written["json"].get(item):
+    if written is not None and integrity.of_json(value) != written["json"].get(item):
         raise Damaged(f"checkpoint {step} in {manager.directory} is damaged: {item!r} is not "
                       "what was written")  # fmt: skip
-    return found
+    return value
 
 
 def check_unchanged(saved: Tree, written: Digests | None, folder: files.Path) -> None:

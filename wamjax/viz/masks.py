@@ -41,8 +41,8 @@ def save(
     names = [g if lengths is None else f"{g}\n{lengths[g]}" for g in visibility.groups]
 
     inches = min(3.4 + 0.55 * len(sides), 12)
-    made = figures.figure(inches + 0.6, inches + 0.7)
-    axes = made.add_subplot()
+    figure = figures.figure(inches + 0.6, inches + 0.7)
+    axes = figure.add_subplot()
     axes.pcolormesh(
         edges, edges, visibility.matrix(), cmap=_colours(), vmin=0, vmax=1,
         edgecolors="white", linewidth=2,
@@ -56,14 +56,14 @@ def save(
     axes.set_ylabel("attends (queries)", color=figures.MUTED)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    made.suptitle(visibility.name, fontweight="bold")
+    figure.suptitle(visibility.name, fontweight="bold")
     notes = ["filled: the row attends the column"]
     if lengths is not None:
         notes.append(_share(visibility, lengths))
     if not to_scale:
         notes.append("small blocks drawn larger than to scale")
-    made.supxlabel("; ".join(notes), fontsize=8, color=figures.MUTED)
-    return figures.write(made, path)
+    figure.supxlabel("; ".join(notes), fontsize=8, color=figures.MUTED)
+    return figures.write(figure, path)
 
 
 def _sides(visibility: Visibility, lengths: Mapping[str, int] | None) -> tuple[np.ndarray, bool]:

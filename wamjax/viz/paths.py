@@ -196,8 +196,8 @@ def draw(numbers: dict[str, Any], path: str | Path, seed: int = 0, shown: int = 
       path: a PNG.
       shown: number of trajectories.
     """
-    made = figures.figure(13, 9)
-    axes = made.subplot_mosaic("AABBCC;DDDEEE")
+    figure = figures.figure(13, 9)
+    axes = figure.subplot_mosaic("AABBCC;DDDEEE")
     key = jax.random.key(seed)
     data, noise = moons().sample(key, 600), jax.random.normal(key, (shown, 2))
     for name, panel in zip(PATHS, "AB", strict=True):
@@ -221,7 +221,7 @@ def draw(numbers: dict[str, Any], path: str | Path, seed: int = 0, shown: int = 
     axes["E"].axhspan(0, abs(numbers["floor"]), color=figures.MUTED, alpha=0.15, lw=0)
     handles, labels = axes["E"].get_legend_handles_labels()
     axes["D"].legend(handles, labels, frameon=False, fontsize=8, ncols=2)
-    return figures.write(made, path)
+    return figures.write(figure, path)
 
 
 def save(
@@ -245,8 +245,8 @@ def text(numbers: dict[str, Any]) -> str:
     lines.append(f"calls needed            ends within {CLOSE}  samples within {NEAR}")
     for path, rows in numbers["calls"].items():
         for solver, row in rows.items():
-            found = (str(row[e]) if row[e] else "-" for e in ("ode_error", "distance"))
-            lines.append(f"{path + ' ' + solver:24}{next(found):>16}{next(found):>21}")
+            cells = (str(row[e]) if row[e] else "-" for e in ("ode_error", "distance"))
+            lines.append(f"{path + ' ' + solver:24}{next(cells):>16}{next(cells):>21}")
     return "\n".join(lines)
 
 

@@ -75,8 +75,8 @@ def html(workdir: files.Path) -> str:
 
 def evaluations(workdir: files.Path) -> dict[str, dict[str, Any]]:
     """Returns the results of a run by file name, eval.json first."""
-    found = sorted(files.glob(workdir, "eval*.json"), key=lambda p: (len(p.stem), p.stem))
-    return {path.stem: json.loads(path.read_text()) for path in found}
+    paths = sorted(files.glob(workdir, "eval*.json"), key=lambda p: (len(p.stem), p.stem))
+    return {path.stem: json.loads(path.read_text()) for path in paths}
 
 
 def changes(config) -> dict[str, tuple[Any, Any]]:
@@ -168,9 +168,9 @@ def _losses(workdir: files.Path) -> str:
 def _versions(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     out = {}
     for name, result in results.items():
-        found = result.get("versions", {})
-        if found:
-            out[name] = ", ".join(f"{k} {v}" for k, v in found.items())
+        versions = result.get("versions", {})
+        if versions:
+            out[name] = ", ".join(f"{k} {v}" for k, v in versions.items())
     return out | {"this page": f"wamjax {wamjax.__version__}, jax {jax.__version__}"}
 
 

@@ -63,11 +63,11 @@ def _encode(
     pixels = np.ascontiguousarray(frames).data.cast("B")
     for codec in (["-vcodec", "libx264", "-crf", "10"], ["-q:v", "2"]):  # not every ffmpeg has x264
         command = [program, "-y", "-v", "error", *raw, *codec, "-pix_fmt", "yuv420p", str(draft)]
-        done = subprocess.run(command, input=pixels, capture_output=True, process_group=0)
-        if not done.returncode:
+        process = subprocess.run(command, input=pixels, capture_output=True, process_group=0)
+        if not process.returncode:
             return
-    why = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
-    raise OSError(f"{path}: ffmpeg ended with {done.returncode}: {why}")
+    why = (process.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+    raise OSError(f"{path}: ffmpeg ended with {process.returncode}: {why}")
 
 
 def save_gif(frames: np.ndarray, path: str | os.PathLike, fps: float) -> files.Path:

@@ -102,8 +102,8 @@ def fit(
     plans = families.plans(family, config, layout)
     best = max(plans, key=lambda name: plans[name].overlap(tensors))
     if not plans[best].overlap(tensors):
-        some = ", ".join(list(tensors)[:3]) or "nothing"
-        raise Mismatch(f"the source is no {family}: it holds {some} ...; layouts are "
+        examples = ", ".join(list(tensors)[:3]) or "nothing"
+        raise Mismatch(f"the source is no {family}: it holds {examples} ...; layouts are "
                        + ", ".join(f"{n} ({next(iter(p.published))} ...)" for n, p in plans.items())
                        )  # fmt: skip
     plans[best].check(tensors)

@@ -57,10 +57,10 @@ def find(family: str, checkpoint: storage.Path) -> storage.Path | None:
     """Returns the published file or folder of a family in a checkpoint's folder, or None."""
     place = PLACES[family]
     inner = pathlib.PurePosixPath(place.mark)
-    found = storage.glob(checkpoint / inner.parent, inner.name)
-    if not found:
+    paths = storage.glob(checkpoint / inner.parent, inner.name)
+    if not paths:
         return None
-    return found[0] if place.weights else checkpoint
+    return paths[0] if place.weights else checkpoint
 
 
 def folder_of(family: str, checkpoint: storage.Path | None, folder: storage.Path) -> storage.Path:

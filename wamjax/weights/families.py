@@ -246,9 +246,11 @@ def changes(name: str, config: Sizes | str | os.PathLike | None = None) -> dict[
 
 def sizes_of(about: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the sizes in a ``weights.json``; older files have short names."""
-    known = family(about["family"]).sizes
+    published = family(about["family"]).sizes
     before = RENAMED | KEYS
-    return {key if key in known else before.get(key, key): x for key, x in about["sizes"].items()}
+    return {
+        key if key in published else before.get(key, key): x for key, x in about["sizes"].items()
+    }
 
 
 def plans(

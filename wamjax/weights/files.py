@@ -62,11 +62,11 @@ def _only(folder: storage.Path) -> storage.Path:
     shards."""
     names = sorted(p.name for p in folder.iterdir())
     for endings in ((".index.json",), SAFETENSORS, TORCH):
-        found = [n for n in names if n.endswith(endings)]
-        if len(found) == 1:
-            return folder / found[0]
-        if found:
-            raise ValueError(f"{folder} holds {found}; name the one to read")
+        candidates = [n for n in names if n.endswith(endings)]
+        if len(candidates) == 1:
+            return folder / candidates[0]
+        if candidates:
+            raise ValueError(f"{folder} holds {candidates}; name the one to read")
     raise FileNotFoundError(f"{folder} holds no weights: {names or 'it is empty'}")
 
 

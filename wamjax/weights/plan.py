@@ -52,18 +52,18 @@ class Plan:
 
     def check(self, tensors: Tensors) -> None:
         """Raises `Mismatch` if the source cannot be used as it is; names the reasons."""
-        want = self.published
+        expected = self.published
         problems = {
-            "missing": [f"{k} {s}" for k, s in want.items() if k not in tensors],
+            "missing": [f"{k} {s}" for k, s in expected.items() if k not in tensors],
             "not used": self._unused(tensors),
             "of another shape": [
                 f"{k} is {tensors[k].shape}, these sizes want {s}"
-                for k, s in want.items()
+                for k, s in expected.items()
                 if k in tensors and tensors[k].shape != s
             ],
             "not of floating point": [
                 f"{k} is {tensors[k].dtype}"
-                for k in want
+                for k in expected
                 if k in tensors and not jnp.issubdtype(tensors[k].dtype, jnp.floating)
             ],
         }
@@ -85,13 +85,13 @@ class Plan:
 
     def check_ours(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raises `Mismatch` if parameters cannot be exported; names the reasons."""
-        want = self.params
+        expected = self.params
         problems = {
-            "missing": [f"{k} {s}" for k, s in want.items() if k not in shapes],
-            "without a place there": [f"{k} {s}" for k, s in shapes.items() if k not in want],
+            "missing": [f"{k} {s}" for k, s in expected.items() if k not in shapes],
+            "without a place there": [f"{k} {s}" for k, s in shapes.items() if k not in expected],
             "of another shape": [
                 f"{k} is {shapes[k]}, these sizes want {s}"
-                for k, s in want.items()
+                for k, s in expected.items()
                 if k in shapes and shapes[k] != s
             ],
         }
@@ -225,9 +225,9 @@ def _listed(problems: Mapping[str, list[str]]) -> str:
             in_key = number and " " not in head
             key = (head, tail) if in_key else (line, "")
             groups.setdefault(key, []).append(int(number) if in_key else -1)
-        some = [f"{head}{_numbers(numbers)}{tail}" for (head, tail), numbers in groups.items()]
+        kinds = [f"{head}{_numbers(numbers)}{tail}" for (head, tail), numbers in groups.items()]
         if lines:
-            parts.append(f"{what} ({len(lines)}): {bounds.few(some)}")
+            parts.append(f"{what} ({len(lines)}): {bounds.few(kinds)}")
     if problems.get("of another shape"):
         parts.append("sizes that are not those go into --config, a json of names of a config such "
                      'as {"model.layers": 12}')  # fmt: skip

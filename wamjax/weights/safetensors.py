@@ -88,7 +88,7 @@ def _places(
 ) -> dict[str, tuple[int, np.dtype, tuple[int, ...]]]:
     """Returns the `layout` of a header, followed by tensors that fill bytes `start` to `size`
     without holes."""
-    found: dict[str, tuple[int, np.dtype, tuple[int, ...]]] = {}
+    places: dict[str, tuple[int, np.dtype, tuple[int, ...]]] = {}
     begin = 0
     for name, entry in sorted(header.items(), key=lambda item: _offsets(path, *item)):
         bounds.check_name(name)
@@ -103,11 +103,11 @@ def _places(
                 f"{path}: {name!r} {shape} of {dtype} should fill bytes {begin} to {end}, the "
                 f"header says {entry['data_offsets']}"
             )
-        found[name] = start + begin, dtype, shape
+        places[name] = start + begin, dtype, shape
         begin = end
     if start + begin != size:
         raise BadFile(f"{path} is cut off or too long: {size} bytes, wants {start + begin}")
-    return {name: found[name] for name in header}
+    return {name: places[name] for name in header}
 
 
 def _offsets(path, name: str, entry: Any) -> tuple[int, int]:

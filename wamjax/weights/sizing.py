@@ -107,21 +107,21 @@ def of_file(
     if _AT["layers"][0] not in shapes or QUERY not in shapes:
         return dict(known) | given  # it is another network, and `plan` will say so
     patch = given.get("model.patch") or _patch(best, tensors) or known["model.patch"]
-    found = {"model.patch": patch} | of_parameters(family, shapes, patch)
+    inferred = {"model.patch": patch} | of_parameters(family, shapes, patch)
     inner = shapes[QUERY][-1]
-    found |= _beside(family, path, found["model.layers"], inner) | given
-    if "model.heads" not in found:
-        heads = _HEADS.get(family, {}).get((found["model.layers"], inner))
+    inferred |= _beside(family, path, inferred["model.layers"], inner) | given
+    if "model.heads" not in inferred:
+        heads = _HEADS.get(family, {}).get((inferred["model.layers"], inner))
         if heads is None:
             raise Mismatch(
                 f"{path or 'the source'} is a {family} of sizes that were not published, and its "
                 "tensors do not say how many heads it has: give --config, a json such as "
                 '{"model.heads": 24}, or put the published config.json beside it'
             )
-        found["model.heads"] = heads
+        inferred["model.heads"] = heads
     if "model.head_dim" in known:
-        found.setdefault("model.head_dim", inner // found["model.heads"])
-    return dict(known) | found
+        inferred.setdefault("model.head_dim", inner // inferred["model.heads"])
+    return dict(known) | inferred
 
 
 def of_run(family: str, config: Any, shapes: Shapes) -> dict[str, Any]:

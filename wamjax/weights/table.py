@@ -133,12 +133,16 @@ def expand(table: Table, abstract: Any) -> list[Piece]:
     final = any(p.startswith("final_block/") for p in flat)
     pieces, problems = [], []
     for path, leaf in flat.items():
-        found = index.rows(path)
-        if len(found) != 1:
-            what = "no row" if not found else "several rows: " + ", ".join(r.ours for r, _ in found)
+        matches = index.rows(path)
+        if len(matches) != 1:
+            what = (
+                "no row"
+                if not matches
+                else "several rows: " + ", ".join(r.ours for r, _ in matches)
+            )
             problems.append(f"{path} {tuple(leaf.shape)}: {what}")
             continue
-        pieces += _pieces(*found[0], path, tuple(leaf.shape), stacked, stacked + final)
+        pieces += _pieces(*matches[0], path, tuple(leaf.shape), stacked, stacked + final)
     if problems:
         raise ValueError("the key map does not cover these parameters once:\n  "
                          + "\n  ".join(problems))  # fmt: skip
@@ -157,11 +161,13 @@ class _Index:
 
     def rows(self, path: str) -> list[tuple[Row, dict[str, str]]]:
         """Returns the rows that match a path, with the values of their names."""
-        found = [(row, {}) for row in self.plain.get(path, ())]
-        found += [(r, names) for r in self.patterns if (names := _match(r.ours, path)) is not None]
-        if not found and path.startswith("final_block/"):
+        matches = [(row, {}) for row in self.plain.get(path, ())]
+        matches += [
+            (r, names) for r in self.patterns if (names := _match(r.ours, path)) is not None
+        ]
+        if not matches and path.startswith("final_block/"):
             return self.rows(path.replace("final_block/", "blocks/", 1))
-        return found
+        return matches
 
 
 def _match(ours: str, path: str) -> dict[str, str] | None:
@@ -190,12 +196,12 @@ def _compile(ours: str) -> tuple[re.Pattern, Mapping[str, Mapping[str, str]]]:
 def _pieces(row: Row, names, path: str, shape, stacked: int, layers: int) -> Iterator[Piece]:
     def piece(layer: int | None, indices: range) -> Piece:
         keys = [row.theirs.format(**names, i=i) for i in indices]
-        (key, part), *_ = found = [_part(k) for k in dict.fromkeys(keys)]
+        (key, part), *_ = parts = [_part(k) for k in dict.fromkeys(keys)]
         own = shape if layer is None else shape[1:]
         published = _published(row, own)
         if part[1] > 1:
             published = (published[0] * part[1], *published[1:])
-        copies = tuple(k for k, _ in found[1:])
+        copies = tuple(k for k, _ in parts[1:])
         return Piece(key, copies, part, path, layer, own, published, row)
 
     if path.startswith("blocks/"):

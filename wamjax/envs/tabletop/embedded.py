@@ -94,10 +94,10 @@ class Tabletop:
                 extras=None,
             ),
         )
-        done = Demonstrations(record, episodes.intended, episodes.length)
-        rows = np.arange(len(tasks)) if draw is None else np.asarray(draw(done), int)
+        expert_runs = Demonstrations(record, episodes.intended, episodes.length)
+        rows = np.arange(len(tasks)) if draw is None else np.asarray(draw(expert_runs), int)
         where = [(row, t) for row in rows for t in range(episodes.length[row] + 1)]
-        return done._replace(recording=record._replace(frames=_draw(episodes.states, where)))
+        return expert_runs._replace(recording=record._replace(frames=_draw(episodes.states, where)))
 
 
 class Turntable(Tabletop):
@@ -139,7 +139,7 @@ def _draw(states: State, where: Sequence[tuple[int, int]]) -> dict[str, np.ndarr
     for start in range(0, len(rows), FRAMES):
         # The last call is padded, for one shape and one compilation.
         at = np.minimum(np.arange(start, start + FRAMES), len(rows) - 1)
-        some: Any = jax.tree.map(lambda x: jnp.asarray(x[rows[at], times[at]]), states)  # noqa: B023
-        for name, drawn in render_episode(some, Shift.none()).items():
+        chosen: Any = jax.tree.map(lambda x: jnp.asarray(x[rows[at], times[at]]), states)  # noqa: B023
+        for name, drawn in render_episode(chosen, Shift.none()).items():
             frames[name][rows[at], times[at]] = np.asarray(drawn)
     return frames
