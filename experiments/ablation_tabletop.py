@@ -1,15 +1,15 @@
-"""The decisive ablation on the embedded world: what do co-training and imagining buy?
+"""The main ablation on the embedded world: what do co-training and imagining contribute?
 
     python experiments/ablation_tabletop.py --workdir=runs/ablation
     python experiments/ablation_tabletop.py --workdir=runs/ablation --arg=labelled=64
     python experiments/ablation_tabletop.py --workdir=runs/ablation --table_only
 
-Trains every variant on the same data and budget over several seeds, from one video model that was
-trained first, as the published variants start from one; rolls each out in distribution and under
-every shift of the world, and prints the article's table: success and latency for each variant, with
-95 % t intervals over seeds, and the difference to `fast`, seed by seed. On one CPU core: 7 minutes
-for the video model, 8 to 20 for a training of 3,000 steps, and 1 to 5 to measure it in 96 episodes.
-The whole is resumable, between runs and within each.
+Trains every variant on the same data and budget over several seeds, all from one video model that
+is trained first, since the published variants start from one too. Rolls each out in distribution
+and under every shift of the world, and prints the article's table: success and latency of each
+variant, with 95 % t intervals over seeds, and the difference to `fast`, seed by seed. On one CPU
+core: 7 minutes for the video model, 8 to 20 for a training of 3,000 steps, and 1 to 5 to measure it
+in 96 episodes. Everything can be resumed, between runs and within each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONFIG = pathlib.Path(__file__).parent / "configs" / "fast_wam_tabletop.py"
 
 
 def measure(variant: str, run: pathlib.Path) -> None:
-    """Every way in which the trained variant can act, under every shift."""
+    """Measures every mode of the trained variant under every shift."""
     from wamjax.envs import tabletop
     from wamjax.runs import trained
 
@@ -43,11 +43,11 @@ def table(workdir: pathlib.Path) -> str:
     rows: dict[str, dict[str, dict[str, float]]] = {}  # row -> shift -> seed -> success
     latencies: dict[str, list[float]] = {}
     for run in sorted(workdir.glob("*-[0-9]*")):
-        found = {shift: study.rows(run, shift) for shift in tabletop.SHIFTS}
-        # The table has a mean over all shifts.
-        for name in [n for n in found["none"] if all(n in x for x in found.values())]:
-            latencies.setdefault(name, []).append(found["none"][name]["latency_ms"]["p50"])
-            for shift, ways in found.items():
+        by_shift = {shift: study.rows(run, shift) for shift in tabletop.SHIFTS}
+        # The table includes a mean over all shifts.
+        for name in [n for n in by_shift["none"] if all(n in x for x in by_shift.values())]:
+            latencies.setdefault(name, []).append(by_shift["none"][name]["latency_ms"]["p50"])
+            for shift, ways in by_shift.items():
                 seed = run.name.rsplit("-", 1)[1]
                 rows.setdefault(name, {}).setdefault(shift, {})[seed] = ways[name]["success_rate"]
                 episodes = ways[name]["episodes"]
@@ -82,7 +82,7 @@ def table(workdir: pathlib.Path) -> str:
 
 
 def define_flags() -> None:
-    """Not on import: the studies have flags of the same names."""
+    """Defines the flags; not on import, since the studies share flag names."""
     study.define_flags("runs/ablation", VARIANTS, "variants", "0,1,2")
     flags.DEFINE_integer("episodes", 192, "episodes for each shift, over all tasks")
     flags.DEFINE_integer("execute", 4, "actions of each plan that are executed")

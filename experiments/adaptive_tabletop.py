@@ -2,19 +2,19 @@
 
     python experiments/adaptive_tabletop.py --workdir=runs/adaptive --judge=runs/judge
 
-Of one checkpoint with a judge (experiments/configs/judge.py), on equal episodes: acting directly,
-every fixed rung of its ladder, the learned gate at several prices of a millisecond, and three gates
-that it has to beat: the spread of the first proposals above a threshold, a random choice, and going
-on only while the best value still rises (convergence). Thresholds come from branches of other
-episodes (--branches). Milliseconds are those of each rung at one robot, measured here, times how
-often it was climbed to.
+Compares, for one checkpoint with a judge (experiments/configs/judge.py) on equal episodes: acting
+directly, every fixed rung of its ladder, the learned gate at several prices of a millisecond, and
+three baseline gates: the spread of the first proposals above a threshold, a random choice, and
+continuing only while the best value still rises (convergence). Thresholds come from branches of
+other episodes (--branches). Milliseconds are those of each rung for one robot, measured here, times
+how often the rung was reached.
 
-Besides, of one plan on branches that nothing was trained or chosen on (--held_out): what every gate
-would have done and what came of it, over all its prices or thresholds, with an oracle that knows
-what comes of every rung; and whether the benefits that the learned gate expects are those that
-come (reliability).
+For one plan it also evaluates, on branches that nothing was trained or chosen on (--held_out), what
+every gate would have done and the outcome, over all its prices or thresholds, with an oracle that
+knows the outcome of every rung; and whether the learned gate's expected benefits match the observed
+ones (reliability).
 
-Writes frontier.{json,md,png} and gates.{json,md,png}. Each row is kept as soon as it is measured;
+Writes frontier.{json,md,png} and gates.{json,md,png}. Each row is stored as soon as it is measured;
 all rows of a gate are one compiled program.
 """
 
@@ -37,23 +37,23 @@ from wamjax.viz import intervals
 from wamjax.wam import ladder
 
 PRICES = (0.0, 0.001, 0.003, 0.01)  # return per millisecond
-SHARES = (0.25, 0.5)  # of states that a baseline goes on in
+SHARES = (0.25, 0.5)  # shares of states in which a baseline continues
 
 
 def learned(policy, observation, keys):
-    """The gate that was trained, at the costs of the policy."""
+    """Returns the trained gate, at the costs of the policy."""
     return policy.decide(observation, keys)
 
 
 def _with(gate, policy, observation, keys):
-    done = policy.objective.decide(
+    decision = policy.objective.decide(
         policy.params, policy.normalizers, observation, keys, "adaptive", gate=gate
     )
-    return done.actions, {"rung": done.rung}
+    return decision.actions, {"rung": decision.rung}
 
 
 def spread(policy, observation, keys):
-    """Four proposals always; all where they are further apart than the threshold costs[1]."""
+    """Draws four proposals; draws all if their spread exceeds the threshold costs[1]."""
 
     def gate(rung, proposals, values):
         far = ladder.spread(proposals)
@@ -63,7 +63,7 @@ def spread(policy, observation, keys):
 
 
 def random(policy, observation, keys):
-    """Each rung with the probability costs[rung]."""
+    """Takes each rung with the probability costs[rung]."""
 
     def gate(rung, proposals, values):
         dice = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 50 + rung)))(keys)
@@ -73,7 +73,7 @@ def random(policy, observation, keys):
 
 
 def convergence(policy, observation, keys):
-    """Four proposals always; all while the best value rises by more than costs[1]."""
+    """Draws four proposals; draws all while the best value rises by more than costs[1]."""
 
     def gate(rung, proposals, values):
         rise = jnp.max(values, axis=1) - values[:, 0]
@@ -86,7 +86,7 @@ GATES = {f.__name__: f for f in (learned, spread, random, convergence)}
 
 
 def rows(policy: trained.Policy, milliseconds, quantiles) -> dict[str, tuple[str, np.ndarray]]:
-    """Name -> (gate, costs); (mode, None) for a mode that a rung adds, by itself."""
+    """Returns name -> (gate, costs), or (mode, None) for a mode that a rung adds, used alone."""
     rungs, ms = policy.objective.rungs, np.array(milliseconds)
     steps = np.arange(len(rungs))
     modes = policy.objective.rung_modes or ("direct",) * len(rungs)
@@ -108,7 +108,8 @@ def rows(policy: trained.Policy, milliseconds, quantiles) -> dict[str, tuple[str
 
 
 def thresholds(policy: trained.Policy, folder: pathlib.Path) -> dict[str, dict[str, float]]:
-    """Of spread and of the rise of the best value, above which there is each share of states."""
+    """Returns the thresholds on the spread and on the rise of the best value that each share of
+    states exceeds."""
     _, _, arrays = store.read(folder)
     arrays["actions"] = arrays["actions"][:, : policy.objective.rungs[1]]
     values = branches.values_of(policy, arrays)
@@ -122,18 +123,18 @@ def thresholds(policy: trained.Policy, folder: pathlib.Path) -> dict[str, dict[s
 
 
 def measure(run: pathlib.Path, folder: pathlib.Path, path: pathlib.Path, shift: str) -> dict:
-    """All rows; those that are in the file stay."""
-    asked = flags.FLAGS
+    """Measures all rows that are not in the file yet."""
+    options = flags.FLAGS
     policy, config, step = trained.load(run)
     done = json.loads(path.read_text()) if path.exists() else {}
     if "rung_ms" not in done:
         policy = trained.priced(dataclasses.replace(policy, mode="adaptive:0"))
         milliseconds = [float(x) for x in policy.milliseconds]
-        done = {"step": step, "episodes": asked.episodes, "shift": shift, "rows": {},
+        done = {"step": step, "episodes": options.episodes, "shift": shift, "rows": {},
                 "rungs": list(policy.objective.rungs), "rung_ms": milliseconds,
                 "thresholds": thresholds(policy, folder)}  # fmt: skip
     policy = dataclasses.replace(policy, mode="adaptive")
-    config.eval.episodes, config.eval.blind = asked.episodes, False
+    config.eval.episodes, config.eval.blind = options.episodes, False
     world = open_world(config.eval.env)
     dials = shift_of(world, shift)
     for name, (gate, costs) in rows(policy, done["rung_ms"], done["thresholds"]).items():
@@ -159,7 +160,7 @@ def measure(run: pathlib.Path, folder: pathlib.Path, path: pathlib.Path, shift: 
 
 
 def table(done: dict) -> str:
-    """All rows against acting directly, in pairs."""
+    """Compares all rows with acting directly, in pairs."""
     base = _marks(done["rows"]["direct"])
     lines = [
         f"{done['episodes']} episodes, rungs of {done['rungs']} proposals take "
@@ -178,17 +179,17 @@ def table(done: dict) -> str:
 
 
 def draw(done: dict, path: pathlib.Path) -> None:
-    """Success against milliseconds, one line for each gate."""
+    """Draws success against milliseconds, one line per gate."""
     from wamjax.viz import figures
 
-    made = figures.figure(7, 4.5)
-    axes = made.add_subplot()
+    figure = figures.figure(7, 4.5)
+    axes = figure.add_subplot()
     kinds = {"fixed": lambda n: n == "direct" or n.startswith("best of")}
     kinds |= {"one mode": lambda n: n.endswith(" alone")}
     gates = "gate", "spread", "convergence", "random"
     kinds |= {k: lambda n, k=k: n.startswith(k) for k in gates}
-    for colour, (kind, mine) in zip(figures.COLORS, kinds.items(), strict=False):
-        some = [row for name, row in done["rows"].items() if mine(name)]
+    for colour, (kind, belongs) in zip(figures.COLORS, kinds.items(), strict=False):
+        some = [row for name, row in done["rows"].items() if belongs(name)]
         points = sorted((row["ms"], 100 * row["success_rate"]) for row in some)
         if not points:
             continue
@@ -196,14 +197,15 @@ def draw(done: dict, path: pathlib.Path) -> None:
     axes.set(xlabel="milliseconds of a plan, on average", ylabel="success %")
     axes.legend(frameon=False)
     figures.plain(axes)
-    figures.write(made, path)
+    figures.write(figure, path)
 
 
 # ---- one plan, on branches ----
 
 
 def gates(policy: trained.Policy, folder: pathlib.Path, milliseconds, orders: int = 16) -> dict:
-    """What gates would have done in states of branches, in several orders of the proposals.
+    """Evaluates what gates would have done in states of branches, in several orders of the
+    proposals.
 
     Returns:
       {"curves": {gate: [[mean milliseconds, mean proposals, success], ...]}, "reliability":
@@ -215,15 +217,15 @@ def gates(policy: trained.Policy, folder: pathlib.Path, milliseconds, orders: in
     alike = [i for i, way in enumerate(ways) if way == ways[0]]
     rng, parts = np.random.default_rng(0), []
     for i in range(orders):
-        some = _in_order(arrays, ways, jax.random.key(i))
-        values = branches.values_of(policy, some)
-        outcomes = some["success"] * discount ** some["steps"]
-        proposals = policy.normalizers["actions"].forward(some["actions"])
+        shuffled = _in_order(arrays, ways, jax.random.key(i))
+        values = branches.values_of(policy, shuffled)
+        outcomes = shuffled["success"] * discount ** shuffled["steps"]
+        proposals = policy.normalizers["actions"].forward(shuffled["actions"])
         parts.append({
-            "benefit": branches.benefits_of(policy, some),
+            "benefit": branches.benefits_of(policy, shuffled),
             "came": np.asarray(ladder.outcomes(rungs, values, outcomes.mean(axis=2), alike)),
             "succeeded": np.asarray(
-                ladder.outcomes(rungs, values, some["success"].mean(axis=2), alike)
+                ladder.outcomes(rungs, values, shuffled["success"].mean(axis=2), alike)
             ),
             "spread": np.asarray(ladder.spread(jnp.asarray(proposals[:, : rungs[1]]))),
             "rise": values[:, : rungs[1]].max(axis=1) - values[:, 0],
@@ -239,8 +241,7 @@ def gates(policy: trained.Policy, folder: pathlib.Path, milliseconds, orders: in
 
 
 def _in_order(arrays: dict[str, np.ndarray], ways, key) -> dict[str, np.ndarray]:
-    """The proposals of every state in a new order: which come first of those made alike is
-    chance."""
+    """Shuffles the proposals of every state among those made in the same mode."""
     states = len(arrays["actions"])
     order = np.asarray(ladder.shuffled(key, ways, states))
     rows = np.arange(states)[:, None]
@@ -248,7 +249,7 @@ def _in_order(arrays: dict[str, np.ndarray], ways, key) -> dict[str, np.ndarray]
 
 
 def _choices(x: dict[str, np.ndarray], milliseconds: np.ndarray, rng) -> dict[str, list]:
-    """Gate -> for each of its prices or thresholds the rungs that it would have been on."""
+    """Returns gate -> the rungs it would have reached at each of its prices or thresholds."""
     last = len(milliseconds) - 1
     shares = np.linspace(0, 1, 21)
     prices = np.concatenate([[0.0], np.geomspace(1e-5, 1.0, 41)])
@@ -291,7 +292,7 @@ def _reliability(x: dict[str, np.ndarray], states: int, bins: int = 8) -> list[l
         mine = which == i
         if not mine.any():
             continue
-        # Orders of one state are no independent cases: the error is that of means of states.
+        # Orders of one state are not independent, so the error is that of the states' means.
         each = [came[mine & (state == s)].mean() for s in np.unique(state[mine])]
         error = np.std(each, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else 0.0
         out.append([float(expected[mine].mean()), float(came[mine].mean()), float(error),
@@ -300,7 +301,7 @@ def _reliability(x: dict[str, np.ndarray], states: int, bins: int = 8) -> list[l
 
 
 def at_equal_effort(found: dict) -> str:
-    """Success of every gate at the same mean number of proposals, as a table."""
+    """Returns success of every gate at the same mean number of proposals, as a table."""
     marks = 1.5, 2.0, 3.0, 4.0, 5.0, 6.0
     lines = [
         f"{found['states']} states of branches, one plan; success % at a mean number of proposals",
@@ -315,11 +316,11 @@ def at_equal_effort(found: dict) -> str:
 
 
 def draw_gates(found: dict, path: pathlib.Path) -> None:
-    """Success against milliseconds of one plan, and expected benefits against those that came."""
+    """Draws success against milliseconds of one plan, and expected against observed benefits."""
     from wamjax.viz import figures
 
-    made = figures.figure(11, 4.5)
-    left, right = made.subplots(1, 2)
+    figure = figures.figure(11, 4.5)
+    left, right = figure.subplots(1, 2)
     for colour, (name, points) in zip(figures.COLORS, found["curves"].items(), strict=False):
         line = sorted((ms, 100 * success) for ms, _, success in points)
         left.plot(*zip(*line, strict=True), ".-", color=colour, label=name, ms=4)
@@ -332,7 +333,7 @@ def draw_gates(found: dict, path: pathlib.Path) -> None:
     right.set(xlabel="benefit of all proposals that the gate expects", ylabel="benefit that came")
     for axes in (left, right):
         figures.plain(axes)
-    figures.write(made, path)
+    figures.write(figure, path)
 
 
 def _marks(row: dict) -> np.ndarray:
@@ -340,7 +341,7 @@ def _marks(row: dict) -> np.ndarray:
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, since several entry points share flag names."""
     flags.DEFINE_string("workdir", "runs/adaptive", "folder of the results")
     flags.DEFINE_string("judge", "runs/judge", "a run with a judge")
     flags.DEFINE_string("branches", "runs/judge-branches", "branches that thresholds come from")
@@ -351,20 +352,20 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the study; flags are parsed."""
-    asked = flags.FLAGS
-    workdir = pathlib.Path(asked.workdir)
+    options = flags.FLAGS
+    workdir = pathlib.Path(options.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    name = "frontier" if asked.shift == "none" else f"frontier-{asked.shift}"
+    name = "frontier" if options.shift == "none" else f"frontier-{options.shift}"
     done = measure(
-        pathlib.Path(asked.judge), pathlib.Path(asked.branches), workdir / f"{name}.json",
-        asked.shift,
+        pathlib.Path(options.judge), pathlib.Path(options.branches), workdir / f"{name}.json",
+        options.shift,
     )  # fmt: skip
     (workdir / f"{name}.md").write_text(table(done) + "\n")
     draw(done, workdir / f"{name}.png")
     print(table(done))
-    if asked.held_out:
-        policy = trained.load(pathlib.Path(asked.judge))[0]
-        found = gates(policy, pathlib.Path(asked.held_out), done["rung_ms"])
+    if options.held_out:
+        policy = trained.load(pathlib.Path(options.judge))[0]
+        found = gates(policy, pathlib.Path(options.held_out), done["rung_ms"])
         (workdir / "gates.json").write_text(json.dumps(found, indent=1) + "\n")
         (workdir / "gates.md").write_text(at_equal_effort(found) + "\n")
         draw_gates(found, workdir / "gates.png")

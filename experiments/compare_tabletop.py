@@ -1,4 +1,4 @@
-"""Cosmos Policy beside the variants of Fast-WAM: same tasks, same demonstrations, same FLOPs.
+"""Compares Cosmos Policy with the variants of Fast-WAM: same tasks, demonstrations and FLOPs.
 
     python experiments/compare_tabletop.py --workdir=runs/compare
     python experiments/compare_tabletop.py --workdir=runs/compare --kinds=fast,joint --tflop=10
@@ -6,14 +6,14 @@
 
 Trains the objective of `configs/cosmos_policy_tabletop.py` and every variant of
 `configs/quickstart.py` on 1,500 demonstrations of three tasks, in batches of 16, each for as many
-steps as make up --tflop of forward and backward passes, and lets each act in every way it can. As
-published, each starts from a video model: --world_share of the budget goes into one of either
-method, trained once without a loss for actions, which all seeds and variants start from. (Half of
+steps as --tflop of forward and backward passes allow, and lets each act in all its modes. As
+published, each starts from a video model: --world_share of the budget goes into one model per
+method, trained once without an action loss, from which all seeds and variants start. (Half of
 Cosmos Policy's batch are episodes of a noisy expert, since its value function learns from failures.
-It does not imitate them.) With --shifts=lighting,colours also under these shifts. Writes table.md,
-table.json and compare.png. The whole is resumable, between runs and within each. At the default
-budget, on one CPU core: 20 minutes for each of the two models, 5 for a policy and half a minute to
-five for each way to act.
+It does not imitate them.) --shifts=lighting,colours adds these shifts. Writes table.md, table.json
+and compare.png. Everything can be resumed, between runs and within each. At the default budget, on
+one CPU core: 20 minutes for each of the two models, 5 for a policy and half a minute to five for
+each way of acting.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ BATCH = 16
 
 
 def source(kind: str) -> tuple[pathlib.Path, str]:
-    """The config file of a kind and its argument."""
+    """Returns the config file of a kind and its argument."""
     if kind in VARIANTS:
         return CONFIGS / "quickstart.py", f"variant={kind}"
     return CONFIGS / "cosmos_policy_tabletop.py", ""
 
 
 def ways(kind: str) -> dict[str, dict]:
-    """Row -> mode and, for Cosmos Policy, fields of `CosmosPolicy` and `Planning` that change."""
+    """Returns row -> mode and, for Cosmos Policy, the changed fields of `CosmosPolicy` and
+    `Planning`."""
     if kind in VARIANTS:
         return study.modes(kind)
     plan = {"proposals": 4, "futures": 1, "values": 1, "future_steps": 2, "value_steps": 2}
@@ -55,7 +56,8 @@ def ways(kind: str) -> dict[str, dict]:
 
 
 def steps(kind: str) -> tuple[int, int]:
-    """(Training steps within the budget, FLOPs of one); collects the data if need be."""
+    """Returns (training steps within the budget, FLOPs per step); collects the data if
+    necessary."""
     from wamjax.data import pipeline
     from wamjax.training.sharding import make_mesh
     from wamjax.training.step import model_flops
@@ -72,7 +74,7 @@ def steps(kind: str) -> tuple[int, int]:
 
 
 def measure(kind: str, run: pathlib.Path) -> None:
-    """Every way to act, in the world as it is and under the shifts asked for."""
+    """Measures every way of acting, without a shift and under the chosen shifts."""
     from wamjax.runs import trained
 
     def ready(how: dict):
@@ -96,15 +98,15 @@ def table(workdir: pathlib.Path) -> str:
             for shift, rows in measured.items():
                 for name, row in study.rows(run, shift).items():
                     rows.setdefault(name, []).append(row)
-    found = measured.pop("none")
-    if not found:
+    baseline = measured.pop("none")
+    if not baseline:
         return "no run has been measured yet"
     shifted = {shift: rows for shift, rows in measured.items() if rows}
-    tasks = list(next(iter(found.values()))[0]["per_task"])
+    tasks = list(next(iter(baseline.values()))[0]["per_task"])
     head = "policy", "parameters", "steps", "success %", *tasks, *shifted, "latency p50 ms", "seeds"
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     rates, latencies = {}, {}
-    for name, rows in found.items():
+    for name, rows in baseline.items():
         rates[name] = study.interval([r["success_rate"] for r in rows], rows[0]["episodes"])
         latencies[name] = min(r["latency_ms"]["p50"] for r in rows)
         each = [[r["per_task"][t]["success_rate"] for r in rows] for t in tasks]
@@ -119,14 +121,14 @@ def table(workdir: pathlib.Path) -> str:
                  "intervals: t over seeds, Wilson of one")  # fmt: skip
     text = "\n".join(lines)
     (workdir / "table.md").write_text(text + "\n")
-    (workdir / "table.json").write_text(json.dumps({"none": found} | shifted, indent=2) + "\n")
+    (workdir / "table.json").write_text(json.dumps({"none": baseline} | shifted, indent=2) + "\n")
     colours = [name.startswith("cosmos") for name in rates]
     study.bars(workdir / "compare.png", rates, latencies, colours)
     return text
 
 
 def define_flags() -> None:
-    """Not on import: the studies have flags of the same names."""
+    """Defines the flags; not on import, since the studies share flag names."""
     study.define_flags("runs/compare", KINDS, "kinds", "0,1,2")
     flags.DEFINE_float("tflop", 50.6, "FLOPs of a training, in 10^12")
     flags.DEFINE_float(

@@ -1,15 +1,15 @@
-"""DiT's four ways of conditioning, on real pictures and one budget.
+"""Compares DiT's four ways of conditioning, on real pictures and one budget.
 
     python experiments/designs_digits.py --workdir=runs/designs
     python experiments/designs_digits.py --workdir=runs/designs --seeds=0,1,2 --arg=process=ddpm
     python experiments/designs_digits.py --workdir=runs/designs --table_only
 
-Trains `configs/dit_digits.py` in every design, about a minute each on two quiet cores, draws 1500
-digits of each without guidance, as the paper compares them, and with, and scores them by a
-classifier that is trained here on the same pictures: Frechet distance of its features from the
-training data's, and how often it sees the digit that was asked for. Writes table.md, table.json and
-designs.png. The whole is resumable, between runs and within each. The distances compare the rows of
-one table, nothing else.
+Trains `configs/dit_digits.py` in every design, about a minute each on two idle cores, and draws
+1500 digits of each, without guidance as the paper compares them, and with guidance. A classifier
+that is trained here on the same pictures scores them: Frechet distance of its features from the
+training data's, and how often it recognizes the requested digit. Writes table.md, table.json and
+designs.png. Everything can be resumed, between runs and within each. The distances are comparable
+only within one table.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLASSES, SHOWN = 10, 3  # rows of each design in the picture
 
 
 def data(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (n, 8, 8, 1) and labels of a split."""
+    """Returns pictures (n, 8, 8, 1) and labels of a split."""
     from wamjax.data.makers import digits
 
     table = digits("", split, size=8)
@@ -39,7 +39,7 @@ def data(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def judge(workdir: pathlib.Path):
-    """``pictures -> outputs`` of the classifier of this study; trained once."""
+    """Returns ``pictures -> outputs`` of this study's classifier, which is trained once."""
     from wamjax import tree
     from wamjax.scores import classifier
 
@@ -54,7 +54,7 @@ def judge(workdir: pathlib.Path):
 
 
 def measure(run: pathlib.Path, judge, count: int, guidance: float) -> dict:
-    """Scores of a run without guidance (scale 1) and with; the samples of the latter in
+    """Scores a run without guidance (scale 1) and with it; saves samples of the latter in
     samples.npz."""
     from wamjax import doctor, tree
     from wamjax.runs import sampling
@@ -82,13 +82,14 @@ def measure(run: pathlib.Path, judge, count: int, guidance: float) -> dict:
 
 
 def score(pictures: np.ndarray, labels: np.ndarray, judge, resamples: int = 100) -> dict:
-    """Frechet distance from the training data, and accuracy on the digit asked for."""
+    """Returns the Frechet distance from the training data, and the accuracy on the requested
+    digit."""
     from wamjax.scores import classifier, frechet
 
-    seen, real = judge(pictures), judge(data("train")[0])
+    features, real = judge(pictures), judge(data("train")[0])
     return {
-        "frechet": frechet.interval(seen.features, real.features, resamples=resamples),
-        "accuracy": classifier.accuracy(seen.logits[0], labels),
+        "frechet": frechet.interval(features.features, real.features, resamples=resamples),
+        "accuracy": classifier.accuracy(features.logits[0], labels),
     }
 
 
@@ -100,7 +101,7 @@ def table(workdir: pathlib.Path) -> str:
     if not rows:
         return "no run has been measured yet"
     pictures, labels = data("test")
-    # Its interval is not shown, so two resamples will do.
+    # Its interval is not shown, so two resamples are enough.
     real, one = score(pictures, labels, judge(workdir), 2), next(iter(rows.values()))[0]
     order = [d for d in DESIGNS if d in rows]
     scale = f"guidance {one['guidance']}"
@@ -131,7 +132,7 @@ def table(workdir: pathlib.Path) -> str:
 
 
 def intervals(found: list[dict], how: str):
-    """(Frechet distance, accuracy) of the seeds of a design, as intervals."""
+    """Returns (Frechet distance, accuracy) over the seeds of a design, as intervals."""
     from wamjax.viz.intervals import Interval, student_t, wilson
 
     scores = [f[how] for f in found]
@@ -145,20 +146,20 @@ def intervals(found: list[dict], how: str):
 
 
 def draw(workdir: pathlib.Path, scores: dict) -> None:
-    """Samples of each design, a column for each digit, under its scores."""
+    """Draws samples of each design under its scores, one column per digit."""
     from wamjax.viz import figures, sheet
 
-    made = figures.figure(6.4, 2.5 * len(scores))
-    panels = np.atleast_1d(made.subplots(len(scores), 1))
+    figure = figures.figure(6.4, 2.5 * len(scores))
+    panels = np.atleast_1d(figure.subplots(len(scores), 1))
     for axes, (design, (distance, accuracy)) in zip(panels, scores.items(), strict=True):
         run = min(workdir.glob(f"{design}-*/samples.npz"))
         with np.load(run) as samples:
-            some = samples["video"][: SHOWN * CLASSES, None]
-        axes.imshow(sheet.sheet(some, columns=CLASSES))
+            pictures = samples["video"][: SHOWN * CLASSES, None]
+        axes.imshow(sheet.sheet(pictures, columns=CLASSES))
         title = f"{design}: Frechet {_text(distance)}, accuracy {accuracy.percent()} %"
         axes.set_title(title, fontsize=9, loc="left")
         axes.set_axis_off()
-    figures.write(made, workdir / "designs.png")
+    figures.write(figure, workdir / "designs.png")
 
 
 def _text(interval) -> str:
@@ -166,7 +167,7 @@ def _text(interval) -> str:
 
 
 def define_flags() -> None:
-    """Not on import: the studies have flags of the same names."""
+    """Defines the flags; not on import, since the studies share flag names."""
     study.define_flags("runs/designs", DESIGNS, "designs")
     flags.DEFINE_integer("count", 1500, "samples of each run and scale, of all classes alike")
     flags.DEFINE_float("guidance", 1.5, "guidance scale of half of the samples")
@@ -174,11 +175,11 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
-    asked = flags.FLAGS
+    options = flags.FLAGS
 
     def each(design: str, seed: str, run: pathlib.Path) -> None:
         study.train(CONFIG, f"design={design}", seed, run)
-        measure(run, judge(run.parent), asked.count, asked.guidance)
+        measure(run, judge(run.parent), options.count, options.guidance)
 
     study.run(argv, "designs", each, table)
 

@@ -1,21 +1,22 @@
-"""Cosmos Policy on the embedded world: what do planning and the parts of its training buy?
+"""Cosmos Policy on the embedded world: what do planning and the parts of its training contribute?
 
     python experiments/planning_tabletop.py --workdir=runs/planning
     python experiments/planning_tabletop.py --workdir=runs/planning --kinds=base --seeds=0
     python experiments/planning_tabletop.py --workdir=runs/planning --table_only
 
-Trains `configs/cosmos_policy_tabletop.py` as it is and with one thing changed (no auxiliary losses,
-noise without its uniform part, a prefix visibility), all from one model of the world that was
-trained first, and lets each act directly. With the first one it does more: fewer and more network
-calls, the other end of the noise levels, reused keys and values, and planning among more and more
-proposals, judged by its own world model and value function and by those fine-tuned on its rollouts;
-and it says how different eight proposals are, whether scores know which is better, and how well
-values know what comes of a plan, before and after fine-tuning. Writes table.md, table.json and
-planning.png, and in each run what `wamjax.foresight` says of it. Resumable, between runs and within
-each: every row is kept as soon as it is measured.
+Trains `configs/cosmos_policy_tabletop.py` unchanged and with one change each (no auxiliary losses,
+noise without its uniform part, prefix visibility), all from one model of the world that is
+trained first, and lets each act directly. The unchanged one is measured further: fewer and more
+network calls, the other end of the noise levels, reused keys and values, and planning among
+more and more proposals, judged by its own world model and value function and by those fine-tuned on
+its rollouts.
+The study also reports how different eight proposals are, whether scores know which is better, and
+how well values predict the outcome of a plan, before and after fine-tuning. Writes table.md,
+table.json and planning.png, and in each run the report of `wamjax.foresight`. Everything can be
+resumed, between runs and within each: every row is stored as soon as it is measured.
 
 With --arg=steps=700, on one CPU core: 18 minutes for the model of the world, 7 for a training and
-its row, and 25 more where all ways to act are measured in 96 episodes with --proposals=2,8.
+its row, and 25 more if all ways of acting are measured in 96 episodes with --proposals=2,8.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from absl import flags
 from wamjax import cli
 
 CONFIG = pathlib.Path(__file__).parent / "configs" / "cosmos_policy_tabletop.py"
-KINDS = {  # what is changed -> config argument
+KINDS = {  # change -> config argument
     "base": "",
     "no_auxiliary": "auxiliary=False",
     "log_normal": "uniform=0.0",
@@ -45,12 +46,12 @@ ENDS = {  # how proposals are sampled, for `choice`: to a mean, or down to a sam
     "as it acts": {},
     "to sigma 0.25, 10 calls": {"sigma_min": 0.25, "steps": 10},
 }
-DIRECT = "direct, 5 calls"  # as trained and published; what the others are compared with
+DIRECT = "direct, 5 calls"  # as trained and published; the baseline of the others
 
 
 def ways(kind: str) -> dict[str, dict]:
-    """Row -> how to act: fields of `CosmosPolicy` and, under "plan", of `Planning`; "mode" and
-    "planner" go to `trained.load`."""
+    """Returns row -> how to act: fields of `CosmosPolicy` and, under "plan", of `Planning`; "mode"
+    and "planner" go to `trained.load`."""
     if kind == "prefix":  # exact where `frozen` is approximate
         return {"direct": {}, "frozen": {"mode": "frozen"}}
     if kind != "base":
@@ -66,7 +67,7 @@ def ways(kind: str) -> dict[str, dict]:
 
 
 def measure(kind: str, run: pathlib.Path, tuned: pathlib.Path) -> None:
-    """Every way to act; `study.rows` reads what came out."""
+    """Measures every way of acting; `study.rows` reads the results."""
     from wamjax.runs import trained
 
     def ready(how: dict):
@@ -78,9 +79,9 @@ def measure(kind: str, run: pathlib.Path, tuned: pathlib.Path) -> None:
 
 
 def choice(run: pathlib.Path) -> dict[str, dict[str, float]]:
-    """What planning among eight has to choose from, in the states that direct acting visits.
+    """Measures what planning among eight can choose from, in the states that direct acting visits.
 
-    Errors are of the next action's motion, against the expert's, mean over dimensions.
+    Errors are those of the next action's motion against the expert's, averaged over dimensions.
 
     Returns:
       Each of `ENDS` -> "error" of a proposal, "best" of the best of eight, "spread" (standard
@@ -98,7 +99,7 @@ def choice(run: pathlib.Path) -> dict[str, dict[str, float]]:
         objective = acting(policy.objective, ENDS[name] | {"plan": {"proposals": 8}})
         policy = dataclasses.replace(policy, objective=objective)
         names = list(np.resize(closed_loop.task_names(config), 48))
-        done = tabletop.rollout(
+        recording = tabletop.rollout(
             jax.tree_util.Partial(closed_loop.seeing(_offer), policy),
             closed_loop.episode_keys(config, "evaluate", np.arange(48)),
             np.array([tabletop.task_id(name) for name in names], np.int32),
@@ -107,12 +108,12 @@ def choice(run: pathlib.Path) -> dict[str, dict[str, float]]:
             max_steps=16,
             execute=flags.FLAGS.execute,
         )
-        motion, score = (np.asarray(x) for x in done.extras)  # (plans, e, n, 3), (plans, e, n)
+        motion, score = (np.asarray(x) for x in recording.extras)  # (plans, e, n, 3), (plans, e, n)
         at = jax.tree.map(
-            lambda x: np.asarray(x)[:, : 16 : flags.FLAGS.execute].swapaxes(0, 1), done.states
+            lambda x: np.asarray(x)[:, : 16 : flags.FLAGS.execute].swapaxes(0, 1), recording.states
         )
-        wanted = np.asarray(jax.jit(jax.vmap(jax.vmap(intention)))(at))[:, :, None, :3]
-        error = np.abs(np.clip(motion, -1, 1) - wanted).mean(axis=-1).reshape(-1, 8)
+        intended = np.asarray(jax.jit(jax.vmap(jax.vmap(intention)))(at))[:, :, None, :3]
+        error = np.abs(np.clip(motion, -1, 1) - intended).mean(axis=-1).reshape(-1, 8)
         score = score.reshape(-1, 8)
         pairs = zip(score, error, strict=True)
         about = {
@@ -129,9 +130,10 @@ def choice(run: pathlib.Path) -> dict[str, dict[str, float]]:
 
 
 def judges(run: pathlib.Path, planner: pathlib.Path) -> dict[str, dict[str, float]]:
-    """How well values know what comes of a plan, before and after fine-tuning on rollouts.
+    """Measures how well values predict the outcome of a plan, before and after fine-tuning on
+    rollouts.
 
-    One proposal, one future and one value, which is what acting directly does; whole chunks.
+    It uses one proposal, one future and one value, as direct acting does, and whole chunks.
 
     Returns:
       "own values" and "fine-tuned planner" -> `foresight.calibration` without its bins, and the
@@ -148,8 +150,8 @@ def judges(run: pathlib.Path, planner: pathlib.Path) -> dict[str, dict[str, floa
         policy, config, _ = trained.load(run, mode="plan", planner=judge)
         objective = acting(policy.objective, {"plan": {"proposals": 1}})
         policy = dataclasses.replace(policy, objective=objective)
-        seen = foresight.watch(policy, config, flags.FLAGS.episodes)
-        value, achieved = seen.value[seen.open], seen.achieved[seen.open]
+        plans = foresight.watch(policy, config, flags.FLAGS.episodes)
+        value, achieved = plans.value[plans.open], plans.achieved[plans.open]
         about = foresight.calibration(value, achieved)
         about |= {"predicted": float(value.mean()), "achieved": float(achieved.mean())}
         found[name] = {k: v for k, v in about.items() if k != "bins"}
@@ -158,16 +160,16 @@ def judges(run: pathlib.Path, planner: pathlib.Path) -> dict[str, dict[str, floa
 
 
 def _offer(policy, observation, key):
-    """Acts by the first proposal and tells of all: their next motion, and their scores."""
+    """Acts by the first proposal and returns the next motion and the scores of all."""
     from wamjax.wam.cosmos_policy.planning import plan
 
-    made = plan(policy.objective, policy.params, policy.normalizers, observation, key)
-    actions = policy.normalizers["actions"].inverse(made.proposals)
-    return actions[:, 0], (actions[:, :, 0, :3], made.scores)
+    decision = plan(policy.objective, policy.params, policy.normalizers, observation, key)
+    actions = policy.normalizers["actions"].inverse(decision.proposals)
+    return actions[:, 0], (actions[:, :, 0, :3], decision.scores)
 
 
 def acting(objective, how: dict):
-    """The objective with other ways of sampling and planning."""
+    """Returns the objective with other settings for sampling and planning."""
     future_steps, value_steps = map(int, flags.FLAGS.plan_calls)
     plan = dict(futures=1, values=1, future_steps=future_steps, value_steps=value_steps)
     planning = dataclasses.replace(objective.planning, **plan | how.pop("plan", {}))
@@ -175,14 +177,14 @@ def acting(objective, how: dict):
 
 
 def tune(run: pathlib.Path, seed: str) -> pathlib.Path:
-    """A planner: world model and values, trained on with rollouts of the run's own policy."""
+    """Trains a planner: world model and values, fine-tuned on rollouts of the run's own policy."""
     out, rollouts = run.with_name(run.name.replace("base", "planner")), run / "rollouts"
-    asked = flags.FLAGS
+    settings = flags.FLAGS
     if not rollouts.exists():
-        collect = f"--workdir={run}", f"--out={rollouts}", f"--episodes={asked.rollouts}"
+        collect = f"--workdir={run}", f"--out={rollouts}", f"--episodes={settings.rollouts}"
         subprocess.run([sys.executable, "-m", "wamjax.rollouts", *collect], check=True)
     arg = f"planner,recorded={rollouts}"
-    options = f"--config.init_from.path={run}", f"--config.total_steps={asked.tuning}"
+    options = f"--config.init_from.path={run}", f"--config.total_steps={settings.tuning}"
     study.train(CONFIG, arg, seed, out, *options, "--config.eval.episodes=0")
     return out
 
@@ -222,9 +224,10 @@ def table(workdir: pathlib.Path) -> str:
 
 
 def against(found: list[dict], direct: list[dict]) -> str:
-    """The difference to acting directly, and its interval.
+    """Returns the difference to acting directly, and its interval.
 
-    Of the same checkpoints: over paired outcomes of the same episodes. Of other ones: seed by seed.
+    For the same checkpoints: over paired outcomes of the same episodes. For other ones: seed by
+    seed.
     """
     from wamjax.viz.intervals import student_t
 
@@ -240,7 +243,7 @@ def against(found: list[dict], direct: list[dict]) -> str:
 
 
 def define_flags() -> None:
-    """Not on import: the studies have flags of the same names."""
+    """Defines the flags; not on import, since the studies share flag names."""
     study.define_flags("runs/planning", KINDS, "kinds", "0,1,2")
     flags.DEFINE_integer("episodes", 192, "episodes for each row, over all tasks")
     flags.DEFINE_integer("execute", 4, "actions of each plan that are executed")

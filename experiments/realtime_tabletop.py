@@ -1,17 +1,17 @@
-"""Acting while the policy computes: which way of joining chunks holds under a delay?
+"""Acting while the policy computes: which way of joining chunks tolerates a delay?
 
     python experiments/realtime_tabletop.py --workdir=runs/realtime
     python experiments/realtime_tabletop.py --workdir=runs/realtime --seeds=0 --delays=0,3,6
     python experiments/realtime_tabletop.py --workdir=runs/realtime --table_only
 
 Trains `configs/realtime_tabletop.py` with and without given first actions and lets both reach for
-and pick up a block that a turning table carries along, with a delay of 0 to 6 control steps between
-an observation and its plan: standing still meanwhile, switching, blending and ensembling plans, and
-planning on from what is carried out meanwhile, which one of the two was trained to do and the other
-was not. The next observation is made once the last plan is there, but two steps after the last one
-at the earliest. The delay is counted in steps, so the machine does not matter. Writes table.md and
-table.json: success and mean jerk (`wamjax.envs.joins.jerk`), and how often the same actions succeed
-in another scene. Resumable, between runs and rows.
+and pick up a block on a turning table, with a delay of 0 to 6 control steps between an observation
+and its plan. The ways of joining are: standing still meanwhile, switching, blending and ensembling
+plans, and planning on from the actions executed meanwhile, for which only one of the two was
+trained. The next observation is made once the last plan has arrived, but at the earliest two steps
+after the last observation. The delay is counted in steps, so the machine does not matter. Writes
+table.md and table.json: success and mean jerk (`wamjax.envs.joins.jerk`), and how often the same
+actions succeed in another scene. Can be resumed, between runs and rows.
 
 On two CPU cores: 1 to 2 s for a training step, and half a minute for a cell of the table. For one
 core, a quarter of that:
@@ -34,12 +34,12 @@ from wamjax.envs.joins import WAYS
 from wamjax.viz import intervals
 
 CONFIG = pathlib.Path(__file__).parent / "configs" / "realtime_tabletop.py"
-KINDS = {"prefix": "prefix=6", "plain": "prefix=0"}  # what is trained -> config argument
-MIXES = ("blend", "ensemble")  # the others are one and the same without a delay
+KINDS = {"prefix": "prefix=6", "plain": "prefix=0"}  # kind -> config argument
+MIXES = ("blend", "ensemble")  # without a delay the other ways are identical
 
 
 def ways() -> dict[str, dict]:
-    """"WAY, DELAY" -> how to act, for `study.measure`."""
+    """Returns "WAY, DELAY" -> how to act, for `study.measure`."""
     mixes = [way for way in flags.FLAGS.joins if way in MIXES]
     return {
         f"{way}, {delay}": dict(join=way, delay=delay, execute=max(flags.FLAGS.execute, delay))
@@ -49,13 +49,13 @@ def ways() -> dict[str, dict]:
 
 
 def measure(run: pathlib.Path) -> None:
-    """Every way of joining under every delay."""
+    """Measures every way of joining under every delay."""
     from wamjax.runs import trained
 
     def ready(how: dict):
         policy, config, step = trained.load(run)
         config.eval.join, config.eval.delay = how["join"], how["delay"]
-        # Whether it looks at all is asked once.
+        # The blind replay is measured only once.
         config.eval.blind = (how["join"], how["delay"]) == ("sync", 0)
         config.eval.batch_size = flags.FLAGS.episodes
         if how["join"] == "prefix" and not policy.prefix_max:
@@ -116,7 +116,7 @@ def _cell(found: list[dict], what: str) -> str:
 
 
 def define_flags() -> None:
-    """Not on import: the studies have flags of the same names."""
+    """Defines the flags; not on import, since the studies share flag names."""
     study.define_flags("runs/realtime", KINDS, "kinds", "0,1,2")
     flags.DEFINE_integer("episodes", 256, "episodes for each cell, over both tasks")
     flags.DEFINE_integer("execute", 2, "control steps between observations; never fewer than the "

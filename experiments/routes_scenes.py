@@ -4,10 +4,10 @@
     python experiments/routes_scenes.py --workdir=runs/routes --routes=pooled,cross --seeds=0,1,2
     python experiments/routes_scenes.py --workdir=runs/routes --table_only
 
-Trains `configs/text_scenes.py` by every route, three to four minutes each on two quiet cores, draws
-pictures of captions that training held out, and reads them by the exact parser of the scenes. Two
-kinds of held-out captions: unseen combinations of seen objects, and objects never seen (a colour
-with a shape). Writes table.md, table.json and routes.png. The whole is resumable, between runs and
+Trains `configs/text_scenes.py` by every route, three to four minutes each on two idle cores, draws
+pictures for held-out captions, and reads them with the exact parser of the scenes. There are two
+kinds of held-out captions: unseen combinations of seen objects, and unseen objects (a colour with a
+shape). Writes table.md, table.json and routes.png. Everything can be resumed, between runs and
 within each.
 """
 
@@ -30,14 +30,14 @@ SHOWN, SEED = 6, 2**21  # pictures of a route that are drawn; seed of the captio
 
 
 def held_out(part: str, count: int, length: int = 13, size: int = 24):
-    """Captions of a part, with true scenes of them."""
+    """Returns captions of a part, with true scenes for them."""
     from wamjax.data import scenes
 
     return scenes.make(count, SEED, part, size=size, length=length)
 
 
 def measure(run: pathlib.Path, count: int, guidance: float) -> dict:
-    """Verdicts on samples of both parts, and the samples in samples_PART.npz."""
+    """Returns verdicts on samples of both parts, and saves the samples in samples_PART.npz."""
     from wamjax import tree
     from wamjax.data import scenes
     from wamjax.runs import sampling
@@ -51,16 +51,16 @@ def measure(run: pathlib.Path, count: int, guidance: float) -> dict:
     for part in PARTS:
         batch = held_out(part, count, length, size)
         condition = {"instruction": batch.tokens}
-        made = sampling.draw(sampler, condition, count, batch=min(count, 100))[:, 0]
-        np.savez_compressed(run / f"samples_{part}.npz", video=made, instruction=batch.tokens)
-        result[part] = verdicts(batch.captions, [p.objects for p in scenes.parse(made)])
+        pictures = sampling.draw(sampler, condition, count, batch=min(count, 100))[:, 0]
+        np.savez_compressed(run / f"samples_{part}.npz", video=pictures, instruction=batch.tokens)
+        result[part] = verdicts(batch.captions, [p.objects for p in scenes.parse(pictures)])
     path.write_text(json.dumps(result, indent=2) + "\n")
     return result
 
 
 def verdicts(captions, found) -> dict[str, list[int]]:
-    """Criterion -> (satisfied, asked): each over the captions that ask for it; "relation" is
-    position over those whose two objects are there."""
+    """Returns criterion -> (satisfied, total): each over the captions that require it; "relation"
+    is position over the captions whose two objects are present."""
     from wamjax.data.scenes import satisfies
 
     asks = {
@@ -81,7 +81,8 @@ def verdicts(captions, found) -> dict[str, list[int]]:
 
 
 def chance(part: str, count: int) -> dict[str, list[int]]:
-    """What a model scores that draws perfect scenes of other captions of the same kind."""
+    """Returns the scores of a model that draws perfect scenes of other captions of the same
+    kind."""
     batch = held_out(part, count)
     other = [c.kind for c in batch.captions]
     place = {kind: np.flatnonzero(np.array(other) == kind) for kind in set(other)}
@@ -127,7 +128,7 @@ def table(workdir: pathlib.Path) -> str:
 
 
 def rate(found: list[list[int]]):
-    """(satisfied, asked) of each seed, as an interval; None where nothing was asked."""
+    """Returns (satisfied, total) of each seed as an interval; None if the total is 0."""
     from wamjax.viz.intervals import student_t, wilson
 
     if not all(asked for _, asked in found):
@@ -138,11 +139,11 @@ def rate(found: list[list[int]]):
 
 
 def bars(rows: dict, path: pathlib.Path) -> None:
-    """Rates by criterion, a bar for each route; chance is a line."""
+    """Draws rates by criterion, one bar per route; chance is a line."""
     from wamjax.viz import figures
 
-    made = figures.figure(9, 3.6)
-    axes = made.add_subplot()
+    figure = figures.figure(9, 3.6)
+    axes = figure.add_subplot()
     routes = [name for name in rows if name != "other scenes"]
     width = 0.8 / len(routes)
     for i, name in enumerate(routes):
@@ -161,11 +162,11 @@ def bars(rows: dict, path: pathlib.Path) -> None:
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.legend(frameon=False, fontsize=8, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1))
     figures.plain(axes)
-    figures.write(made, path)
+    figures.write(figure, path)
 
 
 def pictures(workdir: pathlib.Path, routes: list[str]) -> None:
-    """The same captions by every route: a column for each caption, a row for each route."""
+    """Draws the same captions by every route: one column per caption, one row per route."""
     from wamjax.data.scenes import VOCABULARY
     from wamjax.viz import sheet
 
@@ -180,7 +181,7 @@ def pictures(workdir: pathlib.Path, routes: list[str]) -> None:
 
 
 def define_flags() -> None:
-    """Not on import: the studies have flags of the same names."""
+    """Defines the flags; not on import, since the studies share flag names."""
     study.define_flags("runs/routes", ROUTES, "routes")
     flags.DEFINE_integer("count", 400, "captions of each part")
     flags.DEFINE_float("guidance", 1.5, "guidance scale of the samples")
@@ -188,11 +189,11 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
-    asked = flags.FLAGS
+    options = flags.FLAGS
 
     def each(route: str, seed: str, run: pathlib.Path) -> None:
         study.train(CONFIG, f"route={route}", seed, run)
-        measure(run, asked.count, asked.guidance)
+        measure(run, options.count, options.guidance)
 
     study.run(argv, "routes", each, table)
 

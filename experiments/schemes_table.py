@@ -1,4 +1,4 @@
-"""The table and the pictures of `schemes_video.py`."""
+"""Formats the table and draws the pictures of `schemes_video.py`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Rows = dict[str, list[dict]]  # scheme -> scores.json of each seed
 
 
 def text(rows: Rows, bases: dict[str, dict], batch: int) -> str:
-    """All tables.
+    """Formats all tables.
 
     Args:
       bases: case -> baseline -> its scores.
-      batch: clips that were timed at once.
+      batch: number of clips that were timed together.
     """
     parts = [costs(rows)]
     for case, title in CASES.items():
@@ -45,7 +45,7 @@ def text(rows: Rows, bases: dict[str, dict], batch: int) -> str:
 
 
 def costs(rows: Rows) -> str:
-    """What the training of each scheme was."""
+    """Formats the training cost of each scheme."""
     lines = ["| model | parameters | training TFLOP | minutes |", "|---|---|---|---|"]
     for scheme, found in rows.items():
         work, seconds = (
@@ -57,7 +57,7 @@ def costs(rows: Rows) -> str:
 
 
 def quality(title: str, found: Rows, base: dict[str, dict]) -> str:
-    """Scores of one way of continuing clips, and what no model scores."""
+    """Formats scores of one way of continuing clips, next to scores without a model."""
     heads = [title, "PSNR", "next frame", "last frame", "Frechet", "passes", "GFLOP", "ms"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, some in {**found, **{b: [base[b]] for b in BASELINES if b in base}}.items():
@@ -74,17 +74,17 @@ def quality(title: str, found: Rows, base: dict[str, dict]) -> str:
 
 
 def across(found: list[dict], key: str) -> str:
-    """A score with its interval: over the seeds, or of the only one."""
+    """Returns a score with its interval: over the seeds, or of the only one."""
     several = [f[key][0] for f in found]
     x = student_t(several) if len(several) > 1 else Interval(*found[0][key])
     return f"{x.mean:.1f} [{x.low:.1f}, {x.high:.1f}]"
 
 
 def curves(path: pathlib.Path, rows: Rows, bases: dict[str, dict]) -> None:
-    """Error by frame, a panel for each case with true futures."""
+    """Draws the error by frame, one panel for each case with true futures."""
     cases = [case for case in CASES if "copying" in bases[case]]
-    made = figures.figure(3.7 * len(cases), 3.4)
-    panels = made.subplots(1, len(cases), sharey=True)
+    figure = figures.figure(3.7 * len(cases), 3.4)
+    panels = figure.subplots(1, len(cases), sharey=True)
     for axes, case in zip(panels, cases, strict=True):
         for color, (scheme, runs) in zip(figures.COLORS, rows.items(), strict=False):
             if some := [f[case] for f in runs if case in f]:
@@ -99,20 +99,20 @@ def curves(path: pathlib.Path, rows: Rows, bases: dict[str, dict]) -> None:
         axes.set(xlabel="frame", ylabel="PSNR, dB" if case == cases[0] else "")
         axes.legend(frameon=False, fontsize=7)
         figures.plain(axes)
-    figures.write(made, path)
+    figures.write(figure, path)
 
 
 def pictures(workdir: pathlib.Path, name: str, truth: np.ndarray, given: dict[str, int]) -> None:
-    """The same held-out clips as they were and by every scheme.
+    """Draws the same held-out clips, true and by every scheme.
 
     Args:
-      name: of the picture: clips, or long for those that are twice as long.
-      truth: of these clips.
-      given: scheme -> frames of them that it was given.
+      name: name of the picture: clips, or long for those of twice the length.
+      truth: the true clips.
+      given: scheme -> number of given frames.
     """
     shown = {"truth": truth}
     for scheme, n in given.items():
-        with np.load(min(workdir.glob(f"{scheme}-*/clips.npz"))) as made:
-            shown[f"{scheme}, {n} given"] = made["long" if name == "long" else str(n)]
+        with np.load(min(workdir.glob(f"{scheme}-*/clips.npz"))) as archive:
+            shown[f"{scheme}, {n} given"] = archive["long" if name == "long" else str(n)]
     rows = [clips[i] for i in range(len(truth)) for clips in shown.values()]
     sheet.save(np.stack(rows), workdir / f"{name}.png", [*shown] * len(truth))

@@ -1,21 +1,20 @@
-"""The families of video models on clips of the tabletop, side by side at one budget.
+"""Compares the families of video models on clips of the tabletop, at one budget.
 
     python experiments/schemes_video.py --workdir=runs/schemes
     python experiments/schemes_video.py --workdir=runs/schemes --schemes=blocks,tokens --seeds=0,1
     python experiments/schemes_video.py --workdir=runs/schemes --table_only
 
-Trains `configs/video_tabletop.py` in every scheme and `configs/video_tokens.py` ("tokens"), equally
-long: about 10 minutes each on one core, times --budget. Then each continues held-out clips
-from as many first frames as it can be given, none, one or two, with the task as its class: error
-of every frame, Frechet distance of clip features from the training data's, network passes, FLOPs
-and time of a clip. Schemes that make chunk after chunk also go on to twice the length that they
-were trained on; what they are scored by there is the second half. Scoring takes about 3 minutes a
-scheme.
+Trains `configs/video_tabletop.py` in every scheme and `configs/video_tokens.py` ("tokens"),
+equally long: about 10 minutes each on one core, times --budget. Then each continues held-out clips
+from as many first frames as it accepts, none, one or two, with the task as its class. Measured are
+the error of every frame, Frechet distance of clip features from the training data's, and network
+passes, FLOPs and time per clip. Schemes that generate chunk by chunk also continue to twice the
+length of their training; there the second half is scored. Scoring takes about 3 minutes per scheme.
 
-Writes table.md, table.json, errors.png (by frame), clips.png and long.png (of the same clips). The
-whole is resumable, between runs and within each. A clip has many futures: the error punishes a
-sharp one that did not come true more than a blur, so read it beside the distance. The distances
-compare the rows of one table with equally many frames, nothing else.
+Writes table.md, table.json, errors.png (by frame), clips.png and long.png (of the same clips).
+Everything can be resumed, between runs and within each. A clip has many futures: the error punishes
+a sharp one that did not happen more than a blur, so read it together with the distance. The
+distances are comparable only within one table and for equal numbers of frames.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ BATCH, SHOWN = 32, 3  # clips of one program; clips in each picture
 
 
 def clips(config, split: str, count: int, longer: int = 1) -> dict[str, np.ndarray]:
-    """The first clips of a split, or as many that are `longer` times as long."""
+    """Returns the first clips of a split, or as many that are `longer` times as long."""
     from wamjax.data import arrays, makers
 
     table = arrays.open_table(config.data, split)
@@ -65,7 +64,7 @@ def clips(config, split: str, count: int, longer: int = 1) -> dict[str, np.ndarr
 
 
 def judge(workdir: pathlib.Path, config):
-    """``video -> features`` of the clip network of this study; trained once, on training data."""
+    """Returns ``video -> features`` of this study's clip network, trained once on training data."""
     from wamjax import tree
     from wamjax.data import arrays
     from wamjax.scores import video
@@ -84,11 +83,12 @@ def judge(workdir: pathlib.Path, config):
 
 
 def score(video, truth, given: int, real, features) -> dict:
-    """Frechet distance, and errors of the frames that were made; of long clips, of the second half.
+    """Returns the Frechet distance, and errors of the generated frames; for long clips, of the
+    second half.
 
     Args:
-      truth: the same clips as they were.
-      given: leading frames of `truth` that the model was shown.
+      truth: the same clips in truth.
+      given: number of leading frames of `truth` that the model saw.
       real: clips of the training data, as long as those that the judge sees.
       features: see `judge`.
 
@@ -114,7 +114,7 @@ def score(video, truth, given: int, real, features) -> dict:
 
 
 def measure(run: pathlib.Path, scheme: str, count: int, references: int) -> dict:
-    """All scores of a run, in scores.json; its clips in clips.npz."""
+    """Writes all scores of a run to scores.json, and its clips to clips.npz."""
     from wamjax import tree
     from wamjax.runs import sampling
 
@@ -144,7 +144,7 @@ def measure(run: pathlib.Path, scheme: str, count: int, references: int) -> dict
 
 
 def training(run: pathlib.Path, sampler, config) -> dict[str, float]:
-    """What the run cost: model FLOPs and seconds of all steps."""
+    """Returns the cost of the run: model FLOPs and seconds of all steps."""
     from wamjax import doctor
     from wamjax.training import metrics
 
@@ -155,7 +155,7 @@ def training(run: pathlib.Path, sampler, config) -> dict[str, float]:
 
 
 def draw(sampler, held: dict[str, np.ndarray], given: int) -> tuple[np.ndarray, dict]:
-    """Continues clips from their first frames; also what a clip costs."""
+    """Continues clips from their first frames; also measures the cost of a clip."""
     from wamjax import flops
     from wamjax.runs import sampling
 
@@ -163,7 +163,7 @@ def draw(sampler, held: dict[str, np.ndarray], given: int) -> tuple[np.ndarray, 
     frames = truth.shape[1] if truth.shape[1] > sampler.objective.frames else 0
     parts, times = [], []
     for start in range(0, count, BATCH):
-        # The last batch is filled up: one program.
+        # The last batch is padded, so there is one program.
         rows = np.arange(start, start + BATCH) % count
         condition, first = {"label": held["label"][rows]}, truth[rows, :given] if given else None
         begin = time.perf_counter()
@@ -175,7 +175,7 @@ def draw(sampler, held: dict[str, np.ndarray], given: int) -> tuple[np.ndarray, 
     cost = {
         "passes": sampler.objective.passes(given, truth.shape[1]),
         "flops": work,
-        # The first batch was compiled.
+        # Leave out the first batch, which compiles.
         "seconds": float(np.median(times[1:] or times)) / BATCH,
     }
     return np.concatenate(parts)[:count], cost
@@ -209,7 +209,7 @@ def table(workdir: pathlib.Path, references: int) -> str:
 
 
 def baselines(workdir: pathlib.Path, config, count: int, references: int) -> dict[str, dict]:
-    """Scores of true clips, and of the last given frame over and over; computed once."""
+    """Returns scores of true clips, and of the last given frame repeated; computed once."""
     from wamjax.scores.video import copy_last
 
     path = workdir / "baselines.json"
@@ -229,7 +229,7 @@ def baselines(workdir: pathlib.Path, config, count: int, references: int) -> dic
 
 
 def define_flags() -> None:
-    """Not on import: the studies have flags of the same names."""
+    """Defines the flags; not on import, since the studies share flag names."""
     study.define_flags("runs/schemes", GIVEN, "schemes")
     flags.DEFINE_float("budget", 1.0, "factor on the steps of every training")
     flags.DEFINE_integer("count", 256, "held-out clips of each cell")
@@ -238,17 +238,17 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
-    asked = flags.FLAGS
+    options = flags.FLAGS
 
     def each(scheme: str, seed: str, run: pathlib.Path) -> None:
-        steps = f"steps={round(STEPS[scheme] * asked.budget)}"
+        steps = f"steps={round(STEPS[scheme] * options.budget)}"
         if scheme == "tokens":
             study.train(CONFIGS / "video_tokens.py", steps, seed, run)
         else:
             study.train(CONFIGS / "video_tabletop.py", f"scheme={scheme},{steps}", seed, run)
-        measure(run, scheme, asked.count, asked.references)
+        measure(run, scheme, options.count, options.references)
 
-    study.run(argv, "schemes", each, functools.partial(table, references=asked.references))
+    study.run(argv, "schemes", each, functools.partial(table, references=options.references))
 
 
 if __name__ == "__main__":

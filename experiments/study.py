@@ -1,4 +1,5 @@
-"""What the studies of this folder share: trainings in processes of their own, one table at the end.
+"""Shares code among the studies of this folder: trainings in separate processes, one table at the
+end.
 
 A study trains one config in several kinds over several seeds, each in ``WORKDIR/KIND-SEED``,
 measures every run when it is done, and prints the table of all runs so far. It can be stopped at
@@ -17,12 +18,12 @@ from absl import flags
 
 
 def define_flags(workdir: str, kinds: Iterable[str], name: str, seeds: str = "0") -> None:
-    """The flags of every study; not on import, since studies may be imported together.
+    """Defines the flags of every study; not on import, since studies may be imported together.
 
     Args:
       workdir: default folder.
-      kinds, name: what is compared, and the flag that selects some of it.
-      seeds: default ones.
+      kinds, name: the compared kinds, and the flag that selects some of them.
+      seeds: default seeds.
     """
     flags.DEFINE_string("workdir", workdir, "folder of all runs and of the table")
     flags.DEFINE_list(name, list(kinds), f"{name} to train")
@@ -32,10 +33,10 @@ def define_flags(workdir: str, kinds: Iterable[str], name: str, seeds: str = "0"
 
 
 def train(config: pathlib.Path, kind: str, seed: str, run: pathlib.Path, *options: str) -> None:
-    """One training; a run that is done returns at once.
+    """Runs one training; a finished run returns at once.
 
     Args:
-      kind: config argument that says what is compared, as ``variant=idm``.
+      kind: config argument that selects the kind, e.g. ``variant=idm``.
       options: further flags of `wamjax.train`.
     """
     arg = ",".join(filter(None, [kind, flags.FLAGS.arg]))
@@ -46,20 +47,20 @@ def train(config: pathlib.Path, kind: str, seed: str, run: pathlib.Path, *option
 def pretrain(
     config: pathlib.Path, kind: str, run: pathlib.Path, steps: int, *options: str
 ) -> tuple[str, ...]:
-    """A model of the world, without a loss for actions, that policies start from.
+    """Trains a model of the world, without an action loss, that policies start from.
 
-    What the published policies start from is a video model.
+    The published policies start from a video model, too.
 
     Args:
-      kind, options: as of `train`.
-      steps: of its training; 0 for policies that start from nothing.
+      kind, options: see `train`.
+      steps: training steps; 0 for policies that start from scratch.
 
     Returns:
       The options of `train` with which a policy starts from it.
     """
     if not steps:
         return ()
-    # A seed of its own: policies of seed 0 should not see the batches of their start again.
+    # A separate seed, so that policies of seed 0 do not see the batches of their start again.
     train(config, kind, "100", run, *options, f"--config.total_steps={steps}",
           "--config.eval.episodes=0")  # fmt: skip
     return (f"--config.init_from.path={run}",)
@@ -68,7 +69,8 @@ def pretrain(
 def pretrain_video(
     config: pathlib.Path, run: pathlib.Path, steps: int, *options: str
 ) -> tuple[str, ...]:
-    """`pretrain` for the variants of Fast-WAM: their video expert. Action experts start fresh."""
+    """Runs `pretrain` for the variants of Fast-WAM: their video expert. Action experts start
+    fresh."""
     start = pretrain(
         config, "variant=fast", run, steps, "--config.objective.action_weight=0.0", *options
     )
@@ -82,26 +84,26 @@ def run(
     each: Callable[[str, str, pathlib.Path], None],
     table: Callable[[pathlib.Path], str],
 ) -> None:
-    """The whole study.
+    """Runs the whole study.
 
     Args:
-      name: of the flag with the kinds.
+      name: name of the flag with the kinds.
       each: trains and measures ``(kind, seed, folder of the run)``.
-      table: what has been measured so far, as text.
+      table: returns the measurements so far, as text.
     """
-    asked = flags.FLAGS
-    workdir = pathlib.Path(asked.workdir)
+    options = flags.FLAGS
+    workdir = pathlib.Path(options.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    # Seeds outside, kinds inside: an interrupted study has complete comparisons.
-    for seed in asked.seeds if not asked.table_only else ():
-        for kind in asked[name].value:
+    # Seeds in the outer loop, so that an interrupted study has complete comparisons.
+    for seed in options.seeds if not options.table_only else ():
+        for kind in options[name].value:
             each(kind, seed, workdir / f"{kind}-{seed}")
             print(table(workdir), flush=True)
     print(table(workdir))
 
 
 def modes(variant: str) -> dict[str, dict]:
-    """Row -> mode, of every way in which a variant of Fast-WAM can act; for `measure`."""
+    """Returns row -> mode for every way in which a variant of Fast-WAM can act; for `measure`."""
     from wamjax.wam.fast_wam.uses import MODES
 
     several = len(MODES[variant]) > 1
@@ -113,7 +115,7 @@ def _rows_file(run: pathlib.Path, shift: str) -> pathlib.Path:
 
 
 def rows(run: pathlib.Path, shift: str = "none") -> dict[str, dict]:
-    """What `measure` has found so far of a run."""
+    """Returns the measurements of a run so far."""
     path = _rows_file(run, shift)
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -125,17 +127,17 @@ def measure(
     shift: str = "none",
     latency: bool = True,
 ) -> None:
-    """Rolls out every way in which a trained policy can act; `rows` reads what came out.
+    """Rolls out every way in which a trained policy can act; `rows` reads the results.
 
-    A row holds what `runs.closed_loop.roll_out` says, the number of parameters, the training step
-    and, in the world without a shift, the latency. Rows that are there already stay, unless the run
-    was trained on since; each is written as soon as it is measured.
+    A row holds the result of `runs.closed_loop.roll_out`, the number of parameters, the training
+    step and, in the world without a shift, the latency. Existing rows stay, unless the run was
+    trained further; each is written as soon as it is measured.
 
     Args:
-      ways: row -> how to act, as `ready` takes it; "execute" instead of that of the flags.
-      ready: how to act (a copy) -> (policy, config, step), as `runs.trained.load` gives them.
-      shift: of the world, by name.
-      latency: whether it is measured.
+      ways: row -> how to act, in `ready`'s format; "execute" overrides the flag.
+      ready: how to act (a copy) -> (policy, config, step), as from `runs.trained.load`.
+      shift: name of a shift of the world.
+      latency: whether to measure the latency.
     """
     from wamjax import tree
     from wamjax.envs.world import open_world, shift_of
@@ -160,7 +162,8 @@ def measure(
 
 
 def interval(rates: list[float], episodes: int):
-    """A success rate and its 95 % interval: t over seeds, Wilson's over the episodes of one."""
+    """Returns a success rate and its 95 % interval: t over seeds, or Wilson's over the episodes of
+    one seed."""
     from wamjax.viz import intervals
 
     if len(rates) > 1:
@@ -169,9 +172,10 @@ def interval(rates: list[float], episodes: int):
 
 
 def by_seed(rates: dict[str, float], base: dict[str, float]) -> str:
-    """The difference of success rates in points, over the seeds of both, with its 95 % interval.
+    """Returns the difference of success rates in points, over the seeds of both, with its 95 %
+    interval.
 
-    "-" without a seed in common; without an interval where there is one.
+    Returns "-" without a common seed; with one common seed there is no interval.
     """
     from wamjax.viz import intervals
 
@@ -182,11 +186,11 @@ def by_seed(rates: dict[str, float], base: dict[str, float]) -> str:
 
 
 def bars(path: pathlib.Path, rates: dict, latencies: dict[str, float], colours: list[int]) -> None:
-    """A bar for every row, with its interval (`interval`) and the latency of a plan in ms."""
+    """Draws one bar per row, with its interval (`interval`) and the latency of a plan in ms."""
     from wamjax.viz import figures
 
-    made = figures.figure(8, 1.2 + 0.3 * len(rates))
-    axes = made.add_subplot()
+    figure = figures.figure(8, 1.2 + 0.3 * len(rates))
+    axes = figure.add_subplot()
     for y, (name, rate) in enumerate(rates.items()):
         arms = [[rate.mean - max(rate.low, 0)], [min(rate.high, 1) - rate.mean]]
         colour = figures.COLORS[colours[y]]
@@ -198,4 +202,4 @@ def bars(path: pathlib.Path, rates: dict, latencies: dict[str, float], colours: 
     axes.set(xlim=(0, 1), xlabel="success rate (95 % interval), latency of one plan")
     axes.xaxis.set_major_formatter("{x:.0%}")
     figures.plain(axes)
-    figures.write(made, path)
+    figures.write(figure, path)

@@ -1,7 +1,7 @@
 """wamjax: world action models in JAX and Flax.
 
-Importing the package is cheap: it pulls neither JAX nor any optional dependency.
-`load_policy` is what a robot needs of it.
+Importing the package is cheap: it loads neither JAX nor any optional dependency. `load_policy` is
+all that a robot needs.
 """
 
 __version__ = "0.1.0"
@@ -9,7 +9,7 @@ __all__ = ["__version__", "load_policy"]
 
 
 def __dir__() -> list[str]:
-    """What there is to use, also what is imported only when it is."""
+    """Returns all public names, including those that are imported on first use."""
     return sorted(__all__)
 
 

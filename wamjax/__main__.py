@@ -15,7 +15,7 @@ import sys
 
 from wamjax.config import did_you_mean
 
-# In the order in which people come to need them; the first line of each says what it does.
+# In the order in which people need them; the first line of each says what it does.
 COMMANDS = (
     "train", "evaluate", "sample", "foresight", "rollouts", "branches", "collect", "ingest",
     "stats", "doctor", "reconstruct", "convert", "export_policy", "serve", "drive",
@@ -24,7 +24,7 @@ COMMANDS = (
 
 
 def summary(command: str) -> str:
-    """The first line of what a command says of itself, without importing it."""
+    """Returns the first line of a command's docstring, without importing it."""
     path = pathlib.Path(__file__).parent.joinpath(*command.split("."))
     file = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
     text = ast.get_docstring(ast.parse(file.read_text())) or ""
@@ -32,7 +32,7 @@ def summary(command: str) -> str:
 
 
 def listing() -> str:
-    """All commands, a line each."""
+    """Lists all commands, one per line."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary(name)}" for name in COMMANDS]
     return "\n".join([__doc__.strip(), "", *lines])

@@ -27,7 +27,7 @@ from wamjax.training.checkpoint import find
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, since several entry points share flag names."""
     flags.DEFINE_string("workdir", None, "run whose policy acts", required=True)
     flags.DEFINE_string(
         "out", None, "folder for the branches; created, or continued", required=True
@@ -46,15 +46,15 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
-    asked = flags.FLAGS
-    policy, config, step = trained.load(asked.workdir, None, asked.mode)
-    statistics = find(asked.workdir, None).statistics
+    options = flags.FLAGS
+    policy, config, step = trained.load(options.workdir, None, options.mode)
+    statistics = find(options.workdir, None).statistics
     cohort = branches.Cohort(
-        asked.states, asked.proposals, asked.continuations, asked.seed,
-        tuple(map(int, asked.rungs)), tuple(asked.modes),
+        options.states, options.proposals, options.continuations, options.seed,
+        tuple(map(int, options.rungs)), tuple(options.modes),
     )  # fmt: skip
-    about = {"policy": store.fingerprint(asked.workdir), "step": step, "mode": asked.mode}
-    out = files.path(asked.out, "--out")
+    about = {"policy": store.fingerprint(options.workdir), "step": step, "mode": options.mode}
+    out = files.path(options.out, "--out")
     result = branches.grow(policy, config, statistics, out, cohort, about)
     if policy.objective.rungs:
         arrays = store.read(out)[2]

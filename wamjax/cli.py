@@ -1,8 +1,8 @@
-"""How every command starts and how it fails: flags, `--help`, one line for what was asked wrongly.
+"""Starts every command and reports its failures: flags, `--help`, one line for a wrong request.
 
-Exit status: 0 done (or help was asked for), 2 something was asked that cannot be, 1 it went wrong
-on the way. An error that wamjax raises is written for people, so it is told in one line;
-``--traceback`` shows where it came from, and what other libraries raise always does.
+Exit status: 0 done (or help was printed), 2 the request is invalid, 1 it failed while running.
+Errors that wamjax raises are written for people, so they are printed in one line; ``--traceback``
+shows the traceback, as do errors of other libraries in any case.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ def run(
     """Runs a command with the arguments of this process and ends the process.
 
     Args:
-      main: takes the program's name and the arguments that are no flags.
-      define_flags: of the command; called here, since importing a command must define none.
-      positional: whether there are arguments without a flag.
+      main: takes the program's name and the arguments that are not flags.
+      define_flags: defines the command's flags; called here, since importing a command must define
+        none.
+      positional: whether the command takes arguments without a flag.
       huge_pages: see `hardware.restart_with_huge_pages`.
     """
     before = set(flags.FLAGS)
@@ -88,11 +89,11 @@ class _ConfigParser(flags.ArgumentParser):
 
 
 def define_config(name: str = "config", text: str = "") -> None:
-    """Defines the flag of a config, with one flag for each of its keys that is set.
+    """Defines the flag of a config, and one flag for each of its keys that is set.
 
     Args:
-      name: of the flag.
-      text: what it is for, in the help.
+      name: name of the flag.
+      text: its help text.
     """
     help_text = "experiment, as FILE[:ARG] or NAME[:ARG] of one of " + ", ".join(experiments())
     config_flags.DEFINE_config_file(name, None, f"{text}: {help_text}" if text else help_text)
@@ -101,25 +102,25 @@ def define_config(name: str = "config", text: str = "") -> None:
 
 
 def experiments() -> dict[str, pathlib.Path]:
-    """The files of the experiments that the package brings, by name."""
+    """Returns the files of the experiments in the package, by name."""
     folder = next((place for place in PLACES if place.is_dir()), None)
     return {path.stem: path for path in sorted(folder.glob("*.py"))} if folder else {}
 
 
 def experiment_file(name: str) -> str:
-    """The file of an experiment of the package by its name; a path stays what it is.
+    """Returns the file of an experiment in the package by its name; a path is returned unchanged.
 
     Raises:
-      ValueError: a bare word that is neither an experiment nor a file.
+      ValueError: a bare word is neither an experiment nor a file.
     """
-    known = experiments()
-    if name in known:
-        return str(known[name])
+    names = experiments()
+    if name in names:
+        return str(names[name])
     if not re.fullmatch(r"[\w-]+", name) or pathlib.Path(name).is_file():
         return name
     raise ValueError(
-        f"there is no experiment {name!r}{did_you_mean(name, known)}; there are "
-        f"{', '.join(known)}, and files of your own by their path, ending in .py"
+        f"there is no experiment {name!r}{did_you_mean(name, names)}; there are "
+        f"{', '.join(names)}, and files of your own by their path, ending in .py"
     )
 
 
@@ -130,7 +131,8 @@ def fail(text: str, status: int = USAGE) -> NoReturn:
 
 
 def told(error: BaseException) -> str:
-    """What a person is told of an error instead of its traceback; '' if that is of no help."""
+    """Returns the message that a person sees instead of an error's traceback; '' if that would not
+    help."""
     if isinstance(error, app.UsageError | flags.Error):
         return str(error)
     if not isinstance(error, _FOR_PEOPLE):
@@ -141,7 +143,7 @@ def told(error: BaseException) -> str:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Flags from arguments, as absl does it, but for what it prints and the status it ends with."""
+    """Parses flags as absl does, but with other output and another exit status."""
     app.define_help_flags()
     argv = ["--help" if argument == "-h" else argument for argument in argv]
     try:
@@ -157,13 +159,13 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _of_flags(error: Exception) -> str:
-    """What went wrong in the file of a config, deep inside of what absl raises, and where."""
+    """Returns what went wrong in the file of a config, from deep inside absl's error, and where."""
     for cause in _causes(error):
         if not isinstance(cause, flags.Error) and _is_ours(cause):
             return _text(cause)
     # absl keeps the traceback of a config's file as text only.
-    found = re.search(r"Traceback.*^\s*(\w*(?:Error|Exception): [^\n]*)", str(error), re.M | re.S)
-    text = found[1] if found else _text(error).lstrip("'\"").partition(". Other fields present")[0]
+    match = re.search(r"Traceback.*^\s*(\w*(?:Error|Exception): [^\n]*)", str(error), re.M | re.S)
+    text = match[1] if match else _text(error).lstrip("'\"").partition(". Other fields present")[0]
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         if (name := frame.f_code.co_filename) and any(f"={name}" in a for a in sys.argv):
             return f"{name}:{line}: {text}"
@@ -171,7 +173,7 @@ def _of_flags(error: Exception) -> str:
 
 
 def _misspelt(argv: list[str], error: Exception) -> str:
-    """Which ``--config.a.b=`` the config does not have, with a suggestion; '' if it is not that."""
+    """Returns which ``--config.a.b=`` the config lacks, with a suggestion; '' for other errors."""
     if not isinstance(error, AttributeError | KeyError):
         return ""
     # ml_collections quotes the part that is missing, within quotes.
@@ -185,7 +187,7 @@ def _misspelt(argv: list[str], error: Exception) -> str:
 
 
 def _check_file() -> None:
-    """absl tells only on first use that the file of a config cannot be read."""
+    """Checks that the file of a config can be read, which absl reports only on first use."""
     value = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
     if type(value).__name__ != "_ErrorConfig":
         return

@@ -17,7 +17,7 @@ from wamjax.envs.collection import Settings, collect
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, since several entry points share flag names."""
     flags.DEFINE_string("out", None, "folder of the data set; must not exist")
     flags.DEFINE_alias("workdir", "out")
     flags.DEFINE_string("env", "tabletop", "world, by name or as module:attribute")

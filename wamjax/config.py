@@ -1,8 +1,8 @@
-"""The one config: every key with its default and a line of documentation, locked.
+"""Defines the one config: every key with its default and a line of documentation, locked.
 
 An experiment file starts from `base_config` and changes values; a misspelt key is an error with a
-suggestion. `config_keys` holds keys, defaults and docs; error messages show the line of a key, and
-``python -m wamjax.doctor --keys`` all of them.
+suggestion. `config_keys` holds keys, defaults and docs; error messages show a key's line, and
+``python -m wamjax.doctor --keys`` shows all of them.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ _ONE_OF = {
 
 
 class Sources(ConfigDict):
-    """``data.sources``: a source that the command line alone names is there with its defaults.
+    """Holds ``data.sources``; a source that only the command line names exists with its defaults.
 
-    So ``--config.data.sources.mine.path=DIR`` adds one. Any other name that is missing is an error.
+    So ``--config.data.sources.mine.path=DIR`` adds one. Any other missing name is an error.
     """
 
     def __getitem__(self, name: str) -> Any:
@@ -66,13 +66,13 @@ class Sources(ConfigDict):
 
 
 def _on_command_line(name: str) -> bool:
-    """Whether a flag of a config sets a key of the source `name`."""
-    wanted = re.compile(rf"--?(no)?\w*config\.data\.sources\.{re.escape(name)}\.")
-    return any(wanted.match(argument) for argument in sys.argv[1:])
+    """Returns whether a flag of a config sets a key of the source `name`."""
+    pattern = re.compile(rf"--?(no)?\w*config\.data\.sources\.{re.escape(name)}\.")
+    return any(pattern.match(argument) for argument in sys.argv[1:])
 
 
 def base_config() -> ConfigDict:
-    """The documented config with all defaults; locked, except that sources may be added."""
+    """Returns the documented config with all defaults; locked, except that sources may be added."""
     config = _nest(TABLE)
     config.data.sources = Sources()
     config.eval.shift = ConfigDict()
@@ -83,7 +83,7 @@ def base_config() -> ConfigDict:
 
 
 def source(**values: Any) -> ConfigDict:
-    """One entry of ``data.sources``; ``collect`` may be given as a dict."""
+    """Returns one entry of ``data.sources``; ``collect`` may be given as a dict."""
     config = _nest(SOURCE).lock()
     for key, value in values.items():
         if isinstance(value, dict):
@@ -94,17 +94,17 @@ def source(**values: Any) -> ConfigDict:
 
 
 def docs() -> dict[str, str]:
-    """Every key with its one-line documentation; ``*`` stands for the name of a source."""
+    """Returns every key with its one-line documentation; ``*`` stands for the name of a source."""
     return {k: d for k, _, d in TABLE} | {f"data.sources.*.{k}": d for k, _, d in SOURCE}
 
 
 def doc(key: str) -> str:
-    """The line of one key, or ''."""
+    """Returns the line of one key, or ''."""
     return docs().get(re.sub(r"^data\.sources\.[^.]+", "data.sources.*", key), "")
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
-    """Parses what follows the colon of ``--config=FILE:ARG``, e.g. ``variant=idm,debug``.
+    """Parses the text after the colon of ``--config=FILE:ARG``, e.g. ``variant=idm,debug``.
 
     Args:
       arg: comma-separated ``name=value``; a bare name sets a bool to True.
@@ -126,7 +126,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks what can be checked without building anything; ValueError names the key."""
+    """Checks everything that needs no building; the ValueError names the key."""
     flat = flatten(config)
     for key in _POSITIVE:
         if flat[key] < 1:
@@ -144,10 +144,10 @@ def validate(config: ConfigDict) -> None:
 
 
 def unread(config: ConfigDict, patterns: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """Keys of the method and the model that are set, and that nothing reads: (value, default).
+    """Returns keys of the method and the model that are set but never read: (value, default).
 
     Args:
-      patterns: of the keys that are read, with ``*`` as in a shell.
+      patterns: patterns of the keys that are read, with ``*`` as in a shell.
     """
     defaults = flatten(base_config())
     found = {}
@@ -160,7 +160,7 @@ def unread(config: ConfigDict, patterns: Sequence[str]) -> dict[str, tuple[Any, 
 
 
 def only(config: ConfigDict, key: str) -> ConfigDict:
-    """The defaults, but for one key."""
+    """Returns the defaults with one key changed."""
     out = base_config()
     out.update_from_flattened_dict({key: flatten(config)[key]})
     return out
@@ -174,47 +174,50 @@ def reset(config: ConfigDict, part: str) -> None:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested config (or dict of a json file) to ``{"a.b.c": value}``; lists become tuples."""
+    """Flattens a nested config (or dict of a JSON file) to ``{"a.b.c": value}``; lists become
+    tuples."""
     return dict(_leaves(config, prefix))
 
 
 def save(config: ConfigDict, path: str | os.PathLike) -> None:
-    """Writes ``config`` as json, in one atomic step."""
+    """Writes ``config`` as JSON, in one atomic step."""
     files.write_text(path, json.dumps(to_json(config), indent=2) + "\n")
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
-    """``config`` as plain nested dicts of json values."""
+    """Returns ``config`` as plain nested dicts of JSON values."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 def load(path_or_json: str | os.PathLike | dict) -> ConfigDict:
-    """Reads what `save` wrote (or takes its dict); keys it lacks are as the code was then.
+    """Reads the output of `save` (or its dict); missing keys get the behaviour of the code at that
+    time.
 
     Raises:
-      ValueError: it has a key that does not exist.
+      ValueError: a key does not exist.
     """
     given = path_or_json
     if not isinstance(given, dict):
         given = json.loads(files.path(given).read_text())
     config = base_config()
-    known = flatten(config)
+    defaults = flatten(config)
     config.update_from_flattened_dict(BEFORE)
     for name in given.get("data", {}).get("sources", {}):
         config.data.sources[name] = source()
-        known |= flatten(config.data.sources[name], f"data.sources.{name}")
+        defaults |= flatten(config.data.sources[name], f"data.sources.{name}")
     for key, value in _renamed(flatten(given)).items():
         if key.startswith("eval.shift."):
             config.eval.shift[key.removeprefix("eval.shift.")] = value
-        elif key not in known:
-            raise ValueError(f"saved config has unknown key {key!r}{did_you_mean(key, known)}")
+        elif key not in defaults:
+            raise ValueError(f"saved config has unknown key {key!r}{did_you_mean(key, defaults)}")
         else:
             config.update_from_flattened_dict({key: value})
     return config
 
 
 def diff(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """Keys whose values differ, as (old, new); a key that one side lacks is `ABSENT` there."""
+    """Returns keys whose values differ, as (old, new); a key that one side lacks is `ABSENT`
+    there."""
     old, new = flatten(old), flatten(new)
     keys = [*old, *(k for k in new if k not in old)]
     pairs = {k: (old.get(k, ABSENT), new.get(k, ABSENT)) for k in keys}
@@ -230,7 +233,7 @@ ABSENT = _Absent()
 
 
 def frozen(key: str) -> bool:
-    """Whether a checkpoint's meaning rests on `key`."""
+    """Returns whether the meaning of a checkpoint depends on `key`."""
     if key in _THAWED:
         return False
     plain = re.sub(r"^data\.sources\.[^.]+", "data.sources.*", key)
@@ -238,10 +241,10 @@ def frozen(key: str) -> bool:
 
 
 def check_resume(old: Any, new: Any, where: str) -> dict[str, tuple[Any, Any]]:
-    """Refuses to resume `where` under a config that gives its state another meaning.
+    """Refuses to resume `where` under a config that changes the meaning of its state.
 
-    A key that did not exist when the checkpoint was written is refused if it is not what the code
-    did then: its default, or what `BEFORE` says.
+    A key that is newer than the checkpoint is refused unless it has the behaviour of the code at
+    that time: its default, or the value in `BEFORE`.
 
     Returns:
       The harmless changes, for printing.
@@ -265,7 +268,8 @@ def check_resume(old: Any, new: Any, where: str) -> dict[str, tuple[Any, Any]]:
 
 
 def _renamed(flat: dict[str, Any]) -> dict[str, Any]:
-    """A saved config under the names of now; of two keys that became one, its method's."""
+    """Renames the keys of a saved config to the current ones; of two merged keys the method's
+    wins."""
     flat = dict(flat)
     if not flat.get("objective.name", "fast_wam").startswith("fast_wam"):
         flat["objective.variant"] = "fast"  # was the method's name, and nothing reads it
@@ -276,14 +280,14 @@ def _renamed(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def _default(key: str) -> Any:
-    """Of a key as `flatten` gives it."""
+    """Returns the default of a key as in `flatten`."""
     plain = re.sub(r"^data\.sources\.[^.]+\.", "", key)
     rows = TABLE if plain == key else SOURCE
     return {k: d for k, d, _ in rows}.get(plain, ABSENT)
 
 
 def did_you_mean(name: str, known) -> str:
-    """', did you mean ...?' if something of `known` is close to `name`, else ''."""
+    """Returns ', did you mean ...?' if something in `known` is close to `name`, else ''."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean {close[0]!r}?" if close else ""
 

@@ -1,4 +1,4 @@
-"""What is said to people on the terminal."""
+"""Prints messages on the terminal."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tqdm import tqdm
 
 
 def say(text: str) -> None:
-    """Prints on the process that speaks for all."""
+    """Prints in the process that speaks for all."""
     if jax.process_index() == 0:
         tqdm.write(text, file=sys.stderr)
 
 
 def quiet() -> None:
-    """Lets libraries speak from warnings on, unless ``--verbosity`` asks for more: Orbax tells its
-    every thought at the next level."""
+    """Limits libraries' logs to warnings, unless ``--verbosity`` asks for more: Orbax logs every
+    detail one level below."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)

@@ -54,9 +54,10 @@ def send_out(
     progress: bool = True,
     ema: bool | None = None,
 ) -> None:
-    """A folder of ours, or a training run, to a published file; see the module and `api.export`.
+    """Exports a folder of `convert`, or a training run, to a published file; see the module and
+    `api.export`.
 
-    `ema` is of `store.source`.
+    `ema`: see `store.source`.
     """
     shapes, get, sizes, layout_then, step = _ours(family, storage.path(source), config, ema)
     layout = layout or layout_then or next(iter(families.family(family).layouts))
@@ -70,7 +71,8 @@ def send_out(
 
 
 def _ours(family: str, source: storage.Path, config: api.Config, ema: bool | None):
-    """(shapes, slices, sizes, layout or None, step) of a folder of ours, or of a run."""
+    """Returns (shapes, slices, sizes, layout or None, step) of a folder of `convert`, or of a
+    run."""
     params, step = store.source(source, ema)
     shapes, get = merged(params)
     if not (source / store.ABOUT).exists():
@@ -101,7 +103,7 @@ def _watched(tensors: Tensors, bar: tqdm.tqdm) -> Mapping[str, Tensor]:
 
 
 def listing() -> str:
-    """The families, their sizes and layouts, as text."""
+    """Returns the families, their sizes and layouts, as text."""
     lines = []
     for name, kind in families.FAMILIES.items():
         values = ", ".join(f"{k}={v}" for k, v in kind.sizes.items())
@@ -110,7 +112,7 @@ def listing() -> str:
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, since several entry points share flag names."""
     flags.DEFINE_string("family", None, "published model, or `list` to list them")
     flags.DEFINE_string("source", None, "file or folder to read")
     flags.DEFINE_string("output", None, "folder to create; for an export also a file")

@@ -1,4 +1,4 @@
-"""Whether there is room on a disk for what is written; buckets have room."""
+"""Checks whether a disk has room for files to be written; buckets always have."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _FULL_TEXT = re.compile("No space left on device|Disk quota exceeded")
 
 
 class NoRoom(OSError):
-    """A disk that is full, or would be."""
+    """A disk is full, or would become full."""
 
 
 def check_room(folder: files.Path, size: int, count: int) -> str:
-    """Whether checkpoints fit on a disk before anything is computed.
+    """Checks whether checkpoints fit on a disk, before anything is computed.
 
     Args:
-      folder: of the checkpoints; need not exist yet.
-      size: bytes of a checkpoint.
-      count: how many more there will be at once.
+      folder: folder of the checkpoints; need not exist yet.
+      size: bytes per checkpoint.
+      count: number of further checkpoints that exist at once.
 
     Returns:
-      A sentence of warning if there is room for one of them but not for all, else "".
+      A warning if there is room for one of them but not for all, else "".
 
     Raises:
       NoRoom: there is no room for one.
@@ -51,14 +51,14 @@ def check_room(folder: files.Path, size: int, count: int) -> str:
 
 @contextlib.contextmanager
 def sentence(folder: files.Path, what: str = "what is written", size: int = 0) -> Iterator[None]:
-    """Says in one sentence that a disk is full, whatever library found out, and how.
+    """Reports a full disk in one sentence, whichever library found out, and how.
 
     Args:
-      folder: that is written to.
-      what: is written, of `size` bytes if that is known.
+      folder: folder that is written to.
+      what: name of the data, of `size` bytes if known.
 
     Raises:
-      NoRoom: instead of an error that comes of a full disk; all others pass.
+      NoRoom: instead of an error caused by a full disk; all others pass.
     """
     logging.getLogger("absl").addFilter(_is_news)  # Orbax tells it in pages, from its threads
     try:
@@ -81,7 +81,7 @@ def sentence(folder: files.Path, what: str = "what is written", size: int = 0) -
 
 
 def _is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came of, is of a full disk."""
+    """Returns whether an error, or one of its causes, is a full disk."""
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -45,23 +45,23 @@ from wamjax.training.step import forward_flops, make_train_step, model_flops
 
 
 def diagnose(config: ConfigDict, devices: int, sizes: bool = False) -> dict[str, Any]:
-    """The report of a config on a mesh of `devices` devices.
+    """Returns the report of a config on a mesh of `devices` devices.
 
     Args:
-      sizes: also count those of `published_sizes`.
+      sizes: whether to count `published_sizes`, too.
 
     Raises:
-      ValueError: a config that cannot be trained: its error names the key.
+      ValueError: the config cannot be trained; names the key.
     """
     from wamjax.data import pipeline
 
     configs.validate(config)
     wam.check_training(config)
-    mesh = _mesh(config, devices)  # what is quickly said comes before what takes seconds to count
+    mesh = _mesh(config, devices)  # quick checks come before slow counts
     objective = wam.build(config, pipeline.spec_of(config))
     table = {"sizes": published_sizes(objective)} if sizes else {}
     tx = optim.make(config)
-    make_train_step(objective, tx, config)  # what it cannot be made of is an error
+    make_train_step(objective, tx, config)  # raises if the config does not allow it
     state = jax.eval_shape(functools.partial(states.create, objective, tx, config))
     return {
         "parameters": tree.count_by_expert(state.params),
@@ -75,8 +75,8 @@ def diagnose(config: ConfigDict, devices: int, sizes: bool = False) -> dict[str,
 
 
 def work(objective, config: ConfigDict, params: Any) -> dict[str, float]:
-    """FLOPs (two for a multiply-add) of a forward pass and of a training step, for each sample of
-    a batch, and of one plan for each way of acting, or of making one sample."""
+    """Returns FLOPs (two for a multiply-add) per sample of a forward pass and of a training step,
+    and of one plan in each mode, or of making one sample."""
     batch = _batch(objective, config)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
@@ -102,8 +102,8 @@ def work(objective, config: ConfigDict, params: Any) -> dict[str, float]:
 
 
 def published_sizes(objective) -> dict[str, dict[str, float]]:
-    """The sizes of DiT with patches of 2, 4 and 8, and its designs, on the pictures of an
-    objective: parameters that are trained, and FLOPs of one forward pass."""
+    """Returns, for the sizes of DiT with patches of 2, 4 and 8 and its designs on an objective's
+    pictures, the trained parameters and FLOPs of one forward pass."""
     network, out = objective.network, {}
     if not isinstance(network, dit.DiT) or network.text != "none":
         raise ValueError("--sizes wants a config of images without text")
@@ -126,7 +126,7 @@ def published_sizes(objective) -> dict[str, dict[str, float]]:
 
 
 def _forward(objective, params):
-    """One forward pass of a picture model on blank input."""
+    """Runs one forward pass of a picture model on blank input."""
     batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in objective.batch_spec(1).items()}
     values = {g: jnp.zeros((1, m, *objective.network.latent)) for g, m in objective.slots.items()}
     levels = {g: jnp.zeros((1, 1)) for g in values}
@@ -144,7 +144,7 @@ def _mesh(config: ConfigDict, devices: int) -> sharding.Shape:
 
 
 def memory(state, config: ConfigDict, mesh: sharding.Shape) -> dict[str, float]:
-    """Bytes on each device that do not depend on the batch: masters, optimiser, gradients.
+    """Returns bytes on each device that do not depend on the batch: masters, optimizer, gradients.
 
     Activations come on top; ``tpu/aot.py`` compiles the step and reports the true peak.
     """
@@ -178,7 +178,7 @@ def _act(objective, mode: str, params, observation, key):
 
 
 class _Same:
-    """Normalisation that costs nothing."""
+    """Stands in for a normalizer, at no cost."""
 
     def forward(self, x):
         return x
@@ -191,7 +191,8 @@ def _batch(objective, config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _data_warnings(config: ConfigDict) -> list[str]:
-    """Of episodes that are there; arrays and branches are checked when they are opened."""
+    """Returns warnings about existing episodes; arrays and branches are checked when they are
+    opened."""
     from wamjax.data import pipeline
     from wamjax.data.sources import missing
     from wamjax.data.windows import padding
@@ -232,7 +233,7 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, since several entry points share flag names."""
     cli.define_config()
     flags.DEFINE_integer("devices", 0, "devices of the mesh; 0 = as few as the config allows")
     flags.DEFINE_bool("json", False, "print json")
@@ -246,21 +247,21 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
-    asked = flags.FLAGS
-    if asked.data:
-        _look(asked.data, asked.out, asked.json)
+    options = flags.FLAGS
+    if options.data:
+        _look(options.data, options.out, options.json)
         return
-    config = asked.config
+    config = options.config
     if config is None:
         raise app.UsageError("give --config, or --data")
-    if asked.keys:
-        _print_keys(config, asked.json)
+    if options.keys:
+        _print_keys(config, options.json)
         return
     fixed = math.prod(abs(int(config.mesh[a])) for a in sharding.AXES)
-    report = diagnose(config, asked.devices or fixed, asked.sizes)
-    if asked.out:
-        _draw(config, files.path(asked.out, "--out"))
-    if asked.json:
+    report = diagnose(config, options.devices or fixed, options.sizes)
+    if options.out:
+        _draw(config, files.path(options.out, "--out"))
+    if options.json:
         json.dump(report, sys.stdout, indent=2)
         print()
     else:
@@ -268,16 +269,16 @@ def main(argv: list[str]) -> None:
 
 
 def _look(paths: Sequence[str], out: str | None, as_json: bool) -> None:
-    """At a data set."""
+    """Examines a data set."""
     from wamjax.data import examine
     from wamjax.data import page as pages
 
-    found = examine.examine(paths[0], paths[1:])
-    print(examine.as_json(found) if as_json else examine.as_text(found))
+    examination = examine.examine(paths[0], paths[1:])
+    print(examine.as_json(examination) if as_json else examine.as_text(examination))
     if out:
         page = files.path(out) / "data.html"
         page.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(page, pages.html(found))
+        files.write_text(page, pages.html(examination))
         print(f"wrote {page}", file=sys.stderr if as_json else sys.stdout)
 
 

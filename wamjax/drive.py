@@ -25,7 +25,7 @@ from wamjax.envs.world import open_world
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, since several entry points share flag names."""
     flags.DEFINE_string("server", "ws://127.0.0.1:8000", "address of wamjax.serve")
     flags.DEFINE_string("key_file", "", "file with the server's API key")
     flags.DEFINE_string("env", "tabletop", "world, by name or as module:attribute")
@@ -46,27 +46,31 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
-    asked = flags.FLAGS
+    options = flags.FLAGS
     from wamjax.serving import remote
 
     # The program of the world waits for the server inside a step; it must not hold up our thread.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    world = open_world(asked.env)
-    if unknown := [task for task in asked.tasks if task not in world.tasks]:
+    world = open_world(options.env)
+    if unknown := [task for task in options.tasks if task not in world.tasks]:
         raise app.UsageError(f"--tasks={','.join(unknown)}: no such task"
                              f"{did_you_mean(unknown[0], world.tasks)}")  # fmt: skip
-    key = pathlib.Path(asked.key_file).expanduser().read_text().strip() if asked.key_file else None
-    robots = remote.Robots(asked.robots, asked.server, None, key)
-    join = robots.join(asked.join, asked.delay)
+    key = (
+        pathlib.Path(options.key_file).expanduser().read_text().strip()
+        if options.key_file
+        else None
+    )
+    robots = remote.Robots(options.robots, options.server, None, key)
+    join = robots.join(options.join, options.delay)
     late = {} if (join.way, join.delay) == ("sync", 0) else {"join": join}
-    known = robots.metadata.get("instructions", ())
-    tasks = asked.tasks or [t for t, text in world.tasks.items() if text in known]
+    instructions = robots.metadata.get("instructions", ())
+    tasks = options.tasks or [t for t, text in world.tasks.items() if text in instructions]
     report = remote.evaluate(
-        robots, world, tasks or list(world.tasks), asked.episodes, asked.seed, asked.robots,
-        execute=asked.execute, max_steps=asked.max_steps or world.max_steps, **late,
+        robots, world, tasks or list(world.tasks), options.episodes, options.seed, options.robots,
+        execute=options.execute, max_steps=options.max_steps or world.max_steps, **late,
     )  # fmt: skip
     robots.close()
-    print(json.dumps(report | {"tasks": tasks, "join": asked.join, "delay": asked.delay}))
+    print(json.dumps(report | {"tasks": tasks, "join": options.join, "delay": options.delay}))
 
 
 if __name__ == "__main__":

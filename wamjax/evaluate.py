@@ -30,7 +30,7 @@ from wamjax.training.checkpoint import find
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, since several entry points share flag names."""
     flags.DEFINE_string("workdir", None, "run to evaluate", required=True)
     flags.DEFINE_integer("step", None, "checkpoint; the newest by default")
     flags.DEFINE_string(
@@ -53,29 +53,38 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
-    asked, ema = flags.FLAGS, checkpoint.asked_ema()
-    if asked.latency:
-        policy, config, _ = trained.load(asked.workdir, asked.step, asked.mode, asked.planner, ema)
+    options, ema = flags.FLAGS, checkpoint.asked_ema()
+    if options.latency:
+        policy, config, _ = trained.load(
+            options.workdir, options.step, options.mode, options.planner, ema
+        )
         print(json.dumps({"latency_ms": trained.latency(policy, config)}))
         return
-    config = find(asked.workdir, asked.step).config
-    label = _choose(config, asked)
+    config = find(options.workdir, options.step).config
+    label = _choose(config, options)
     if config.eval.episodes < 1:
         raise app.UsageError(f"{config.eval.episodes} episodes: give --episodes")
     evaluation.run(
-        config, asked.workdir, asked.step, asked.mode, asked.shift, asked.planner, label, ema
+        config,
+        options.workdir,
+        options.step,
+        options.mode,
+        options.shift,
+        options.planner,
+        label,
+        ema,
     )
 
 
-def _choose(config: ConfigDict, asked) -> str:
-    """Puts what is asked for into ``config.eval``; returns it as part of a file's name."""
+def _choose(config: ConfigDict, options) -> str:
+    """Puts the options into ``config.eval``; returns them as part of a file's name."""
     parts = []
     for key in ("env", "episodes", "execute", "tasks", "join", "delay"):
-        if (value := asked[key].value) is not None:
+        if (value := options[key].value) is not None:
             config.eval[key] = tuple(value) if key == "tasks" else value
             text = "-".join(value) if key == "tasks" else f"{key}{value}"
             parts.append(re.sub(r"[^\w.-]+", "-", text))  # of a file's name
-    for dial in asked.dials:
+    for dial in options.dials:
         name, _, text = dial.partition("=")
         try:
             number = float(text)

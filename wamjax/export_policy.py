@@ -56,15 +56,15 @@ DTYPES = ("bfloat16", "float32", "float64")
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What can be chosen for a bundle of either kind.
+    """Holds the choices for a bundle of either kind.
 
     Attributes:
-      mode: how to act; None: the policy's own way, or "plan" with a planner.
+      mode: how to act; None: the policy's default, or "plan" with a planner.
       dtype: see the module; that of ``config.precision.compute`` by default.
-      codec: folder of `wamjax.convert` with what makes latents of pictures.
+      codec: folder of `wamjax.convert` with the codec that encodes pictures.
       embeddings: folder of text embeddings; that of the config by default.
-      action_names, proprio_names: of the dimensions; those of the data set by default, if it is
-        still there.
+      action_names, proprio_names: names of the dimensions; those of the data set by default, if it
+        still exists.
     """
 
     mode: str | None = None
@@ -87,14 +87,14 @@ def from_run(
     """Exports the policy of a training run; see the module.
 
     Args:
-      step: of the checkpoint; the newest by default.
-      ema: the moving average, or not; by default if the run has one.
-      planner: another run, whose world model and value function plan for it.
+      step: step of the checkpoint; the newest by default.
+      ema: whether to use the moving average; by default if the run has one.
+      planner: another run, whose world model and value function plan for this one.
 
     Raises:
-      FileExistsError: there is something at `output`.
-      FileNotFoundError, ValueError: no such checkpoint, or something is missing or does not fit;
-        names all of it.
+      FileExistsError: `output` exists.
+      FileNotFoundError, ValueError: the checkpoint does not exist, or something is missing or does
+        not match; names all of it.
     """
     choices = choices or Choices()
     stored, step = checkpoint.parameters(workdir, step, ema)
@@ -113,7 +113,7 @@ def from_run(
 
 
 def _plan_by_run(job: _Job, run: Found, planner: str | os.PathLike) -> None:
-    """Adds the newest checkpoint of a run as the planner for that of another."""
+    """Adds the newest checkpoint of a run as the planner for another run."""
     stored, step = checkpoint.parameters(planner)
     found = checkpoint.find(planner, step)
     ours, theirs = (normalizers(x.statistics, x.config.data.normalization) for x in (run, found))
@@ -135,10 +135,10 @@ def from_weights(
     """Exports converted weights as a policy; see the module.
 
     Args:
-      config: of the policy; must declare the sizes of its data (``data.declared``).
+      config: config of the policy; must declare the sizes of its data (``data.declared``).
       weights: as ``config.init_from.path``: a folder of `wamjax.convert`, or several of them.
       statistics: file in a format of `wamjax.data.published_statistics`.
-      planner: (config, weights) whose world model and value function plan for it.
+      planner: (config, weights) whose world model and value function plan for this policy.
 
     Raises:
       As `from_run`.
@@ -174,14 +174,14 @@ def from_weights(
 
 
 def _for_acting(config: ConfigDict, choices: Choices) -> ConfigDict:
-    """A copy of a config that computes in the dtype that is chosen."""
+    """Returns a copy of a config that computes in the chosen dtype."""
     config = configs.load(configs.to_json(config))
     config.precision.compute = choices.dtype or config.precision.compute
     return config
 
 
 class _Job:
-    """Collects the parts of a bundle, and everything that is wrong with them."""
+    """Collects the parts of a bundle, and every problem with them."""
 
     def __init__(
         self, config: ConfigDict, spec: DataSpec, choices: Choices, source: str, step: int
@@ -195,7 +195,7 @@ class _Job:
         self.planner: ConfigDict | None = None
 
     def attempt(self, make: Callable[[], Any]) -> Any:
-        """What `make` gives; or None, and its error is noted."""
+        """Returns the result of `make`; on an error notes it and returns None."""
         try:
             return make()
         except (ValueError, FileNotFoundError) as error:
@@ -203,17 +203,17 @@ class _Job:
             return None
 
     def parameters(self, part: str, shapes, get, source: str = "") -> None:
-        """Adds parameters, if they are those of the objective; of another `source` if it says."""
+        """Adds parameters after checking that they match the objective."""
         abstract = jax.eval_shape(
             functools.partial(states.init_params, self.objective, self.config)
         )
         what = f"{source or self.source} does not fit the policy that the config builds"
-        want = tree.flatten(abstract)
-        if self.attempt(lambda: init_from.check(shapes, want, what=what)) is not None:
+        expected = tree.flatten(abstract)
+        if self.attempt(lambda: init_from.check(shapes, expected, what=what)) is not None:
             self._add(part, shapes, get, self.config, source)
 
     def add_planner(self, config: ConfigDict, shapes, get, source: str) -> None:
-        """Adds world model and value function of another checkpoint, trained by `config`."""
+        """Adds world model and value function of another checkpoint, trained with `config`."""
         self.objective = self.objective.with_planner(wam.build(config, self.spec))
         self.planner, self.mode = config, self.mode or check_mode(self.objective, "plan")
         self.parameters(files.PLANNER, shapes, get, source)
@@ -221,7 +221,7 @@ class _Job:
     def write(
         self, output: str | os.PathLike, statistics: dict[str, Any] | None, progress: bool
     ) -> None:
-        """Adds the rest, and writes the bundle if nothing is wrong.
+        """Adds the rest, and writes the bundle if there are no problems.
 
         Raises:
           FileExistsError, ValueError: see `from_run`.
@@ -250,41 +250,42 @@ class _Job:
         self.parts[part] = files.slices_of(shapes, get, config), about
 
     def _codec(self) -> Codec | None:
-        """What makes latents of pictures for a policy that was trained on cached ones."""
-        have = self.objective.codec
+        """Returns the codec that encodes pictures for a policy trained on cached latents."""
+        actual = self.objective.codec
         if self.config.model.codec.kind != "cached":
             return None
-        want = have.channels, have.spatial, have.temporal
+        expected = actual.channels, actual.spatial, actual.temporal
         chosen = self.choices.codec or self._prepared_codec()
         if not chosen:
             raise ValueError(
-                f"what makes latents of pictures (channels, pixels, frames: {want}) is missing: "
-                "give --codec=DIR, a folder of wamjax.convert, such as of --family=wan22_vae"
+                f"what makes latents of pictures (channels, pixels, frames: {expected}) is "
+                "missing: give --codec=DIR, a folder of wamjax.convert, such as of "
+                "--family=wan22_vae"
             )
         about = store.about(chosen)
         codec = codec_of(about, chosen)
         sizes = codec.sizes.channels, codec.sizes.space_stride, codec.sizes.time_stride
-        if sizes != want:
+        if sizes != expected:
             raise ValueError(f"--codec={chosen} has (channels, pixels, frames) "
-                             f"{sizes}, the policy {want}")  # fmt: skip
+                             f"{sizes}, the policy {expected}")  # fmt: skip
         stored = store.read(storage.path(chosen, "--codec") / store.PARAMS)
         self.parts[files.CODEC] = files.slices_of(stored.shapes, stored.slice), about
         return codec
 
     def _prepared_codec(self) -> storage.Path | None:
-        """The one that the run itself made its latents by, if it is still there."""
+        """Returns the codec with which the run encoded its own latents, if it still exists."""
         config = self.config
         if not config.prepare.codec:
             return None
-        kept = storage.below(data_root(config.data.root), config.prepare.weights)
+        folder = storage.below(data_root(config.data.root), config.prepare.weights)
         given = config.prepare.checkpoint
         path = downloads.folder_of(
-            config.prepare.codec, storage.path(given) if given else None, kept
+            config.prepare.codec, storage.path(given) if given else None, folder
         )
         return path if path.exists() else None
 
     def _embeddings(self) -> storage.Path | None:
-        """The folder of the text embeddings, checked."""
+        """Returns the folder of the text embeddings after checking it."""
         data, asked = self.config.data, self.choices.embeddings
         if self.config.model.text.kind != "context":
             if asked:
@@ -298,15 +299,16 @@ class _Job:
         else:
             path = storage.below(data_root(data.root), data.embeddings)
         cache = EmbeddingCache(path)
-        have = len(cache) > 0, cache.settings.length, cache.width
-        want = True, self.spec.instruction_length, self.config.model.context_width
-        if have != want:
-            raise ValueError(f"--embeddings={path} has {len(cache)} embeddings of {have[1:]} (rows "
-                             f"and width), the policy reads {want[1:]}")  # fmt: skip
+        actual = len(cache) > 0, cache.settings.length, cache.width
+        expected = True, self.spec.instruction_length, self.config.model.context_width
+        if actual != expected:
+            raise ValueError(f"--embeddings={path} has {len(cache)} embeddings of {actual[1:]} "
+                             f"(rows and width), the policy reads {expected[1:]}")  # fmt: skip
         return path
 
     def _names(self) -> dict[str, tuple[str, ...]]:
-        """Names of the dimensions: as chosen, else as a data set of the config says."""
+        """Returns names of the dimensions: the chosen ones, else those of a data set of the
+        config."""
         sizes = {"action_names": self.spec.action_dim, "proprio_names": self.spec.proprio_dim}
         out, said = {}, _said(self.config.data)
         for key, size in sizes.items():
@@ -318,7 +320,7 @@ class _Job:
 
 
 def _said(data) -> dict[str, list[tuple[str, ...]]]:
-    """Names of the dimensions by the data sets of a config, those that are there."""
+    """Returns names of the dimensions from the existing data sets of a config."""
     from wamjax.envs.world import open_world
 
     out: dict[str, list[tuple[str, ...]]] = {"action_names": [], "proprio_names": []}
@@ -338,7 +340,7 @@ def _said(data) -> dict[str, list[tuple[str, ...]]]:
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, since several entry points share flag names."""
     flags.DEFINE_string("workdir", None, "run whose policy to export")
     flags.DEFINE_integer("step", None, "checkpoint of the run; the newest by default")
     flags.DEFINE_string(
@@ -376,28 +378,37 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
-    asked = flags.FLAGS
-    if bool(asked.workdir) == bool(asked.weights) or bool(asked.weights) != bool(asked.config):
+    options = flags.FLAGS
+    if bool(options.workdir) == bool(options.weights) or bool(options.weights) != bool(
+        options.config
+    ):
         raise app.UsageError("give --workdir, or --config and --weights")
-    for name in ("statistics", "planner_config") if asked.workdir else ("step", "ema"):
-        if asked[name].present:
+    for name in ("statistics", "planner_config") if options.workdir else ("step", "ema"):
+        if options[name].present:
             raise app.UsageError(f"--{name} does not go with what is exported")
-    if asked.weights and bool(asked.planner) != bool(asked.planner_config):
+    if options.weights and bool(options.planner) != bool(options.planner_config):
         raise app.UsageError("with --weights a planner is --planner=DIR and --planner_config=FILE")
     jax.config.update("jax_platforms", "cpu")  # nothing is computed
-    chosen = Choices(**{f.name: asked[f.name].value for f in dataclasses.fields(Choices)})
+    chosen = Choices(**{f.name: options[f.name].value for f in dataclasses.fields(Choices)})
     try:
-        if asked.workdir:
+        if options.workdir:
             ema = checkpoint.asked_ema()
-            from_run(asked.workdir, asked.output, asked.step, asked.planner, chosen, ema=ema)
+            from_run(
+                options.workdir, options.output, options.step, options.planner, chosen, ema=ema
+            )
         else:
-            planner = (asked.planner_config, asked.planner) if asked.planner else None
+            planner = (options.planner_config, options.planner) if options.planner else None
             from_weights(
-                asked.config, asked.weights, asked.statistics, asked.output, chosen, planner=planner
+                options.config,
+                options.weights,
+                options.statistics,
+                options.output,
+                chosen,
+                planner=planner,
             )
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         raise SystemExit(f"nothing was written: {error}") from None
-    print(f"wrote {asked.output}")
+    print(f"wrote {options.output}")
 
 
 if __name__ == "__main__":

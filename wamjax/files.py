@@ -1,9 +1,9 @@
-"""Where runs, data sets, checkpoints, bundles and caches lie: on this machine, or in a bucket.
+"""Handles the paths of runs, data sets, checkpoints, bundles and caches, local or in a bucket.
 
-Every path of those is an `etils.epath.Path`, made by `path`: of a folder, or ``gs://BUCKET/...``.
-What is written appears when it is complete, or never: on a disk by a rename; in a bucket an object
-appears at the end of its upload, and of a folder the file by which it is known goes last. What a
-library cannot write or read there is written here and sent (`draft`), or fetched once (`fetch`).
+Every such path is an `etils.epath.Path`, made by `path`: of a folder, or ``gs://BUCKET/...``. Files
+appear complete or not at all: on a disk by a rename; in a bucket an object appears at the end of
+its upload, and the file that marks a folder goes last. Files that a library cannot write or read in
+a bucket are written locally and sent (`draft`), or fetched once (`fetch`).
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ _THREADS = 16  # transfers at a time
 
 
 class NotWritable(OSError):
-    """A place that cannot be written to, or reached, and what to set instead."""
+    """A place cannot be written to or reached; the message says what to set instead."""
 
 
 def path(place: str | os.PathLike, name: str = "the path") -> Path:
-    """The path of a file or folder, a home expanded; `name` is the flag or key that gave it.
+    """Returns the path of a file or folder with the home expanded; `name` is the flag or key that
+    gave it.
 
     Raises:
       NotWritable: it is an address of another kind than gs://, which would become a folder named
@@ -61,23 +62,23 @@ def path(place: str | os.PathLike, name: str = "the path") -> Path:
 
 
 def name(place: str | os.PathLike) -> str:
-    """The last part of a path."""
+    """Returns the last part of a path."""
     return pathlib.PurePosixPath(os.fspath(place)).name
 
 
 def is_remote(place: str | os.PathLike) -> bool:
-    """Whether it lies in a bucket."""
+    """Returns whether a path lies in a bucket."""
     return os.fspath(place).startswith(BUCKET)
 
 
 def below(root: Path, place: str | os.PathLike, name: str = "the path") -> Path:
-    """The path of a config: below `root`, unless it says itself where it begins; see `path`."""
+    """Resolves a config's path below `root`, unless it is absolute; see `path`."""
     out = path(place, name)
     return out if is_remote(out) or out.is_absolute() else root / out
 
 
 def absolute(place: str | os.PathLike) -> Path:
-    """The path from the root; addresses are that already."""
+    """Returns the absolute path; addresses are unchanged."""
     out = path(place)
     return out if is_remote(out) else epath.Path(os.path.abspath(out))
 
@@ -98,10 +99,10 @@ def _prepare_buckets(asked: str) -> None:
 
 
 def reach(place: Path, fix: str) -> None:
-    """Asks a bucket for something; of a path of this machine there is nothing to ask.
+    """Sends a request to a bucket to check access; does nothing for local paths.
 
     Raises:
-      NotWritable: it does not answer, or not to us; ends with `fix`.
+      NotWritable: the bucket does not answer, or denies access; ends with `fix`.
     """
     if not is_remote(place):
         return
@@ -116,10 +117,10 @@ def reach(place: Path, fix: str) -> None:
 
 
 def make_folder(folder: Path, fix: str) -> None:
-    """Makes a folder that can be written to; a bucket has none, and is only reached.
+    """Makes a writable folder; a bucket has no folders and is only checked for access.
 
     Raises:
-      NotWritable: it cannot be made, reached, or written to; ends with `fix`.
+      NotWritable: the folder cannot be made, reached, or written to; ends with `fix`.
     """
     if is_remote(folder):
         reach(folder, fix)
@@ -135,7 +136,7 @@ def make_folder(folder: Path, fix: str) -> None:
 
 
 def size(place: str | os.PathLike) -> int:
-    """Bytes of a file, or of the files that lie in a folder."""
+    """Returns the bytes of a file, or of the files in a folder."""
     place = path(place)
     if not is_remote(place):
         folder = os.path.isdir(place)
@@ -144,7 +145,7 @@ def size(place: str | os.PathLike) -> int:
 
 
 def _inside(folder: Path) -> list[Path]:
-    """All files below a folder."""
+    """Returns all files below a folder."""
     start = BUCKET if is_remote(folder) else ""  # fsspec leaves it out
     return sorted(
         epath.Path(start + os.fspath(top).removeprefix(start)) / name
@@ -158,10 +159,11 @@ def _inside(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def atomic(place: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
-    """A file to write, "w" or "wb": after a crash it is the old one or the new one, never half.
+    """Opens a file to write, "w" or "wb"; after a crash it is the old one or the new one, never
+    partial.
 
-    Its bytes are on the disk before it takes the place of the old one; otherwise a machine that
-    goes down leaves an empty file under the name. In a bucket it is sent when the block ends.
+    Its bytes reach the disk before it replaces the old one; otherwise a machine crash leaves an
+    empty file under the name. In a bucket it is sent when the block ends.
     """
     place = path(place)
     if is_remote(place):
@@ -195,14 +197,14 @@ def write_text(place: str | os.PathLike, text: str) -> None:
 def draft(
     place: str | os.PathLike, last: str = "", replace: bool = False
 ) -> Iterator[pathlib.Path]:
-    """A place on this machine for a file or folder that appears at `place` when it is complete.
+    """Gives a local place for a file or folder that appears at `place` when it is complete.
 
     Args:
-      last: the file by which a folder is known; in a bucket it goes last.
-      replace: a file that is there.
+      last: file that marks a complete folder; in a bucket it goes last.
+      replace: whether to replace an existing file.
 
     Raises:
-      FileExistsError: there is one, and it is not to be replaced.
+      FileExistsError: `place` exists and may not be replaced.
     """
     place = absolute(place)
     if not replace and is_there(place, last):
@@ -222,17 +224,17 @@ def draft(
 
 
 def move(folder: Path, place: Path, last: str) -> None:
-    """Moves a folder of files to where it is looked for; in a bucket `last` goes last.
+    """Moves a folder of files to its final place; in a bucket `last` goes last.
 
     Raises:
-      FileExistsError: there is one.
+      FileExistsError: the place exists.
     """
     if is_there(place, last):
         raise FileExistsError(f"{place} exists and is kept; write somewhere else")
     if not is_remote(place):
         os.rename(folder, place)
         return
-    remove(place)  # what a move that broke off left
+    remove(place)  # left by an interrupted move
     mark = place / ".incomplete"  # epath moves files only to where there are some
     mark.write_text(f"is being moved from {folder}\n")
     for file in _inside(folder):
@@ -243,7 +245,7 @@ def move(folder: Path, place: Path, last: str) -> None:
 
 
 def remove(place: str | os.PathLike) -> None:
-    """Removes a file or folder with all that is in it, if there is one."""
+    """Removes a file or folder with its contents, if it exists."""
     if is_remote(place):
         epath.Path(place).rmtree(missing_ok=True)
     elif os.path.isdir(place):
@@ -253,8 +255,8 @@ def remove(place: str | os.PathLike) -> None:
 
 
 class Journal:
-    """A text that grows line by line. A bucket has no appending: there all of it is sent anew, at
-    every `flush` that must, else in a twentieth of the time and not more often than every 30 s."""
+    """Appends lines to a text file. A bucket cannot append: there `flush` sends the whole text,
+    always if it must, else in at most a twentieth of the time and at most every 30 s."""
 
     def __init__(self, place: Path):
         self._place, self._due, self._new = place, 0.0, False
@@ -264,12 +266,12 @@ class Journal:
             self._file.write(place.read_text())
 
     def write(self, text: str) -> None:
-        """Adds to it."""
+        """Appends text."""
         self._file.write(text)
         self._new = True
 
     def flush(self, must: bool = False) -> None:
-        """Lets others see what there is; what `must` is then there after a crash."""
+        """Makes the text visible to others; with `must` it also survives a crash."""
         if not self._remote:
             self._file.flush()
             if must:
@@ -287,19 +289,21 @@ class Journal:
 
 
 def is_there(place: Path, last: str) -> bool:
-    """Whether there is a folder that `draft` or `move` made; in a bucket only if all was sent."""
+    """Returns whether a folder of `draft` or `move` exists; in a bucket only if it was sent
+    completely."""
     return (place / last if last and is_remote(place) else place).exists()
 
 
 def glob(folder: Path, pattern: str) -> list[Path]:
-    """What lies in a folder under names like ``*.json``, in order; nothing if there is none."""
+    """Returns the paths in a folder that match a pattern like ``*.json``, in order; none if it does
+    not exist."""
     if not folder.is_dir():
         return []
     return sorted(x for x in folder.iterdir() if fnmatch.fnmatchcase(x.name, pattern))
 
 
 def _beside(place: Path) -> Path:
-    """A name of this process in the same folder, with the same ending."""
+    """Returns a name of this process in the same folder, with the same ending."""
     return place.with_name(f".{os.getpid()}-{place.name}")
 
 
@@ -322,7 +326,7 @@ def _send_all(source: Path, place: Path, last: str) -> None:
         with source.open("rb") as data:
             _send(data, place)
         return
-    remove(place)  # what a transfer that broke off left
+    remove(place)  # left by an interrupted transfer
 
     def send(file: Path) -> None:
         with file.open("rb") as data:
@@ -339,18 +343,18 @@ def _send_all(source: Path, place: Path, last: str) -> None:
 
 
 def cache() -> pathlib.Path:
-    """Where this machine keeps what can be made or fetched again."""
+    """Returns the local folder for files that can be made or fetched again."""
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(home) / "wamjax"
 
 
 def fetch(place: str | os.PathLike) -> pathlib.Path:
-    """A file on this machine with the same bytes, for libraries that read no other: itself, or a
-    copy of what lies in a bucket, which is kept by the digest of its address, size and time.
+    """Returns a local file with the same bytes, for libraries that cannot read buckets: the file
+    itself, or a copy that is cached by the digest of its address, size and time.
 
     Raises:
-      FileNotFoundError: there is none.
-      NotWritable: there is no room for it, or another file came.
+      FileNotFoundError: the file does not exist.
+      NotWritable: there is no room for it, or the file changed.
     """
     place = path(place)
     if not is_remote(place):
@@ -363,28 +367,28 @@ def fetch(place: str | os.PathLike) -> pathlib.Path:
 
 
 def fetch_all(place: str | os.PathLike) -> pathlib.Path:
-    """A file or folder on this machine with the same content, likewise; what was copied before an
-    interruption is not copied again.
+    """Returns a local file or folder with the same content, likewise; after an interruption only
+    the missing files are copied.
 
     Raises:
-      FileNotFoundError, NotWritable: as of `fetch`.
+      FileNotFoundError, NotWritable: see `fetch`.
     """
     place = path(place)
     if not is_remote(place) or not place.is_dir():
         return fetch(place)
-    found = {file: file.stat() for file in _inside(place)}
-    if not found:
+    stats = {file: file.stat() for file in _inside(place)}
+    if not stats:
         raise FileNotFoundError(2, "no file below", os.fspath(place))
-    listing = [f"{file} {about.length} {about.mtime}" for file, about in found.items()]
+    listing = [f"{file} {about.length} {about.mtime}" for file, about in stats.items()]
     digest = hashlib.sha256("\n".join(listing).encode()).hexdigest()[:20]
     copy = cache() / "fetched" / digest / place.name
     start = len(os.fspath(place).rstrip("/")) + 1
-    _fetch({file: copy / os.fspath(file)[start:] for file in found})
+    _fetch({file: copy / os.fspath(file)[start:] for file in stats})
     return copy
 
 
 def _fetch(copies: dict[Path, pathlib.Path]) -> None:
-    """Copies files of a bucket, those that are not there."""
+    """Copies the missing files of a bucket."""
     sizes = {place: place.stat().length for place in copies}
     copies = {place: copy for place, copy in copies.items()
               if not (copy.exists() and copy.stat().st_size == sizes[place])}  # fmt: skip

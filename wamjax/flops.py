@@ -1,4 +1,4 @@
-"""Floating-point operations of a function, counted in its jaxpr.
+"""Counts floating-point operations of a function in its jaxpr.
 
 The compiler's own `cost_analysis()["flops"]` counts the body of a loop once, which for a model
 scanned over 30 layers is wrong by a factor of about 30. Here every contraction is counted where
@@ -38,13 +38,14 @@ class UnknownTripCount(UserWarning):
 
 
 def count(fn: Callable, *args, while_trip_count: int | None = None) -> int:
-    """FLOPs of one call ``fn(*args)``; see `count_by`."""
+    """Returns FLOPs of one call ``fn(*args)``; see `count_by`."""
     return sum(count_by(fn, *args, while_trip_count=while_trip_count).values())
 
 
 def count_by(fn: Callable, *args, while_trip_count: int | None = None) -> dict[str, int]:
-    """FLOPs of one call ``fn(*args)`` by primitive (``dot_general``, ``conv_general_dilated``), or
-    ``kernel``: what a Pallas kernel computes on some platform, whatever computes it on this one.
+    """Returns FLOPs of one call ``fn(*args)`` by primitive (``dot_general``,
+    ``conv_general_dilated``), or ``kernel``: the work of a Pallas kernel on any platform, whatever
+    computes it on this one.
 
     Args:
       fn: any traceable function, jitted or not. Bind static arguments with `functools.partial`.
@@ -60,7 +61,7 @@ def count_by(fn: Callable, *args, while_trip_count: int | None = None) -> dict[s
 
 
 def count_calls(fn: Callable, *args) -> tuple[int, dict[str, tuple[int, int]]]:
-    """`count` of a call ``fn(*args)``, and of each jitted function inside of it.
+    """Returns `count` of a call ``fn(*args)``, and of each jitted function inside it.
 
     Returns:
       (FLOPs, name of the function -> (how often it runs, FLOPs of all its runs)). What is not used
@@ -73,7 +74,8 @@ def count_calls(fn: Callable, *args) -> tuple[int, dict[str, tuple[int, int]]]:
 
 
 def count_training(fn: Callable, params: Any, *args) -> int:
-    """FLOPs of ``fn(params, *args)`` and its gradient by `params`, with nothing computed twice.
+    """Returns FLOPs of ``fn(params, *args)`` and its gradient by `params`, with nothing computed
+    twice.
 
     The same as `count` of ``jax.value_and_grad(fn)`` if `fn` does not rematerialise: a contraction
     counts once, and once more for each operand that depends on `params`, if the result depends on
@@ -102,7 +104,7 @@ def _jaxpr(jaxpr: Jaxpr, trips: int | None) -> Counter:
 
 
 def _calls(jaxpr: Jaxpr) -> tuple[Counter, Counter]:
-    """Runs of jitted functions by their names, and the FLOPs of these."""
+    """Returns how often jitted functions run, by name, and their FLOPs."""
     runs, work = Counter(), Counter()
     for eqn in jaxpr.eqns:
         name, inner = eqn.primitive.name, list(_jaxprs_in(eqn.params))
@@ -134,12 +136,11 @@ def _equation(eqn, trips: int | None) -> Counter:
 
 
 def repeats(name: str, params: dict, trips: int | None) -> int:
-    """How often the jaxprs inside an equation run.
+    """Returns how often the jaxprs inside an equation run.
 
     Args:
-      name: of its primitive.
-      params: of the equation.
-      trips: of a loop that does not say it.
+      name, params: of the equation's primitive.
+      trips: of a loop whose length is not static.
     """
     if name == "scan":
         return params["length"]
@@ -162,16 +163,17 @@ def repeats(name: str, params: dict, trips: int | None) -> int:
 
 
 def _jaxprs_in(params: dict) -> Iterator[Jaxpr]:
-    """The jaxprs among an equation's parameters: jit, remat, custom_jvp, custom_vjp, scan, ..."""
+    """Returns the jaxprs among an equation's parameters: jit, remat, custom_jvp, custom_vjp, scan,
+    ..."""
     for key, value in params.items():
         items = value if isinstance(value, (tuple, list)) else (value,)
         # One class from jax 0.12 on.
-        found = [getattr(x, "jaxpr", x) for x in items if isinstance(x, (ClosedJaxpr, Jaxpr))]
+        jaxprs = [getattr(x, "jaxpr", x) for x in items if isinstance(x, (ClosedJaxpr, Jaxpr))]
         if key == "branches":
             # Of a choice of kernels by platform, that of plain operations: others pad, and count
             # what they do not see.
-            found = [j for j in found if not _has_kernel(j)] or found
-        yield from found
+            jaxprs = [j for j in jaxprs if not _has_kernel(j)] or jaxprs
+        yield from jaxprs
 
 
 def _has_kernel(jaxpr: Jaxpr) -> bool:
@@ -212,7 +214,8 @@ def _conv(eqn) -> int:
 
 
 def _taps(size, kernel, out, stride, low, lhs_dilation, rhs_dilation) -> int:
-    """(output, kernel) positions along one dimension that meet an element of the input."""
+    """Returns the number of (output, kernel) positions along one dimension that meet an input
+    element."""
     at = np.arange(out)[:, None] * stride + np.arange(kernel) * rhs_dilation - low
     return int(np.sum((at >= 0) & (at <= (size - 1) * lhs_dilation) & (at % lhs_dilation == 0)))
 
@@ -220,10 +223,10 @@ def _taps(size, kernel, out, stride, low, lhs_dilation, rhs_dilation) -> int:
 def _gradient(
     jaxpr: Jaxpr, active: Sequence[bool], wanted: Sequence[bool]
 ) -> tuple[Counter, list[bool]]:
-    """FLOPs of the backward pass alone.
+    """Returns FLOPs of the backward pass alone.
 
     Args:
-      active: which inputs depend on what is trained.
+      active: which inputs depend on trained parameters.
       wanted: which outputs the result depends on.
 
     Returns:
@@ -245,7 +248,7 @@ def _gradient(
 def _equation_gradient(
     eqn, active: list[bool], wanted: list[bool]
 ) -> tuple[Counter, list[bool]]:
-    """`_gradient` of one equation."""
+    """Returns `_gradient` of one equation."""
     name = eqn.primitive.name
     if name in ("dot_general", "conv_general_dilated"):
         return _times(_equation(eqn, None), sum(active)), active
@@ -274,16 +277,16 @@ def _scan_gradient(
 
 
 def _depending(jaxpr: Jaxpr, active: Sequence[bool]) -> set[Var]:
-    """The variables that depend on the active inputs, in a way that has a derivative."""
-    found = {v for v, is_active in zip(jaxpr.invars, active, strict=True) if is_active}
+    """Returns the variables that depend differentiably on the active inputs."""
+    depending = {v for v, is_active in zip(jaxpr.invars, active, strict=True) if is_active}
     for eqn in jaxpr.eqns:
-        out = _activity(eqn, _flags(eqn.invars, found))
-        found.update(v for v, is_active in zip(eqn.outvars, out, strict=True) if is_active)
-    return found
+        out = _activity(eqn, _flags(eqn.invars, depending))
+        depending.update(v for v, is_active in zip(eqn.outvars, out, strict=True) if is_active)
+    return depending
 
 
 def _activity(eqn, active: list[bool]) -> list[bool]:
-    """Which results of an equation depend on its active operands; see `_depending`."""
+    """Returns which results of an equation depend on its active operands; see `_depending`."""
     name = eqn.primitive.name
     # A `while` loop has no backward pass: where it is differentiated, nothing goes through it.
     if not any(active) or name in _FLAT or name == "while":
@@ -300,7 +303,7 @@ def _activity(eqn, active: list[bool]) -> list[bool]:
 
 
 def _scan_activity(eqn, active: list[bool]) -> tuple[list[bool], list[bool]]:
-    """Which inputs of a loop's body are active in some step, and which of its outputs."""
+    """Returns which inputs of a loop's body are active in some step, and which of its outputs."""
     body, (consts, carry) = body_of(eqn), scan_sizes(eqn)
     while True:
         out = _flags(body.outvars, _depending(body, active))
@@ -330,7 +333,7 @@ def body_of(eqn) -> Jaxpr:
 
 
 def bodies_of(eqn) -> list[Jaxpr]:
-    """The functions that an equation calls on its operands; of a `cond` all branches."""
+    """Returns the functions that an equation calls on its operands; for a `cond` all branches."""
     operands = len(eqn.invars) - (eqn.primitive.name == "cond")
     size = operands, len(eqn.outvars)
     return [j for j in _jaxprs_in(eqn.params) if (len(j.invars), len(j.outvars)) == size]

@@ -40,16 +40,16 @@ SHOWN = 6  # plans on the picture
 
 
 class Plans(NamedTuple):
-    """What was foreseen at each plan of each episode, and what came of it.
+    """Holds the predictions at each plan of each episode, and what followed.
 
     Attributes:
-      value: predicted return from the end of the chunk on; None if the policy judges nothing.
+      value: predicted return from the end of the chunk on; None if the policy predicts no values.
       achieved: that return.
-      open: whether the task was not yet done when the plan was made; only such plans count.
-      reuse: of mode "frozen" of Cosmos Policy, see `cosmos_sampling.frozen_error`: "mean" and
+      open: whether the task was not done yet when the plan was made; only such plans count.
+      reuse: for mode "frozen" of Cosmos Policy, see `cosmos_sampling.frozen_error`: "mean" and
         "relative", over the batch of all episodes.
-      now, predicted, real: the picture then, that predicted for the end of the chunk (None if the
-        policy imagines nothing, or plans) and that at the end of the chunk.
+      now, predicted, real: the picture at the plan, the one predicted for the end of the chunk
+        (None if the policy imagines nothing, or plans) and the one at the end of the chunk.
     """
 
     value: Float[np.ndarray, "e p"] | None
@@ -62,11 +62,11 @@ class Plans(NamedTuple):
 
 
 def watch(policy: trained.Policy, config: ConfigDict, episodes: int) -> Plans:
-    """Rolls out, all episodes in one program, in the world without a shift.
+    """Rolls out all episodes in one program, in the world without a shift.
 
     Args:
-      config: of the run; its ``eval`` part says which tasks and how long, ``data.chunk`` how many
-        actions of a plan are executed: all.
+      config: config of the run; its ``eval`` part sets the tasks and their length, ``data.chunk``
+        the number of executed actions per plan: all.
     """
     world, chunk = open_world(config.eval.env), config.data.chunk
     config = config.copy_and_resolve_references()
@@ -77,15 +77,15 @@ def watch(policy: trained.Policy, config: ConfigDict, episodes: int) -> Plans:
     names = [tasks[i % len(tasks)] for i in numbers]
     policy = dataclasses.replace(policy, cameras=tuple(config.data.cameras))
     keys = closed_loop.episode_keys(config, "evaluate", numbers)
-    done = closed_loop.play(
+    recording = closed_loop.play(
         policy, config, world, names, keys, {}, record=True, function=_foresee
     )
-    steps, frames = done.steps[:, None], np.asarray(policy.see(done.frames))
+    steps, frames = recording.steps[:, None], np.asarray(policy.see(recording.frames))
     start = np.arange(0, frames.shape[1] - 1, chunk)
     discount = policy.objective.discount
     to_go = np.maximum(steps - (start + chunk), 0)  # as `wamjax.data.windows.outcome` counts
-    success = done.success[:, None]
-    foreseen = {k: np.swapaxes(x, 0, 1) for k, x in done.extras.items()}
+    success = recording.success[:, None]
+    foreseen = {k: np.swapaxes(x, 0, 1) for k, x in recording.extras.items()}
     return Plans(
         value=foreseen.get("value"),
         achieved=np.where(success, discount**to_go, 0.0),
@@ -98,22 +98,23 @@ def watch(policy: trained.Policy, config: ConfigDict, episodes: int) -> Plans:
 
 
 def _foresee(policy: trained.Policy, observation, key):
-    """Actions, and what is expected of them. The sampling they share is compiled once."""
-    objective, asked = policy.objective, (policy.params, policy.normalizers, observation, key)
-    seen = {}
+    """Returns actions and predictions; the sampling that they share is compiled once."""
+    objective, arguments = policy.objective, (policy.params, policy.normalizers, observation, key)
+    predictions = {}
     if objective.imagines and policy.mode != "plan":  # a plan may choose another future
-        seen["picture"] = objective.imagine(*asked)[:, -1]
+        predictions["picture"] = objective.imagine(*arguments)[:, -1]
     if objective.judges:
-        seen["value"] = objective.expect(*asked, policy.mode)
+        predictions["value"] = objective.expect(*arguments, policy.mode)
     if "frozen" in objective.modes:
-        error = frozen_error(objective, *asked)
+        error = frozen_error(objective, *arguments)
         size = len(observation["proprio"])
-        seen["reuse"] = jnp.broadcast_to(jnp.stack([error["mean"], error["relative"]]), (size, 2))
-    return policy.actions(policy.params, observation, key), seen
+        errors = jnp.stack([error["mean"], error["relative"]])
+        predictions["reuse"] = jnp.broadcast_to(errors, (size, 2))
+    return policy.actions(policy.params, observation, key), predictions
 
 
 def calibration(value: np.ndarray, achieved: np.ndarray) -> dict[str, Any]:
-    """Predicted values against achieved returns, both in [0, 1].
+    """Compares predicted values with achieved returns, both in [0, 1].
 
     Returns:
       {"plans", "correlation" (Pearson), "error" (mean over plans of the distance between the means
@@ -121,14 +122,14 @@ def calibration(value: np.ndarray, achieved: np.ndarray) -> dict[str, Any]:
       "achieved", "low", "high", "plans"}]}; low and high are a 95 % interval of the bin's mean.
       Plans of one episode are not independent, so it is rather narrow.
     """
-    found, error = [], 0.0
+    bins, error = [], 0.0
     place = np.minimum((value * BINS).astype(int), BINS - 1)
     for b in np.unique(place):
-        mine = place == b
-        mean = intervals.bootstrap([[x] for x in achieved[mine]])
-        error += mine.mean() * abs(value[mine].mean() - mean.mean)
-        found.append({"predicted": float(value[mine].mean()), "achieved": mean.mean,
-                      "low": mean.low, "high": mean.high, "plans": int(mine.sum())})  # fmt: skip
+        in_bin = place == b
+        mean = intervals.bootstrap([[x] for x in achieved[in_bin]])
+        error += in_bin.mean() * abs(value[in_bin].mean() - mean.mean)
+        bins.append({"predicted": float(value[in_bin].mean()), "achieved": mean.mean,
+                     "low": mean.low, "high": mean.high, "plans": int(in_bin.sum())})  # fmt: skip
     varies = value.std() > 0 and achieved.std() > 0
     return {
         "plans": len(value),
@@ -136,12 +137,12 @@ def calibration(value: np.ndarray, achieved: np.ndarray) -> dict[str, Any]:
         "error": float(error),
         "rmse": float(np.sqrt(np.mean((value - achieved) ** 2))),
         "rmse_constant": float(achieved.std()),
-        "bins": found,
+        "bins": bins,
     }
 
 
 def frames(plans: Plans) -> dict[str, float]:
-    """Predicted frames against real ones, over all plans that count.
+    """Compares predicted frames with real ones, over all plans that count.
 
     Returns:
       {"psnr", "psnr_still": of what was seen when planning, as if nothing moved; "relative": mean
@@ -154,12 +155,12 @@ def frames(plans: Plans) -> dict[str, float]:
     )
     errors = {"": (predicted - real) ** 2, "_still": (now - real) ** 2}
     changed = np.abs(now - real).max(axis=-1) > CHANGED
-    found = {f"psnr{name}": _decibels(x) for name, x in errors.items()}
-    found["relative"] = float(errors[""].mean() / max(errors["_still"].mean(), 1e-10))
-    found["changed"] = float(changed.mean())
+    result = {f"psnr{name}": _decibels(x) for name, x in errors.items()}
+    result["relative"] = float(errors[""].mean() / max(errors["_still"].mean(), 1e-10))
+    result["changed"] = float(changed.mean())
     if changed.any():
-        found |= {f"psnr_changed{name}": _decibels(x[changed]) for name, x in errors.items()}
-    return found
+        result |= {f"psnr_changed{name}": _decibels(x[changed]) for name, x in errors.items()}
+    return result
 
 
 def _decibels(squared: np.ndarray) -> float:
@@ -167,7 +168,7 @@ def _decibels(squared: np.ndarray) -> float:
 
 
 def by_level(policy: trained.Policy, config: ConfigDict) -> dict[str, list[float]]:
-    """Losses at `SIGMAS`, on one batch of the run's data."""
+    """Returns losses at `SIGMAS`, on one batch of the run's data."""
     from wamjax.data import pipeline
 
     batch = next(pipeline.open_data(config, known=policy.words)[2])
@@ -181,13 +182,13 @@ def by_level(policy: trained.Policy, config: ConfigDict) -> dict[str, list[float
 def run(
     workdir, step=None, mode=None, planner=None, episodes: int = 96, ema: bool | None = None
 ) -> dict[str, Any]:
-    """Everything that the policy of a run can be asked; see the module and `trained.load`.
+    """Measures everything that a run's policy predicts; see the module and `trained.load`.
 
     Returns:
-      what was written to foresight.json.
+      the contents of foresight.json.
 
     Raises:
-      ValueError: it predicts neither frames nor values.
+      ValueError: the policy predicts neither frames nor values.
     """
     workdir = files.path(workdir, "--workdir")
     average = None if ema is None else checkpoint.name_of(ema)
@@ -228,9 +229,9 @@ def run(
 
 
 def draw_values(found: dict[str, Any], path: files.Path) -> None:
-    """Achieved over predicted, a dot for each bin, as large as it has plans."""
-    made = figures.figure(4.6, 4.2)
-    axes = made.add_subplot()
+    """Plots achieved over predicted values, one dot per bin, sized by its number of plans."""
+    figure = figures.figure(4.6, 4.2)
+    axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=figures.MUTED, lw=1, ls="--")
     for b in found["bins"]:
         arms = [[b["achieved"] - b["low"]], [b["high"] - b["achieved"]]]
@@ -242,11 +243,11 @@ def draw_values(found: dict[str, Any], path: files.Path) -> None:
     said = "" if correlation is None else f", correlation {correlation:.2f}"
     axes.set_title(f"{found['plans']} plans{said}", loc="left", fontsize=10)
     figures.plain(axes)
-    figures.write(made, path)
+    figures.write(figure, path)
 
 
 def draw_futures(plans: Plans, path: files.Path) -> None:
-    """Now, predicted and real of the plans in whose course most changed."""
+    """Draws now, predicted and real for the plans during which the picture changed most."""
     from wamjax.viz import sheet
 
     change = np.abs(np.float32(plans.real) - plans.now).mean((2, 3, 4)) * plans.open
@@ -258,19 +259,19 @@ def draw_futures(plans: Plans, path: files.Path) -> None:
 
 
 def draw_levels(found: dict[str, list[float]], path: files.Path) -> None:
-    """Loss over the noise-to-signal ratio, a line for each use."""
-    made = figures.figure(6, 3.6)
-    axes = made.add_subplot()
+    """Plots loss over the noise-to-signal ratio, one line per use."""
+    figure = figures.figure(6, 3.6)
+    axes = figure.add_subplot()
     for colour, (name, values) in zip(figures.COLORS, list(found.items())[1:], strict=False):
         axes.plot(found["sigma"], values, ".-", color=colour, label=name.removeprefix("loss_"))
     axes.set(xscale="log", yscale="log", xlabel="noise-to-signal ratio", ylabel="loss")
     axes.legend(frameon=False, fontsize=8)
     figures.plain(axes)
-    figures.write(made, path)
+    figures.write(figure, path)
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, since several entry points share flag names."""
     flags.DEFINE_string("workdir", None, "run to analyze", required=True)
     flags.DEFINE_integer("step", None, "checkpoint; the newest by default")
     flags.DEFINE_string("mode", None, "mode of the policy; its own by default")
@@ -281,9 +282,9 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
-    asked = flags.FLAGS
+    options = flags.FLAGS
     ema = checkpoint.asked_ema()
-    run(asked.workdir, asked.step, asked.mode, asked.planner, asked.episodes, ema)
+    run(options.workdir, options.step, options.mode, options.planner, options.episodes, ema)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the machine can do: peak rates and memory of known chips, the measured rate of the others.
+"""Reports machine limits: peak rates and memory of known chips, the measured rate of others.
 
-A utilisation means nothing without its denominator, so `denominator` returns the number together
-with the words that name it.
+A utilization means nothing without its denominator, so `denominator` returns the number together
+with its name.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One JAX device of a kind, by the vendor's data sheet.
+    """Holds the data sheet of one JAX device of a kind.
 
     Attributes:
-      name: the usual name.
+      name: usual name.
       peak_flops: dense bfloat16 FLOP/s of one device (a TPU7x chip is two devices).
       hbm_bytes: memory of one device.
       hbm_rate: bytes a second that it reads of its memory.
@@ -51,16 +51,17 @@ CHIPS: dict[str, Chip] = {
 
 
 def chip(device: jax.Device | None = None) -> Chip | None:
-    """The data sheet of `device` (default: the first one), or None for an unknown kind."""
+    """Returns the data sheet of `device` (default: the first one), or None for an unknown kind."""
     kind = (device or jax.devices()[0]).device_kind
     return next((c for key, c in CHIPS.items() if key in kind), None)
 
 
 def measure_matmul_rate(dtype=jnp.float32, n: int = 1024, seconds: float = 0.5) -> float:
-    """FLOP/s of a jitted (n, n) @ (n, n) in `dtype` on the default device; the best repeat.
+    """Measures FLOP/s of a jitted (n, n) @ (n, n) in `dtype` on the default device; returns the
+    best repeat.
 
     The best, not the mean: other work on the machine can only slow a repeat down, and too small a
-    denominator would flatter every utilisation computed with it. Takes `seconds` after compiling.
+    denominator would inflate every utilization computed with it. Takes `seconds` after compiling.
     """
     device = jax.local_devices()[0]
     # Drawn by NumPy: by JAX it would be one more program to compile, at the start of every run.
@@ -83,14 +84,15 @@ def _measured(dtype: jnp.dtype, seconds: float) -> float:
 
 
 def denominator(dtype=jnp.float32, seconds: float = 0.5) -> tuple[float, str]:
-    """FLOP/s that one device of this machine could do, and the name to print beside a utilisation.
+    """Returns the peak FLOP/s of one device of this machine, and a name to print next to a
+    utilization.
 
     Known chips: the data-sheet bfloat16 peak, whatever the dtype (the usual meaning of MFU).
     Anything else, so every CPU: the matmul rate measured here in `dtype`, once in a process.
     """
-    known = chip()
-    if known:
-        return known.peak_flops, f"{known.name} bfloat16 peak {known.peak_flops / 1e12:.4g} TFLOP/s"
+    sheet = chip()
+    if sheet:
+        return sheet.peak_flops, f"{sheet.name} bfloat16 peak {sheet.peak_flops / 1e12:.4g} TFLOP/s"
     rate = _measured(jnp.dtype(dtype), seconds)
     device = jax.devices()[0]
     name = f"{jnp.dtype(dtype).name} matmul rate measured on this {device.platform}"
@@ -98,7 +100,7 @@ def denominator(dtype=jnp.float32, seconds: float = 0.5) -> tuple[float, str]:
 
 
 def restart_with_huge_pages() -> None:
-    """Restarts this Python process once, so that glibc backs large buffers by huge pages.
+    """Restarts this Python process once, so that glibc backs large buffers with huge pages.
 
     XLA's CPU backend takes its temporaries from malloc anew at every step. With pages of 4 kB a
     small training step spent a third of its CPU time in page faults; glibc can ask for huge pages,

@@ -32,7 +32,7 @@ KEYS = ("cameras", "state", "action", "resize", "fit", "pictures", "fps", "sourc
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, since several entry points share flag names."""
     flags.DEFINE_bool("list", False, "list the formats and exit")
     flags.DEFINE_string(
         "format",
@@ -92,10 +92,10 @@ def define_flags() -> None:
 
 
 def request() -> plan.Request:
-    """What the map and the flags ask for together.
+    """Combines the map and the flags.
 
     Raises:
-      ValueError: a key or a value that does not exist.
+      ValueError: a key or a value does not exist.
     """
     asked, values = flags.FLAGS, {}
     if asked.map:
@@ -117,7 +117,7 @@ def _sizes(words: list[str]) -> list[int]:
 
 
 def options() -> dict[str, str]:
-    """Of the format."""
+    """Returns the options of the format."""
     out = {}
     for text in flags.FLAGS.option:
         key, equal, value = text.partition("=")
@@ -128,11 +128,11 @@ def options() -> dict[str, str]:
 
 
 def guess_format(source: str | os.PathLike) -> str:
-    """The format of a source.
+    """Guesses the format of a source.
 
     Raises:
-      FileNotFoundError: there is no such source.
-      ValueError: nothing says what it is.
+      FileNotFoundError: the source does not exist.
+      ValueError: its format cannot be recognized.
     """
     if not pathlib.Path(source).expanduser().exists():
         raise FileNotFoundError(2, "no such file or directory", str(source))
@@ -144,7 +144,7 @@ def guess_format(source: str | os.PathLike) -> str:
 
 
 def show(report: dict[str, Any]) -> str:
-    """The report as text."""
+    """Formats the report as text."""
     lines = []
     for key, value in report.items():
         if key in ("warnings", "bad") or value in ("", [], {}):
@@ -160,16 +160,16 @@ def show(report: dict[str, Any]) -> str:
 
 
 def _local(place: str, flag: str) -> pathlib.Path:
-    """A folder of this machine: parts of episodes are written and renamed there.
+    """Returns a local folder, because parts of episodes are written and renamed there.
 
     Raises:
-      UsageError: it is in one.
+      UsageError: the folder is in a bucket.
     """
-    found = files.path(place, flag)
-    if files.is_remote(found):
+    folder = files.path(place, flag)
+    if files.is_remote(folder):
         raise app.UsageError(f"{flag}={place} is in a bucket: mount it and give the folder where "
                              "it is mounted, or copy it here")  # fmt: skip
-    return pathlib.Path(found)
+    return pathlib.Path(folder)
 
 
 def main(argv: list[str]) -> None:

@@ -1,7 +1,7 @@
-"""Locks of files, where the system has them; elsewhere nothing is kept out, and nothing breaks.
+"""Locks files where the system supports it; elsewhere nothing is kept out, and nothing breaks.
 
-A bucket has none. There `hold` keeps an object with signs of life: who finds one that gives signs
-leaves, and who finds that another one has taken its place is told so.
+A bucket has no locks. There `hold` keeps an object that changes regularly: a process that finds one
+still changing leaves, and one whose object was taken over is notified.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ _held: set[str] = set()  # tokens of this process
 
 
 class Held(BlockingIOError):
-    """Another process holds it; the message says which, or "" if that is not known."""
+    """Another process holds the lock; the message says which, or "" if unknown."""
 
 
 def lock(file: IO, wait: bool = False) -> bool:
     """Locks an open file until it is closed or the process ends.
 
     Args:
-      wait: until whoever has it lets go.
+      wait: whether to wait until the owner releases it.
 
     Returns:
-      False where the system or the file system knows no locks.
+      False where the system or the file system does not support locks.
 
     Raises:
       BlockingIOError: another process has it.
@@ -59,7 +59,7 @@ def lock(file: IO, wait: bool = False) -> bool:
 
 
 def host() -> str:
-    """The name of this machine."""
+    """Returns the name of this machine."""
     return platform.node()
 
 
@@ -67,16 +67,16 @@ def host() -> str:
 def hold(place: files.Path, lost: Callable[[str], None]) -> Iterator[None]:
     """Holds an object of a bucket while the block runs.
 
-    It says process and machine, and changes every `BEAT` seconds. One that does not change for
-    `PATIENCE` is of a process that died, however it died, and is taken over; no two clocks are
-    compared. Of a process of this machine that is gone this is known at once. Two that begin in the
-    same moment both succeed, and one of them is told within a beat.
+    The object names process and machine, and changes every `BEAT` seconds. One that does not change
+    for `PATIENCE` belongs to a process that died for some reason, and is taken over; clocks are not
+    compared. For a process of this machine that is gone, this is known at once. Two that begin at
+    the same moment both succeed, and one of them is notified within a beat.
 
     Args:
-      lost: is called, in another thread, when another process has taken it.
+      lost: called, in another thread, when another process has taken the object over.
 
     Raises:
-      Held: another process does.
+      Held: another process holds it.
     """
     _wait_for_death(place)
     own = {"process": os.getpid(), "host": host(), "boot": _boot(), "token": secrets.token_hex(8)}
@@ -128,7 +128,7 @@ def _wait_for_death(place: files.Path) -> None:
 
 
 def _read(place: files.Path) -> dict[str, Any] | None:
-    """What the object says, if there is one that can be read."""
+    """Returns the content of the object, if it exists and can be read."""
     try:
         found = json.loads(place.read_text())
         return found if isinstance(found, dict) and "token" in found else None
@@ -141,7 +141,7 @@ def _name(found: dict[str, Any]) -> str:
 
 
 def _is_gone(found: dict[str, Any]) -> bool:
-    """Whether it is certain that it is of a process of this machine that has ended."""
+    """Returns whether the object certainly belongs to a process of this machine that has ended."""
     here = bool(_boot()) and (found.get("host"), found.get("boot")) == (host(), _boot())
     if not here or found["token"] in _held:
         return False
@@ -157,7 +157,8 @@ def _is_gone(found: dict[str, Any]) -> bool:
 
 
 def _boot() -> str:
-    """What tells a machine, since it was started, from others of the same name; Linux has it."""
+    """Returns an id of this machine since its last boot, to distinguish machines of the same name;
+    Linux only."""
     try:
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""What plugs in by its name: a known one, or ``package.module:attribute`` of one's own."""
+"""Resolves plug-ins by name: a known one, or ``package.module:attribute`` of your own."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from wamjax.config import did_you_mean
 
 
 def find(name: str, known: Mapping[str, Any], key: str) -> Any:
-    """What `name` means.
+    """Returns the object that `name` stands for.
 
     Args:
       name: a key of `known`, or ``package.module:attribute``.
-      known: things, or where they are.
-      key: where the name was given, for messages.
+      known: name -> object, or where it is.
+      key: config key or flag of the name, for messages.
 
     Raises:
-      ValueError: there is no such thing; names those that there are.
+      ValueError: the name does not exist; lists the known ones.
     """
     place = known.get(name, name)
     if not isinstance(place, str):
@@ -32,25 +32,25 @@ def find(name: str, known: Mapping[str, Any], key: str) -> Any:
 
 
 def resolve(name: str, flag: str) -> Callable:
-    """The function, or other attribute, that `name` means.
+    """Imports the function, or other attribute, that `name` stands for.
 
     Args:
       name: ``package.module:attribute``.
-      flag: where the name was given, for messages.
+      flag: flag or key of the name, for messages.
 
     Raises:
-      ValueError: it is no such name, or there is no such module or function.
+      ValueError: the name has another format, or the module or function does not exist.
     """
     module, colon, function = name.partition(":")
     if not (module and colon and function):
         raise ValueError(f"{flag}={name!r} must be of the form package.module:attribute")
     try:
-        found = importlib.import_module(module)
+        target = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ValueError(f"{flag}={name!r}: {error}") from error
-    if not hasattr(found, function):
+    if not hasattr(target, function):
         raise ValueError(
             f"{flag}={name!r}: module {module} has no {function!r}"
-            f"{did_you_mean(function, vars(found))}"
+            f"{did_you_mean(function, vars(target))}"
         )
-    return getattr(found, function)
+    return getattr(target, function)

@@ -19,7 +19,7 @@ from wamjax.training import checkpoint
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, since several entry points share flag names."""
     flags.DEFINE_string("workdir", None, "run of the codec", required=True)
     flags.DEFINE_integer("count", reconstruction.COUNT, "number of clips to reconstruct")
     flags.DEFINE_integer("step", None, "checkpoint; the newest by default")
@@ -28,8 +28,8 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
-    asked = flags.FLAGS
-    reconstruction.run(asked.workdir, asked.count, asked.step, checkpoint.asked_ema())
+    options = flags.FLAGS
+    reconstruction.run(options.workdir, options.count, options.step, checkpoint.asked_ema())
 
 
 if __name__ == "__main__":

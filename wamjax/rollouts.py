@@ -43,11 +43,11 @@ def record(
 
     Args:
       policy: see `trained.load`.
-      config: its ``eval`` part says how episodes go, its seed which ones to leave for evaluation.
+      config: its ``eval`` part sets how episodes run; its seed is reserved for evaluation.
       out: folder of the data set; must not exist.
-      tasks: in turn.
-      episodes, seed: how many, and which.
-      about: kept in the data set, to recognise it by.
+      tasks: tasks, in turn.
+      episodes, seed: number of episodes, and their seed.
+      about: stored in the data set, to recognize it by.
 
     Returns:
       {"episodes", "steps", "success_rate"}.
@@ -89,15 +89,15 @@ def _episodes(
         numbers = np.arange(start, start + size)
         names = [tasks[i % len(tasks)] for i in numbers]
         keys = key(jnp.asarray(numbers))
-        done = closed_loop.play(policy, config, world, names, keys, {}, record=True)
+        recording = closed_loop.play(policy, config, world, names, keys, {}, record=True)
         for row, number in enumerate(numbers[: episodes - start]):
-            yield episode_of(done, row, seed=int(number), cameras=tuple(config.data.cameras))
+            yield episode_of(recording, row, seed=int(number), cameras=tuple(config.data.cameras))
 
 
 def episode_of(
     done: Recording, row: int, seed: int, cameras: Sequence[str], settle: int = SETTLE
 ) -> Episode:
-    """One episode of a recording, up to a few steps after success, as demonstrations are cut."""
+    """Returns one episode of a recording, cut a few steps after success like demonstrations."""
     success, end = bool(done.success[row]), done.returns.shape[1]
     length = min(int(done.steps[row]) + settle, end) if success else end
     return Episode(
@@ -114,7 +114,7 @@ def episode_of(
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, since several entry points share flag names."""
     flags.DEFINE_string("workdir", None, "run whose policy acts", required=True)
     flags.DEFINE_string("out", None, "folder of the data set; must not exist", required=True)
     flags.DEFINE_integer(
@@ -129,13 +129,13 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
-    asked = flags.FLAGS
-    policy, config, step = trained.load(asked.workdir, asked.step, asked.mode)
+    options = flags.FLAGS
+    policy, config, step = trained.load(options.workdir, options.step, options.mode)
     tasks = tuple(config.eval.tasks or open_world(config.eval.env).tasks)
-    about = {"run": files.name(asked.workdir), "step": int(step), "mode": asked.mode}
-    summary = record(policy, config, asked.out, tasks, asked.episodes, asked.seed, about)
+    about = {"run": files.name(options.workdir), "step": int(step), "mode": options.mode}
+    summary = record(policy, config, options.out, tasks, options.episodes, options.seed, about)
     print(", ".join(f"{k} {v:g}" for k, v in summary.items()))
-    print(f"wrote {asked.out}")
+    print(f"wrote {options.out}")
 
 
 if __name__ == "__main__":

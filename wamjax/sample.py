@@ -21,7 +21,7 @@ from wamjax.training import checkpoint
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, since several entry points share flag names."""
     flags.DEFINE_string("workdir", None, "run to sample from", required=True)
     flags.DEFINE_string("output", None, "folder for the samples; the run's media folder by default")
     flags.DEFINE_integer("count", sampling.COUNT, "number of samples")
@@ -41,9 +41,9 @@ def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
     names = ("workdir", "count", "output", "seed", "step", "label", "caption", "given",
              "frames", "guidance", "steps", "solver")  # fmt: skip
-    asked = {name: getattr(flags.FLAGS, name) for name in names}
-    asked["ema"] = checkpoint.asked_ema()
-    sampling.run(**{name: value for name, value in asked.items() if value is not None})
+    options = {name: getattr(flags.FLAGS, name) for name in names}
+    options["ema"] = checkpoint.asked_ema()
+    sampling.run(**{name: value for name, value in options.items() if value is not None})
 
 
 if __name__ == "__main__":

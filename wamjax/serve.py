@@ -20,7 +20,7 @@ WAIT_MS = 5.0
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, since several entry points share flag names."""
     flags.DEFINE_string("bundle", None, "output folder of wamjax.export_policy", required=True)
     flags.DEFINE_list("mode", [], "modes to serve, the default first; the bundle's mode by default")
     flags.DEFINE_string(
@@ -58,8 +58,8 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
-    asked = flags.FLAGS
-    if bool(asked.cert_file) != bool(asked.cert_key_file):
+    options = flags.FLAGS
+    if bool(options.cert_file) != bool(options.cert_key_file):
         raise app.UsageError("TLS needs --cert_file and --cert_key_file")
     try:
         from wamjax.serving import server
@@ -67,36 +67,36 @@ def main(argv: list[str]) -> None:
         raise ImportError(f"{error.name} is not installed: pip install 'wamjax[serve]'") from None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.captureWarnings(True)
-    key = server.read_key(asked.key_file, asked.host)
-    with server.bind(asked.host, asked.port) as sock:
-        scheme = "wss" if asked.cert_file else "ws"
+    key = server.read_key(options.key_file, options.host)
+    with server.bind(options.host, options.port) as sock:
+        scheme = "wss" if options.cert_file else "ws"
         server.Server(
-            _application(asked, key), sock,
-            greeting=f"serving {asked.bundle} at {scheme}://{server.address(sock)}",
-            ssl_certfile=asked.cert_file, ssl_keyfile=asked.cert_key_file,
+            _application(options, key), sock,
+            greeting=f"serving {options.bundle} at {scheme}://{server.address(sock)}",
+            ssl_certfile=options.cert_file, ssl_keyfile=options.cert_key_file,
         ).run()  # fmt: skip
     print("ended", flush=True)
 
 
-def _application(asked, key: str):
-    """Loads and compiles what is asked for."""
+def _application(options, key: str):
+    """Loads and compiles the policies for the options."""
     from wamjax.bundle.policy import Limits, load_policy
     from wamjax.serving import about, names, server, worker
 
-    limits = Limits() if asked.max_far is None else Limits(far=asked.max_far)
-    first = load_policy(asked.bundle, mode=next(iter(asked.mode), None), limits=limits)
-    policies = {first.mode: first} | {mode: first.with_mode(mode) for mode in asked.mode[1:]}
+    limits = Limits() if options.max_far is None else Limits(far=options.max_far)
+    first = load_policy(options.bundle, mode=next(iter(options.mode), None), limits=limits)
+    policies = {first.mode: first} | {mode: first.with_mode(mode) for mode in options.mode[1:]}
     cameras = tuple(first.manifest.spec.cameras)
-    tables = names.tables(asked.names, cameras, bundle=asked.bundle)
-    reader = names.Names(tables, asked.instruction, asked.max_pixels)
-    batching = worker.Batching(asked.max_batch, asked.max_wait_ms / 1e3)
-    work = worker.Worker(policies, reader, batching, seed=asked.seed)
+    tables = names.tables(options.names, cameras, bundle=options.bundle)
+    reader = names.Names(tables, options.instruction, options.max_pixels)
+    batching = worker.Batching(options.max_batch, options.max_wait_ms / 1e3)
+    work = worker.Worker(policies, reader, batching, seed=options.seed)
     print(f"compiling {', '.join(policies)} for {batching.sizes} clients", flush=True)
     work.start()
-    told = about.metadata(asked.bundle, policies, reader, batching)
+    told = about.metadata(options.bundle, policies, reader, batching)
     bounds = server.Limits(
-        message=int(asked.max_message_mb * 2**20), clients=asked.max_clients, rate=asked.max_rate,
-        drain=asked.drain_s,
+        message=int(options.max_message_mb * 2**20), clients=options.max_clients,
+        rate=options.max_rate, drain=options.drain_s,
     )  # fmt: skip
     return server.Application(work, told, bounds, key)
 

@@ -26,7 +26,7 @@ from wamjax.data.sources import Source, compute_statistics
 
 
 def compare(stored: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Warnings where stored statistics are not those of the data."""
+    """Returns warnings where stored statistics differ from those of the data."""
     out = []
     for key, rows in found.items():
         for name, value in rows.items():
@@ -42,7 +42,7 @@ def compare(stored: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
 
 def table(statistics: dict[str, Any], names: dict[str, tuple[str, ...]]) -> str:
-    """The statistics as text, a line for each dimension."""
+    """Formats the statistics as text, one line per dimension."""
     columns = ("min", "q01", "mean", "std", "q99", "max")
     lines = [f"{'':24}" + "".join(f"{c:>11}" for c in columns)]
     for key, rows in statistics.items():
@@ -55,7 +55,7 @@ def table(statistics: dict[str, Any], names: dict[str, tuple[str, ...]]) -> str:
 
 
 def plot(reader: Reader, folder: files.Path, skips: Skips | None = None) -> list[files.Path]:
-    """A histogram of every dimension, one picture for each key."""
+    """Plots a histogram of every dimension, one picture per key."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -79,7 +79,7 @@ def plot(reader: Reader, folder: files.Path, skips: Skips | None = None) -> list
 
 
 def medians(reader: Reader, skips: Skips | None = None) -> dict[str, list[float]]:
-    """Of every dimension; Cosmos Policy's files have them."""
+    """Returns the median of every dimension; Cosmos Policy's files have them."""
     episodes = _good(reader, skips)
     return {
         key: np.median(np.concatenate([getattr(e, key) for e in episodes]), axis=0).tolist()
@@ -98,7 +98,7 @@ def _good(reader: Reader, skips: Skips | None) -> list[Episode]:
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, since several entry points share flag names."""
     forms = published_statistics.FORMATS
     flags.DEFINE_string("data", None, "folder of the data set")
     flags.DEFINE_string("source", None, "statistics file to convert, instead of a data set")
@@ -114,26 +114,28 @@ def main(argv: list[str]) -> None:
     if bool(values.data) == bool(values.source) or (values.source and not values.out):
         raise app.UsageError("give --data, or --source and --out")
     if values.source:
-        found = published_statistics.read(values.source)
-        published_statistics.write(found, values.out, values.format)
+        statistics = published_statistics.read(values.source)
+        published_statistics.write(statistics, values.out, values.format)
         print(f"wrote {values.out}")
         return
     reader = Reader(values.data)
     info = reader.info
     skips = Skips(values.skip_bad)
-    found = compute_statistics([reader], skips)
+    statistics = compute_statistics([reader], skips)
     print(
         f"{reader}: {reader.lengths.sum()} steps, {np.mean(reader.index['success']):.1%} successful"
     )
-    print(table(found, {"actions": info.action_names, "proprio": info.proprio_names}))
+    print(table(statistics, {"actions": info.action_names, "proprio": info.proprio_names}))
     source = Source("data", reader, action_free=info.action_free, skips=skips)
-    warnings = compare(reader.stored_statistics(), found) + checks([source], found)
-    for warning in warnings + [w for mode in MODES for w in lost([source], found, mode)]:
+    warnings = compare(reader.stored_statistics(), statistics) + checks([source], statistics)
+    for warning in warnings + [w for mode in MODES for w in lost([source], statistics, mode)]:
         print(f"warning: {warning}")
     if values.out:
         if values.format == published_statistics.COSMOS_POLICY:
-            found = {k: found[k] | {"median": row} for k, row in medians(reader, skips).items()}
-        published_statistics.write(found, values.out, values.format)
+            statistics = {
+                k: statistics[k] | {"median": row} for k, row in medians(reader, skips).items()
+            }
+        published_statistics.write(statistics, values.out, values.format)
         print(f"wrote {values.out}")
     if values.plots:
         for file in plot(reader, files.path(values.plots, "--plots"), skips):

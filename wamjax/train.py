@@ -49,12 +49,12 @@ from wamjax.training.step import Plan, model_flops, plan
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What the loop needs of data.
+    """Holds what the loop needs of data.
 
     Attributes:
       spec: `wamjax.data.spec.DataSpec` of episodes, `wamjax.data.arrays.ArraySpec` of arrays.
       iterator: endless grain iterator of this process's rows of each batch, dicts of numpy.
-      statistics: json of the normalisation statistics, and of the spec.
+      statistics: JSON of the normalization statistics and of the spec.
     """
 
     spec: Any
@@ -65,19 +65,19 @@ class Data:
 def build_data(
     config: ConfigDict, rows: np.ndarray | None = None, known: Sequence[str] = ()
 ) -> Data:
-    """Makes what is missing, then opens the pipeline; for the arguments see `open_data`."""
+    """Makes missing data, then opens the pipeline; for the arguments see `open_data`."""
     from wamjax.data import pipeline
     from wamjax.runs import preparation
 
-    with guards.first():  # one collects and encodes
+    with guards.first():  # one process collects and encodes
         preparation.ensure(config)
         spec, statistics, iterator = pipeline.open_data(config, rows, known)
-    # A checkpoint must be usable without the data, so it carries the sizes as well.
+    # A checkpoint must be usable without the data, so it stores the sizes too.
     return Data(spec, iterator, statistics | {"spec": spec.to_json()})
 
 
 def build_objective(config: ConfigDict, spec):
-    """See `wamjax.wam.build`."""
+    """Builds the objective, see `wamjax.wam.build`."""
     return wam.build(config, spec)
 
 
@@ -92,8 +92,9 @@ def run(
 
     Args:
       config: resolved, from `wamjax.config.base_config`.
-      workdir: of the run; continued if it has checkpoints.
-      make_data, make_objective: what is trained on what; `build_data` by default.
+      workdir: folder of the run; continued if it has checkpoints.
+      make_data, make_objective: build data and objective; `build_data` and `build_objective` by
+        default.
       devices: all devices by default.
 
     Returns:
@@ -141,7 +142,7 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What stays the same from the first step of a run to the last."""
+    """Holds everything that is constant during a run."""
 
     config: ConfigDict
     workdir: files.Path
@@ -154,7 +155,7 @@ class Job:
 
 
 def prepare(job: Job):
-    """Everything between abstract shapes and the first step.
+    """Does everything between abstract shapes and the first step.
 
     Returns:
       (state on the mesh, restored or fresh; the compiled step; model FLOPs of a step).
@@ -167,7 +168,9 @@ def prepare(job: Job):
     step, flops = _program(job, work, tx)
     if (newest := checkpoints.latest) is not None:
         state = checkpoints.restore(work.state, job.data.iterator)
-        if checkpoints.latest != newest:  # it was damaged, and this one was not compared yet
+        if (
+            checkpoints.latest != newest
+        ):  # the newest was damaged; this one has not been compared yet
             continuing.check_config(config, checkpoints)
             continuing.check_statistics(job.data.statistics, checkpoints)
         say(f"continuing from checkpoint {checkpoints.latest}")
@@ -183,7 +186,7 @@ def prepare(job: Job):
 
 
 def _program(job: Job, work: Plan, tx):
-    """The compiled step and its model FLOPs; logs memory and time."""
+    """Returns the compiled step and its model FLOPs; logs memory and time."""
     config = job.config
 
     def planned(remat: str) -> Plan:
@@ -207,7 +210,8 @@ def _program(job: Job, work: Plan, tx):
 
 
 def _loop(job: Job, state: TrainState, step_fn, flops: float) -> bool:
-    """Steps until done or interrupted; both end with a checkpoint. Returns whether done."""
+    """Runs steps until done or interrupted, with a checkpoint at the end; returns whether it is
+    done."""
     config, workdir, start = job.config, job.workdir, int(state.step)
     with (
         guards.Interrupts(job.mesh) as interrupts,
@@ -237,9 +241,9 @@ def _loop(job: Job, state: TrainState, step_fn, flops: float) -> bool:
 
 
 def _save(job: Job, state: TrainState, recorder: Recorder, last: bool = False) -> None:
-    """Saves, lines first. Not in the middle of non-finite steps: they might go on to the limit,
-    and the checkpoints that are kept should be from before them. After the `last` step nothing can
-    go on, and what such steps leave is as it was before them."""
+    """Saves a checkpoint after its lines. It does not save in the middle of non-finite steps: they
+    might continue to the limit, and the stored checkpoints should precede them. After the `last`
+    step nothing continues, and such steps leave the state unchanged."""
     _guard(job, recorder.drain())
     recorder.flush()
     if last or int(state.streak) == 0:
@@ -256,7 +260,7 @@ def _guard(job: Job, rows) -> None:
 
 
 def _peak(config, mesh: Mesh) -> tuple[float, str]:
-    """FLOP/s of the whole mesh, and the words for it. Simulated devices share their host."""
+    """Returns FLOP/s of the whole mesh and its name. Simulated devices share their host."""
 
     rate, name = hardware.denominator(jnp.dtype(config.precision.compute), seconds=0.2)
     known = hardware.chip() is not None
@@ -264,7 +268,7 @@ def _peak(config, mesh: Mesh) -> tuple[float, str]:
 
 
 def _check_evaluation(config, spec, objective) -> None:
-    """What would go wrong after training should do so before it."""
+    """Raises errors before training that would otherwise occur after it."""
     from wamjax.runs import closed_loop
 
     config = config.copy_and_resolve_references()
@@ -288,7 +292,7 @@ def _draw_masks(objective, workdir: files.Path) -> None:
 
 
 def _first_batch(job: Job, batch: dict[str, np.ndarray]) -> None:
-    """Checks the first batch against what was compiled, and draws it if it holds pictures."""
+    """Checks the first batch against the compiled shapes, and draws it if it holds pictures."""
     rows = len(sharding.batch_rows(job.mesh, job.config.data.batch_size))
     for key, want in job.objective.batch_spec(job.config.data.batch_size).items():
         if key not in batch:
@@ -307,7 +311,7 @@ def _first_batch(job: Job, batch: dict[str, np.ndarray]) -> None:
 
 
 def _finish(config, workdir: files.Path, objective) -> None:
-    """Plots, samples or evaluation, DONE; a run killed in here comes back to here."""
+    """Plots, samples or evaluates, then writes DONE; a run killed here resumes here."""
     if jax.process_index() == 0:
         from wamjax.viz import plots
 
@@ -326,7 +330,7 @@ def _finish(config, workdir: files.Path, objective) -> None:
         evaluation.run(config, workdir)
     if jax.process_index() == 0:
         files.write_text(workdir / "DONE", json.dumps({"step": config.total_steps}) + "\n")
-    guards.barrier()  # at its exit no process waits for long
+    guards.barrier()  # processes do not wait long at exit
     say(f"done: {workdir}")
 
 
@@ -347,7 +351,7 @@ def main(argv: list[str]) -> None:
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Makes this process one of several; arguments as of `jax.distributed.initialize`."""
+    """Makes this process one of several; arguments as for `jax.distributed.initialize`."""
     # It would take the first SIGTERM for itself, also where nobody asks it: before and after the
     # loop, which has an agreement of its own, for SIGINT too.
     jax.config.update("jax_enable_preemption_service", False)
@@ -357,7 +361,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
 
 
 def define_flags() -> None:
-    """Not on import: several entry points with the same flags may be imported by one another."""
+    """Defines the flags; not on import, since entry points that share flags import each other."""
     cli.define_config()
     flags.DEFINE_string("workdir", None, "folder of the run; created, or resumed")
     flags.DEFINE_bool("distributed", False, "this is one of several processes (jax.distributed)")

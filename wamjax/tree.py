@@ -1,4 +1,4 @@
-"""Paths and leaves of parameter trees: "a/b/c" for the leaf ``tree["a"]["b"]["c"]``."""
+"""Flattens parameter trees by path: "a/b/c" for the leaf ``tree["a"]["b"]["c"]``."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Tree = Any
 
 
 def path_str(path) -> str:
-    """A key path of JAX as "a/b/c"; attributes, dict keys and indices alike."""
+    """Formats a key path of JAX as "a/b/c", with attributes, dict keys and indices alike."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
-    """Leaves by path, in tree order."""
+    """Returns leaves by path, in tree order."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {path_str(path): leaf for path, leaf in leaves}
 
 
 def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """Nested dicts from leaves by path; the inverse of `flatten` for trees of dicts."""
+    """Builds nested dicts from leaves by path; the inverse of `flatten` for trees of dicts."""
     out: dict[str, Any] = {}
     for path, leaf in flat.items():
         *parents, name = path.split("/")
@@ -39,17 +39,17 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def map_with_path(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-    """``function(path, leaf, ...)`` on every leaf, with the path as "a/b/c"."""
+    """Applies ``function(path, leaf, ...)`` to every leaf, with the path as "a/b/c"."""
     return jax.tree_util.tree_map_with_path(lambda p, *x: function(path_str(p), *x), tree, *rest)
 
 
 def count(tree: Tree) -> int:
-    """Number of parameters; works on arrays and on `ShapeDtypeStruct`."""
+    """Returns the number of parameters; works on arrays and on `ShapeDtypeStruct`."""
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
 
 
 def count_by_expert(params: Tree) -> dict[str, int]:
-    """Parameters of each expert, its blocks included, of what is shared, and in total."""
+    """Returns the parameters of each expert including its blocks, of shared parts, and in total."""
     out: dict[str, int] = {}
     for path, leaf in flatten(params).items():
         first, second = path.split("/")[:2]
@@ -59,11 +59,11 @@ def count_by_expert(params: Tree) -> dict[str, int]:
 
 
 def nbytes(tree: Tree) -> int:
-    """Bytes of all leaves, unsharded."""
+    """Returns the bytes of all leaves, unsharded."""
     return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def describe(params: Tree) -> str:
-    """A few lines: parameters by expert, total and megabytes."""
+    """Returns a few lines: parameters by expert, total and megabytes."""
     lines = [f"  {name:<12}{number:>18,}" for name, number in count_by_expert(params).items()]
     return "\n".join(lines) + f"   {nbytes(params) / 1e6:,.1f} MB"

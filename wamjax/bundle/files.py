@@ -1,12 +1,12 @@
-"""The folder of a policy bundle.
+"""Reads and writes the folder of a policy bundle.
 
-    DIR/policy.json   what it is: config, sizes and names of the data, statistics, mode, and so on
-    DIR/weights/      its parameters, as a folder of `wamjax.convert`
-    DIR/planner/      parameters of a separate planner, if it has one
-    DIR/codec/        of a policy that was trained on cached latents: what makes them of pictures
-    DIR/embeddings/   text embeddings (`wamjax.data.embeddings`), if it reads those; new
-                      instructions can be added to it. Words become ids by a hash: there is no
-                      vocabulary to keep.
+    DIR/policy.json   config, sizes and names of the data, statistics, mode, and so on
+    DIR/weights/      parameters, as a folder of `wamjax.convert`
+    DIR/planner/      parameters of a separate planner, if there is one
+    DIR/codec/        encodes pictures for a policy that was trained on cached latents
+    DIR/embeddings/   text embeddings (`wamjax.data.embeddings`), if the policy reads them; new
+                      instructions can be added. Word ids come from a hash, so no vocabulary is
+                      stored.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ Slices = dict[Slice, Tensor]
 
 
 class BadBundle(ValueError):
-    """A bundle is damaged or says what cannot be; the message names file and key."""
+    """A bundle is damaged or inconsistent; the message names file and key."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What ``policy.json`` says.
+    """Holds the contents of ``policy.json``.
 
     Attributes:
-      config: resolved; its ``precision.compute`` is what the policy computes in.
+      config: resolved config; the policy computes in its ``precision.compute``.
       spec: sizes of the data: cameras in their order, control rate, chunk, proprio, actions.
       statistics: of actions and proprio, see `wamjax.data.normalize`.
-      mode: how to act; None: the policy's own way.
-      step: of the checkpoint.
-      source: where the parameters came from, for people.
-      action_names, proprio_names: of the dimensions; empty if nobody said.
-      constants: mean and std of the codec's latents, if they are normalised; see `constants_of`.
-      planner: the config that a separate planner was trained with.
+      mode: how to act; None: the policy's default.
+      step: step of the checkpoint.
+      source: origin of the parameters, for people.
+      action_names, proprio_names: names of the dimensions; empty if unknown.
+      constants: mean and std of the codec's latents, if they are normalized; see `constants_of`.
+      planner: training config of a separate planner.
     """
 
     config: ConfigDict
@@ -75,7 +75,7 @@ class Manifest:
     planner: ConfigDict | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain json, with the format version."""
+        """Returns plain JSON values with the format version."""
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         out |= {"config": configs.to_json(self.config), "spec": self.spec.to_json()}
         out["planner"] = self.planner and configs.to_json(self.planner)
@@ -83,14 +83,14 @@ class Manifest:
 
     @staticmethod
     def from_json(values: Mapping[str, Any], where: str) -> Manifest:
-        """The reverse of `to_json`; `where` names the file in errors."""
+        """Reverses `to_json`; `where` names the file in errors."""
         values = dict(values)
         if (version := values.pop("format", None)) != FORMAT:
             raise ValueError(f"{where} has format {version!r}, this wamjax reads {FORMAT}; export "
                              "the policy again")  # fmt: skip
-        known = {f.name for f in dataclasses.fields(Manifest)}
-        if set(values) != known:
-            raise ValueError(f"{where} differs in {sorted(set(values) ^ known)} from {known}")
+        fields = {f.name for f in dataclasses.fields(Manifest)}
+        if set(values) != fields:
+            raise ValueError(f"{where} differs in {sorted(set(values) ^ fields)} from {fields}")
         values["config"] = configs.load(values["config"])
         values["spec"] = DataSpec.from_json(values["spec"])
         values["planner"] = values["planner"] and configs.load(values["planner"])
@@ -106,14 +106,14 @@ def write(
     embeddings: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> None:
-    """Writes a bundle, all or nothing; no more than a slice of the parameters is in memory.
+    """Writes a bundle, all or nothing, with at most one slice of the parameters in memory.
 
     Args:
-      parts: folder -> (parameters, what its ``weights.json`` says), see `store.write`.
-      embeddings: the cache that goes along.
+      parts: folder -> (parameters, contents of its ``weights.json``), see `store.write`.
+      embeddings: the text-embedding cache to include.
 
     Raises:
-      FileExistsError: there is something at `output`.
+      FileExistsError: `output` exists.
     """
     size = sum(x.nbytes for slices, _ in parts.values() for x in slices.values())
     bar = tqdm.tqdm(total=size, unit="B", unit_scale=True, desc="export", disable=not progress)
@@ -134,7 +134,7 @@ def write(
 
 
 def read(folder: str | os.PathLike) -> Manifest:
-    """What a bundle says of itself.
+    """Returns the manifest of a bundle.
 
     Raises:
       FileNotFoundError: there is none, or a part of it is gone.
@@ -145,27 +145,27 @@ def read(folder: str | os.PathLike) -> Manifest:
     if not file.exists():
         raise FileNotFoundError(_no_bundle(folder))
     manifest = _manifest(file)
-    wanted = [WEIGHTS]
-    wanted += [PLANNER] if manifest.planner is not None else []
-    wanted += [CODEC] if manifest.config.model.codec.kind == "cached" else []
-    wanted += [TEXT] if manifest.config.model.text.kind == "context" else []
-    if gone := [name for name in wanted if not (folder / name).is_dir()]:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(gone)}; export the policy again")
+    folders = [WEIGHTS]
+    folders += [PLANNER] if manifest.planner is not None else []
+    folders += [CODEC] if manifest.config.model.codec.kind == "cached" else []
+    folders += [TEXT] if manifest.config.model.text.kind == "context" else []
+    if missing := [name for name in folders if not (folder / name).is_dir()]:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; export the policy again")
     return manifest
 
 
 def fingerprint(folder: str | os.PathLike) -> str:
-    """What tells a bundle from every other: 16 hexadecimal digits of all that it says of itself,
-    the digests of its weights among it."""
-    out = hashlib.sha256()
+    """Returns an identifier of a bundle: 16 hexadecimal digits that hash its manifest and the
+    digests of its weights."""
+    digest = hashlib.sha256()
     for file in (MANIFEST, *(f"{part}/{store.ABOUT}" for part in (WEIGHTS, PLANNER, CODEC))):
         path = storage.path(folder) / file
-        out.update(path.read_bytes() if path.exists() else b"")
-    return out.hexdigest()[:16]
+        digest.update(path.read_bytes() if path.exists() else b"")
+    return digest.hexdigest()[:16]
 
 
 def _no_bundle(folder: storage.Path) -> str:
-    """What a folder is instead of a bundle, and how one is made of it."""
+    """Returns a message that says what a folder is instead of a bundle, and how to export one."""
     from wamjax.training import checkpoint
 
     export = "python -m wamjax.export_policy"
@@ -187,7 +187,7 @@ def _digest(file: pathlib.Path | storage.Path) -> str:
 
 
 def _manifest(file: storage.Path) -> Manifest:
-    """What ``policy.json`` says, if it can be true.
+    """Reads and checks ``policy.json``.
 
     Raises:
       BadBundle: it cannot, or is no such json.
@@ -202,18 +202,18 @@ def _manifest(file: storage.Path) -> Manifest:
         if digest is not None and digest != integrity.of_json(values):
             raise ValueError("it is not what was written: its digest differs")
         _check(manifest)
-        # Weights are checked as they are loaded; embeddings that were added later are not known.
+        # Weights are checked as they are loaded; embeddings added later have no digest.
         for name, written in values.get("files", {}).items():
             if _digest(file.parent / name) != written:
                 raise ValueError(f"{name} beside it is not what was written")
-    except Exception as error:  # whatever a file can make of a parser
+    except Exception as error:  # a parser can raise anything on a damaged file
         text = " ".join(str(error).split()) or type(error).__name__
         raise BadBundle(f"{file}: {text}; export the policy again") from error
     return manifest
 
 
 def _check(manifest: Manifest) -> None:
-    """Types, sizes and statistics; ValueError names the key."""
+    """Checks types, sizes and statistics; the ValueError names the key."""
     spec, config = manifest.spec, manifest.config
     configs.validate(config)
     for key in ("proprio_dim", "action_dim", "chunk", "frames", "frame_stride",
@@ -225,16 +225,16 @@ def _check(manifest: Manifest) -> None:
     if isinstance(hz, bool) or not isinstance(hz, int | float) or not 0 < hz < 1e6:
         raise ValueError(f"spec.control_hz = {hz!r} must be a positive number")
     for camera, size in spec.cameras.items():
-        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in size)
-        if not isinstance(camera, str) or not whole or not all(0 < n <= 2**14 for n in size):
+        valid = all(isinstance(n, int) and not isinstance(n, bool) for n in size)
+        if not isinstance(camera, str) or not valid or not all(0 < n <= 2**14 for n in size):
             raise ValueError(f"spec.cameras: {camera!r} is {size}, not positive (height, width)")
     for key, size in (("action_names", spec.action_dim), ("proprio_names", spec.proprio_dim)):
         names = getattr(manifest, key)
         if names and (len(names) != size or not all(isinstance(n, str) for n in names)):
             raise ValueError(f"{key} names {len(names)} dimensions, there are {size}")
-    numbered = spec.words
-    if not all(isinstance(w, str) for w in numbered) or len(set(numbered)) != len(numbered):
-        raise ValueError(f"spec.words are no words, each once: {str(numbered)[:60]}")
+    words = spec.words
+    if not all(isinstance(w, str) for w in words) or len(set(words)) != len(words):
+        raise ValueError(f"spec.words are no words, each once: {str(words)[:60]}")
     texts = manifest.statistics.get("instructions", [])
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"statistics.instructions is no list of texts: {str(texts)[:60]}")
@@ -252,15 +252,16 @@ def slices_of(
     get: Callable[[Slice], Tensor],
     config: ConfigDict | None = None,
 ) -> Slices:
-    """All parameters, layer by layer where they are stacked.
+    """Returns all parameters as slices, layer by layer where they are stacked.
 
     Args:
-      get: a slice of a parameter.
-      config: casts to its ``precision.compute``, as `step.compute_cast` does; None keeps them.
+      get: returns a slice of a parameter.
+      config: casts to its ``precision.compute``, as `step.compute_cast` does; None keeps the
+        dtypes.
     """
     out: Slices = {}
     for path, shape in shapes.items():
-        # A parameter of a block is stacked along its first axis.
+        # Parameters of blocks are stacked along the first axis.
         for layer in range(shape[0]) if path.startswith("blocks/") else (None,):
             out[path, layer] = _cast(path, get((path, layer)), config)
     return out
@@ -275,7 +276,7 @@ def _cast(path: str, x: Tensor, config: ConfigDict | None) -> Tensor:
 
 
 def constants_of(codec: Any) -> dict[str, Any] | None:
-    """Mean and std that a codec normalises its latents by, by channel."""
+    """Returns the mean and std per channel that a codec normalizes its latents with."""
     if not isinstance(codec, VAECodec) or not codec.std:
         return None
     return {"mean": list(codec.mean), "std": list(codec.std)}

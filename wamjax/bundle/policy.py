@@ -1,4 +1,4 @@
-"""From the folder of a bundle to a function that acts."""
+"""Loads a bundle as a function that acts."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ from wamjax.weights.codecs import load_codec
 
 
 class NotFinite(RuntimeError):
-    """A policy came to actions that are no numbers; a robot must not get them."""
+    """A policy produced actions that are not finite; a robot must not get them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a policy refuses; by default it warns, once for each kind of thing.
+    """Sets what a policy refuses; by default it only warns, once per kind of problem.
 
     Attributes:
-      far: ranges of the demonstrations beyond which a state is an error; WARN_FAR ones warn.
-      batch: robots at once; 0 is any number, of which WARN_BATCH warn.
-      unknown: whether an instruction that the demonstrations do not have is an error.
+      far: distance of a state from the demonstrations, in units of their range, beyond which it is
+        an error; WARN_FAR warns.
+      batch: maximum number of robots at once; 0 is any number, and WARN_BATCH warns.
+      unknown: whether an instruction that is not in the demonstrations is an error.
     """
 
     far: float = math.inf
@@ -52,25 +53,25 @@ class Limits:
 
 
 WARN_FAR, WARN_BATCH = 10.0, 512
-PREFIX = Prefix("prefix/actions", "prefix/count")  # its names among the arrays of `admit`
-WARNINGS = 100  # of one policy, at most: an instruction is a kind of its own
+PREFIX = Prefix("prefix/actions", "prefix/count")  # keys of the prefix in `admit`'s arrays
+WARNINGS = 100  # maximum per policy, since every instruction is a kind of its own
 
 
 class LoadedPolicy:
-    """A policy that is ready to act; made by `load_policy`.
+    """Acts on observations; `load_policy` creates it.
 
         actions = policy(observation, seed_or_key=0)
 
-    The first call compiles (``policy(policy.example())`` does it ahead of time), and so does the
-    first one of every other batch size.
+    The first call compiles (``policy(policy.example())`` compiles ahead of time), as does the first
+    call with another batch size.
 
     Attributes:
       manifest: config, sizes, names and statistics, see `files.Manifest`.
       mode: how it acts.
-      prefix_max: most first actions of a chunk that it may be given; 0: it takes no prefix.
-      observer: checks and turns observations.
-      instructions: those of the demonstrations, if the run kept them.
-      limits: what it refuses.
+      prefix_max: maximum number of committed first actions of a chunk; 0: it takes no prefix.
+      observer: checks and converts observations.
+      instructions: instructions of the demonstrations, if the run stored them.
+      limits: what the policy refuses.
     """
 
     def __init__(
@@ -97,19 +98,19 @@ class LoadedPolicy:
         seed_or_key: int | Array = 0,
         prefix: tuple[Any, Any] | None = None,
     ) -> Float[np.ndarray, "*b j a"]:
-        """A chunk of actions in the units of the robot, float32.
+        """Returns a chunk of actions in the units of the robot, float32.
 
         Args:
-          observation: of one robot, or of b of them; see `Observer`.
-          seed_or_key: of the noise; the same one gives the same actions.
-          prefix: (actions (d, a) or (b, d, a), how many of them count: a number or (b,)): those
-            that a robot will carry out from this observation on, whatever is planned, at most
-            `prefix_max`; the chunk begins with them. One program serves every prefix, and none.
+          observation: observation of one robot, or of b robots; see `Observer`.
+          seed_or_key: determines the noise; the same value gives the same actions.
+          prefix: (actions (d, a) or (b, d, a), how many of them count: a number or (b,)): the at
+            most `prefix_max` actions that a robot will execute from this observation on, whatever
+            is planned; the chunk begins with them. One program serves every prefix, and none.
 
         Raises:
-          BadObservation: the observation or the prefix is not what this policy takes, or beyond
-            its limits.
-          NotFinite: the policy came to no numbers.
+          BadObservation: the observation or the prefix does not fit the policy, or exceeds its
+            limits.
+          NotFinite: the policy produced actions that are not finite.
         """
         arrays, batched = self._arrays(observation, prefix)
         is_seed = isinstance(seed_or_key, int | np.integer)
@@ -126,39 +127,39 @@ class LoadedPolicy:
     def admit(
         self, observation: dict[str, Any], prefix: Float[np.ndarray, "d a"] | None = None
     ) -> dict[str, np.ndarray]:
-        """Checks an observation as a call does, and gives the arrays that `act` takes.
+        """Checks an observation like a call and returns the arrays for `act`.
 
-        They have the same shapes with any prefix and without, so that those of several robots can
-        be put together.
+        The shapes do not depend on the prefix, so the arrays of several robots can be concatenated.
 
         Args:
-          observation: of one robot, if there is a prefix.
-          prefix: the actions that it is committed to, at most `prefix_max` of them.
+          observation: observation of one robot, if there is a prefix.
+          prefix: the robot's committed actions, at most `prefix_max` of them.
 
         Raises:
           BadObservation: see `__call__`.
         """
         if prefix is None:
             return self._arrays(observation)[0]
-        most, width = self.prefix_max, self.manifest.spec.action_dim
-        if most and (prefix.ndim != 2 or prefix.shape[1] != width or len(prefix) > most):
+        longest, width = self.prefix_max, self.manifest.spec.action_dim
+        if longest and (prefix.ndim != 2 or prefix.shape[1] != width or len(prefix) > longest):
             raise BadObservation(
                 f"prefix is {prefix.dtype} {prefix.shape}, the policy takes (d, {width}): d "
-                f"actions that are committed, at most {most} (prefix in the metadata)"
+                f"actions that are committed, at most {longest} (prefix in the metadata)"
             )
         return self._arrays(observation, (prefix, len(prefix)))[0]
 
     def act(self, arrays: dict[str, np.ndarray], key: Array) -> Float[np.ndarray, "b j a"]:
-        """Acts on what `admit` gave, of any number of robots; may come to no numbers."""
-        seen = {name: x for name, x in arrays.items() if name not in PREFIX}
+        """Acts on the arrays of `admit`, for any number of robots; the actions may be
+        non-finite."""
+        observation = {name: x for name, x in arrays.items() if name not in PREFIX}
         prefix = Prefix(*(arrays[name] for name in PREFIX)) if self.prefix_max else None
-        return np.asarray(_act(self._acting, self._codec, seen, key, prefix))
+        return np.asarray(_act(self._acting, self._codec, observation, key, prefix))
 
     def with_mode(self, mode: str | None) -> LoadedPolicy:
-        """The same policy, with the same parameters, acting in another way.
+        """Returns the policy with the same parameters and another mode.
 
         Raises:
-          ValueError: it has no such way.
+          ValueError: the policy has no such mode.
         """
         mode = check_mode(self._acting.objective, mode) or self.mode
         acting = trained.priced(dataclasses.replace(self._acting, mode=mode))
@@ -172,9 +173,10 @@ class LoadedPolicy:
         return arrays | self._prefix(prefix, len(arrays["proprio"])), batched
 
     def _prefix(self, prefix: tuple[Any, Any] | None, size: int) -> dict[str, np.ndarray]:
-        """Checked, and as long as any: of the width that all calls share; {} if none is taken."""
-        most, width = self.prefix_max, self.manifest.spec.action_dim
-        if not most:
+        """Checks a prefix and pads it to the width that all calls share; returns {} if the policy
+        takes none."""
+        longest, width = self.prefix_max, self.manifest.spec.action_dim
+        if not longest:
             if prefix is not None:
                 raise BadObservation(f"{self!r} takes no prefix: it was trained with "
                                      "objective.prefix_max = 0")  # fmt: skip
@@ -184,45 +186,45 @@ class LoadedPolicy:
         actions = actions[None] if actions.ndim == 2 else actions
         if actions.ndim != 3 or actions.shape[::2] != (size, width):
             raise BadObservation(f"prefix: actions have shape {np.shape(prefix[0])}, they must be "
-                                 f"({size}, at most {most}, {width})")  # fmt: skip
+                                 f"({size}, at most {longest}, {width})")  # fmt: skip
         if count.shape not in ((), (size,)) or not np.issubdtype(count.dtype, np.integer):
             raise BadObservation(f"prefix: counts are {prefix[1]!r}, they must be {size} integers")
-        longest = min(most, actions.shape[1])
-        if (count < 0).any() or (count > longest).any():
-            raise BadObservation(f"prefix: counts {count.tolist()} must lie in 0 to {longest}")
+        limit = min(longest, actions.shape[1])
+        if (count < 0).any() or (count > limit).any():
+            raise BadObservation(f"prefix: counts {count.tolist()} must lie in 0 to {limit}")
         count = np.broadcast_to(count, size).astype(np.int32)
-        own = np.zeros((size, most, width), np.float32)
-        own[:, : actions.shape[1]] = actions[:, :most]
-        own[np.arange(most) >= count[:, None]] = 0
-        if not np.isfinite(own).all():
+        padded = np.zeros((size, longest, width), np.float32)
+        padded[:, : actions.shape[1]] = actions[:, :longest]
+        padded[np.arange(longest) >= count[:, None]] = 0
+        if not np.isfinite(padded).all():
             raise BadObservation("prefix: there are actions that are not finite")
-        return {PREFIX.actions: own, PREFIX.count: count}
+        return {PREFIX.actions: padded, PREFIX.count: count}
 
     def _check(self, texts, proprio: np.ndarray) -> None:
-        """Says what is unlike the demonstrations, or refuses it; see `Limits`."""
+        """Warns about inputs unlike the demonstrations, or refuses them; see `Limits`."""
         count, limits = len(proprio), self.limits
         if count > (limits.batch or WARN_BATCH):
             self._doubt("batch", bool(limits.batch), f"a batch of {count} robots, at most "
                         f"{limits.batch or WARN_BATCH} are expected")  # fmt: skip
-        known = set(self.instructions)
+        instructions = set(self.instructions)
         for text in [texts] if isinstance(texts, str) else texts:
-            if known and text not in known:
-                such = f"is none of the {len(known)} of the demonstrations"
-                such += close(text, sorted(known))
-                self._doubt(f"unknown {text}", limits.unknown, f"instruction {text!r} {such}")
+            if instructions and text not in instructions:
+                reason = f"is none of the {len(instructions)} of the demonstrations"
+                reason += close(text, sorted(instructions))
+                self._doubt(f"unknown {text}", limits.unknown, f"instruction {text!r} {reason}")
         rows = self.manifest.statistics["proprio"]
         if "min" not in rows or "max" not in rows:
             return
         low, high = (np.asarray(rows[name], np.float64) for name in ("min", "max"))
         range_ = np.maximum(high - low, 1e-6 + 1e-3 * np.maximum(np.abs(low), np.abs(high)))
-        away = np.maximum(np.maximum(low - proprio, proprio - high) / range_, 0)
-        row, at = np.unravel_index(int(np.argmax(away)), away.shape)
+        distance = np.maximum(np.maximum(low - proprio, proprio - high) / range_, 0)
+        row, dim = np.unravel_index(int(np.argmax(distance)), distance.shape)
         for far, error in ((limits.far, True), (WARN_FAR, False)):
-            if away[row, at] > far:
+            if distance[row, dim] > far:
                 names = self.manifest.proprio_names
-                name = f" ({names[at]})" if names else ""
-                self._doubt("far", error, f"proprio[{at}]{name} is {proprio[row, at]:g}, the "
-                            f"demonstrations had {low[at]:g} to {high[at]:g}")  # fmt: skip
+                name = f" ({names[dim]})" if names else ""
+                self._doubt("far", error, f"proprio[{dim}]{name} is {proprio[row, dim]:g}, the "
+                            f"demonstrations had {low[dim]:g} to {high[dim]:g}")  # fmt: skip
 
     def _doubt(self, kind: str, error: bool, text: str) -> None:
         if error:
@@ -233,8 +235,8 @@ class LoadedPolicy:
                           stacklevel=5)  # fmt: skip
 
     def example(self, count: int = 0) -> dict[str, Any]:
-        """A blank observation, of `count` robots if that is not 0; like the demonstrations, so
-        that acting on it ahead of time spends no warning."""
+        """Returns a blank observation, of `count` robots if that is not 0, within the
+        demonstrations' range, so that compiling ahead of time uses up no warning."""
         out = self.observer.example(count)
         if self.instructions and self.observer.cache is None:
             out["instruction"] = self.instructions[0]
@@ -252,10 +254,10 @@ def _act(
     key: Array,
     prefix: Prefix | None = None,
 ) -> Array:
-    """The one program: pictures and state to actions (b, j, a) in robot units."""
+    """Maps pictures and state to actions (b, j, a) in robot units, in a single program."""
     if codec is not None:
         latents = codec.encode(observation["video"])
-        # Cached latents are kept in this dtype.
+        # Cached latents are stored in this dtype.
         observation = {k: v for k, v in observation.items() if k != "video"}
         observation[acting.objective.codec.key] = latents.astype(jnp.bfloat16)
     return acting.actions(acting.params, observation, key, prefix)
@@ -267,19 +269,19 @@ def load_policy(
     mesh: Mesh | None = None,
     limits: Limits | None = None,
 ) -> LoadedPolicy:
-    """Reads a bundle of `wamjax.export_policy`; also as ``wamjax.load_policy``.
+    """Loads a bundle of `wamjax.export_policy`; also available as ``wamjax.load_policy``.
 
     Args:
-      path: its folder.
-      mode: how to act; as it was exported by default.
-      mesh: see `sharding.make_mesh`; parameters are spread over it by the rules of training. The
-        first local device by default, of whatever kind it is.
-      limits: what it refuses to act on.
+      path: folder of the bundle.
+      mode: how to act; the exported mode by default.
+      mesh: mesh, see `sharding.make_mesh`, over which the rules of training shard the parameters;
+        by default the first local device, of any kind.
+      limits: what the policy refuses.
 
     Raises:
-      FileNotFoundError: there is no bundle, or a part of it is gone.
-      ValueError: it does not fit this wamjax, or there is no such mode; `files.BadBundle` or
-        `integrity.Damaged` where it is not what was written.
+      FileNotFoundError: the bundle or a part of it is missing.
+      ValueError: the bundle does not fit this wamjax, or the mode does not exist; `files.BadBundle`
+        or `integrity.Damaged` if its contents changed after it was written.
     """
     folder, manifest = storage.path(path), files.read(path)
     config = manifest.config
@@ -287,26 +289,26 @@ def load_policy(
     mode = check_mode(objective, mode or manifest.mode)
     params = _params(objective, config, folder / WEIGHTS, mesh)
     if manifest.planner is not None:
-        other = wam.build(manifest.planner, manifest.spec)
+        planner = wam.build(manifest.planner, manifest.spec)
         # Same sizes, same layout, and cast and prepared alike.
-        params = params | {"planner": _params(other, config, folder / PLANNER, mesh)}
-        objective = objective.with_planner(other)
+        params = params | {"planner": _params(planner, config, folder / PLANNER, mesh)}
+        objective = objective.with_planner(planner)
     codec = load_codec(folder / CODEC, mesh) if (folder / CODEC).is_dir() else None
     constants = files.constants_of(codec or objective.codec)
     if constants != manifest.constants:
         raise ValueError(f"{folder}: its latents have mean and std {manifest.constants}, those of "
                          f"this wamjax {constants}; export the policy again")  # fmt: skip
-    normalise = normalizers(manifest.statistics, config.data.normalization)
+    scaling = normalizers(manifest.statistics, config.data.normalization)
     cache = EmbeddingCache(folder / TEXT) if config.model.text.kind == "context" else None
-    acting = trained.priced(trained.Policy(objective, params, normalise, mode))
+    acting = trained.priced(trained.Policy(objective, params, scaling, mode))
     return LoadedPolicy(manifest, acting, codec, Observer(manifest.spec, cache), limits)
 
 
 def modes_of(objective: Any) -> tuple[str, ...]:
-    """The ways in which a policy can act, its own first.
+    """Returns the modes that a policy can act in, its default first.
 
     Raises:
-      ValueError: the objective is no policy.
+      ValueError: the objective is not a policy.
     """
     if objective.kind != "policy":
         raise ValueError(f"a {type(objective).__name__} is no policy: it does not act")
@@ -314,28 +316,28 @@ def modes_of(objective: Any) -> tuple[str, ...]:
 
 
 def check_mode(objective: Any, mode: str | None) -> str | None:
-    """`mode`, if there is such a one; else ValueError."""
+    """Returns `mode` if the objective has it, else raises ValueError."""
     modes_of(objective)
     objective.check_mode(mode)
     return mode
 
 
 def _params(objective: Any, config, folder: storage.Path, mesh: Mesh | None) -> Any:
-    """Parameters from disk, laid out for sampling."""
+    """Loads parameters from disk, laid out for sampling."""
     stored = store.read(folder / store.PARAMS)
     abstract = jax.eval_shape(functools.partial(states.init_params, objective, config))
     init_from.check(stored.shapes, tree.flatten(abstract), what=f"{folder} does not fit the model")
-    place = _places(abstract, mesh)
-    kept = jax.eval_shape(
+    shardings = _places(abstract, mesh)
+    cast = jax.eval_shape(
         functools.partial(compute_cast, dtype=config.precision.compute), abstract
     )
-    want = {
+    expected = {
         path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-        for (path, x), s in zip(tree.flatten(kept).items(), jax.tree.leaves(place), strict=True)
+        for (path, x), s in zip(tree.flatten(cast).items(), jax.tree.leaves(shardings), strict=True)
     }
-    # One after the other, in the dtype of computation: only one is in memory as it is stored.
+    # Load one by one in the compute dtype, so only one is in memory in its stored dtype.
     params = {}
-    for path, x in want.items():
+    for path, x in expected.items():
         params |= tree.flatten(objective.prepare(tree.unflatten(stored.load({path: x}))))
     return objective.prepare(tree.unflatten(params))
 

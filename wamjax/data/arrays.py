@@ -1,9 +1,9 @@
-"""Data that is arrays of examples: pictures, latents, clips; with labels or captions, or without.
+"""Serves arrays of examples: pictures, latents or clips, with or without labels or captions.
 
 ``config.data.kind = "arrays"`` and ``config.data.arrays = "digits:size=8"`` choose a maker of
-`wamjax.data.makers` and its options. Examples are served like windows of episodes are: in an order
-that only the seed decides, every process making its rows of every batch, resumable to the bit.
-Batches have the keys that are stored.
+`wamjax.data.makers` and its options. Examples are served like windows of episodes: in an order
+that only the seed determines, each process making its rows of every batch, with exact resumption.
+Batches have the stored keys.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ ROUNDED = ("latents", "context")  # objectives take these in bfloat16
 
 @dataclasses.dataclass(frozen=True)
 class ArraySpec:
-    """The sizes that arrays decide for a model.
+    """Holds the sizes that arrays determine for a model.
 
     Attributes:
-      shapes: of an example, by key.
-      dtypes: their names, by key.
-      sizes: how many values an integer key takes: classes of "label", words of "instruction".
-      count: examples (N).
+      shapes: shape of an example, by key.
+      dtypes: dtype names, by key.
+      sizes: number of values of an integer key: classes of "label", words of "instruction".
+      count: number of examples (N).
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -42,34 +42,35 @@ class ArraySpec:
     count: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain json, to keep in a checkpoint."""
+        """Returns plain JSON values to store in a checkpoint."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> ArraySpec:
-        """The reverse of `to_json`."""
+        """Reverses `to_json`."""
         shapes = {key: tuple(shape) for key, shape in values["shapes"].items()}
         return ArraySpec(**dict(values) | {"shapes": shapes})
 
 
 class Table(Protocol):
-    """Examples by number; safe to read from several threads."""
+    """Gives examples by number; safe to read from several threads."""
 
     spec: ArraySpec
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """A batch of the examples with these numbers."""
+        """Returns a batch of the examples with these numbers."""
 
 
 class Arrays:
-    """A table of arrays that lead with the example; in memory, or mapped from files.
+    """Holds arrays whose first axis is the example, in memory or mapped from files.
 
     Args:
-      arrays: by key, equally long. Floating "latents" and "context" are served in bfloat16.
+      arrays: arrays of equal length, by key. Floating "latents" and "context" are served in
+        bfloat16.
       sizes: see `ArraySpec`.
 
     Raises:
-      ValueError: the arrays do not fit each other or their sizes; the key is named.
+      ValueError: the arrays do not match each other or their sizes; names the key.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], sizes: Mapping[str, int] | None = None):
@@ -92,13 +93,14 @@ class Arrays:
         )
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """A batch of the examples with these numbers."""
+        """Returns a batch of the examples with these numbers."""
         rows = {key: np.asarray(x[indices]) for key, x in self._arrays.items()}
         return {key: x.astype(_served(key, x.dtype), copy=False) for key, x in rows.items()}
 
 
 def _served(key: str, dtype: np.dtype) -> np.dtype:
-    """What a stored array is served as: 32 bits at most, and latents in bfloat16."""
+    """Returns the dtype that a stored array is served in: at most 32 bits, and bfloat16 for
+    latents."""
     if dtype == BFLOAT16 or (key in ROUNDED and np.issubdtype(dtype, np.floating)):
         return BFLOAT16
     narrow = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32}
@@ -106,7 +108,7 @@ def _served(key: str, dtype: np.dtype) -> np.dtype:
 
 
 def open_table(data, split: str = "train") -> Table:
-    """The table that a config names.
+    """Opens the table that a config names.
 
     Args:
       data: ``config.data``; ``arrays`` is NAME or NAME:option=value,...
@@ -125,8 +127,8 @@ def open_table(data, split: str = "train") -> Table:
         )
     if split not in ("train", "test"):
         raise ValueError(f"split {split!r} is not 'train' or 'test'")
-    known = inspect.signature(MAKERS[name]).parameters
-    defaults = {key: p.default for key, p in known.items() if p.kind == p.KEYWORD_ONLY}
+    parameters = inspect.signature(MAKERS[name]).parameters
+    defaults = {key: p.default for key, p in parameters.items() if p.kind == p.KEYWORD_ONLY}
     try:
         values = configs.parse_arg(options, **defaults)
     except ValueError as error:
@@ -135,12 +137,14 @@ def open_table(data, split: str = "train") -> Table:
 
 
 def batches(config, table: Table, rows: Sequence[int] | None = None) -> grain.MapDataset:
-    """`rows` (all by default) of batch i at index i, without end; every epoch is shuffled anew."""
+    """Returns batch i of `rows` (all by default) at index i, endlessly; each epoch is shuffled
+    differently."""
     schedule = mixture.Schedule((config.data.batch_size,), rows)
     numbers = grain.MapDataset.range(table.spec.count)
     numbers = numbers.shuffle(seed=mixture.shuffle_seed(config.seed, config.data.arrays)).repeat()
     chosen = grain.MapDataset.select_from_datasets([numbers], schedule)
-    # Numbers are batched and rows taken at once: an example alone would cost more than its copy.
+    # Batch numbers first and take all rows at once: single examples would cost more than their
+    # copy.
     return chosen.batch(schedule.size, drop_remainder=True).map(table.take)
 
 
@@ -152,13 +156,13 @@ DECLARED = {
 
 
 def declared(data) -> ArraySpec | None:
-    """The spec that ``data.declared.arrays`` states, or None.
+    """Returns the spec that ``data.declared.arrays`` states, or None.
 
-    It is ``KEY=SHAPE[:VALUES],...``: the shape of an example as 1x32x32x4 (nothing for a scalar),
-    and how many values an integer key takes: "latents=1x32x32x4,label=:1000".
+    The format is ``KEY=SHAPE[:VALUES],...``: the shape of an example as 1x32x32x4 (empty for a
+    scalar), and the number of values of an integer key: "latents=1x32x32x4,label=:1000".
 
     Raises:
-      ValueError: it cannot be read.
+      ValueError: the text cannot be parsed.
     """
     shapes, sizes = {}, {}
     for part in filter(None, data.declared.arrays.split(",")):

@@ -1,12 +1,12 @@
-"""Branches on disk: of one state several chunks of actions, and what came of each.
+"""Reads branches from disk: several chunks of actions from one state, with their outcomes.
 
-    DIR/about.json        what they are of, and a fingerprint of the policy whose they are
-    DIR/statistics.json   of the policy's data, with its sizes
+    DIR/about.json        origin of the branches, with a fingerprint of the policy
+    DIR/statistics.json   statistics of the policy's data, with its sizes
     DIR/part-00000.npz    arrays: "video" (s, 1, H, W, 3), "proprio" (s, p) and "actions"
-                          (s, n, j, a) in robot units, what the policy was told, "success"
+                          (s, n, j, a) in robot units, the policy's instruction, "success"
                           and "steps" (s, n, m) of m continuations, "episode" and "at" (s,)
 
-``config.data.kind = "branches"`` serves them like `arrays`, normalised as the policy was trained.
+``config.data.kind = "branches"`` serves them like `arrays`, normalized as for the policy.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from wamjax.data.spec import DataSpec
 from wamjax.weights import store
 
 ABOUT, STATISTICS = "about.json", "statistics.json"
-GATE_SHARE = 4  # the branches of every so-manieth episode train the gate of a ladder
-_CAME = ("success", "steps", "episode", "at", "tasks")  # of the proposals, and where from
+GATE_SHARE = 4  # the branches of one in this many episodes train the gate of a ladder
+_CAME = ("success", "steps", "episode", "at", "tasks")  # outcomes and origin of the proposals
 
 
 def fingerprint(workdir) -> str:
-    """Of the newest checkpoint of a run, by the digests of its parameters."""
+    """Hashes the parameter digests of a run's newest checkpoint."""
     digests = store.source(workdir)[0].digests
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()[:16]
 
 
 def read(folder: files.Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
-    """(about, statistics, arrays) of a folder, all parts together.
+    """Returns (about, statistics, arrays) of a folder, with all parts concatenated.
 
     Raises:
-      FileNotFoundError, ValueError: there are none, or they are not complete.
+      FileNotFoundError, ValueError: there are no branches, or they are incomplete.
     """
     if not (folder / ABOUT).exists():
         raise FileNotFoundError(f"there are no branches in {folder}: python -m wamjax.branches "
@@ -58,21 +58,21 @@ def read(folder: files.Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
 
 
 def ladder_of(folder: files.Path) -> tuple[tuple[int, ...], tuple[str, ...], int]:
-    """(rungs, modes, proposals) of branches that were made for a ladder; no rungs where not."""
+    """Returns (rungs, modes, proposals) of branches made for a ladder; no rungs for others."""
     about = json.loads((folder / ABOUT).read_text())
     return tuple(about.get("rungs", ())), tuple(about.get("modes", ())), about["proposals"]
 
 
 def seen(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The observations that the proposals were made of."""
+    """Returns the observations that the proposals were made from."""
     return {k: x for k, x in arrays.items() if k not in (*_CAME, "actions")}
 
 
 def open_branches(config) -> tuple[DataSpec, dict[str, Any], Arrays]:
-    """What a judge is trained on.
+    """Returns the data that a judge is trained on.
 
     Raises:
-      ValueError: the branches are of another policy than training starts from.
+      ValueError: the branches belong to a policy other than the one training starts from.
     """
     if not config.data.branches:
         raise ValueError("config.data.branches names no folder: python -m wamjax.branches makes "
@@ -96,7 +96,7 @@ def open_branches(config) -> tuple[DataSpec, dict[str, Any], Arrays]:
     table = seen(arrays) | {"actions": arrays["actions"]}
     for key in ("proprio", "actions"):
         table[key] = np.asarray(normalise[key].forward(table[key]), np.float32)
-    # Of several continuations the means: what a proposal leads to is an expectation.
+    # Average several continuations, because the value of a proposal is an expectation.
     table["success"] = arrays["success"].mean(axis=2).astype(np.float32)
     steps = np.where(arrays["success"], arrays["steps"], 0).sum(axis=2)
     table["steps"] = (steps / np.maximum(arrays["success"].sum(axis=2), 1)).astype(np.float32)

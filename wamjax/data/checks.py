@@ -1,4 +1,4 @@
-"""Looks at data for what is likely to be a mistake, and describes batches."""
+"""Checks data for likely mistakes and describes batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wamjax.data.spec import DataSpec
 from wamjax.data.tokens import Vocabulary, words
 from wamjax.data.windows import held
 
-SAMPLED = 64  # episodes of a source that are read
+SAMPLED = 64  # episodes read per source
 PACE = 1.6  # between speeds of sources of one rate; noise doubles its steps to 1.4 at half the rate
 
 
@@ -26,12 +26,12 @@ def checks(
     spec: DataSpec | None = None,
     hold: Sequence[str] | None = None,
 ) -> list[str]:
-    """Warnings about sources under the statistics that they are to be normalised with.
+    """Returns warnings about sources under the statistics that will normalize them.
 
     Args:
       sources: from `wamjax.data.sources.open_sources`.
-      statistics: theirs, or those of a checkpoint.
-      spec: the shape of a window, to compare with the length of episodes.
+      statistics: statistics of the sources, or of a checkpoint.
+      spec: shape of a window, to compare with the length of episodes.
       hold: see `wamjax.data.windows.padding`.
     """
     names = _names(sources)
@@ -43,7 +43,7 @@ def checks(
 
 
 def lost(sources: Sequence[Source], statistics: Mapping[str, Any], mode: str) -> list[str]:
-    """Warnings of dimensions whose rare, large values do not survive normalisation."""
+    """Returns warnings about dimensions whose rare, large values do not survive normalization."""
     names = _names(sources)
     return [
         f"{_dim(key, i, names)} reaches {value:.4g}, and comes back as {back:.4g}: values that are "
@@ -53,10 +53,11 @@ def lost(sources: Sequence[Source], statistics: Mapping[str, Any], mode: str) ->
 
 
 def rates(sources: Sequence[Source], count: int = 8) -> list[str]:
-    """Warnings of sources that move at another speed than the first one, as if at another rate.
+    """Returns warnings about sources that move at a different speed than the first, as if their
+    rate differed.
 
     Args:
-      count: episodes of each that are read.
+      count: number of episodes to read per source.
     """
     speeds = [_speed(source, count) for source in sources] if len(sources) > 1 else []
     out = []
@@ -74,14 +75,15 @@ def rates(sources: Sequence[Source], count: int = 8) -> list[str]:
 
 
 def _speed(source: Source, count: int) -> np.ndarray:
-    """Mean change of each state dimension in a step."""
+    """Returns the mean change of each state dimension per step."""
     moves = [np.abs(np.diff(e.proprio, axis=0)) for e in _sample(source, count)]
     dims = source.reader.info.proprio_dim
     return np.concatenate(moves).mean(axis=0) if moves else np.zeros(dims)
 
 
 def alike(sources: Sequence[Source], length: int, vocabulary: Vocabulary) -> list[str]:
-    """Warnings of instructions, and words, that are the same to the tokeniser, or nothing."""
+    """Returns warnings about instructions and words that the tokenizer cannot tell apart or
+    ignores."""
     same = defaultdict(set)
     for source in sources:
         for text in source.reader.index.get("instructions", ()):
@@ -98,7 +100,8 @@ def alike(sources: Sequence[Source], length: int, vocabulary: Vocabulary) -> lis
 
 
 def describe(batch: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """One line for each leaf of a batch: type, shape, and range (or the share that is true)."""
+    """Returns one line per leaf of a batch: type, shape, and range (or the share of true
+    values)."""
     return {key: _line(np.asarray(value)) for key, value in batch.items()}
 
 
@@ -134,7 +137,7 @@ def _constant(statistics, names) -> list[str]:
 
 
 def _padding(statistics, names, hold: Sequence[str] | None) -> list[str]:
-    """Actions that are 0 behind the end of an episode, and never elsewhere."""
+    """Warns about actions that are 0 after the end of an episode and never elsewhere."""
     if hold is None or "actions" not in statistics:
         return []
     low, high = statistics["actions"]["min"], statistics["actions"]["max"]
@@ -149,7 +152,7 @@ def _padding(statistics, names, hold: Sequence[str] | None) -> list[str]:
 
 
 def _ranges(source: Source, statistics, names) -> list[str]:
-    """A source against the statistics: far outside, or a small corner of them."""
+    """Compares a source with the statistics: far outside of them, or in a small corner."""
     keys = ["proprio"] if source.action_free else ["proprio", "actions"]
     episodes, out = _sample(source), []
     for key in keys if episodes else ():
@@ -163,18 +166,20 @@ def _ranges(source: Source, statistics, names) -> list[str]:
             continue
         for i, column in enumerate(x.T):
             low, high = rows["min"][i], rows["max"][i]
-            width, has = max(high - low, CONSTANT), (column.min(), column.max())
-            seen = f"{source.where}: {_dim(key, i, names)} spans {has[0]:.4g} to {has[1]:.4g}, "
+            width, extent = max(high - low, CONSTANT), (column.min(), column.max())
+            subject = (
+                f"{source.where}: {_dim(key, i, names)} spans {extent[0]:.4g} to {extent[1]:.4g}, "
+            )
             span = f"the statistics {low:.4g} to {high:.4g}"
-            if has[0] < low - 0.1 * width or has[1] > high + 0.1 * width:
-                out.append(f"{seen}far outside of {span}: statistics of another data set?")
-            elif has[1] - has[0] < 0.05 * width and high - low >= CONSTANT:
-                out.append(f"{seen}a corner of {span}: other units, or another robot?")
+            if extent[0] < low - 0.1 * width or extent[1] > high + 0.1 * width:
+                out.append(f"{subject}far outside of {span}: statistics of another data set?")
+            elif extent[1] - extent[0] < 0.05 * width and high - low >= CONSTANT:
+                out.append(f"{subject}a corner of {span}: other units, or another robot?")
     return out
 
 
 def _sample(source: Source, count: int = SAMPLED) -> list[Episode]:
-    """Some of the episodes; of bad ones, as many are passed over as training would."""
+    """Reads some of the episodes, and skips as many bad ones as training would."""
     step, out = max(1, len(source.reader) // count), []
     for i in range(0, len(source.reader), step):
         try:
@@ -206,7 +211,7 @@ def _episodes(source: Source, spec: DataSpec | None) -> list[str]:
 
 
 def _collisions(sources: Sequence[Source], vocabulary: Vocabulary) -> list[str]:
-    """Words that the tokeniser cannot tell apart."""
+    """Returns warnings about words that the tokenizer cannot tell apart."""
     same = defaultdict(set)
     for source in sources:
         for text in source.reader.index.get("instructions", ()):

@@ -1,11 +1,11 @@
-"""The text embeddings that Cosmos Policy publishes, as a cache of ours.
+"""Reads the text embeddings that Cosmos Policy publishes into a cache.
 
     python -m wamjax.data.embeddings --cache=DIR --pickle=libero_t5_embeddings.pkl \\
         --encoder=t5-11b --length=64
 
 The file is a pickled dict {instruction: bfloat16 tensor (1, 512, 1024)}, in which the rows after
-the tokens are zero. It is read by `wamjax.weights.torch_files`, which runs nothing of it and
-refuses by name whatever is neither a tensor nor plain data.
+the tokens are zero. `wamjax.weights.torch_files` reads it without executing any of it, and refuses
+by name anything that is neither a tensor nor plain data.
 
 Source: the public ``t5_embedding_utils.py``.
 """
@@ -24,24 +24,24 @@ from wamjax.weights.tensor import Tensor
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Embeddings (rows, width) by instruction; the zero rows at their ends are left out.
+    """Returns embeddings (rows, width) by instruction, without the zero rows at the end.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      BadFile: it is no such pickle; names what it holds instead.
+      FileNotFoundError: the file does not exist.
+      BadFile: the file is not such a pickle; names what it holds instead.
     """
     path = files.fetch(path)
     values = torch_files.read(path)
     if not isinstance(values, dict) or not values:
         raise BadFile(f"{path} holds {_kind(values)}, not a dict of embeddings by instruction")
-    wrong = [
+    invalid = [
         f"{bounds.short(text)}: {_kind(x)}"
         for text, x in values.items()
         if not (isinstance(text, str) and isinstance(x, Tensor) and _fits(x.shape))
     ]
-    if wrong:
+    if invalid:
         raise BadFile(f"{path} holds other things than tensors (1, rows, width) by instruction: "
-                      f"{bounds.few(wrong)}")  # fmt: skip
+                      f"{bounds.few(invalid)}")  # fmt: skip
     widths = {x.shape[-1] for x in values.values()}
     if len(widths) > 1:
         raise BadFile(f"{path} mixes embeddings of widths {sorted(widths)}")
@@ -50,8 +50,8 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def cut(rows: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
-    """The same, if none of them has more than `length` rows; else ValueError, which says how many
-    it takes."""
+    """Returns the embeddings unchanged if none has more than `length` rows; else raises ValueError
+    with the number needed."""
     long = {text: len(x) for text, x in rows.items() if len(x) > length}
     if long:
         text, most = max(long.items(), key=lambda item: item[1])

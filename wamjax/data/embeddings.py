@@ -77,14 +77,14 @@ class Settings:
 
 
 class EmbeddingCache:
-    """The embeddings of a folder, by instruction; safe to read from several threads.
+    """Reads the embeddings of a folder by instruction; safe to read from several threads.
 
     Args:
-      path: of the folder.
+      path: the cache folder.
 
     Raises:
-      FileNotFoundError: there is no cache; says how to make it.
-      ValueError: a file of it cannot be read.
+      FileNotFoundError: the cache does not exist; says how to fill one.
+      ValueError: one of its files cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -106,10 +106,10 @@ class EmbeddingCache:
 
     @classmethod
     def create(cls, path: str | os.PathLike, settings: Settings) -> EmbeddingCache:
-        """Opens the cache, made first if there is none.
+        """Opens the cache and creates it first if it does not exist.
 
         Raises:
-          ValueError: there is one with other settings.
+          ValueError: the cache exists with other settings.
         """
         path = files.path(path)
         if not (path / "cache.json").exists():
@@ -117,9 +117,9 @@ class EmbeddingCache:
             text = json.dumps(dataclasses.asdict(settings), indent=2) + "\n"
             files.write_text(path / "cache.json", text)
         cache = cls(path)
-        have, want = dataclasses.asdict(cache.settings), dataclasses.asdict(settings)
-        if have != want:
-            differ = {k: (have[k], want[k]) for k in want if have[k] != want[k]}
+        actual, expected = dataclasses.asdict(cache.settings), dataclasses.asdict(settings)
+        if actual != expected:
+            differ = {k: (actual[k], expected[k]) for k in expected if actual[k] != expected[k]}
             raise ValueError(f"{path} is a cache of other embeddings: {differ} (there, asked); "
                              "use another folder")  # fmt: skip
         return cache
@@ -135,14 +135,14 @@ class EmbeddingCache:
 
     @property
     def width(self) -> int:
-        """Of an embedding; 0 while the cache is empty."""
+        """Width of an embedding; 0 while the cache is empty."""
         return next(iter(self._rows.values())).shape[1] if self._rows else 0
 
     def lookup(self, instruction: str) -> Float[np.ndarray, "s width"]:
-        """The embedding of an instruction, bfloat16.
+        """Returns the embedding of an instruction, bfloat16.
 
         Raises:
-          ValueError: there is none.
+          ValueError: the cache has none.
         """
         rows = self._rows.get(self._key(instruction))
         if rows is None:
@@ -152,19 +152,19 @@ class EmbeddingCache:
         return out
 
     def missing(self, instructions: Iterable[str]) -> list[str]:
-        """Those without an embedding, each one once, in order."""
+        """Returns the instructions without an embedding, each once, in order."""
         return [text for text in dict.fromkeys(instructions) if text not in self]
 
     def require(self, instructions: Iterable[str], data: str | os.PathLike) -> None:
-        """Raises ValueError if the instructions of the data set in `data` are not all there."""
+        """Raises ValueError unless the cache has all instructions of the data set in `data`."""
         missing = self.missing(instructions)
         if missing:
             raise ValueError(self._lacks(missing, f"--data={data}"))
 
     def doubts(self, instructions: Iterable[str]) -> list[str]:
-        """Warnings of instructions that were cut, as far as can be told, or are all the same.
+        """Returns warnings about instructions that were truncated, where this shows, or all equal.
 
-        Where padding is kept, only the latter can be told.
+        With padding="keep" only equality can be detected.
         """
         same: dict[str, list[str]] = {}
         full = []
@@ -195,7 +195,7 @@ class EmbeddingCache:
         self._rows |= tensors.read(file)[0]
 
     def prompt(self, instruction: str) -> str:
-        """What the encoder is given."""
+        """Returns the encoder's input."""
         return self.settings.template.replace("{instruction}", instruction)
 
     def _key(self, instruction: str) -> str:
@@ -213,7 +213,7 @@ class EmbeddingCache:
 
 
 def _some(texts: Sequence[str]) -> str:
-    """A list in a message."""
+    """Formats a list for a message."""
     more = f" and {len(texts) - 4} more" if len(texts) > 4 else ""
     return ", ".join(map(repr, texts[:4])) + more
 
@@ -225,41 +225,41 @@ def fill(
     batch_size: int = 16,
     progress: bool = True,
 ) -> int:
-    """Encodes the instructions that the cache lacks, and stores them.
+    """Encodes the instructions that the cache lacks and stores them.
 
-    What was encoded before an interruption is kept.
+    Embeddings encoded before an interruption are kept.
 
     Args:
-      encode: see the module; gets `batch_size` prompts at every call, the last ones repeated if
-        need be, so that it compiles once.
+      encode: see the module; it receives `batch_size` prompts per call, with the last ones repeated
+        if necessary, so it compiles once.
 
     Returns:
-      How many were encoded.
+      The number of encoded instructions.
 
     Raises:
-      ValueError: what the encoder gave is not finite, or of another shape.
+      ValueError: an embedding is not finite or has another shape.
     """
     missing = cache.missing(instructions)
     bar = tqdm.tqdm(total=len(missing), unit="text", desc="embed", disable=not progress)
-    done: dict[str, np.ndarray] = {}
+    rows: dict[str, np.ndarray] = {}
     try:
         with bar:
             for start in range(0, len(missing), batch_size):
-                some = missing[start : start + batch_size]
-                padded = some + some[-1:] * (batch_size - len(some))
-                done |= _encoded(cache, some, encode([cache.prompt(text) for text in padded]))
-                bar.update(len(some))
-                if len(done) >= SHARD:
-                    cache.add(done)
-                    done = {}
+                texts = missing[start : start + batch_size]
+                padded = texts + texts[-1:] * (batch_size - len(texts))
+                rows |= _encoded(cache, texts, encode([cache.prompt(text) for text in padded]))
+                bar.update(len(texts))
+                if len(rows) >= SHARD:
+                    cache.add(rows)
+                    rows = {}
     finally:
-        if done:
-            cache.add(done)
+        if rows:
+            cache.add(rows)
     return len(missing)
 
 
 def _encoded(cache: EmbeddingCache, texts: Sequence[str], output) -> dict[str, np.ndarray]:
-    """The rows to store of each text; checks them."""
+    """Checks the encoder's output and returns the rows to store for each text."""
     values, mask = (np.asarray(x) for x in output)
     length = cache.settings.length
     fits = values.ndim == 3 and values.shape[1] == length and mask.shape == values.shape[:2]
@@ -287,7 +287,7 @@ def _encoded(cache: EmbeddingCache, texts: Sequence[str], output) -> dict[str, n
 
 
 def command(path: str | os.PathLike, source: str = "--data=DATASET") -> str:
-    """The command that fills the cache in `path` from `source`."""
+    """Returns the command that fills the cache in `path` from `source`."""
     return (
         f"python -m wamjax.data.embeddings --cache={path} {source} --encode=MODULE:FUNCTION "
         "--weights=PATH"
@@ -295,7 +295,8 @@ def command(path: str | os.PathLike, source: str = "--data=DATASET") -> str:
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, because several entry points define flags of the same
+    names."""
     flags.DEFINE_string("cache", None, "folder of the cache; created, or extended")
     flags.DEFINE_list("data", [], "folders of data sets whose instructions to embed")
     flags.DEFINE_string("instructions", None, "text file with one instruction per line")
@@ -315,7 +316,7 @@ def define_flags() -> None:
 
 
 def open_from_flags(values: Any) -> EmbeddingCache:
-    """The cache that the flags name: existing, or new if they say all that it takes."""
+    """Opens the cache that the flags name, or creates it if they give all settings."""
     if (files.path(values.cache, "--cache") / "cache.json").exists():
         cache = EmbeddingCache(values.cache)
         given = {"encoder": values.encoder, "length": values.length}
@@ -331,7 +332,9 @@ def open_from_flags(values: Any) -> EmbeddingCache:
 def _take_pickle(values: Any) -> None:
     from wamjax.data import embedding_pickle
 
-    rows = embedding_pickle.read(values.pickle)  # before there is a cache of nothing
+    rows = embedding_pickle.read(
+        values.pickle
+    )  # read first, so that an error leaves no empty cache
     if values.length:
         rows = embedding_pickle.cut(rows, values.length)
     cache = open_from_flags(values)

@@ -1,4 +1,4 @@
-"""One episode: what it holds, how it becomes a record, and what is checked when it is read."""
+"""Packs an episode into a record and checks it on reading."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wamjax.data.spec import Info
 
 ARRAYS = ("proprio", "actions", "returns")
 STORED = np.dtype("<f4")
-LARGEST = 1e6  # no robot's unit makes a larger number; float32 resolves it to a sixteenth
+LARGEST = 1e6  # no robot's units give a larger number; float32 resolves it to 1/16
 
 
 _OBSERVATIONS = (
@@ -28,18 +28,18 @@ _OBSERVATIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-    """One episode of T actions and T + 1 observations.
+    """Holds one episode of T actions and T + 1 observations.
 
     Attributes:
-      images: camera -> T + 1 encoded pictures; `film.Film` and `frames.Frames` make them.
+      images: camera -> T + 1 encoded pictures; `film.Film` and `frames.Frames` provide them.
       proprio: f32 (T + 1, p), robot units.
-      actions: f32 (T, a), robot units; (T, 0) where they are not recorded.
-      instruction: in words.
-      success: whether the task was achieved.
-      returns: f32 (T,), discounted sum of the rewards to come; (0,) where neither rewards nor
-        success were recorded.
-      task: its name.
-      seed: what the episode was made from.
+      actions: f32 (T, a), robot units; (T, 0) if they are not recorded.
+      instruction: text.
+      success: whether the task was completed.
+      returns: f32 (T,), discounted sum of future rewards; (0,) if neither rewards nor success were
+        recorded.
+      task: name of the task.
+      seed: seed that generated the episode.
     """
 
     images: Mapping[str, Sequence[bytes]]
@@ -53,19 +53,19 @@ class Episode:
 
     @property
     def length(self) -> int:
-        """T."""
+        """Number of actions T."""
         return len(self.actions)
 
     def frames(
         self, camera: str, indices: Sequence[int], size: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """Decodes some frames of a camera, each one once: uint8 (len(indices), h, w, 3).
+        """Decodes some frames of a camera, each once: uint8 (len(indices), h, w, 3).
 
         Args:
-          size: (h, w) that they must have, compared before they are unpacked; None = any.
+          size: required (h, w), compared before decoding; None = any.
 
         Raises:
-          ValueError: no such camera, a picture that cannot be decoded, or of another size.
+          ValueError: the camera does not exist, or a picture cannot be decoded or has another size.
         """
         if camera not in self.images:
             raise ValueError(f"there is no camera {camera!r}; the cameras are {list(self.images)}")
@@ -109,10 +109,11 @@ class Episode:
 
 
 def pack(episode: Episode, pictures: Mapping[str, Any] | None = None) -> bytes:
-    """An episode as a msgpack record.
+    """Packs an episode as a msgpack record.
 
     Args:
-      pictures: where they are, if they have records of their own; see `wamjax.data.frames`.
+      pictures: location of the pictures if they have records of their own; see
+        `wamjax.data.frames`.
     """
     record = {f.name: getattr(episode, f.name) for f in dataclasses.fields(episode)}
     record["images"] = pictures or {k: v.to_record() if isinstance(v, Film) else list(v)
@@ -124,7 +125,7 @@ def pack(episode: Episode, pictures: Mapping[str, Any] | None = None) -> bytes:
 
 
 def unpack(data: bytes) -> Episode:
-    """The reverse of `pack`; of pictures with records of their own, it gives where they are.
+    """Reverses `pack`; for pictures with records of their own it returns their location.
 
     Raises:
       ValueError: the bytes are not such a record.
@@ -144,20 +145,20 @@ def unpack(data: bytes) -> Episode:
 
 
 def check(episode: Episode, info: Info) -> None:
-    """Compares an episode with what its data set holds; pictures are counted, not decoded.
+    """Compares an episode with its data set's `Info`; pictures are counted, not decoded.
 
     Raises:
-      ValueError: the key, what it is and what is wanted.
+      ValueError: names the key, its value and the expected one.
     """
     steps = len(episode.actions) if np.ndim(episode.actions) else 0
     if not steps:
         raise ValueError(f"it has no steps: actions is {np.shape(episode.actions)}")
-    wanted = {
+    expected = {
         "actions": (steps, 0 if info.action_free else info.action_dim),
         "proprio": (steps + 1, info.proprio_dim),
         "returns": (steps if info.outcomes else 0,),
     }
-    for key, shape in wanted.items():
+    for key, shape in expected.items():
         value = np.asarray(getattr(episode, key))
         if value.shape != shape:
             hint = _OBSERVATIONS if key == "proprio" and len(value) == steps else ""
@@ -180,7 +181,7 @@ def check(episode: Episode, info: Info) -> None:
 
 
 def _check_numbers(key: str, value: np.ndarray) -> None:
-    fine = np.abs(value) <= LARGEST  # not so for NaN
+    fine = np.abs(value) <= LARGEST  # false for NaN
     if not fine.all():
         at = np.argwhere(~fine)[0]
         step, dim = at[0], f"[{at[1]}]" if len(at) > 1 else ""

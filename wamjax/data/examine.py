@@ -1,7 +1,7 @@
-"""Looks through a data set for what is likely to be a mistake; `wamjax.doctor` shows it.
+"""Examines a data set for likely mistakes; `wamjax.doctor` shows them.
 
-Every finding is a sentence that names the camera, the dimension or the episode. Numbers of all
-episodes are looked at, pictures of a sample.
+Every finding is a sentence that names the camera, the dimension or the episode. The numbers of all
+episodes are examined, and the pictures of a sample.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from wamjax.data.skips import Skips
 from wamjax.data.sources import Source, compute_statistics
 from wamjax.data.tokens import Vocabulary
 
-SAMPLE, SHOWN = 12, 5  # episodes whose pictures are looked at, and frames of each
+SAMPLE, SHOWN = 12, 5  # episodes whose pictures are examined, and frames of each
 DARK, FLAT, WHITE = 14.0, 3.0, 245.0  # grey levels
 PLAIN, ALIKE = 10.0, 0.6  # grey levels of a scene, correlation of two pictures of it
 NARROW = 0.02  # of its range, where a dimension spends 98 % of its steps
@@ -36,15 +36,15 @@ TOKENS = 64
 
 @dataclasses.dataclass(frozen=True)
 class Examination:
-    """What a data set is like.
+    """Holds the findings about a data set.
 
     Attributes:
-      reader: of it.
-      facts: name -> what is found, in words.
+      reader: reader of the data set.
+      facts: name -> finding, in words.
       warnings: likely mistakes.
-      episodes: all that can be read.
-      pictures: camera -> of some episodes, (number, uint8 (`SHOWN`, h, w, 3)).
-      statistics: recomputed.
+      episodes: all episodes that can be read.
+      pictures: camera -> pictures of some episodes, (number, uint8 (`SHOWN`, h, w, 3)).
+      statistics: recomputed statistics.
     """
 
     reader: Reader
@@ -56,14 +56,14 @@ class Examination:
 
 
 def examine(path, others: Sequence[str] = ()) -> Examination:
-    """Looks through the data set in a folder.
+    """Examines the data set in a folder.
 
     Args:
-      path: its folder.
-      others: of data sets that it is to be mixed with: are their rates alike?
+      path: folder of the data set.
+      others: folders of data sets in the same mixture, to compare their rates.
 
     Raises:
-      FileNotFoundError, ValueError: there is no data set, or nothing of it can be read.
+      FileNotFoundError, ValueError: the data set does not exist, or nothing in it can be read.
     """
     reader = Reader(path)
     episodes, bad = _read(reader)
@@ -121,7 +121,7 @@ def _facts(reader: Reader) -> dict[str, str]:
 
 
 def _conventions(reader: Reader, episodes: Sequence[Episode]) -> tuple[dict[str, str], list[str]]:
-    """Gripper, delta or absolute, pairing, idle steps."""
+    """Checks gripper, delta or absolute actions, pairing and idle steps."""
     info = reader.info
     if info.action_free:
         return {"actions": "none"}, []
@@ -158,7 +158,7 @@ def _said(convention: str) -> str:
 
 
 def _gripper(reader: Reader, states, actions, dim: int) -> list[str]:
-    """Episodes whose gripper works the other way round."""
+    """Finds episodes whose gripper works the other way round."""
     names = reader.info.proprio_names
     each = [signals.opens([s], [a], dim, names) for s, a in zip(states, actions, strict=True)]
     most = Counter(x for x in each if x).most_common()
@@ -170,7 +170,7 @@ def _gripper(reader: Reader, states, actions, dim: int) -> list[str]:
 
 
 def _narrow(reader: Reader, statistics) -> list[str]:
-    """Dimensions that hardly ever leave one value."""
+    """Finds dimensions that hardly ever leave one value."""
     out = []
     for key, rows in statistics.items():
         if key not in ("proprio", "actions"):
@@ -184,7 +184,7 @@ def _narrow(reader: Reader, statistics) -> list[str]:
 
 
 def _jumps(reader: Reader, episodes) -> list[str]:
-    """Steps of the state that are far larger than all others; a gripper's are meant to be."""
+    """Finds steps of the state that are far larger than all others, except for grippers."""
     moves = [np.abs(np.diff(e.proprio, axis=0)) for _, e in episodes]
     usual = np.quantile(np.concatenate(moves), 0.95, axis=0)
     usual[[i for i, n in enumerate(reader.info.proprio_names) if signals.GRIPPER.search(n)]] = 0
@@ -199,7 +199,7 @@ def _jumps(reader: Reader, episodes) -> list[str]:
 
 
 def _pictures(reader: Reader, episodes):
-    """(camera -> some frames of some episodes, faults of them)."""
+    """Returns (camera -> some frames of some episodes, their faults)."""
     step = max(1, len(episodes) // SAMPLE)
     out: dict[str, list[tuple[int, np.ndarray]]] = {c: [] for c in reader.info.cameras}
     faults = []
@@ -241,13 +241,13 @@ _TURNS = {
 
 
 def _turned(camera: str, rows) -> list[str]:
-    """Episodes that look like the others once they are turned."""
+    """Finds episodes that look like the others once they are rotated."""
     if len(rows) < 3:
         return []
     first = np.stack([x.astype(np.float64).mean(axis=0) for _, x in rows])
     middle = np.median(first, axis=0)
     out: dict[str, list[int]] = {}
-    if middle.std() < PLAIN:  # all that there is moves
+    if middle.std() < PLAIN:  # everything in the scene moves
         return []
     for (number, _), x in zip(rows, first, strict=True):
         now = signals.correlation(x.ravel(), middle.ravel())
@@ -291,7 +291,7 @@ def _lengths(reader: Reader) -> list[str]:
 
 
 def _twins(reader: Reader) -> list[str]:
-    """Episodes that are there twice."""
+    """Finds episodes that occur twice."""
     digests = reader.index.get("digests", {})
     key = "proprio" if reader.info.action_free else "actions"
     places: dict[str, list[int]] = {}
@@ -302,7 +302,7 @@ def _twins(reader: Reader) -> list[str]:
 
 
 def _statistics(reader: Reader, statistics) -> list[str]:
-    """Stored ones that are of something else."""
+    """Checks whether the stored statistics belong to these episodes."""
     try:
         stored = reader.stored_statistics()
     except ValueError as error:
@@ -324,7 +324,7 @@ def _close(a: Any, b: Any) -> bool:
 
 
 def _origin(reader: Reader) -> list[str]:
-    """What `wamjax.ingest` warned of."""
+    """Returns the warnings of `wamjax.ingest`."""
     file = reader.path / "ingest.json"
     if not file.exists():
         return []
@@ -345,7 +345,7 @@ def _few(values: Sequence[Any], count: int = 5) -> str:
 
 
 def as_text(examination: Examination) -> str:
-    """The examination for a terminal."""
+    """Formats the examination for a terminal."""
     lines = [f"{examination.reader.path}"]
     lines += [f"  {key:<14}{value}" for key, value in examination.facts.items()]
     lines += [f"warning: {text}" for text in examination.warnings] or ["no warnings"]
@@ -353,6 +353,6 @@ def as_text(examination: Examination) -> str:
 
 
 def as_json(examination: Examination) -> str:
-    """The same for a program."""
+    """Formats the examination for a program."""
     facts = {"path": str(examination.reader.path), "facts": dict(examination.facts)}
     return json.dumps(facts | {"warnings": list(examination.warnings)}, indent=2)

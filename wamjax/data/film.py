@@ -1,8 +1,8 @@
-"""Pictures that stay compressed video: packets from a keyframe on, decoded when one is wanted.
+"""Keeps pictures as compressed video: packets from a keyframe on, decoded on demand.
 
-A group is what a decoder needs for some neighbouring frames: a keyframe and what follows it, up to
-the next one. A frame costs the frames of its group before it; a packet has the bytes that the
-camera's encoder made of it, which are a fraction of a JPEG's. Nothing is encoded again.
+A group is what a decoder needs for some neighbouring frames: a keyframe and the packets up to the
+next one. Decoding a frame costs the frames before it in its group; a packet has the bytes that the
+camera's encoder produced, a fraction of a JPEG's. Nothing is encoded again.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import numpy as np
 from wamjax.data import images
 
 Wanted = tuple["Group", list[int]]  # a group, and times of frames in it
-_here = threading.local()  # a decoder and a converter of each thread; making one costs frames
+_here = threading.local()  # a decoder and a converter per thread; creating one is slow
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Packets that are decoded together.
+    """Holds packets that are decoded together.
 
     Attributes:
-      codec, extradata: of the decoder, as PyAV names and takes them.
-      packets: (presentation time, bytes) in the order of decoding, a keyframe first.
-      shown: the time of each frame that it is there for; a time may come again.
+      codec, extradata: of the decoder, in PyAV's format.
+      packets: (presentation time, bytes) in decoding order, a keyframe first.
+      shown: presentation time of each of its frames; times may repeat.
     """
 
     codec: str
@@ -38,15 +38,15 @@ class Group:
 
     @property
     def size(self) -> int:
-        """Bytes of the packets."""
+        """Total bytes of the packets."""
         return sum(len(data) for _, data in self.packets)
 
     @staticmethod
     def of_record(values: Mapping[str, Any]) -> Group:
-        """A group of what `Film.to_record` makes of it.
+        """Restores a group from the output of `Film.to_record`.
 
         Raises:
-          ValueError: it is none.
+          ValueError: the values are not a group.
         """
         try:
             packets = tuple((int(time), bytes(data)) for time, data in values["packets"])
@@ -58,7 +58,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Film(Sequence):
-    """Neighbouring frames of a camera; as a sequence, encoded pictures made when taken."""
+    """Holds neighbouring frames of a camera; as a sequence it yields encoded pictures on access."""
 
     groups: tuple[Group, ...]
 
@@ -72,16 +72,16 @@ class Film(Sequence):
 
     @property
     def starts(self) -> list[int]:
-        """The frames that groups begin with."""
+        """First frame of each group."""
         counts = [len(group.shown) for group in self.groups]
         return list(itertools.accumulate([0, *counts[:-1]]))
 
     def decoded(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """Some frames, ascending; see `decode`."""
+        """Decodes some frames, in ascending order; see `decode`."""
         return decode(self.wanted(indices))
 
     def wanted(self, indices: Sequence[int]) -> list[Wanted]:
-        """The groups that hold some frames, ascending, with the frames' times in each."""
+        """Returns the groups that hold some frames, ascending, with the frames' times in each."""
         starts = self.starts
         at = np.searchsorted(np.asarray(starts), np.asarray(indices), side="right") - 1
         out: list[Wanted] = []
@@ -93,7 +93,7 @@ class Film(Sequence):
         return out
 
     def parts(self, limit: int) -> list[Film]:
-        """Neighbouring groups together, as many as have at most `limit` bytes, at least one."""
+        """Splits into runs of groups of at most `limit` bytes each, but at least one group."""
         out: list[list[Group]] = []
         size = 0
         for group in self.groups:
@@ -105,15 +105,15 @@ class Film(Sequence):
         return [Film(tuple(groups)) for groups in out]
 
     def to_record(self) -> dict[str, Any]:
-        """Plain values for msgpack."""
+        """Returns plain values for msgpack."""
         return {"groups": [vars(group) for group in self.groups]}
 
     @staticmethod
     def of_record(values: Mapping[str, Any]) -> Film:
-        """The reverse of `to_record`.
+        """Reverses `to_record`.
 
         Raises:
-          ValueError: it is none.
+          ValueError: the values are not a film.
         """
         try:
             return Film(tuple(Group.of_record(x) for x in values["groups"]))
@@ -122,11 +122,11 @@ class Film(Sequence):
 
 
 def decode(wanted: Sequence[Wanted]) -> list[np.ndarray]:
-    """Frames of some groups of one file, in one run of the decoder: uint8 (h, w, 3) each.
+    """Decodes frames of some groups of one file in one pass of the decoder: uint8 (h, w, 3) each.
 
     Args:
-      wanted: groups and times of their frames, ascending. Of a group nothing behind the packet of
-        its last frame is decoded.
+      wanted: groups and the times of their frames, ascending. Within a group, nothing after the
+        packet of its last frame is decoded.
 
     Raises:
       ValueError: the packets cannot be decoded, or lack a frame.
@@ -136,28 +136,28 @@ def decode(wanted: Sequence[Wanted]) -> list[np.ndarray]:
     except ImportError as error:
         raise ImportError("pictures that stayed video need PyAV: pip install 'wamjax[ingest]' (or "
                           "pip install av)") from error  # fmt: skip
-    found: dict[int, np.ndarray] = {}
+    pictures: dict[int, np.ndarray] = {}
     times = {time for _, some in wanted for time in some}
     for kind, groups in itertools.groupby(wanted, lambda x: (x[0].codec, x[0].extradata)):
         decoder, converter = _tools(av, *kind)
         try:
-            for packet in (*_packets(groups), None):  # at last what is left in the decoder
+            for packet in (*_packets(groups), None):  # None flushes the decoder
                 for frame in decoder.decode(_packet(av, packet)):
-                    # What comes again is of a group that leads another one in.
-                    if frame.pts in times and frame.pts not in found:
+                    # Repeated times belong to a group that leads into another one.
+                    if frame.pts in times and frame.pts not in pictures:
                         picture = converter.reformat(frame, format="rgb24").to_ndarray()
-                        found[frame.pts] = picture
+                        pictures[frame.pts] = picture
             decoder.flush_buffers()
         except (av.FFmpegError, OSError) as error:
-            _here.decoders.clear()  # whatever state it is in
+            _here.decoders.clear()  # its state is unknown
             raise ValueError(f"its video cannot be decoded: {error}") from error
-    if missing := sorted(times - found.keys()):
+    if missing := sorted(times - pictures.keys()):
         raise ValueError(f"its video has no frame at {missing}")
-    return [found[time] for _, some in wanted for time in some]
+    return [pictures[time] for _, some in wanted for time in some]
 
 
 def _packets(wanted: Iterable[Wanted]) -> Iterator[tuple[int, bytes]]:
-    """The packets of groups, of each up to that of its last frame."""
+    """Yields the packets of each group up to that of its last frame."""
     for group, times in wanted:
         some = set(times)
         last = max((i for i, (time, _) in enumerate(group.packets) if time in some), default=-1)
@@ -173,16 +173,17 @@ def _packet(av, packet: tuple[int, bytes] | None):
 
 
 def _tools(av, codec: str, extradata: bytes):
-    """The decoder and the converter of this thread; of the last few kinds of video."""
+    """Returns the decoder and the converter of this thread, cached for the last few kinds of
+    video."""
     from av.video.reformatter import VideoReformatter
 
-    kept = vars(_here).setdefault("decoders", {})
+    cached = vars(_here).setdefault("decoders", {})
     key = codec, extradata
-    if key not in kept:
-        while len(kept) > 8:
-            kept.pop(next(iter(kept)))
+    if key not in cached:
+        while len(cached) > 8:
+            cached.pop(next(iter(cached)))
         decoder = av.CodecContext.create(codec, "r")
         decoder.extradata = extradata or None
-        decoder.thread_type = "SLICE"  # as of `ingest.video`
-        kept[key] = decoder, VideoReformatter()
-    return kept[key]
+        decoder.thread_type = "SLICE"  # as in `ingest.video`
+        cached[key] = decoder, VideoReformatter()
+    return cached[key]

@@ -1,9 +1,9 @@
-"""Pictures of episodes in records of their own, so that a window reads those that it shows.
+"""Stores pictures of episodes in records of their own, so that a window reads only its own frames.
 
 A record holds neighbouring frames of one camera in one episode: as many as fit into `RECORD_BYTES`,
-at least one; of pictures that stayed video, whole groups of them (`film`). What a window reads
-therefore does not grow with the length of its episode. The record of the episode says, for each
-camera, which record is the first, and at which frame each begins.
+but at least one; for pictures that stayed video, whole groups of them (`film`). So the cost of a
+window does not grow with the length of its episode. The record of the episode stores, for each
+camera, the number of its first record and the first frame of each record.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from wamjax.data import film, images
 from wamjax.data.film import Film
 from wamjax.data.shards import RecordError, Shards
 
-STEM = "frames"  # of the files
+STEM = "frames"  # of the file names
 RECORD_BYTES = 2**16
 
 
 def split(pictures: Sequence[bytes], limit: int = RECORD_BYTES) -> list[int]:
-    """The frames that records begin with."""
+    """Returns the first frame of each record."""
     starts, size = [], 0
     for i, picture in enumerate(pictures):
         if not starts or size + len(picture) > limit:
@@ -34,30 +34,30 @@ def split(pictures: Sequence[bytes], limit: int = RECORD_BYTES) -> list[int]:
 
 
 def pack(episode: int, camera: str, start: int, pictures: Sequence[bytes]) -> bytes:
-    """A record."""
+    """Packs a record."""
     values = {"episode": episode, "camera": camera, "start": start, "frames": list(pictures)}
     return msgpack.packb(values)
 
 
 def pack_video(episode: int, camera: str, start: int, part: Film) -> bytes:
-    """A record of video."""
+    """Packs a record of video."""
     values = {"episode": episode, "camera": camera, "start": start, "video": part.to_record()}
     return msgpack.packb(values)
 
 
 class Frames(Sequence):
-    """The encoded pictures of a camera in an episode, read when one is taken.
+    """Holds the encoded pictures of a camera in an episode, read on access.
 
-    Only the record read last is held. Safe to use from several threads.
+    It caches only the last record. Safe to use from several threads.
 
     Args:
-      shards: of the records.
-      episode, camera: whose pictures they are.
+      shards: shards of the records.
+      episode, camera: the pictures' episode and camera.
       place: {"first": number of the first record, "starts": its frame and those of the following,
         "count": of frames, "video": whether they are groups of video}.
 
     Raises:
-      ValueError: `place` is no such thing.
+      ValueError: `place` has another format.
     """
 
     def __init__(self, shards: Shards, episode: int, camera: str, place: Mapping[str, Any]):
@@ -92,24 +92,24 @@ class Frames(Sequence):
     def __getitem__(self, i):
         if isinstance(i, slice):
             return [self[j] for j in range(len(self))[i]]
-        i = range(len(self))[i]  # counts from the end, too; IndexError beyond it
+        i = range(len(self))[i]  # supports negative indices; raises IndexError
         if self.is_video:
             return images.encode(self.decoded([i])[0])
         record = int(np.searchsorted(self._starts, i, side="right")) - 1
         return self._held(record)[i - self._starts[record]]
 
     def decoded(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """Some frames of video, ascending: uint8 (h, w, 3) each."""
+        """Decodes some frames of video, ascending: uint8 (h, w, 3) each."""
         at = np.searchsorted(self._starts, np.asarray(indices), side="right") - 1
-        wanted = []
+        groups = []
         for record in np.unique(at).tolist():
             start = int(self._starts[record])
             inside = [int(i) - start for i, k in zip(indices, at, strict=True) if k == record]
-            wanted += self._held(record).wanted(inside)
-        return film.decode(wanted)
+            groups += self._held(record).wanted(inside)
+        return film.decode(groups)
 
     def _held(self, record: int) -> list[bytes] | Film:
-        """A record; the last one is not read again."""
+        """Returns a record; the last one is cached."""
         number, pictures = self._last
         if number != record:
             pictures = self._read(record)

@@ -1,4 +1,4 @@
-"""Pictures to PNG or JPEG bytes and back (PIL)."""
+"""Converts pictures to PNG or JPEG bytes and back (PIL)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from PIL import Image
 
 
 def encode(picture: UInt8[np.ndarray, "h w 3"], kind: str = "png", quality: int = 95) -> bytes:
-    """Encodes; PNG is lossless, and at its fastest setting, which costs a few percent of size."""
+    """Encodes a picture; PNG is lossless, at its fastest setting, which costs a few percent of
+    size."""
     picture = np.asarray(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
         raise ValueError(f"a picture is uint8 (h, w, 3), not {picture.dtype} {picture.shape}")
@@ -26,25 +27,25 @@ def encode(picture: UInt8[np.ndarray, "h w 3"], kind: str = "png", quality: int 
 
 
 def decode(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes what `encode` wrote (any format PIL knows, 8 bits a colour).
+    """Decodes the output of `encode` (any format that PIL knows, 8 bits per colour).
 
     Raises:
-      ValueError: the bytes are no picture, or one that PIL takes for a bomb.
+      ValueError: the bytes are not a picture, or PIL takes it for a decompression bomb.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.mode[0] in "IF":
                 raise ValueError(f"its mode is {image.mode}, 8 bits a colour are wanted")
             return np.asarray(image.convert("RGB") if image.mode != "RGB" else image)
-    except Exception as error:  # of damaged bytes PIL raises whatever its decoders happen to
+    except Exception as error:  # PIL's decoders raise anything on damaged bytes
         raise ValueError(f"cannot decode a picture of {len(data)} bytes: {error}") from error
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """(h, w) as the header says it: nothing is unpacked.
+    """Returns (h, w) from the header, without decoding.
 
     Raises:
-      ValueError: the bytes are no picture.
+      ValueError: the bytes are not a picture.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -59,12 +60,12 @@ RESIZES = ("pad", "stretch")
 def resize(pictures, size: tuple[int, int], how: str = "stretch"):
     """Resizes pictures, numpy or jax: uint8 (..., h, w, 3) to (..., *size, 3).
 
-    The filter is PIL's bilinear one, which smooths when it shrinks; under jax it is computed by
-    matrices, which differ by at most one grey level.
+    It uses PIL's bilinear filter, which smooths when it shrinks; under jax matrices compute it,
+    which differ by at most one grey level.
 
     Args:
       size: (height, width).
-      how: "stretch" both sides, or "pad": the whole picture as large as it fits, black around it.
+      how: "stretch" both sides, or "pad": the whole picture as large as fits, with black borders.
     """
     if pictures.shape[-3:-1] == tuple(size):
         return pictures
@@ -80,7 +81,7 @@ def resize(pictures, size: tuple[int, int], how: str = "stretch"):
 
 
 def _fit(has: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """The largest size of the same proportions that fits."""
+    """Returns the largest size of the same proportions that fits."""
     scale = min(n / m for n, m in zip(size, has, strict=True))
     return tuple(max(1, min(n, round(m * scale))) for n, m in zip(size, has, strict=True))
 
@@ -93,7 +94,8 @@ def _by_pil(pictures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _by_matrices(pictures: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """As PIL does it: first along the rows, to whole grey levels, then along the columns."""
+    """Resizes as PIL does: first along the rows, rounded to whole grey levels, then along the
+    columns."""
     height, width = (_matrix(m, n) for m, n in zip(pictures.shape[-3:-1], size, strict=True))
     highest = jax.lax.Precision.HIGHEST
     x = pictures.astype(jnp.float32)
@@ -107,11 +109,11 @@ def _grey(x: jax.Array) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=64)
-def _matrix(has: int, wanted: int) -> np.ndarray:
-    """(wanted, has): the weights of the triangle filter along one side."""
-    scale = has / wanted
+def _matrix(has: int, output: int) -> np.ndarray:
+    """Returns (output, input): the weights of the triangle filter along one side."""
+    scale = has / output
     wide = max(scale, 1.0)
-    centre = (np.arange(wanted) + 0.5)[:, None] * scale
+    centre = (np.arange(output) + 0.5)[:, None] * scale
     at = np.arange(has) + 0.5
     weights = np.maximum(0.0, 1.0 - np.abs(at - centre) / wide)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -1,18 +1,18 @@
-"""Latents of a frozen video codec, computed ahead of time: the data that published models train on.
+"""Reads latents that a frozen video codec computed ahead of time, the data of published models.
 
-A causal video codec encodes frame k of a window together with all that came before it in the
-window, so its latents belong to the window and not to the episode: two windows that overlap share
-pictures and no latents. Hence one record for each window start, at every step of an episode or at
-every `stride`-th. Nothing is augmented, so the latents are those that encoding online would give.
+A causal video codec encodes frame k of a window together with all earlier frames of the window, so
+latents belong to a window and not to the episode: two overlapping windows share pictures but no
+latents. So there is one record for each window start, at every step of an episode or at every
+`stride`-th. Nothing is augmented, so the latents equal those that encoding online would give.
 
-What is written is a data set of its own, which training needs alone:
+The output is a data set of its own, and training needs nothing else:
 
     spec.json index.json statistics.json     as in `wamjax.data.records`
     episodes-00000-of-0000N.arrayrecord      its episodes without pictures
     latents.json                             `LatentInfo`
     latents-00000-of-0000N.arrayrecord       bfloat16 (t, h, w, c) of each window, in order
 
-This module reads; `wamjax.data.precompute` writes.
+`wamjax.data.precompute` writes these files.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 @dataclasses.dataclass(frozen=True)
 class LatentInfo:
-    """What ``latents.json`` says.
+    """Holds the contents of ``latents.json``.
 
     Attributes:
-      codec: identity of the codec and its weights, e.g. "wan2.2".
-      layout: of the cameras in the picture that was encoded, see `wamjax.data.layout`.
-      cameras: name -> (height, width) of what stands side by side in it.
+      codec: name of the codec and its weights, e.g. "wan2.2".
+      layout: arrangement of the cameras in the encoded picture, see `wamjax.data.layout`.
+      cameras: name -> (height, width) of the cameras side by side in it.
       frames: raw frames in a window (f).
       frame_stride: control steps between them.
       stride: control steps between window starts.
@@ -60,13 +60,13 @@ class LatentInfo:
     shape: tuple[int, int, int, int]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain json. The cameras are a list: their order matters."""
+        """Returns plain JSON values. The cameras are a list, because their order matters."""
         cameras = [[name, *size] for name, size in self.cameras.items()]
         return {"format": FORMAT_VERSION, **dataclasses.asdict(self), "cameras": cameras}
 
     @staticmethod
     def from_json(values: Mapping[str, Any], where: str) -> LatentInfo:
-        """The reverse of `to_json`; `where` names the file in errors."""
+        """Reverses `to_json`; `where` names the file in errors."""
         values = dict(values)
         version = values.pop("format", None)
         fields = {field.name for field in dataclasses.fields(LatentInfo)}
@@ -80,31 +80,32 @@ class LatentInfo:
 
 
 def starts(length: int, stride: int) -> range:
-    """Window starts of an episode of `length` actions."""
+    """Returns the window starts of an episode of `length` actions."""
     return range(0, length, stride)
 
 
 def frames_of(start: int, length: int, frames: int, frame_stride: int) -> np.ndarray:
-    """Indices of the raw frames of a window; past the end of the episode, the last one again."""
+    """Returns the indices of a window's raw frames; the last frame repeats past the end of the
+    episode."""
     return np.minimum(start + frame_stride * np.arange(frames), length)
 
 
 def pack(episode: int, start: int, latents: np.ndarray) -> bytes:
-    """A record."""
+    """Packs a record."""
     data = np.ascontiguousarray(latents, BFLOAT16).tobytes()
     return msgpack.packb({"episode": episode, "start": start, "latents": data})
 
 
 class Latents:
-    """The latents of a data set, by random access; safe to read from several threads.
+    """Reads the latents of a data set by random access; safe to read from several threads.
 
     Args:
       path: folder of the data set.
-      lengths: actions of all its episodes, from its index.
+      lengths: number of actions of each episode, from its index.
 
     Raises:
       FileNotFoundError: the data set has no latents; says how to make them.
-      ValueError: ``latents.json`` is of another format.
+      ValueError: ``latents.json`` has another format.
     """
 
     def __init__(self, path: str | os.PathLike, lengths: Sequence[int]):
@@ -132,10 +133,10 @@ class Latents:
         return f"Latents({str(self.path)!r}, {self.info})"
 
     def read(self, episode: int, start: int) -> BFloat16[np.ndarray, "t h w c"]:
-        """The latents of the window of an episode that starts at step `start`.
+        """Returns the latents of the window of an episode that starts at step `start`.
 
         Raises:
-          RecordError: they cannot be read.
+          RecordError: the latents cannot be read.
         """
         i = int(self._first[episode]) + start // self.info.stride
         try:
@@ -166,7 +167,7 @@ def require(path: files.Path) -> None:
 
 
 def command(path: str | os.PathLike) -> str:
-    """The command that writes the data set in `path`."""
+    """Returns the command that writes the data set in `path`."""
     return (
         f"python -m wamjax.data.precompute --config=FILE --data=DATASET --out={path} "
         "--layout=NAME:HEIGHTxWIDTH+... --encode=MODULE:FUNCTION --weights=PATH"

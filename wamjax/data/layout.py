@@ -1,10 +1,10 @@
-"""The picture that a published model sees, put together of several cameras.
+"""Composes the picture that a published model sees from several cameras.
 
     image:224x224+wrist_image:224x224                                     side by side
     cam_high:256x320/cam_left_wrist:128x160+cam_right_wrist:128x160       one above two
 
-``name:HEIGHTxWIDTH`` is a camera, resized; ``+`` puts cameras beside each other, ``/`` rows below
-each other. The two above are those of Fast-WAM on LIBERO and on RoboTwin 2.0.
+``name:HEIGHTxWIDTH`` is a resized camera; ``+`` puts cameras side by side, ``/`` puts rows below
+each other. The examples are the layouts of Fast-WAM on LIBERO and on RoboTwin 2.0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Cell = tuple[str, int, int]  # camera, height, width
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Rows of cameras with their sizes."""
+    """Holds rows of cameras with their sizes."""
 
     rows: tuple[tuple[Cell, ...], ...]
 
@@ -46,14 +46,14 @@ class Layout:
 
     @property
     def cameras(self) -> dict[str, tuple[int, int]]:
-        """What stands side by side in the whole picture: cameras, or "composite" for all rows."""
+        """Cameras side by side in the whole picture, or "composite" for several rows."""
         if len(self.rows) == 1:
             return {name: (h, w) for name, h, w in self.rows[0]}
         return {"composite": self.size}
 
     @property
     def cells(self) -> dict[str, tuple[int, int]]:
-        """camera -> (height, width) in the picture, row by row."""
+        """Camera -> (height, width) in the picture, row by row."""
         return {name: (h, w) for row in self.rows for name, h, w in row}
 
     @property
@@ -62,10 +62,10 @@ class Layout:
         return sum(row[0][1] for row in self.rows), sum(width for _, _, width in self.rows[0])
 
     def join(self, images: Mapping[str, Any]) -> Any:
-        """The whole picture (..., H, W, 3) of cameras in their sizes; numpy or JAX alike.
+        """Returns the whole picture (..., H, W, 3) from cameras in their sizes; numpy or JAX.
 
         Raises:
-          ValueError: a camera is missing or of another size.
+          ValueError: a camera is missing or has another size.
         """
         for name, size in self.cells.items():
             if name not in images:
@@ -81,7 +81,7 @@ class Layout:
         return stack.concatenate(rows, axis=-3)
 
     def cut(self, picture: Any) -> dict[str, Any]:
-        """The reverse of `join`."""
+        """Reverses `join`."""
         images, top = {}, 0
         for row in self.rows:
             left = 0
@@ -94,7 +94,7 @@ class Layout:
     def compose(
         self, images: Mapping[str, UInt8[np.ndarray, "t _ _ 3"]]
     ) -> UInt8[np.ndarray, "t H W 3"]:
-        """The whole picture at each time.
+        """Returns the whole picture at each time.
 
         Raises:
           ValueError: a camera is missing.
@@ -108,10 +108,10 @@ class Layout:
 
 
 def beside(cameras: Mapping[str, tuple[int, int]]) -> Layout:
-    """Cameras (height, width) in a row.
+    """Returns a row of cameras (height, width).
 
     Raises:
-      ValueError: they are not equally high.
+      ValueError: their heights differ.
     """
     return Layout((tuple((name, *size) for name, size in cameras.items()),))
 
@@ -121,11 +121,12 @@ LARGE = 256 * 320 / 224**2  # area of the large camera of RoboTwin, of LIBERO's 
 
 
 def arrange(cameras: Mapping[str, tuple[int, int]], side: int = 224, step: int = 32) -> Layout:
-    """The picture of a data set's cameras as published data sets have it.
+    """Returns the layout of a data set's cameras in the style of published data sets.
 
     One or two stand in a row and have about `side` x `side` pixels each (LIBERO). Of more, the
-    first that is on no arm is large and above, and the others share the row below (RoboTwin).
-    Proportions are kept as far as sides are multiples of `step`, a token of the video model.
+    first camera that is not on an arm is large and on top, and the others share the row below
+    (RoboTwin). Proportions are kept as far as sides are multiples of `step`, a token of the video
+    model.
 
     Args:
       cameras: name -> (height, width) of the data.
@@ -153,10 +154,10 @@ def arrange(cameras: Mapping[str, tuple[int, int]], side: int = 224, step: int =
 
 @functools.lru_cache(maxsize=64)
 def parse(text: str) -> Layout:
-    """A layout from its text.
+    """Parses a layout.
 
     Raises:
-      ValueError: it is none, or sizes do not fit.
+      ValueError: the text is not a layout, or sizes do not match.
     """
     rows = []
     for row in text.split("/"):
@@ -173,7 +174,8 @@ def parse(text: str) -> Layout:
 def resize(
     pictures: UInt8[np.ndarray, "t _ _ 3"], height: int, width: int
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """Resizes by PIL's bilinear filter, which smooths when it shrinks; untouched if it fits."""
+    """Resizes with PIL's bilinear filter, which smooths when it shrinks; returns matching sizes
+    unchanged."""
     if pictures.shape[1:3] == (height, width):
         return pictures
     size, how = (width, height), Image.Resampling.BILINEAR

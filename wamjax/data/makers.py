@@ -1,6 +1,6 @@
-"""Makers of arrays, by the name that ``config.data.arrays`` gives.
+"""Makes arrays, by the name in ``config.data.arrays``.
 
-A maker is called with the data root and a split, "train" or "test"; its keyword arguments are the
+A maker takes the data root and a split, "train" or "test"; its keyword arguments are the
 options that follow the name, ``digits:size=8``. An image is a clip of one frame: pictures are
 "video" uint8 (N, f, H, W, colours), labels "label" int32 (N,), captions "instruction" int32 (N, n).
 """
@@ -23,24 +23,24 @@ TEST_SEED = 2**20  # added to the seed of generated data: its test split
 
 
 def digits(root: str, split: str, *, size: int = 16) -> Arrays:
-    """The 1797 handwritten digits of scikit-learn, 8x8 grey, in ten classes: 1500 and 297.
+    """Loads the 1797 handwritten digits of scikit-learn, 8x8 grey, in ten classes: 1500 and 297.
 
     Args:
-      size: of the pictures; what is more than 8 is black around them.
+      size: side of the pictures; beyond 8 they have black borders.
 
     Raises:
-      ValueError: less than 8, or odd.
+      ValueError: the size is less than 8, or odd.
     """
     del root
     if size < 8 or size % 2:
         raise ValueError(f"digits are 8x8; size {size} must be even and at least that")
-    found = _library("sklearn.datasets", "scikit-learn").load_digits()
-    pictures = np.round(found.images * (255 / 16)).astype(np.uint8)  # 17 greys
+    dataset = _library("sklearn.datasets", "scikit-learn").load_digits()
+    pictures = np.round(dataset.images * (255 / 16)).astype(np.uint8)  # 17 greys
     pad = (size - 8) // 2
     pictures = np.pad(pictures, ((0, 0), (pad, pad), (pad, pad)))[:, None, ..., None]
     order = np.random.default_rng(0).permutation(len(pictures))
     rows = order[:-DIGITS_TEST] if split == "train" else order[-DIGITS_TEST:]
-    arrays = {"video": pictures[rows], "label": found.target[rows].astype(np.int32)}
+    arrays = {"video": pictures[rows], "label": dataset.target[rows].astype(np.int32)}
     return Arrays(arrays, {"label": 10})
 
 
@@ -48,13 +48,14 @@ def clips(
     root: str, split: str, *, count: int = 4096, frames: int = 9, stride: int = 2, size: int = 32,
     seed: int = 0,
 ) -> Arrays:  # fmt: skip
-    """Videos of the tabletop world, see `wamjax.envs.tabletop.clips`; the label is the task."""
+    """Generates videos of the tabletop world, see `wamjax.envs.tabletop.clips`; the label is the
+    task."""
     from wamjax.envs import tabletop
     from wamjax.envs.tabletop.clips import Settings, ensure_clips
 
     seed += TEST_SEED * (split == "test")
-    made = ensure_clips(Settings(count, frames, stride, size, seed=seed), root)
-    arrays = {"video": made["video"], "label": made["task"]}
+    generated = ensure_clips(Settings(count, frames, stride, size, seed=seed), root)
+    arrays = {"video": generated["video"], "label": generated["task"]}
     return Arrays(arrays, {"label": len(tabletop.TASKS)})
 
 
@@ -62,27 +63,28 @@ def scenes(
     root: str, split: str, *, count: int = 20000, size: int = 32, grid: int = 3, length: int = 16,
     part: str = "train", seed: int = 0,
 ) -> Arrays:  # fmt: skip
-    """Rendered scenes with captions, see `wamjax.data.scenes`; `part` is of its captions."""
+    """Renders scenes with captions, see `wamjax.data.scenes`; `part` selects a part of the
+    captions."""
     del root
     from wamjax.data.scenes import VOCABULARY, make
 
     seed += TEST_SEED * (split == "test")
-    made = make(count, seed, part, size=size, grid=grid, length=length)
-    arrays = {"video": made.images[:, None], "instruction": made.tokens}
+    rendered = make(count, seed, part, size=size, grid=grid, length=length)
+    arrays = {"video": rendered.images[:, None], "instruction": rendered.tokens}
     return Arrays(arrays, {"instruction": len(VOCABULARY)})
 
 
 def latents(root: str, split: str, *, path: str = "") -> Arrays:
-    """Latents that were encoded ahead of time, with what belongs to them.
+    """Loads latents that were encoded ahead of time, with their conditions.
 
     Args:
-      path: below the data root. A .safetensors or .npz file or a folder of .npy files, for each
-        split if `{split}` is in it; holds "latents" (N, h, w, c) of images or (N, t, h, w, c) of
-        video in units of the model, and possibly "label", "instruction" or "context". All but .npz
-        is mapped, not read.
+      path: path below the data root: a .safetensors or .npz file or a folder of .npy files, one per
+        split if it contains `{split}`; holds "latents" (N, h, w, c) of images or (N, t, h, w, c) of
+        video in units of the model, and optionally "label", "instruction" or "context". All but
+        .npz is memory-mapped.
 
     Raises:
-      FileNotFoundError, ValueError: there is no such file, or it holds no latents.
+      FileNotFoundError, ValueError: the file does not exist, or holds no latents.
     """
     if not path:
         raise ValueError("latents wants a path: config.data.arrays = 'latents:path=FILE'")
@@ -100,11 +102,12 @@ def latents(root: str, split: str, *, path: str = "") -> Arrays:
 
 
 def load(path: files.Path) -> dict[str, np.ndarray]:
-    """Arrays by name, of a .safetensors or .npz file or a folder of .npy files; nothing is pickled.
+    """Loads arrays by name from a .safetensors or .npz file or a folder of .npy files, without
+    pickles.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: of another kind, damaged, or with objects in it.
+      FileNotFoundError: the file does not exist.
+      ValueError: the file has another format, is damaged or holds objects.
     """
     if path.suffix == ".safetensors" and path.exists():
         return tensors.read(path)[0]
@@ -123,12 +126,12 @@ def load(path: files.Path) -> dict[str, np.ndarray]:
 
 
 class Pictures:
-    """A table of labelled pictures that are decoded, cut square and resized when they are taken.
+    """Serves labelled pictures, decoded, cropped square and resized on access.
 
     Args:
       source: random access to {"image": uint8 (h, w, 1 or 3), "label": int}.
-      size: of the squares.
-      classes: of the labels.
+      size: side of the squares.
+      classes: number of classes.
     """
 
     def __init__(self, source, size: int, classes: int):
@@ -138,7 +141,7 @@ class Pictures:
         self.spec = ArraySpec(shapes, dtypes, {"label": classes}, len(source))
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """A batch of the examples with these numbers."""
+        """Returns a batch of the examples with these numbers."""
         rows = [self._source[int(i)] for i in indices]
         pictures = np.stack([square(np.asarray(row["image"]), self._size) for row in rows])
         labels = np.array([row["label"] for row in rows], np.int32)
@@ -146,10 +149,10 @@ class Pictures:
 
 
 def square(picture: np.ndarray, size: int) -> np.ndarray:
-    """The middle of a picture (h, w, 1 or 3), uint8 (size, size, 3).
+    """Crops the middle of a picture (h, w, 1 or 3): uint8 (size, size, 3).
 
-    Source of the steps: ``center_crop_arr`` of guided diffusion and DiT: halved by box filtering
-    while it is at least twice as large, resized bicubically, cut.
+    Source: ``center_crop_arr`` of guided diffusion and DiT: halve with a box filter while the
+    picture is at least twice as large, resize bicubically, crop.
     """
     image = Image.fromarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
     while min(image.size) >= 2 * size:
@@ -162,11 +165,11 @@ def square(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def tfds(root: str, split: str, *, name: str = "imagenet2012", size: int = 256) -> Table:
-    """Labelled pictures of TensorFlow Datasets, prepared as ArrayRecord; read without TensorFlow.
+    """Opens labelled pictures of TensorFlow Datasets, prepared as ArrayRecord, without TensorFlow.
 
     Args:
       name: of the data set; its "test" is the split of that name, else "validation".
-      size: of the squares they are cut to.
+      size: side of the squares that they are cropped to.
 
     Raises:
       ValueError: the data set has no such split, or no pictures with labels.
@@ -174,14 +177,14 @@ def tfds(root: str, split: str, *, name: str = "imagenet2012", size: int = 256) 
     library = _library("tensorflow_datasets", "tensorflow-datasets")
     where = str(data_root(root)) if root else None
     builder = library.builder(name, data_dir=where, file_format="array_record")
-    wanted = ["train"] if split == "train" else ["test", "validation"]
-    found = [s for s in wanted if s in builder.info.splits]
-    if not found or not {"image", "label"} <= set(builder.info.features):
+    names = ["train"] if split == "train" else ["test", "validation"]
+    existing = [s for s in names if s in builder.info.splits]
+    if not existing or not {"image", "label"} <= set(builder.info.features):
         raise ValueError(
             f"TFDS {name!r} has splits {list(builder.info.splits)} and features "
-            f"{list(builder.info.features)}; wanted are {wanted} with 'image' and 'label'"
+            f"{list(builder.info.features)}; wanted are {names} with 'image' and 'label'"
         )
-    source = builder.as_data_source(split=found[0])
+    source = builder.as_data_source(split=existing[0])
     return Pictures(source, size, builder.info.features["label"].num_classes)
 
 

@@ -1,8 +1,8 @@
-"""Mixtures of sources with exact counts: how many examples of a batch, and at which positions.
+"""Mixes sources with exact counts: examples per batch, and their positions.
 
-A batch is the same for any number of processes: each makes some rows of it. Source s
+A batch is the same for any number of processes: each makes some of its rows. Source s
 with `count` examples in a batch contributes its shuffled stream in order, `count` at a time, so
-that the processes together see each of its windows exactly once in each of its epochs.
+all processes together see each of its windows exactly once per epoch.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import numpy as np
 
 
 def counts(weights: Mapping[str, float], batch_size: int) -> tuple[int, ...]:
-    """Examples of each source in a batch: proportional, by largest remainder; they sum to the size.
+    """Returns the examples of each source per batch: proportional, by largest remainder; they sum
+    to the batch size.
 
     Args:
       weights: name -> share relative to the others.
-      batch_size: of the whole batch, over all processes.
+      batch_size: size of the whole batch, over all processes.
 
     Raises:
-      ValueError: a weight is not positive, or a source would get nothing.
+      ValueError: a weight is not positive, or a source would get no examples.
     """
     for name, weight in weights.items():
         if not weight > 0:
@@ -52,7 +53,7 @@ def counts(weights: Mapping[str, float], batch_size: int) -> tuple[int, ...]:
 
 
 def layout(counts: Sequence[int]) -> np.ndarray:
-    """Which source stands at which position of the batch: int (b,).
+    """Returns the source at each position of the batch: int (b,).
 
     Every prefix holds each source's proportional share to less than one example, so wherever a
     shard's share is whole it is exact: for any number of devices that divides both the batch and
@@ -72,19 +73,20 @@ def layout(counts: Sequence[int]) -> np.ndarray:
 
 
 def period(counts: Sequence[int]) -> int:
-    """Positions after which the pattern of `layout` repeats, each source having its exact share."""
+    """Returns the number of positions after which the pattern of `layout` repeats with exact
+    shares."""
     return sum(counts) // math.gcd(*counts)
 
 
 class Schedule(grain.transforms.DatasetSelectionMap):
-    """Where the i-th example of this process comes from: (source, index into its endless stream).
+    """Maps the i-th example of this process to (source, index into its endless stream).
 
     Args:
       counts: examples of each source in a whole batch.
-      rows: which of the rows of every batch are wanted; all by default.
+      rows: rows of every batch to make; all by default.
 
     Raises:
-      ValueError: a batch has no such rows.
+      ValueError: the batch lacks these rows.
     """
 
     def __init__(self, counts: Sequence[int], rows: Sequence[int] | None = None):
@@ -112,7 +114,7 @@ class Schedule(grain.transforms.DatasetSelectionMap):
 
 
 def shuffle_seed(seed: int, name: str) -> int:
-    """32 bits that differ between sources and between neighbouring seeds.
+    """Returns 32 bits that differ between sources and between neighbouring seeds.
 
     Grain shuffles epoch e by seed + e: with plain seeds, runs 0 and 1 would share their epochs.
     """

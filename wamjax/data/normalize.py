@@ -1,8 +1,8 @@
-"""Statistics of actions and proprio, and the normalisers made of them.
+"""Computes statistics of actions and proprio, and normalizers from them.
 
-Statistics are plain json: {"actions": {"min": [...], "max", "mean", "std", "q01", "q99", "count",
-"digest"}, "proprio": {...}}, one number per dimension; the count of steps and the digest of the
-episodes tell what they are of. They are stored with the data set and in checkpoints.
+Statistics are plain JSON: {"actions": {"min": [...], "max", "mean", "std", "q01", "q99", "count",
+"digest"}, "proprio": {...}}, one number per dimension; the number of steps and the digest of the
+episodes identify their data. They are stored with the data set and in checkpoints.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from typing import Any
 import jax
 import numpy as np
 
-KEYS = ("proprio", "actions")  # what is normalised
+KEYS = ("proprio", "actions")  # the normalized keys
 CONSTANT = 1e-4  # a dimension with a smaller range carries no information
 CLIP = 5.0
-ABOUT = ("count", "digest", "skipped")  # of a key's statistics: what they are of
-LOSS = 0.05  # of the range of a dimension: clipping that is worth a warning
-FAR = 1000.0  # ranges beside the range of the demonstrations, where no robot can be
+ABOUT = ("count", "digest", "skipped")  # entries of a key's statistics that identify their data
+LOSS = 0.05  # share of a dimension's range: more clipping gives a warning
+FAR = 1000.0  # distance from the demonstrations, in ranges, that no robot reaches
 MODES = ("min_max", "mean_std", "quantile")
 
 Statistics = Mapping[str, Mapping[str, Any]]
 
 
 def statistics(arrays: Mapping[str, Iterable[np.ndarray]]) -> dict[str, dict[str, Any]]:
-    """Per-dimension statistics over all steps of all episodes; quantiles are exact.
+    """Returns per-dimension statistics over all steps of all episodes; quantiles are exact.
 
     Args:
-      arrays: key -> one (steps, dim) array for each episode.
+      arrays: key -> one (steps, dim) array per episode.
 
     Raises:
-      ValueError: no steps at all.
+      ValueError: there are no steps.
     """
     return {key: _summary(key, list(episodes)) for key, episodes in arrays.items()}
 
@@ -51,11 +51,12 @@ def _summary(key: str, episodes: list[np.ndarray]) -> dict[str, Any]:
 
 
 def lost(statistics: Statistics, mode: str) -> list[tuple[str, int, float, float]]:
-    """Dimensions whose demonstrations hold numbers that the clip makes others of.
+    """Finds dimensions in which clipping changes numbers of the demonstrations.
 
     Returns:
-      (key, dimension, number, what it comes back as) of each that differs by more than `LOSS` of
-      the range: rare large numbers beside a narrow spread. Under "min_max" there is none.
+      (key, dimension, number, its value after a round trip) for each that changes by more than
+      `LOSS` of the range: rare large numbers next to a narrow spread. Under "min_max" there are
+      none.
     """
     out = []
     for key, n in normalizers(statistics, mode).items():
@@ -70,8 +71,8 @@ def lost(statistics: Statistics, mode: str) -> list[tuple[str, int, float, float
 
 
 def bounds(statistics: Statistics) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Of each key, (lowest, highest) numbers that can be true beside demonstrations of these
-    statistics; without end where they are constant."""
+    """Returns the (lowest, highest) plausible numbers of each key, given the demonstrations'
+    statistics; infinite where a dimension is constant."""
     out = {}
     for key in KEYS:
         if key in statistics:
@@ -82,14 +83,15 @@ def bounds(statistics: Statistics) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def digest(x: np.ndarray) -> str:
-    """16 hexadecimal digits of the shape and the numbers (as float32) of one episode's array."""
+    """Returns 16 hexadecimal digits of the shape and the numbers (as float32) of one episode's
+    array."""
     out = hashlib.blake2b(str(np.shape(x)).encode(), digest_size=8)
     out.update(np.ascontiguousarray(x, "<f4").tobytes())
     return out.hexdigest()
 
 
 def digest_of(digests: Iterable[str]) -> str:
-    """The digest of several episodes, in order, from theirs."""
+    """Combines the digests of several episodes, in order."""
     return hashlib.blake2b(" ".join(digests).encode(), digest_size=8).hexdigest()
 
 
@@ -102,12 +104,12 @@ def digest_of(digests: Iterable[str]) -> str:
 class Normalizer:
     """``(x - offset) / scale``, clamped, per dimension; a pytree of arrays.
 
-    Works alike on numpy and jax arrays (so also inside jit), over the last axis.
+    Works on numpy and jax arrays (so also inside jit), over the last axis.
 
     Attributes:
       offset, scale: (dim,); for an inactive dimension, its constant and 1.
       active: (dim,) 1, or 0 where the dimension is constant: forward gives 0, inverse the constant.
-      clip: bound on what forward gives.
+      clip: bound on the output of forward.
     """
 
     offset: Any
@@ -116,22 +118,22 @@ class Normalizer:
     clip: float = CLIP
 
     def forward(self, x):
-        """Robot units to about [-1, 1], at most ``clip``."""
+        """Maps robot units to about [-1, 1], at most ``clip``."""
         return ((x - self.offset) / self.scale * self.active).clip(-self.clip, self.clip)
 
     def inverse(self, x):
-        """Back to robot units, without a clamp."""
+        """Maps back to robot units, without clipping."""
         return x * (self.scale * self.active) + self.offset
 
 
 def normalizers(statistics: Statistics, mode: str) -> dict[str, Normalizer]:
-    """One normaliser for each of `KEYS` that has statistics.
+    """Returns one normalizer for each of `KEYS` that has statistics.
 
     Args:
       statistics: see `statistics`.
       mode: "min_max" maps [min, max] to [-1, 1]; "quantile" does so with the 1 % and 99 % quantiles
         (a dimension that is constant between them, such as a gripper that rarely moves, falls back
-        to min and max); "mean_std" standardises.
+        to min and max); "mean_std" standardizes.
     """
     if mode not in MODES:
         raise ValueError(f"config.data.normalization = {mode!r} is not one of {', '.join(MODES)}")
@@ -139,13 +141,13 @@ def normalizers(statistics: Statistics, mode: str) -> dict[str, Normalizer]:
 
 
 def check_same(ours: Mapping[str, Normalizer], theirs: Mapping[str, Normalizer], what: str) -> None:
-    """That two policies see the same numbers.
+    """Checks that two policies normalize in the same way.
 
     Args:
-      what: the other one, for the error.
+      what: name of the second policy, for the error.
 
     Raises:
-      ValueError: they normalise something otherwise; it is named.
+      ValueError: they normalize a key differently; names it.
     """
     for key in sorted({*ours, *theirs}):
         a, b = (jax.tree.leaves(x[key]) if key in x else [] for x in (ours, theirs))

@@ -1,4 +1,5 @@
-"""A data set as one page for a browser: warnings, pictures, histograms, traces; no other file."""
+"""Writes a data set as one HTML page without other files: warnings, pictures, histograms,
+traces."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ TRACES = 5  # episodes
 
 
 def html(examination: Examination) -> str:
-    """The page."""
+    """Returns the page."""
     info = examination.reader.info
     names = {"proprio": info.proprio_names, "actions": info.action_names}
     parts = [f"<h1>{page.text(examination.reader.path)}</h1>", page.warnings(examination.warnings),
@@ -46,7 +47,7 @@ def html(examination: Examination) -> str:
 
 
 def _strip(number: int, frames: np.ndarray) -> str:
-    """Frames of an episode side by side."""
+    """Puts frames of an episode side by side."""
     tags = []
     for x in frames:
         size = x.shape[:2]
@@ -69,7 +70,7 @@ def _figure(inner: str, name: str, low: float, high: float) -> str:
 def _histogram(x: np.ndarray, name: str) -> str:
     low, high = float(x.min()), float(x.max())
     counts, _ = np.histogram(x, BINS, (low, high) if high > low else (low - 0.5, high + 0.5))
-    # The root, so that rare values can be seen beside frequent ones.
+    # Square root, so that rare values are visible next to frequent ones.
     tall = np.sqrt(counts / counts.max()) * (HEIGHT - 4)
     wide = WIDTH / BINS
     bars = (f"<rect x='{i * wide:.1f}' y='{HEIGHT - h:.1f}' width='{wide - 0.5:.1f}' "

@@ -1,9 +1,9 @@
-"""The training pipeline: endless batches, in an order that only the seed decides.
+"""Builds the training pipeline: endless batches, in an order that only the seed determines.
 
-    windows of each source -> transforms -> shuffled anew every epoch -> exact mixture -> batches
-    arrays                                -> shuffled anew every epoch               -> batches
+    windows of each source -> transforms -> shuffled per epoch -> exact mixture -> batches
+    arrays                                -> shuffled per epoch                  -> batches
 
-Batches are made by grain threads ahead of their use. The order depends neither on the number of
+Grain threads make batches ahead of their use. The order depends neither on the number of
 threads nor on the number of processes, and the iterator's state is the number of the next batch.
 """
 
@@ -44,20 +44,19 @@ _OUTCOME = ("future_proprio", "score", "to_go", "rollout")
 
 
 def open_data(config, rows: Sequence[int] | None = None, known: Sequence[str] = ()):
-    """What a training run needs of its data, of either kind.
+    """Opens the data of a training run, of any kind.
 
     Args:
       config: the whole config.
-      rows: those of each batch that are to be made, see `training.sharding.batch_rows`; all of them
-        by default.
-      known: words that have the first ids, of a run that is gone on from.
+      rows: rows of each batch to make, see `training.sharding.batch_rows`; all by default.
+      known: words with the first ids, from the run to continue.
 
     Returns:
       (spec, statistics, iterator): `DataSpec` and statistics of episodes, or `ArraySpec` and {};
       see `train_iterator` for the iterator.
 
     Raises:
-      ValueError, FileNotFoundError: data that is missing or does not fit; says what to do.
+      ValueError, FileNotFoundError: data is missing or does not match; says what to do.
     """
     if kind_of(config) == "arrays":
         table = arrays.open_table(config.data)
@@ -69,19 +68,20 @@ def open_data(config, rows: Sequence[int] | None = None, known: Sequence[str] = 
     spec, statistics, sources = open_episodes(config, known)
     for line in doubts(config, spec, statistics, sources):
         say(f"warning: {line}")
-    # What a policy was told in training, so that it can say when it is told something else.
+    # The instructions of training, so that the policy can warn about others.
     told = sorted({text for s in sources for text in s.reader.index["instructions"]})
     statistics = {**statistics, "instructions": told[:INSTRUCTIONS]}
     return spec, statistics, train_iterator(config, spec, statistics, sources, rows)
 
 
-INSTRUCTIONS = 10_000  # kept in a checkpoint, at most
+INSTRUCTIONS = 10_000  # maximum number stored in a checkpoint
 
 
 def doubts(
     config, spec: DataSpec, statistics: dict[str, Any], sources: Sequence[Source]
 ) -> list[str]:
-    """Warnings of what a run of `config` would lose or confuse of its data; reads few records."""
+    """Returns warnings about data that a run of `config` would lose or confuse; reads few
+    records."""
     out = checks_of.lost(sources, statistics, config.data.normalization) + checks_of.rates(sources)
     if config.model.text.kind == "context":
         cache = embeddings_of(config, sources)
@@ -90,7 +90,7 @@ def doubts(
 
 
 def kind_of(config) -> str:
-    """``config.data.kind``, if there is such a kind."""
+    """Returns ``config.data.kind`` after checking it."""
     if config.data.kind not in KINDS:
         raise ValueError(f"config.data.kind = {config.data.kind!r} is not one of {KINDS}")
     return config.data.kind
@@ -99,10 +99,10 @@ def kind_of(config) -> str:
 def open_episodes(
     config, known: Sequence[str] = ()
 ) -> tuple[DataSpec, dict[str, Any], list[Source]]:
-    """The sources as the model of `config` reads them, see `open_sources`; makes stand-ins first.
+    """Opens the sources for the model of `config`, see `open_sources`; writes stand-ins first.
 
     Raises:
-      ValueError: the data is not what ``config.data.declared`` says.
+      ValueError: the data differs from ``config.data.declared``.
     """
     stand_in.ensure(config)
     words = config.model.text.kind == "tokens"
@@ -119,7 +119,8 @@ def open_episodes(
 
 
 def spec_of(config) -> DataSpec | ArraySpec:
-    """The spec of a config: declared in ``data.declared``, or of its data, collected if need be.
+    """Returns the spec of a config: declared in ``data.declared``, or from its data, which is
+    collected if necessary.
 
     A checkpoint's own spec (`DataSpec.from_json`) needs neither.
     """
@@ -131,7 +132,8 @@ def spec_of(config) -> DataSpec | ArraySpec:
 
 
 def declared(data) -> DataSpec | None:
-    """The spec of a config that states its sizes, so that a model can be built without data."""
+    """Returns the spec of a config that states its sizes, so that a model can be built without
+    data."""
     if not data.declared.action_dim:
         return None
     cells, resized = cells_of(data), any(data.image_size)
@@ -157,7 +159,7 @@ def train_iterator(
     sources: Sequence[Source],
     rows: Sequence[int] | None = None,
 ):
-    """This process's rows of every batch, forever.
+    """Returns an iterator over this process's rows of every batch, without end.
 
     Args:
       config: the whole config; ``seed`` and ``data`` matter.
@@ -193,7 +195,7 @@ def batches(
     sources: Sequence[Source],
     rows: Sequence[int] | None = None,
 ) -> grain.MapDataset:
-    """The same by random access: batch i at index i."""
+    """Returns the same batches by random access: batch i at index i."""
     if config.data.outcome:
         _check_outcomes(sources)
     counts = mixture.counts({s.name: s.weight for s in sources}, config.data.batch_size)
@@ -230,11 +232,11 @@ def batches(
 
 
 def embeddings_of(config, sources: Sequence[Source]) -> EmbeddingCache:
-    """The text embeddings that ``config.data.embeddings`` names.
+    """Opens the text embeddings that ``config.data.embeddings`` names.
 
     Raises:
-      FileNotFoundError: there is no such cache.
-      ValueError: it does not fit the config, or lacks instructions of a source; says what to do.
+      FileNotFoundError: the cache does not exist.
+      ValueError: it does not match the config, or lacks instructions of a source; says what to do.
     """
     if not config.data.embeddings:
         raise ValueError(
@@ -245,13 +247,13 @@ def embeddings_of(config, sources: Sequence[Source]) -> EmbeddingCache:
     cache = EmbeddingCache(path)
     for source in sources:
         cache.require(source.reader.index["instructions"], source.reader.path)
-    have = {"data.instruction_length": cache.settings.length, "model.context_width": cache.width}
-    want = {"data.instruction_length": config.data.instruction_length,
-            "model.context_width": config.model.context_width}  # fmt: skip
-    for key, value in want.items():
-        if have[key] != value:
+    actual = {"data.instruction_length": cache.settings.length, "model.context_width": cache.width}
+    expected = {"data.instruction_length": config.data.instruction_length,
+                "model.context_width": config.model.context_width}  # fmt: skip
+    for key, value in expected.items():
+        if actual[key] != value:
             raise ValueError(
-                f"config.{key} is {value}, the text embeddings in {cache.path} have {have[key]}: "
+                f"config.{key} is {value}, the text embeddings in {cache.path} have {actual[key]}: "
                 "correct it, or name another cache by config.data.embeddings"
             )
     return cache

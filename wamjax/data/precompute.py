@@ -51,20 +51,20 @@ def precompute(
     """Encodes every window of a data set, and writes a data set of latents.
 
     Args:
-      reader: the data set with pictures.
-      out: folder of the new one; must not exist.
-      info: of the windows and their latents.
-      encode: see the module; gets `batch_size` windows at every call, the last ones repeated if
-        need be, so that it compiles once.
-      shard_bytes: of a file; what is lost by an interruption is at most one.
+      reader: data set with pictures.
+      out: folder of the new data set; must not exist.
+      info: describes the windows and their latents.
+      encode: see the module; it receives `batch_size` windows per call, with the last ones repeated
+        if necessary, so it compiles once.
+      shard_bytes: size of a file; an interruption loses at most one.
 
     Returns:
-      How many windows were encoded by this call.
+      The number of windows that this call encoded.
 
     Raises:
-      FileExistsError: there is something at `out`.
-      ValueError: latents of another shape, or not finite; or what is there of an interrupted call
-        was written from other data or with other settings.
+      FileExistsError: `out` exists.
+      ValueError: latents have another shape or are not finite; or an interrupted call wrote files
+        there from other data or with other settings.
     """
     out = files.path(out, "--out")
     if files.is_there(out, records.SPEC):
@@ -81,7 +81,7 @@ def precompute(
         windows = [sum(len(latents.starts(n, info.stride)) for n in reader.lengths[part])
                    for part in parts]  # fmt: skip
         bar = tqdm.tqdm(total=sum(windows), unit="window", desc="latents", disable=not progress)
-        done = 0
+        count = 0
         with bar:
             for i, part in enumerate(parts):
                 stems = "episodes", "latents"
@@ -90,15 +90,15 @@ def precompute(
                     bar.update(windows[i])
                     continue
                 _write_part(reader, part, info, encode, batch_size, places, bar)
-                done += windows[i]
+                count += windows[i]
         _complete(folder, reader, info, parts, windows)
         (folder / "lock").unlink(missing_ok=True)
         files.move(folder, out, last=records.SPEC)
-    return done
+    return count
 
 
 def latent_info(config, cameras: str, codec: str, stride: int = 1) -> LatentInfo:
-    """The latents that a config trains on.
+    """Returns the description of the latents that a config trains on.
 
     Args:
       config: the whole config, of a model with cached latents.
@@ -107,7 +107,7 @@ def latent_info(config, cameras: str, codec: str, stride: int = 1) -> LatentInfo
       stride: control steps between window starts.
 
     Raises:
-      ValueError: the config wants other cameras, or no cached latents.
+      ValueError: the config uses other cameras, or no cached latents.
     """
     from wamjax.models import codec as codecs
 
@@ -131,7 +131,7 @@ def latent_info(config, cameras: str, codec: str, stride: int = 1) -> LatentInfo
 
 
 def _plan(lengths: Sequence[int], info: LatentInfo, shard_bytes: int) -> list[slice]:
-    """Which episodes go into which file: a new one is begun beyond `shard_bytes` of latents."""
+    """Assigns episodes to files: a new one starts beyond `shard_bytes` of latents."""
     window = int(np.prod(info.shape)) * latents.BFLOAT16.itemsize
     out, begin, size = [], 0, 0
     for i, length in enumerate(lengths):
@@ -143,7 +143,8 @@ def _plan(lengths: Sequence[int], info: LatentInfo, shard_bytes: int) -> list[sl
 
 
 def _job(reader: Reader, info: LatentInfo, parts: Sequence[slice]) -> dict[str, Any]:
-    """What decides the content of the files, to continue only what is the same."""
+    """Returns everything that determines the content of the files, so that only the same job
+    continues."""
     source = json.dumps([reader.info.to_json(), reader.lengths.tolist(), reader.index["tasks"]])
     return {
         "source": hashlib.sha256(source.encode()).hexdigest(),
@@ -153,7 +154,7 @@ def _job(reader: Reader, info: LatentInfo, parts: Sequence[slice]) -> dict[str, 
 
 
 def _continue(folder: files.Path, job: dict[str, Any]) -> None:
-    """Checks that what is in `folder` belongs to `job`; empties it if there is no telling."""
+    """Checks that the files in `folder` belong to `job`; empties the folder if that is unknown."""
     job = json.loads(json.dumps(job))
     file = folder / "job.json"
     if not file.exists():
@@ -161,9 +162,9 @@ def _continue(folder: files.Path, job: dict[str, Any]) -> None:
             if stray.name != "lock":
                 stray.unlink()
         records.write_json(file, job)
-    have = records.read_json(file)
-    if have != job:
-        differ = {k: (have.get(k), v) for k, v in job.items() if have.get(k) != v}
+    stored = records.read_json(file)
+    if stored != job:
+        differ = {k: (stored.get(k), v) for k, v in job.items() if stored.get(k) != v}
         raise ValueError(
             f"{folder} holds the beginning of other latents: {differ} (there, asked). Remove it, "
             "or ask for the same again"
@@ -171,9 +172,9 @@ def _continue(folder: files.Path, job: dict[str, Any]) -> None:
 
 
 def _write_part(reader, part: slice, info: LatentInfo, encode, batch_size, places, bar) -> None:
-    """Both files of some episodes; they get their names when they are complete."""
+    """Writes both files of some episodes; they get their names when they are complete."""
     for place in places:
-        for stray in files.glob(place.parent, f".*-{place.name}"):  # of a process that was killed
+        for stray in files.glob(place.parent, f".*-{place.name}"):  # left by a killed process
             files.remove(stray)
     with contextlib.ExitStack() as drafts:
         writers = []
@@ -194,7 +195,7 @@ def _write_part(reader, part: slice, info: LatentInfo, encode, batch_size, place
 def _episodes(
     reader: Reader, part: slice, picture: layout.Layout
 ) -> Iterator[tuple[int, Episode, np.ndarray]]:
-    """Episodes with their pictures decoded; the next one is decoded while one is encoded."""
+    """Yields episodes with decoded pictures; the next one is decoded while one is encoded."""
 
     def load(i: int) -> tuple[int, Episode, np.ndarray]:
         episode = reader[i]
@@ -214,12 +215,12 @@ def _episodes(
 def _encoded(
     number: int, video: np.ndarray, info: LatentInfo, encode: Encode, batch_size: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(window start, latents) of an episode."""
+    """Yields (window start, latents) of an episode."""
     length = len(video) - 1
     every = list(latents.starts(length, info.stride))
     for begin in range(0, len(every), batch_size):
-        some = every[begin : begin + batch_size]
-        padded = some + some[-1:] * (batch_size - len(some))
+        chosen = every[begin : begin + batch_size]
+        padded = chosen + chosen[-1:] * (batch_size - len(chosen))
         at = [latents.frames_of(s, length, info.frames, info.frame_stride) for s in padded]
         out = np.asarray(encode(video[np.stack(at)]))
         if out.shape != (batch_size, *info.shape):
@@ -227,7 +228,7 @@ def _encoded(
                 f"the codec made latents {out.shape} of video {(batch_size, *at[0].shape)} x "
                 f"{video.shape[1:]}; {info.codec!r} should make {(batch_size, *info.shape)}"
             )
-        for start, x in zip(some, out, strict=False):
+        for start, x in zip(chosen, out, strict=False):
             if not np.isfinite(x.astype(np.float32)).all():
                 raise ValueError(
                     f"the latents of episode {number}, step {start} hold non-finite numbers"
@@ -236,7 +237,7 @@ def _encoded(
 
 
 def _complete(folder: files.Path, reader: Reader, info: LatentInfo, parts, windows) -> None:
-    """The json files, from what was written: that reads every episode once more."""
+    """Writes the JSON files from the written episodes, which reads each of them once more."""
     lengths = reader.lengths.tolist()
     index = {
         "lengths": lengths,
@@ -263,7 +264,8 @@ def _complete(folder: files.Path, reader: Reader, info: LatentInfo, parts, windo
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, because several entry points define flags of the same
+    names."""
     cli.define_config()
     flags.DEFINE_string("data", None, "folder of the data set with pictures")
     flags.DEFINE_string("out", None, "folder of the data set with latents; must not exist")
@@ -278,13 +280,13 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
-    asked = flags.FLAGS
-    codec = asked.codec or f"{asked.encode} {files.name(asked.weights)}"
-    info = latent_info(asked.config, asked.layout, codec, asked.stride)
-    encode = resolve(asked.encode, "--encode")(asked.weights)
-    count = precompute(Reader(asked.data), asked.out, info, encode, asked.batch_size)
-    size = files.size(asked.out)
-    print(f"{asked.out}: {count} windows encoded, latents {info.shape}, {size / 1e6:,.1f} MB")
+    options = flags.FLAGS
+    codec = options.codec or f"{options.encode} {files.name(options.weights)}"
+    info = latent_info(options.config, options.layout, codec, options.stride)
+    encode = resolve(options.encode, "--encode")(options.weights)
+    count = precompute(Reader(options.data), options.out, info, encode, options.batch_size)
+    size = files.size(options.out)
+    print(f"{options.out}: {count} windows encoded, latents {info.shape}, {size / 1e6:,.1f} MB")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""The statistics files of Fast-WAM and of Cosmos Policy, as ours and back.
+"""Converts the statistics files of Fast-WAM and of Cosmos Policy to our format and back.
 
     dataset_stats.json        {"action" and "state": {"default": {"global_min": [...], ...,
                                "stepwise_min": [[...], ...], ...}}, "num_episodes", ...}
     dataset_statistics.json   {"actions_min": [...], ..., "proprio_min": [...], ...}
 
-Ours are described in `wamjax.data.normalize`. What a published file has beside, such as Fast-WAM's
-rows for each step of a window, is kept under ``statistics["published"]``, so that writing gives
-back what was read. No published file counts steps, and Cosmos Policy has no quantiles; it has
-medians, which ours have only if `wamjax.stats` is asked to write such a file.
+`wamjax.data.normalize` describes our format. Other contents of a published file, such as Fast-WAM's
+rows for each step of a window, are kept under ``statistics["published"]``, so writing reproduces
+the file that was read. No published file counts steps, and Cosmos Policy has no quantiles; it has
+medians, which ours have only if `wamjax.stats` is told to write such a file.
 
 Sources: the public ``base_lerobot_dataset.py`` (Fast-WAM) and ``dataset_utils.py`` (Cosmos Policy).
 """
@@ -39,11 +39,11 @@ Json = dict[str, Any]
 
 
 def read(path: str | os.PathLike) -> Json:
-    """Statistics in our format from a file in any of `FORMATS`; which, is seen from its keys.
+    """Reads a file in any of `FORMATS`, recognized by its keys, into our format.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is in none of the formats, or lacks rows; all of them are named.
+      FileNotFoundError: the file does not exist.
+      ValueError: it has none of the formats, or lacks rows; names all of them.
     """
     path = files.path(path)
     try:
@@ -58,7 +58,7 @@ def write(statistics: Mapping[str, Any], path: str | os.PathLike, form: str) -> 
 
 
 def form_of(values: Any) -> str | None:
-    """Which of `FORMATS` a json value is in."""
+    """Returns which of `FORMATS` a JSON value has."""
     keys = set(values) if isinstance(values, Mapping) else set()
     if keys & {f"{key}_min" for key in KEYS}:
         return COSMOS_POLICY
@@ -68,7 +68,8 @@ def form_of(values: Any) -> str | None:
 
 
 def from_published(values: Any, where: str = "the statistics") -> Json:
-    """Our format from the json of any; `where` names the file in errors. See `read`."""
+    """Converts JSON in any of `FORMATS` to our format; `where` names the file in errors. See
+    `read`."""
     form = form_of(values)
     if form is None:
         raise ValueError(
@@ -92,10 +93,10 @@ def from_published(values: Any, where: str = "the statistics") -> Json:
 
 
 def to_published(statistics: Mapping[str, Any], form: str) -> Json:
-    """The json of one of `FORMATS` from ours.
+    """Converts statistics to the JSON of one of `FORMATS`.
 
     Raises:
-      ValueError: no such format, or rows are missing; all of them are named.
+      ValueError: the format does not exist, or rows are missing; names all of them.
     """
     if form not in FORMATS:
         raise ValueError(f"statistics are written as one of {', '.join(FORMATS)}, not {form!r}")
@@ -108,8 +109,8 @@ def to_published(statistics: Mapping[str, Any], form: str) -> Json:
             f"the format of {form} wants {', '.join(missing)}, which these statistics lack; "
             f"compute them from the data by python -m wamjax.stats --data=DIR --format={form}"
         )
-    kept = statistics.get(KEPT, {})
-    rest = kept["rest"] if kept.get("format") == form else {}
+    published = statistics.get(KEPT, {})
+    rest = published["rest"] if published.get("format") == form else {}
     if form == COSMOS_POLICY:
         rows = {f"{k}_{row}": statistics[k][row] for k in ("actions", "proprio")
                 for row in ROWS[form]}  # fmt: skip
@@ -123,19 +124,19 @@ def to_published(statistics: Mapping[str, Any], form: str) -> Json:
 
 
 def check(statistics: Mapping[str, Any], sizes: Mapping[str, int], mode: str) -> None:
-    """Whether a policy of these sizes can be normalised by `statistics`.
+    """Checks that `statistics` can normalize a policy of these sizes.
 
     Args:
       sizes: key -> number of dimensions.
       mode: see `normalize.normalizers`.
 
     Raises:
-      ValueError: rows are missing, have another number of dimensions or hold what no data can
-        have; all of them are named.
+      ValueError: rows are missing, have another number of dimensions or hold impossible values;
+      names all of them.
     """
     wrong = []
     if mode not in MODES:
-        normalizers(statistics, mode)  # it says what there is
+        normalizers(statistics, mode)  # its error lists the modes
     for key, size in sizes.items():
         for row in NEEDS[mode]:
             values = statistics.get(key, {}).get(row)
@@ -180,7 +181,7 @@ def _take_fast_wam(values: Mapping[str, Any]) -> tuple[Json, Json]:
 
 
 def _name(form: str, key: str, row: str) -> str:
-    """How a format calls a row."""
+    """Returns a format's name for a row."""
     return {
         OURS: f"{key}.{row}",
         FAST_WAM: f"{NAMES[key]}.{GROUP}.global_{row}",
@@ -189,7 +190,7 @@ def _name(form: str, key: str, row: str) -> str:
 
 
 def _problem(rows: Mapping[str, Any], row: str) -> str:
-    """What is wrong with a row, or ''."""
+    """Returns what is wrong with a row, or ''."""
     if row not in rows:
         return "is missing"
     values = rows[row]
@@ -202,7 +203,7 @@ def _problem(rows: Mapping[str, Any], row: str) -> str:
 
 
 def _is_finite(x: Any) -> bool:
-    """Whether it is a number that a float can hold; True and False are none."""
+    """Returns whether a value is a finite number that fits a float; booleans are not."""
     if isinstance(x, bool) or not isinstance(x, int | float):
         return False
     try:
@@ -212,8 +213,8 @@ def _is_finite(x: Any) -> bool:
 
 
 def _impossible(rows: Mapping[str, Any], row: str) -> str:
-    """What no data can have: a negative deviation, none where numbers differ, a minimum above the
-    maximum; or ''."""
+    """Returns what no data can have, or '': a negative deviation, a zero one where numbers differ,
+    a minimum above the maximum."""
     values = rows[row]
     if row == "std":
         ends = [rows.get(name) for name in ("min", "max")]

@@ -1,8 +1,7 @@
-"""What a source of episodes is to training, wherever its files are and whatever they look like.
+"""Defines the reader that training expects of a source, independent of location and format.
 
-The path of a source names it: a folder that `wamjax.data.records` wrote; ``FORMAT:PATH`` of what
-others recorded, in a format of `wamjax.ingest`, read in place; or ``MODULE:ATTRIBUTE`` of one's
-own.
+The path of a source names it: a folder of `wamjax.data.records`; ``FORMAT:PATH``, recordings in a
+format of `wamjax.ingest`, read in place; or ``MODULE:ATTRIBUTE``, a reader of your own.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class Reader(Protocol):
-    """Episodes by random access; read from several threads, pickled for other processes.
+    """Gives episodes by random access, to several threads; can be pickled for other processes.
 
     Attributes:
-      path: where they are, for messages.
-      info: what they hold.
-      index: of all that there are: "lengths"; "instructions", each once; of each episode "tasks"
-        and "success".
-      lengths: int64 (n,): the actions of those that are read.
-      advice: what to do about a bad one.
+      path: location of the episodes, for messages.
+      info: contents of the episodes.
+      index: covers all episodes: "lengths"; "instructions", each once; and "tasks" and "success"
+        per episode.
+      lengths: int64 (n,): number of actions of each episode that is read.
+      advice: what to do about a bad episode.
     """
 
     path: Any
@@ -43,44 +42,44 @@ class Reader(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> Episode:
-        """Reads an episode: its numbers and its instruction. Its pictures are read when
-        `Episode.frames` asks for those of a camera at some steps.
+        """Reads the numbers and the instruction of an episode; `Episode.frames` reads pictures on
+        demand.
 
         Raises:
-          IndexError: beyond the end.
-          RecordError: it cannot be read.
+          IndexError: the index is out of range.
+          RecordError: the episode cannot be read.
         """
         ...
 
     def where(self, i: int) -> str:
-        """Says where an episode is, for messages."""
+        """Returns the location of an episode, for messages."""
         ...
 
     def digest(self, key: str, good: Sequence[bool] | None = None) -> str:
-        """Gives the digest of the states or actions of episodes; '' where nothing says it."""
+        """Returns the digest of the states or actions of episodes; '' if unknown."""
         ...
 
     def stored_statistics(self) -> dict[str, Any] | None:
-        """Reads the statistics that are stored with all episodes; None where none are."""
+        """Returns the statistics that are stored with the episodes, or None."""
         ...
 
 
 def is_elsewhere(path: str) -> bool:
-    """Whether the path of a source names a format or a reader of one's own, and no folder."""
+    """Returns whether a source's path names a format or a custom reader instead of a folder."""
     return _format(path) or bool(_NAME.fullmatch(path))
 
 
 def open_elsewhere(path: str, root: files.Path, limit: int, skip_bad: int) -> Reader:
-    """Opens a source whose path names a format or a reader of one's own.
+    """Opens a source whose path names a format or a custom reader.
 
     Args:
       path: ``FORMAT:PATH``, the path below `root`; or ``MODULE:ATTRIBUTE``: a function without
         arguments that gives a `wamjax.data.ingest.reader.Reader`.
-      limit: the first so many episodes; 0 = all.
-      skip_bad: so many may be bad by their headers and are left out.
+      limit: number of episodes from the start; 0 = all.
+      skip_bad: number of episodes that may have bad headers and are left out.
 
     Raises:
-      FileNotFoundError, ValueError: there is no such source, or it leaves something undecided.
+      FileNotFoundError, ValueError: the source does not exist, or leaves something undecided.
     """
     from wamjax.data.ingest import in_place  # here: what formats need is not always installed
 

@@ -1,14 +1,14 @@
-"""Episodes on disk: a folder of ArrayRecord shards, one msgpack record for each episode.
+"""Stores episodes on disk: a folder of ArrayRecord shards, one msgpack record per episode.
 
-    spec.json         what the episodes hold (`wamjax.data.spec.Info`)
+    spec.json         contents of the episodes (`wamjax.data.spec.Info`)
     index.json        lengths, tasks and digests of the episodes, records in each shard: windows are
                       planned from it without reading a record
-    statistics.json   of actions and proprio, with the digest of the episodes that they are of
-    episodes-00000-of-0000N.arrayrecord   all but the pictures
+    statistics.json   of actions and proprio, with the digest of their episodes
+    episodes-00000-of-0000N.arrayrecord   everything but the pictures
     frames-00000-of-0000N.arrayrecord     the pictures, see `wamjax.data.frames`
 
-Pictures stay where they are until a frame of them is wanted. Arrays are stored as (dtype, shape,
-bytes); nothing is pickled. Format 1 had the pictures in the records of the episodes; it is read.
+Pictures are read only when a frame of them is needed. Arrays are stored as (dtype, shape, bytes);
+nothing is pickled. Format 1, with the pictures in the episodes' records, can still be read.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ __all__ = [
 class Writer:
     """Writes a data set into a hidden folder beside `path`, and renames it when it is complete.
 
-    A context manager: leaving it by an exception removes what was written.
+    It is a context manager: leaving it with an exception removes the written files.
 
     Args:
       path: folder of the data set; must not exist.
       info: what the episodes hold; every episode is checked against it.
-      shard_bytes: a new shard is begun beyond this size.
+      shard_bytes: size beyond which a new shard starts.
     """
 
     def __init__(self, path: str | os.PathLike, info: Info, shard_bytes: int = 2**28):
@@ -90,7 +90,7 @@ class Writer:
         _remove_orphans(self.path)
         files.remove(self._folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        if not files.is_remote(self._folder):  # in a bucket its name is of this process alone
+        if not files.is_remote(self._folder):  # in a bucket the name belongs to this process alone
             self._held.enter_context(lock(self._folder))
         return self
 
@@ -109,7 +109,7 @@ class Writer:
         """Appends an episode.
 
         Raises:
-          ValueError: it does not fit `info`, or holds non-finite numbers.
+          ValueError: the episode does not match `info`, or holds non-finite numbers.
         """
         number = len(self._index["lengths"])
         try:
@@ -132,11 +132,11 @@ class Writer:
             self._digests[key].append(normalize.digest(kept[-1]))
 
     def note(self, name: str, value: Any) -> None:
-        """Writes json beside the episodes, as what is to be known of their origin."""
+        """Writes JSON next to the episodes, such as a note on their origin."""
         write_json(self._folder / name, value)
 
     def _write_frames(self, number: int, episode: Episode) -> dict[str, Any]:
-        """Appends the pictures of an episode; says where they are."""
+        """Appends the pictures of an episode and returns their location."""
         places = {}
         for camera, pictures in episode.images.items():
             is_video = isinstance(pictures, Film)
@@ -196,15 +196,15 @@ class Writer:
 
 
 class Reader:
-    """The episodes of a data set, by random access; safe to read from several threads.
+    """Reads the episodes of a data set by random access; safe to read from several threads.
 
     Args:
       path: folder of the data set.
-      limit: only the first so many episodes; 0 = all.
+      limit: number of episodes from the start; 0 = all.
 
     Raises:
-      FileNotFoundError: there is no data set.
-      ValueError: of another format, or fewer episodes than `limit`.
+      FileNotFoundError: the data set does not exist.
+      ValueError: it has another format, or fewer episodes than `limit`.
     """
 
     def __init__(self, path: str | os.PathLike, limit: int = 0):
@@ -240,11 +240,11 @@ class Reader:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, i: int) -> Episode:
-        """Episode `i`.
+        """Returns episode `i`.
 
         Raises:
-          IndexError: beyond the end.
-          RecordError: it cannot be read.
+          IndexError: the index is out of range.
+          RecordError: the episode cannot be read.
         """
         if not 0 <= i < len(self):
             raise IndexError(f"episode {i} of {len(self)} in {self.path}")
@@ -261,7 +261,7 @@ class Reader:
             raise RecordError(f"{self.where(i)} cannot be read: {error}. {self.advice}") from error
 
     def where(self, i: int) -> str:
-        """File and record of an episode, for messages."""
+        """Returns file and record of an episode, for messages."""
         file, position = self._shards.locate(i)
         return f"{file}: record {position} (episode {i})"
 
@@ -273,21 +273,22 @@ class Reader:
         return f"Copy the file again from where it came, {again}, or pass over it by data.skip_bad"
 
     def digest(self, key: str, good: Sequence[bool] | None = None) -> str:
-        """Of the states or actions of the episodes; '' where they were written without.
+        """Returns the digest of the states or actions of the episodes; '' if they were written
+        without.
 
         Args:
-          good: which episodes; None = all.
+          good: mask of episodes to include; None = all.
         """
-        known = self._digests(key)[: self.limit]
+        digests = self._digests(key)[: self.limit]
         if good is not None:
-            known = [x for x, take in zip(known, good, strict=False) if take]
-        return normalize.digest_of(known) if known else ""
+            digests = [x for x, take in zip(digests, good, strict=False) if take]
+        return normalize.digest_of(digests) if digests else ""
 
     def _digests(self, key: str) -> Sequence[str]:
         return self.index.get("digests", {}).get(key, ())
 
     def _images(self, i: int, stored: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The pictures of an episode, or where they can be read."""
+        """Returns the pictures of an episode, or where they can be read."""
         return {
             camera: frames.Frames(self._frames, i, camera, x) if isinstance(x, Mapping) else x
             for camera, x in stored.items()
@@ -298,25 +299,25 @@ class Reader:
         if self._instructions and episode.instruction not in self._instructions:
             raise ValueError(f"instruction {episode.instruction!r} is not one of index.json")
         for key in normalize.KEYS:
-            known = self._digests(key)
-            if known and normalize.digest(getattr(episode, key)) != known[i]:
+            digests = self._digests(key)
+            if digests and normalize.digest(getattr(episode, key)) != digests[i]:
                 raise ValueError(f"{key} is not what was written there")
 
     def stored_statistics(self) -> dict[str, Any]:
-        """What the writer computed over all episodes."""
+        """Returns the statistics that the writer computed over all episodes."""
         return read_json(self.path / "statistics.json")
 
 
 def _partial(path: files.Path) -> str:
-    """Prefix of the folders that a data set is written into."""
+    """Returns the name prefix of the folders that a data set is written into."""
     return f".{path.name}.partial-"
 
 
 def lock(folder: files.Path):
-    """Marks a folder as being written: a context manager, until it ends or the process dies.
+    """Marks a folder as being written until the context ends or the process dies.
 
     Raises:
-      OSError: another process writes it.
+      OSError: another process is writing it.
     """
     if files.is_remote(folder):
         return locks.hold(folder.with_name(f"{folder.name}.lock"), functools.partial(_stop, folder))
@@ -332,10 +333,12 @@ def _stop(folder: files.Path, other: str) -> None:
 
 @contextlib.contextmanager
 def turn(path: files.Path) -> Iterator[None]:
-    """Waits while another process makes `path`, which is then there; others wait for this one.
+    """Waits while another process makes `path`, then holds the lock so that others wait for this
+    one.
 
-    By a file beside it, which the system lets go when a process ends, however it ends. Where the
-    file system knows no locks nobody waits: what is made twice is complete at one rename, too.
+    The lock is a file next to it, which the system releases when a process ends for any reason. On
+    a file system without locks nobody waits; data made twice is still complete, since it appears by
+    one rename.
     """
     place = path.with_name(f".{path.name}.lock")
     files.make_folder(place.parent, "set config.data.root to a folder that can be written to, or "
@@ -351,7 +354,7 @@ def turn(path: files.Path) -> Iterator[None]:
                 yield
                 return
             if not _is_at(file, place):
-                continue  # who held it has removed it
+                continue  # its owner has removed it
             try:
                 yield
             finally:
@@ -367,7 +370,7 @@ def _is_at(file, place: files.Path) -> bool:
 
 
 def _remove_orphans(path: files.Path) -> None:
-    """Folders left by processes that were killed."""
+    """Removes folders left by killed processes."""
     for folder in files.glob(path.parent, f"{glob.escape(_partial(path))}*"):
         if files.is_remote(folder):
             say(f"{folder} is of a process that was killed, or is still writing: remove it if "
@@ -383,12 +386,12 @@ def _remove_orphans(path: files.Path) -> None:
 
 
 def write_json(path: files.Path, value: Any) -> None:
-    """Writes a line of json."""
+    """Writes a line of JSON."""
     files.write_text(path, json.dumps(value) + "\n")
 
 
 def read_json(path: files.Path) -> Any:
-    """Reads json; a ValueError names the file."""
+    """Reads JSON; a ValueError names the file."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Random access to records that are spread over several ArrayRecord files."""
+"""Reads records by random access from several ArrayRecord files."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ OPTIONS = "group_size:1,uncompressed"
 
 
 class RecordError(ValueError):
-    """A record that cannot be read; says which file, record, episode and key, and what to do."""
+    """A record cannot be read; the message names file, record, episode and key, and what to do."""
 
 
 class Shards:
-    """Records in several ArrayRecord files, by random access; safe to read from several threads.
+    """Reads records in several ArrayRecord files by random access; safe to use from several
+    threads.
 
     Args:
-      folder: of the files.
-      counts: records in each.
-      stem: what their names begin with.
+      folder: folder of the files.
+      counts: number of records in each.
+      stem: prefix of their names.
     """
 
     def __init__(self, folder: files.Path, counts: Sequence[int], stem: str = "episodes"):
@@ -49,15 +50,15 @@ class Shards:
         return self._ends[-1] if self._ends else 0
 
     def locate(self, i: int) -> tuple[files.Path, int]:
-        """The file of record `i`, and its position there."""
+        """Returns the file of record `i` and its position there."""
         shard, position = self._find(i)
         return self._files[shard], position
 
     def read(self, i: int) -> bytes:
-        """Record `i`.
+        """Returns record `i`.
 
         Raises:
-          RuntimeError, ValueError, IndexError: the file is missing, cut off or damaged.
+          RuntimeError, ValueError, IndexError: the file is missing, truncated or damaged.
         """
         shard, position = self._find(i)
         return self._reader(shard).read([position])[0]
@@ -67,7 +68,8 @@ class Shards:
         return shard, i - (self._ends[shard - 1] if shard else 0)
 
     def _reader(self, shard: int) -> ArrayRecordReader:
-        """Opened at first use. A missing or cut-off file looks empty to ArrayRecord: checked."""
+        """Opens a file on first use and checks it, because ArrayRecord treats a missing or
+        truncated file as empty."""
         with self._lock:
             reader = self._readers[shard]
             if reader is None:
@@ -78,13 +80,13 @@ class Shards:
                 if sys.platform != "linux":  # only there ArrayRecord itself reads buckets
                     place = files.fetch(place)
                 reader = ArrayRecordReader(str(place), options, file_reader_buffer_size=2**15)
-                found, expected = reader.num_records(), self._counts[shard]
-                if found != expected:
-                    raise ValueError(f"{found} records found in the file, {expected} were written")
+                actual, expected = reader.num_records(), self._counts[shard]
+                if actual != expected:
+                    raise ValueError(f"{actual} records found in the file, {expected} were written")
                 self._readers[shard] = reader
             return reader
 
 
 def shard_name(i: int, count: int, stem: str = "episodes") -> str:
-    """File name of shard `i`."""
+    """Returns the file name of shard `i`."""
     return f"{stem}-{i:05d}-of-{count:05d}.arrayrecord"

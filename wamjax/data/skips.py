@@ -1,4 +1,4 @@
-"""Bad records that are passed over: how many are allowed, and what is read instead."""
+"""Skips bad records: counts them up to a limit and chooses replacements."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tqdm import tqdm
 from wamjax import files
 from wamjax.data.shards import RecordError
 
-TRIES = 64  # windows that are tried in the place of a bad one
+TRIES = 64  # replacements to try for a bad window
 
 
 class Skips:
-    """The bad episodes that this process came upon; safe to use from several threads.
+    """Counts the bad episodes that this process met; safe to use from several threads.
 
     Args:
-      limit: episodes that may be bad, ``config.data.skip_bad``; 0 = none.
+      limit: maximum number of bad episodes, ``config.data.skip_bad``; 0 = none.
     """
 
     def __init__(self, limit: int = 0):
@@ -36,14 +36,14 @@ class Skips:
 
     @property
     def count(self) -> int:
-        """Episodes so far."""
+        """Number of bad episodes so far."""
         return len(self._bad)
 
     def add(self, path: files.Path, episode: int, error: RecordError) -> None:
-        """Counts a bad episode of the data set in `path`, and says so the first time.
+        """Counts a bad episode of the data set in `path`, and logs it the first time.
 
         Raises:
-          RecordError: `error` itself, where none or no more may be passed over.
+          RecordError: `error` itself, if no more episodes may be skipped.
         """
         with self._lock:
             if (path, episode) in self._bad:
@@ -60,9 +60,9 @@ class Skips:
 
 
 def instead(window: int, tries: int, windows: int) -> int:
-    """The window to read in the place of a bad one after so many tries.
+    """Returns the window that replaces a bad one after this many tries.
 
-    It depends on nothing else, so that every run and every process reads the same one.
+    It depends on nothing else, so every run and every process reads the same one.
     """
     if not tries:
         return window

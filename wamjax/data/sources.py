@@ -1,4 +1,4 @@
-"""Opens the data sets that ``config.data`` names, and checks that they agree."""
+"""Opens the data sets that ``config.data`` names and checks that they agree."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from wamjax.data.tokens import Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One data set of a mixture.
+    """Holds one data set of a mixture.
 
     Attributes:
       name: its key in ``config.data.sources``.
-      reader: its episodes.
+      reader: reads its episodes.
       weight: share of a batch, relative to the other sources.
-      action_free: its actions count as unknown.
-      offset: what its episodes are numbered from.
-      latents: of its windows; None where pictures are wanted.
+      action_free: whether its actions count as unknown.
+      offset: number of its first episode.
+      latents: latents of its windows; None if pictures are read.
       rollout, ended, successes, skips: see `Windows`.
     """
 
@@ -47,42 +47,42 @@ class Source:
 
     @property
     def cameras(self) -> Mapping[str, tuple[int, int]]:
-        """name -> (height, width): of the pictures, or of those that the latents were made of."""
+        """Name -> (height, width) of the pictures, or of those that the latents encode."""
         return self.latents.info.cameras if self.latents else self.reader.info.cameras
 
     @property
     def where(self) -> str:
-        """For messages."""
+        """Name and path for messages."""
         return f"config.data.sources.{self.name} ({self.reader.path})"
 
 
 def cache_root() -> files.Path:
-    """Where the embedded world's data sets are kept when ``config.data.root`` is empty."""
+    """Returns the folder for the embedded world's data sets when ``config.data.root`` is empty."""
     return files.path(files.cache() / "data")
 
 
 def data_root(root: str) -> files.Path:
-    """What relative paths of a config start at."""
+    """Returns the folder that relative paths of a config start from."""
     return files.path(root, "config.data.root") if root else cache_root()
 
 
 def open_sources(
     data, cached: bool = False, words: bool = True, known: Sequence[str] = ()
 ) -> tuple[DataSpec, dict[str, Any], list[Source]]:
-    """Opens all sources, collecting those that are to be collected and do not exist yet.
+    """Opens all sources and collects those that are configured for it and do not exist yet.
 
     Args:
       data: ``config.data``.
-      cached: the latents of the windows are wanted, not their pictures.
-      words: instructions become ids of their words, which must not be too many.
-      known: words that have the first ids, of a run that is gone on from.
+      cached: whether windows have latents instead of pictures.
+      words: whether instructions become word ids, whose number is limited.
+      known: words with the first ids, from the run to continue.
 
     Returns:
-      (spec, statistics, sources); the statistics are over the sources with actions, and of those
-      over the demonstrations, if there are any: rollouts are normalised as the policy was trained.
+      (spec, statistics, sources); the statistics cover the sources with actions, and of those only
+      the demonstrations, if there are any: rollouts are normalized as the policy was trained.
 
     Raises:
-      FileNotFoundError, ValueError: a source does not exist, or does not fit; it is named.
+      FileNotFoundError, ValueError: a source does not exist or does not match; names it.
     """
     if not data.sources:
         raise ValueError("config.data.sources is empty; add an entry by wamjax.config.source(...)")
@@ -99,8 +99,8 @@ def open_sources(
             raise ValueError(f"config.data.sources.{name} ({path}) holds no pictures: train on its "
                              "latents by config.model.codec.kind = 'cached', or name the data set "
                              "that they were made of")  # fmt: skip
-        made = Latents(path, reader.index["lengths"]) if cached else None
-        numbers = entry.weight, entry.action_free, offset, made
+        stored_latents = Latents(path, reader.index["lengths"]) if cached else None
+        numbers = entry.weight, entry.action_free, offset, stored_latents
         sources.append(Source(name, reader, *numbers, entry.rollout, entry.ended,
                               entry.successes, skips))  # fmt: skip
         offset += len(reader)
@@ -108,7 +108,8 @@ def open_sources(
 
 
 def missing(data) -> dict[str, files.Path]:
-    """name -> folder of the sources of ``config.data`` that are not there, and not collected."""
+    """Returns name -> folder of the sources of ``config.data`` that do not exist and are not
+    collected."""
     entries = {n: e for n, e in data.sources.items()
                if not (e.collect.episodes or is_elsewhere(e.path))}  # fmt: skip
     paths = {name: _path(name, entry, data.root) for name, entry in entries.items()}
@@ -116,10 +117,10 @@ def missing(data) -> dict[str, files.Path]:
 
 
 def labelled(sources: list[Source]) -> list[Source]:
-    """The sources with actions.
+    """Returns the sources with actions.
 
     Raises:
-      ValueError: there is none, or one of them has no actions in truth.
+      ValueError: there are none, or one of them has no actions.
     """
     out = [s for s in sources if not s.action_free]
     for source in out:
@@ -132,7 +133,7 @@ def labelled(sources: list[Source]) -> list[Source]:
 
 
 def _elsewhere(name: str, entry, data, cached: bool) -> Reader:
-    """A source that is read in place."""
+    """Opens a source that is read in place."""
     if cached:
         raise ValueError(f"config.data.sources.{name}.path = {entry.path!r} is read in place, and "
                          "config.model.codec.kind = 'cached' wants latents: write it by "
@@ -182,10 +183,10 @@ def _spec(sources: list[Source], data, words: bool, known: Sequence[str]) -> Dat
 
 
 def cells_of(data) -> dict[str, tuple[int, int]]:
-    """camera -> (height, width) in the picture by ``config.data.layout``; {} without one.
+    """Returns camera -> (height, width) in the picture by ``config.data.layout``; {} without one.
 
     Raises:
-      ValueError: the layout is none, shows other cameras, or does not go with another key.
+      ValueError: the layout is invalid, shows other cameras, or conflicts with another key.
     """
     if not data.layout:
         return {}
@@ -201,7 +202,7 @@ def cells_of(data) -> dict[str, tuple[int, int]]:
 
 
 def _vocabulary(sources: list[Source], data, known: Sequence[str]) -> Vocabulary:
-    """Of the instructions of all sources, none of which may be too long."""
+    """Returns the vocabulary of all sources' instructions and checks their lengths."""
     texts = [(s, text) for s in sources for text in s.reader.index["instructions"]]
     numbered = data.vocabulary == "words"
     out = Vocabulary.of((text for _, text in texts), known) if numbered else Vocabulary()
@@ -219,7 +220,7 @@ _ADVICE = {"control_hz": "; write one of them again with every n-th step, or wit
 def _check_agreement(
     source: Source, first: Source, cameras: tuple[str, ...], resized: bool
 ) -> None:
-    info, wanted = source.reader.info, first.reader.info
+    info, reference = source.reader.info, first.reader.info
     for name in cameras:
         if name not in source.cameras:
             raise ValueError(
@@ -234,33 +235,33 @@ def _check_agreement(
             )
     keys = ["proprio_dim", "control_hz"] + ([] if source.action_free else ["action_dim"])
     for key in keys:
-        if getattr(info, key) != getattr(wanted, key):
+        if getattr(info, key) != getattr(reference, key):
             raise ValueError(
                 f"{source.where} has {key} {getattr(info, key)}, {first.where} has "
-                f"{getattr(wanted, key)}: they cannot be mixed{_ADVICE.get(key, '')}"
+                f"{getattr(reference, key)}: they cannot be mixed{_ADVICE.get(key, '')}"
             )
 
 
 def _check_latents(source: Source, data, cameras: tuple[str, ...]) -> None:
-    """The windows that were encoded against those that are asked for."""
+    """Compares the encoded windows with the configured ones."""
     info = source.latents.info
-    have = {"frames": info.frames, "frame_stride": info.frame_stride}
-    want = {"frames": data.frames, "frame_stride": data.frame_stride}
+    actual = {"frames": info.frames, "frame_stride": info.frame_stride}
+    expected = {"frames": data.frames, "frame_stride": data.frame_stride}
     if data.layout:
-        have["layout"], want["layout"] = info.layout, data.layout
+        actual["layout"], expected["layout"] = info.layout, data.layout
     else:
-        have["cameras"], want["cameras"] = tuple(info.cameras), cameras
-    for key, value in want.items():
-        if have[key] != value:
+        actual["cameras"], expected["cameras"] = tuple(info.cameras), cameras
+    for key, value in expected.items():
+        if actual[key] != value:
             raise ValueError(
-                f"{source.where}: its latents were made with {key} {have[key]}, config.data.{key} "
-                f"is {value}; change it back, or write latents into another folder by\n  "
-                f"{latents.command('DIR')}"
+                f"{source.where}: its latents were made with {key} {actual[key]}, "
+                f"config.data.{key} is {value}; change it back, or write latents into another "
+                f"folder by\n  {latents.command('DIR')}"
             )
 
 
 def _statistics(sources: list[Source], mode: str) -> dict[str, Any]:
-    """Stored ones where they are of exactly the episodes in use, else over all of those."""
+    """Returns stored statistics if they cover exactly the episodes in use, else computes them."""
     acting = labelled(sources)
     acting = [s for s in acting if not s.rollout] or acting
     one = acting[0].reader
@@ -271,11 +272,11 @@ def _statistics(sources: list[Source], mode: str) -> dict[str, Any]:
 
 
 def compute_statistics(readers, skips: Skips | None = None) -> dict[str, Any]:
-    """Statistics over all episodes of all readers; pictures are not decoded.
+    """Computes statistics over all episodes of all readers without decoding pictures.
 
     Args:
-      skips: bad episodes that may be passed over; none by default. Statistics of a single reader
-        say which were.
+      skips: counts bad episodes that may be skipped; none by default. Statistics of a single reader
+        record which ones were.
 
     Raises:
       RecordError: an episode is bad.
@@ -301,7 +302,8 @@ def compute_statistics(readers, skips: Skips | None = None) -> dict[str, Any]:
 
 
 def _check_origin(key: str, rows: Mapping[str, Any], reader: Reader, more: int) -> None:
-    """Count and digest of a key's statistics against the episodes; `more` rows than actions."""
+    """Compares count and digest of a key's statistics with the episodes; `more` rows than
+    actions."""
     good = np.ones(len(reader), bool)
     good[rows.get("skipped", [])] = False
     count = int(np.sum(reader.lengths[good] + more))
@@ -313,10 +315,11 @@ def _check_origin(key: str, rows: Mapping[str, Any], reader: Reader, more: int) 
 
 
 def checked(statistics: dict[str, Any], reader: Reader, mode: str) -> dict[str, Any]:
-    """`statistics`, if they are of what `reader` reads, and enough for a mode of normalisation.
+    """Returns `statistics` if they belong to `reader`'s episodes and suffice for a normalization
+    mode.
 
     Raises:
-      ValueError: they are of another robot or of other episodes, lack rows, or are no numbers.
+      ValueError: they belong to another robot or to other episodes, lack rows, or are not numbers.
     """
     info = reader.info
     try:

@@ -1,4 +1,4 @@
-"""What a data set holds (`Info`, stored with it) and what a batch of it holds (`DataSpec`)."""
+"""Describes the contents of a data set (`Info`, stored with it) and of its batches (`DataSpec`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ READABLE = (1, 2)
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-    """The sizes that data decides for a model.
+    """Holds the sizes that data determines for a model.
 
     Attributes:
       cameras: name -> (height, width), in the order of the composite picture.
@@ -28,9 +28,9 @@ class DataSpec:
       instruction_length: instruction tokens (n).
       control_hz: control steps per second.
       resize: how pictures of other sizes become those of `cameras`, see `transforms.Resize`; '' =
-        there are none.
-      layout: how the cameras make the picture, see `data.layout`; '' = side by side.
-      words: of the instructions, in the order of their ids; () = all are hashed, see
+        all have these sizes.
+      layout: arrangement of the cameras in the picture, see `data.layout`; '' = side by side.
+      words: words of the instructions, in the order of their ids; () = all are hashed, see
         `tokens.Vocabulary`.
     """
 
@@ -48,12 +48,12 @@ class DataSpec:
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
-        """What gives the words of instructions their ids."""
+        """Vocabulary that maps words of instructions to ids."""
         return Vocabulary(self.words)
 
     @property
     def picture(self) -> layouts.Layout:
-        """How the cameras stand in the picture.
+        """Arrangement of the cameras in the picture.
 
         Raises:
           ValueError: there is none, or the cameras are not equally high and no layout says how.
@@ -73,19 +73,20 @@ class DataSpec:
 
     @property
     def composite(self) -> tuple[int, int]:
-        """(height, width) of the picture that the cameras make; errors as of `picture`."""
+        """(height, width) of the composite picture; raises the same errors as `picture`."""
         return self.picture.size
 
     def to_json(self) -> dict[str, Any]:
-        """Plain json, to keep in a checkpoint. The cameras are a list: their order matters."""
+        """Returns plain JSON to store in a checkpoint. The cameras are a list, because their order
+        matters."""
         cameras = [[name, *size] for name, size in self.cameras.items()]
         out = dataclasses.asdict(self) | {"cameras": cameras, "words": list(self.words)}
-        later = ("resize", "layout", "words")  # specs of before say nothing of them
+        later = ("resize", "layout", "words")  # older specs lack them
         return {k: v for k, v in out.items() if v or k not in later}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> DataSpec:
-        """The reverse of `to_json`."""
+        """Reverses `to_json`."""
         cameras = {name: (h, w) for name, h, w in values["cameras"]}
         words = tuple(values.get("words", ()))
         return DataSpec(**dict(values) | {"cameras": cameras, "words": words})
@@ -93,18 +94,18 @@ class DataSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """What ``spec.json`` of a data set says.
+    """Holds the contents of a data set's ``spec.json``.
 
     Attributes:
       cameras: name -> (height, width).
-      proprio_dim, action_dim: of the robot, also where the actions are not recorded.
+      proprio_dim, action_dim: dimensions of the robot, even if the actions are not recorded.
       control_hz: control steps per second.
-      robot: its name.
-      action_names, proprio_names: of the dimensions, for messages and plots.
-      action_free: the episodes hold video and proprio, no actions.
-      collection: the settings that it was collected with, to recognise it by.
-      final_observation: whether what was seen after the last action is there; else an episode has
-        as many observations as actions, and its last one is stored twice.
+      robot: name of the robot.
+      action_names, proprio_names: names of the dimensions, for messages and plots.
+      action_free: whether the episodes hold video and proprio but no actions.
+      collection: settings of the collection, to recognize the data set by.
+      final_observation: whether the observation after the last action was recorded; otherwise an
+        episode has as many observations as actions, and its last one is stored twice.
       outcomes: whether rewards or success were recorded; else episodes have no returns.
     """
 
@@ -121,13 +122,13 @@ class Info:
     outcomes: bool = True
 
     def to_json(self) -> dict[str, Any]:
-        """Plain json, with the format version."""
+        """Returns plain JSON with the format version."""
         return {"format": FORMAT_VERSION, **dataclasses.asdict(self)}
 
     @staticmethod
     def from_json(values: Mapping[str, Any], where: str) -> Info:
-        """The reverse of `to_json`; `where` names the file in errors."""
-        later = {"final_observation": True, "outcomes": True}  # data sets before it had these
+        """Reverses `to_json`; `where` names the file in errors."""
+        later = {"final_observation": True, "outcomes": True}  # implied by older data sets
         values = later | dict(values)
         version = values.pop("format", None)
         if version not in READABLE:

@@ -1,8 +1,9 @@
-"""Random data in the formats of the real, to try a config without its data. It teaches nothing.
+"""Writes random data in the formats of real data, to try a config without its data; it teaches
+nothing.
 
-A source with ``stand_in = 8`` whose folder does not exist gets eight random episodes; its latents
-and the text embeddings are written by the same code that writes real ones, from stand-ins of the
-codec and of the text encoder. `codec` and `text_encoder` can also be named in the commands of
+A source with ``stand_in = 8`` whose folder does not exist gets eight random episodes; the code that
+writes real latents and text embeddings writes those too, from stand-ins of the codec and of the
+text encoder. `codec` and `text_encoder` can also be named in the commands of
 `wamjax.data.precompute` and `wamjax.data.embeddings`.
 """
 
@@ -26,10 +27,10 @@ TASKS = ("lift the block", "open the drawer", "put the bowl on the plate", "clos
 
 
 def ensure(config) -> None:
-    """Makes what the sources with ``stand_in`` and their text embeddings lack.
+    """Writes what the sources with ``stand_in`` and their text embeddings lack.
 
     Raises:
-      ValueError: a source with ``stand_in`` in a config that does not declare its sizes.
+      ValueError: the config has a source with ``stand_in`` but does not declare its sizes.
     """
     root = data_root(config.data.root)
     for name, entry in config.data.sources.items():
@@ -64,12 +65,13 @@ def _make(config, path: files.Path, count: int, action_free: bool) -> None:
 
 
 def _sizes(data) -> dict[str, tuple[int, int]]:
-    """(height, width) of the cameras, as declared."""
+    """Returns the declared (height, width) of each camera."""
     return cells_of(data) or dict.fromkeys(data.cameras, tuple(data.declared.camera_size))
 
 
 def _write(config, path: files.Path, count: int, action_free: bool) -> None:
-    """Random walks of the state; actions are its differences; pictures are a moving square."""
+    """Writes random walks of the state, their differences as actions, and pictures of a moving
+    square."""
     said, sizes = config.data.declared, _sizes(config.data)
     info = Info(
         cameras=sizes,
@@ -117,7 +119,7 @@ def _embed(config, root: files.Path, instructions: Sequence[str]) -> None:
     if (path / "cache.json").exists():
         cache = EmbeddingCache(path)
         if cache.settings != settings:
-            return  # a real one, or of another length: the pipeline says what does not fit
+            return  # a real one, or one of another length: the pipeline reports mismatches
         if not cache.missing(instructions):
             return
     with turn(path):
@@ -126,7 +128,8 @@ def _embed(config, root: files.Path, instructions: Sequence[str]) -> None:
 
 
 def codec(sizes: str):
-    """A stand-in of a causal video codec; `sizes` is CHANNELSxSPATIALxTEMPORAL, as 48x16x4.
+    """Returns a stand-in for a causal video codec; `sizes` is CHANNELSxSPATIALxTEMPORAL, e.g.
+    48x16x4.
 
     Each latent is a random projection of the mean colour of its square, mixed with that of the
     frames before it.
@@ -150,7 +153,8 @@ def codec(sizes: str):
 
 
 def text_encoder(width: str, length: int):
-    """A stand-in of a text encoder, `width` wide: a random row for each word, and one at the end.
+    """Returns a stand-in for a text encoder, `width` wide: a random row per word, and one at the
+    end.
 
     Source of the rows: a hash of the word and its position.
     """

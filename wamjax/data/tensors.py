@@ -1,4 +1,5 @@
-"""Arrays in safetensors files: written atomically, read as views of one memory map per file."""
+"""Stores arrays in safetensors files: written atomically, read as views of one memory map per
+file."""
 
 from __future__ import annotations
 
@@ -15,22 +16,23 @@ from wamjax.weights import safetensors, tensor
 def write(
     path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Writes a file beside `path` and renames it when it is complete.
+    """Writes a file next to `path` and renames it when it is complete.
 
     Raises:
-      ValueError: an array of a dtype that the format does not have.
+      ValueError: the format does not support an array's dtype.
     """
     with files.draft(path, replace=True) as draft:
         safetensors.write(draft, {name: tensor.of(x) for name, x in arrays.items()}, metadata)
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays of a file, read-only, and its metadata.
+    """Returns the read-only arrays of a file and its metadata.
 
-    One map serves all arrays: a file may hold thousands, and a process has only so many maps.
+    One map serves all arrays: a file may hold thousands, and a process has a limited number of
+    maps.
 
     Raises:
-      ValueError: it is not such a file, or cut off.
+      ValueError: the file has another format or is truncated.
     """
     local = files.fetch(path)
     try:

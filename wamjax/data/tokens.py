@@ -1,4 +1,5 @@
-"""Instructions to token ids: one for each word of the data, and a stable hash of every other."""
+"""Maps instructions to token ids: one id per word of the data, and a stable hash for other
+words."""
 
 from __future__ import annotations
 
@@ -22,26 +23,26 @@ def words(text: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """The ids of words: those of `words` are 1 to n, all others share the ids behind them.
+    """Maps words to ids: those of `words` are 1 to n, all others share the ids after them.
 
-    An unknown word is never taken for one of `words`; two unknown ones may share an id. Without
-    `words` every word is hashed, as it was before data said its words.
+    An unknown word is never mistaken for one of `words`; two unknown ones may share an id. Without
+    `words` every word is hashed, as in older data.
 
     Attributes:
-      words: of the instructions that are trained on, in the order of their ids.
+      words: words of the training instructions, in the order of their ids.
     """
 
     words: tuple[str, ...] = ()
 
     @staticmethod
     def of(texts: Iterable[str], first: Sequence[str] = ()) -> Vocabulary:
-        """Numbers the words of texts, sorted, behind those of a run that is gone on from."""
+        """Numbers the words of texts, sorted, after those of the run to continue."""
         more = {word for text in texts for word in words(text)} - set(first)
         return Vocabulary((*first, *sorted(more)))
 
     @property
     def size(self) -> int:
-        """Number of ids, with that of padding: rows of an embedding."""
+        """Number of ids including padding: rows of an embedding."""
         return max(SIZE, len(self.words) + UNKNOWN)
 
     @functools.cached_property
@@ -49,7 +50,7 @@ class Vocabulary:
         return {word: i for i, word in enumerate(self.words, 1)}
 
     def token(self, word: str) -> int:
-        """Gives the id of a lower-case word."""
+        """Returns the id of a lower-case word."""
         if (known := self._ids.get(word)) is not None:
             return known
         digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
@@ -57,10 +58,10 @@ class Vocabulary:
         return int.from_bytes(digest, "big") % (self.size - first) + first
 
     def tokenize(self, text: str, length: int) -> Int[np.ndarray, " n"]:
-        """Gives the ids of the words of a text, int32, padded with 0 to `length`.
+        """Returns the ids of the words of a text, int32, padded with 0 to `length`.
 
         Raises:
-          ValueError: more than `length` words.
+          ValueError: the text has more than `length` words.
         """
         ids = [self.token(word) for word in words(text)]
         if len(ids) > length:
@@ -72,13 +73,13 @@ class Vocabulary:
 
 
 def check_same(ours: Sequence[str], theirs: Sequence[str], who: str) -> None:
-    """Checks that two policies give words the same ids.
+    """Checks that two policies map words to the same ids.
 
     Args:
-      who: the second one, for the message.
+      who: name of the second policy, for the message.
 
     Raises:
-      ValueError: they do not.
+      ValueError: they differ.
     """
     if tuple(ours) != tuple(theirs):
         odd = sorted(set(ours) ^ set(theirs))[:5]

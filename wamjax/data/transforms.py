@@ -1,7 +1,7 @@
-"""Pairs of transforms between what robots speak and what models read.
+"""Pairs of transforms between robot units and model inputs.
 
-`sample_transforms` is the one chain that training, evaluation and serving share. Each transform
-touches only the keys that it knows and that are present, so the same chain takes a whole window
+Training, evaluation and serving share the one chain `sample_transforms`. Each transform touches
+only the keys that it knows and that are present, so the same chain takes a whole window
 (training), an observation (acting), or, backwards, a plan of actions.
 """
 
@@ -22,7 +22,7 @@ Sample = dict[str, Any]
 
 
 class Transform(Protocol):
-    """forward: robot to model; inverse: model to robot. Neither changes its argument."""
+    """Maps robot to model (forward) and model to robot (inverse); neither changes its argument."""
 
     def forward(self, sample: Sample) -> Sample: ...
 
@@ -31,18 +31,18 @@ class Transform(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Transforms one after the other, and backwards."""
+    """Applies transforms one after the other, and in reverse for the inverse."""
 
     transforms: tuple[Transform, ...]
 
     def forward(self, sample: Sample) -> Sample:
-        """Robot to model."""
+        """Maps robot to model."""
         for transform in self.transforms:
             sample = transform.forward(sample)
         return sample
 
     def inverse(self, sample: Sample) -> Sample:
-        """Model to robot."""
+        """Maps model to robot."""
         for transform in reversed(self.transforms):
             sample = transform.inverse(sample)
         return sample
@@ -50,9 +50,9 @@ class Chain:
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """images {camera: (..., _, _, 3)} of any size -> of the sizes that the model sees.
+    """Resizes images {camera: (..., _, _, 3)} of any size to the model's sizes.
 
-    What was lost cannot be turned back: pictures of the model stay as they are.
+    The inverse leaves pictures as they are, because resizing loses information.
 
     Attributes:
       cameras: name -> (height, width).
@@ -63,7 +63,7 @@ class Resize:
     how: str
 
     def forward(self, sample: Sample) -> Sample:
-        """Resizes what is not of its size yet."""
+        """Resizes pictures that have other sizes."""
         if "images" not in sample:
             return sample
         resized = {name: pictures.resize(x, self.cameras[name], self.how)
@@ -71,18 +71,18 @@ class Resize:
         return sample | {"images": sample["images"] | resized}
 
     def inverse(self, sample: Sample) -> Sample:
-        """Nothing to do."""
+        """Returns its argument unchanged."""
         return sample
 
 
 @dataclasses.dataclass(frozen=True)
 class Composite:
-    """images {camera: (..., h, w, 3)} <-> video (..., H, W, 3), cameras as a layout puts them."""
+    """Maps images {camera: (..., h, w, 3)} <-> video (..., H, W, 3) by a layout of the cameras."""
 
     layout: Layout
 
     def forward(self, sample: Sample) -> Sample:
-        """Joins the cameras; a missing or differently sized one is a ValueError."""
+        """Joins the cameras; raises ValueError if one is missing or has another size."""
         if "images" not in sample:
             return sample
         rest = {k: v for k, v in sample.items() if k != "images"}
@@ -98,18 +98,18 @@ class Composite:
 
 @dataclasses.dataclass(frozen=True)
 class Normalize:
-    """Actions and proprio in robot units <-> normalised.
+    """Maps actions and proprio between robot units and normalized units.
 
     Attributes:
-      padded: what stands in the place of invalid actions is normalised like the others; otherwise
-        it becomes 0. Where no action of a window is valid, all are 0.
+      padded: whether the values of invalid actions are normalized like the others; otherwise they
+        become 0. If no action of a window is valid, all are 0.
     """
 
     normalizers: Mapping[str, Normalizer]
     padded: bool = False
 
     def forward(self, sample: Sample) -> Sample:
-        """To normalised units."""
+        """Maps to normalized units."""
         out = {k: n.forward(sample[k]) for k, n in self.normalizers.items() if k in sample}
         if "actions" in out and "action_valid" in sample:
             keep = sample["action_valid"]
@@ -118,7 +118,7 @@ class Normalize:
         return sample | out
 
     def inverse(self, sample: Sample) -> Sample:
-        """To robot units."""
+        """Maps to robot units."""
         return sample | {
             k: n.inverse(sample[k]) for k, n in self.normalizers.items() if k in sample
         }
@@ -126,38 +126,38 @@ class Normalize:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenize:
-    """The instruction's words to ids. Ids cannot be turned back: they stay as they are."""
+    """Maps the instruction's words to ids; the inverse leaves the ids as they are."""
 
     length: int
     vocabulary: Vocabulary
 
     def forward(self, sample: Sample) -> Sample:
-        """Text to int32 (n,)."""
+        """Maps text to int32 (n,)."""
         if not isinstance(sample.get("instruction"), str):
             return sample
         ids = self.vocabulary.tokenize(sample["instruction"], self.length)
         return sample | {"instruction": ids}
 
     def inverse(self, sample: Sample) -> Sample:
-        """Nothing to do."""
+        """Returns its argument unchanged."""
         return sample
 
 
 @dataclasses.dataclass(frozen=True)
 class Embed:
-    """The instruction to the text embedding that was computed for it ahead of time."""
+    """Maps the instruction to its precomputed text embedding."""
 
     cache: EmbeddingCache
 
     def forward(self, sample: Sample) -> Sample:
-        """Text to context bfloat16 (s, width)."""
+        """Maps text to context bfloat16 (s, width)."""
         if not isinstance(sample.get("instruction"), str):
             return sample
         rest = {k: v for k, v in sample.items() if k != "instruction"}
         return rest | {"context": self.cache.lookup(sample["instruction"])}
 
     def inverse(self, sample: Sample) -> Sample:
-        """Nothing to do."""
+        """Returns its argument unchanged."""
         return sample
 
 
@@ -167,22 +167,22 @@ def sample_transforms(
     cache: EmbeddingCache | None = None,
     padded: bool = False,
 ) -> Chain:
-    """The chain from a window or an observation in robot units to what the model reads.
+    """Returns the chain from a window or an observation in robot units to the model's inputs.
 
     Args:
-      spec: of the data.
-      normalizers: of actions and proprio.
-      cache: of text embeddings, for models that read those; else instructions become word ids.
+      spec: sizes of the data.
+      normalizers: normalizers of actions and proprio.
+      cache: text embeddings, for models that read them; otherwise instructions become word ids.
       padded: see `Normalize`.
     """
     words = Tokenize(spec.instruction_length, spec.vocabulary)
     text = words if cache is None else Embed(cache)
     proprio = {"future_proprio": normalizers["proprio"]} if "proprio" in normalizers else {}
-    seen = (*views(spec).transforms, Normalize(dict(normalizers) | proprio, padded), text)
-    return Chain(seen)
+    chain = (*views(spec).transforms, Normalize(dict(normalizers) | proprio, padded), text)
+    return Chain(chain)
 
 
 def views(spec: DataSpec) -> Chain:
-    """The part of the chain that makes the picture of the cameras' pictures."""
+    """Returns the part of the chain that composes the cameras' pictures."""
     resize = (Resize(spec.cameras, spec.resize),) if spec.resize else ()
     return Chain((*resize, Composite(spec.picture)))

@@ -1,15 +1,15 @@
-"""Windows of episodes: every step of every episode is the start of one.
+"""Cuts episodes into windows: every step of every episode starts one.
 
-Where pictures were encoded ahead of time, the window starts are those whose latents are stored.
+If pictures were encoded ahead of time, the window starts are those whose latents are stored.
 
-A window is f frames at offsets 0, stride, 2 stride, ... and the j actions from its start on. What
-lies past the end of the episode is masked padding: the last frame repeated, actions as
-`padding` says. A window never reaches into the next episode.
+A window is f frames at offsets 0, stride, 2 stride, ... and the j actions from its start on. Past
+the end of the episode is masked padding: the last frame repeated, and actions as `padding` says. A
+window never reaches into the next episode.
 
-An episode of T actions has T + 1 observations, and success is seen in the last one. Where a source
-has but T, the last action is dropped, or the last observation is stored twice and the data set says
-so (`Info.final_observation`); both ways the frames, and the steps to go, are those that public
-readers of T observations label them with.
+An episode of T actions has T + 1 observations, and success shows in the last one. If a source has
+only T, either the last action is dropped, or the last observation is stored twice and the data set
+records it (`Info.final_observation`); in both cases the frames and the steps to go are those that
+public readers of T observations label them with.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from wamjax.data.records import Episode, RecordError
 from wamjax.data.skips import TRIES, Skips, instead
 from wamjax.data.spec import DataSpec
 
-GRIPPER = "grip"  # held by default; it need not be there
+GRIPPER = "grip"  # held by default; may be missing
 
 
 class Windows:
-    """Random access to the windows of a data set; planned from the index alone.
+    """Gives the windows of a data set by random access, planned from the index alone.
 
     An element is a dict of images {camera: uint8 (f, h, w, 3)} or latents bfloat16 (t, h, w, c),
     proprio f32 (p,), actions f32 (j, a), instruction str, frame_valid bool (f,), action_valid bool
-    (j,), episode int32; units are those of the robot. Also what comes of it: future_proprio f32
+    (j,), episode int32; units are those of the robot. It also has the outcome: future_proprio f32
     (p,), the state at the end of the chunk or of the episode; score f32 and to_go f32, see
-    `outcome`, from there on; rollout bool.
+    `outcome`, from that state on; rollout bool.
 
     Args:
-      reader: the episodes.
+      reader: reads the episodes.
       spec: the shape of a window.
-      action_free: never looks at the actions; action_valid is False throughout.
+      action_free: never read the actions; action_valid is False throughout.
       offset: added to the number of the episode, to tell sources apart.
-      latents: read instead of pictures.
-      rollout: of a policy, not to be imitated.
-      successes: where nothing says how episodes ended, all did in success.
-      ended: "success" or "failure": only windows of episodes that ended so; "": of all.
-      hold: see `held`; () where all actions behind the end are 0.
+      latents: latents to read instead of pictures.
+      rollout: whether a policy made the episodes, so they are not imitated.
+      successes: treat episodes without a recorded outcome as successful.
+      ended: "success" or "failure": only windows of episodes with this outcome; "": all.
+      hold: see `held`; () if all actions after the end are 0.
       bounds: of states and actions, see `wamjax.data.normalize.bounds`; an episode that leaves them
         is a bad record.
-      skips: bad records that may be passed over; the window is then another one of the source,
+      skips: counts bad records that may be skipped; the window is then another one of the source,
         chosen by its number alone. None by default.
     """
 
@@ -82,12 +82,12 @@ class Windows:
         return int(self._ends[-1])
 
     def __repr__(self) -> str:
-        made = f", latents={self.latents!r}" if self.latents else ""
-        made += ", rollout=True" * self.rollout + f", ended={self.ended!r}" * bool(self.ended)
-        return f"Windows({self.reader!r}, {self.spec!r}, action_free={self.action_free}{made})"
+        options = f", latents={self.latents!r}" if self.latents else ""
+        options += ", rollout=True" * self.rollout + f", ended={self.ended!r}" * bool(self.ended)
+        return f"Windows({self.reader!r}, {self.spec!r}, action_free={self.action_free}{options})"
 
     def locate(self, i: int) -> tuple[int, int]:
-        """(episode, step) that window `i` starts at."""
+        """Returns the (episode, step) that window `i` starts at."""
         if not 0 <= i < len(self):
             raise IndexError(f"window {i} of {len(self)}")
         episode = int(np.searchsorted(self._ends, i, side="right"))
@@ -104,7 +104,7 @@ class Windows:
         raise RecordError(f"{self.reader.path}: none of {TRIES} windows can be read")
 
     def _read(self, number: int, start: int) -> dict[str, Any]:
-        """The window of an episode that starts at a step."""
+        """Returns the window of an episode that starts at a step."""
         spec, episode = self.spec, self._episode(number)
         actions = np.zeros((spec.chunk, spec.action_dim), np.float32)
         valid = np.zeros(spec.chunk, bool)
@@ -135,7 +135,7 @@ class Windows:
         }
 
     def _episode(self, number: int) -> Episode:
-        """An episode within the bounds."""
+        """Returns an episode whose numbers lie within the bounds."""
         episode = self.reader[number]
         for key, (low, high) in self._bounds.items():
             if key == "actions" and self.action_free:
@@ -151,7 +151,7 @@ class Windows:
         return episode
 
     def _seen(self, number: int, start: int, episode: Episode) -> dict[str, Any]:
-        """The latents of a window, or its pictures."""
+        """Returns the latents of a window, or its pictures."""
         if self.latents:
             return {"latents": self.latents.read(number, start)}
         reader, sizes = self.reader, self.reader.info.cameras
@@ -169,14 +169,14 @@ class Windows:
 
 
 def padding(text: str) -> tuple[str, ...] | None:
-    """What ``config.data.padding`` says of the actions behind the end of an episode.
+    """Parses ``config.data.padding``, which sets the actions after the end of an episode.
 
     Returns:
-      The words of `held`, where the others are 0 in robot units; or None for "normalized", where
-      all are 0 in normalised units, as in runs that were trained before there was a choice.
+      The words for `held`, with all other actions 0 in robot units; or None for "normalized": all
+      actions are 0 in normalized units, as in runs older than this setting.
 
     Raises:
-      ValueError: it says neither.
+      ValueError: the text is neither.
     """
     kind, _, words = text.partition(":")
     if text == "normalized":
@@ -190,57 +190,59 @@ def padding(text: str) -> tuple[str, ...] | None:
 
 
 def held(words: Sequence[str], names: Sequence[str], dim: int) -> np.ndarray:
-    """Which dimensions of the actions keep their last command behind the end: bool (dim,).
+    """Returns which dimensions of the actions keep their last command after the end: bool (dim,).
 
-    Published of Fast-WAM: motions are 0 there, in robot units, and a gripper keeps its command.
+    As published for Fast-WAM, motions are 0 there in robot units, and a gripper keeps its command.
 
     Args:
-      words: their numbers, or regexes that are searched in `names`.
-      names: of the dimensions, if somebody said; of none, the gripper is nowhere.
+      words: numbers of the dimensions, or regexes that are searched in `names`.
+      names: names of the dimensions if known; without names no gripper is found.
 
     Raises:
-      ValueError: a word names no dimension; only a missing gripper is no error.
+      ValueError: a word matches no dimension; a missing gripper is not an error.
     """
     out = np.zeros(dim, bool)
     for word in words:
         if word.isdigit():
-            found = [int(word)] if int(word) < dim else []
+            matches = [int(word)] if int(word) < dim else []
         else:
-            found = [i for i, name in enumerate(names[:dim]) if re.search(word, name)]
-            found = list(range(dim)) if word == ".*" else found
-        if not found and word != GRIPPER:
+            matches = [i for i, name in enumerate(names[:dim]) if re.search(word, name)]
+            matches = list(range(dim)) if word == ".*" else matches
+        if not matches and word != GRIPPER:
             raise ValueError(
                 f"config.data.padding: {word!r} names none of the {dim} actions, which are "
                 f"{list(names) or 'nameless: give their numbers'}"
             )
-        out[found] = True
+        out[matches] = True
     return out
 
 
 def outcome(returns: np.ndarray, at: int, final: bool = True) -> tuple[float, int]:
-    """What the task is going to be worth at observation `at`, and how many steps later.
+    """Returns the task's future reward at observation `at` and the steps until it.
 
     Args:
       returns: f32 (T,), discounted sums of one reward, given for the action that ends the task; the
-        reward may be partial, and 0 for failure. What it was discounted by does not matter:
-        nothing too, as long as returns are 0 once the reward has been given.
+        reward may be partial, and 0 for failure. The discount does not matter; it may also be 1, as
+        long as returns are 0 once the reward has been given.
       at: an observation, 0 to T.
-      final: whether there is one after the last action; if not, observation T is T - 1 once more,
-        and success counts as seen in the observation that its action was chosen at.
+      final: whether there is an observation after the last action; if not, observation T repeats T
+        - 1, and success counts as observed where its action was chosen.
 
     Returns:
-      (the reward; control steps from `at` until it has been given, 0 from then on).
+      (the reward; control steps from `at` until it is given, 0 from then on).
     """
     reward = np.max(returns)
-    given = int(np.flatnonzero(returns == reward)[-1])  # undiscounted, all returns before equal it
-    return float(reward), max(given + final - at, 0)
+    rewarded = int(
+        np.flatnonzero(returns == reward)[-1]
+    )  # undiscounted, all returns before equal it
+    return float(reward), max(rewarded + final - at, 0)
 
 
 def chosen(reader: Reader, ended: str) -> np.ndarray:
-    """Which episodes ended so, see `Windows`: bool (episodes,).
+    """Returns which episodes have the outcome `ended`, see `Windows`: bool (episodes,).
 
     Raises:
-      ValueError: `ended` is none of the ways, or no episode did.
+      ValueError: `ended` is not an outcome, or no episode has it.
     """
     if ended not in ("", "success", "failure"):
         raise ValueError(f"ended {ended!r} is not 'success', 'failure' or ''")

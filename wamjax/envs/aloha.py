@@ -1,11 +1,11 @@
-"""ALOHA in simulation: two ViperX arms that hand a cube over, or put a peg into a socket.
+"""ALOHA in simulation: two ViperX arms hand a cube over, or insert a peg into a socket.
 
     pip install 'wamjax[aloha]'
     python -m wamjax.collect --env=aloha --tasks=transfer_cube --episodes=100 --out=DIR
 
-Actions are absolute joint angles and gripper openings (0 closed, 1 open), left arm first, 50 times
-a second; the robot feels the same 14 numbers. The task is achieved at the published reward of 4:
-the left gripper has the cube, off the table; the peg touches the pin within the socket. The experts
+Actions are absolute joint angles and gripper openings (0 closed, 1 open), left arm first, at 50 Hz;
+proprio has the same 14 numbers. The task is achieved at the published reward of 4: the left
+gripper holds the cube off the table, or the peg touches the pin inside the socket. The experts
 solve inverse kinematics, see `aloha_expert`. Stock pictures: ``size=480,width=640,fast=false``.
 
 Source: gym-aloha 0.1.5 (Zhao et al., arXiv 2304.13705); MuJoCo 3.3.0.
@@ -32,13 +32,13 @@ JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_ro
 
 
 class Environment:
-    """See `wamjax.envs.worker.Environment`; one simulator for each task.
+    """Simulates ALOHA, with one simulator per task; see `wamjax.envs.worker.Environment`.
 
-    The stock ``step`` of the package draws three pictures of 640 x 480 whether anybody looks or
-    not; here the same physics and the same rewards go without.
+    The package's own ``step`` always renders three pictures of 640 x 480; this class has the same
+    physics and rewards without that cost.
 
     Args:
-      size, width: of the pictures; width 0: as high.
+      size, width: height and width of the pictures; width 0: equal to the height.
       fast: see `wamjax.envs.render.Renderer`.
     """
 
@@ -62,7 +62,7 @@ class Environment:
         }
 
     def reset(self, task: str, seed: int, shift: Mapping[str, float]):
-        """Starts an episode with objects where the seed puts them, as the package does."""
+        """Starts an episode with the objects at the seed's places, as in the package."""
         del shift
         self._task, self._time, self._plan = task, 0, None
         self._physics, self._rules, self._renderer = self._open(task)
@@ -76,20 +76,20 @@ class Environment:
         sim.BOX_POSE[0] = self._objects = objects
         with self._physics.reset_context():
             self._rules.initialize_episode(self._physics)
-        return self._seen()
+        return self._observation()
 
     def step(self, action: np.ndarray):
-        """One control step of 20 ms."""
+        """Executes one control step of 20 ms."""
         from gym_aloha.constants import DT
 
         physics = self._physics
         self._rules.before_step(np.asarray(action, float), physics)
         physics.step(round(DT / physics.timestep()))
         self._time += 1
-        return self._seen(), self._rules.get_reward(physics) == ACHIEVED
+        return self._observation(), self._rules.get_reward(physics) == ACHIEVED
 
     def intend(self) -> np.ndarray:
-        """What the expert does now."""
+        """Returns the expert's action."""
         from wamjax.envs import aloha_expert
 
         model = self._physics.model.ptr
@@ -101,7 +101,7 @@ class Environment:
         return self._plan[min(self._time, len(self._plan) - 1)]
 
     def close(self) -> None:
-        """Lets go of the simulators."""
+        """Releases the simulators."""
         for physics, _, renderer in self._simulators.values():
             renderer.close()
             physics.free()
@@ -120,7 +120,7 @@ class Environment:
             self._simulators[task] = physics, rules(), renderer
         return self._simulators[task]
 
-    def _seen(self):
+    def _observation(self):
         return {"images": self._draw, "proprio": self._rules.get_qpos(self._physics)}
 
     def _draw(self) -> dict[str, np.ndarray]:
@@ -128,7 +128,7 @@ class Environment:
 
 
 def world(size: int = SIZE, width: int = 0, fast: bool = True, **options: Any):
-    """ALOHA as a world.
+    """Returns ALOHA as a world.
 
     Args:
       size, width, fast: see `Environment`.

@@ -1,8 +1,8 @@
-"""Experts of ALOHA's tasks: waypoints of both gripper tips, joints by damped least squares.
+"""Experts for ALOHA's tasks: waypoints of both gripper tips, joints by damped least squares.
 
-A plan is made from where the objects are, and carried out without looking, but for the insertion:
-there the expert looks once more at what it holds, since things slip when fingers close. Between
-waypoints a tip moves straight; the joints are solved for at every fifth control step and
+A plan is made from the places of the objects and executed without observing, except in the
+insertion: there the expert checks once what it holds, since things slip when fingers close.
+Between waypoints a tip moves straight; the joints are solved for every fifth control step and
 interpolated.
 """
 
@@ -13,19 +13,20 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 
-TIP = 0.1347  # metres from a gripper's link to between its fingers
+TIP = 0.1347  # metres from a gripper's link to the point between its fingers
 EVERY = 5  # control steps between solutions
-ITERATIONS, DAMPING, TURN, MOST = 150, 1e-5, 0.3, 0.2  # of the solver; TURN weighs angles
+ITERATIONS, DAMPING, TURN, MOST = 150, 1e-5, 0.3, 0.2  # settings of the solver; TURN weighs angles
 SPEED = {"transfer_cube": 1.5, "insertion": 1.0}  # waypoints' times are divided by it
-FIRST = 0.02239  # of the fingers when an episode starts, metres
+FIRST = 0.02239  # opening of the fingers when an episode starts, metres
 DOWN = -60.0  # degrees that a gripper is tilted to pick something up
 LOOK = 175  # control step at which peg and socket are in the air and at rest
-APART, TOGETHER, LIFT = 0.12, 0.03, 0.013  # metres of a tip from the middle; of the peg's, up
+APART, TOGETHER, LIFT = 0.12, 0.03, 0.013  # metres: tips from the middle; the peg's tip upwards
 MEET = np.array([0.0, 0.5, 0.2])  # where peg and socket meet
 
 
 class Waypoint(NamedTuple):
-    """Where a tip is at a control step; a turn is relative to pointing to the table's middle."""
+    """Holds the pose of a tip at a control step; its turn is relative to pointing at the table's
+    middle."""
 
     step: float
     place: np.ndarray
@@ -34,7 +35,7 @@ class Waypoint(NamedTuple):
 
 
 class Arm:
-    """An arm of the model, and its joints by the place of its tip.
+    """Computes an arm's tip from its joints and back.
 
     Args:
       model: an ``MjModel`` of a task.
@@ -53,7 +54,7 @@ class Arm:
         self._ahead = Rotation.from_euler("z", 0 if side == "left" else 180, degrees=True)
 
     def tip(self, angles: np.ndarray) -> tuple[np.ndarray, Rotation]:
-        """(place, turn) of the tip."""
+        """Returns (place, turn) of the tip."""
         data = self._data
         data.qpos[self.joints] = angles
         self._mujoco.mj_kinematics(self._model, data)
@@ -63,15 +64,16 @@ class Arm:
         return place, Rotation.from_matrix(frame) * self._ahead.inv()
 
     def solve(self, angles: np.ndarray, place: np.ndarray, turn: Rotation) -> np.ndarray:
-        """Angles that bring the tip there, from near ones; as near as the joints allow."""
-        along, around = np.zeros((3, self._model.nv)), np.zeros((3, self._model.nv))
+        """Returns angles that bring the tip there, starting from `angles`; as close as the joints
+        allow."""
+        linear, angular = np.zeros((3, self._model.nv)), np.zeros((3, self._model.nv))
         for _ in range(ITERATIONS):
-            at, now = self.tip(angles)
-            missing = np.concatenate([place - at, TURN * (turn * now.inv()).as_rotvec()])
+            position, rotation = self.tip(angles)
+            missing = np.concatenate([place - position, TURN * (turn * rotation.inv()).as_rotvec()])
             if np.abs(missing).max() < 1e-4:
                 break
-            self._mujoco.mj_jac(self._model, self._data, along, around, at, self._body)
-            jacobian = np.concatenate([along[:, self.joints], TURN * around[:, self.joints]])
+            self._mujoco.mj_jac(self._model, self._data, linear, angular, position, self._body)
+            jacobian = np.concatenate([linear[:, self.joints], TURN * angular[:, self.joints]])
             square = jacobian @ jacobian.T + DAMPING * np.eye(6)
             change = jacobian.T @ np.linalg.solve(square, missing)
             angles = np.clip(angles + np.clip(change, -MOST, MOST), *self._range.T)
@@ -79,11 +81,11 @@ class Arm:
 
 
 class Slip(NamedTuple):
-    """How the peg is to be moved so that it is in line with the socket.
+    """Holds the correction that aligns the peg with the socket.
 
     Attributes:
-      turn: of its gripper.
-      place: that the tip goes farther, metres; along the socket it is 0.
+      turn: rotation of the peg's gripper.
+      place: extra displacement of the tip, metres; 0 along the socket.
     """
 
     turn: Rotation
@@ -91,7 +93,7 @@ class Slip(NamedTuple):
 
 
 def slip(held: np.ndarray) -> Slip:
-    """What went wrong when the fingers closed.
+    """Returns the correction for what slipped when the fingers closed.
 
     Args:
       held: poses (7,) of peg and socket at step `LOOK`.
@@ -99,20 +101,20 @@ def slip(held: np.ndarray) -> Slip:
     peg, socket = held[:3], held[7:10]
     turns = [Rotation.from_quat(held[i : i + 4], scalar_first=True) for i in (3, 10)]
     turn = turns[1] * turns[0].inv()
-    right, left = MEET + [APART, 0, LIFT], MEET + [-APART, 0, 0]  # where the tips were sent
-    # The socket stays as it is in its gripper; the peg turns about the tip that holds it.
+    right, left = MEET + [APART, 0, LIFT], MEET + [-APART, 0, 0]  # the targets of the tips
+    # The socket stays as it is; the peg turns about the tip that holds it.
     missing = (socket - left) - (turn.apply(peg - right) + [0, 0, LIFT])
     return Slip(turn, missing * [0, 1, 1])
 
 
 def plan(model, task: str, objects: np.ndarray, slipped: Slip | None = None) -> np.ndarray:
-    """Actions of an episode, (n, 14).
+    """Returns the actions of an episode, (n, 14).
 
     Args:
       model: an ``MjModel`` of the task.
-      task: of `wamjax.envs.aloha.SENTENCES`.
-      objects: poses (7,) of what lies on the table, one after another.
-      slipped: put right after step `LOOK`; nothing before it depends on it.
+      task: key of `wamjax.envs.aloha.SENTENCES`.
+      objects: poses (7,) of the objects on the table, concatenated.
+      slipped: correction applied after step `LOOK`; nothing before it depends on it.
     """
     from gym_aloha.constants import START_ARM_POSE, normalize_puppet_gripper_position
 
@@ -126,7 +128,7 @@ def plan(model, task: str, objects: np.ndarray, slipped: Slip | None = None) -> 
 
 
 def _track(arm: Arm, angles: np.ndarray, grip: float, way: list[Waypoint], speed: float):
-    """Actions of one arm along its waypoints, (n, 7)."""
+    """Returns the actions of one arm along its waypoints, (n, 7)."""
     times, keys = [0.0], [np.append(angles, grip)]
     before = Waypoint(0.0, *arm.tip(angles), grip)
     for point in way:
@@ -143,7 +145,8 @@ def _track(arm: Arm, angles: np.ndarray, grip: float, way: list[Waypoint], speed
 
 
 def _transfer(objects: np.ndarray) -> tuple[list[Waypoint], list[Waypoint]]:
-    """The right arm lifts the cube to the middle, the left one takes it there."""
+    """Returns waypoints: the right arm lifts the cube to the middle, the left one takes it
+    there."""
     cube, meet = np.array([*objects[:2], 0.02]), np.array([0.0, 0.5, 0.25])
     down, side = _turn("y", DOWN), _turn("x", 90)
     near, far = meet + [0.01, 0, -0.02], meet + [-0.12, 0, -0.02]
@@ -164,7 +167,7 @@ def _transfer(objects: np.ndarray) -> tuple[list[Waypoint], list[Waypoint]]:
 def _insertion(
     objects: np.ndarray, slipped: Slip | None
 ) -> tuple[list[Waypoint], list[Waypoint]]:
-    """Both arms lift what lies on their side, and bring the two together in the air."""
+    """Returns waypoints: both arms lift the object on their side and join the two in the air."""
     # A tip lower than this presses the fingers onto the table, where they cannot close.
     peg, socket = np.array([*objects[:2], 0.022]), np.array([*objects[7:9], 0.022])
     slipped = slipped or Slip(Rotation.identity(), np.zeros(3))

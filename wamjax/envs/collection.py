@@ -1,4 +1,4 @@
-"""Demonstrations of a world's scripted expert, as a data set."""
+"""Collects demonstrations of a world's scripted expert as a data set."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ MIN_SUCCESS = 0.02  # the collection gives up below this success rate
 
 
 class Settings(NamedTuple):
-    """What decides the content of a data set.
+    """Determines the content of a data set.
 
     Attributes:
       env: the world, see `wamjax.envs.world.open_world`.
-      tasks: names; equally many episodes of each (to within one). () = all of the world.
-      episodes: in total.
+      tasks: names; the same number of episodes of each (to within one). () = all of the world.
+      episodes: total number.
       noise: standard deviation of the noise on the expert's actions, in action units.
-      seed: of everything.
+      seed: seed of everything.
       action_free: store video and proprio only.
-      keep_failures: keep episodes that fail, too.
-      intended: label a step with what the expert meant to do there, not with what noise made of it:
-        noise then shows how to recover (as in DART, arXiv 1703.09327) and is not itself imitated.
-      confusion: share of the episodes in which the expert goes for the wrong thing, in worlds with
+      keep_failures: also keep episodes that fail.
+      intended: label a step with the expert's intended action instead of the noisy one: noise then
+        shows how to recover (as in DART, arXiv 1703.09327) and is not imitated itself.
+      confusion: share of episodes in which the expert goes for the wrong target, in worlds with
         such an expert; they are demonstrations too, and most of them fail.
     """
 
@@ -55,16 +55,17 @@ class Settings(NamedTuple):
     confusion: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """As stored in ``spec.json``; what was made before there was confusion has none."""
+        """Returns the values for ``spec.json``; without `confusion` if it is 0, as in older data
+        sets."""
         values = {**self._asdict(), "tasks": list(self.tasks)}
         return values if self.confusion else {k: v for k, v in values.items() if k != "confusion"}
 
 
 def collect(out, settings: Settings, progress: bool = True) -> dict[str, Any]:
-    """Simulates, draws and writes a data set.
+    """Simulates, renders and writes a data set.
 
     Args:
-      out: its folder; must not exist.
+      out: folder of the data set; must not exist.
       settings: what to collect.
       progress: whether to show a bar.
 
@@ -72,11 +73,11 @@ def collect(out, settings: Settings, progress: bool = True) -> dict[str, Any]:
       A summary: episodes, steps, simulated episodes, success rate, bytes, seconds.
 
     Raises:
-      ValueError: an unknown task, or a world without an expert.
+      ValueError: the task is unknown, or the world has no expert.
       RuntimeError: hardly any episode succeeds.
     """
     world, settings = _checked(settings)
-    begin = time.perf_counter()
+    start = time.perf_counter()
     tried: Counter = Counter()
     info = Info(
         cameras=world.cameras,
@@ -104,33 +105,33 @@ def collect(out, settings: Settings, progress: bool = True) -> dict[str, Any]:
         "simulated": tried["all"],
         "success_rate": round(tried["success"] / tried["all"], 4),
         "bytes": size,
-        "seconds": round(time.perf_counter() - begin, 2),
+        "seconds": round(time.perf_counter() - start, 2),
     }
 
 
 def ensure_collected(source, root) -> files.Path:
-    """The folder of a source's data set, collected now unless it was before.
+    """Returns the folder of a source's data set and collects it if it does not exist.
 
     Args:
-      source: entry of ``config.data.sources``. Without a path, the folder is named by a hash of the
-        settings, the format and the code of the world, so that a change of any makes a new one.
-      root: what the folder is below.
+      source: entry of ``config.data.sources``. Without a path, the name of the folder hashes the
+        settings, the format and the code of the world, so a change of any of them makes a new one.
+      root: parent folder.
 
     Raises:
-      ValueError: at the source's path is a data set that was collected with other settings.
+      ValueError: the source's path holds a data set that was collected with other settings.
     """
-    ask = source.collect
+    options = source.collect
     world, settings = _checked(
         Settings(
-            env=ask.env,
-            tasks=tuple(ask.tasks),
-            episodes=ask.episodes,
-            noise=ask.noise,
-            seed=ask.seed,
+            env=options.env,
+            tasks=tuple(options.tasks),
+            episodes=options.episodes,
+            noise=options.noise,
+            seed=options.seed,
             action_free=source.action_free,
-            keep_failures=ask.keep_failures,
-            intended=ask.intended,
-            confusion=ask.confusion,
+            keep_failures=options.keep_failures,
+            intended=options.intended,
+            confusion=options.confusion,
         )
     )
     name = f"{world.name}-{_fingerprint(world, settings)}"
@@ -139,15 +140,15 @@ def ensure_collected(source, root) -> files.Path:
         with turn(path):
             if not files.is_there(path, SPEC):  # another process may have been faster
                 _collect_into(path, settings)
-    have, want = dict(Reader(path).info.collection), settings.to_json()
-    if not have:
+    actual, expected = dict(Reader(path).info.collection), settings.to_json()
+    if not actual:
         raise ValueError(
             f"{path} holds demonstrations that wamjax did not collect, and config.data.sources "
             "asks for collected ones there: set its collect.episodes to 0 to use them as they "
             "are, or give it another path"
         )
-    if have != want:
-        differ = {k: (have.get(k), v) for k, v in want.items() if have.get(k) != v}
+    if actual != expected:
+        differ = {k: (actual.get(k), v) for k, v in expected.items() if actual.get(k) != v}
         raise ValueError(
             f"{path} was collected with other settings than config.data.sources asks for: "
             f"{differ} (there, asked). Use another path, or ask for the same settings"
@@ -165,7 +166,7 @@ def _collect_into(path: files.Path, settings: Settings) -> None:
 
 
 def _checked(settings: Settings) -> tuple[World, Settings]:
-    """The world, and the settings with all tasks named."""
+    """Returns the world, and the settings with all tasks named."""
     world = open_world(settings.env)
     settings = settings._replace(tasks=tuple(settings.tasks) or tuple(world.tasks))
     for name in settings.tasks:
@@ -193,9 +194,9 @@ def _fingerprint(world: World, settings: Settings) -> str:
 
 
 class _Batch(NamedTuple):
-    """Episodes of one call of the simulator that are to be kept."""
+    """Holds the episodes to keep of one call of the simulator."""
 
-    numbers: list[int]  # of the candidates, over the whole collection
+    numbers: list[int]  # numbers of the candidates in the whole collection
     rows: list[int]  # within `done`
     done: Demonstrations
 
@@ -208,38 +209,40 @@ def _rounds(world: World, settings: Settings, tried: Counter) -> Iterator[_Batch
     key = jax.random.key(settings.seed)
     habits = {"confusion": settings.confusion} if settings.confusion else {}
 
-    def keep(done: Demonstrations) -> list[int]:
+    def keep(demonstrations: Demonstrations) -> list[int]:
         rows = []
-        for row, name in enumerate(done.recording.tasks):
-            if missing[name] > 0 and (done.recording.success[row] or settings.keep_failures):
+        for row, name in enumerate(demonstrations.recording.tasks):
+            if missing[name] > 0 and (
+                demonstrations.recording.success[row] or settings.keep_failures
+            ):
                 missing[name] -= 1
                 rows.append(row)
         return rows
 
     while any(missing.values()):
-        wanted = [name for name, n in missing.items() if n > 0]
-        tasks = [wanted[i % len(wanted)] for i in range(count)]
+        unfinished = [name for name, n in missing.items() if n > 0]
+        tasks = [unfinished[i % len(unfinished)] for i in range(count)]
         numbers = range(tried["all"], tried["all"] + count)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.array(numbers, np.uint32))
         rows: list[int] = []
 
-        def draw(done: Demonstrations, rows=rows) -> list[int]:
-            rows.extend(keep(done))
+        def draw(demonstrations: Demonstrations, rows=rows) -> list[int]:
+            rows.extend(keep(demonstrations))
             return rows
 
-        done = world.demonstrate(tasks, keys, noise=settings.noise, draw=draw, **habits)
+        demonstrations = world.demonstrate(tasks, keys, noise=settings.noise, draw=draw, **habits)
         tried["all"] += count
-        tried["success"] += int(done.recording.success.sum())
+        tried["success"] += int(demonstrations.recording.success.sum())
         if tried["success"] < MIN_SUCCESS * tried["all"] and not settings.keep_failures:
             raise RuntimeError(
-                f"{tried['success']} of {tried['all']} episodes of {wanted} succeed with noise "
+                f"{tried['success']} of {tried['all']} episodes of {unfinished} succeed with noise "
                 f"{settings.noise}; lower the noise or keep failures"
             )
-        yield _Batch([numbers[row] for row in rows], rows, done)
+        yield _Batch([numbers[row] for row in rows], rows, demonstrations)
 
 
 def _episodes(batch: _Batch, settings: Settings, pool: ThreadPoolExecutor) -> Iterator[Episode]:
-    """Encodes and packs what is kept of a batch."""
+    """Encodes and packs the kept episodes of a batch."""
     record = batch.done.recording
     for number, row in zip(batch.numbers, batch.rows, strict=True):
         length = int(batch.done.length[row])

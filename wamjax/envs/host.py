@@ -30,7 +30,7 @@ from wamjax.envs.remote import Connection
 from wamjax.envs.world import SETTLE, Demonstrations, Dials, Recording, outcome
 
 RESTARTS = 3
-_IDLE: dict[str, list[Any]] = {}  # workers, or connections to such, by what they run
+_IDLE: dict[str, list[Any]] = {}  # idle workers or connections, by what they run
 
 
 @atexit.register
@@ -46,12 +46,12 @@ DISCOUNT = 0.98
 
 @dataclasses.dataclass(frozen=True)
 class HostWorld:
-    """See `wamjax.envs.world.World`.
+    """Runs policies in a host environment; see `wamjax.envs.world.World`.
 
     Attributes:
       environment: "module:attribute" of a function or class that creates an `Environment` in its
         own process.
-      options: its arguments.
+      options: arguments of the environment.
       address: "HOST:PORT" of served environments, see `wamjax.envs.remote`; `environment` and
         `options` are then the server's. "" = they run here.
       workers: processes at once; 0: one per processor.
@@ -96,7 +96,7 @@ class HostWorld:
         record: bool = False,
         join: Join = SYNC,
     ) -> Recording:
-        """See `World.roll_out`; more episodes than workers run in rounds."""
+        """Implements `World.roll_out`; runs in rounds if there are more episodes than workers."""
         most, cameras = max_steps or self.max_steps, cameras or tuple(self.cameras)
         if not isinstance(policy, jax.tree_util.Partial):
             policy = jax.tree_util.Partial(policy)
@@ -119,7 +119,7 @@ class HostWorld:
     def demonstrate(
         self, tasks: Sequence[str], keys: Array, *, noise: float, draw: Callable | None = None
     ) -> Demonstrations:
-        """See `World.demonstrate`; frames are drawn on the way, of all episodes."""
+        """Implements `World.demonstrate`; renders the frames of all episodes while simulating."""
         if not self.expert:
             raise NotImplementedError(f"{self.name} has no scripted expert")
         size = min(self.workers or os.cpu_count() or 1, len(tasks))
@@ -148,7 +148,7 @@ class HostWorld:
         return done
 
     def _demonstrations(self, tasks, found: Sequence[workers.Demonstration]) -> Demonstrations:
-        """Episodes of different lengths in arrays of one."""
+        """Pads episodes of different lengths to arrays of one length."""
         most = max(len(d.actions) for d in found)
 
         def padded(x: np.ndarray, length: int) -> np.ndarray:
@@ -184,18 +184,19 @@ class HostWorld:
 
 @contextlib.contextmanager
 def borrowed(key: str, size: int, start: Callable[[], Any]) -> Iterator[list[Any]]:
-    """Workers, which wait for the next call afterwards: simulators take seconds to start.
+    """Lends workers that are kept for the next call afterwards, since simulators take seconds to
+    start.
 
     Args:
-      key: of what they run.
-      start: makes one more.
+      key: identifies what the workers run.
+      start: starts another worker.
     """
     idle, pool = _IDLE.setdefault(key, []), []
     try:
         for _ in range(size):
             pool.append(idle.pop() if idle else start())
         yield pool
-    except BaseException:  # who knows what they are doing
+    except BaseException:  # their state is unknown
         for worker in pool:
             worker.close()
         raise
@@ -205,18 +206,18 @@ def borrowed(key: str, size: int, start: Callable[[], Any]) -> Iterator[list[Any
 def connections(
     address: str, timeout: float, size: int
 ) -> contextlib.AbstractContextManager[list[Connection]]:
-    """As many connections to environments that are served; they wait for the next call, too."""
+    """Lends connections to served environments; they are kept for the next call, too."""
     key = json.dumps([address, timeout])
     return borrowed(key, size, lambda: Connection(address, timeout))
 
 
 def local(environment: type, options: Mapping[str, Any], **more: Any) -> HostWorld:
-    """The world that an environment describes, simulated in processes here.
+    """Returns the world that an environment describes, simulated in local processes.
 
     Args:
       environment: a class, see `wamjax.envs.worker.Described`.
-      options: its arguments.
-      **more: attributes of `HostWorld` that it does not say, such as workers.
+      options: arguments of the environment.
+      **more: attributes of `HostWorld` that the description lacks, such as workers.
     """
     place = f"{environment.__module__}:{environment.__qualname__}"
     about = environment(**options).describe()
@@ -224,13 +225,13 @@ def local(environment: type, options: Mapping[str, Any], **more: Any) -> HostWor
 
 
 def described(about: Mapping[str, Any]) -> HostWorld:
-    """The world of a description that came over a wire.
+    """Returns the world of a description received over a connection.
 
     Args:
-      about: attributes of `HostWorld` by name; a list stands for a tuple.
+      about: attributes of `HostWorld` by name; lists stand for tuples.
 
     Raises:
-      ValueError: one is missing, or there is no such attribute; names it.
+      ValueError: an attribute is missing or unknown; names it.
     """
     fields = {field.name: field for field in dataclasses.fields(HostWorld)}
     if unknown := sorted(set(about) - set(fields)):
@@ -249,7 +250,7 @@ def described(about: Mapping[str, Any]) -> HostWorld:
 
 
 class _Round:
-    """Episodes that run at the same time, one in each worker."""
+    """Runs episodes at the same time, one per worker."""
 
     def __init__(self, world, pool, tasks, keys, shift, cameras, most, record):
         self.world, self.pool, self.tasks, self.shift = world, pool, tasks, dict(shift)
@@ -260,8 +261,8 @@ class _Round:
         self.actions = np.zeros((count, most, a), np.float32)
         self.proprio = np.zeros((count, most + 1, p), np.float32)
         self.crashes = np.zeros(count, int)
-        self.open = np.ones(count, bool)  # neither achieved nor given up
-        self.at = np.zeros(count, int)  # actions carried out
+        self.open = np.ones(count, bool)  # neither successful nor failed yet
+        self.at = np.zeros(count, int)  # executed actions
         self.now: dict[str, np.ndarray] = {}
         self.frames: dict[str, np.ndarray] = {}
 
@@ -270,7 +271,7 @@ class _Round:
     ) -> Recording:
         self._reset()
         size, extras, span = len(self.keys), [], join.span(execute)
-        ahead = join.begin(size, join.delay, self.actions.shape[2])  # until a plan says how far
+        ahead = join.begin(size, join.delay, self.actions.shape[2])  # until the first plan
         fill = np.arange(size) % len(self.tasks)
         for number in range(-(-self.most // span)):
             now = {name: picture[fill] for name, picture in self.now.items()}
@@ -309,7 +310,7 @@ class _Round:
                         f"{self.seeds[i]}: {answer}"
                     ) from answer
                 answer = workers.each([self.pool[i]], "reset", [arguments[i]])[0]
-            self._seen(i, 0, answer["proprio"], answer["images"])
+            self._store(i, 0, answer["proprio"], answer["images"])
 
     def _play(self, chunk: np.ndarray) -> None:
         rows = [i for i in range(len(self.tasks)) if self.open[i]]
@@ -329,7 +330,7 @@ class _Round:
                 self._took(i, start, answer)
 
     def _again(self, i: int, start: int, argument: tuple) -> Any:
-        """Brings a new process to where the old one was, and carries out the plan there."""
+        """Brings a new process to the state of the old one and executes the plan there."""
         begin = (self.tasks[i], self.seeds[i], self.shift)
         answer = workers.each([self.pool[i]], "reset", [begin])[0]
         if start and not isinstance(answer, workers.Died):
@@ -354,8 +355,8 @@ class _Round:
             self.open[i] = False
             self.actions[i, self.at[i] :] = self.actions[i, self.at[i] - 1]
 
-    def _seen(self, i: int, time: int, proprio: np.ndarray, images) -> None:
-        """The first observation, which also tells the sizes of the pictures."""
+    def _store(self, i: int, time: int, proprio: np.ndarray, images) -> None:
+        """Stores an observation after checking it against the world's description."""
         if missing := [name for name in self.cameras if name not in images]:
             raise ValueError(f"{self.world.name} shows {sorted(images)}, not camera {missing[0]!r}")
         if proprio.shape != self.proprio.shape[2:]:
@@ -363,13 +364,13 @@ class _Round:
                              f"{self.proprio.shape[2:]}")  # fmt: skip
         self.proprio[i, time:] = proprio
         for name in self.cameras:
-            picture, want = images[name], (*self.world.cameras[name], 3)
-            if picture.shape != want:
+            picture, expected = images[name], (*self.world.cameras[name], 3)
+            if picture.shape != expected:
                 raise ValueError(f"{self.world.name}: camera {name!r} shows {picture.shape}, its "
-                                 f"description says {want}")  # fmt: skip
-            self.now.setdefault(name, np.zeros((len(self.tasks), *want), np.uint8))[i] = picture
+                                 f"description says {expected}")  # fmt: skip
+            self.now.setdefault(name, np.zeros((len(self.tasks), *expected), np.uint8))[i] = picture
             if self.record:
-                shape = len(self.tasks), self.most + 1, *want
+                shape = len(self.tasks), self.most + 1, *expected
                 self.frames.setdefault(name, np.zeros(shape, np.uint8))[i, time] = picture
 
     def _crashed(self, i: int, error: workers.Died) -> None:
@@ -394,13 +395,13 @@ class _Round:
 
 
 def _seeds(keys: Array) -> list[int]:
-    """What environments know of keys."""
+    """Returns the seeds of environments for keys."""
     return [int(x) for x in np.asarray(jax.random.key_data(keys))[:, -1]]
 
 
 @jax.jit
 def _call(policy: Callable, observation, keys: Array, number, committed) -> tuple[Array, Any]:
-    """One plan for all episodes; keys as in the jitted world."""
+    """Calls the policy once for all episodes; keys as in the jitted world."""
     own = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, 1), number))(keys)
     prefix = () if committed is None else (committed,)
     result = policy(observation, own, *prefix)
@@ -413,7 +414,7 @@ def _joined_to(join: Join, ahead: Ahead, chunk: Array, execute: int) -> tuple[Ar
 
 
 def _joined(parts: Sequence[Recording]) -> Recording:
-    """Rounds one after another."""
+    """Concatenates rounds."""
     first = parts[0]
     if len(parts) == 1:
         return first

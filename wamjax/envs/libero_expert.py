@@ -1,8 +1,8 @@
-"""An expert of LIBERO's pick-and-place tasks, from where things are: eight phases of one motion.
+"""An expert for LIBERO's pick-and-place tasks, from the objects' poses: one motion in eight phases.
 
-Over the thing, down, close, lift, over the target, down, open, up. It knows which thing and which
-target from the task's own file; of objects with a narrow side it turns the gripper to that. It
-drops what is flat, and it can open no drawer: collections keep what succeeded.
+Over the object, down, close, lift, over the target, down, open, up. It reads object and target
+from the task's own file, and turns the gripper to the narrow side of an object. It drops flat
+objects, and it cannot open drawers: collections keep only successes.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ REACH, SPIN = 0.05, 0.5  # metres, radians of an action of 1
 OPEN, CLOSED = -1.0, 1.0  # of the simulator
 HOVER, LIFT = 0.12, 0.20  # metres above the thing, before and after
 FINGERS = 0.07  # metres; wider things must be gripped across
-NEAR, SLOW = 0.012, 40  # metres that count as there; steps after which a phase goes on anyway
+NEAR, SLOW = 0.012, 40  # metres that count as arrived; steps after which a phase ends anyway
 CLOSING, OPENING = 12, 6  # steps
 
 
 class Grip(NamedTuple):
-    """How a suite's things are taken.
+    """Describes how a suite's objects are gripped.
 
     Attributes:
-      offset: from a thing's origin to where it is gripped, metres; bowls are taken at their rim.
-      release: height over the target, metres.
-      across: turn to the narrow side, and grip at its middle.
+      offset: from an object's origin to the grip point, metres; bowls are gripped at their rim.
+      release: height above the target, metres.
+      across: whether to turn to the narrow side and grip its middle.
     """
 
     offset: tuple[float, float, float]
@@ -42,14 +42,14 @@ GRIPS = {
 
 
 class Expert:
-    """Does one episode.
+    """Performs one episode.
 
     Args:
       env: the simulator, reset.
-      suite, task: what it is of.
+      suite, task: suite and task of the simulator.
 
     Raises:
-      NotImplementedError: the task is none of those; says so.
+      NotImplementedError: the expert cannot do the task.
     """
 
     def __init__(self, env, suite: str, task: str):
@@ -64,10 +64,10 @@ class Expert:
         self._hold = np.zeros(3)
 
     def act(self, seen: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The simulator's action (7,) for its observation."""
+        """Returns the simulator's action (7,) for its observation."""
         hand = np.array(seen["robot0_eef_pos"])
         over = True
-        while over:  # a phase that is over hands on to the next one
+        while over:  # a finished phase passes control to the next one
             aim, grip, over = self._phase(hand)
         spin = np.zeros(3)
         if self._turn is not None and self._phase in (self._over, self._down):
@@ -126,7 +126,7 @@ class Expert:
         return self._hold, OPEN, False
 
     def _handle(self) -> np.ndarray:
-        """Where the thing is gripped."""
+        """Returns the grip point of the object."""
         place = self._place(self._thing) + self._how.offset
         if self._turn is None:
             return place
@@ -143,7 +143,7 @@ class Expert:
         return data.get_site_xpos(name).copy()
 
     def _narrow(self) -> float | None:
-        """Direction of the narrow horizontal side; None where any will do."""
+        """Returns the direction of the narrow horizontal side; None if any will do."""
         model, data = self._env.sim.model._model, self._env.sim.data._data
         names = self._env.sim.model._body_name2id
         body = names.get(self._thing, names.get(f"{self._thing}_main"))
@@ -163,7 +163,7 @@ class Expert:
         return angle
 
     def _twist(self) -> float:
-        """Radians that the gripper still has to turn."""
+        """Returns the radians that the gripper still has to turn."""
         if self._turn is None or not self._matters:
             return 0.0
         axis = self._env.sim.data.get_site_xmat("gripper0_grip_site").reshape(3, 3)[:, 1]

@@ -4,9 +4,9 @@
     python -m wamjax.collect --env=metaworld --tasks=button-press-topdown,drawer-open --out=DIR
 
 Two cameras: `corner2`, brought near and turned upright (it is mounted upside down and far away),
-and `gripperPOV`, in which small things are large. The robot feels the first four numbers of the
-observation alone (the hand's position and the gripper's opening); the others would tell where the
-objects are. Goals are drawn anew from the seed of the episode.
+and `gripperPOV`, in which small things are large. Proprio is only the first four numbers of the
+observation (the hand's position and the gripper's opening); the others would reveal where the
+objects are. The episode's seed draws its goal.
 
 Source: metaworld 3.1.1, Farama Foundation; MuJoCo 3.3.0.
 """
@@ -51,15 +51,16 @@ TASKS = (
 
 
 class Environment:
-    """See `wamjax.envs.worker.Environment`; one simulator for each task, made when it is asked for.
+    """Simulates Meta-World, with one simulator per task, created on demand; see
+    `wamjax.envs.worker.Environment`.
 
     Args:
-      size: of the pictures.
+      size: size of the pictures.
       fast: see `wamjax.envs.render.Renderer`.
     """
 
     def __init__(self, size: int = SIZE, fast: bool = True):
-        self._size, self._fast, self._made = size, fast, {}
+        self._size, self._fast, self._simulators = size, fast, {}
 
     def describe(self) -> Mapping[str, Any]:
         """See `wamjax.envs.worker.Described`."""
@@ -77,31 +78,31 @@ class Environment:
         }
 
     def reset(self, task: str, seed: int, shift: Mapping[str, float]):
-        """Starts an episode with objects and goal of its seed."""
+        """Starts an episode with the objects and the goal of its seed."""
         del shift
         self._env, self._expert, self._renderer = self._open(task)
         self._env.seed(seed % 2**32)
         self._state, _ = self._env.reset()
-        return self._seen()
+        return self._observation()
 
     def step(self, action: np.ndarray):
-        """One control step of 12.5 ms."""
+        """Executes one control step of 12.5 ms."""
         action = np.clip(action, -1, 1)
         self._state, _, _, _, info = self._env.step(np.asarray(action, np.float32))
-        return self._seen(), bool(info["success"] > 0)
+        return self._observation(), bool(info["success"] > 0)
 
     def intend(self) -> np.ndarray:
-        """What the scripted expert does now."""
+        """Returns the scripted expert's action."""
         return np.clip(self._expert.get_action(self._state), -1, 1)
 
     def close(self) -> None:
-        """Lets go of the simulators."""
-        for env, _, renderer in self._made.values():
+        """Releases the simulators."""
+        for env, _, renderer in self._simulators.values():
             renderer.close()
             env.close()
 
     def _open(self, task: str):
-        if task not in self._made:
+        if task not in self._simulators:
             headless()
             import warnings
 
@@ -113,10 +114,10 @@ class Environment:
             env.seeded_rand_vec, env._freeze_rand_vec = True, False  # or reset ignores the seed
             env.model.cam("corner2").pos[:] = CLOSE
             renderer = Renderer(env.model, (self._size, self._size), self._fast)
-            self._made[task] = env, experts[f"{task}-v3"](), renderer
-        return self._made[task]
+            self._simulators[task] = env, experts[f"{task}-v3"](), renderer
+        return self._simulators[task]
 
-    def _seen(self):
+    def _observation(self):
         return {"images": self._draw, "proprio": self._state[:4]}
 
     def _draw(self) -> dict[str, np.ndarray]:
@@ -126,7 +127,7 @@ class Environment:
 
 
 def world(size: int = SIZE, fast: bool = True, **options: Any):
-    """Meta-World as a world.
+    """Returns Meta-World as a world.
 
     Args:
       size, fast: see `Environment`.

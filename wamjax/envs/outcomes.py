@@ -1,7 +1,7 @@
-"""What came of every episode of an evaluation, kept as it goes, so that a killed one goes on.
+"""Records the outcome of every episode of an evaluation, so that a killed evaluation can continue.
 
-episodes.jsonl has a first line that says what was asked, then one for each episode: {"kind",
-"episode", "task", "success", "steps", "crashes", "jerk"}, and "rungs" of its plans where a policy
+The first line of episodes.jsonl holds the settings, then there is one line per episode: {"kind",
+"episode", "task", "success", "steps", "crashes", "jerk"}, and the "rungs" of its plans if a policy
 chose how far to climb.
 """
 
@@ -20,12 +20,13 @@ Row = dict[str, Any]
 
 
 class Outcomes:
-    """Rows by kind (the policy, the one before training, ...) and number of the episode.
+    """Holds rows by kind (the policy, the one before training, ...) and number of the episode.
 
     Args:
-      path: of the file; None keeps nothing.
-      asked: all that decides the outcomes, json. A file of something else starts anew.
-      anew: starts anew whatever is there: an evaluation that was finished is asked for again.
+      path: path of the file; None stores nothing.
+      asked: JSON values of all settings that determine the outcomes. A file with other settings
+        starts anew.
+      anew: starts anew whatever exists, because a finished evaluation is repeated.
     """
 
     def __init__(
@@ -39,20 +40,20 @@ class Outcomes:
         if path is None:
             return
         asked = json.loads(json.dumps({"asked": asked}))
-        # Of several processes only the first one knows the file, and all must go the same way.
+        # Only the first of several processes knows the file, and all must take the same path.
         anew = anew or jax.process_count() > 1 or not path.exists()
         lines = [] if anew else list(_lines(path))
         if lines and lines[0] == asked:
             self._rows = {(row["kind"], row["episode"]): row for row in lines[1:]}
-        self._write([asked, *self._rows.values()], "w")  # a torn last line goes
+        self._write([asked, *self._rows.values()], "w")  # drops an incomplete last line
 
     def has(self, kind: str, numbers: Iterable[int]) -> bool:
-        """Whether all these episodes are there."""
+        """Returns whether all these episodes are recorded."""
         return all((kind, int(n)) in self._rows for n in numbers)
 
     def add(self, kind: str, outcomes: Iterable[tuple[Any, ...]]) -> None:
-        """Keeps (episode, task, success, steps, crashes, jerk) or these and the rungs of its plans;
-        on disk before this returns."""
+        """Records (episode, task, success, steps, crashes, jerk), optionally with the rungs of its
+        plans; on disk before this returns."""
         names = "episode", "task", "success", "steps", "crashes", "jerk", "rungs"
         rows = [{"kind": kind, **dict(zip(names, row, strict=False))} for row in outcomes]
         new = [row for row in rows if (row["kind"], row["episode"]) not in self._rows]
@@ -60,7 +61,7 @@ class Outcomes:
         self._write(new, "a")
 
     def rows(self, kind: str, total: int) -> list[Row]:
-        """Of a kind, the first `total` episodes in order, as far as they are there."""
+        """Returns the recorded rows among the first `total` episodes of a kind, in order."""
         return [self._rows[kind, n] for n in range(total) if (kind, n) in self._rows]
 
     def _write(self, rows: Iterable[Row], mode: str) -> None:

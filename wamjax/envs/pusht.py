@@ -3,9 +3,9 @@
     pip install 'wamjax[pusht]'
     python -m wamjax.collect --env=pusht --tasks=push --episodes=200 --out=DIR
 
-One camera from above; an action is where the finger is to go, in pixels of a field of 512, ten
-times a second. The task is achieved when the T covers 95 % of its outline. The robot feels where
-its finger is. The expert plans: it tries pushes in the simulator itself, see `pusht_expert`.
+One camera from above; an action is the finger's target in pixels of a field of 512, at 10 Hz. The
+task is achieved when the T covers 95 % of its outline. Proprio is the finger's position. The expert
+plans by trying pushes in the simulator itself, see `pusht_expert`.
 
 Source: gym-pusht 0.1.8 (Chi et al., Diffusion Policy, arXiv 2303.04137).
 """
@@ -24,10 +24,10 @@ SIZE, FIELD = 96, 512.0
 
 
 class Environment:
-    """See `wamjax.envs.worker.Environment`.
+    """Simulates PushT; see `wamjax.envs.worker.Environment`.
 
     Args:
-      size: of the pictures.
+      size: size of the pictures.
     """
 
     def __init__(self, size: int = SIZE):
@@ -49,7 +49,7 @@ class Environment:
         }
 
     def reset(self, task: str, seed: int, shift: Mapping[str, float]):
-        """Starts an episode with finger and T where the seed puts them."""
+        """Starts an episode with finger and T at the seed's places."""
         del task, shift
         if self._env is None:
             os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory
@@ -60,16 +60,16 @@ class Environment:
             )
         self._state, _ = self._env.reset(seed=seed % 2**32)
         self._seed, self._expert = seed, None
-        return self._seen()
+        return self._observation()
 
     def step(self, action: np.ndarray):
-        """One control step of 0.1 s."""
+        """Executes one control step of 0.1 s."""
         action = np.clip(np.asarray(action, float), 0, FIELD)
         self._state, _, _, _, info = self._env.step(action)
-        return self._seen(), bool(info["is_success"])
+        return self._observation(), bool(info["is_success"])
 
     def intend(self) -> np.ndarray:
-        """What the expert does now."""
+        """Returns the expert's action."""
         if self._expert is None:
             from wamjax.envs.pusht_expert import Expert
 
@@ -77,11 +77,11 @@ class Environment:
         return self._expert.act(self._env)
 
     def close(self) -> None:
-        """Lets go of the simulator."""
+        """Releases the simulator."""
         if self._env is not None:
             self._env.close()
 
-    def _seen(self):
+    def _observation(self):
         return {"images": self._draw, "proprio": self._state[:2]}
 
     def _draw(self) -> dict[str, np.ndarray]:
@@ -89,7 +89,7 @@ class Environment:
 
 
 def world(size: int = SIZE, **options: Any):
-    """PushT as a world.
+    """Returns PushT as a world.
 
     Args:
       size: see `Environment`.

@@ -1,9 +1,9 @@
-"""An expert of PushT that plans: straight pushes, tried in the simulator before one is made.
+"""An expert for PushT that plans: it tries straight pushes in the simulator before it makes one.
 
-A push begins beside the T, goes on for a length in a direction within friction of the edge's
-normal, and is judged by how far the corners of the T then are from those of its outline. The best
-one is carried out: around the T to where it begins, the push, and back off. Then the expert looks
-again, so noise on its actions, or a push that went otherwise, is corrected by the next one.
+A push starts next to the T and moves in a direction within friction of the edge's normal. Its score
+is the distance of the T's corners afterwards from those of the outline. The expert executes the
+best one: around the T to the start, the push, and back off. Then it observes again, so the next
+push corrects noise on its actions, or a push that went differently.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import scipy.sparse
 import scipy.sparse.csgraph
 
 FIELD = 512.0
-RADIUS = 15.0  # of the finger
+RADIUS = 15.0  # radius of the finger
 GAP = 8.0  # between finger and T before and after a push
 MARGIN = 22.0  # of the field's border, where the finger cannot go
-TOUCH = 4.0  # that a path keeps off the T
+TOUCH = 4.0  # distance that a path keeps from the T
 CELL = 14.0  # of the grid of paths
 SPEEDS = (60.0, 30.0, 15.0)  # along a path, a step; the fastest that does not touch
-AGAIN = 12  # pushes for which a way is looked for
-TRIES, LONG, SHORT = 96, 140.0, 4.0  # pushes that are tried; their lengths
+AGAIN = 12  # pushes for which a path is searched
+TRIES, LONG, SHORT = 96, 140.0, 4.0  # number of pushes to try; their lengths
 HOLD = 5  # steps that the finger takes to come to rest
-STEP, GAIN, DAMPING = 0.01, 100.0, 20.0  # of the controller of the environment
+STEP, GAIN, DAMPING = 0.01, 100.0, 20.0  # as in the environment's controller
 GOAL = (256.0, 256.0, np.pi / 4)
 # Corners of the T in its own frame, around its body's origin.
 BAR = np.array([(-60.0, 30.0), (60.0, 30.0), (60.0, 0.0), (-60.0, 0.0)])
@@ -38,7 +38,7 @@ class Expert:
     """Plans pushes.
 
     Args:
-      rng: of the pushes that are tried.
+      rng: draws the pushes to try.
     """
 
     def __init__(self, rng: np.random.Generator):
@@ -49,7 +49,7 @@ class Expert:
         self._model.reset(seed=0)
 
     def act(self, env) -> np.ndarray:
-        """Where the finger is to go now."""
+        """Returns the finger's target."""
         if not self._ahead:
             self._ahead = self._plan(env)
         return self._ahead.pop(0)
@@ -58,19 +58,19 @@ class Expert:
         finger = np.array(env.agent.position)
         pose = np.array([*env.block.position, env.block.angle])
         near = off(pose)
-        found = [(off(self._pushed(pose, *push)), *push) for push in self._pushes(pose, near)]
-        found = sorted((x for x in found if x[0] < near), key=lambda x: x[0])
+        candidates = [(off(self._pushed(pose, *push)), *push) for push in self._pushes(pose, near)]
+        candidates = sorted((x for x in candidates if x[0] < near), key=lambda x: x[0])
         roads = Roads(placed(OUTLINE, pose), finger)
-        for _, start, end in found[:AGAIN]:
+        for _, start, end in candidates[:AGAIN]:
             way = self._way(pose, finger, roads.to(start))
             if way is not None:
                 away = (start - end) / np.linalg.norm(start - end)
                 return [*way, *[end] * HOLD, end + GAP * away]
-        # Nothing helps from here: towards the middle, and on from elsewhere.
+        # No push helps from here: move towards the middle and plan from elsewhere.
         return [finger + 0.3 * (FIELD / 2 - finger) + self._rng.normal(0, 40, 2)]
 
     def _pushes(self, pose: np.ndarray, near: float):
-        """(start, end) of the finger's middle for pushes that can be begun."""
+        """Returns (start, end) of the finger's middle for pushes that can be started."""
         outline = placed(OUTLINE, pose)
         edges = np.roll(outline, -1, axis=0) - outline
         lengths = np.linalg.norm(edges, axis=1)
@@ -92,12 +92,13 @@ class Expert:
                 yield start, end
 
     def _pushed(self, pose, start, end) -> np.ndarray:
-        """Where the T is after the push, by the simulator."""
+        """Simulates a push and returns the T's pose after it."""
         self._put(pose, start)
         return self._go([end] * HOLD)
 
     def _way(self, pose, finger, corners: list[np.ndarray] | None) -> list[np.ndarray] | None:
-        """A target for each control step along a path, as fast as leaves the T alone."""
+        """Returns a target for each control step along a path, as fast as possible without touching
+        the T."""
         if corners is None:
             return None
         for speed in SPEEDS:
@@ -116,12 +117,15 @@ class Expert:
     def _put(self, pose, finger) -> None:
         agent, block = self._model.agent, self._model.block
         agent.position, agent.velocity = tuple(map(float, finger)), (0.0, 0.0)
-        block.angle = float(pose[2])  # turns around its centre of mass, so before its place
+        block.angle = float(
+            pose[2]
+        )  # the block turns around its centre of mass, so set the angle first
         block.position = float(pose[0]), float(pose[1])
         block.velocity, block.angular_velocity = (0.0, 0.0), 0.0
 
     def _go(self, targets) -> np.ndarray:
-        """The T after a control step to each of these targets; as the environment's `step`."""
+        """Simulates a control step to each of these targets, like the environment's `step`, and
+        returns the T's pose."""
         agent, block, space = self._model.agent, self._model.block, self._model.space
         for target in targets:
             to_x, to_y = map(float, target)
@@ -136,11 +140,11 @@ class Expert:
 
 
 class Roads:
-    """Shortest paths of the finger around the T, over a grid.
+    """Finds shortest paths of the finger around the T, over a grid.
 
     Args:
-      outline: of the T.
-      origin: where the finger is.
+      outline: outline of the T.
+      origin: position of the finger.
     """
 
     def __init__(self, outline: np.ndarray, origin: np.ndarray):
@@ -171,7 +175,7 @@ class Roads:
         )
 
     def to(self, goal: np.ndarray) -> list[np.ndarray] | None:
-        """Corners of a path that ends there, or None."""
+        """Returns the corners of a path to a point, or None."""
         last = self._nearest(goal)
         if not np.isfinite(self._far[last]):
             return None
@@ -180,7 +184,7 @@ class Roads:
             way.append(self._before[way[-1]])
         points = [self._origin, *self._points[way[::-1]], goal]
         corners, at = [], 0
-        while at < len(points) - 1:  # from each one straight on to the farthest that can be seen
+        while at < len(points) - 1:  # go straight to the farthest visible point
             ahead = range(len(points) - 1, at + 1, -1)
             at = next((k for k in ahead if self._sees(points[at], points[k])), at + 1)
             corners.append(points[at])
@@ -197,19 +201,19 @@ class Roads:
 
 
 def placed(points: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """Points of the T's own frame in the field, (n, 2)."""
+    """Maps points of the T's own frame to the field, (n, 2)."""
     c, s = np.cos(pose[2]), np.sin(pose[2])
     return points @ np.array([[c, s], [-s, c]]) + pose[:2]
 
 
 def off(pose: np.ndarray) -> float:
-    """How far the T is from its outline: the mean distance of its corners, in pixels."""
+    """Returns how far the T is from its outline: the mean distance of its corners, in pixels."""
     corners = placed(CORNERS, pose) - placed(CORNERS, np.array(GOAL))
     return float(np.linalg.norm(corners, axis=1).mean())
 
 
 def distances(outline: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Of points (n, 2) to the nearest edge, (n,); 0 inside."""
+    """Returns the distances of points (n, 2) to the nearest edge, (n,); 0 inside."""
     a, b, p = outline, np.roll(outline, -1, axis=0), points[:, None]
     along = np.clip(((p - a) * (b - a)).sum(-1) / ((b - a) ** 2).sum(-1), 0, 1)
     nearest = np.linalg.norm(a + along[..., None] * (b - a) - p, axis=-1).min(axis=1)

@@ -32,38 +32,38 @@ from wamjax.envs.worker import Demonstration, Died, Stretch, converse, parts_of
 from wamjax.serving import wire
 
 CALLS = ("describe", "reset", "play", "demonstrate")
-TYPES = {"play": Stretch, "demonstrate": Demonstration}  # what is a tuple here and a list there
+TYPES = {"play": Stretch, "demonstrate": Demonstration}  # tuples here, lists on the other side
 PORT = 7000
-MOST_ASKED, MOST_ANSWERED = 2**26, 2**32  # bytes of a message
-PATIENCE = 10.0  # seconds that a server may take to start listening
-GRACE = 2.0  # seconds that an environment has to leave by itself when nobody listens any more
+MOST_ASKED, MOST_ANSWERED = 2**26, 2**32  # maximum bytes of a request and of an answer
+PATIENCE = 10.0  # seconds for a server to start listening
+GRACE = 2.0  # seconds for an environment to end by itself when the other side is gone
 _LENGTH = struct.Struct(">Q")
 
 
 class Channel:
-    """See `wamjax.envs.worker.Pipe`; through a socket.
+    """Passes values through a socket; see `wamjax.envs.worker.Pipe`.
 
     Args:
-      most: bytes of a message that comes in.
+      most: maximum bytes of an incoming message.
     """
 
     def __init__(self, connection: socket.socket, most: int):
         self._socket, self._most = connection, most
-        with contextlib.suppress(OSError):  # a socket of another kind needs none
+        with contextlib.suppress(OSError):  # other kinds of sockets do not need it
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, value: Any) -> None:
-        """Sends a message; raises OSError where nobody takes it."""
+        """Sends a message; raises OSError if the other side is gone."""
         data = wire.pack(value)
         self._socket.sendall(_LENGTH.pack(len(data)) + data)
 
     def recv(self, timeout: float | None = None) -> Any:
-        """The next message.
+        """Returns the next message.
 
         Raises:
-          EOFError: the other side hung up.
+          EOFError: the other side closed the connection.
           TimeoutError: it took longer than `timeout` seconds.
-          wire.BadMessage: it is none, or too large.
+          wire.BadMessage: the bytes are not a message, or too large.
         """
         end = None if timeout is None else time.monotonic() + timeout
         (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size, end))
@@ -73,7 +73,7 @@ class Channel:
         return wire.unpack(bytes(self._exactly(length, end)))
 
     def close(self) -> None:
-        """Hangs up."""
+        """Closes the connection."""
         self._socket.close()
 
     def _exactly(self, count: int, end: float | None) -> bytearray:
@@ -93,10 +93,10 @@ class Channel:
 
 
 class Connection:
-    """See `wamjax.envs.worker.Worker`; the environment is where ``HOST:PORT`` is.
+    """Connects to an environment at ``HOST:PORT``; see `wamjax.envs.worker.Worker`.
 
     Args:
-      timeout: seconds that a plan, or a reset, may take.
+      timeout: maximum seconds for a plan or a reset.
     """
 
     def __init__(self, address: str, timeout: float):
@@ -105,7 +105,7 @@ class Connection:
         self.restart()
 
     def restart(self) -> None:
-        """Connects, anew if it was: to a new environment. `send` tells that it went wrong."""
+        """Connects, or reconnects, to a new environment; `send` reports a failure."""
         self.close()
         end = time.monotonic() + PATIENCE
         while self._channel is None:
@@ -120,7 +120,7 @@ class Connection:
                 time.sleep(0.1)
 
     def send(self, name: str, *arguments: Any) -> None:
-        """Asks for a call of an environment; `receive` has the answer."""
+        """Requests a call of an environment; `receive` returns the answer."""
         if self._channel is None:
             raise Died(self._failure)
         self._name = name
@@ -130,7 +130,7 @@ class Connection:
             raise Died(f"the connection broke: {error}") from error
 
     def receive(self) -> Any:
-        """The answer to what was sent.
+        """Returns the answer to the last request.
 
         Raises:
           Died: the environment raised, its process ended, or it took too long.
@@ -151,23 +151,23 @@ class Connection:
             raise Died(f"{self._name}: answered by another version of wamjax ({error})") from error
 
     def close(self) -> None:
-        """Hangs up; the environment ends."""
+        """Closes the connection; the environment ends."""
         if self._channel is not None:
             self._channel.close()
         self._channel = None
 
 
 def world(at: str = f"127.0.0.1:{PORT}", timeout: float = 300.0, workers: int = 0):
-    """The world whose environments are served at an address, as they describe it.
+    """Returns the world that is served at an address, from its own description.
 
     Args:
       at: ``HOST:PORT``.
-      timeout: seconds that a plan, or a reset, may take.
-      workers: environments at once; 0: as many as there are processors there.
+      timeout: maximum seconds for a plan or a reset.
+      workers: number of environments at once; 0: one per processor of the server.
 
     Raises:
-      ConnectionError: there is none.
-      ValueError: its description is not one.
+      ConnectionError: nothing is served there.
+      ValueError: its description is invalid.
     """
     from wamjax.envs import host
 
@@ -184,10 +184,10 @@ def world(at: str = f"127.0.0.1:{PORT}", timeout: float = 300.0, workers: int = 
 
 
 def split(address: str) -> tuple[str, int]:
-    """(host, port) of ``HOST:PORT``.
+    """Splits ``HOST:PORT`` into (host, port).
 
     Raises:
-      ValueError: it is none.
+      ValueError: the text has another format.
     """
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit() and int(port) < 2**16):
@@ -196,7 +196,7 @@ def split(address: str) -> tuple[str, int]:
 
 
 class _Served(Channel):
-    """What a server takes: calls of `CALLS`, or it hangs up."""
+    """Accepts calls of `CALLS`, and closes the connection on others."""
 
     def recv(self, timeout: float | None = None) -> tuple[str, list[Any]]:
         try:
@@ -211,15 +211,15 @@ class _Served(Channel):
 
 
 def answer(number: int, place: str, options: Mapping[str, Any]) -> None:
-    """What the process of an environment runs, on the socket with this file descriptor."""
+    """Runs the process of an environment on the socket with this file descriptor."""
     connection = socket.socket(fileno=number)
     threading.Thread(target=_leave, args=(number,), daemon=True).start()
-    with contextlib.suppress(OSError):  # hung up while something was to be answered
+    with contextlib.suppress(OSError):  # the client left before the answer
         converse(_Served(connection, MOST_ASKED), place, options)
 
 
 def _leave(number: int) -> None:
-    """Ends this process when nobody listens any more, also one whose simulator hangs."""
+    """Ends this process when the other side is gone, even if its simulator hangs."""
     poll = select.poll()
     poll.register(number, select.POLLRDHUP)
     poll.poll()
@@ -234,9 +234,9 @@ def serve(place: str, options: Mapping[str, Any], host: str, port: int) -> None:
     """Starts an environment for each connection until the process is told to end.
 
     Args:
-      place: "module:attribute" of what makes an environment, see `wamjax.envs.worker.Described`.
-      options: its arguments.
-      port: 0: any that is free; what it is, is printed.
+      place: "module:attribute" that creates an environment, see `wamjax.envs.worker.Described`.
+      options: arguments of the environment.
+      port: 0: any free port; the actual one is printed.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     running: list[subprocess.Popen] = []
@@ -261,7 +261,7 @@ def serve(place: str, options: Mapping[str, Any], host: str, port: int) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the server's command line; absl is not needed there."""
+    """Returns the parser of the server's command line; absl is not needed there."""
     out = argparse.ArgumentParser(
         "python -m wamjax.envs.remote", description=__doc__.partition("\n")[0], allow_abbrev=False
     )
@@ -273,11 +273,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the server."""
-    asked = parser().parse_args(argv)
+    flags = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    place, options = parts_of(asked.env)
+    place, options = parts_of(flags.env)
     with contextlib.suppress(KeyboardInterrupt):
-        serve(place, options, asked.host, asked.port)
+        serve(place, options, flags.host, flags.port)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class Described(Protocol):
 
 
 class Demonstration(NamedTuple):
-    """An episode of the expert, of n actions; see `wamjax.envs.world.Demonstrations`."""
+    """Holds an episode of the expert, of n actions; see `wamjax.envs.world.Demonstrations`."""
 
     achieved: np.ndarray
     actions: np.ndarray
@@ -71,12 +71,12 @@ class Demonstration(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """What happened in an environment while a plan was carried out; of n <= j actions.
+    """Holds what happened in an environment during a plan; of n <= j actions.
 
     Attributes:
       achieved: after each action.
       proprio: after each action.
-      frames: camera -> after each action, or after the last one alone.
+      frames: camera -> pictures after each action, or after the last one only.
     """
 
     achieved: np.ndarray
@@ -89,17 +89,17 @@ class Died(RuntimeError):
 
 
 class Pipe(Protocol):
-    """Brings values of one process to another."""
+    """Passes values between two processes."""
 
     def send(self, value: Any) -> None:
-        """Raises OSError: the other side is gone."""
+        """Sends a value; raises OSError if the other side is gone."""
 
     def recv(self) -> Any:
-        """Raises EOFError: the other side hung up."""
+        """Returns the next value; raises EOFError if the other side is gone."""
 
 
 class Worker:
-    """A process with one environment."""
+    """Manages a process with one environment."""
 
     def __init__(self, place: str, options: Mapping[str, Any], timeout: float):
         self._start = place, dict(options)
@@ -108,7 +108,7 @@ class Worker:
         self.restart()
 
     def restart(self) -> None:
-        """Starts the process, anew if there is one."""
+        """Starts the process, or replaces it."""
         self.close()
         self._pipe, other = multiprocessing.Pipe()
         # A new program, since threads of JAX do not survive a fork, and not multiprocessing's,
@@ -122,14 +122,14 @@ class Worker:
         self.send("make", *self._start)
 
     def send(self, name: str, *arguments: Any) -> None:
-        """Asks for a call of `_Loop`; `receive` has the answer."""
+        """Requests a call of `_Loop`; `receive` returns the answer."""
         try:
             self._pipe.send((name, arguments))
         except (BrokenPipeError, OSError) as error:
             raise Died(self._ended()) from error
 
     def receive(self) -> Any:
-        """The answer to what was sent.
+        """Returns the answer to the last request.
 
         Raises:
           Died: the environment raised, the process ended, or it took too long.
@@ -163,26 +163,26 @@ class Worker:
 
 
 def parts_of(name: str) -> tuple[str, dict[str, Any]]:
-    """(name, options) of ``NAME:option=value,option=value``, as after the file of a config.
+    """Parses ``NAME:option=value,option=value``, as after the file of a config, to (name, options).
 
-    Values are json, such as 96, 0.5 and false; what is none is a text.
+    Values are JSON, such as 96, 0.5 and false; everything else is text.
     """
-    found = re.fullmatch(r"(.*?)(?::(\w+=.*))?", name)
+    match = re.fullmatch(r"(.*?)(?::(\w+=.*))?", name)
     options = {}
-    for part in filter(None, (found[2] or "").split(",")):
+    for part in filter(None, (match[2] or "").split(",")):
         key, _, text = part.partition("=")
         try:
             options[key] = json.loads(text.lower() if text in ("True", "False") else text)
         except json.JSONDecodeError:
             options[key] = text
-    return found[1], options
+    return match[1], options
 
 
 def versions_of(*packages: str, extra: str) -> dict[str, str]:
-    """Package -> its version.
+    """Returns package -> version.
 
     Raises:
-      ImportError: one is not installed; names the extra that has it.
+      ImportError: a package is not installed; names the extra that has it.
     """
     try:
         return {name: importlib.metadata.version(name) for name in packages}
@@ -191,13 +191,13 @@ def versions_of(*packages: str, extra: str) -> dict[str, str]:
 
 
 def resolve(place: str) -> Callable[..., Any]:
-    """What "module:attribute" names."""
+    """Imports "module:attribute"."""
     module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 class _Loop:
-    """What a worker does; runs in its process."""
+    """Executes a worker's calls; runs in its process."""
 
     def __init__(self, environment: Environment):
         self.environment = environment
@@ -209,7 +209,7 @@ class _Loop:
         return _plain(self.environment.reset(task, seed, shift))
 
     def play(self, actions: np.ndarray, record: bool, stop: bool) -> Stretch:
-        """Carries out a plan (j, a); `stop` ends it where the task is achieved."""
+        """Executes a plan (j, a); `stop` ends it when the task is achieved."""
         achieved, proprio, frames = [], [], []
         for number, action in enumerate(actions):
             observation, done = self.environment.step(np.array(action))
@@ -226,10 +226,10 @@ class _Loop:
     def demonstrate(
         self, task: str, seed: int, most: int, settle: int, noise: np.ndarray
     ) -> Demonstration:
-        """An episode of the expert, until `settle` actions after success.
+        """Runs an episode of the expert, until `settle` actions after success.
 
         Args:
-          most: actions.
+          most: maximum number of actions.
           noise: standard deviation of the noise on each dimension of its actions.
         """
         rng = np.random.default_rng(seed)
@@ -267,7 +267,7 @@ _PROGRAM = "from wamjax.envs.worker import serve; serve({})"
 
 
 def serve(number: int) -> None:
-    """What the process of a worker runs: answers on the pipe with this file descriptor."""
+    """Runs the process of a worker: answers on the pipe with this file descriptor."""
     pipe = multiprocessing.connection.Connection(number)
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         name, start = pipe.recv()
@@ -276,11 +276,12 @@ def serve(number: int) -> None:
 
 
 def converse(pipe: Pipe, place: str, options: Mapping[str, Any]) -> None:
-    """Makes an environment and answers calls of `_Loop`, until the other side hangs up.
+    """Creates an environment and answers calls of `_Loop` until the other side is gone.
 
     Args:
-      pipe: brings (name, arguments), and takes ("done", answer) or ("error", a sentence).
-      place, options: of the environment. If it cannot be made, every answer says why.
+      pipe: receives (name, arguments), and sends ("done", answer) or ("error", a sentence).
+      place, options: location and arguments of the environment. If it cannot be created, every
+        answer says why.
     """
     loop, failure = None, ""
     try:
@@ -310,7 +311,7 @@ def _sentence(error: Exception) -> str:
 
 
 def each(workers: Sequence[Worker], name: str, arguments: Sequence[tuple]) -> list[Any]:
-    """The same call on all workers at once; an answer is a `Died` where one did."""
+    """Makes the same call on all workers at once; the answer of a failed one is a `Died`."""
     answers: list[Any] = [None] * len(workers)
     for i, (worker, given) in enumerate(zip(workers, arguments, strict=True)):
         try:

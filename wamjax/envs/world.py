@@ -19,7 +19,7 @@ from wamjax.envs.worker import parts_of
 from wamjax.named import find
 
 Dials = Mapping[str, float]
-SETTLE = 3  # steps that a recorded episode goes on after success
+SETTLE = 3  # steps that a recorded episode continues after success
 # "module:attribute" of the worlds that come with the package.
 WORLDS = {
     "tabletop": "wamjax.envs.tabletop.embedded:Tabletop",

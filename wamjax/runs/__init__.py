@@ -1,1 +1,1 @@
-"""What can be done with a run: act, sample, reconstruct, and be evaluated."""
+"""Actions on a trained run: acting, sampling, reconstruction and evaluation."""

@@ -1,8 +1,9 @@
-"""Branches of a policy: several of its proposals in one state, each carried out and gone on from.
+"""Collects branches of a policy: it executes several proposals from one state and finishes each.
 
-A value of what an expert would do next hides what a proposal is worth to the policy that made it,
-so the policy itself goes on. Of a state all branches draw the same noise later: what differs is the
-proposal. States are those that the policy visits, on other episodes than it is evaluated on.
+What an expert would do next does not show what a proposal is worth to the policy that made it, so
+the policy itself continues. All branches of a state draw the same noise afterwards, so they differ
+only in the proposal. The states are those that the policy visits, in other episodes than it is
+evaluated on.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from wamjax.wam import ladder
 
 
 class Cohort(NamedTuple):
-    """Which branches.
+    """Selects the branches to collect.
 
     Attributes:
-      states: how many states, one of each visited episode.
-      proposals, continuations: of each state, and of each proposal.
-      seed: of the episodes; not that of the evaluation.
-      rungs, modes: of the ladder whose proposals these are, see `ladder.ways`; without modes all
-        are made in the policy's own mode.
+      states: number of states, one from each visited episode.
+      proposals, continuations: proposals per state, and continuations per proposal.
+      seed: seed of the episodes; must differ from that of the evaluation.
+      rungs, modes: the ladder that makes these proposals, see `ladder.ways`; without modes all are
+        made in the policy's own mode.
     """
 
     states: int
@@ -48,7 +49,7 @@ class Cohort(NamedTuple):
     modes: tuple[str, ...] = ()
 
     def ways(self) -> tuple[str | None, ...]:
-        """How each proposal of a state is made."""
+        """Returns the mode of each proposal of a state."""
         if not self.modes:
             return (None,) * self.proposals
         return ladder.ways(self.rungs, self.modes, self.proposals)
@@ -63,21 +64,21 @@ def grow(
     about: dict[str, Any],
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Makes branches, part by part; what is there already is not made again.
+    """Collects branches part by part and skips the parts that exist already.
 
     Args:
-      policy: see `trained.load`; its mode says how proposals are made and gone on from.
-      config: its ``eval`` part says how episodes go.
-      statistics: of the checkpoint.
+      policy: see `trained.load`; its mode makes the proposals and finishes the branches.
+      config: its ``eval`` part sets how episodes run.
+      statistics: those of the checkpoint.
       out: the folder, see `wamjax.data.branches`.
-      about: what the branches are of; a folder of others is refused.
+      about: describes the origin of the branches; a folder with another description is refused.
 
     Returns:
-      `summary` of them, with seconds.
+      the `summary` of the branches, with seconds.
 
     Raises:
-      ValueError: the world does not restore states, or the seed is that of the evaluation, or there
-        are other branches in the folder, or the modes are not those of rungs.
+      ValueError: the world does not restore states, the seed is that of the evaluation, the folder
+      holds other branches, or the modes do not match the rungs.
     """
     _check(policy, cohort)
     world = open_world(config.eval.env)
@@ -92,16 +93,16 @@ def grow(
     about = about | cohort._asdict() | {"parts": parts, "tasks": _tasks(config, world),
              "eval": json.loads(config.eval.to_json()), "world": dict(world.versions)}  # fmt: skip
     about = json.loads(json.dumps(about))
-    place = out / store.ABOUT
-    some = place.exists() and files.glob(out, "part-*.npz")
-    if some and (there := json.loads(place.read_text())) != about:
-        differ = sorted(k for k in about.keys() | there.keys() if about.get(k) != there.get(k))
+    manifest = out / store.ABOUT
+    has_parts = manifest.exists() and files.glob(out, "part-*.npz")
+    if has_parts and (stored := json.loads(manifest.read_text())) != about:
+        differ = sorted(k for k in about.keys() | stored.keys() if about.get(k) != stored.get(k))
         raise ValueError(f"{out} holds other branches, which differ in {differ}: name another "
                          "folder")  # fmt: skip
     files.make_folder(out, "name another folder")
     files.write_text(out / store.STATISTICS, json.dumps(statistics) + "\n")
-    files.write_text(place, json.dumps(about) + "\n")
-    begin = time.perf_counter()
+    files.write_text(manifest, json.dumps(about) + "\n")
+    start = time.perf_counter()
     bar = tqdm.tqdm(total=parts * size, unit="state", desc="branches", disable=not progress)
     with bar:
         for number in range(parts):
@@ -113,14 +114,14 @@ def grow(
             bar.update(size)
     _, _, arrays = store.read(out)
     return summary(arrays) | {
-        "seconds": round(time.perf_counter() - begin, 1)
+        "seconds": round(time.perf_counter() - start, 1)
     }
 
 
 def _part(
     policy: Policy, config: ConfigDict, world: World, cohort: Cohort, number: int, size: int
 ) -> dict[str, np.ndarray]:
-    asked, n = config.eval, cohort.proposals
+    options, n = config.eval, cohort.proposals
     episodes = np.arange(number * size, (number + 1) * size)
     tasks = _tasks(config, world)
     names = [tasks[i % len(tasks)] for i in episodes]
@@ -129,52 +130,52 @@ def _part(
         for purpose in ("visit", "branch", "go_on")
     )
     visited = closed_loop.play(policy, config, world, names, visit, {}, record=True, save=True)
-    # One state of each episode, of those before its end in which the policy looked.
-    plans = -(-visited.steps // asked.execute)
-    dice = np.random.default_rng([cohort.seed, number]).random(size)
-    at = np.floor(dice * plans).astype(int) * asked.execute
+    # One state of each episode, at a step before its end at which the policy observed.
+    plans = -(-visited.steps // options.execute)
+    uniform = np.random.default_rng([cohort.seed, number]).random(size)
+    when = np.floor(uniform * plans).astype(int) * options.execute
     rows = np.arange(size)
-    begin = jax.tree.map(lambda x: x[rows, at], visited.states)
-    seen = dict(
-        images={k: jnp.asarray(x[rows, at]) for k, x in visited.frames.items()},
-        proprio=jnp.asarray(visited.proprio[rows, at]),
+    initial = jax.tree.map(lambda x: x[rows, when], visited.states)
+    views = dict(
+        images={k: jnp.asarray(x[rows, when]) for k, x in visited.frames.items()},
+        proprio=jnp.asarray(visited.proprio[rows, when]),
     )
-    told = closed_loop.told(config, policy, [world.tasks[name] for name in names])
-    seeing = closed_loop.seeing(_observed)
-    looking = closed_loop.looking(policy, config)
-    observation = jax.jit(seeing)(looking, seen | told, branch)
+    instructions = closed_loop.told(config, policy, [world.tasks[name] for name in names])
+    as_input = closed_loop.seeing(_observed)
+    viewer = closed_loop.looking(policy, config)
+    observation = jax.jit(as_input)(viewer, views | instructions, branch)
     parts, start = [], 0
-    for way, alike in itertools.groupby(cohort.ways()):
-        count = len(list(alike))
-        # The first are those that the policy makes with its key, further ones of other noise.
+    for way, group in itertools.groupby(cohort.ways()):
+        count = len(list(group))
+        # The first proposals use the policy's own key, further ones other noise.
         keys = jax.vmap(lambda k, i=start: jax.random.fold_in(k, i))(branch) if start else branch
-        parts.append(_propose(looking, observation, keys, count, way))
+        parts.append(_propose(viewer, observation, keys, count, way))
         start += count
     proposals = np.concatenate(parts, axis=1)
-    # Each carried out, as a policy that has decided before it looks ...
-    many = [name for name in names for _ in range(n)]
+    # Execute each proposal without observing ...
+    branch_names = [name for name in names for _ in range(n)]
     first = world.roll_out(
-        jax.tree_util.Partial(closed_loop.replay), many, jnp.repeat(branch, n),
+        jax.tree_util.Partial(closed_loop.replay), branch_names, jnp.repeat(branch, n),
         shift={}, told={"actions": np.asarray(proposals).reshape(size * n, *proposals.shape[2:])},
-        cameras=tuple(config.data.cameras), max_steps=asked.execute, execute=asked.execute,
-        start=jax.tree.map(lambda x: np.repeat(x, n, axis=0), begin), save=True,
+        cameras=tuple(config.data.cameras), max_steps=options.execute, execute=options.execute,
+        start=jax.tree.map(lambda x: np.repeat(x, n, axis=0), initial), save=True,
     )  # fmt: skip
-    # ... and gone on from, with what is left of the episode.
-    after = jax.tree.map(lambda x: x[:, -1], first.states)
-    left = np.repeat(asked.max_steps - asked.execute - at, n)
+    # ... then let the policy finish with the remaining steps of the episode.
+    midway = jax.tree.map(lambda x: x[:, -1], first.states)
+    remaining = np.repeat(options.max_steps - options.execute - when, n)
     success, steps = [], []
     for m in range(cohort.continuations):
         keys = jnp.repeat(jax.vmap(functools.partial(jax.random.fold_in, data=m))(go_on), n)
-        then = closed_loop.play(policy, config, world, many, keys, {}, start=after)
-        later = then.success & (then.steps <= left)
-        success.append(first.success | later)
-        steps.append(np.where(first.success, first.steps, asked.execute + then.steps))
+        rest = closed_loop.play(policy, config, world, branch_names, keys, {}, start=midway)
+        success_later = rest.success & (rest.steps <= remaining)
+        success.append(first.success | success_later)
+        steps.append(np.where(first.success, first.steps, options.execute + rest.steps))
     return {
         **{k: np.asarray(x) for k, x in observation.items()},
         "actions": np.asarray(proposals, np.float32),
         "success": np.stack(success, axis=-1).reshape(size, n, -1),
         "steps": np.stack(steps, axis=-1).reshape(size, n, -1).astype(np.int32),
-        "episode": episodes, "at": at, "tasks": np.array(names),
+        "episode": episodes, "at": when, "tasks": np.array(names),
     }  # fmt: skip
 
 
@@ -192,10 +193,10 @@ def _check(policy: Policy, cohort: Cohort) -> None:
     rungs, modes = cohort.rungs, cohort.modes
     if not modes and not rungs:
         return
-    growing = rungs and rungs[0] > 0 and list(rungs) == sorted(set(rungs))
-    if len(modes) != len(rungs) or not growing or rungs[-1] > cohort.proposals:
-        asked = f"--rungs={','.join(map(str, rungs))} --modes={','.join(modes)}"
-        raise ValueError(f"{asked}: a rung has a mode and more proposals than the one below, the "
+    increasing = rungs and rungs[0] > 0 and list(rungs) == sorted(set(rungs))
+    if len(modes) != len(rungs) or not increasing or rungs[-1] > cohort.proposals:
+        flags = f"--rungs={','.join(map(str, rungs))} --modes={','.join(modes)}"
+        raise ValueError(f"{flags}: a rung has a mode and more proposals than the one below, the "
                          f"last at most --proposals={cohort.proposals}")  # fmt: skip
     for mode in modes:
         policy.objective.check_mode(mode)
@@ -206,7 +207,7 @@ def _tasks(config: ConfigDict, world: World) -> list[str]:
 
 
 def summary(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """What there is to gain by choosing, with the true outcome as judge.
+    """Returns what choosing among the proposals could gain, judged by the true outcomes.
 
     Returns:
       {"states", "proposals", "direct" (mean success), "headroom": {N: points that the best of N
@@ -226,8 +227,8 @@ def summary(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 def best_of(
     scores: Float[np.ndarray, "s n"], outcomes: Float[np.ndarray, "s n"], count: int
 ) -> float:
-    """How much better the best by `scores` of `count` branches is than one of them, on average;
-    over disjoint groups of them."""
+    """Returns how much better the best of `count` branches by `scores` is than an average one,
+    averaged over disjoint groups of branches."""
     groups = scores.shape[1] // count
     shape = len(scores) * groups, count
     scores, outcomes = (x[:, : groups * count].reshape(shape) for x in (scores, outcomes))
@@ -238,35 +239,36 @@ def best_of(
 def values_of(
     policy: Policy, arrays: dict[str, np.ndarray], size: int = 64
 ) -> Float[np.ndarray, "s n"]:
-    """What a judge expects of every branch, `size` states in one call."""
+    """Returns the judge's value of every branch, `size` states per call."""
     return _each(_value, policy, arrays, size)
 
 
 def benefits_of(
     policy: Policy, arrays: dict[str, np.ndarray], size: int = 64
 ) -> Float[np.ndarray, "s h r"]:
-    """What a gate expects on each rung of every higher one; branches come as they stand."""
+    """Returns the gate's expected benefit of every higher rung, on each rung, with branches in
+    stored order."""
     return _each(_benefits, policy, arrays, size)
 
 
 def _each(function, policy: Policy, arrays: dict[str, np.ndarray], size: int) -> np.ndarray:
-    seen, total, results = store.seen(arrays), len(arrays["actions"]), []
+    observations, total, results = store.seen(arrays), len(arrays["actions"]), []
     for start in range(0, total, size):
-        rows = np.minimum(np.arange(start, start + size), total - 1)  # the last call is filled up
-        observation = {k: jnp.asarray(x[rows]) for k, x in seen.items()}
+        rows = np.minimum(np.arange(start, start + size), total - 1)  # the last call is padded
+        observation = {k: jnp.asarray(x[rows]) for k, x in observations.items()}
         results.append(np.asarray(function(policy, observation, arrays["actions"][rows])))
     return np.concatenate(results)[:total]
 
 
 def judged(policy: Policy, arrays: dict[str, np.ndarray], discount: float) -> dict[str, Any]:
-    """How well a judge tells branches of a state apart that it was not trained on.
+    """Evaluates how well a judge ranks the branches of states that it was not trained on.
 
     Args:
-      discount: of the return that it expects, for each control step.
+      discount: discount of the predicted return per control step.
 
     Returns:
       {"rank_correlation" (Spearman's within a state, mean over states whose returns differ),
-      "gain": {N: points by which its choice of N succeeds more often}, "share" of the headroom}.
+      "gain": {N: points by which its choice of N succeeds more often}, "share": of the headroom}.
     """
     from scipy.stats import spearmanr
 
@@ -275,14 +277,14 @@ def judged(policy: Policy, arrays: dict[str, np.ndarray], discount: float) -> di
     returns = (arrays["success"] * discount ** arrays["steps"]).mean(axis=2)
     differ = (returns.max(axis=1) > returns.min(axis=1)) & (values.max(1) > values.min(1))
     pairs = zip(values[differ], returns[differ], strict=True)
-    ranks = [spearmanr(value, came).statistic for value, came in pairs]
+    ranks = [spearmanr(value, result).statistic for value, result in pairs]
     sizes = _sizes(success.shape[1])
     gain = {k: 100 * best_of(values, success, k) for k in sizes}
-    most = {k: 100 * best_of(success, success, k) for k in sizes}
+    headroom = {k: 100 * best_of(success, success, k) for k in sizes}
     return {
         "rank_correlation": round(float(np.mean(ranks)), 4) if ranks else None,
         "gain": {k: round(v, 1) for k, v in gain.items()},
-        "share": {k: round(gain[k] / most[k], 3) if most[k] else None for k in sizes},
+        "share": {k: round(gain[k] / headroom[k], 3) if headroom[k] else None for k in sizes},
     }
 
 

@@ -1,7 +1,8 @@
-"""A policy in closed loop with a world: what it is told and sees, and how often it succeeds.
+"""Runs a policy in closed loop with a world and measures how often it succeeds.
 
-What was asked is in ``config.eval``. The scenes and the policy's own keys come from the number of
-an episode, so equal settings give equal episodes however they are batched or shared over processes.
+``config.eval`` holds the settings. The scenes and the policy's keys derive from the number of an
+episode, so equal settings give equal episodes, regardless of batching and of how processes share
+them.
 """
 
 from __future__ import annotations
@@ -30,23 +31,23 @@ from wamjax.viz import intervals
 
 
 def check(config: ConfigDict, objective, world: World | None = None) -> None:
-    """That a policy can be rolled out as ``config.eval`` says.
+    """Checks that a policy can be rolled out as ``config.eval`` says.
 
     Raises:
-      ValueError: it cannot; names the key, and what would go.
+      ValueError: it cannot; names the key and a value that works.
     """
-    world, asked = world or open_world(config.eval.env), config.eval
-    shift_of(world, "none", asked.shift)
+    world, options = world or open_world(config.eval.env), config.eval
+    shift_of(world, "none", options.shift)
     for key in ("episodes", "execute", "max_steps", "batch_size"):
-        if asked[key] < 1:
-            raise ValueError(f"config.eval.{key} = {asked[key]} must be at least 1")
+        if options[key] < 1:
+            raise ValueError(f"config.eval.{key} = {options[key]} must be at least 1")
     for task in (tasks := task_names(config, world)):
         if task not in world.tasks:
             raise ValueError(f"config.eval.tasks = {tuple(tasks)}: there is no task {task!r}"
                              f"{did_you_mean(task, world.tasks)}; there are "
                              f"{tuple(world.tasks)}")  # fmt: skip
     if objective.kind != "policy":
-        raise ValueError(f"config.eval.episodes = {asked.episodes}: {config.objective.name!r} is "
+        raise ValueError(f"config.eval.episodes = {options.episodes}: {config.objective.name!r} is "
                          "no policy, set it to 0")  # fmt: skip
     spec, cameras = objective.batch_spec(1), tuple(config.data.cameras)
     if unknown := [c for c in cameras if c not in world.cameras]:
@@ -55,29 +56,29 @@ def check(config: ConfigDict, objective, world: World | None = None) -> None:
     for key in ("video", "instruction"):
         if key not in spec and not (key == "instruction" and config.data.embeddings):
             raise ValueError(
-                f"config.eval.episodes = {asked.episodes}: {world.name} shows pictures and says "
+                f"config.eval.episodes = {options.episodes}: {world.name} shows pictures and says "
                 f"words, and the policy takes {sorted(spec)}, no {key!r}: set it to 0"
             )
-    shown = [world.cameras[c] for c in cameras]
+    camera_sizes = [world.cameras[c] for c in cameras]
     if any(config.data.image_size):  # the policy sees them resized
-        shown = [tuple(config.data.image_size)] * len(cameras)
-    whole = shown[0][0], sum(width for _, width in shown)
+        camera_sizes = [tuple(config.data.image_size)] * len(cameras)
+    picture_size = camera_sizes[0][0], sum(width for _, width in camera_sizes)
     if config.data.layout:
-        whole = layouts.parse(config.data.layout).size
+        picture_size = layouts.parse(config.data.layout).size
     sizes = {
-        "video": (*whole, 3),
+        "video": (*picture_size, 3),
         "actions": (len(world.action_names),),
         "proprio": (len(world.proprio_names),),
     }
-    for key, want in sizes.items():
-        if key in spec and (have := spec[key].shape[-len(want) :]) != want:
-            raise ValueError(f"config.eval.episodes = {asked.episodes}: {key} of the policy are "
-                             f"{have}, of {world.name} {want}; set it to 0")  # fmt: skip
-    if asked.execute > (chunk := spec["actions"].shape[1]):
-        raise ValueError(f"config.eval.execute = {asked.execute}, and a plan has {chunk} actions "
+    for key, expected in sizes.items():
+        if key in spec and (actual := spec[key].shape[-len(expected) :]) != expected:
+            raise ValueError(f"config.eval.episodes = {options.episodes}: {key} of the policy are "
+                             f"{actual}, of {world.name} {expected}; set it to 0")  # fmt: skip
+    if options.execute > (chunk := spec["actions"].shape[1]):
+        raise ValueError(f"config.eval.execute = {options.execute}, and a plan has {chunk} actions "
                          "(data.chunk)")  # fmt: skip
     join = join_of(config, world)
-    join.check(asked.execute, chunk)
+    join.check(options.execute, chunk)
     if join.way == "prefix" and join.delay > objective.prefix_max:
         raise ValueError(f"config.eval.delay = {join.delay}: the policy takes prefixes of at most "
                          f"{objective.prefix_max} actions (objective.prefix_max), for join "
@@ -93,44 +94,43 @@ def roll_out(
     kind: str = "policy",
     function: Callable | None = None,
 ) -> dict[str, Any]:
-    """Success rate over ``config.eval.episodes``, the tasks in equal shares.
+    """Returns the success rate over ``config.eval.episodes``, with the tasks in equal shares.
 
     Args:
-      shift: dials of the world that are not zero.
-      record: of a run that may be killed; what it holds is not rolled out again.
-      kind: of the policy, in the record.
-      function: see `play`; `Policy.act`, or `Policy.decide` of one that adapts, by default.
+      shift: the dials of the world that are not zero.
+      record: outcomes of a run that may be killed; episodes that it holds are not repeated.
+      kind: kind of policy, for the record.
+      function: see `play`; by default `Policy.act`, or `Policy.decide` if the policy adapts.
 
     Returns:
       {"success_rate", "interval" (95 %, Wilson's), "episodes", "jerk" (mean, see `joins.jerk`),
       "per_task": {task: {"success_rate", "interval", "episodes", "steps", "jerk"}}, "outcomes",
-      "crashes"}; and "blind_success_rate" if
-      ``config.eval.blind``: that of the same actions in another scene of their task, without
-      looking. Outcomes are 0 or 1 for each episode: equal settings give equal episodes, whatever
-      acts in them, so that outcomes can be compared one by one.
+      "crashes"}; with ``config.eval.blind`` also "blind_success_rate", that of the same actions
+      executed in another scene of their task without observing. Outcomes are 0 or 1 per episode;
+      equal settings give equal episodes for any policy, so outcomes are paired.
     """
     world, record = world or open_world(config.eval.env), record or Outcomes()
     tasks = task_names(config, world)
     total = -(-config.eval.episodes // len(tasks)) * len(tasks)
-    processes, process = jax.process_count(), jax.process_index()  # each rolls out its share
+    processes, process = jax.process_count(), jax.process_index()  # each process rolls out a share
     size = min(config.eval.batch_size, -(-total // processes))
     blind = config.eval.blind and kind == "policy"
     for start in range(0, total, size * processes):
-        counted = np.arange(start, min(start + size * processes, total))
-        numbers = start + process * size + np.arange(size)  # some may fill the last batch up
-        if all(record.has(k, counted) for k in ([kind, "blind"] if blind else [kind])):
+        evaluated = np.arange(start, min(start + size * processes, total))
+        numbers = start + process * size + np.arange(size)  # fills the last batch
+        if all(record.has(k, evaluated) for k in ([kind, "blind"] if blind else [kind])):
             continue
         names = [tasks[i % len(tasks)] for i in numbers]
         keys = episode_keys(config, "evaluate", numbers)
-        own = Policy.decide if policy.adapts else Policy.act
-        done = play(policy, config, world, names, keys, shift, function=function or own)
+        act = Policy.decide if policy.adapts else Policy.act
+        recording = play(policy, config, world, names, keys, shift, function=function or act)
         hold = _hold(config, world)
-        _keep(record, kind, counted, tasks, done, hold, config.eval.execute)
+        _keep(record, kind, evaluated, tasks, recording, hold, config.eval.execute)
         if blind:
-            replayed = _blind(done, config, world, keys, shift)
-            _keep(record, "blind", counted, tasks, replayed, hold, config.eval.execute)
+            replayed = _blind(recording, config, world, keys, shift)
+            _keep(record, "blind", evaluated, tasks, replayed, hold, config.eval.execute)
         rate = np.mean([row["success"] for row in record.rows(kind, total)])
-        say(f"  {counted[-1] + 1}/{total} episodes: success {rate:.1%}")
+        say(f"  {evaluated[-1] + 1}/{total} episodes: success {rate:.1%}")
     rows = record.rows(kind, total)
     result = _rates(rows) | {
         "episodes": total,
@@ -154,18 +154,18 @@ def play(
     function: Callable = Policy.act,
     **saved: Any,
 ) -> Recording:
-    """Episodes of a policy as ``config.eval`` says: one for each task of `tasks` and key.
+    """Rolls out one episode per task in `tasks` and key, as ``config.eval`` says.
 
     Args:
-      config: also names the cameras that it looks through, in their order.
-      function: ``function(policy, observation, keys)`` of an observation as the policy takes it
-        gives its actions, or those and more; with a prefix as fourth argument where
+      config: also names the policy's cameras, in order.
+      function: ``function(policy, observation, keys)`` maps an observation in the policy's format
+        to actions, or to actions and more; it takes a prefix as fourth argument where
         ``config.eval.join`` is "prefix".
-      **saved: "start" and "save" of `World.roll_out`, in a world that restores.
+      **saved: "start" and "save" of `World.roll_out`, in a world that restores states.
     """
     policy = looking(policy, config)
     join = join_of(config, world)
-    late = {} if join == SYNC else {"join": join}  # only such a world must be able to be late
+    join_option = {} if join == SYNC else {"join": join}  # other worlds need not support it
     return world.roll_out(
         jax.tree_util.Partial(seeing(function), policy),
         tasks,
@@ -176,34 +176,35 @@ def play(
         max_steps=config.eval.max_steps,
         execute=config.eval.execute,
         record=record,
-        **late,
+        **join_option,
         **saved,
     )
 
 
 def looking(policy: Policy, config: ConfigDict) -> Policy:
-    """The policy as it looks through the cameras of a config, in their order."""
+    """Returns the policy with the cameras of a config, in their order."""
     return dataclasses.replace(policy, cameras=tuple(config.data.cameras))
 
 
 @functools.cache
 def seeing(function: Callable) -> Callable:
-    """`function` of what a world shows and tells. One for each: a new one would compile anew."""
+    """Wraps `function` to take a world's observations; cached, because a new wrapper would compile
+    again."""
 
     def call(policy: Policy, observation, keys, *prefix):
         images = observation["images"]
-        seen = {k: v for k, v in observation.items() if k != "images"}
-        seen["video"] = policy.see(images)[:, None]
-        return function(policy, seen, keys, *prefix)
+        inputs = {k: v for k, v in observation.items() if k != "images"}
+        inputs["video"] = policy.see(images)[:, None]
+        return function(policy, inputs, keys, *prefix)
 
     return call
 
 
 def told(config: ConfigDict, policy: Policy, instructions) -> dict[str, np.ndarray]:
-    """Instructions as a policy takes them, leading axis e: ids of words, or text embeddings.
+    """Returns instructions in the policy's format, leading axis e: word ids, or text embeddings.
 
     Raises:
-      ValueError: an instruction that is too long, or that has no embedding.
+      ValueError: an instruction is too long or has no embedding.
     """
     from wamjax.data.embeddings import EmbeddingCache
     from wamjax.data.tokens import Vocabulary
@@ -216,13 +217,13 @@ def told(config: ConfigDict, policy: Policy, instructions) -> dict[str, np.ndarr
 
 
 def join_of(config: ConfigDict, world: World) -> Join:
-    """How chunks are joined, as ``config.eval`` says."""
+    """Returns how chunks are joined, from ``config.eval``."""
     return Join(config.eval.join, config.eval.delay, _hold(config, world))
 
 
 def _hold(config: ConfigDict, world: World) -> tuple[bool, ...]:
-    """Which actions keep their last command while a robot stands still, as behind the end of its
-    demonstrations."""
+    """Returns which actions keep their last command while a robot stands still, the same as after
+    the end of its demonstrations."""
     from wamjax.data.windows import GRIPPER, held, padding
 
     words = padding(config.data.padding)
@@ -231,13 +232,13 @@ def _hold(config: ConfigDict, world: World) -> tuple[bool, ...]:
 
 
 def episode_keys(config: ConfigDict, purpose: str, indices: np.ndarray) -> jax.Array:
-    """What decides the scenes of episodes, by their numbers."""
+    """Returns the keys that determine the scenes of episodes, by episode number."""
     key = functools.partial(states.key, config.eval.seed, purpose)
     return jax.vmap(key)(jnp.asarray(indices))
 
 
 def task_names(config: ConfigDict, world: World | None = None) -> list[str]:
-    """``eval.tasks``, else those that the data sources collect, else all."""
+    """Returns ``eval.tasks``, else the tasks that the data sources collect, else all."""
     tasks = config.eval.tasks or tuple(
         dict.fromkeys(t for s in config.data.sources.values() for t in s.collect.tasks)
     )
@@ -245,66 +246,68 @@ def task_names(config: ConfigDict, world: World | None = None) -> list[str]:
 
 
 def _rates(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of episodes: rate, its interval, and the mean number of steps of those that succeeded."""
+    """Returns the success rate of episodes, its interval, and the mean steps of the successful
+    ones."""
     success = [row["success"] for row in rows]
-    reached = [row["steps"] for row in rows if row["success"]]
+    steps = [row["steps"] for row in rows if row["success"]]
     rate = intervals.wilson(sum(success), len(success))
     return {
         "success_rate": float(rate.mean),
         "interval": [float(rate.low), float(rate.high)],
         "episodes": len(rows),
-        "steps": float(np.mean(reached)) if reached else None,
+        "steps": float(np.mean(steps)) if steps else None,
         "jerk": float(np.mean([row["jerk"] for row in rows])),
     } | _climbed(rows)
 
 
-def _rungs(done: Recording, execute: int) -> np.ndarray:
-    """Of plans made before success, how far up its ladder a policy climbed, else -1; (e, plans),
-    and (e, 0) of one without."""
-    if not isinstance(done.extras, dict) or "rung" not in done.extras:
-        return np.zeros((len(done.steps), 0), int)
-    rungs = np.asarray(done.extras["rung"]).T
-    made = np.arange(rungs.shape[1]) * execute < done.steps[:, None]
-    return np.where(made, rungs, -1)
+def _rungs(recording: Recording, execute: int) -> np.ndarray:
+    """Returns the rung that each plan made before success reached, else -1: (e, plans), or (e, 0)
+    without a ladder."""
+    if not isinstance(recording.extras, dict) or "rung" not in recording.extras:
+        return np.zeros((len(recording.steps), 0), int)
+    rungs = np.asarray(recording.extras["rung"]).T
+    before_end = np.arange(rungs.shape[1]) * execute < recording.steps[:, None]
+    return np.where(before_end, rungs, -1)
 
 
 def _climbed(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """{"rungs": the share of plans on each rung of the ladder}, where there is one."""
+    """Returns {"rungs": share of plans on each rung of the ladder}, or {} without a ladder."""
     rungs = [rung for row in rows for rung in row.get("rungs", ())]
     return {"rungs": (np.bincount(rungs) / len(rungs)).tolist()} if rungs else {}
 
 
-def _blind(done: Recording, config: ConfigDict, world: World, keys, shift: Dials) -> Recording:
-    """The actions of an episode carried out in the next one of its task, without looking."""
-    source = np.arange(len(done.tasks))
-    for task in set(done.tasks):
-        mine = np.flatnonzero(np.array(done.tasks) == task)
-        source[mine] = np.roll(mine, 1)
-    steps = done.actions.shape[1]
+def _blind(recording: Recording, config: ConfigDict, world: World, keys, shift: Dials) -> Recording:
+    """Executes the actions of each episode in the next episode of its task, without observing."""
+    source = np.arange(len(recording.tasks))
+    for task in set(recording.tasks):
+        episodes = np.flatnonzero(np.array(recording.tasks) == task)
+        source[episodes] = np.roll(episodes, 1)
+    steps = recording.actions.shape[1]
     return world.roll_out(
-        jax.tree_util.Partial(replay), done.tasks, keys, shift=shift,
-        told={"actions": done.actions[source]}, cameras=tuple(config.data.cameras),
+        jax.tree_util.Partial(replay), recording.tasks, keys, shift=shift,
+        told={"actions": recording.actions[source]}, cameras=tuple(config.data.cameras),
         max_steps=steps, execute=steps,
     )  # fmt: skip
 
 
 def replay(observation, keys):
-    """A policy that does what it is told to, as "actions", without looking."""
+    """Acts as a policy that returns the "actions" in its observation."""
     del keys
     return observation["actions"]
 
 
 def _keep(
-    record: Outcomes, kind: str, numbers, tasks, done: Recording, hold, execute: int
+    record: Outcomes, kind: str, numbers, tasks, recording: Recording, hold, execute: int
 ) -> None:
-    """Adds what came of the episodes of all processes, whose shares follow one another."""
-    parts = [done.success, done.steps, done.crashes, jerk(done.actions, done.steps, hold)]
-    parts.append(_rungs(done, execute))
+    """Adds the outcomes of all processes to the record; the shares follow one another."""
+    jerks = jerk(recording.actions, recording.steps, hold)
+    parts = [recording.success, recording.steps, recording.crashes, jerks]
+    parts.append(_rungs(recording, execute))
     if jax.process_count() > 1:
         parts = [multihost_utils.process_allgather(x, tiled=True) for x in parts]
     rows = []
-    for number, (*counts, jerky, climbed) in zip(numbers, zip(*parts, strict=True), strict=False):
-        row = (int(number), tasks[number % len(tasks)], *map(int, counts), round(float(jerky), 6))
-        rungs = [int(rung) for rung in climbed if rung >= 0]
+    for number, (*counts, score, reached) in zip(numbers, zip(*parts, strict=True), strict=False):
+        row = (int(number), tasks[number % len(tasks)], *map(int, counts), round(float(score), 6))
+        rungs = [int(rung) for rung in reached if rung >= 0]
         rows.append((*row, rungs) if rungs else row)
     record.add(kind, rows)

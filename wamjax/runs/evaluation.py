@@ -1,4 +1,4 @@
-"""The evaluation of a run in closed loop, as files: eval.json, plot and video."""
+"""Evaluates a run in closed loop and writes eval.json, a plot and a video."""
 
 from __future__ import annotations
 
@@ -34,19 +34,20 @@ def run(
 ) -> dict[str, Any]:
     """Evaluates the checkpoint of a run and writes eval.json, plot and video.
 
-    What is not as after training (mode, shift, step, planner, ema) goes into the files' names.
+    Settings that differ from training (mode, shift, step, planner, ema) become part of the file
+    names.
 
     Args:
-      config: its ``eval`` part says what to do; the model is built as the checkpoint says.
-      workdir: of the run.
-      step: which checkpoint, the newest by default.
-      mode: how to act, see `wamjax.wam.fast_wam.uses.MODES`; the variant's default.
+      config: its ``eval`` part holds the settings; the model is built from the checkpoint's config.
+      workdir: folder of the run.
+      step: checkpoint to evaluate; the newest by default.
+      mode: how to act, see `wamjax.wam.fast_wam.uses.MODES`; the variant's default if None.
       shift: name of a shift of the world.
       planner, ema: see `load`.
-      label: what else is not as after training, for the files' names.
+      label: other differences from training, for the file names.
 
     Returns:
-      what was written to eval.json; in a process that is not the first, without the latency.
+      the contents of eval.json; without the latency in processes other than the first.
 
     Raises:
       ValueError: see `check`.
@@ -60,21 +61,21 @@ def run(
     parts += [files.name(planner) if planner else None, label or None]
     parts += [None if ema is None else checkpoint.name_of(ema)]
     suffix = "".join(f"_{p}" for p in parts if p is not None)
-    policy, own, step = trained.load(workdir, step, mode, planner, ema)
+    policy, trained_config, step = trained.load(workdir, step, mode, planner, ema)
     config = config.copy_and_resolve_references()
-    config.data.cameras = own.data.cameras
-    config.data.image_size = own.data.image_size
+    config.data.cameras = trained_config.data.cameras
+    config.data.image_size = trained_config.data.image_size
     closed_loop.check(config, policy.objective, world)
-    result = {"step": step, "variant": wam.label(own), "mode": mode, "shift": shift}
+    result = {"step": step, "variant": wam.label(trained_config), "mode": mode, "shift": shift}
     about = {"env": world.name, "seed": config.eval.seed, "versions": versions(world)}
-    asked = result | about | {"planner": planner, "eval": json.loads(config.eval.to_json())}
+    settings = result | about | {"planner": planner, "eval": json.loads(config.eval.to_json())}
     path = workdir / f"eval{suffix}.json"
-    record = Outcomes(workdir / f"episodes{suffix}.jsonl", asked, anew=path.exists())
+    record = Outcomes(workdir / f"episodes{suffix}.jsonl", settings, anew=path.exists())
     result |= closed_loop.roll_out(policy, config, dials, world, record)
     if policy.adapts:
         result |= _climbed(policy, result["rungs"])
     if config.eval.untrained:
-        fresh = trained.untrained(policy, own)
+        fresh = trained.untrained(policy, trained_config)
         fresh = closed_loop.roll_out(fresh, config, dials, world, record, "untrained")
         result["untrained_success_rate"] = fresh["success_rate"]
         say(f"untrained: success {fresh['success_rate']:.1%}")
@@ -95,7 +96,8 @@ def run(
 
 
 def _climbed(policy: Policy, shares: list[float]) -> dict[str, Any]:
-    """What the rungs of a ladder are, what they take, and what was spent on average."""
+    """Returns the proposals and milliseconds of each rung, its share of plans, and the mean
+    time."""
     proposals, milliseconds = list(policy.objective.rungs), np.asarray(policy.milliseconds)
     shares = shares + [0.0] * (len(proposals) - len(shares))
     mean = float(np.dot(shares, milliseconds))
@@ -108,20 +110,21 @@ def _climbed(policy: Policy, shares: list[float]) -> dict[str, Any]:
 def save_video(
     policy: Policy, config: ConfigDict, world: World, shift: Dials, outcomes: str, path
 ) -> None:
-    """Successes and failures of those that were counted, see `wamjax.viz.foreseen`."""
+    """Writes a video of successes and failures among the counted episodes, see
+    `wamjax.viz.foreseen`."""
     from wamjax.viz import foreseen
 
     marks = np.array([mark == "1" for mark in outcomes])
-    some = [np.flatnonzero(marks == good)[: VIDEO_EPISODES // 2] for good in (True, False)]
-    rest = np.setdiff1d(np.arange(len(marks)), np.concatenate(some))
-    numbers = np.concatenate([*some, rest])[:VIDEO_EPISODES]
+    chosen = [np.flatnonzero(marks == good)[: VIDEO_EPISODES // 2] for good in (True, False)]
+    rest = np.setdiff1d(np.arange(len(marks)), np.concatenate(chosen))
+    numbers = np.concatenate([*chosen, rest])[:VIDEO_EPISODES]
     tasks = closed_loop.task_names(config, world)
     names = [tasks[i % len(tasks)] for i in numbers]
     keys = closed_loop.episode_keys(config, "evaluate", numbers)
-    done = closed_loop.play(policy, config, world, names, keys, shift, record=True)
-    foreseen.save(policy, config, done, path)
+    recording = closed_loop.play(policy, config, world, names, keys, shift, record=True)
+    foreseen.save(policy, config, recording, path)
 
 
 def versions(world: World) -> dict[str, str]:
-    """Of what was measured: this package, JAX, and what simulates."""
+    """Returns the versions of this package, JAX and the simulator."""
     return {"wamjax": wamjax.__version__, "jax": jax.__version__} | dict(world.versions)

@@ -1,10 +1,10 @@
-"""Fine-tuning a published model on a data set of one's own: a config that follows from the data.
+"""Configures the fine-tuning of a published model on your own data set.
 
     config = base_config()
     fine_tuning.configure(config, base="fast_wam", data="DATA/mine", checkpoint="Wan2.2-TI2V-5B")
 
-Sizes, cameras, their picture, normalisation, rows of text and the length of training are those of
-the data set. What training reads beside it is made by the run itself, see `runs.preparation`.
+Sizes, cameras and their layout, normalization, rows of text and the length of training follow from
+the data set. The run itself prepares everything else that training reads, see `runs.preparation`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from wamjax.wam.fast_wam import presets as fast_wam
 from wamjax.weights import downloads
 
 EPOCHS, STEPS, BATCH = 10, (2_000, 30_000), 128  # as Fast-WAM on LIBERO: about ten epochs
-CHUNK_SECONDS = 0.8  # of Cosmos Policy's actions on LIBERO: 16 at 20 Hz
-ROWS = 64  # text embeddings have a multiple of so many
+CHUNK_SECONDS = 0.8  # Cosmos Policy's chunk on LIBERO: 16 actions at 20 Hz
+ROWS = 64  # the number of text embeddings is a multiple of this
 MATRICES = r"(self_attn|cross_attn)/[qkvo]/kernel", r"ffn/(in|out)/kernel"
 
 
@@ -35,10 +35,10 @@ class Base:
     """A published model to start from.
 
     Attributes:
-      denoisers: families of its weights; the first that is there is taken.
-      codec, text: families of what makes latents of pictures, and embeddings of words.
-      template: of the prompt.
-      rows: of text as published.
+      denoisers: weight families of the model; the first available one is used.
+      codec, text: weight families of the picture codec and the text encoder.
+      template: prompt template.
+      rows: rows of text as published.
     """
 
     denoisers: tuple[str, ...]
@@ -58,18 +58,18 @@ BASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What the data does not decide.
+    """Holds the choices that the data does not determine.
 
     Attributes:
-      cameras: that are looked through, in this order; () = all.
-      layout: their picture (Fast-WAM), see `data.layout`; "" = as `layout.arrange` says.
-      hold: numbers or names of the actions that keep their last command behind the end of an
-        episode; () = the grippers that the data set has, ("none",) = none.
-      lora: rank of adapters beside the frozen backbone; 0 = everything is trained.
-      successes: all episodes are demonstrations that succeed, where the data does not say it.
-      chunk: actions of a plan; 0 = as published, in seconds.
-      steps, batch: of training; 0 = ten epochs, and 128.
-      debug: a miniature from random weights, to see that everything runs.
+      cameras: cameras to use, in this order; () = all.
+      layout: their arrangement (Fast-WAM), see `data.layout`; "" = as `layout.arrange` says.
+      hold: numbers or names of the actions that keep their last command after the end of an
+        episode; () = the grippers of the data set, ("none",) = none.
+      lora: rank of adapters on the frozen backbone; 0 = train everything.
+      successes: treat all episodes as successful demonstrations, where the data does not say.
+      chunk: actions per plan; 0 = as published, in seconds.
+      steps, batch: steps and batch size of training; 0 = ten epochs, and 128.
+      debug: use a miniature with random weights, to test that everything runs.
     """
 
     cameras: tuple[str, ...] = ()
@@ -86,18 +86,18 @@ class Choices:
 def configure(
     config, base: str, data: str, checkpoint: str = "", choices: Choices | None = None
 ) -> None:
-    """Sets all that follows from a data set and the model that it is trained from.
+    """Sets every key that follows from a data set and the base model.
 
     Args:
-      config: of `wamjax.config.base_config`.
+      config: from `wamjax.config.base_config`.
       base: a key of `BASES`.
       data: folder of the data set with pictures, see `wamjax.ingest`.
-      checkpoint: folder of the published files, see `weights.downloads`; "" = they were converted
-        by an earlier run on data beside this one.
+      checkpoint: folder of the published files, see `weights.downloads`; "" = an earlier run on
+        data in the same folder converted them.
 
     Raises:
-      FileNotFoundError: there is no such data set.
-      ValueError: the data lacks something; says what, and the fix.
+      FileNotFoundError: the data set does not exist.
+      ValueError: the data lacks something; names it and the fix.
     """
     if base not in BASES:
         raise ValueError(f"base {base!r} does not exist{did_you_mean(base, BASES)}; there are "
@@ -129,12 +129,12 @@ def _open(data: str) -> Reader:
 
 
 def _cameras(reader: Reader, choices: Choices) -> dict[str, tuple[int, int]]:
-    have = reader.info.cameras
+    cameras = reader.info.cameras
     for name in choices.cameras:
-        if name not in have:
-            raise ValueError(f"{reader.path} has no camera {name!r}{did_you_mean(name, have)}; it "
-                             f"has {list(have)}")  # fmt: skip
-    return {name: tuple(have[name]) for name in choices.cameras or have}
+        if name not in cameras:
+            raise ValueError(f"{reader.path} has no camera {name!r}{did_you_mean(name, cameras)}; "
+                             f"it has {list(cameras)}")  # fmt: skip
+    return {name: tuple(cameras[name]) for name in choices.cameras or cameras}
 
 
 def _weights(base: str, choices: Choices) -> str:
@@ -142,26 +142,26 @@ def _weights(base: str, choices: Choices) -> str:
 
 
 class _Start:
-    """The weights that are started from."""
+    """Holds the weights that training starts from."""
 
     def __init__(self, base: str, checkpoint: str, folder: files.Path, debug: bool):
         self.base, self.folder = BASES[base], folder
         self.name = "" if debug else checkpoint
         self.checkpoint = files.path(self.name) if self.name else None
-        there = [f for f in self.base.denoisers if self._is_there(f)]
-        self.denoiser = self.base.denoisers[-1] if debug or not there else there[0]
+        available = [f for f in self.base.denoisers if self._is_available(f)]
+        self.denoiser = self.base.denoisers[-1] if debug or not available else available[0]
 
-    def _is_there(self, family: str) -> bool:
+    def _is_available(self, family: str) -> bool:
         folder = downloads.folder_of(family, self.checkpoint, self.folder)
         published = self.checkpoint is not None and downloads.find(family, self.checkpoint)
         return folder.exists() or bool(published)
 
     def path(self, family: str) -> str:
-        """Where the converted weights of a family are, once the run has begun."""
+        """Returns where the converted weights of a family are once the run has started."""
         return str(downloads.folder_of(family, self.checkpoint, self.folder))
 
     def sizes(self):
-        """Of the weights of the denoiser, as far as they are known."""
+        """Returns the sizes of the denoiser's weights, as far as they are known."""
         return downloads.sizes(self.denoiser, self.checkpoint, self.folder)
 
 
@@ -181,8 +181,8 @@ def _fast_wam(config, reader: Reader, cameras, choices: Choices, start: _Start) 
     picture = layout.arrange(cameras, 32 if choices.debug else 224)
     if choices.layout:
         picture = layout.parse(choices.layout)
-        if lacks := [name for name in picture.cells if name not in info.cameras]:
-            raise ValueError(f"layout={choices.layout} shows {lacks}; {reader.path} has cameras "
+        if missing := [name for name in picture.cells if name not in info.cameras]:
+            raise ValueError(f"layout={choices.layout} shows {missing}; {reader.path} has cameras "
                              f"{list(info.cameras)}")  # fmt: skip
     data.layout, data.cameras, data.resize = str(picture), tuple(picture.cells), "stretch"
     height, width = picture.size
@@ -202,14 +202,14 @@ def _fast_wam(config, reader: Reader, cameras, choices: Choices, start: _Start) 
 
 
 def _other_robot(start: _Start, info) -> tuple[str, ...]:
-    """What cannot be taken from a policy of a robot with other numbers."""
-    was = start.sizes()
-    out = []
-    if was.get("data.declared.action_dim", info.action_dim) != info.action_dim:
-        out += ["action/encoder/.*", "action/head/.*"]
-    if was.get("data.declared.proprio_dim", info.proprio_dim) != info.proprio_dim:
-        out += ["proprio/.*"]
-    return tuple(out)
+    """Returns the parameters that start fresh because the robot has other dimensions."""
+    sizes = start.sizes()
+    fresh = []
+    if sizes.get("data.declared.action_dim", info.action_dim) != info.action_dim:
+        fresh += ["action/encoder/.*", "action/head/.*"]
+    if sizes.get("data.declared.proprio_dim", info.proprio_dim) != info.proprio_dim:
+        fresh += ["proprio/.*"]
+    return tuple(fresh)
 
 
 def _cosmos_policy(config, reader: Reader, cameras, choices: Choices, start: _Start) -> None:
@@ -240,7 +240,7 @@ def _cosmos_policy(config, reader: Reader, cameras, choices: Choices, start: _St
 
 
 def _words(cameras: Sequence[str], proprio: int, chunk: int, actions: int) -> tuple[str, ...]:
-    """The slots of a robot, in the order of the published ones."""
+    """Returns the slots of a robot, in the published order."""
     state = [f"proprio:{proprio}"] if proprio else []
     now = [*state, *(f"camera:{name}" for name in cameras)]
     words = ("blank", *now, f"action:{chunk}x{actions}", *(f"future_{w}" for w in now), "value")
@@ -249,19 +249,19 @@ def _words(cameras: Sequence[str], proprio: int, chunk: int, actions: int) -> tu
 
 
 def _held(reader: Reader, choices: Choices) -> list[str]:
-    """The actions that keep their last command: as asked, or the grippers."""
+    """Returns the actions that keep their last command: the chosen ones, else the grippers."""
     if choices.hold:
         return [] if choices.hold == ("none",) else list(choices.hold)
     names = reader.info.action_names
-    some = [reader[i].actions for i in range(min(8, len(reader)))]
-    found = signals.grippers(names, some)
-    if not found and not names:
+    samples = [reader[i].actions for i in range(min(8, len(reader)))]
+    grippers = signals.grippers(names, samples)
+    if not grippers and not names:
         raise ValueError(
             f"{reader.path} does not name its actions, and none takes two values only, so nothing "
             "says which keep their command behind the end of an episode, as grippers do: say it "
             "by hold=NUMBER+NUMBER or hold=none, or write action_names"
         )
-    return [str(i) for i in found]
+    return [str(i) for i in grippers]
 
 
 def _lora(config, choices: Choices, below: str, frozen: Sequence[str]) -> None:
@@ -272,11 +272,11 @@ def _lora(config, choices: Choices, below: str, frozen: Sequence[str]) -> None:
 
 
 def _common(config, reader: Reader, choices: Choices, start: _Start) -> None:
-    """What both bases have: sizes, text, and what the run makes by itself."""
+    """Sets the keys that both bases share: sizes, text, and the run's own preparation."""
     info, data, base = reader.info, config.data, start.base
-    data.root, said = str(reader.path.parent), data.declared
-    said.action_dim, said.proprio_dim = info.action_dim, info.proprio_dim
-    said.control_hz, data.normalization = info.control_hz, "min_max"
+    data.root, declared = str(reader.path.parent), data.declared
+    declared.action_dim, declared.proprio_dim = info.action_dim, info.proprio_dim
+    declared.control_hz, data.normalization = info.control_hz, "min_max"
     if choices.debug:
         data.batch_size = choices.batch or data.batch_size
         config.total_steps = choices.steps or config.total_steps
@@ -292,17 +292,22 @@ def _common(config, reader: Reader, choices: Choices, start: _Start) -> None:
     debug = "-debug" if choices.debug else ""
     name = files.name(reader.path)
     data.embeddings = f"{name}-{base.text}{debug}-{data.instruction_length}"
-    made = config.prepare
-    made.denoiser, made.codec, made.text = start.denoiser, base.codec, base.text
-    made.template, made.checkpoint, made.stand_in = base.template, start.name, choices.debug
-    made.weights = str(start.folder.relative_to(reader.path.parent))
+    prepare = config.prepare
+    prepare.denoiser, prepare.codec, prepare.text = start.denoiser, base.codec, base.text
+    prepare.template, prepare.checkpoint, prepare.stand_in = (
+        base.template,
+        start.name,
+        choices.debug,
+    )
+    prepare.weights = str(start.folder.relative_to(reader.path.parent))
 
 
 def rows(texts: Iterable[str], template: str, least: int) -> int:
-    """Rows of text embeddings in which no prompt is cut: as published, or a multiple of `ROWS`.
+    """Returns the rows of text embeddings that no prompt exceeds: as published, or a multiple of
+    `ROWS`.
 
-    A piece of T5's vocabulary has two letters or more in all but rare words, and every word begins
-    one.
+    A piece of T5's vocabulary has two letters or more in all but rare words, and every word starts
+    a new piece.
     """
     longest = 0
     for text in texts:
@@ -312,7 +317,7 @@ def rows(texts: Iterable[str], template: str, least: int) -> int:
 
 
 def _length(reader: Reader, choices: Choices) -> tuple[int, int]:
-    """Steps and examples in a batch."""
+    """Returns the steps of training and the batch size."""
     batch = choices.batch or BATCH
     epochs = math.ceil(EPOCHS * int(reader.lengths.sum()) / batch)
     return choices.steps or min(max(epochs, STEPS[0]), STEPS[1]), batch

@@ -1,4 +1,4 @@
-"""Held-out clips through a trained codec, and what its latents are like."""
+"""Reconstructs held-out clips with a trained codec and measures its latents."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from wamjax.models.vae.vae_codec import VAECodec
 from wamjax.training.checkpoint import restore_params
 
 COUNT = 256
-BATCH, SHOWN = 32, 8  # clips of one program, and of the picture
+BATCH, SHOWN = 32, 8  # clips per call, and in the picture
 REPORT = "codec.json"
 
 
 def use(config: ConfigDict, folder: str | os.PathLike) -> None:
-    """Makes a model of pictures work on the latents of a codec run, scaled to unit variance.
+    """Configures a model to work on the latents of a codec run, scaled to unit variance.
 
-    The codec's weights come from the run at the start of training and are kept, in the checkpoints
-    of the model too, so the run is not needed afterwards.
+    The codec's weights come from that run at the start of training and are stored in the model's
+    checkpoints too, so the run is not needed afterwards.
 
     Raises:
-      FileNotFoundError: the folder is no finished run of a codec.
+      FileNotFoundError: the folder is not a finished run of a codec.
     """
     folder = files.path(folder)
     report = folder / "media" / REPORT
     if not report.exists():
         raise FileNotFoundError(f"{folder} is no finished run of a codec: there is no {report}")
-    measured = json.loads(report.read_text())
+    statistics = json.loads(report.read_text())
     codec = config.model.codec
     codec.update(configs.load(folder / "config.json").model.codec)
-    codec.mean, codec.std = tuple(measured["mean"]), tuple(measured["std"])
+    codec.mean, codec.std = tuple(statistics["mean"]), tuple(statistics["std"])
     config.init_from.path = f"codec={folder}"
     config.init_from.missing = ("(?!codec/).*",)
     config.optim.freeze = ("codec/.*",)
@@ -50,39 +50,39 @@ def run(
     step: int | None = None,
     ema: bool | None = None,
 ) -> dict[str, Any]:
-    """Reconstructs and measures; see the top of this file.
+    """Reconstructs held-out clips and returns their measurements; see the top of this file.
 
     Args:
-      step: which checkpoint; the newest by default.
-      ema: the moving average, or not; by default if the run has one.
+      step: checkpoint to use; the newest by default.
+      ema: whether to use the moving average; by default if the run has one.
 
     Returns:
-      What codec.json holds; in a process that is not the first {}.
+      the contents of codec.json; {} in processes other than the first.
     """
     from wamjax.models.vae.bottleneck import health
     from wamjax.runs import sampling
     from wamjax.scores import video as scores
 
-    codec, config = load(workdir, step, ema)  # by all processes together
+    codec, config = load(workdir, step, ema)  # all processes take part
     if jax.process_index() > 0:
         return {}
     truth = sampling.test_data(config, count)[codec.key]
     parts = [np.arange(start, start + BATCH) % count for start in range(0, count, BATCH)]
     outputs = [through(codec, truth[rows]) for rows in parts]
-    made, latents, ids = (np.concatenate(x)[:count] for x in zip(*outputs, strict=True))
-    errors = scores.squared_error(made, truth).mean(axis=1)
-    over = tuple(range(latents.ndim - 1))
+    reconstructions, latents, ids = (np.concatenate(x)[:count] for x in zip(*outputs, strict=True))
+    errors = scores.squared_error(reconstructions, truth).mean(axis=1)
+    axes = tuple(range(latents.ndim - 1))
     report = {
         "clips": count,
         "psnr": float(scores.psnr(errors.mean())),
-        "mean": latents.mean(axis=over, dtype=np.float64).tolist(),
-        "std": latents.std(axis=over, dtype=np.float64).tolist(),
+        "mean": latents.mean(axis=axes, dtype=np.float64).tolist(),
+        "std": latents.std(axis=axes, dtype=np.float64).tolist(),
     }
     if ids.size:
         report |= {k: float(v) for k, v in health(jnp.asarray(ids), codec.vocabulary).items()}
     media = files.path(workdir, "--workdir") / "media"
     (media / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-    _draw(media / "reconstructions.png", truth, made, scores.psnr(errors))
+    _draw(media / "reconstructions.png", truth, reconstructions, scores.psnr(errors))
     say(f"{count} clips reconstructed: {report['psnr']:.1f} dB")
     return report
 
@@ -90,7 +90,7 @@ def run(
 def load(
     workdir: str | os.PathLike, step: int | None = None, ema: bool | None = None
 ) -> tuple[VAECodec, ConfigDict]:
-    """The bound codec of a run, and its config; arguments as of `run`.
+    """Returns the bound codec of a run and its config; arguments as for `run`.
 
     Raises:
       ValueError: the run trained something else.
@@ -106,16 +106,18 @@ def load(
 
 @jax.jit
 def through(codec: VAECodec, video) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(reconstruction, latents, token ids; of a continuous codec none) of clips."""
+    """Returns (reconstruction, latents, token ids) of clips; a continuous codec has no ids."""
     latents = codec.encode(video)
     discrete = hasattr(codec.bottleneck, "vocabulary")
     ids = codec.tokens(video) if discrete else jnp.zeros((len(video), 0), jnp.int32)
     return codec.decode(latents), latents, ids
 
 
-def _draw(path: files.Path, truth: np.ndarray, made: np.ndarray, psnr: np.ndarray) -> None:
+def _draw(
+    path: files.Path, truth: np.ndarray, reconstructions: np.ndarray, psnr: np.ndarray
+) -> None:
     from wamjax.viz import sheet
 
-    rows = np.stack([truth[:SHOWN], made[:SHOWN]], axis=1).reshape(-1, *truth.shape[1:])
+    rows = np.stack([truth[:SHOWN], reconstructions[:SHOWN]], axis=1).reshape(-1, *truth.shape[1:])
     titles = [text for x in psnr[:SHOWN] for text in ("held out", f"{x:.1f} dB")]
     sheet.save(rows, path, titles, columns=0 if truth.shape[1] > 1 else 2)

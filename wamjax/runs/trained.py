@@ -1,4 +1,4 @@
-"""What was trained, ready to act: a run's objective, parameters and normalisers as one pytree."""
+"""Loads a trained policy: a run's objective, parameters and normalizers as one pytree."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ LATENCY_CALLS = 50
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Policy:
-    """A policy that is ready to act: objective, parameters in compute precision, normalisers.
+    """Holds a policy that is ready to act: objective, parameters in compute precision, normalizers.
 
-    A pytree, so that one compiled program rolls out every checkpoint of a variant.
+    It is a pytree, so one compiled program rolls out every checkpoint of a variant.
 
     Attributes:
-      mode: how it acts; None: its own way.
-      cameras: that it looks through in a world, in the order of its pictures.
-      sizes, resize: of each camera's pictures, and how others become such; see
-        `transforms.Resize`. '' = they are.
-      layout: how they make the picture, see `data.layout`; '' = side by side.
-      words: that have ids of their own, see `tokens.Vocabulary`.
-      costs, milliseconds: of being on each rung of the ladder, in units of the return and in time;
-        of mode "adaptive", see `priced`.
+      mode: how it acts; None: its default.
+      cameras: cameras that it uses in a world, in the order of its pictures.
+      sizes, resize: size of each camera's pictures, and how other sizes are resized, see
+        `transforms.Resize`; '' = they have these sizes already.
+      layout: arrangement of the cameras in the picture, see `data.layout`; '' = side by side.
+      words: words with ids of their own, see `tokens.Vocabulary`.
+      costs, milliseconds: cost of each rung of the ladder, in units of the return, and its time; in
+        mode "adaptive" only, see `priced`.
     """
 
     objective: Any
@@ -58,46 +58,47 @@ class Policy:
 
     @property
     def adapts(self) -> bool:
-        """Whether it chooses anew in every state how to act."""
+        """Whether it decides in every state anew how to act."""
         return (self.mode or "").partition(":")[0] == "adaptive"
 
     @property
     def prefix_max(self) -> int:
-        """Most first actions of a chunk that it may be given; 0: it takes no prefix."""
+        """Maximum number of committed first actions of a chunk; 0: it takes no prefix."""
         return self.objective.prefix_max
 
     def actions(self, params, observation, key, prefix=None):
-        """(b, j, a) in robot units; traceable.
+        """Returns actions (b, j, a) in robot units; traceable.
 
         Args:
           prefix: see `protocols.Policy.policy`.
         """
-        more = {} if prefix is None else {"prefix": prefix}
+        options = {} if prefix is None else {"prefix": prefix}
         if self.adapts:
-            more["costs"] = self.costs
+            options["costs"] = self.costs
         return self.objective.policy(
-            params, self.normalizers, observation, key, self.mode, **more
+            params, self.normalizers, observation, key, self.mode, **options
         )
 
     def decide(self, observation, key):
-        """The actions, and how far up the ladder each example went: (actions, {"rung": (b,)})."""
-        done = self.objective.decide(
+        """Returns the actions and the rung that each example reached: (actions, {"rung": (b,)})."""
+        decision = self.objective.decide(
             self.params, self.normalizers, observation, key, self.mode, self.costs
         )
-        return done.actions, {"rung": done.rung}
+        return decision.actions, {"rung": decision.rung}
 
     def propose(self, observation, key, count: int, mode: str | None = None):
-        """Several chunks for each observation, (b, n, j, a); see `protocols.Policy.propose`.
+        """Returns several chunks for each observation, (b, n, j, a); see
+        `protocols.Policy.propose`.
 
         Args:
-          mode: its own by default.
+          mode: the policy's own mode by default.
         """
         return self.objective.propose(
             self.params, self.normalizers, observation, key, count, mode or self.mode
         )
 
     def see(self, images):
-        """Pictures of a world's cameras as one picture, in the sizes that the policy takes."""
+        """Joins the pictures of a world's cameras into one, in the sizes that the policy takes."""
         if self.resize:
             images = Resize(dict(self.sizes), self.resize).forward({"images": images})["images"]
         if self.layout:
@@ -105,7 +106,7 @@ class Policy:
         return composite(images, self.cameras)
 
     def act(self, observation, key, prefix=None):
-        """The same with its own parameters."""
+        """Returns `actions` with the policy's own parameters."""
         return self.actions(self.params, observation, key, prefix)
 
 
@@ -116,43 +117,44 @@ def load(
     planner: str | None = None,
     ema: bool | None = None,
 ):
-    """Restores a run.
+    """Restores the policy of a run.
 
     Args:
-      ema: the moving average, or not; by default if the run has one.
-      planner: another run, of the same sizes, whose world model and value function plan for it.
+      ema: whether to use the moving average; by default if the run has one.
+      planner: another run, of the same sizes, whose world model and value function plan for this
+        one.
 
     Returns:
-      (`Policy`, the config it was trained with, the step of its checkpoint).
+      (`Policy`, the config of the run, the step of its checkpoint).
 
     Raises:
-      FileNotFoundError, ValueError: there is no checkpoint, or the planner does not go with it.
+      FileNotFoundError, ValueError: there is no checkpoint, or the planner does not match.
     """
     from wamjax import wam
     from wamjax.data import tokens
     from wamjax.data.normalize import check_same, normalizers
 
-    found = find(workdir, step)
-    spec = wam.spec_of(found.statistics["spec"])
-    objective = wam.build(found.config, spec)
-    wam.check_kind(objective, found.config.objective.name, workdir, wanted="policy")
+    checkpoint = find(workdir, step)
+    spec = wam.spec_of(checkpoint.statistics["spec"])
+    objective = wam.build(checkpoint.config, spec)
+    wam.check_kind(objective, checkpoint.config.objective.name, workdir, wanted="policy")
     params, config, statistics, step = restore_params(workdir, step, ema)
-    config.data.cameras = tuple(spec.cameras)  # those of the data, if the config names none
+    config.data.cameras = tuple(spec.cameras)  # the config may name none
     params = _for_acting(objective, params, config)
     normalise = normalizers(statistics, config.data.normalization)
     if planner:
-        other, _, _ = load(planner)
-        objective = objective.with_planner(other.objective)
-        check_same(normalise, other.normalizers, f"the planner {planner}")
-        tokens.check_same(spec.words, other.words, f"the planner {planner}")
-        params = params | {"planner": other.params}
+        planning, _, _ = load(planner)
+        objective = objective.with_planner(planning.objective)
+        check_same(normalise, planning.normalizers, f"the planner {planner}")
+        tokens.check_same(spec.words, planning.words, f"the planner {planner}")
+        params = params | {"planner": planning.params}
     sizes = tuple(spec.cameras.items())
     objective.check_mode(mode)
-    acting = Policy(
+    policy = Policy(
         objective, params, normalise, mode, cameras=tuple(spec.cameras), sizes=sizes,
         resize=spec.resize, layout=spec.layout, words=spec.words,
     )  # fmt: skip
-    return priced(acting), config, step
+    return priced(policy), config, step
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -161,18 +163,19 @@ def _init(objective, key):
 
 
 def untrained(policy: Policy, config: ConfigDict) -> Policy:
-    """The same policy before training: fresh parameters."""
+    """Returns the same policy with fresh parameters, as before training."""
     params = _init(policy.objective, states.key(config.seed, "init"))
     return dataclasses.replace(policy, params=_for_acting(policy.objective, params, config))
 
 
 def priced(policy: Policy) -> Policy:
-    """A policy of mode "adaptive:PRICE" with the costs of its rungs: the price of a millisecond, in
-    units of the return, times the median milliseconds that each rung takes here for one robot. One
-    of another mode is as it was.
+    """Adds the costs of the rungs to a policy of mode "adaptive:PRICE"; returns others unchanged.
+
+    The cost of a rung is the price of a millisecond, in units of the return, times the median
+    milliseconds that the rung takes on this machine for one robot.
 
     Raises:
-      ValueError: it has no ladder.
+      ValueError: the policy has no ladder.
     """
     kind, _, price = (policy.mode or "").partition(":")
     if kind != "adaptive":
@@ -196,13 +199,14 @@ def priced(policy: Policy) -> Policy:
     )
 
 
-@jax.jit  # compiled once for all checkpoints of a variant
+@jax.jit  # one compiled program for all checkpoints of a variant
 def _act(policy: Policy, observation, key):
     return policy.act(observation, key)
 
 
 def _seconds(call, calls: int = LATENCY_CALLS) -> float:
-    """Median of a call that returns an array, until it is on the host; after one that compiles."""
+    """Returns the median seconds of a call, until its array is on the host; a first call
+    compiles."""
     np.asarray(call())
     times = []
     for _ in range(calls):
@@ -213,7 +217,7 @@ def _seconds(call, calls: int = LATENCY_CALLS) -> float:
 
 
 def latency(policy: Policy, config: ConfigDict, calls: int = LATENCY_CALLS) -> dict[str, float]:
-    """Milliseconds of one jitted call of the policy at batch 1, input to actions on the host."""
+    """Returns milliseconds of one jitted call at batch 1, from input to actions on the host."""
     observation = observe_example(policy, 1)
     key = jax.random.key(0)
     np.asarray(_act(policy, observation, key))
@@ -226,19 +230,19 @@ def latency(policy: Policy, config: ConfigDict, calls: int = LATENCY_CALLS) -> d
 
 
 def observe_example(policy: Policy, size: int) -> dict[str, jax.Array]:
-    """A blank observation in the shapes that the policy takes."""
+    """Returns a blank observation in the policy's shapes."""
     spec = policy.objective.observation_spec(size)
     return {k: jnp.zeros(s.shape, s.dtype) for k, s in spec.items()}
 
 
 def _for_acting(objective, params, config: ConfigDict):
-    """Parameters cast for compute and laid out for sampling, once, outside of any loop."""
-    params = jax.device_put(params, jax.local_devices()[0])  # fresh ones as restored ones
+    """Casts parameters for compute and lays them out for sampling, once, outside of any loop."""
+    params = jax.device_put(params, jax.local_devices()[0])  # also fresh parameters
     return prepare(params, objective, config.precision.compute)
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "dtype"))
 def prepare(params, objective, dtype: str):
-    """Parameters cast for compute and laid out for sampling: one program for every run of one
-    kind, as an evaluation of many checkpoints loads them."""
+    """Casts parameters for compute and lays them out for sampling, in one program per kind of run;
+    an evaluation loads many checkpoints."""
     return objective.prepare(compute_cast(params, dtype))

@@ -1,4 +1,4 @@
-"""What a server tells its clients of a policy."""
+"""Collects the metadata that a server sends its clients."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def metadata(
     names: Names,
     batching: Batching,
 ) -> dict[str, Any]:
-    """Plain values that say what the policy takes and gives; see docs/robot.md for each.
+    """Returns plain values that describe the policy's inputs and outputs; see docs/robot.md for
+    each.
 
     Args:
-      policies: mode -> policy, the default first.
+      policies: mode -> policy, the default mode first.
     """
     mode, policy = next(iter(policies.items()))
     manifest, spec = policy.manifest, policy.manifest.spec
@@ -41,7 +42,7 @@ def metadata(
         "state": _dimensions(spec.proprio_dim, manifest.proprio_names),
         "mode": mode,
         "modes": list(policies),
-        "prefix": policy.prefix_max,  # most actions that are committed and can be given
+        "prefix": policy.prefix_max,  # maximum number of committed actions
         "extras": list(EXTRAS),
         "max_batch": batching.max_batch,
         "instructions": list(policy.instructions)[:256],
@@ -49,13 +50,13 @@ def metadata(
 
 
 def _dimensions(size: int, names: tuple[str, ...]) -> dict[str, Any]:
-    """Bundles know no other units than those that the demonstrations were recorded in."""
+    """Describes dimensions; bundles know no units other than those of the demonstrations."""
     return {"size": size, "names": list(names), "units": "as recorded", "normalized": False}
 
 
 def _hold(manifest: files.Manifest) -> list[bool]:
-    """Which actions keep their last command when there are no more; the others are motions, and
-    stand still at 0. All of them, where the data did not say."""
+    """Returns which actions keep their last command when the queue is empty; the others are motions
+    and stand still at 0. If the data does not say, all keep it."""
     words = padding(manifest.config.data.padding)
     size = manifest.spec.action_dim
     if words is None:

@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus."""
+"""Counts a server's work for Prometheus."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import prometheus_client as prometheus
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 
-# How a request can end, beside "ok".
+# Outcomes of a request other than "ok".
 REFUSED, SUPERSEDED, FAILED, LIMITED, DROPPED = (
     "refused", "superseded", "failed", "limited", "dropped",
 )  # fmt: skip
 
 
 class Metrics:
-    """Counters of one server; each has a registry of its own, so two servers do not mix."""
+    """Holds the counters of one server, in a registry of its own so that two servers do not mix."""
 
     def __init__(self):
         self.registry = prometheus.CollectorRegistry()
@@ -42,5 +42,5 @@ class Metrics:
             self.requests.labels(outcome)
 
     def text(self) -> bytes:
-        """All of them in the text format."""
+        """Returns all counters in the text format."""
         return prometheus.generate_latest(self.registry)

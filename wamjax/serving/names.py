@@ -1,7 +1,7 @@
-"""Observations as clients name them, as those that a policy takes.
+"""Maps the observation keys of clients to those of a policy.
 
 A message is flattened: ``{"images": {"cam_high": x}}`` has the key ``images/cam_high``. A `Table`
-says what each key is: a camera, a part of the state, the instruction, or nothing to this policy.
+gives each key's meaning: a camera, a part of the state, the instruction, or unused by this policy.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import numpy as np
 from wamjax.bundle.observation import BadObservation
 from wamjax.config import did_you_mean
 
-FILE = "names.json"  # in a bundle: the table of its clients
+FILE = "names.json"  # in a bundle: the table for its clients
 PROPRIO, INSTRUCTION = "proprio", "instruction"
-PREFIX = "prefix"  # beside an observation: actions that the robot is committed to
+PREFIX = "prefix"  # next to an observation: the robot's committed actions
 
-# What a client may add to an observation. All are echoed in the answer; `mode` is also obeyed.
+# Optional keys of an observation. All are echoed in the answer; `mode` also takes effect.
 EXTRAS = ("request_id", "timestamp", "executed_actions", "inference_delay", "mode", "budget_ms")
 
-# Keys of well-known clients: of the cameras in the order of the policy's, of the parts of the
-# state, of the instruction, and of what no policy here takes.
+# Keys of well-known clients: cameras in the policy's order, parts of the state, the instruction,
+# and keys that no policy here uses.
 CLIENTS = {
     "libero": (("observation/image", "observation/wrist_image"), ("observation/state",),
                "prompt", ()),
@@ -40,13 +40,13 @@ CLIENTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What the keys of one kind of client are.
+    """Maps the keys of one kind of client.
 
     Attributes:
       cameras: key -> camera of the policy.
-      proprio: keys whose values, one after the other, are the state.
-      instruction: the key of the words.
-      unused: keys that such a client sends and this policy does not take.
+      proprio: keys whose values, concatenated, are the state.
+      instruction: key of the instruction.
+      unused: keys that such a client sends and this policy does not use.
     """
 
     cameras: Mapping[str, str]
@@ -56,23 +56,23 @@ class Table:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All that such a client has to send."""
+        """All keys that such a client has to send."""
         return (*self.cameras, *self.proprio, self.instruction)
 
     def to_json(self) -> dict[str, str]:
-        """Key -> what it is."""
+        """Returns key -> meaning."""
         out = dict(self.cameras) | dict.fromkeys(self.proprio, PROPRIO)
         return out | {self.instruction: INSTRUCTION} | dict.fromkeys(sorted(self.unused), "")
 
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """Turns messages into observations, by whichever table fits best.
+    """Converts messages to observations with the table that fits best.
 
     Attributes:
-      tables: of the clients that are expected.
-      default_instruction: for clients that send none; '' = they must.
-      max_pixels: of one picture.
+      tables: tables of the expected clients.
+      default_instruction: for clients that send none; '' = the instruction is required.
+      max_pixels: maximum number of pixels per picture.
     """
 
     tables: tuple[Table, ...]
@@ -80,7 +80,7 @@ class Names:
     max_pixels: int = 2**22
 
     def __call__(self, message: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(what `LoadedPolicy` takes of one robot, what the client added to it).
+        """Returns (one robot's observation for `LoadedPolicy`, the client's extras).
 
         Raises:
           BadObservation: keys are missing or unknown, or a picture is too large.
@@ -107,7 +107,7 @@ class Names:
         return {"images": images, PROPRIO: np.concatenate(proprio), INSTRUCTION: text}, extras
 
     def _picture(self, key: str, value: Any) -> np.ndarray:
-        """Channels last; ALOHA's clients have them first."""
+        """Returns the picture with channels last; ALOHA's clients send them first."""
         try:
             x = np.asarray(value)
         except ValueError:
@@ -120,20 +120,20 @@ class Names:
         if x.dtype.kind in "iu" and x.dtype != np.uint8 and isinstance(value, list):
             if x.size and (x.min() < 0 or x.max() > 255):
                 raise BadObservation(f"{key} has numbers beyond [0, 255]")
-            x = x.astype(np.uint8)  # json knows no bytes
+            x = x.astype(np.uint8)  # JSON has no bytes
         if x.shape[0] == 3 and x.shape[2] != 3:
             x = np.ascontiguousarray(np.moveaxis(x, 0, -1))
         return x
 
 
 def prefix_of(message: Mapping[str, Any]) -> np.ndarray | None:
-    """The actions (d, a) that a client is committed to; None: it says of none.
+    """Returns the committed actions (d, a) of a message; None if it has none.
 
     Raises:
-      BadObservation: they are no numbers in rows.
+      BadObservation: the prefix is not a matrix of numbers.
     """
     value = message.get(PREFIX)
-    if value is None or (isinstance(value, list) and not value):  # json's rows have no width then
+    if value is None or (isinstance(value, list) and not value):  # an empty JSON list has no width
         return None
     try:
         actions = np.asarray(value)
@@ -146,19 +146,20 @@ def prefix_of(message: Mapping[str, Any]) -> np.ndarray | None:
 
 
 def tables(chosen: Sequence[str], cameras: Sequence[str], bundle: str = "") -> tuple[Table, ...]:
-    """The tables that a server goes by, those asked for first.
+    """Returns the tables of a server, the chosen ones first.
 
-    Always there are that of `load_policy` (``images/CAMERA``, ``proprio``, ``instruction``) and
-    that of openpi's style (``observation/CAMERA``, ``observation/state``, ``prompt``).
+    It always includes the table of `load_policy` (``images/CAMERA``, ``proprio``, ``instruction``)
+    and one in openpi's style (``observation/CAMERA``, ``observation/state``, ``prompt``).
 
     Args:
       chosen: names of `CLIENTS`, and pairs ``KEY=CAMERA``, ``KEY=proprio``, ``KEY=instruction``,
-        ``KEY=`` (not used), which make one table together.
-      cameras: of the policy, in order.
-      bundle: folder, whose ``names.json`` maps keys likewise, if it has one.
+        ``KEY=`` (unused), which form one table together.
+      cameras: cameras of the policy, in order.
+      bundle: folder whose ``names.json``, if there is one, maps keys in the same way.
 
     Raises:
-      ValueError: there is no such client or camera, or the policy has more cameras than it.
+      ValueError: the client or a camera does not exist, or the policy has more cameras than the
+      client.
     """
     out, pairs = [], dict(word.split("=", 1) for word in chosen if "=" in word)
     if pairs:
@@ -177,10 +178,10 @@ def tables(chosen: Sequence[str], cameras: Sequence[str], bundle: str = "") -> t
 
 
 def of_pairs(pairs: Mapping[str, str], cameras: Sequence[str], where: str) -> Table:
-    """A table of key -> camera, ``proprio``, ``instruction`` or '' (not used).
+    """Returns a table from pairs of key -> camera, ``proprio``, ``instruction`` or '' (unused).
 
     Raises:
-      ValueError: a camera is unknown or missing, or state or instruction have no key.
+      ValueError: a camera is unknown or missing, or state or instruction has no key.
     """
     kinds = set(pairs.values())
     unknown = sorted(kinds - {*cameras, PROPRIO, INSTRUCTION, ""})
@@ -189,12 +190,13 @@ def of_pairs(pairs: Mapping[str, str], cameras: Sequence[str], where: str) -> Ta
         raise ValueError(f"{where} names {unknown or 'nothing'} that the policy does not have, and "
                          f"has no key for {missing or 'nothing'}; the policy takes cameras "
                          f"{list(cameras)}, proprio and instruction")  # fmt: skip
-    of = {kind: [key for key, x in pairs.items() if x == kind] for kind in kinds}
+    keys_of = {kind: [key for key, x in pairs.items() if x == kind] for kind in kinds}
     for kind in (*cameras, INSTRUCTION):
-        if len(of[kind]) > 1:
-            raise ValueError(f"{where}: {of[kind]} are all said to be {kind}")
-    pictures = {of[name][0]: name for name in cameras}
-    return Table(pictures, tuple(of[PROPRIO]), of[INSTRUCTION][0], frozenset(of.get("", ())))
+        if len(keys_of[kind]) > 1:
+            raise ValueError(f"{where}: {keys_of[kind]} are all said to be {kind}")
+    pictures = {keys_of[name][0]: name for name in cameras}
+    unused = frozenset(keys_of.get("", ()))
+    return Table(pictures, tuple(keys_of[PROPRIO]), keys_of[INSTRUCTION][0], unused)
 
 
 def _of_client(name: str, cameras: Sequence[str]) -> Table:
@@ -231,7 +233,7 @@ def _check(values: Mapping[str, Any], table: Table) -> None:
 
 
 def _echo(key: str, value: Any) -> Any:
-    """What a client added, if it is something that can be given back."""
+    """Returns a client's extra if it can be sent back."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is not None and not isinstance(value, bool | int | float | str):

@@ -1,4 +1,4 @@
-"""A served policy in a world: each episode is a robot with a connection of its own."""
+"""Runs a served policy in a world: each episode is a robot with its own connection."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from wamjax.wam.prefix import Prefix
 
 
 class Robots:
-    """Clients that act for the episodes of a world, all at once.
+    """Holds clients that act for all episodes of a world at once.
 
     Attributes:
-      round_trips: milliseconds of each question.
+      round_trips: milliseconds of each request.
     """
 
     def __init__(self, count: int, host: str, port: int | None, api_key: str | None = None):
@@ -36,10 +36,10 @@ class Robots:
         self._function = functools.partial(_ask, self)
 
     def join(self, way: str, delay: int) -> Join:
-        """A way to join the chunks of this server's policy under a delay, see `joins.Join`.
+        """Returns a way to join the chunks of this server's policy under a delay, see `joins.Join`.
 
         Raises:
-          ValueError: its policy cannot be told as many actions as "prefix" commits to.
+          ValueError: the policy accepts fewer committed actions than "prefix" needs.
         """
         longest = int(self.metadata.get("prefix", 0))
         if way == "prefix" and delay > longest:
@@ -48,15 +48,15 @@ class Robots:
         return Join(way, delay, tuple(self.metadata["actions"].get("hold", ())))
 
     def roll_out(self, world: World, tasks: Sequence[str], keys: Any, **options: Any):
-        """`World.roll_out`, with the actions of the server; one episode for each robot."""
+        """Calls `World.roll_out` with the server's actions; each robot runs one episode."""
         self._instructions = [world.tasks[task] for task in tasks]
         cameras = tuple(self.metadata["cameras"])
         policy = jax.tree_util.Partial(self._function)
-        told = {"episode": np.arange(len(tasks))}  # a world may run some at a time
+        told = {"episode": np.arange(len(tasks))}  # a world may run only some episodes at a time
         return world.roll_out(policy, tasks, keys, shift={}, told=told, cameras=cameras, **options)
 
     def close(self) -> None:
-        """Hangs up."""
+        """Closes the connections."""
         self._pool.shutdown()
         for client in self._clients:
             client.close()
@@ -68,20 +68,20 @@ class Robots:
         episodes: np.ndarray,
         prefix: Prefix | None = None,
     ) -> np.ndarray:
-        """Actions (e, j, a) of what each robot sees, behind those that it is committed to.
+        """Returns actions (e, j, a) for each robot's observation, after its committed ones.
 
         Args:
-          episodes: whose they are, as numbers of the tasks of `roll_out`.
+          episodes: episode numbers: indices into the tasks of `roll_out`.
         """
 
         def ask(i: int) -> np.ndarray:
-            seen = {name: np.asarray(x[i]) for name, x in images.items()}
-            question = {"images": seen, "proprio": np.asarray(proprio[i]),
-                        "instruction": self._instructions[int(episodes[i])]}  # fmt: skip
+            pictures = {name: np.asarray(x[i]) for name, x in images.items()}
+            request = {"images": pictures, "proprio": np.asarray(proprio[i]),
+                       "instruction": self._instructions[int(episodes[i])]}  # fmt: skip
             if prefix is not None:
-                question["prefix"] = np.asarray(prefix.actions[i])[: int(prefix.count[i])]
+                request["prefix"] = np.asarray(prefix.actions[i])[: int(prefix.count[i])]
             start = time.perf_counter()
-            actions = self._clients[i].infer(question)["actions"]
+            actions = self._clients[i].infer(request)["actions"]
             self.round_trips.append(1e3 * (time.perf_counter() - start))
             return actions
 
@@ -92,12 +92,12 @@ def evaluate(
     robots: Robots, world: World, tasks: Sequence[str], episodes: int, seed: int, batch: int,
     **options: Any,
 ) -> dict[str, Any]:
-    """Success over episodes that begin as those of `wamjax.evaluate` do, tasks in equal shares.
+    """Returns success over the episodes of `wamjax.evaluate`, with the tasks in equal shares.
 
     Args:
-      robots: at least `batch` of them.
-      seed: of the scenes: ``config.eval.seed``.
-      batch: episodes at once.
+      robots: at least `batch` robots.
+      seed: seed of the scenes: ``config.eval.seed``.
+      batch: number of episodes at once.
       options: ``execute``, ``max_steps`` and ``join`` of `World.roll_out`.
     """  # fmt: skip
     total = -(-episodes // len(tasks)) * len(tasks)
@@ -108,9 +108,9 @@ def evaluate(
         numbers = np.arange(start, start + batch)
         keys = jax.vmap(functools.partial(states.key, seed, "evaluate"))(numbers)
         names = [tasks[i % len(tasks)] for i in numbers]
-        done = robots.roll_out(world, names, keys, **options)
-        outcomes += np.asarray(done.success, int).tolist()
-        jerks += jerk(done.actions, done.steps, hold).tolist()
+        recording = robots.roll_out(world, names, keys, **options)
+        outcomes += np.asarray(recording.success, int).tolist()
+        jerks += jerk(recording.actions, recording.steps, hold).tolist()
     outcomes = outcomes[:total]
     p50, p99 = np.percentile(robots.round_trips, (50, 99))
     interval = wilson(sum(outcomes), total)
@@ -124,13 +124,13 @@ def evaluate(
 
 
 def _ask(robots: Robots, observation: dict[str, Any], keys: Any, prefix: Any = None) -> Any:
-    del keys  # the noise is the server's
-    given = () if prefix is None else (Prefix(*prefix),)
+    del keys  # the server draws the noise
+    prefixes = () if prefix is None else (Prefix(*prefix),)
     size = len(observation["proprio"])
     shape = jax.ShapeDtypeStruct((size, *robots._shape), np.float32)
     images = observation["images"]
-    names = {name: images[name] for name in robots.metadata["cameras"]}
+    pictures = {name: images[name] for name in robots.metadata["cameras"]}
     return jax.experimental.io_callback(
-        robots.act, shape, names, observation["proprio"], observation["episode"], *given,
+        robots.act, shape, pictures, observation["proprio"], observation["episode"], *prefixes,
         ordered=True,
     )  # fmt: skip

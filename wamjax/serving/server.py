@@ -1,7 +1,9 @@
-"""A policy on a port: openpi's websocket protocol, ``POST /act``, ``/healthz`` and ``/metrics``.
+"""Serves a policy on a port: openpi's websocket protocol, ``POST /act``, ``/healthz``,
+``/metrics``.
 
-One ASGI application carries both, since the server of the websockets library answers no POST.
-The loop only moves bytes: messages are bounded (`wire`), and the worker's thread does the rest.
+One ASGI application serves both protocols, since the server of the websockets library answers no
+POST. The event loop only moves bytes: `wire` bounds messages, and the worker's thread does the
+rest.
 """
 
 from __future__ import annotations
@@ -33,24 +35,24 @@ from wamjax.serving import wire, worker
 from wamjax.serving.wire import BadMessage
 from wamjax.serving.worker import Answer, Worker
 
-PROTOCOL = 1  # of the metadata and of the extras
-UNANSWERED = 32  # messages of a client that wait in order; then nothing more is read of it
-BAD_IN_A_ROW = 16  # messages after which a client is cut off
+PROTOCOL = 1  # version of the metadata and the extras
+UNANSWERED = 32  # queued messages of a client after which no more are read
+BAD_IN_A_ROW = 16  # bad messages after which a client is disconnected
 KEY_LENGTH = 16
 BODY_SECONDS = 10.0
-HEAD_SECONDS = 10.0  # in which a connection must have asked for something
+HEAD_SECONDS = 10.0  # time for a connection to send a request
 GOING, TRY_LATER, POLICY, UNSUPPORTED = 1001, 1013, 1008, 1003  # codes of a closed websocket
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What strangers may ask.
+    """Limits what clients may request.
 
     Attributes:
-      message: bytes of one.
-      clients: websockets and HTTP requests at once.
-      rate: observations a second of a client, with as many in reserve.
-      drain: seconds that a stopping server has to answer what waits.
+      message: maximum bytes per message.
+      clients: maximum number of websockets and HTTP requests at once.
+      rate: observations per second and client; as many may be saved up.
+      drain: seconds that a stopping server has to answer the queued requests.
     """
 
     message: int = 2**23
@@ -60,28 +62,29 @@ class Limits:
 
 
 class Rate:
-    """A bucket of tokens: `rate` a second, as many at most, but one at least."""
+    """Implements a token bucket: `rate` tokens per second, at most as many stored, but at least
+    one."""
 
     def __init__(self, rate: float, now: float):
-        self.rate, self._left, self._at = rate, max(1.0, rate), now
+        self.rate, self._tokens, self._updated = rate, max(1.0, rate), now
 
     def take(self, now: float) -> bool:
-        """Whether there is one."""
-        gained = (now - self._at) * self.rate
-        self._left, self._at = min(max(1.0, self.rate), self._left + gained), now
-        if self._left < 1:
+        """Takes a token and returns whether there was one."""
+        gained = (now - self._updated) * self.rate
+        self._tokens, self._updated = min(max(1.0, self.rate), self._tokens + gained), now
+        if self._tokens < 1:
             return False
-        self._left -= 1
+        self._tokens -= 1
         return True
 
 
 class Application:
-    """What happens on each path.
+    """Handles the requests on each path.
 
     Attributes:
-      about: the metadata, without what changes.
-      key: that clients must know; '' = none.
-      draining: whether nothing new is taken.
+      about: the constant part of the metadata.
+      key: API key that clients need; '' = none.
+      draining: whether the server accepts nothing new.
     """
 
     def __init__(
@@ -90,7 +93,7 @@ class Application:
         self.work, self.about, self.limits, self.key = work, dict(about), limits, key
         self.draining, self._names = False, itertools.count()
         self._clients: set[int] = set()
-        self._rates: dict[str, Rate] = {}  # of HTTP, by address
+        self._rates: dict[str, Rate] = {}  # for HTTP, by address
         self.asgi = Starlette(routes=[
             Route("/healthz", self.healthz), Route("/metrics", self.metrics),
             Route("/act", self.act, methods=["POST"]),
@@ -98,23 +101,23 @@ class Application:
         ])  # fmt: skip
 
     def metadata(self) -> dict[str, Any]:
-        """What a client is told first."""
+        """Returns the first message to a client."""
         return self.about | {"protocol": PROTOCOL, "latency_ms": self.work.latency()}
 
     async def healthz(self, request: Request) -> Response:
-        """Says that the server is there, as openpi's does."""
+        """Reports that the server is running, in openpi's format."""
         if self.draining:
             return PlainTextResponse("shutting down\n", 503)
         return PlainTextResponse("OK\n")
 
     async def metrics(self, request: Request) -> Response:
-        """What was counted, for Prometheus."""
+        """Returns the counters for Prometheus."""
         if refusal := self._refusal(request, slot=False):
             return refusal
         return Response(self.work.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def act(self, request: Request) -> Response:
-        """Answers one observation in json with its actions."""
+        """Answers one observation in JSON with its actions."""
         if refusal := self._refusal(request):
             return refusal
         host, now = request.client.host if request.client else "", time.monotonic()
@@ -142,19 +145,21 @@ class Application:
         headers = {"Server-Timing": f"infer;dur={answer.timing['infer']:.3f}"}
         for name in ("request_id", "timestamp"):
             text = str(answer.extras.get(name, ""))
-            if text and text.isascii() and text.isprintable():  # what a header can hold
+            if text and text.isascii() and text.isprintable():  # headers hold only printable ASCII
                 headers[f"X-{name.replace('_', '-')}"] = text
         return JSONResponse(content, headers=headers)
 
     async def converse(self, websocket: WebSocket) -> None:
-        """Serves one client for as long as it stays."""
+        """Serves one websocket client until it disconnects."""
         if refusal := self._refusal(websocket):
             await websocket.send_denial_response(refusal)
             return
         with self._slot() as client:
             answers: asyncio.Queue = asyncio.Queue(UNANSWERED)
             await websocket.accept()
-            with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # it may go at any time
+            with contextlib.suppress(
+                WebSocketDisconnect, RuntimeError
+            ):  # the client may leave at any time
                 await websocket.send_bytes(wire.pack(self.metadata()))
                 sending = asyncio.create_task(self._answer(websocket, answers))
                 try:
@@ -163,7 +168,7 @@ class Application:
                     sending.cancel()
 
     async def _listen(self, websocket: WebSocket, client: int, answers: asyncio.Queue) -> None:
-        """Takes observations until the client goes, or is sent away."""
+        """Receives observations until the client leaves or is disconnected."""
         rate, bad = Rate(self.limits.rate, time.monotonic()), 0
         while True:
             event = await websocket.receive()
@@ -203,7 +208,7 @@ class Application:
             previous = 1e3 * (time.perf_counter() - arrival)
 
     def _ask(self, client: int, message: Any) -> asyncio.Future:
-        """Hands an observation to the worker; the future has its `Answer`."""
+        """Submits an observation to the worker and returns the future of its `Answer`."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
 
@@ -214,12 +219,12 @@ class Application:
         return future
 
     def _refusal(self, connection: HTTPConnection, slot: bool = True) -> Response | None:
-        """Why a client is not let in, if it is not."""
-        given = connection.headers.get("authorization", "").partition(" ")[2]
-        if self.key and not hmac.compare_digest(given.encode(), self.key.encode()):
+        """Returns why a client is refused, or None if it is accepted."""
+        key = connection.headers.get("authorization", "").partition(" ")[2]
+        if self.key and not hmac.compare_digest(key.encode(), self.key.encode()):
             return _error("an API key is needed: Authorization: Api-Key KEY", 401)
         if not self.key and "origin" in connection.headers:
-            # A page in the user's browser can reach loopback; it cannot leave this header out.
+            # A page in the user's browser can reach loopback, but cannot omit this header.
             return _error("browsers are let in with an API key only", 403)
         if self.draining:
             return _error("the server is shutting down", 503)
@@ -229,7 +234,7 @@ class Application:
 
     @contextlib.contextmanager
     def _slot(self):
-        """A client for as long as it is there."""
+        """Registers a client for the duration of the context."""
         client = next(self._names)
         self._clients.add(client)
         self.work.metrics.clients.set(len(self._clients))
@@ -250,27 +255,27 @@ class Application:
 
 
 class Server(uvicorn.Server):
-    """Listens, and on a signal answers what waits before it ends."""
+    """Listens, and on a signal answers the queued requests before it ends."""
 
     def __init__(
         self, application: Application, sock: socket.socket, greeting: str = "", **tls: Any
     ):
-        """Does not listen yet.
+        """Creates a server that does not listen yet.
 
         Args:
-          sock: bound to an address, see `bind`.
-          greeting: printed once it listens.
+          sock: a bound socket, see `bind`.
+          greeting: printed once the server listens.
           tls: uvicorn's ``ssl_certfile`` and so on.
         """
         self.application, self._socket, self._greeting = application, sock, greeting
-        self._asking: dict[Any, float] = {}  # connection -> since when
-        # uvicorn says of every client that was not let in that it did not complete the handshake.
+        self._idle_since: dict[Any, float] = {}  # connection -> time of the first sight
+        # uvicorn logs an incomplete handshake for every refused client.
         logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
         super().__init__(uvicorn.Config(
             application.asgi, http="h11", ws="websockets-sansio", lifespan="off", loop="asyncio",
             log_config=None, access_log=False, server_header=False, proxy_headers=False,
             ws_max_size=application.limits.message, ws_per_message_deflate=False,
-            # The loop never waits for the policy, so a client that is there is always seen to be.
+            # The loop never blocks on the policy, so pings of a live client always get through.
             ws_ping_interval=20.0, ws_ping_timeout=60.0, timeout_graceful_shutdown=5, **tls,
         ))  # fmt: skip
 
@@ -279,7 +284,7 @@ class Server(uvicorn.Server):
         super().run(sockets=[self._socket])
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Drains at the first signal, ends at the second."""
+        """Drains on the first signal, ends on the second."""
         if self.application.draining or sig == signal.SIGINT and self.should_exit:
             self.should_exit = self.force_exit = True
             return
@@ -288,10 +293,10 @@ class Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self._drain()))
 
     async def on_tick(self, counter: int) -> bool:
-        """Hangs up on connections that never finish asking, which uvicorn does not."""
-        now, there = time.monotonic(), self.server_state.connections
-        self._asking = {c: self._asking.get(c, now) for c in there if _is_asking(c)}
-        for connection, since in self._asking.items():
+        """Closes connections that never complete a request, which uvicorn does not."""
+        now, connections = time.monotonic(), self.server_state.connections
+        self._idle_since = {c: self._idle_since.get(c, now) for c in connections if _is_asking(c)}
+        for connection, since in self._idle_since.items():
             if now - since > HEAD_SECONDS:
                 connection.transport.abort()
         return await super().on_tick(counter)
@@ -308,38 +313,38 @@ class Server(uvicorn.Server):
         ended = await asyncio.to_thread(self.application.work.stop, seconds)
         if not ended:
             logging.warning("after %g s not everything was answered", seconds)
-        await asyncio.sleep(0.1)  # the last answers leave
+        await asyncio.sleep(0.1)  # let the last answers leave
         self.should_exit = True
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at an address, not yet listening: whoever connects early is refused.
+    """Returns a socket bound to an address, not yet listening: early connections are refused.
 
     Raises:
-      OSError: it is taken, or there is no such address.
+      OSError: the address is taken or does not exist.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    out = socket.socket(family, socket.SOCK_STREAM)
-    out.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        out.bind((host, port))
+        sock.bind((host, port))
     except OSError as error:
-        out.close()
+        sock.close()
         raise OSError(f"cannot serve at {host}:{port}: {error.strerror}") from None
-    return out
+    return sock
 
 
 def address(sock: socket.socket) -> str:
-    """Host and port of a socket."""
+    """Returns host and port of a socket."""
     host, port = sock.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def read_key(file: str, host: str) -> str:
-    """The API key in a file; '' if there is no file and none is needed.
+    """Returns the API key in a file; '' if there is no file and none is needed.
 
     Raises:
-      ValueError: the address can be reached by others and there is no key, or it is short.
+      ValueError: other machines can reach the address and there is no key, or it is too short.
     """
     if not file:
         if not _is_loopback(host):
@@ -353,7 +358,7 @@ def read_key(file: str, host: str) -> str:
 
 
 def _is_asking(connection: Any) -> bool:
-    """Whether a connection of uvicorn is not yet a request, or not any more."""
+    """Returns whether a connection of uvicorn has no request yet, or none any more."""
     if hasattr(connection, "handshake_initiated"):  # a websocket
         return not connection.handshake_initiated
     return connection.cycle is None or connection.cycle.response_complete
@@ -370,7 +375,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _reply(answer: Answer, previous: float | None) -> dict[str, Any]:
-    """A message of actions. They are its only array: openpi's broker slices every one."""
+    """Returns a message of actions, its only array, since openpi's broker slices every array."""
     if answer.outcome == counted.SUPERSEDED:
         return {"superseded": True} | answer.extras
     timing = answer.timing

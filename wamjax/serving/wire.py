@@ -1,12 +1,12 @@
-"""Messages as bytes, as openpi has them; Python 3.9, NumPy and msgpack are enough.
+"""Encodes messages as bytes in openpi's format; needs only Python 3.9, NumPy and msgpack.
 
 A message is msgpack. An array is a map with bytes keys,
 
     {b"__ndarray__": True, b"data": C-order bytes, b"dtype": "<f4", b"shape": [2, 3]}
 
-and a NumPy scalar is ``{b"__npgeneric__": True, b"data": item, b"dtype": "<f4"}``. Structured,
-object and complex ones are refused on both sides, so nothing is ever unpickled. What a message may
-hold is bounded, so that reading one takes milliseconds whoever wrote it.
+and a NumPy scalar is ``{b"__npgeneric__": True, b"data": item, b"dtype": "<f4"}``. Both sides
+refuse structured, object and complex values, so nothing is ever unpickled. The contents of a
+message are bounded, so reading one takes milliseconds, whoever wrote it.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ from typing import Any
 import msgpack
 import numpy as np
 
-REFUSED = "VOc"  # kinds of dtype that have no plain bytes
+REFUSED = "VOc"  # kinds of dtype without plain bytes
 DTYPE = re.compile(r"[<>|=]?[biufSUmM][0-9]{1,6}(\[[0-9A-Za-z]{1,8}\])?")
-MAX_CONTAINERS, MAX_ITEMS = 512, 1024  # maps and lists of a message; items of one of them
+MAX_CONTAINERS, MAX_ITEMS = 512, 1024  # maps and lists per message; items in each
 MAX_DIMENSIONS = 8
-MAX_NUMBERS = 500_000  # that json may spell out: half a million take 50 ms
+MAX_NUMBERS = 500_000  # numbers in JSON text: half a million take 50 ms
 
 
 class BadMessage(ValueError):
-    """Bytes are no message of this protocol; the text says why, in one line."""
+    """Bytes are not a message of this protocol; the text says why, in one line."""
 
     def __init__(self, text: str):
         super().__init__(sentence(text))
 
 
 def sentence(text: object) -> str:
-    """What is said to a client: one line of bounded length, of printable characters."""
+    """Returns a text for a client: one line of bounded length with printable characters."""
     line = " ".join(str(text).split())[:600]
     return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def pack(value: Any) -> bytes:
-    """A message as bytes.
+    """Encodes a message as bytes.
 
     Raises:
-      ValueError: an array is structured, of objects, or complex.
+      ValueError: an array is structured, complex or holds objects.
     """
     return msgpack.packb(value, default=_plain)
 
 
 def unpack(data: bytes) -> Any:
-    """The message that bytes are; arrays are read-only views of them.
+    """Decodes a message; its arrays are read-only views of the bytes.
 
     Raises:
-      BadMessage: they are none, or one that is larger than any observation.
+      BadMessage: the bytes are not a message, or one larger than any observation.
     """
     count = _counter()
 
@@ -81,10 +81,10 @@ def unpack(data: bytes) -> Any:
 
 
 def array(data: bytes, dtype: str, shape: Any, order: str = "C") -> np.ndarray:
-    """An array of bytes, checked before anything is allocated; a read-only view.
+    """Returns a read-only array over bytes, checked before anything is allocated.
 
     Raises:
-      BadMessage: the three do not go together, or the dtype is refused.
+      BadMessage: bytes, dtype and shape do not match, or the dtype is refused.
     """
     if not isinstance(dtype, str) or not DTYPE.fullmatch(dtype):
         raise BadMessage(f"dtype {str(dtype)[:40]!r} is refused: numbers and texts are taken")
@@ -104,14 +104,14 @@ def array(data: bytes, dtype: str, shape: Any, order: str = "C") -> np.ndarray:
 
 
 def from_json(text: bytes) -> tuple[Any, bool]:
-    """The message of an HTTP body, and whether its arrays were those of json-numpy.
+    """Decodes an HTTP body; returns the message and whether its arrays are in json-numpy's format.
 
-    Arrays are nested lists, ``{"__numpy__": base64, "dtype": .., "shape": ..}`` as of json-numpy,
-    or ``{"npy": base64 of a .npy file}``. ``{"encoded": text}`` holds the message as a text, as
-    some clients of OpenVLA send it.
+    Arrays are nested lists, ``{"__numpy__": base64, "dtype": .., "shape": ..}`` as in json-numpy,
+    or ``{"npy": base64 of a .npy file}``. ``{"encoded": text}`` holds the message as a text, which
+    some clients of OpenVLA send.
 
     Raises:
-      BadMessage: it is no json, or one that is larger than any observation.
+      BadMessage: the body is not JSON, or larger than any observation.
     """
     if text.count(b",") > MAX_NUMBERS:
         raise BadMessage(f"more than {MAX_NUMBERS} values: send pictures in base64, see docs/robot")
@@ -136,7 +136,8 @@ def from_json(text: bytes) -> tuple[Any, bool]:
 
 
 def to_json(actions: np.ndarray, packed: bool) -> Any:
-    """Actions for json: of json-numpy where the question was so, else nested lists."""
+    """Converts actions for JSON: to json-numpy's format if the request used it, else nested
+    lists."""
     if not packed:
         return actions.tolist()
     data = base64.b64encode(np.ascontiguousarray(actions).tobytes()).decode()
@@ -144,7 +145,7 @@ def to_json(actions: np.ndarray, packed: bool) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What msgpack does not know, as what it knows."""
+    """Converts a value that msgpack does not support to one that it does."""
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in REFUSED:
         raise ValueError(f"arrays of {value.dtype} cannot be sent; numbers and texts can")
     if isinstance(value, np.ndarray):
@@ -156,7 +157,7 @@ def _plain(value: Any) -> Any:
 
 
 def _value(values: dict) -> Any:
-    """A map as the array or scalar that it stands for, if it does."""
+    """Returns the array or scalar that a map encodes, or the map itself."""
     if b"__ndarray__" in values:
         return array(values.get(b"data"), values.get(b"dtype"), values.get(b"shape"))
     if b"__npgeneric__" in values:
@@ -170,13 +171,13 @@ def _value(values: dict) -> Any:
 
 
 def _counter(limit: int = MAX_CONTAINERS) -> Callable[[], None]:
-    """Counts maps and lists of a message, and ends it."""
-    left = limit
+    """Returns a function that counts maps and lists of a message and raises beyond a limit."""
+    remaining = limit
 
     def count() -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
+        nonlocal remaining
+        remaining -= 1
+        if remaining < 0:
             raise BadMessage(f"more than {limit} maps and lists: send numbers as arrays")
 
     return count
@@ -190,13 +191,13 @@ def _base64(text: Any) -> bytes:
 
 
 def _npy(data: bytes) -> np.ndarray:
-    """The array of a .npy file; its header is checked before it is believed."""
+    """Returns the array of a .npy file after checking its header."""
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0,
                 (2, 0): np.lib.format.read_array_header_2_0}[version]  # fmt: skip
         shape, fortran, dtype = read(file)
-    except Exception as error:  # what a header can raise is not said anywhere
+    except Exception as error:  # NumPy does not document what a bad header raises
         raise BadMessage(f"an array is no .npy file: {str(error)[:80]}") from None
     return array(data[file.tell() :], dtype.str, shape, "F" if fortran else "C")

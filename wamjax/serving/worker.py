@@ -1,4 +1,4 @@
-"""The one thread that acts: it takes the newest observation of each client, in batches."""
+"""Runs the policy in one thread, on batches of the newest observation of each client."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ from wamjax.serving import wire
 from wamjax.serving.metrics import Metrics
 from wamjax.serving.names import Names, prefix_of
 
-LATENCIES = 512  # calls that a percentile is of: older ones are forgotten
+LATENCIES = 512  # most recent calls that percentiles are computed over
 TRIALS = 10  # timed calls before the port opens
-_fold_in = jax.jit(jax.random.fold_in)  # a fifth of the time of the plain call
-RECENT = 1.0  # seconds after which a client is no longer waited for
+_fold_in = jax.jit(jax.random.fold_in)  # takes a fifth of the time of the plain call
+RECENT = 1.0  # seconds without a request after which a batch no longer waits for a client
 
 
 class Acts(Protocol):
-    """What a worker needs of a policy; `LoadedPolicy` is one."""
+    """Defines what a worker needs from a policy; `LoadedPolicy` satisfies it."""
 
     def admit(
         self, observation: dict[str, Any], prefix: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """Arrays with a batch axis, the actions (d, a) that are committed among them; or
+        """Returns arrays with a batch axis, including the committed actions (d, a); raises
         BadObservation."""
 
     def act(self, arrays: dict[str, np.ndarray], key: Any) -> np.ndarray:
-        """Actions (b, j, a)."""
+        """Returns actions (b, j, a)."""
 
     def example(self) -> dict[str, Any]:
-        """An observation of one robot."""
+        """Returns an observation of one robot."""
 
 
 @dataclasses.dataclass(eq=False)
 class Request:
-    """An observation that waits.
+    """Holds an observation in the queue.
 
     Attributes:
-      client: whose; of each only the newest one waits.
-      message: as it was sent, see `Names`.
+      client: the sender; only the newest request of each client is queued.
+      message: as sent, see `Names`.
       done: called once, in the worker's thread, with an `Answer`.
-      arrival: seconds, see `time.perf_counter`.
+      arrival: time in seconds, see `time.perf_counter`.
     """
 
     client: Hashable
@@ -61,14 +61,14 @@ class Request:
 
 @dataclasses.dataclass
 class Answer:
-    """What became of a request.
+    """Holds the result of a request.
 
     Attributes:
       outcome: "ok", or one of `metrics`.
-      actions: (j, a), if ok.
-      extras: what the client had added to its observation.
-      error: a sentence for the client, otherwise.
-      timing: milliseconds: "infer" of the policy, "queue" before it; "batch", its size.
+      actions: (j, a), if the outcome is "ok".
+      extras: the client's additions to its observation.
+      error: a sentence for the client, if the outcome is not "ok".
+      timing: milliseconds: "infer" of the policy, "queue" before it; "batch": the batch size.
     """
 
     outcome: str
@@ -80,12 +80,13 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Batching:
-    """How observations of several clients come together.
+    """Configures how observations of several clients form a batch.
 
     Attributes:
-      max_batch: in one call of the policy.
-      max_wait: seconds that the oldest one waits for others once the policy is free; none are
-        waited for if all clients of the last second have asked, so a single one never waits.
+      max_batch: maximum number of observations per call of the policy.
+      max_wait: maximum seconds that the oldest observation waits for others once the policy is
+        free; there is no wait if all clients of the last second have sent theirs, so a single
+        client never waits.
     """
 
     max_batch: int = 8
@@ -93,16 +94,16 @@ class Batching:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Those that are compiled: powers of two, and the largest."""
+        """Batch sizes that are compiled: powers of two, and the largest size."""
         powers = [1 << n for n in range(self.max_batch.bit_length()) if 1 << n < self.max_batch]
         return (*powers, self.max_batch)
 
 
 class Worker:
-    """Owns the policies and the thread in which they act.
+    """Owns the policies and the thread that runs them.
 
     Attributes:
-      policies: mode -> policy; the first is that of requests without a mode.
+      policies: mode -> policy; the first serves requests without a mode.
     """
 
     def __init__(
@@ -115,18 +116,18 @@ class Worker:
     ):
         self.policies, self.names, self.batching = dict(policies), names, batching
         self.metrics = metrics or Metrics()
-        self._waiting: dict[Hashable, Request] = {}  # in the order of arrival
-        self._asked: dict[Hashable, float] = {}
+        self._waiting: dict[Hashable, Request] = {}  # in order of arrival
+        self._last_request: dict[Hashable, float] = {}
         self._change = threading.Condition()
-        self._ended, self._busy, self._calls = False, False, 0
+        self._stopping, self._busy, self._calls = False, False, 0
         self._key = jax.random.key(seed)
         self._milliseconds = {mode: collections.deque(maxlen=LATENCIES) for mode in policies}
         self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
 
     def start(self) -> None:
-        """Compiles every mode for every batch size, measures them, and begins to act.
+        """Compiles every mode for every batch size, times them, and starts the thread.
 
-        What compiling takes is in no statistic.
+        The statistics exclude compilation.
         """
         for mode, policy in self.policies.items():
             row = policy.admit(policy.example())
@@ -139,7 +140,7 @@ class Worker:
         self._thread.start()
 
     def latency(self) -> dict[str, dict[str, float]]:
-        """Milliseconds of the policy by mode: p50 and p99 of the last calls."""
+        """Returns milliseconds of the policy by mode: p50 and p99 of the last calls."""
         out = {}
         for mode, times in self._milliseconds.items():
             p50, p99 = np.percentile(list(times) or [0.0], (50, 99))
@@ -147,34 +148,35 @@ class Worker:
         return out
 
     def submit(self, request: Request) -> None:
-        """Puts an observation in; an older one of that client that waits is not acted on."""
+        """Queues an observation; it replaces an older one of the same client."""
         with self._change:
-            ended, older = self._ended, None
-            if not ended:
+            stopping, older = self._stopping, None
+            if not stopping:
                 older = self._waiting.pop(request.client, None)
                 self._waiting[request.client] = request
-                self._asked[request.client] = request.arrival
+                self._last_request[request.client] = request.arrival
             self.metrics.queue.set(len(self._waiting))
             self._change.notify()
         if older is not None:
             _answer(older, Answer(counted.SUPERSEDED), self.metrics)
-        if ended:
+        if stopping:
             _answer(request, Answer(counted.DROPPED, error="the server is shutting down"),
                     self.metrics)  # fmt: skip
 
     def forget(self, client: Hashable) -> None:
-        """A client is gone: what it asked is not acted on, and nobody waits for it."""
+        """Drops a client: its queued request is not executed, and batches no longer wait for it."""
         with self._change:
-            self._asked.pop(client, None)
+            self._last_request.pop(client, None)
             older = self._waiting.pop(client, None)
             self.metrics.queue.set(len(self._waiting))
         if older is not None:
             _answer(older, Answer(counted.DROPPED, error="the client is gone"), self.metrics)
 
     def stop(self, timeout: float = 30.0) -> bool:
-        """Answers what waits, takes nothing more, and ends; False: it did not, in `timeout` s."""
+        """Answers the queued requests, accepts no more, and ends; returns whether it ended within
+        `timeout` seconds."""
         with self._change:
-            self._ended = True
+            self._stopping = True
             self._change.notify()
         if self._thread.is_alive():
             self._thread.join(timeout)
@@ -185,24 +187,24 @@ class Worker:
             mode, requests = batch
             try:
                 self._serve(mode, requests)
-            except Exception as error:  # the thread outlives whatever a policy does
+            except Exception as error:  # no error of a policy may end the thread
                 self._fail(requests, error)
-            del batch, requests  # pictures are not kept until the next ones come
+            del batch, requests  # free the pictures before the next batch arrives
 
     def _take(self) -> tuple[str, list[Request]] | None:
-        """The next batch, oldest first; None: it is over."""
+        """Returns the next batch, oldest first; None once the worker has stopped."""
         with self._change:
             while not self._waiting:
-                if self._ended:
+                if self._stopping:
                     return None
                 self._change.wait()
-            # From now on: who was just answered may ask again at once, and come along.
-            until = time.perf_counter() + self.batching.max_wait
+            # Start now: a client that was just answered may send its next request at once and join.
+            deadline = time.perf_counter() + self.batching.max_wait
             while len(self._waiting) < self._expected():
-                left = until - time.perf_counter()
-                if left <= 0 or self._ended or not self._change.wait(left):
+                remaining = deadline - time.perf_counter()
+                if remaining <= 0 or self._stopping or not self._change.wait(remaining):
                     break
-            if not self._waiting:  # the client went away meanwhile
+            if not self._waiting:  # the client left in the meantime
                 return self._take()
             mode = self._mode(next(iter(self._waiting.values())))
             requests = [r for r in self._waiting.values() if self._mode(r) == mode]
@@ -213,26 +215,26 @@ class Worker:
             return mode, requests
 
     def _expected(self) -> int:
-        """How many observations may come together: of the clients that asked lately."""
+        """Returns how many observations may form a batch: one per recently active client."""
         old = time.perf_counter() - RECENT
-        self._asked = {client: at for client, at in self._asked.items() if at > old}
-        return min(self.batching.max_batch, max(1, len(self._asked)))
+        self._last_request = {client: at for client, at in self._last_request.items() if at > old}
+        return min(self.batching.max_batch, max(1, len(self._last_request)))
 
     def _mode(self, request: Request) -> str:
         message = request.message
-        asked = message.get("mode") if isinstance(message, Mapping) else None
-        fits = isinstance(asked, str) and asked in self.policies
-        return asked if fits else next(iter(self.policies))
+        mode = message.get("mode") if isinstance(message, Mapping) else None
+        is_served = isinstance(mode, str) and mode in self.policies
+        return mode if is_served else next(iter(self.policies))
 
     def _serve(self, mode: str, requests: Sequence[Request]) -> None:
-        """Acts on one batch and answers all of it."""
+        """Runs the policy on one batch and answers all its requests."""
         start, policy = time.perf_counter(), self.policies[mode]
-        rows, good, extras = [], [], []
+        rows, accepted, extras = [], [], []
         for request in requests:
             try:
-                observation, added = self.names(request.message)
-                if added.get("mode") not in (None, mode):
-                    raise BadObservation(f"mode {added['mode']!r} is not served; there are "
+                observation, extra = self.names(request.message)
+                if extra.get("mode") not in (None, mode):
+                    raise BadObservation(f"mode {extra['mode']!r} is not served; there are "
                                          f"{', '.join(self.policies)}")  # fmt: skip
                 rows.append(policy.admit(observation, prefix_of(request.message)))
             except BadObservation as error:
@@ -240,31 +242,33 @@ class Worker:
             except Exception as error:
                 self._fail([request], error)
             else:
-                good.append(request)
-                extras.append(added)
-        if not good:
+                accepted.append(request)
+                extras.append(extra)
+        if not accepted:
             return
-        size = next(n for n in self.batching.sizes if n >= len(good))
-        called = time.perf_counter()
+        size = next(n for n in self.batching.sizes if n >= len(accepted))
+        act_start = time.perf_counter()
         try:
             actions = policy.act(_stack(rows, size), self._next_key())
         except Exception as error:
-            self._fail(good, error)
+            self._fail(accepted, error)
             return
-        infer = 1e3 * (time.perf_counter() - called)
+        infer = 1e3 * (time.perf_counter() - act_start)
         self._milliseconds[mode].append(infer)
         self.metrics.inference.labels(mode).observe(infer / 1e3)
-        self.metrics.batch.observe(len(good))
-        for request, added, chunk in zip(good, extras, actions, strict=False):  # without padding
+        self.metrics.batch.observe(len(accepted))
+        for request, extra, chunk in zip(
+            accepted, extras, actions, strict=False
+        ):  # drops the padding
             if not np.isfinite(chunk).all():
                 self._fail([request], ValueError("actions are not finite"))
                 continue
-            timing = {"infer": infer, "prepare": 1e3 * (called - start),
-                      "queue": 1e3 * (start - request.arrival), "batch": len(good)}  # fmt: skip
-            _answer(request, Answer("ok", chunk, added, timing=timing), self.metrics)
+            timing = {"infer": infer, "prepare": 1e3 * (act_start - start),
+                      "queue": 1e3 * (start - request.arrival), "batch": len(accepted)}  # fmt: skip
+            _answer(request, Answer("ok", chunk, extra, timing=timing), self.metrics)
 
     def _fail(self, requests: Sequence[Request], error: Exception) -> None:
-        """The traceback stays here; a client gets a sentence and an id to find it by."""
+        """Logs the traceback; a client gets a sentence with an id to find it by."""
         name = secrets.token_hex(4)
         logging.error("error %s: %s", name, error, exc_info=error)
         text = f"the policy could not act on this; the server's log says why at error {name}"
@@ -277,7 +281,7 @@ class Worker:
 
 
 def _stack(rows: Sequence[Mapping[str, np.ndarray]], size: int) -> dict[str, np.ndarray]:
-    """Rows as one batch; the last one again up to a size that was compiled."""
+    """Concatenates rows to a batch and repeats the last one up to a compiled size."""
     rows = [*rows, *[rows[-1]] * (size - len(rows))]
     return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
 
@@ -288,5 +292,5 @@ def _answer(request: Request, answer: Answer, metrics: Metrics) -> None:
         metrics.latency.observe(time.perf_counter() - request.arrival)
     try:
         request.done(answer)
-    except Exception:  # a loop that is closed: nobody is there to be told
+    except Exception:  # the event loop is closed, so no client is left to answer
         logging.exception("an answer could not be given back")

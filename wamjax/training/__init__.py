@@ -1,1 +1,1 @@
-"""The framework: it trains whatever has a loss, on any mesh, and stops and goes on at any step."""
+"""Trains anything that has a loss, on any mesh, and can stop and resume at any step."""

@@ -1,10 +1,10 @@
-"""LoRA: low-rank corrections to chosen matrices (arXiv 2106.09685), for backbones that are frozen.
+"""LoRA: low-rank corrections to chosen matrices (arXiv 2106.09685), for frozen backbones.
 
-An adapter lies beside the kernel that it corrects, as ``lora_down`` (..., in, r) and ``lora_up``
-(..., r, out), and `layers.Linear` computes ``x W + (x down) up`` where it finds one. So the weights
-keep their paths, a frozen backbone needs no gradient of its own size, and everything that works on
-parameters works on adapters. ``up`` starts at zero. There is no factor alpha / r: with Adam it
-would only stand for another learning rate.
+An adapter lies next to its kernel, as ``lora_down`` (..., in, r) and ``lora_up`` (..., r, out), and
+`layers.Linear` computes ``x W + (x down) up`` if it finds one. So the weights keep their paths, a
+frozen backbone needs no gradient of its own size, and everything that works on parameters works on
+adapters. ``up`` starts at zero. There is no factor alpha / r: with Adam it would only amount to
+another learning rate.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ DOWN, UP = "lora_down", "lora_up"
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a parameter is a part of an adapter."""
+    """Returns whether a parameter is part of an adapter."""
     return path.rsplit("/", 1)[-1] in (DOWN, UP)
 
 
 def add(params: Params, rank: int, targets: Sequence[str], rng: jax.Array) -> Params:
-    """Parameters with a fresh adapter beside every kernel that is a target; nothing changes yet.
+    """Adds a fresh adapter next to every target kernel; the outputs do not change yet.
 
     Args:
       rank: r; 0 adds none.
       targets: regexes of whole paths of kernels, (in, out) or stacked (layers, in, out).
 
     Raises:
-      ValueError: a target matches no kernel; names those that there are.
+      ValueError: a target matches no kernel; lists the existing ones.
     """
     if not rank:
         return params
@@ -63,7 +63,8 @@ def _is_matrix(path: str, x: Any) -> bool:
 
 
 def merge(params: Params) -> Params:
-    """Parameters without adapters, their corrections added to the kernels in float32."""
+    """Returns parameters without adapters, with their corrections added to the kernels in
+    float32."""
     flat = tree.flatten(params)
     out = {}
     for path, x in flat.items():
@@ -76,7 +77,8 @@ def merge(params: Params) -> Params:
 
 
 def corrected(kernel, down, up):
-    """``W + down up``, in float32 or wider and the kernel's dtype; of numpy or jax arrays."""
+    """Returns ``W + down up``, in float32 or wider, in the kernel's dtype; for numpy or jax
+    arrays."""
     wide = jnp.promote_types(kernel.dtype, jnp.float32)
     product = down.astype(wide) @ up.astype(wide)
     return (kernel.astype(wide) + product).astype(kernel.dtype)

@@ -1,12 +1,12 @@
-"""Checkpoints by Orbax: asynchronous, atomic, all of a run's state in one step.
+"""Saves checkpoints by Orbax: asynchronous, atomic, with all of a run's state in one step.
 
-A step holds the items ``params``, ``ema`` (if any: the average of what is trained), ``optimizer``
-(its state and the counters), ``data`` (the position of the data iterator, of each process),
-``config``, ``statistics``, and the ``digests`` of all of these, with which all that is read is
-compared. What acts on a policy needs no more than `restore_params`, which reads the parameters and
-what says what they mean.
+A step holds the items ``params``, ``ema`` (if any: the average of the trained parameters),
+``optimizer`` (its state and the counters), ``data`` (the position of each process's data iterator),
+``config``, ``statistics``, and the ``digests`` of all of these, with which everything read is
+compared. Code that acts with a policy needs only `restore_params`, which reads the parameters and
+their description.
 
-A step that is damaged is named, and the one before it is used. Training then renames it to
+A damaged step is reported, and the one before it is used. Training then renames it to
 ``damaged-STEP``; nothing is deleted.
 """
 
@@ -37,13 +37,13 @@ TEMPORARY = "*.orbax-checkpoint-tmp*"
 
 
 class Restored(NamedTuple):
-    """What evaluation, serving and conversion need of a run.
+    """Holds what evaluation, serving and conversion need from a run.
 
     Attributes:
       params: nested dict of arrays.
-      config: the config the checkpoint was trained with.
-      statistics: json of the data's normalisation statistics.
-      step: the step of the checkpoint.
+      config: config of the checkpoint's training.
+      statistics: JSON of the data's normalization statistics.
+      step: step of the checkpoint.
     """
 
     params: Tree
@@ -53,7 +53,8 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of a run directory; a context manager that waits for the last save."""
+    """Manages the checkpoints of a run directory; a context manager that waits for the last
+    save."""
 
     def __init__(self, workdir: str | os.PathLike, keep: int):
         self.folder = files.absolute(workdir) / FOLDER
@@ -73,30 +74,30 @@ class Checkpoints:
                 self._reader.close()
                 self._manager.close()
         except disk.NoRoom:
-            if kind is None:  # else it is said already
+            if kind is None:  # otherwise it was reported already
                 raise
 
     @property
     def latest(self) -> int | None:
-        """The newest complete step that is not known to be damaged, or None."""
+        """Returns the newest complete step that is not known to be damaged, or None."""
         return max((s for s in self._steps() if s not in self._damaged), default=None)
 
     def check_room(self, state: TrainState) -> None:
-        """Says what the disk lacks for the checkpoints of a state, which may be abstract.
+        """Warns if the disk lacks room for the checkpoints of a state, which may be abstract.
 
         Raises:
-          disk.NoRoom: there is none for a single one.
+          disk.NoRoom: there is no room for a single one.
         """
-        # A new one is complete before an old one goes.
+        # A new one is complete before an old one is deleted.
         count = max(self._keep + 1 - len(self._steps()), 1)
         if warning := disk.check_room(self.folder, tree.nbytes(state), count):
             say(f"warning: {warning}")
 
     def save(self, state: TrainState, iterator, config: ConfigDict, statistics: dict) -> int:
-        """Starts saving `state` under its step; a step that is already there stays.
+        """Starts saving `state` under its step; an existing step stays.
 
-        Arrays and the iterator's position are copied before this returns, so that the caller may
-        go on at once.
+        Arrays and the iterator's position are copied before this returns, so the caller may
+        continue at once.
         """
         step = int(state.step)
         if step == self.latest:
@@ -112,31 +113,32 @@ class Checkpoints:
         return step
 
     def config(self) -> dict[str, Any]:
-        """The config of the newest checkpoint, as json."""
+        """Returns the config of the newest checkpoint as JSON."""
         return self._newest(lambda step: step_items.read_json(self._reader, step, "config"))
 
     def statistics(self) -> dict[str, Any]:
-        """The normalisation statistics of the newest checkpoint, as json."""
+        """Returns the normalization statistics of the newest checkpoint as JSON."""
         return self._newest(lambda step: step_items.read_json(self._reader, step, "statistics"))
 
     def restore(self, abstract: TrainState, iterator) -> TrainState:
-        """The newest state, placed as `abstract` says; moves `iterator` to where it was.
+        """Restores the newest state with the shardings of `abstract`, and moves `iterator` to its
+        position.
 
-        Newer ones that are damaged are set aside, and `latest` is then the one that was restored.
+        Newer damaged steps are set aside, so `latest` is then the restored one.
 
         Args:
           abstract: `ShapeDtypeStruct` with shardings, on any mesh.
 
         Raises:
-          ValueError: a parameter's shape is not that of the checkpoint.
-          Damaged: no checkpoint is whole.
+          ValueError: a parameter's shape differs from the checkpoint's.
+          Damaged: no checkpoint is intact.
         """
         state = self._newest(lambda step: self._restore(step, abstract, iterator))
         self._set_aside()
         return state
 
     def wait(self) -> None:
-        """Returns when what was saved is committed; an error of the saving thread is raised."""
+        """Waits until everything saved is committed; raises an error of the saving thread."""
         with self._room():
             self._manager.wait_until_finished()
 
@@ -170,7 +172,7 @@ class Checkpoints:
         return TrainState(params=found["params"], ema=found.get("ema"), **found["optimizer"])
 
     def _newest(self, read: Callable[[int], Any]) -> Any:
-        """What `read` gives of the newest step that is whole, the same one for all processes."""
+        """Returns `read`'s result for the newest intact step, the same for all processes."""
         while True:
             step, error = self.latest, ""
             try:
@@ -186,8 +188,8 @@ class Checkpoints:
             say(f"{error}. Going on from the one before, checkpoint {self.latest}")
 
     def _set_aside(self) -> None:
-        """Renames the steps that are damaged; to be called when an older one was restored, since
-        until then it may be this code that cannot read them."""
+        """Renames damaged steps; call it after restoring an older one, since otherwise this code
+        may be at fault."""
         if not self._damaged:
             return
         if jax.process_index() == 0:
@@ -202,7 +204,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _room(self) -> Iterator[None]:
-        """Around what writes: if the disk is full that is said, and what is partial removed."""
+        """Wraps writes: reports a full disk and removes partial files."""
         try:
             with disk.sentence(self.folder, "a checkpoint", self._size):
                 yield
@@ -215,8 +217,10 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _agreed() -> Iterator[None]:
-    """Around what every process reads for itself: what is damaged for one of them is so for all,
-    and none waits for another in what they do together next.
+    """Makes a damaged read of one process one of all of them.
+
+    Wraps what every process reads for itself, so that none waits for another in what they compute
+    together next.
 
     Raises:
       Damaged: with the same words in all processes.
@@ -225,13 +229,14 @@ def _agreed() -> Iterator[None]:
     try:
         yield
     except Damaged as damage:
-        error = str(damage)  # alone: its traceback holds what was read
+        error = str(damage)  # only the text: the traceback keeps the read arrays alive
     if error := guards.any_text(error):
         raise Damaged(error)
 
 
 class Found(NamedTuple):
-    """A checkpoint whose parameters are not read yet; for its attributes see `Restored`."""
+    """Describes a checkpoint whose parameters are not read yet; for its attributes see
+    `Restored`."""
 
     config: ConfigDict
     statistics: dict[str, Any]
@@ -239,7 +244,8 @@ class Found(NamedTuple):
 
 
 def find(workdir: str | os.PathLike, step: int | None = None) -> Found:
-    """What a checkpoint says of its parameters; arguments and errors as of `restore_params`."""
+    """Returns a checkpoint's description of its parameters; arguments and errors as for
+    `restore_params`."""
     with _opened(workdir) as manager:
         return _newest_whole(manager, step, lambda step: _found(manager, step))
 
@@ -247,10 +253,10 @@ def find(workdir: str | os.PathLike, step: int | None = None) -> Found:
 def parameters(
     workdir: str | os.PathLike, step: int | None = None, ema: bool | None = None
 ) -> tuple[store.Stored, int]:
-    """Parameters of a run, to be read one by one, and their step; as `restore_params` otherwise.
+    """Returns the parameters of a run, to be read one by one, and their step; see `restore_params`.
 
-    Where there is an older checkpoint to use instead, all of them are read once and compared with
-    the digests, before anything is made of them. Else they are compared while they are read.
+    If there is an older checkpoint to fall back to, all parameters are read once and compared with
+    the digests first. Otherwise they are compared while they are read.
     """
 
     def read(number: int) -> tuple[store.Stored, int]:
@@ -270,38 +276,38 @@ def restore_params(
     ema: bool | None = None,
     shardings: Tree | None = None,
 ) -> Restored:
-    """Parameters, config and statistics of a run, without its optimiser.
+    """Restores parameters, config and statistics of a run, without its optimizer.
 
     Args:
-      workdir: of the run.
-      step: which checkpoint; by default the newest one that is not damaged.
-      ema: the moving average, or not; by default if the run has one.
-      shardings: where each parameter goes; the first local device by default.
+      workdir: folder of the run.
+      step: step to restore; by default the newest one that is not damaged.
+      ema: whether to use the moving average; by default if the run has one.
+      shardings: sharding of each parameter; the first local device by default.
 
     Raises:
-      FileNotFoundError: no such checkpoint; names those that there are.
-      ValueError: the average of a run that has none.
-      Damaged: the one that is asked for is damaged, or all of them.
+      FileNotFoundError: the checkpoint does not exist; lists the existing ones.
+      ValueError: `ema` is set, but the run has no moving average.
+      Damaged: the chosen checkpoint is damaged, or all of them are.
     """
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def read(step: int) -> Restored:
-        found, stored = _found(manager, step), _stored(manager, step, ema)
+        checkpoint, stored = _found(manager, step), _stored(manager, step, ema)
         places = tree.flatten(shardings) if shardings is not None else {}
-        want = {}
+        targets = {}
         for path, array in stored.arrays.items():
             dtype = jax.dtypes.canonicalize_dtype(array.dtype.numpy_dtype)
             place = places[path] if places else one
-            want[path] = jax.ShapeDtypeStruct(tuple(array.shape), dtype, sharding=place)
-        params = tree.unflatten(stored.load(want))
-        return Restored(params, found.config, found.statistics, step)
+            targets[path] = jax.ShapeDtypeStruct(tuple(array.shape), dtype, sharding=place)
+        params = tree.unflatten(stored.load(targets))
+        return Restored(params, checkpoint.config, checkpoint.statistics, step)
 
     with _opened(workdir) as manager:
         return _newest_whole(manager, step, read)
 
 
 def define_ema_flag() -> None:
-    """``--ema``, of everything that reads the parameters of a run; see `asked_ema`."""
+    """Defines ``--ema`` for commands that read the parameters of a run; see `asked_ema`."""
     flags.DEFINE_enum(
         "ema",
         "auto",
@@ -311,12 +317,12 @@ def define_ema_flag() -> None:
 
 
 def asked_ema() -> bool | None:
-    """What ``--ema`` says, as the argument `ema` of `restore_params`."""
+    """Returns the value of ``--ema`` as the argument `ema` of `restore_params`."""
     return _EMA[flags.FLAGS.ema]
 
 
 def name_of(ema: bool) -> str:
-    """The value of ``--ema`` that stands for it, for the names of files."""
+    """Returns the value of ``--ema`` for `ema`, for file names."""
     return next(name for name, value in _EMA.items() if value is ema)
 
 
@@ -325,7 +331,7 @@ _EMA = {"auto": None, "average": True, "params": False}
 
 @contextlib.contextmanager
 def _opened(workdir: str | os.PathLike) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints of a run, to be read; at least one."""
+    """Opens the checkpoints of a run for reading; there is at least one."""
     folder = files.absolute(files.path(workdir, "--workdir")) / FOLDER
     files.reach(folder, "give another --workdir")
     if not folder.is_dir():
@@ -340,15 +346,15 @@ def _opened(workdir: str | os.PathLike) -> Iterator[ocp.CheckpointManager]:
 
 
 def _newest_whole(
-    manager: ocp.CheckpointManager, asked: int | None, read: Callable[[int], Any]
+    manager: ocp.CheckpointManager, chosen: int | None, read: Callable[[int], Any]
 ) -> Any:
-    """What `read` gives of the step that is asked for, or else of the newest that is whole."""
+    """Returns `read`'s result for the chosen step, or else for the newest intact one."""
     steps = sorted(manager.all_steps())
-    if asked is not None:
-        if asked not in steps:
+    if chosen is not None:
+        if chosen not in steps:
             workdir = files.path(manager.directory).parent
-            raise FileNotFoundError(f"{workdir} has no checkpoint {asked}; it has {steps}")
-        return read(asked)
+            raise FileNotFoundError(f"{workdir} has no checkpoint {chosen}; it has {steps}")
+        return read(chosen)
     for older in reversed([None, *steps[:-1]]):
         try:
             return read(steps.pop())
@@ -364,7 +370,7 @@ def _found(manager: ocp.CheckpointManager, step: int) -> Found:
 
 
 def _stored(manager: ocp.CheckpointManager, step: int, ema: bool | None) -> store.Stored:
-    """The parameters of a checkpoint, or their average, with their digests."""
+    """Returns the parameters of a checkpoint, or their average, with their digests."""
     written = step_items.read_digests(manager, step)
     folder = files.path(manager.directory) / str(step)
     has_ema = (folder / "ema").is_dir()
@@ -372,7 +378,7 @@ def _stored(manager: ocp.CheckpointManager, step: int, ema: bool | None) -> stor
         has_ema = bool(_of_item(written["arrays"], "ema"))
     if ema and not has_ema:
         raise ValueError(f"{folder.parent.parent} has no moving average: optim.ema_decay was 0")
-    # The average is of what is trained; the rest lies with the parameters.
+    # The average covers only trained parameters; take the rest from the parameters.
     items = ("params", "ema") if (has_ema if ema is None else ema) else ("params",)
     arrays, digests = {}, {}
     for item in items:

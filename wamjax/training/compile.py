@@ -1,10 +1,9 @@
-"""How the training step is compiled, here or for a slice that is not here: flags and the cache.
+"""Compiles the training step, for local devices or a slice elsewhere: flags and the cache.
 
 Flags are passed as ``compiler_options`` of one compilation (TPU flags are strings), not through the
-environment, so that a report can name what it was compiled with. The compiler rejects unknown
-names, so compiling any program with them (`tests/tpu`, where libtpu is installed) checks the list.
-Seen to be accepted and to have an effect with libtpu 0.0.42 on v5p, v5e and v6e; none was timed on
-hardware.
+environment, so that a report can name them. The compiler rejects unknown names, so compiling any
+program with them (`tests/tpu`, where libtpu is installed) checks the list. They were accepted and
+had an effect with libtpu 0.0.42 on v5p, v5e and v6e; none was timed on hardware.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
 class Flag(NamedTuple):
-    """A flag, its value, and why it is set."""
+    """Holds a flag, its value, and the reason for it."""
 
     name: str
     value: str
@@ -93,13 +92,13 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
 
 
 class Program(NamedTuple):
-    """A compiled training step.
+    """Holds a compiled training step.
 
     Attributes:
       step: ``(state, batch) -> (state, metrics)``, donating the state.
-      options: the flags it was compiled with.
-      memory: see `memory`; None where the backend does not say.
-      lower_seconds, compile_seconds: to trace and lower it, and to compile that.
+      options: compiler flags.
+      memory: see `memory`; None if the backend does not report it.
+      lower_seconds, compile_seconds: time to trace and lower the step, and to compile it.
     """
 
     step: Any
@@ -110,8 +109,8 @@ class Program(NamedTuple):
 
 
 def lower(work: Plan, device: jax.Device) -> jax.stages.Lowered:
-    """Traces a planned step and lowers it for devices like `device`, which need not be here."""
-    # The runtime of a slice that is not here is the CPU, which is not what to lower for.
+    """Traces a planned step and lowers it for devices like `device`, which need not be attached."""
+    # The runtime for a slice elsewhere is the CPU, which is the wrong target to lower for.
     platforms = ("tpu",) if device.platform == "tpu" else None
     return work.step.trace(work.state, work.batch).lower(lowering_platforms=platforms)
 
@@ -119,11 +118,11 @@ def lower(work: Plan, device: jax.Device) -> jax.stages.Lowered:
 def compile_step(
     work: Plan, device: jax.Device, flags: bool = True, lowered: jax.stages.Lowered | None = None
 ) -> Program:
-    """Compiles a planned step for devices like `device`, which need not be here.
+    """Compiles a planned step for devices like `device`, which need not be attached.
 
     Args:
-      flags: whether to use those of `FLAGS`.
-      lowered: from `lower`, where it was called before.
+      flags: whether to use `FLAGS`.
+      lowered: output of `lower`, if it was called before.
 
     Raises:
       ValueError: the compiler does not know one of the flags.
@@ -147,7 +146,7 @@ def compile_step(
 
 
 def _compile(lowered: jax.stages.Lowered, chosen: dict[str, str]):
-    """The program and its flags, without `SCATTER` where its fusions do not fit into VMEM."""
+    """Returns the program and its flags, without `SCATTER` if its fusions do not fit into VMEM."""
     try:
         return lowered.compile(compiler_options=chosen or None), chosen
     except jax.errors.JaxRuntimeError as error:
@@ -161,18 +160,18 @@ def _compile(lowered: jax.stages.Lowered, chosen: dict[str, str]):
 def compile_fitting(
     planned: Callable[[str], Plan], remat: str, device: jax.Device, flags: bool = True
 ) -> tuple[Plan, Program, str]:
-    """Compiles a step that recomputes as little as fits.
+    """Compiles a step that recomputes as little as memory allows.
 
     Args:
       planned: the step under a policy of `transformer.REMAT_POLICIES`.
-      remat: the policy, or "auto": the first of `LADDER` whose program fits the memory, as the
-        compiler sees it; "none" on what has no known memory, as a CPU.
+      remat: the policy, or "auto": the first of `LADDER` whose program fits the memory according to
+        the compiler; "none" on devices with unknown memory, such as CPUs.
 
     Returns:
       (the plan, its program, the policy).
 
     Raises:
-      ValueError, jax.errors.JaxRuntimeError: as `compile_step`, where nothing fits.
+      ValueError, jax.errors.JaxRuntimeError: see `compile_step`, if nothing fits.
     """
     automatic = LADDER if hardware.chip(device) else ("none",)
     rungs = automatic if remat == "auto" else (remat,)
@@ -190,9 +189,10 @@ def compile_fitting(
 
 
 def options(device: jax.Device) -> dict[str, str]:
-    """The flags of a device's chip as ``compiler_options``; none for what is no TPU.
+    """Returns the flags of a device's chip as ``compiler_options``; none for other devices than
+    TPUs.
 
-    A TPU without a list is compiled for without flags, and that is said.
+    A TPU without a list is compiled for without flags, with a warning.
     """
     if device.platform != "tpu":
         return {}
@@ -205,7 +205,8 @@ def options(device: jax.Device) -> dict[str, str]:
 
 
 def memory(compiled, device: jax.Device) -> dict[str, Any] | None:
-    """Bytes on one device. The peak is the compiler's own, not a sum of the other figures."""
+    """Returns bytes on one device. The peak is the compiler's own, not a sum of the other
+    figures."""
     stats, chip = compiled.memory_analysis(), hardware.chip(device)
     if stats is None:
         return None
@@ -223,16 +224,16 @@ def memory(compiled, device: jax.Device) -> dict[str, Any] | None:
 
 
 def keep_programs(folder: str) -> str | None:
-    """Has JAX keep what it compiles, so that a run that goes on, or is like another, starts sooner.
+    """Makes JAX cache compiled programs, so that a resumed or similar run starts sooner.
 
-    To be called before anything is compiled.
+    Call it before anything is compiled.
 
     Args:
       folder: ``config.compile.cache``: a folder or bucket, 'none', or '' for `default_folder`.
 
     Returns:
-      the folder in use; None where nothing is kept, as where the folder cannot be written to, which
-      is said.
+      the folder in use; None without a cache, also if the folder cannot be written to, which is
+      reported.
     """
     folder = "" if folder == "none" else folder or default_folder()
     if folder and "://" not in folder:
@@ -246,13 +247,13 @@ def keep_programs(folder: str) -> str | None:
             folder = ""
     if (jax.config.jax_compilation_cache_dir or "") != folder:
         jax.config.update("jax_compilation_cache_dir", folder or None)
-        compilation_cache.reset_cache()  # else it goes on with what it found at first
+        compilation_cache.reset_cache()  # otherwise JAX keeps its first choice
     return folder or None
 
 
 def default_folder() -> str:
-    """What ``JAX_COMPILATION_CACHE_DIR`` says, '' (nothing is kept) included; where it is not set,
-    a folder in the user's cache."""
+    """Returns ``JAX_COMPILATION_CACHE_DIR`` if it is set, even to '' (no cache), else a folder in
+    the user's cache."""
     if VARIABLE in os.environ:
         return os.environ[VARIABLE]
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")

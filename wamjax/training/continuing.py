@@ -1,4 +1,4 @@
-"""What a run in a folder can go on with: its config, its statistics, its length."""
+"""Checks what a run in a folder can continue with: its config, its statistics, its length."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from wamjax.training.checkpoint import Checkpoints
 
 
 def is_done(config, workdir: files.Path) -> bool:
-    """Whether the run in a folder has trained as long as `config` asks; says what else changed.
+    """Returns whether the run in a folder has trained as long as `config` says; reports other
+    changes.
 
     Raises:
-      ValueError: it was trained under a config that cannot be continued with.
+      ValueError: the run cannot continue under this config.
     """
-    done = _read(workdir / "DONE", step=int)
-    if done is None or done["step"] < config.total_steps:
+    record = _read(workdir / "DONE", step=int)
+    if record is None or record["step"] < config.total_steps:
         return False
-    step, saved = done["step"], _read(workdir / "config.json")
+    step, saved = record["step"], _read(workdir / "config.json")
     if saved is not None:
         _say_changes(configs.load(saved), config, f"{workdir} (done at step {step})")
     say(
@@ -32,14 +33,14 @@ def is_done(config, workdir: files.Path) -> bool:
 
 
 def _read(path: files.Path, **types: type) -> dict[str, Any] | None:
-    """The json of a file of a run, which has keys of these types; or None if there is none, or none
-    that can be read. What these files say the checkpoints say, too."""
+    """Returns the JSON of a run's file that has keys of these types, or None if it does not exist
+    or cannot be read; the checkpoints hold the same information."""
     try:
-        found = json.loads(path.read_text())
-        known = isinstance(found, dict) and all(type(found.get(k)) is t for k, t in types.items())
-        if not known:
-            raise ValueError(f"it holds {str(found)[:80]}")
-        return found
+        values = json.loads(path.read_text())
+        valid = isinstance(values, dict) and all(type(values.get(k)) is t for k, t in types.items())
+        if not valid:
+            raise ValueError(f"it holds {str(values)[:80]}")
+        return values
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:
@@ -48,11 +49,11 @@ def _read(path: files.Path, **types: type) -> dict[str, Any] | None:
 
 
 def check_average(config) -> None:
-    """Says what a run is too short for."""
+    """Warns if a run is too short for its moving average."""
     decay, total = config.optim.ema_decay, config.total_steps
     if not decay:
         return
-    start = decay**total  # what is left of it at the end
+    start = decay**total  # the share of the start that is left at the end
     reached = (1 + total) / (10 + total)
     if not config.optim.ema_warmup and start > 0.01:
         say(f"warning: {total} steps are few for optim.ema_decay = {decay}: {start:.0%} of the "
@@ -64,7 +65,7 @@ def check_average(config) -> None:
 
 
 def check_config(config, checkpoints: Checkpoints) -> None:
-    """That the newest checkpoint, if there is one, can go on under `config`.
+    """Checks that the newest checkpoint, if there is one, can continue under `config`.
 
     Raises:
       ValueError: it cannot; names the key.
@@ -85,7 +86,8 @@ def _say_changes(old: ConfigDict, new: ConfigDict, where: str) -> None:
 
 
 def check_statistics(statistics: dict[str, Any], checkpoints: Checkpoints) -> None:
-    """A policy's outputs mean nothing under other statistics than those it was trained with."""
+    """Refuses other statistics than those of training, under which a policy's outputs mean
+    nothing."""
     if checkpoints.latest is None:
         return
     statistics = json.loads(json.dumps(statistics))  # tuples become lists, as in the checkpoint

@@ -1,5 +1,5 @@
-"""What keeps a run from ruining its own state: non-finite steps, divergence, signals, a twin, and
-the death of one of its processes."""
+"""Protects a run's state: from non-finite steps, divergence, signals, a second training in the same
+folder, and the death of one of its processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ALONE = re.compile(r"Gloo|by peer|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat|coord
 
 
 class Diverged(RuntimeError):
-    """Too many non-finite steps in a row."""
+    """Too many steps in a row were non-finite."""
 
 
 class Occupied(RuntimeError):
@@ -41,12 +41,12 @@ class Occupied(RuntimeError):
 
 
 def finite(loss: jax.Array, gradient_norm: jax.Array) -> jax.Array:
-    """Whether a step may be taken: a global decision, so the same on every device and host."""
+    """Returns whether a step may be taken: a global decision, the same on every device and host."""
     return jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
 
 
 def select(keep: jax.Array, new: Any, old: Any) -> Any:
-    """`new` where `keep`, else `old`, bit for bit (a NaN in `new` does not leak)."""
+    """Returns `new` if `keep`, else `old`, bit for bit (a NaN in `new` does not leak)."""
     return jax.tree.map(lambda n, o: jnp.where(keep, n, o), new, old)
 
 
@@ -54,27 +54,29 @@ def check_streak(row: dict[str, float], limit: int, last_checkpoint: int | None)
     """Stops the run when `row` ends `limit` non-finite steps in a row.
 
     Raises:
-      Diverged: names the step, the values and the checkpoint that is kept.
+      Diverged: names the step, the values and the newest checkpoint.
     """
     if row["skips_in_a_row"] < limit:
         return
-    kept = f"checkpoint {last_checkpoint} is kept" if last_checkpoint else "no checkpoint was saved"
+    checkpoint = (
+        f"checkpoint {last_checkpoint} is kept" if last_checkpoint else "no checkpoint was saved"
+    )
     raise Diverged(
         f"loss {row['loss']} or gradient norm {row['grad_norm']} was not finite for "
-        f"{int(row['skips_in_a_row'])} steps in a row, up to step {int(row['step'])}; {kept}. "
-        "Lower optim.learning_rate, or check the data with `python -m wamjax.doctor`"
+        f"{int(row['skips_in_a_row'])} steps in a row, up to step {int(row['step'])}; {checkpoint}"
+        ". Lower optim.learning_rate, or check the data with `python -m wamjax.doctor`"
     )
 
 
 @contextlib.contextmanager
 def alone(workdir: files.Path) -> Iterator[None]:
-    """Keeps other trainings out of a run's folder; of several processes the first one does.
+    """Keeps other trainings out of a run's folder; the first of several processes holds the lock.
 
-    Held by the file ``.lock`` in it, which the system lets go when the process ends, however it
-    ends. Where the file system knows no locks nothing is kept out. In a bucket, see `locks.hold`.
+    The lock is the file ``.lock`` in the folder, which the system releases when the process ends
+    for any reason. A file system without locks keeps nothing out. In a bucket, see `locks.hold`.
 
     Raises:
-      Occupied: one does.
+      Occupied: another training holds the lock.
     """
     if jax.process_index() > 0:
         yield
@@ -107,17 +109,17 @@ def alone(workdir: files.Path) -> Iterator[None]:
 
 
 class Interrupts:
-    """Turns SIGTERM and SIGINT into a question the loop asks after every step.
+    """Turns SIGTERM and SIGINT into a flag that the loop checks after every step.
 
-    A signal may reach one of several processes, and all must stop at the same step. So each puts
-    its own answer on its devices after every step, a small program joins them, and what it found
+    A signal may reach only one of several processes, and all must stop at the same step. So each
+    puts its own answer on its devices after every step, a small program joins them, and the result
     is read `LAG` steps later, when the devices are done with it: nobody waits, and all read the
     same after the same step.
 
     A second signal acts as usual. As a context manager it restores the handlers on leaving.
 
     Args:
-      mesh: of all processes; needed where there are several.
+      mesh: mesh of all processes; needed if there are several.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -145,7 +147,7 @@ class Interrupts:
         self._restore()
 
     def agreed(self) -> bool:
-        """Whether all processes stop here; to be asked after every step by each of them."""
+        """Returns whether all processes stop here; each of them calls it after every step."""
         if jax.process_count() == 1:
             return self.received is not None
         outcome = self._join(self._answers[self.received is not None])
@@ -169,7 +171,7 @@ _barriers = itertools.count()
 
 
 def barrier() -> None:
-    """Waits until all processes are here, for as long as what the others do takes."""
+    """Waits until all processes arrive, however long the others take."""
     if jax.process_count() > 1:
         import orbax.checkpoint as ocp
 
@@ -182,7 +184,7 @@ def barrier() -> None:
 
 
 def any_text(text: str) -> str:
-    """The first text of all processes that is not empty; to be asked by all of them."""
+    """Returns the first non-empty text of all processes; all of them must call it."""
     own = np.frombuffer(text.encode()[:_LINE].ljust(_LINE), np.uint8)
     every = multihost_utils.process_allgather(own).reshape(-1, _LINE)
     texts = (row.tobytes().decode(errors="ignore").rstrip() for row in every)
@@ -191,7 +193,7 @@ def any_text(text: str) -> str:
 
 @contextlib.contextmanager
 def first() -> Iterator[None]:
-    """Lets process 0 go ahead, and the others when it is through: they find what it made."""
+    """Lets process 0 go first; the others follow when it is done and find its results."""
     if jax.process_index() > 0:
         barrier()
     yield
@@ -207,8 +209,8 @@ _witnesses: list[subprocess.Popen] = []
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Around what processes compute together: if another one is gone, this one ends at once, since
-    it can neither go on nor save, and leaving in order would wait for the other."""
+    """Wraps joint computation of processes: if another process dies, this one ends at once, since
+    it can neither continue nor save, and an orderly exit would wait for the other."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -220,11 +222,11 @@ def together() -> Iterator[None]:
 
 @contextlib.contextmanager
 def company() -> Iterator[None]:
-    """Around all that one of several processes does: when one fails all end, and soon.
+    """Wraps all work of one of several processes: when one fails, all end soon.
 
-    A process that fails does not wait at its exit for the others, which wait for it in the middle
-    of a step. Those notice: at once if what they compute together breaks off, else `HEARTBEAT`
-    seconds later, when JAX ends them from within; a witness then says what it was.
+    A failing process does not wait at its exit for the others, which wait for it in the middle of a
+    step. They notice: at once if their joint computation breaks off, else `HEARTBEAT` seconds
+    later, when JAX ends them from within; a witness then says what happened.
     """
     if jax.process_count() > 1:
         text = (f"{_me()} ended without a word: it was killed, or JAX ended it (then it says so "

@@ -1,12 +1,12 @@
-"""Starts training from parameters that exist: converted weights, or another run.
+"""Starts training from existing parameters: converted weights, or another run.
 
 ``init_from.path`` is a folder of `wamjax.convert`, or the ``--workdir`` of a run (its newest
-checkpoint; the moving average, if it has one). After commas follow further ones, each for what
-lies below a prefix: ``weights/cosmos,codec=weights/wan21_vae``. Paths and shapes must agree. What
-the model has and the source lacks starts fresh if it is listed in ``init_from.missing``; what the
-source has and the model lacks is left out if it is listed in ``init_from.unused``. What is listed
-in ``init_from.fresh`` starts fresh whatever the source has, as a head for other actions does.
-Everything else is an error, and all of it is said.
+checkpoint; the moving average, if it has one). Further ones may follow after commas, each for the
+parameters below a prefix: ``weights/cosmos,codec=weights/wan21_vae``. Paths and shapes must agree.
+Parameters that the source lacks start fresh if they are listed in ``init_from.missing``; those that
+the model lacks are dropped if they are listed in ``init_from.unused``. Parameters in
+``init_from.fresh`` start fresh in any case, such as a head for other actions. Everything else is an
+error, and the message lists all of it.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ Params = dict[str, Any]
 
 
 def params(objective, config, abstract: Params) -> Params:
-    """The parameters that a run starts with.
+    """Returns the parameters that a run starts with.
 
     Args:
-      objective: its `init` makes what is missing; what it says to `derive` from others
-        (an optional method, parameters to parameters) is derived where it is missing.
+      objective: its `init` makes missing parameters; those that its optional method `derive`
+        (parameters to parameters) returns are derived from others where they are missing.
       abstract: shapes, dtypes and shardings of all parameters.
 
     Raises:
       ValueError: source and model do not agree.
-      Damaged: what is read is not what was written.
+      Damaged: the source changed after it was written.
     """
     source = sources(config.init_from.path)
-    want = tree.flatten(abstract)
-    missing = check(source.shapes, want, config.init_from)
-    loaded = source.load({p: x for p, x in want.items() if p not in missing})
+    targets = tree.flatten(abstract)
+    missing = check(source.shapes, targets, config.init_from)
+    loaded = source.load({p: x for p, x in targets.items() if p not in missing})
     if not missing:
         return tree.unflatten(loaded)
-    places = {p: want[p].sharding for p in missing}
+    places = {p: targets[p].sharding for p in missing}
 
     def complete(loaded):
         whole = tree.flatten(states.init_params(objective, config)) | loaded
         # Adapters may lie beside some kernels only, and nothing follows from them.
         kernels = {p: x for p, x in whole.items() if not adapters.is_adapter(p)}
         flat = whole | tree.flatten(objective.derive(tree.unflatten(kernels)))
-        return {p: flat[p].astype(want[p].dtype) for p in missing}
+        return {p: flat[p].astype(targets[p].dtype) for p in missing}
 
     return tree.unflatten(loaded | jax.jit(complete, out_shardings=places)(loaded))
 
 
 def sources(text: str) -> store.Stored:
-    """The parameters of all sources of an ``init_from.path``; see the module.
+    """Returns the parameters of all sources of an ``init_from.path``; see the module.
 
     Raises:
-      FileNotFoundError: one of them is no source.
-      ValueError: two of them have a parameter; names all of these.
+      FileNotFoundError: one of the paths is not a source.
+      ValueError: two sources have the same parameter; names all of these.
     """
     arrays, digests, twice = {}, {}, []
     for part in text.split(","):
@@ -82,14 +82,15 @@ def check(
     allowed: Any = None,
     what: str = "config.init_from does not fit the model",
 ) -> set[str]:
-    """The parameters that start fresh: those that the source may lack and does, or should.
+    """Returns the parameters that start fresh: those that the source may lack and does, or that are
+    listed.
 
     Args:
-      allowed: ``config.init_from``, or None: then nothing may be missing or unused.
-      what: what it means if something is wrong; begins the message.
+      allowed: ``config.init_from``, or None if nothing may be missing or unused.
+      what: start of the error message.
 
     Raises:
-      ValueError: there is something else wrong; names all of it.
+      ValueError: anything else is wrong; names all of it.
     """
     may_lack, may_have, fresh, unless = (), (), (), ""
     if allowed is not None:
@@ -128,14 +129,14 @@ def check(
 
 
 def words(config, checkpoints) -> tuple[str, ...]:
-    """Finds the words that have the first ids in a run: its own, or those of what it starts from.
+    """Returns the words with the first ids in a run: its own, or those of its source.
 
     Args:
-      checkpoints: of the run.
+      checkpoints: checkpoints of the run.
 
     Raises:
-      ValueError: what it starts from gives words ids in the other way, so that its embedding of
-        them would mean nothing.
+      ValueError: the source maps words to ids in the other way, so its embedding of them would mean
+      nothing.
     """
     if checkpoints.latest is not None:
         return tuple(checkpoints.statistics().get("spec", {}).get("words", ()))
@@ -156,7 +157,7 @@ def words(config, checkpoints) -> tuple[str, ...]:
 
 
 def _vocabulary_of(folder: str) -> tuple[str, tuple[str, ...]] | None:
-    """``data.vocabulary`` and words of a run, or of weights of one; None = nothing is said."""
+    """Returns ``data.vocabulary`` and the words of a run, or of its weights; None if unknown."""
     from wamjax.training import checkpoint
 
     path = files.path(folder)
@@ -164,7 +165,7 @@ def _vocabulary_of(folder: str) -> tuple[str, tuple[str, ...]] | None:
         known = store.about(path).get("plain", {}).get("words")
         return None if known is None else ("words" if known else "hash", tuple(known))
     if not (path / checkpoint.FOLDER).is_dir():
-        return None  # an error where it is read
+        return None  # reading it raises the error
     config, statistics, _ = checkpoint.find(path)
     if config.model.text.kind != "tokens" or config.data.kind != "episodes":
         return None

@@ -1,10 +1,10 @@
-"""Digests of arrays, which tell that what is read is what was written.
+"""Computes digests of arrays, which verify that data read equals the data written.
 
-A digest is a sum over the words of an array, each mixed with its place, so it does not depend on
-how the array is cut into shards, layers or chunks: what eight devices saved is verified by one, and
-a stack of layers by adding what its layers give. One changed word always changes it, whatever
-happens to be flipped, zeroed or moved; several do but for a chance of 2^-64. It guards against
-disks, networks and copies that broke off, not against somebody who wants to deceive.
+A digest is a sum over the words of an array, each mixed with its position, so it does not depend on
+how the array is cut into shards, layers or chunks: one device verifies what eight saved, and the
+digests of layers add up to that of the stack. One changed word always changes the digest, whether
+it is flipped, zeroed or moved; several do so except with a chance of 2^-64. It guards against
+faulty disks, networks and interrupted copies, not against deliberate deception.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ SMALL = 2**24  # bytes
 
 
 class Damaged(ValueError):
-    """What was read is not what was written."""
+    """Data that was read differs from what was written."""
 
 
 def digests(arrays: Tree) -> dict[str, str]:
-    """The digest of each array of a tree by its path, as 16 hexadecimal digits.
+    """Returns the digest of each array of a tree by its path, as 16 hexadecimal digits.
 
-    One program for the whole tree; arrays may be spread over devices and processes, all of which
-    get the same answer. What is small and at hand is not worth a program, which takes a second to
-    compile.
+    One program computes the whole tree; arrays may be spread over devices and processes, all of
+    which get the same answer. Small local arrays are computed without a program, which takes a
+    second to compile.
     """
     leaves = jax.tree.leaves(arrays)
     if sum(x.nbytes for x in leaves) <= SMALL and all(map(_is_at_hand, leaves)):
@@ -46,9 +46,11 @@ def digests(arrays: Tree) -> dict[str, str]:
 
 
 def sums(x: Array | np.ndarray, offset: int = 0) -> UInt32[np.ndarray, "2"]:
-    """Both sums of an array, or of a part of one that starts at element `offset` of the whole.
+    """Returns both sums of an array, or of a part of one that starts at element `offset` of the
+    whole.
 
-    Those of neighbouring parts add up, modulo 2^32, to those of the whole; `text` is the digest.
+    The sums of neighbouring parts add up, modulo 2^32, to those of the whole; `text` turns them
+    into the digest.
     """
     words = offset * (2 if x.dtype.itemsize == 8 else 1)
     if isinstance(x, jax.Array):
@@ -57,21 +59,21 @@ def sums(x: Array | np.ndarray, offset: int = 0) -> UInt32[np.ndarray, "2"]:
 
 
 def text(sums: UInt32[np.ndarray, "2"]) -> str:
-    """The digest that `sums` make."""
+    """Formats `sums` as a digest."""
     return "".join(f"{int(value):08x}" for value in sums)
 
 
 def of_json(value: Any) -> str:
-    """The digest of a json value; the order of keys does not count."""
+    """Returns the digest of a JSON value, independent of the order of keys."""
     plain = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
 
 def check(read: Mapping[str, str], written: Mapping[str, str], where: str) -> None:
-    """Compares the digests of what was read with those that were kept when it was written.
+    """Compares the digests of data that was read with those stored when it was written.
 
     Raises:
-      Damaged: they differ; names `where` and the first of what differs.
+      Damaged: they differ; names `where` and the first differences.
     """
     wrong = [path for path in [*read, *(p for p in written if p not in read)]
              if read.get(path) != written.get(path)]  # fmt: skip
@@ -86,7 +88,7 @@ def _is_at_hand(x: Array | np.ndarray) -> bool:
 
 
 def _bits(x: Array | np.ndarray) -> Array | np.ndarray:
-    """A numpy array as unsigned words, so that JAX cannot narrow what it has no type for."""
+    """Returns a numpy array as unsigned words, so that JAX cannot narrow types that it lacks."""
     if isinstance(x, jax.Array):
         return x
     x = np.ascontiguousarray(x)
@@ -96,7 +98,8 @@ def _bits(x: Array | np.ndarray) -> Array | np.ndarray:
 
 
 def _host_sums(words: np.ndarray, offset: int) -> UInt32[np.ndarray, "2"]:
-    """`_sums` in numpy: files are read by hosts that need not trouble a device, nor compile."""
+    """Computes `_sums` in numpy, so that hosts that read files need no device and no
+    compilation."""
     first, second, size = 0, 0, 2**15  # blocks stay in the cache of a core
     for start in range(0, len(words), size):
         block = words[start : start + size].astype(np.uint32)
@@ -143,7 +146,7 @@ def _sums(x: Array, offset: Array) -> UInt32[Array, "2"]:
 
 
 def _mix(x: Array) -> Array:
-    """The finaliser of MurmurHash3, a bijection of 32-bit words."""
+    """Applies the finalizer of MurmurHash3, a bijection of 32-bit words."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

@@ -1,10 +1,10 @@
-"""What a run says about itself: metrics.jsonl, a progress bar or lines, optional writers.
+"""Reports a run's progress: metrics.jsonl, a progress bar or lines, optional writers.
 
-metrics.jsonl has one json object for each step, numbered by the steps done: the objective's
+metrics.jsonl has one JSON object for each step, numbered by completed steps: the objective's
 metrics, loss, grad_norm, learning_rate, skips, skips_in_a_row; null where a value is not finite. At
 each multiple of log_every it also has step_time (seconds, mean of the window), data_wait (share
 of that time spent waiting for the next batch) and mfu. A resumed run first drops the lines after
-its checkpoint, so its file has the losses of a run that was never interrupted.
+its checkpoint, so its file has the losses of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ Row = dict[str, float]
 
 
 def read(workdir: str | os.PathLike) -> list[Row]:
-    """All rows of a run's metrics.jsonl; NaN for null. A torn last line is left out."""
+    """Returns all rows of a run's metrics.jsonl, with NaN for null, without an incomplete last
+    line."""
     path = files.path(workdir) / FILE
     if not path.exists():
         return []
@@ -88,7 +89,7 @@ class Recorder:
                 writer.close()
 
     def next(self, iterator: Iterator[Any]) -> Any:
-        """The next batch; the time it takes counts as waiting for data."""
+        """Returns the next batch; the time it takes counts as waiting for data."""
         begin = time.perf_counter()
         try:
             return next(iterator)
@@ -99,7 +100,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Around what is not training, such as saving: the step time does not contain it."""
+        """Wraps work that is not training, such as saving, and excludes it from the step time."""
         begin = time.perf_counter()
         yield
         self._window_start += time.perf_counter() - begin
@@ -125,7 +126,7 @@ class Recorder:
         return rows
 
     def flush(self) -> None:
-        """Puts every line on disk: a checkpoint must not be newer than its lines."""
+        """Flushes every line to disk, because a checkpoint must not be newer than its lines."""
         if self._writes:
             self._file.flush(must=True)
 
@@ -179,7 +180,7 @@ class TensorBoard:
 
 
 class WandB:
-    """Writes rows to a wandb project; a resumed run goes on in the same wandb run."""
+    """Writes rows to a wandb project; a resumed run continues in the same wandb run."""
 
     def __init__(self, project: str, workdir: files.Path, config):
         try:
@@ -200,18 +201,19 @@ class WandB:
 
 
 def _wandb_id(folder: files.Path) -> str:
-    """Kept in the folder: others may have the same name, and a folder may move."""
-    kept = folder / "wandb_id.txt"
-    if not kept.exists():
+    """Returns the run's id, stored in the folder: others may have the same name, and a folder may
+    move."""
+    file = folder / "wandb_id.txt"
+    if not file.exists():
         # A run that older code started went by the name of its folder.
         begun = (folder / "wandb").is_dir()
         name = folder.name if begun else f"{folder.name}-{secrets.token_hex(4)}"
-        files.write_text(kept, name)
-    return kept.read_text()
+        files.write_text(file, name)
+    return file.read_text()
 
 
 def writers(workdir, config) -> list[TensorBoard | WandB]:
-    """The extra writers that ``config.log`` asks for."""
+    """Returns the extra writers of ``config.log``."""
     workdir, out = files.path(workdir), []
     if config.log.tensorboard:
         out.append(TensorBoard(workdir / "tensorboard"))
@@ -221,7 +223,7 @@ def writers(workdir, config) -> list[TensorBoard | WandB]:
 
 
 class Profile:
-    """Traces the steps that ``config.profile`` asks for."""
+    """Traces the steps of ``config.profile``."""
 
     def __init__(self, config, folder: files.Path):
         self.folder, self._running, self._draft = folder, False, contextlib.ExitStack()
@@ -235,7 +237,7 @@ class Profile:
         self._stop()
 
     def before(self, step: int) -> None:
-        """Called before the step that follows `step` done ones."""
+        """Starts or stops the trace before the step that follows `step` completed ones."""
         if self._running and step >= self.last:
             self._stop()
         if not self._running and self.first <= step < self.last:

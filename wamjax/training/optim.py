@@ -1,4 +1,4 @@
-"""AdamW or Muon with linear warm-up and cosine decay, as optax transformations."""
+"""Builds AdamW or Muon with linear warm-up and cosine decay, as optax transformations."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from wamjax import tree
 
 
 def schedule(config) -> optax.Schedule:
-    """Learning rate after n updates: linear from peak / warmup, then cosine to a final share.
+    """Returns the learning rate after n updates: linear from peak / warmup, then cosine to a final
+    share.
 
-    Equal to torch's ``SequentialLR([LinearLR(1 / W, 1, W), CosineAnnealingLR(N - W)])``, which
-    is what Fast-WAM trains with (spec, section 5.2).
+    Equal to torch's ``SequentialLR([LinearLR(1 / W, 1, W), CosineAnnealingLR(N - W)])``, the
+    schedule of Fast-WAM's training (spec, section 5.2).
     """
     optim, total = config.optim, config.total_steps
     if optim.anchor_steps:
@@ -33,7 +34,7 @@ def schedule(config) -> optax.Schedule:
 
 
 def piecewise(peak: float, steps: Sequence[int], factors: Sequence[float]) -> optax.Schedule:
-    """`peak` times factors at steps, linear in between and constant after the last one.
+    """Returns `peak` times factors at steps, linear in between and constant after the last one.
 
     Of two factors at one step the first is the rate of that step and the second that of the next:
     the step at which a cycle of Cosmos Policy's ``lr_scheduler.py`` ends still belongs to it.
@@ -59,10 +60,10 @@ def piecewise(peak: float, steps: Sequence[int], factors: Sequence[float]) -> op
 
 
 def make(config) -> optax.GradientTransformation:
-    """Clip, AdamW or Muon with decay on every parameter, schedule.
+    """Builds the optimizer: clipping, AdamW or Muon with decay on every parameter, schedule.
 
-    The structure of the optimiser state is the same for every value in the config but
-    ``optim.name``, so that each of the others may change on resume.
+    The structure of the optimizer state is the same for every value in the config except
+    ``optim.name``, so the others may change on resume.
     """
     optim = config.optim
     clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm > 0 else optax.identity()
@@ -80,11 +81,11 @@ def make(config) -> optax.GradientTransformation:
 
 
 def muon(adam: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Muon for the matrices of the blocks, `adam` for everything else.
+    """Applies Muon to the matrices of the blocks and `adam` to everything else.
 
-    An orthogonalised momentum in place of Adam's step (Jordan et al. 2024), scaled to the size of
-    an Adam step, 0.2 for each entry (arXiv 2502.16982), so that one learning rate serves both.
-    Stacked layers are orthogonalised one by one.
+    It replaces Adam's step by an orthogonalized momentum (Jordan et al. 2024), scaled to the size
+    of an Adam step, 0.2 per entry (arXiv 2502.16982), so one learning rate serves both. Stacked
+    layers are orthogonalized one by one.
     """
 
     def kinds(params):

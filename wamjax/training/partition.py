@@ -1,8 +1,7 @@
-"""Which parameters are trained: by rules on their paths.
+"""Selects the trained parameters by rules on their paths.
 
-``optim.freeze`` holds regexes; a parameter whose whole path one of them matches gets no gradient,
-no moments and no decay, and keeps every bit. Adapters (`training.adapters`) are trained in any
-case.
+``optim.freeze`` holds regexes; a parameter whose full path matches one of them gets no gradient,
+no moments and no decay, and keeps every bit. Adapters (`training.adapters`) are always trained.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ Tree = Any
 
 
 def trained(rules: Sequence[str]) -> Callable[[str], bool]:
-    """Whether the parameter of a path is trained."""
+    """Returns whether the parameter at a path is trained."""
     patterns = [re.compile(rule) for rule in rules]
     return lambda path: adapters.is_adapter(path) or not any(p.fullmatch(path) for p in patterns)
 
 
 def split(params: Tree, keep: Callable[[str], bool]) -> tuple[Tree, Tree]:
-    """The parameters to keep, and the others, as trees of what each of them has."""
+    """Splits a tree into the parameters to keep and the others."""
     flat = tree.flatten(params)
     if all(map(keep, flat)):
         return params, {}
@@ -35,12 +34,12 @@ def split(params: Tree, keep: Callable[[str], bool]) -> tuple[Tree, Tree]:
 
 
 def merge(first: Tree, second: Tree) -> Tree:
-    """The reverse of `split`."""
+    """Reverses `split`."""
     return tree.unflatten(tree.flatten(first) | tree.flatten(second)) if second else first
 
 
 def check(rules: Iterable[str], params: Tree, key: str) -> None:
-    """Raises ValueError, which names them all, for rules that no parameter matches."""
+    """Raises ValueError for rules that match no parameter; names them all."""
     paths = list(tree.flatten(params))
     idle = [r for r in rules if not any(re.fullmatch(r, p) for p in paths)]
     if idle:

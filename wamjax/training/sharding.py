@@ -1,11 +1,10 @@
-"""Where arrays live: the mesh, and ordered rules from parameter paths to shardings.
+"""Places arrays on devices: the mesh, and ordered rules from parameter paths to shardings.
 
-Models know nothing of this file except `constrain`. A rule is a regex over the whole path and one
-mesh axis (or None) for each dimension of the leaf, or None for a leaf that is whole everywhere.
-Parameters are split the FSDP way over ``fsdp`` along one matmul dimension and the Megatron way over
-``tensor`` along the other: columns of the first matmul of a pair (q, k, v, ffn/in), rows of the
-second (o, ffn/out), so that a pair costs one all-reduce. A batch is split over ``data`` and
-``fsdp`` together.
+Models use only `constrain` of this file. A rule is a regex over the full path and one mesh axis (or
+None) for each dimension of the leaf, or None for a leaf that is replicated. Parameters are split
+the FSDP way over ``fsdp`` along one matmul dimension and the Megatron way over ``tensor`` along the
+other: columns of the first matmul of a pair (q, k, v, ffn/in), rows of the second (o, ffn/out), so
+that a pair costs one all-reduce. A batch is split over ``data`` and ``fsdp`` together.
 """
 
 from __future__ import annotations
@@ -107,16 +106,16 @@ LOGICAL: dict[str, Any] = {
 
 
 class Shape(NamedTuple):
-    """What the sharding rules read of a mesh, for a machine that is not here."""
+    """Stands in for a mesh on devices that are not attached; the sharding rules read only this."""
 
     shape: dict[str, int]
 
 
 def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of ``config.mesh``, over all devices of all processes by default.
+    """Returns the mesh of ``config.mesh``, over all devices of all processes by default.
 
     Args:
-      sizes: mapping of the three axes to sizes; at most one is -1 and takes what is left.
+      sizes: mapping of the three axes to sizes; at most one is -1 and takes the rest.
 
     Raises:
       ValueError: sizes that do not multiply to the number of devices, or see `over_slices`.
@@ -133,7 +132,8 @@ def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def over_slices(shape: Sequence[int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
-    """The devices of several slices as a mesh that uses the slow network between them least.
+    """Arranges the devices of several slices as a mesh that uses the slow network between them
+    least.
 
     ``data`` goes from slice to slice as far as it divides, since it communicates least; ``fsdp``
     does with what is left, ``tensor`` never.
@@ -161,29 +161,30 @@ def over_slices(shape: Sequence[int], slices: int, devices: Sequence[jax.Device]
 
 
 def abstract_mesh(sizes: Any, devices: int) -> AbstractMesh:
-    """The mesh of ``config.mesh`` on devices that need not exist: enough to trace and to lower."""
+    """Returns the mesh of ``config.mesh`` on abstract devices: enough to trace and to lower."""
     shape = axis_sizes(sizes, devices)
     return AbstractMesh(tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def axis_sizes(sizes: Any, devices: int) -> dict[str, int]:
-    """The sizes of the axes on so many devices; arguments and errors as of `make_mesh`."""
-    asked = {a: int(sizes[a]) for a in AXES}
-    text = " x ".join(f"{a}={n}" for a, n in asked.items())
-    free = [a for a, n in asked.items() if n == -1]
-    if len(free) > 1 or any(n < 1 and n != -1 for n in asked.values()):
+    """Returns the sizes of the axes on this many devices; arguments and errors as for
+    `make_mesh`."""
+    requested = {a: int(sizes[a]) for a in AXES}
+    text = " x ".join(f"{a}={n}" for a, n in requested.items())
+    free = [a for a, n in requested.items() if n == -1]
+    if len(free) > 1 or any(n < 1 and n != -1 for n in requested.values()):
         raise ValueError(f"mesh {text}: sizes are positive, and at most one is -1")
-    fixed = int(np.prod([n for n in asked.values() if n != -1]))
+    fixed = int(np.prod([n for n in requested.values() if n != -1]))
     if devices < 1 or devices % fixed or (not free and fixed != devices):
         raise ValueError(
             f"mesh {text} does not fit {devices} devices: {fixed} "
             f"{'do not divide' if free else 'is not'} {devices}; change config.mesh"
         )
-    return {a: devices // fixed if n == -1 else n for a, n in asked.items()}
+    return {a: devices // fixed if n == -1 else n for a, n in requested.items()}
 
 
 def check_config(config, mesh: Mesh) -> None:
-    """Errors that a mesh and a config make together, before anything is compiled."""
+    """Raises the errors that a mesh and a config cause together, before anything is compiled."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     parts = shards * config.optim.accumulate
     if config.data.batch_size % parts:
@@ -200,7 +201,7 @@ def check_config(config, mesh: Mesh) -> None:
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule] = RULES) -> P:
-    """The partition of one parameter by the first rule that matches its whole path.
+    """Returns the partition of one parameter by the first rule that matches its full path.
 
     Raises:
       ValueError: no rule matches, the rule has another rank, or a dimension does not divide.
@@ -227,26 +228,26 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]
 
 
 def params_shardings(params: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
-    """`NamedSharding` of every parameter; `params` may be abstract."""
+    """Returns the `NamedSharding` of every parameter; `params` may be abstract."""
     return tree.map_with_path(
         lambda path, x: NamedSharding(mesh, spec_of(path, x.shape, mesh, rules)), params
     )
 
 
 def state_shardings(state: Any, params: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
-    """Shardings of a train state: what mirrors a parameter lives where the parameter lives."""
+    """Returns the shardings of a train state: leaves that mirror a parameter have its sharding."""
     specs = state_specs(state, params, mesh, rules)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 def state_specs(state: Any, params: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
-    """The same as partitions; `mesh` may be anything with a ``shape``.
+    """Returns the same as partitions; `mesh` may be anything with a ``shape``.
 
     A leaf mirrors the parameter whose path ends its own path and whose shape it has (Adam's
     moments, the moving average); scalars and the coefficients of Muon are replicated.
 
     Raises:
-      ValueError: a leaf that is neither.
+      ValueError: a leaf is neither.
     """
     specs = {
         path: (x.shape, spec_of(path, x.shape, mesh, rules))
@@ -267,19 +268,19 @@ def state_specs(state: Any, params: Any, mesh: Mesh, rules: Sequence[Rule] = RUL
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of every leaf of a batch: its leading dimension over data and fsdp."""
+    """Returns the sharding of every leaf of a batch: its leading dimension over data and fsdp."""
     return NamedSharding(mesh, BATCH)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same value on every device."""
+    """Returns the sharding with the same value on every device."""
     return NamedSharding(mesh, P())
 
 
 def batch_rows(
     mesh: Mesh, size: int, devices: Sequence[jax.Device] | None = None
 ) -> np.ndarray:
-    """The rows of a batch of `size` that some devices hold, ascending; this process's by default.
+    """Returns the rows of a batch of `size` on some devices, ascending; this process's by default.
 
     Processes that hold the same shard (a ``tensor`` axis that spans them) have the same rows, and
     those of a process need not be neighbours: a mesh follows the network of the devices.
@@ -289,16 +290,16 @@ def batch_rows(
 
 @functools.lru_cache(maxsize=16)  # asked for every batch, and a pod has thousands of devices
 def _rows(mesh: Mesh, size: int, devices: tuple[jax.Device, ...] | None) -> np.ndarray:
-    mine = set(mesh.local_devices if devices is None else devices)
+    own_devices = set(mesh.local_devices if devices is None else devices)
     places = batch_sharding(mesh).devices_indices_map((size,))
-    slices = {index[0].indices(size) for device, index in places.items() if device in mine}
+    slices = {index[0].indices(size) for device, index in places.items() if device in own_devices}
     out = np.concatenate([np.arange(*ends) for ends in sorted(slices)])
     out.flags.writeable = False
     return out
 
 
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global arrays of which this process makes a share.
+    """Builds global arrays from each process's share.
 
     Args:
       batch: the rows of `batch_rows`, in their order.
@@ -321,16 +322,16 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:
-    """Abstract arrays that say where they live, for lowering and for restoring."""
+    """Adds shardings to abstract arrays, for lowering and for restoring."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
     )
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Says how an activation is split, by the logical name of each dimension.
+    """Constrains the sharding of an activation by the logical name of each dimension.
 
-    A dimension of size 1 is left alone, since it broadcasts.
+    Dimensions of size 1 are left alone, since they broadcast.
 
     Raises:
       ValueError: an unknown name, or not one name for each dimension.

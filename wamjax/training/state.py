@@ -1,4 +1,4 @@
-"""The train state, and the random keys of a run."""
+"""Defines the train state and the random keys of a run."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ PURPOSES = ("init", "train", "picture", "evaluate", "visit", "branch", "go_on")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a step changes.
+    """Holds everything that a step changes.
 
     Attributes:
       step: int32, steps done, skipped ones included. A jax array, since Orbax restores no numpy
         scalar.
       params: master parameters.
-      opt_state: of the optimiser.
-      ema: moving average of the parameters that are trained, or None; `partition.merge` puts it
-        over `params`, whose frozen ones are their own average.
-      skips: int32, steps skipped since the start because loss or gradient was not finite.
-      streak: int32, steps skipped in a row up to now.
+      opt_state: state of the optimizer.
+      ema: moving average of the trained parameters, or None; `partition.merge` puts it over
+        `params`, whose frozen ones are their own average.
+      skips: int32, steps skipped since the start because of a non-finite loss or gradient.
+      streak: int32, current number of steps skipped in a row.
     """
 
     step: jax.Array
@@ -40,18 +40,19 @@ class TrainState:
 
 
 def key(seed: int, purpose: str, index: int | jax.Array = 0) -> jax.Array:
-    """The random key of a purpose and a step. A run holds no other randomness: nothing to save."""
+    """Returns the random key of a purpose and a step. A run has no other randomness, so nothing is
+    saved."""
     base = jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))
     return jax.random.fold_in(base, index)
 
 
 def create(objective, tx: optax.GradientTransformation, config) -> TrainState:
-    """A fresh state; traceable, so `jax.eval_shape` gives the abstract one."""
+    """Returns a fresh state; traceable, so `jax.eval_shape` gives the abstract one."""
     return start(init_params(objective, config), tx, config)
 
 
 def init_params(objective, config) -> Tree:
-    """Fresh parameters, with the adapters of ``config.lora``."""
+    """Returns fresh parameters, with the adapters of ``config.lora``."""
     rng = key(config.seed, "init")
     params = objective.init(rng)
     params = adapters.add(params, config.lora.rank, config.lora.targets, jax.random.fold_in(rng, 1))
@@ -60,7 +61,7 @@ def init_params(objective, config) -> Tree:
 
 
 def start(params: Tree, tx: optax.GradientTransformation, config) -> TrainState:
-    """The state of step 0; only parameters that are trained have moments and an average."""
+    """Returns the state of step 0; only trained parameters have moments and an average."""
     partition.check(config.optim.freeze, params, "optim.freeze")
     trained, _ = partition.split(params, partition.trained(config.optim.freeze))
     # The average starts at the parameters. Added zeros keep it a buffer of its own: an aliased

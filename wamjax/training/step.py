@@ -1,4 +1,4 @@
-"""One training step, a pure function ``(state, batch) -> (state, metrics)``."""
+"""Defines one training step, a pure function ``(state, batch) -> (state, metrics)``."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(objective, tx: optax.GradientTransformation, config) -> Step:
-    """The step of an objective (`wamjax.wam.protocols.Objective`).
+    """Returns the step of an objective (`wamjax.wam.protocols.Objective`).
 
-    Randomness comes from (seed, step) alone. A step with a non-finite loss or gradient changes
+    Randomness depends on (seed, step) only. A step with a non-finite loss or gradient changes
     nothing but the counters.
 
     Returns:
@@ -70,11 +70,11 @@ def make_train_step(objective, tx: optax.GradientTransformation, config) -> Step
 
 
 class Plan(NamedTuple):
-    """A step that is ready to be lowered.
+    """Holds a step that is ready to be lowered.
 
     Attributes:
       step: jitted, with output shardings, donating the state.
-      state, batch: the abstract arguments, which say where they live.
+      state, batch: the abstract arguments with their shardings.
     """
 
     step: Any
@@ -83,7 +83,7 @@ class Plan(NamedTuple):
 
 
 def plan(objective, tx: optax.GradientTransformation, config, mesh: Mesh) -> Plan:
-    """The training step of `objective` on `mesh`, traced and allocated nowhere yet."""
+    """Returns the training step of `objective` on `mesh`, not traced or allocated yet."""
     state = jax.eval_shape(functools.partial(states.create, objective, tx, config))
     places = sharding.state_shardings(state, state.params, mesh)
     batch = dict(objective.batch_spec(config.data.batch_size))
@@ -100,11 +100,11 @@ def plan(objective, tx: optax.GradientTransformation, config, mesh: Mesh) -> Pla
 
 
 def model_flops(objective, config, params: Any, batch: Any) -> int:
-    """FLOPs of a step that are the model's own: the loss and its gradient, see
+    """Returns the model's own FLOPs per step: the loss and its gradient, see
     `flops.count_training`.
 
-    What rematerialisation repeats is not useful work. What is not trained costs no gradient: a
-    frozen codec counts once, frozen layers that a gradient passes through twice. `params` and
+    Rematerialization does not count. Parameters that are not trained cost no gradient: a frozen
+    codec counts once, frozen layers that a gradient passes through count twice. `params` and
     `batch` may be abstract; a constrained objective needs the mesh to be set.
     """
     parts = partition.split(params, partition.trained(config.optim.freeze))
@@ -113,14 +113,15 @@ def model_flops(objective, config, params: Any, batch: Any) -> int:
 
 
 def _plainly():
-    """Has a loss traced as for a CPU: what is added for a TPU, as padding, is no useful work."""
+    """Traces a loss as for a CPU, since additions for a TPU, such as padding, are not useful
+    work."""
     device = jax.sharding.AbstractDevice(device_kind="cpu", num_cores=None, platform="cpu")
     mesh = jax.sharding.get_abstract_mesh()
     return jax.sharding.use_abstract_mesh(mesh.update(abstract_device=device))
 
 
 def forward_flops(objective, config, params: Any, batch: Any) -> int:
-    """FLOPs of the loss alone; arguments as of `model_flops`."""
+    """Returns FLOPs of the loss alone; arguments as for `model_flops`."""
     return flops.count(_loss(objective, config), params, {}, batch, _abstract_key())
 
 
@@ -129,7 +130,7 @@ def _abstract_key() -> Any:
 
 
 def _loss(objective, config) -> Callable:
-    """The loss given the trained and the other parameters, which become one tree."""
+    """Returns the loss of the trained and the other parameters, merged into one tree."""
 
     def loss(trained, frozen, batch, rng):
         params = compute_cast(partition.merge(trained, frozen), config.precision.compute)
@@ -139,7 +140,7 @@ def _loss(objective, config) -> Callable:
 
 
 def update_ema(ema: Any, params: Any, old: Any, new: Any) -> Any:
-    """``old * ema + new * params``, or None where there is no average."""
+    """Returns ``old * ema + new * params``, or None if there is no average."""
     if ema is None:
         return None
     return jax.tree.map(
@@ -148,12 +149,12 @@ def update_ema(ema: Any, params: Any, old: Any, new: Any) -> Any:
 
 
 def ema_weights(config, updates: Any) -> tuple[Any, Any]:
-    """The weights of the old average and of the new parameters after so many earlier updates.
+    """Returns the weights of the old average and of the new parameters after this many updates.
 
-    They are ``optim.ema_decay`` and the rest; with ``optim.ema_warmup`` the decay is at most
-    ``(1 + n) / (10 + n)``, so that the average is always about the last tenth of what was trained,
-    until that is the longer part. Without it a run that is short against ``1 / (1 - decay)``
-    averages to little but its own start.
+    They are ``optim.ema_decay`` and the rest; with ``optim.ema_warmup`` the decay is at most ``(1 +
+    n) / (10 + n)``, so the average always covers about the last tenth of the training, until that
+    exceeds ``1 / (1 - decay)``. Without it, a run that is short compared with ``1 / (1 - decay)``
+    averages mostly its own start.
     """
     decay = config.optim.ema_decay
     if not config.optim.ema_warmup:
@@ -164,7 +165,7 @@ def ema_weights(config, updates: Any) -> tuple[Any, Any]:
 
 
 def compute_cast(params: Any, dtype: str) -> Any:
-    """Parameters in the dtype of computation; gradients flow back to the masters' dtype.
+    """Casts parameters to the compute dtype; gradients flow back to the masters' dtype.
 
     Scales of norms and modulation tables stay as they are: they are small, they enter float32
     arithmetic anyway, and Wan keeps them in float32 too.
@@ -176,8 +177,8 @@ def compute_cast(params: Any, dtype: str) -> Any:
 
 
 def _accumulated(objective, config) -> Callable:
-    """``value_and_grad`` of the loss by the trained parameters, given those, the frozen ones and
-    the moving average, over one batch or averaged over microbatches."""
+    """Returns ``value_and_grad`` of the loss by the trained parameters, given those, the frozen
+    ones and the moving average, over one batch or averaged over microbatches."""
     micro = config.optim.accumulate
     cast = functools.partial(compute_cast, dtype=config.precision.compute)
 
@@ -220,12 +221,12 @@ def _accumulated(objective, config) -> Callable:
 
 
 def microbatch_row(objective, config) -> int:
-    """How many neighbours of a batch stay together in a microbatch.
+    """Returns how many neighbours of a batch stay together in a microbatch.
 
-    What shares a batch stands in it in a pattern that repeats, sources as programs, so a microbatch
-    of every n-th example could hold one of them alone. Where the pattern does not fit into a
-    microbatch, all of that are neighbours: its shares are right to an example or two, at the price
-    of moving examples between devices.
+    Sources and programs share a batch in a repeating pattern, so a microbatch of every n-th example
+    could hold only one of them. If the pattern does not fit into a microbatch, all its examples are
+    neighbours: its shares are right to an example or two, at the cost of moving examples between
+    devices.
 
     Raises:
       ValueError: the batch does not divide into microbatches, or these not into exact shares.
@@ -243,7 +244,7 @@ def microbatch_row(objective, config) -> int:
 
 
 def microbatches(x: jax.Array, micro: int, row: int) -> jax.Array:
-    """(b, ...) to (micro, b / micro, ...), taking every micro-th row of `row` examples.
+    """Reshapes (b, ...) to (micro, b / micro, ...), taking every micro-th row of `row` examples.
 
     A shard of the batch is contiguous, so each microbatch takes an equal share of every shard, and
     no example moves between devices, if its rows divide by `micro`.

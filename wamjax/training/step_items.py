@@ -1,4 +1,4 @@
-"""The items of a step of a checkpoint, how they are read, and how it is told that one is damaged.
+"""Defines the items of a checkpoint's step, reads them, and detects damage.
 
 A step holds ``params``, ``ema``, ``optimizer``, ``data``, ``config``, ``statistics`` (see
 `training.checkpoint`) and ``digests``: a json of the digests of all the others, written with them.
@@ -79,8 +79,9 @@ def arrays_of(state: TrainState) -> dict[str, Tree]:
 
 
 def digests_of(arrays: dict[str, Tree], plain: dict[str, Any], iterator) -> dict[str, Any]:
-    """What the item of digests holds: of arrays by item and path, of json by item, of positions by
-    process; and the shapes of the parameters, so that a damaged shape is none of another model."""
+    """Returns the content of the digests item: of arrays by item and path, of JSON by item, of
+    positions by process; and the shapes of the parameters, so that a damaged shape is not mistaken
+    for another model."""
     shapes = {path: list(x.shape) for path, x in tree.flatten(arrays["params"]).items()}
     own = integrity.of_json(iterator.get_state())
     every = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(own), np.uint8))
@@ -94,16 +95,17 @@ def digests_of(arrays: dict[str, Tree], plain: dict[str, Any], iterator) -> dict
 
 
 def read_digests(manager: ocp.CheckpointManager, step: int) -> Digests | None:
-    """The digests of a step; None, and a line that says so, if it is of a version without them."""
+    """Returns the digests of a step; None, with a message, if it was written by a version without
+    them."""
     if not (files.path(manager.directory) / str(step) / "digests").exists():
         _say_unchecked(manager.directory, step)
         return None
     args = ocp.args.Composite(digests=ocp.args.JsonRestore())
     with reading(manager.directory, step):
-        found = dict(manager.restore(step, args=args)["digests"])
-        if {name: type(value) for name, value in found.items()} != dict.fromkeys(_PARTS, dict):
-            raise ValueError(f"digests of {sorted(found)}")
-        return found
+        digests = dict(manager.restore(step, args=args)["digests"])
+        if {name: type(value) for name, value in digests.items()} != dict.fromkeys(_PARTS, dict):
+            raise ValueError(f"digests of {sorted(digests)}")
+        return digests
 
 
 _PARTS = ("arrays", "json", "data", "shapes")
@@ -116,19 +118,19 @@ def _say_unchecked(folder, step: int) -> None:
 
 
 def read_json(manager: ocp.CheckpointManager, step: int, item: str) -> dict[str, Any]:
-    """The config or the statistics of a step, which is what was written."""
+    """Returns the config or the statistics of a step, after verifying it."""
     args = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
     with reading(manager.directory, step):
-        found = manager.restore(step, args=args)[item]
+        value = manager.restore(step, args=args)[item]
     written = read_digests(manager, step)
-    if written is not None and integrity.of_json(found) != written["json"].get(item):
+    if written is not None and integrity.of_json(value) != written["json"].get(item):
         raise Damaged(f"checkpoint {step} in {manager.directory} is damaged: {item!r} is not "
                       "what was written")  # fmt: skip
-    return found
+    return value
 
 
 def check_unchanged(saved: Tree, written: Digests | None, folder: files.Path) -> None:
-    """That the shapes that an item says are those that it had."""
+    """Checks that the shapes of an item are those that were written."""
     shapes = {path: list(x.shape) for path, x in tree.flatten(saved).items()}
     if written is not None and shapes != written["shapes"]:
         raise Damaged(f"checkpoint {folder.name} in {folder.parent} is damaged: its parameters "
@@ -137,13 +139,13 @@ def check_unchanged(saved: Tree, written: Digests | None, folder: files.Path) ->
 
 @contextlib.contextmanager
 def reading(folder, step: int | None) -> Iterator[None]:
-    """Says which checkpoint it is that cannot be read. None is half-written by us, but disks fill
-    up, copies break off, and libraries change."""
+    """Names the checkpoint in errors of reading it. Saves are atomic, but disks fill up, copies
+    break off, and libraries change."""
     try:
         yield
-    except (MemoryError, jax.errors.JaxRuntimeError):  # a machine that is too small
+    except (MemoryError, jax.errors.JaxRuntimeError):  # the machine is too small
         raise
-    except Exception as error:  # a flipped bit in the files of Orbax comes out as anything
+    except Exception as error:  # a flipped bit in the files of Orbax can raise anything
         raise Damaged(
             f"checkpoint {step} in {folder} cannot be read: it is damaged, or of another version "
             f"of this code: {_line(error)}"
@@ -151,13 +153,13 @@ def reading(folder, step: int | None) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """An error in a line; TensorStore tells all of its state."""
+    """Formats an error in one line, because TensorStore's messages contain its whole state."""
     text = " ".join(repr(error).split())
     return text if len(text) < 300 else f"{text[:300]}..."
 
 
 def shapes_of(manager: ocp.CheckpointManager, step: int, item: str) -> Tree:
-    """Nested dicts of the shapes and dtypes that an item holds."""
+    """Returns nested dicts of the shapes and dtypes in an item."""
     with reading(manager.directory, step):
         return tree.unflatten(tree.flatten(dict(manager.item_metadata(step)[item])))
 
@@ -165,11 +167,11 @@ def shapes_of(manager: ocp.CheckpointManager, step: int, item: str) -> Tree:
 def read_position(
     folder: files.Path, step: int, written: Digests | None
 ) -> dict[str, Any]:
-    """Where the data stood. Each process left its position; all are the number of the next batch,
-    of which each made some rows, so it goes for any number of processes.
+    """Returns the position of the data. Each process saved its position; all equal the number of
+    the next batch, so any number of processes can resume.
 
     Raises:
-      ValueError: there is no position, or processes that are no longer there had different ones.
+      ValueError: there is no position, or processes that no longer exist had different ones.
     """
     own = folder / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
     with reading(folder.parent.parent, step):
@@ -197,7 +199,7 @@ def _position(file: files.Path) -> dict[str, Any]:
 
 
 def check_shapes(saved: Tree, wanted: Tree, step: int) -> None:
-    """Raises ValueError if the parameters of a step are not those of a model."""
+    """Raises ValueError if the parameters of a step do not match a model."""
     saved, wanted = tree.flatten(saved), tree.flatten(wanted)
     for path in [*wanted, *saved]:
         a = saved[path].shape if path in saved else "absent"

@@ -27,7 +27,7 @@ COMMANDS = ("paths", "explore", "run")
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, since several entry points share flag names."""
     flags.DEFINE_string("output", None, "folder to write to; for run: the file")
     flags.DEFINE_integer("seed", 0, "seed of the samples of paths")
     cli.define_config(text="to explore")

@@ -1,4 +1,4 @@
-"""The first examples of a batch as a picture: what the model is really fed."""
+"""Draws the first examples of a batch, exactly as the model receives them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wamjax import files
 from wamjax.viz import figures, sheet, video
 
 _DIMMED = 0.35
-_IMAGES, _CLIPS = 64, 12  # of a batch without actions
+_IMAGES, _CLIPS = 64, 12  # maximum numbers for a batch without actions
 
 
 def save(
@@ -28,9 +28,9 @@ def save(
 
     Args:
       batch: as the data pipeline makes it (interfaces: "video" or "latents", "proprio", "actions",
-        "instruction", "frame_valid", "action_valid", "episode"); arrays lead with the batch.
+        "instruction", "frame_valid", "action_valid", "episode"); arrays have a leading batch axis.
       path: a PNG.
-      examples: how many of the batch at most, if it has actions.
+      examples: maximum number of examples, if the batch has actions.
       decode: token ids (n,) -> text; without it the ids are printed.
     """
     if "action_valid" not in batch:
@@ -39,12 +39,12 @@ def save(
     pictures, what = _pictures(batch)
     count, frames, h, w, _ = pictures.shape
     strip = min(max(frames * w / h * 1.1, 5), 13)  # inches
-    made = figures.figure(strip + 5.2, 1.6 * count + 0.5)
+    figure = figures.figure(strip + 5.2, 1.6 * count + 0.5)
     actions = np.where(batch["action_valid"][..., None], batch["actions"], np.nan)
-    grid = made.add_gridspec(count, 3, width_ratios=[strip, 3.2, 2])
+    grid = figure.add_gridspec(count, 3, width_ratios=[strip, 3.2, 2])
     for i in range(count):
         example = {k: v[i] for k, v in batch.items()}
-        row = [made.add_subplot(grid[i, column]) for column in range(3)]
+        row = [figure.add_subplot(grid[i, column]) for column in range(3)]
         _strip(row[0], pictures[i], example["frame_valid"], _title(example, decode))
         _actions(row[1], actions[i], example["action_valid"], _reach(actions))
         _proprio(row[2], example["proprio"], _reach(batch["proprio"]))
@@ -55,8 +55,8 @@ def save(
             row[1].set_xlabel("step of the chunk", fontsize=8)
             row[2].set_xlabel("dimension", fontsize=8)
     note = f"{what}; dimmed = padding past the end of the episode"
-    made.supxlabel(note, fontsize=8, color=figures.MUTED)
-    return figures.write(made, path, dpi=100)
+    figure.supxlabel(note, fontsize=8, color=figures.MUTED)
+    return figures.write(figure, path, dpi=100)
 
 
 def _sheet(batch: Mapping[str, np.ndarray], path: str | os.PathLike, decode) -> files.Path:
@@ -68,7 +68,7 @@ def _sheet(batch: Mapping[str, np.ndarray], path: str | os.PathLike, decode) -> 
 
 
 def _pictures(batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, str]:
-    """The frames as uint8 (b, f, h, w, 3), and what they are."""
+    """Returns the frames as uint8 (b, f, h, w, 3), and a description of them."""
     if "video" in batch:
         return batch["video"], "frames of the window, cameras side by side"
     if "latents" in batch:
@@ -132,7 +132,8 @@ def _proprio(axes, proprio: np.ndarray, reach: float) -> None:
 
 
 def _reach(values: np.ndarray) -> float:
-    """Half of the axis, the same for all examples: at least what normalisation aims at."""
+    """Returns half of the axis, the same for all examples: at least the target range of
+    normalization."""
     return max(1.1, 1.1 * float(np.nanmax(np.abs(values), initial=0)))
 
 

@@ -1,6 +1,6 @@
-"""One way to make a matplotlib figure: by object, on the Agg canvas, without pyplot's global state.
+"""Makes matplotlib figures as objects on the Agg canvas, without pyplot's global state.
 
-Safe in threads, without a display, and beside a user's own pyplot session.
+Safe in threads, without a display, and next to a user's own pyplot session.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ GOOD, BAD, MUTED = "#009E73", "#C8102E", "#8A8A8A"
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty figure of the given size in inches."""
+    """Returns an empty figure of the given size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(made)
-    return made
+    empty = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(empty)
+    return empty
 
 
 def plain(axes) -> None:
-    """Takes away the frame that says nothing: top and right spines."""
+    """Removes the top and right spines."""
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def write(made: Figure, path: str | os.PathLike, dpi: int = 120) -> files.Path:
-    """Writes the figure, making parent folders, in the format of the suffix. Returns the path."""
+    """Writes the figure in the format of the suffix, making parent folders; returns the path."""
     with files.draft(path, replace=True) as draft:
         made.savefig(draft, dpi=dpi)
     return files.path(path)

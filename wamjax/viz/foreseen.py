@@ -1,4 +1,4 @@
-"""A video of episodes, with the frames that were predicted beside the real ones."""
+"""Makes videos of episodes with predicted frames next to the real ones."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from wamjax.viz import video
 
 
 def save(policy, config: ConfigDict, done: Recording, path: files.Path) -> None:
-    """What happened, and beside it what was predicted at each new plan.
+    """Writes a video of the episodes, next to the frames that each new plan predicted.
 
-    Variants that do not predict video get the real frames only.
+    Variants that do not predict video show only the real frames.
 
     Args:
       policy: a `wamjax.runs.trained.Policy`.
-      config: its ``eval`` part says how the episodes went.
-      done: the episodes, recorded.
+      config: its ``eval`` part describes how the episodes ran.
+      done: recorded episodes.
     """
     real = policy.see(done.frames)  # (e, steps, H, W, 3)
     predicted = _predictions(policy, config, done, real)
@@ -37,9 +37,9 @@ def save(policy, config: ConfigDict, done: Recording, path: files.Path) -> None:
 def _predictions(
     policy, config: ConfigDict, done: Recording, frames: np.ndarray
 ) -> np.ndarray | None:
-    """For each step the frame that was predicted for it, at least ``frame_stride`` steps earlier.
+    """Returns the frame predicted for each step at least ``frame_stride`` steps earlier.
 
-    (e, steps, H, W, 3), from the newest plan that is old enough, held until the next one is.
+    (e, steps, H, W, 3), from the newest plan that is old enough, held until the next one.
     """
     from wamjax.runs.closed_loop import told
 

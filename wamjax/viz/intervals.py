@@ -1,4 +1,4 @@
-"""How sure a number is: intervals for success rates and for means over seeds."""
+"""Computes confidence intervals for success rates and for means over seeds."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 
 
 class Interval(NamedTuple):
-    """An estimate with the ends of its confidence interval, all in the unit of the data."""
+    """Holds an estimate and the ends of its confidence interval, all in the unit of the data."""
 
     mean: float
     low: float
     high: float
 
     def percent(self) -> str:
-        """A rate as text: ``83.1 [79.5, 86.2]``."""
+        """Formats a rate: ``83.1 [79.5, 86.2]``."""
         return f"{100 * self.mean:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
 def wilson(successes: float, trials: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval for a success rate.
+    """Returns Wilson's score interval for a success rate.
 
     Unlike the normal approximation it stays inside [0, 1] and has a width at 0 % and 100 %.
 
@@ -43,10 +43,10 @@ def wilson(successes: float, trials: int, confidence: float = 0.95) -> Interval:
 
 
 def student_t(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean over seeds with Student's t interval. One value has an infinite interval.
+    """Returns the mean over seeds with Student's t interval; one value has an infinite interval.
 
-    The honest choice for a few seeds: for three it is 2.2 times as wide as a normal interval. For
-    a rate the ends may leave [0, 1]; clip when drawing.
+    Use it for a few seeds: for three it is 2.2 times as wide as a normal interval. For a rate the
+    ends may leave [0, 1]; clip when drawing.
     """
     values = _finite(values)
     mean = float(values.mean())
@@ -65,11 +65,11 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Mean of the group means with a percentile interval from resampling both levels.
+    """Returns the mean of the group means with a percentile interval from resampling both levels.
 
     Args:
-      groups: one sequence of outcomes (0/1, or returns) for each training seed. Seeds are drawn
-        with replacement, then episodes within each; so the interval covers both kinds of chance.
+      groups: one sequence of outcomes (0/1, or returns) per training seed. Seeds are drawn with
+        replacement, then episodes within each, so the interval covers both kinds of randomness.
         Lists of one value give the plain bootstrap.
 
     With few seeds (< 6) a percentile bootstrap is too narrow; prefer `student_t` on seed means.

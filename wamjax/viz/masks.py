@@ -1,4 +1,4 @@
-"""Visibility tables as pictures and text."""
+"""Draws visibility tables as pictures and text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LEAST = 0.06  # share of the side that a block needs for its label
 
 
 def text(visibility: Visibility, lengths: Mapping[str, int] | None = None) -> str:
-    """The table as text; with token counts also the share of token pairs that it attends."""
+    """Returns the table as text; with token counts also the share of token pairs that attend."""
     if lengths is None:
         return str(visibility)
     return f"{visibility}\n{_share(visibility, lengths)}"
@@ -29,8 +29,8 @@ def save(
     Args:
       visibility: the table.
       path: a PNG.
-      lengths: tokens of each group; blocks are then drawn in proportion to them. Without it every
-        group is equally large.
+      lengths: tokens of each group; blocks are then drawn in proportion to them. Without it all
+        groups have equal size.
 
     Raises:
       KeyError: `lengths` lacks a group of the table.
@@ -41,8 +41,8 @@ def save(
     names = [g if lengths is None else f"{g}\n{lengths[g]}" for g in visibility.groups]
 
     inches = min(3.4 + 0.55 * len(sides), 12)
-    made = figures.figure(inches + 0.6, inches + 0.7)
-    axes = made.add_subplot()
+    figure = figures.figure(inches + 0.6, inches + 0.7)
+    axes = figure.add_subplot()
     axes.pcolormesh(
         edges, edges, visibility.matrix(), cmap=_colours(), vmin=0, vmax=1,
         edgecolors="white", linewidth=2,
@@ -56,18 +56,19 @@ def save(
     axes.set_ylabel("attends (queries)", color=figures.MUTED)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    made.suptitle(visibility.name, fontweight="bold")
+    figure.suptitle(visibility.name, fontweight="bold")
     notes = ["filled: the row attends the column"]
     if lengths is not None:
         notes.append(_share(visibility, lengths))
     if not to_scale:
         notes.append("small blocks drawn larger than to scale")
-    made.supxlabel("; ".join(notes), fontsize=8, color=figures.MUTED)
-    return figures.write(made, path)
+    figure.supxlabel("; ".join(notes), fontsize=8, color=figures.MUTED)
+    return figures.write(figure, path)
 
 
 def _sides(visibility: Visibility, lengths: Mapping[str, int] | None) -> tuple[np.ndarray, bool]:
-    """Side of each group's block, and whether all are in proportion to the token counts."""
+    """Returns the side of each group's block, and whether all are in proportion to the token
+    counts."""
     if lengths is None:
         return np.ones(len(visibility.groups)), True
     if missing := [g for g in visibility.groups if g not in lengths]:

@@ -1,7 +1,7 @@
-"""A page for a browser that is one file: its frame, its style, its parts. It asks no network.
+"""Builds a web page in one file: its frame, its style, its parts; it makes no network requests.
 
-Readable on a phone and in the dark. What is written into it is escaped; a policy in its head keeps
-a browser from loading anything that is not in the page.
+It is readable on a phone and in dark mode. Everything written into it is escaped; a policy in its
+head keeps a browser from loading anything that is not in the page.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ _TYPES = {
 
 
 def page(title: str, body: str, style: str = "", script: str = "") -> str:
-    """The whole page.
+    """Returns the whole page.
 
     Args:
-      title: of the browser's tab.
-      body: HTML, already escaped.
-      style, script: CSS and JavaScript beside what every page has.
+      title: title of the browser's tab.
+      body: HTML, escaped already.
+      style, script: CSS and JavaScript in addition to what every page has.
     """
     end = f"<script>{script}</script>" if script else ""
     return (
@@ -75,27 +75,27 @@ def page(title: str, body: str, style: str = "", script: str = "") -> str:
 
 
 def text(value: Any) -> str:
-    """A value as HTML shows it."""
+    """Formats a value as HTML."""
     return html.escape(str(value))
 
 
 def warnings(texts: Sequence[str]) -> str:
-    """A list of warnings, or that there are none."""
+    """Returns a list of warnings, or a line that says there are none."""
     if not texts:
         return "<p class='fine'>no warnings</p>"
     return f"<ul class='warnings'>{''.join(f'<li>{text(t)}</li>' for t in texts)}</ul>"
 
 
 def table(facts: Mapping[str, Any]) -> str:
-    """Names and values, a row each."""
+    """Returns names and values, one row each."""
     return rows(facts.items())
 
 
 def rows(lines: Iterable[Sequence[Any]], head: Sequence[str] = (), kind: str = "") -> str:
-    """A table with a column for each item of a line; it scrolls where it is too wide.
+    """Returns a table with one column per item of a line; it scrolls if it is too wide.
 
     Args:
-      kind: "told" where the last column is a sentence.
+      kind: "told" if the last column is a sentence.
     """
     top = f"<tr>{''.join(f'<th>{text(x)}</th>' for x in head)}</tr>" if head else ""
     cells = ("".join(f"<td>{text(x)}</td>" for x in line) for line in lines)
@@ -104,17 +104,17 @@ def rows(lines: Iterable[Sequence[Any]], head: Sequence[str] = (), kind: str = "
 
 
 def plots(figures: Iterable[str]) -> str:
-    """Figures side by side, as many as fit."""
+    """Puts figures side by side, as many as fit."""
     return f"<div class='plots'>{''.join(figures)}</div>"
 
 
 def picture(x: np.ndarray, alt: str = "", format: str = "jpeg") -> str:
-    """An image of uint8 (h, w, 3)."""
+    """Returns an image of uint8 (h, w, 3)."""
     return f"<img alt='{text(alt)}' src='{address(x, format)}'>"
 
 
 def address(x: np.ndarray, format: str = "png") -> str:
-    """A picture, uint8 (h, w, 3) or (h, w), as an address that holds it."""
+    """Returns a picture, uint8 (h, w, 3) or (h, w), as a data URL."""
     from PIL import Image
 
     out = io.BytesIO()
@@ -124,7 +124,7 @@ def address(x: np.ndarray, format: str = "png") -> str:
 
 
 def file(path: files.Path, caption: str) -> str:
-    """A figure of a picture or a video, which the page then holds."""
+    """Returns a figure of a picture or a video, embedded in the page."""
     kind = _TYPES[path.suffix]
     source = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
     if kind.startswith("video"):
@@ -135,9 +135,10 @@ def file(path: files.Path, caption: str) -> str:
 
 
 def embed(name: str, value: Any) -> str:
-    """Data for the scripts of a page, by the id of its element; numbers that json lacks are null.
+    """Embeds data for the scripts of a page, by the id of its element; numbers without JSON form
+    are null.
 
-    Nothing in it can end the element.
+    Nothing in the data can close the element.
     """
     dumped = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
     safe = dumped.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
@@ -145,7 +146,7 @@ def embed(name: str, value: Any) -> str:
 
 
 def embedded(written: str, name: str) -> Any:
-    """What `embed` put into a page."""
+    """Returns the data that `embed` put into a page."""
     start = written.index(">", written.index(f"<script type='application/json' id='{name}'")) + 1
     return json.loads(written[start : written.index("</script>", start)])
 

@@ -1,10 +1,10 @@
-"""From noise to data on a plane: diffusion's path against the flow's, and what solvers make of it.
+"""Compares diffusion's path from noise to data with the flow's on a plane, and solvers on both.
 
-The data are two moons, a mixture of Gaussians, so the perfect network is known and all error is the
-solver's. Two errors are measured for each number of network calls: the distance of the end points
-from those of the exact ODE, and the distance of the samples from the data as distributions. Each
-path has its usual grid: even timesteps for diffusion, even tau for the flow. (Solvers in x0 see
-nothing of a path but its grid of noise-to-signal ratios, so their differences are the grids'.)
+The data are two moons, a mixture of Gaussians, so the perfect network is known and all error comes
+from the solver. Two errors are measured for each number of network calls: the distance of the end
+points from those of the exact ODE, and the distance of the samples from the data as distributions.
+Each path has its usual grid: even timesteps for diffusion, even tau for the flow. (Solvers in x0
+see nothing of a path but its grid of noise-to-signal ratios, so their differences are the grids'.)
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ NEAR = 0.005  # so are samples at this energy distance, five times the spread of
 
 
 def moons(components: int = 12, std: float = 0.12) -> Mixture:
-    """Two interlocked half circles of mean 0 and unit variance in each direction, nearly."""
+    """Returns two interlocked half circles with mean 0 and about unit variance in each
+    direction."""
     angles = np.linspace(0, np.pi, components)
     upper = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     lower = np.stack([1 - np.cos(angles), 0.5 - np.sin(angles)], axis=1)
@@ -49,7 +50,7 @@ def moons(components: int = 12, std: float = 0.12) -> Mixture:
 
 @functools.partial(jax.jit, static_argnames=("path", "solver", "steps"))
 def sample(path: str, solver: str, steps: int, noise: Float[Array, "n 2"], key: Array) -> Array:
-    """End points from `noise`; `key` is for solvers that draw."""
+    """Returns end points from `noise`; `key` is for stochastic solvers."""
     process = PATHS[path]
     levels = process.schedule(steps)
     predict = functools.partial(moons().predict, process)
@@ -62,9 +63,9 @@ def sample(path: str, solver: str, steps: int, noise: Float[Array, "n 2"], key: 
 def trajectories(
     path: str, noise: Float[Array, "n 2"], states: int = 101, substeps: int = 8
 ) -> Float[Array, "s n 2"]:
-    """States of the exact ODE at evenly spaced levels, the first is noise and the last data.
+    """Returns states of the exact ODE at evenly spaced levels, from noise to data.
 
-    All paths are followed on the flow, where the field is bounded at both ends, and scaled back.
+    All paths are integrated on the flow, where the field is bounded at both ends, and scaled back.
     """
     process, flow = PATHS[path], RectifiedFlow()
     ends = process.schedule(1)
@@ -83,14 +84,16 @@ def trajectories(
 
 
 def pairs(path: str, x0: Array, noise: Array, states: int = 101) -> Float[Array, "s n 2"]:
-    """The path of given data and noise, at evenly spaced levels: what training samples lie on."""
+    """Returns the path of given data and noise at evenly spaced levels, where training samples
+    lie."""
     process = PATHS[path]
     first, last = process.schedule(1)
     return jnp.stack([process.corrupt(x0, noise, t) for t in np.linspace(first, last, states)])
 
 
 def curvature(path: Float[Array, "s n 2"]) -> dict[str, float]:
-    """How far paths are from straight ones at constant speed; both numbers are 0 for those.
+    """Measures how far paths are from straight ones at constant speed; both numbers are 0 for
+    those.
 
     Returns:
       "detour": length over distance of the ends, less 1; "defect": the mean square of velocity less
@@ -109,7 +112,8 @@ def curvature(path: Float[Array, "s n 2"]) -> dict[str, float]:
 
 @jax.jit
 def energy_distance(a: Float[Array, "n 2"], b: Float[Array, "m 2"]) -> Array:
-    """Of two sets of samples as distributions; unbiased, so about 0 (of either sign) if equal."""
+    """Returns the energy distance of two sets of samples; unbiased, so about 0 (of either sign) if
+    equal."""
 
     def mean(a, b, pairs):
         return jnp.sum(jnp.linalg.norm(a[:, None] - b, axis=-1)) / pairs
@@ -119,11 +123,11 @@ def energy_distance(a: Float[Array, "n 2"], b: Float[Array, "m 2"]) -> Array:
 
 
 def measure(steps: tuple[int, ...] = STEPS, count: int = 2048, seed: int = 0) -> dict[str, Any]:
-    """All numbers of the picture.
+    """Returns all numbers of the picture.
 
     Args:
-      steps: of the solvers; Heun makes nearly two network calls in each.
-      count: samples, and data that they are compared with.
+      steps: steps of the solvers; Heun makes nearly two network calls per step.
+      count: number of samples, and of data points to compare them with.
 
     Returns:
       "curvature": for given pairs and for trajectories of the ODE, by path. "floor": energy
@@ -168,12 +172,13 @@ def measure(steps: tuple[int, ...] = STEPS, count: int = 2048, seed: int = 0) ->
 
 
 def calls(path: str, solver: str, steps: int) -> int:
-    """Network calls of a run; Heun's last step on the diffusion path is one of Euler."""
+    """Returns the network calls of a run; Heun's last step on the diffusion path is an Euler
+    step."""
     return {"heun": 2 * steps - (path == "diffusion")}.get(solver, steps)
 
 
 def enough(rows: list[dict[str, Any]], error: str, limit: float) -> int | None:
-    """The least measured calls from which on the error stays below the limit; None if never."""
+    """Returns the fewest measured calls from which on the error stays below the limit, or None."""
     good = None
     for row in reversed(rows):
         if row[error] is None or row[error] >= limit:
@@ -183,15 +188,16 @@ def enough(rows: list[dict[str, Any]], error: str, limit: float) -> int | None:
 
 
 def draw(numbers: dict[str, Any], path: str | Path, seed: int = 0, shown: int = 24) -> Path:
-    """Trajectories of both paths, paths of given pairs, and both errors against network calls.
+    """Draws trajectories of both paths, paths of given pairs, and both errors against network
+    calls.
 
     Args:
       numbers: from `measure`.
       path: a PNG.
-      shown: how many trajectories.
+      shown: number of trajectories.
     """
-    made = figures.figure(13, 9)
-    axes = made.subplot_mosaic("AABBCC;DDDEEE")
+    figure = figures.figure(13, 9)
+    axes = figure.subplot_mosaic("AABBCC;DDDEEE")
     key = jax.random.key(seed)
     data, noise = moons().sample(key, 600), jax.random.normal(key, (shown, 2))
     for name, panel in zip(PATHS, "AB", strict=True):
@@ -215,13 +221,13 @@ def draw(numbers: dict[str, Any], path: str | Path, seed: int = 0, shown: int = 
     axes["E"].axhspan(0, abs(numbers["floor"]), color=figures.MUTED, alpha=0.15, lw=0)
     handles, labels = axes["E"].get_legend_handles_labels()
     axes["D"].legend(handles, labels, frameon=False, fontsize=8, ncols=2)
-    return figures.write(made, path)
+    return figures.write(figure, path)
 
 
 def save(
     folder: str | Path, steps: tuple[int, ...] = STEPS, count: int = 2048, seed: int = 0
 ) -> dict[str, Any]:
-    """Measures, and writes ``paths.json`` and ``paths.png`` into `folder`. Returns the numbers."""
+    """Measures, and writes ``paths.json`` and ``paths.png`` into `folder`; returns the numbers."""
     numbers = measure(steps, count, seed)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -231,7 +237,7 @@ def save(
 
 
 def text(numbers: dict[str, Any]) -> str:
-    """What was found, as a table."""
+    """Formats the numbers as a table."""
     lines = ["curvature           detour   defect"]
     for kind, rows in numbers["curvature"].items():
         for path, row in rows.items():
@@ -239,8 +245,8 @@ def text(numbers: dict[str, Any]) -> str:
     lines.append(f"calls needed            ends within {CLOSE}  samples within {NEAR}")
     for path, rows in numbers["calls"].items():
         for solver, row in rows.items():
-            found = (str(row[e]) if row[e] else "-" for e in ("ode_error", "distance"))
-            lines.append(f"{path + ' ' + solver:24}{next(found):>16}{next(found):>21}")
+            cells = (str(row[e]) if row[e] else "-" for e in ("ode_error", "distance"))
+            lines.append(f"{path + ' ' + solver:24}{next(cells):>16}{next(cells):>21}")
     return "\n".join(lines)
 
 

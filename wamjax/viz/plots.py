@@ -1,4 +1,4 @@
-"""Plots of a run: its losses, its success rates, the ablation over variants."""
+"""Plots a run's losses and success rates, and the ablation over variants."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from wamjax.viz.intervals import Interval, student_t, wilson
 def losses(workdir: str | os.PathLike, path: str | os.PathLike | None = None) -> files.Path:
     """Draws every loss of ``metrics.jsonl``, and under them gradient norm and learning rate.
 
-    Thin lines are the recorded values, thick ones a running mean over about 2 % of the run. Steps
-    that were skipped for a non-finite loss are marked.
+    Thin lines are the recorded values, thick ones a running mean over about 2 % of the run. Marks
+    show steps that were skipped because of a non-finite loss.
 
     Args:
-      workdir: of the run.
+      workdir: folder of the run.
       path: a PNG; ``media/losses.png`` of the run by default.
 
     Raises:
@@ -35,8 +35,8 @@ def losses(workdir: str | os.PathLike, path: str | os.PathLike | None = None) ->
     if not names:
         raise ValueError(f"{workdir / metrics.FILE} has no metric that starts with 'loss'")
     extra = [k for k in ("grad_norm", "learning_rate") if any(k in row for row in rows)]
-    made = figures.figure(8, 3.8 + 1.5 * len(extra))
-    panels = made.subplots(1 + len(extra), 1, sharex=True, height_ratios=[2.4, *[1] * len(extra)])
+    figure = figures.figure(8, 3.8 + 1.5 * len(extra))
+    panels = figure.subplots(1 + len(extra), 1, sharex=True, height_ratios=[2.4, *[1] * len(extra)])
     panels = np.atleast_1d(panels)
     for i, name in enumerate(names):
         _curve(panels[0], rows, name, figures.COLORS[i % len(figures.COLORS)])
@@ -54,7 +54,7 @@ def losses(workdir: str | os.PathLike, path: str | os.PathLike | None = None) ->
     skipped = f"   ({len(bad)} non-finite steps in red)" if bad else ""
     panels[0].set_title(f"{workdir.name}{skipped}", loc="left")
     panels[-1].set_xlabel("step")
-    return figures.write(made, path or workdir / "media" / "losses.png")
+    return figures.write(figure, path or workdir / "media" / "losses.png")
 
 
 def success(result: Mapping[str, Any] | str | os.PathLike, path: str | os.PathLike) -> files.Path:
@@ -68,8 +68,8 @@ def success(result: Mapping[str, Any] | str | os.PathLike, path: str | os.PathLi
     if not isinstance(result, Mapping):
         result = json.loads(files.path(result).read_text())
     rows = [*result["per_task"].items(), ("all tasks", result)]
-    made = figures.figure(7.5, 1.5 + 0.38 * len(rows))
-    axes = made.add_subplot()
+    figure = figures.figure(7.5, 1.5 + 0.38 * len(rows))
+    axes = figure.add_subplot()
     for y, (name, row) in enumerate(rows):
         rate, n = row["success_rate"], row["episodes"]
         interval = wilson(round(rate * n), n)
@@ -87,7 +87,7 @@ def success(result: Mapping[str, Any] | str | os.PathLike, path: str | os.PathLi
     said = [f"{k} {result[k]}" for k in ("variant", "mode", "shift", "step") if result.get(k)]
     axes.set_title(", ".join(said), loc="left", fontsize=10)
     figures.plain(axes)
-    return figures.write(made, path)
+    return figures.write(figure, path)
 
 
 def ablation(
@@ -103,8 +103,8 @@ def ablation(
       latency: variant -> milliseconds of one plan (p50), written into the legend.
     """
     conditions = list(dict.fromkeys(c for row in table.values() for c in row))
-    made = figures.figure(max(7.0, 1.2 + 0.3 * len(table) * len(conditions)), 4.2)
-    axes = made.add_subplot()
+    figure = figures.figure(max(7.0, 1.2 + 0.3 * len(table) * len(conditions)), 4.2)
+    axes = figure.add_subplot()
     width = 0.8 / len(table)
     for i, (variant, row) in enumerate(table.items()):
         speed = f" ({latency[variant]:.0f} ms)" if latency and variant in latency else ""
@@ -129,9 +129,9 @@ def ablation(
     axes.legend(frameon=False, fontsize=8, ncols=len(table), loc="lower center",
                 bbox_to_anchor=(0.5, 1.0))  # fmt: skip
     note = f"dots: training seeds (n = {seeds}); whiskers: 95 % t interval of the mean, cut to 0..1"
-    made.supxlabel(note, fontsize=8, color=figures.MUTED)
+    figure.supxlabel(note, fontsize=8, color=figures.MUTED)
     figures.plain(axes)
-    return figures.write(made, path)
+    return figures.write(figure, path)
 
 
 def _curve(axes, rows, name: str, colour: str, smooth: bool = True) -> None:
@@ -148,7 +148,8 @@ def _curve(axes, rows, name: str, colour: str, smooth: bool = True) -> None:
 
 
 def _scale(axes, values: Sequence[np.ndarray]) -> None:
-    """Logarithmic where the data span more than a factor of 20, else linear from zero."""
+    """Chooses a logarithmic scale if the data span more than a factor of 20, else a linear one from
+    zero."""
     values = np.concatenate([*values, [np.inf]])
     values = values[np.isfinite(values)]
     if values.size and 0 < 20 * values.min() < values.max():
@@ -158,6 +159,6 @@ def _scale(axes, values: Sequence[np.ndarray]) -> None:
 
 
 def _arms(interval: Interval) -> np.ndarray:
-    """The two arms of an error bar, cut to what a rate can be."""
+    """Returns the two arms of an error bar, clipped to valid rates."""
     low, high = max(interval.low, 0.0), min(interval.high, 1.0)
     return np.array([[interval.mean - low], [high - interval.mean]])

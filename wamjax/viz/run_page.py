@@ -1,4 +1,4 @@
-"""The report of a run as one page for a browser, to be sent to those who do not have the run."""
+"""Writes the report of a run as one web page, to send to people who do not have the run."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def write(workdir: str | os.PathLike, output: str | os.PathLike | None = None) -
     """Writes the report of a run; returns its path.
 
     Args:
-      workdir: of a run, done or not.
-      output: a file; report.html of the run by default.
+      workdir: folder of a run, finished or not.
+      output: path of the page; report.html of the run by default.
 
     Raises:
-      FileNotFoundError: there is no run.
+      FileNotFoundError: the run does not exist.
     """
     workdir = files.path(workdir, "--workdir")
     if not (workdir / "config.json").exists():
@@ -53,7 +53,7 @@ def write(workdir: str | os.PathLike, output: str | os.PathLike | None = None) -
 
 
 def html(workdir: files.Path) -> str:
-    """The page of a run."""
+    """Returns the page of a run."""
     config = configs.load(workdir / "config.json")
     rows = metrics.read(workdir)
     results = evaluations(workdir)
@@ -74,13 +74,13 @@ def html(workdir: files.Path) -> str:
 
 
 def evaluations(workdir: files.Path) -> dict[str, dict[str, Any]]:
-    """The results of a run, by the name of their file: eval.json first."""
-    found = sorted(files.glob(workdir, "eval*.json"), key=lambda p: (len(p.stem), p.stem))
-    return {path.stem: json.loads(path.read_text()) for path in found}
+    """Returns the results of a run by file name, eval.json first."""
+    paths = sorted(files.glob(workdir, "eval*.json"), key=lambda p: (len(p.stem), p.stem))
+    return {path.stem: json.loads(path.read_text()) for path in paths}
 
 
 def changes(config) -> dict[str, tuple[Any, Any]]:
-    """key -> (value of the base config, value of this one), where they differ."""
+    """Returns key -> (value of the base config, value of this one), where they differ."""
     base = configs.base_config()
     for name in config.data.sources:  # of a source the base is an empty one
         base.data.sources[name] = configs.source()
@@ -88,7 +88,7 @@ def changes(config) -> dict[str, tuple[Any, Any]]:
 
 
 def last(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The newest value of every metric: some are not in every row."""
+    """Returns the newest value of every metric, since some are not in every row."""
     out: dict[str, float] = {}
     for row in rows:
         out |= row
@@ -115,7 +115,7 @@ def _facts(workdir: files.Path, config, rows) -> dict[str, Any]:
 
 
 def _success(name: str, result: Mapping[str, Any]) -> list[str]:
-    """One evaluation: rates with their intervals."""
+    """Formats one evaluation: rates with their intervals."""
     lines = [("all tasks", *_rate(result))]
     lines += [(task, *_rate(row)) for task, row in result.get("per_task", {}).items()]
     for key, words in (("untrained", "untrained, for comparison"), ("blind", "without looking")):
@@ -139,7 +139,7 @@ def _rate(row: Mapping[str, Any]) -> tuple[str, str, int]:
 
 
 def _media(workdir: files.Path, rows) -> list[str]:
-    """Videos first, then pictures in the order of `PICTURES`."""
+    """Returns videos first, then pictures in the order of `PICTURES`."""
     left = [p for p in sorted(files.glob(workdir / "media", "*")) if p.suffix in _DRAWN]
     parts = []
     videos = [p for p in left if p.suffix in (".mp4", ".gif")]
@@ -168,9 +168,9 @@ def _losses(workdir: files.Path) -> str:
 def _versions(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     out = {}
     for name, result in results.items():
-        found = result.get("versions", {})
-        if found:
-            out[name] = ", ".join(f"{k} {v}" for k, v in found.items())
+        versions = result.get("versions", {})
+        if versions:
+            out[name] = ", ".join(f"{k} {v}" for k, v in versions.items())
     return out | {"this page": f"wamjax {wamjax.__version__}, jax {jax.__version__}"}
 
 

@@ -1,4 +1,4 @@
-"""Many pictures or clips on one sheet."""
+"""Puts many pictures or clips on one sheet."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ LETTER = 7  # pixels across, of the captions
 
 
 def rgb(pictures: np.ndarray) -> np.ndarray:
-    """Grey pictures (..., 1) as red, green and blue; three channels as they are.
+    """Converts grey pictures (..., 1) to red, green and blue; three channels stay as they are.
 
-    Latents (any float, any channels) show their first three between the least and the largest.
+    For latents (any float, any channels) it shows the first three channels between their minimum
+    and maximum.
     """
     pictures = np.asarray(pictures)
     if pictures.dtype != np.uint8:
@@ -31,12 +32,12 @@ def rgb(pictures: np.ndarray) -> np.ndarray:
 
 
 def sheet(clips: np.ndarray, titles: Sequence[str] | None = None, columns: int = 0) -> np.ndarray:
-    """Images as a grid, clips as one row of frames each: uint8 (H, W, 3).
+    """Arranges images as a grid, or clips as one row of frames each: uint8 (H, W, 3).
 
     Args:
       clips: (n, f, h, w, c); an image is a clip of one frame. See `rgb` for what c may be.
-      titles: of each clip.
-      columns: of a grid of images; 0 makes it about square.
+      titles: title of each clip.
+      columns: columns of a grid of images; 0 makes it about square.
     """
     shown = rgb(clips)
     shown = video.upscale(shown, -(-TILE // min(shown.shape[2:4])))
@@ -48,7 +49,8 @@ def sheet(clips: np.ndarray, titles: Sequence[str] | None = None, columns: int =
 
 
 def captioned(tiles: Sequence[np.ndarray], titles: Sequence[str] | None) -> list[np.ndarray]:
-    """Videos of one size under their titles, which are broken into equally many lines."""
+    """Puts videos of one size under their titles, which are broken into the same number of
+    lines."""
     if titles is None:
         return list(tiles)
     width = max(tiles[0].shape[2] // LETTER, 1)

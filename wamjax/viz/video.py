@@ -1,4 +1,4 @@
-"""Videos: uint8 arrays (t, h, w, 3) in, composed and written as MP4 (or GIF without ffmpeg)."""
+"""Composes videos, uint8 arrays (t, h, w, 3), and writes them as MP4 (or GIF without ffmpeg)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def save_mp4(frames: np.ndarray, path: str | os.PathLike, fps: float, scale: int
 
     Args:
       frames: uint8 (t, h, w, 3).
-      path: where to; parent folders are made.
+      path: path of the file; parent folders are made.
       fps: frames per second.
       scale: enlarges by this whole factor, pixels kept square; 0 chooses one that brings the
         shorter side to at least 192 pixels.
@@ -52,22 +52,22 @@ def save_mp4(frames: np.ndarray, path: str | os.PathLike, fps: float, scale: int
 def _encode(
     program: str, frames: np.ndarray, draft: pathlib.Path, fps: float, path: files.Path
 ) -> None:
-    """Has ffmpeg write `frames` into `draft`, which becomes `path`.
+    """Runs ffmpeg to write `frames` into `draft`, which becomes `path`.
 
-    Not by `imageio_ffmpeg.write_frames`: it runs Python between fork and exec, which may deadlock a
-    process with the threads of JAX. A process group of its own, which needs no such code, keeps an
-    interrupt of the terminal from ending ffmpeg in the middle of a file.
+    It does not use `imageio_ffmpeg.write_frames`, which runs Python between fork and exec and may
+    deadlock a process with the threads of JAX. A process group of its own, which needs no such
+    code, keeps an interrupt of the terminal from ending ffmpeg in the middle of a file.
     """
     _, h, w, _ = frames.shape
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{w}x{h}", "-r", f"{fps:.6g}", "-i", "-"]
     pixels = np.ascontiguousarray(frames).data.cast("B")
     for codec in (["-vcodec", "libx264", "-crf", "10"], ["-q:v", "2"]):  # not every ffmpeg has x264
         command = [program, "-y", "-v", "error", *raw, *codec, "-pix_fmt", "yuv420p", str(draft)]
-        done = subprocess.run(command, input=pixels, capture_output=True, process_group=0)
-        if not done.returncode:
+        process = subprocess.run(command, input=pixels, capture_output=True, process_group=0)
+        if not process.returncode:
             return
-    why = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
-    raise OSError(f"{path}: ffmpeg ended with {done.returncode}: {why}")
+    why = (process.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+    raise OSError(f"{path}: ffmpeg ended with {process.returncode}: {why}")
 
 
 def save_gif(frames: np.ndarray, path: str | os.PathLike, fps: float) -> files.Path:
@@ -85,7 +85,7 @@ def upscale(frames: np.ndarray, factor: int) -> np.ndarray:
 
 
 def border(frames: np.ndarray, success: bool | None, width: int = 2) -> np.ndarray:
-    """Surrounds every frame: green for a success, red for a failure, grey for not known."""
+    """Surrounds every frame: green for success, red for failure, grey for unknown."""
     colour = ImageColor.getrgb("#9A9A9A" if success is None else GOOD if success else BAD)
     t, h, w, _ = _checked(frames).shape
     out = np.empty((t, h + 2 * width, w + 2 * width, 3), np.uint8)
@@ -106,7 +106,7 @@ def caption(frames: np.ndarray, text: str, size: int = 12) -> np.ndarray:
 def side_by_side(
     predicted: np.ndarray, real: np.ndarray, labels: tuple[str, str] = ("predicted", "real")
 ) -> np.ndarray:
-    """Predicted beside real, enlarged so that the labels can be read.
+    """Puts predicted next to real frames, enlarged so that the labels are readable.
 
     The shorter one holds its last frame. Both must have the same height and width.
     """
@@ -154,7 +154,7 @@ def grid(
 
 
 def _factor(frames: np.ndarray) -> int:
-    """The whole enlargement that makes a picture watchable."""
+    """Returns the integer enlargement that makes a picture watchable."""
     return math.ceil(_WATCHABLE / min(frames.shape[1:3]))
 
 

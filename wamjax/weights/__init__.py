@@ -1,4 +1,5 @@
-"""Published weights in, trained weights out: see `api`, and `wamjax.convert` for the command."""
+"""Loads published weights and exports trained ones: see `api`, and `wamjax.convert` for the
+command."""
 
 from wamjax.weights.api import export, load
 from wamjax.weights.bounds import BadFile

@@ -1,4 +1,4 @@
-"""Published files to parameters, and parameters to published files."""
+"""Converts published files to parameters, and parameters to published files."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ def load(
     dtype: Any = None,
     shardings: Any = None,
 ) -> dict[str, Any]:
-    """Parameters from a published file, index of shards, or folder; or a folder of `convert`.
+    """Loads parameters from a published file, an index of shards, a folder, or a folder of
+    `convert`.
 
         params = load("wan22_ti2v", "Wan2.2-TI2V-5B", dtype="bfloat16")
         velocity = functions("wan22_ti2v")["denoise"](params, latents, levels, {"context": text})
 
     Args:
       family: one of `families.FAMILIES`.
-      config: sizes by their names in a config, or a json file of them, where they are neither the
-        published ones nor those that the file says, see `sizing`; a folder of `convert` has them.
-      layout: of the file; the one that its keys fit best by default.
-      dtype: of the parameters; that of the file by default.
-      shardings: where each parameter goes; the first local device by default. The host holds one
-        device's share of one parameter at a time, and of the file what that share is made of.
+      config: sizes by their names in a config, or a JSON file of them, if they are neither the
+        published ones nor those that the file states, see `sizing`; a folder of `convert` has them.
+      layout: layout of the file; by default the one that its keys match best.
+      dtype: dtype of the parameters; that of the file by default.
+      shardings: sharding of each parameter; the first local device by default. The host holds one
+        device's share of one parameter at a time, and the part of the file that it comes from.
 
     Raises:
-      Mismatch: keys or shapes are not those of the family; names the first of each kind.
-      Damaged: a folder of `convert` is not what was written.
+      Mismatch: keys or shapes differ from those of the family; names the first of each kind.
+      Damaged: a folder of `convert` changed after it was written.
     """
     path = storage.path(path)
     if (path / store.ABOUT).exists():
@@ -56,14 +57,14 @@ def load(
     slices = plan.to_ours(tensors).__getitem__
     layers = {p.ours for p in plan.pieces if p.layer is not None}
     sources = {p: slices((p, 0 if p in layers else None)) for p in plan.params}
-    want = _wanted(plan, shardings, dtype, sources)
-    return tree.unflatten({p: _place(p, x, p in layers, slices) for p, x in want.items()})
+    target = _wanted(plan, shardings, dtype, sources)
+    return tree.unflatten({p: _place(p, x, p in layers, slices) for p, x in target.items()})
 
 
 def _wanted(
     plan: Plan, shardings: Any, dtype: Any, sources: Mapping[str, Any]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape, dtype and place of each parameter; the dtype of its source by default."""
+    """Returns shape, dtype and sharding of each parameter; the dtype of its source by default."""
     if shardings is None:
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         places = dict.fromkeys(plan.params, place)
@@ -79,7 +80,7 @@ def _wanted(
 
 
 def _converted(family: str, folder: storage.Path, config: Config) -> tuple[Plan, store.Stored]:
-    """The key map of a folder of `convert`, and its parameters."""
+    """Returns the key map of a folder of `convert`, and its parameters."""
     about = store.about(folder)
     if about["family"] != family:
         raise ValueError(f"{folder} holds {about['family']!r}, not {family!r}")
@@ -93,16 +94,16 @@ def _converted(family: str, folder: storage.Path, config: Config) -> tuple[Plan,
 def fit(
     family: str, tensors: Tensors, config: Config = None, layout: str | None = None
 ) -> tuple[str, Plan]:
-    """The layout that a source is in, and its key map, checked.
+    """Returns the layout of a source and its key map, checked.
 
     Raises:
-      Mismatch: it is in none.
+      Mismatch: it has none of the layouts.
     """
     plans = families.plans(family, config, layout)
     best = max(plans, key=lambda name: plans[name].overlap(tensors))
     if not plans[best].overlap(tensors):
-        some = ", ".join(list(tensors)[:3]) or "nothing"
-        raise Mismatch(f"the source is no {family}: it holds {some} ...; layouts are "
+        examples = ", ".join(list(tensors)[:3]) or "nothing"
+        raise Mismatch(f"the source is no {family}: it holds {examples} ...; layouts are "
                        + ", ".join(f"{n} ({next(iter(p.published))} ...)" for n, p in plans.items())
                        )  # fmt: skip
     plans[best].check(tensors)
@@ -112,7 +113,7 @@ def fit(
 def _place(
     path: str, want: jax.ShapeDtypeStruct, stacked: bool, slices: Callable[[Slice], Tensor]
 ) -> jax.Array:
-    """One parameter of a published file on its devices."""
+    """Places one parameter of a published file on its devices."""
     shape, dtype = want.shape, want.dtype
 
     def share(index: tuple[slice, ...]) -> np.ndarray:
@@ -139,17 +140,17 @@ def export(
     dtype: Any = None,
     plain: Mapping[str, Any] | None = None,
 ) -> None:
-    """Parameters as a file in a published layout; `load` reads it, and so does the original code.
+    """Writes parameters as a file in a published layout, which `load` and the original code read.
 
     Args:
       path: see `files.write`.
-      layout: the family's first by default.
-      dtype: of the file; that of the parameters by default.
+      layout: the family's first layout by default.
+      dtype: dtype of the file; that of the parameters by default.
       plain: further entries of a torch file.
 
     Raises:
-      Mismatch: the parameters are not of the family at these sizes.
-      FileExistsError: there is something at `path`.
+      Mismatch: the parameters do not match the family at these sizes.
+      FileExistsError: `path` exists.
     """
     flat = tree.flatten(params)
     tensors = published(family, shapes_of(flat), in_memory(flat), config, layout, dtype)
@@ -164,7 +165,7 @@ def published(
     layout: str | None = None,
     dtype: Any = None,
 ) -> dict[str, Tensor]:
-    """The tensors of a published file, each made of parameters when it is read."""
+    """Returns the tensors of a published file, each computed from parameters when it is read."""
     kind = families.family(family)
     layout = layout or next(iter(kind.layouts))
     plan = families.plans(family, config, layout)[layout]
@@ -173,12 +174,12 @@ def published(
 
 
 def shapes_of(flat: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes by path."""
+    """Returns shapes by path."""
     return {path: tuple(x.shape) for path, x in flat.items()}
 
 
 def in_memory(flat: Mapping[str, Any]) -> Callable[[Slice], Tensor]:
-    """Slices of parameters that are arrays."""
+    """Returns slices of parameters that are arrays."""
 
     def get(key: Slice) -> Tensor:
         path, layer = key

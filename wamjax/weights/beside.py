@@ -1,8 +1,8 @@
-"""What published files hold beside the weights that are used, and why each of it may be left out.
+"""Lists the tensors that published files hold besides the weights, and why each may be left out.
 
-A layout names such tensors by patterns of their keys, with a check of each. What a network computes
-itself is compared with what the file has, so a file that was trained with other values, or changed,
-is an error and not another model under the same name.
+A layout names such tensors by patterns of their keys, each with a check. Tensors that a network
+computes itself are compared with those of the file, so a file that was trained with other values,
+or changed, is an error instead of a different model under the same name.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from wamjax.models import dit
 from wamjax.models.rope import split_axes
 from wamjax.weights.tensor import Tensors
 
-# (key, tensors of the file) -> what is wrong, or "".
+# (key, tensors of the file) -> an error, or "".
 Check = Callable[[str, Tensors], str]
-TOLERANCE = 1e-5  # of tables in float32: the public code computes them in float32 or float64
+TOLERANCE = 1e-5  # for tables in float32: the public code computes them in float32 or float64
 
 
 def other_network(key: str, tensors: Tensors) -> str:
-    """Weights of something that is not converted, such as a decoder or a loss: nothing to check."""
+    """Accepts weights of a part that is not converted, such as a decoder or a loss."""
     del key, tensors
     return ""
 
 
 def counter(key: str, tensors: Tensors) -> str:
-    """One number that a trainer counted."""
+    """Accepts one number that a trainer counted."""
     shape = tensors[key].shape
     return "" if math.prod(shape) == 1 else f"is {shape}, not a counter"
 
 
 def opaque(key: str, tensors: Tensors) -> str:
-    """State of a library as bytes, none of it weights."""
+    """Accepts the state of a library as bytes, which holds no weights."""
     x = tensors[key]
     fine = x.dtype == np.uint8 or not math.prod(x.shape)
     return "" if fine else f"is {x.dtype} {x.shape}, not the bytes of a library's state"
 
 
 def twin(stem: str, of: str, dots: bool = True, also: tuple[str, ...] = ()) -> Check:
-    """A moving average of weights that are used: the same keys and shapes below another stem.
+    """Accepts a moving average of the weights: the same keys and shapes below another stem.
 
     Args:
       dots: whether the keys of the average keep their dots.
-      also: what it has beside.
+      also: further keys of the average.
     """
 
     def check(key: str, tensors: Tensors) -> str:
@@ -66,21 +66,24 @@ def twin(stem: str, of: str, dots: bool = True, also: tuple[str, ...] = ()) -> C
 
 
 def table(compute: Callable[[tuple[int, ...]], np.ndarray]) -> Check:
-    """Numbers that the network computes.
+    """Compares numbers that the network computes.
 
     Args:
-      compute: of the shape of the file's tensor; ValueError where there is none of that shape.
+      compute: returns the numbers for the shape of the file's tensor; raises ValueError if it has
+        none of that shape.
     """
 
     def check(key: str, tensors: Tensors) -> str:
         x = tensors[key]
         try:
-            want = compute(x.shape)
+            expected = compute(x.shape)
         except ValueError as error:
             return f"is {x.shape}: {error}"
         eps = float(jnp.finfo(x.dtype).eps) if jnp.issubdtype(x.dtype, jnp.floating) else 0.0
-        error = np.max(np.abs(x.read().astype(np.float64) - want) / np.maximum(np.abs(want), 1))
-        if error <= max(2 * eps, TOLERANCE):  # NaN is not
+        error = np.max(
+            np.abs(x.read().astype(np.float64) - expected) / np.maximum(np.abs(expected), 1)
+        )
+        if error <= max(2 * eps, TOLERANCE):  # false for NaN
             return ""
         return (
             f"differs by up to {error:.2g} from the table that the network computes: the model has "
@@ -91,7 +94,7 @@ def table(compute: Callable[[tuple[int, ...]], np.ndarray]) -> Check:
 
 
 def sincos(sizes: Mapping[str, Any]) -> Check:
-    """DiT's and SD3's table of positions, (1, tokens, width)."""
+    """Computes DiT's and SD3's table of positions, (1, tokens, width)."""
 
     def compute(shape: tuple[int, ...]) -> np.ndarray:
         side = math.isqrt(shape[1]) if len(shape) == 3 else 0
@@ -104,7 +107,7 @@ def sincos(sizes: Mapping[str, Any]) -> Check:
 
 
 def cosmos_positions(sizes: Mapping[str, Any]) -> dict[str, Check]:
-    """Cosmos-Predict2's numbers of positions, and the exponents of its rotary frequencies."""
+    """Computes Cosmos-Predict2's position numbers, and the exponents of its rotary frequencies."""
     time, side, _ = split_axes(sizes["width"] // sizes["heads"])
 
     def counts(shape):

@@ -1,4 +1,4 @@
-"""Converted autoencoders as codecs."""
+"""Loads converted autoencoders as codecs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ VAES = {"sd_vae": "sd", "wan21_vae": "wan2.1", "wan22_vae": "wan2.2"}  # family 
 
 
 def codec_of(about: Mapping[str, Any], where: str | os.PathLike) -> Codec:
-    """The codec that a folder of `wamjax.convert` has the parameters of, without them.
+    """Returns the codec of a folder of `wamjax.convert`, without its parameters.
 
     Raises:
-      ValueError: it holds something else.
+      ValueError: the folder holds another kind of weights.
     """
     family = about["family"]
     if family not in VAES:
@@ -34,7 +34,7 @@ def codec_of(about: Mapping[str, Any], where: str | os.PathLike) -> Codec:
 
 
 def load_codec(folder: str | os.PathLike, mesh: Mesh | None = None) -> Codec:
-    """The codec of a folder of `wamjax.convert`, ready; whole on every device of a mesh."""
+    """Loads the codec of a folder of `wamjax.convert`; every device of a mesh holds it whole."""
     about = store.about(folder)
     codec, places = codec_of(about, folder), None
     if mesh is not None:

@@ -1,4 +1,4 @@
-"""A published file as a folder of ours, once."""
+"""Converts a published file to a folder of parameters, once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def bring_in(
     progress: bool = True,
     tokenizer: str | os.PathLike | None = None,
 ) -> None:
-    """Makes a folder of ours of a published file; see `api.load` and `store.write`."""
+    """Converts a published file to a folder; see `api.load` and `store.write`."""
     contents = files.read(source)
     sizes = sizing.of_file(family, contents.tensors, config, layout, source)
     layout, plan = api.fit(family, contents.tensors, sizes, layout)
@@ -38,5 +38,5 @@ def bring_in(
 
 
 def bar(name: str, size: int, progress: bool) -> tqdm.tqdm:
-    """A bar of bytes."""
+    """Returns a progress bar of bytes."""
     return tqdm.tqdm(total=size, unit="B", unit_scale=True, desc=name, disable=not progress)

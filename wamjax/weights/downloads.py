@@ -1,9 +1,9 @@
-"""Where the files of a published model lie in the folder that they were downloaded to.
+"""Finds the files of a published model in its download folder.
 
-One folder holds all that a method starts from, each file under its published name: for Fast-WAM
-that of Wan-AI/Wan2.2-TI2V-5B as it is, with Fast-WAM's own file if there is one; for Cosmos Policy
-that of nvidia/Cosmos-Predict2-2B-Video2World, with google-t5/t5-11b below ``t5-11b/``. A folder of
-`wamjax.convert` named as its family stands for the file.
+One folder holds everything that a method starts from, each file under its published name: for
+Fast-WAM the contents of Wan-AI/Wan2.2-TI2V-5B, plus Fast-WAM's own file if available; for Cosmos
+Policy those of nvidia/Cosmos-Predict2-2B-Video2World, with google-t5/t5-11b below ``t5-11b/``. A
+folder of `wamjax.convert` with the family's name can replace the file.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from wamjax.weights import conversion, files, sizing, store
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a family's files are.
+    """Describes where a family's files are.
 
     Attributes:
-      name: what caches that it makes call it.
+      name: name in caches that were made with it.
       weights: pattern of the file, or name of the folder; "" = the folder itself holds them.
-      mark: pattern of what is there if they are.
+      mark: pattern of a file that shows that they exist.
       origin: what to download, for messages.
-      tokenizer: folder of a text encoder's.
+      tokenizer: folder of a text encoder's tokenizer.
     """
 
     name: str
@@ -54,23 +54,23 @@ PLACES: dict[str, Place] = {
 
 
 def find(family: str, checkpoint: storage.Path) -> storage.Path | None:
-    """The published file or folder of a family in a checkpoint's folder; None if it lacks it."""
+    """Returns the published file or folder of a family in a checkpoint's folder, or None."""
     place = PLACES[family]
     inner = pathlib.PurePosixPath(place.mark)
-    found = storage.glob(checkpoint / inner.parent, inner.name)
-    if not found:
+    paths = storage.glob(checkpoint / inner.parent, inner.name)
+    if not paths:
         return None
-    return found[0] if place.weights else checkpoint
+    return paths[0] if place.weights else checkpoint
 
 
 def folder_of(family: str, checkpoint: storage.Path | None, folder: storage.Path) -> storage.Path:
-    """Where the converted weights of a family are or will be."""
+    """Returns the folder for the converted weights of a family."""
     own = checkpoint / family if checkpoint is not None else None
     return own if own is not None and (own / store.ABOUT).exists() else folder / family
 
 
 def require(family: str, checkpoint: storage.Path | None, folder: storage.Path) -> None:
-    """Checks that converted weights are there, or can be made.
+    """Checks that converted weights exist or can be made.
 
     Raises:
       FileNotFoundError: neither; says what to download.
@@ -92,16 +92,16 @@ def require(family: str, checkpoint: storage.Path | None, folder: storage.Path) 
 def converted(
     family: str, checkpoint: storage.Path | None, folder: storage.Path
 ) -> storage.Path:
-    """The folder of converted weights of a family, made first if it is not there.
+    """Returns the folder of a family's converted weights, and converts them first if necessary.
 
     Args:
-      checkpoint: folder of the published files; FAMILY.json in it has the sizes that a file does
-        not say, see `wamjax.convert`.
-      folder: below which what is converted is kept, by family.
+      checkpoint: folder of the published files; FAMILY.json in it has sizes that a file does not
+        state, see `wamjax.convert`.
+      folder: parent of the converted weights, one folder per family.
 
     Raises:
-      FileNotFoundError: as of `require`.
-      ValueError: what is kept was made of another file.
+      FileNotFoundError: see `require`.
+      ValueError: the existing folder was converted from another file.
     """
     require(family, checkpoint, folder)
     out = folder_of(family, checkpoint, folder)
@@ -122,7 +122,7 @@ def converted(
 
 
 def sizes(family: str, checkpoint: storage.Path | None, folder: storage.Path) -> Mapping[str, Any]:
-    """The sizes of a family's weights, published or converted; {} where there are none."""
+    """Returns the sizes of a family's weights, published or converted; {} if there are none."""
     out = folder_of(family, checkpoint, folder)
     if (out / store.ABOUT).exists():
         return store.about(out)["sizes"]

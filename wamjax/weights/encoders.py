@@ -1,12 +1,12 @@
-"""Converted encoders as functions that `wamjax.data.precompute` and `wamjax.data.embeddings` take.
+"""Loads converted encoders as functions for `wamjax.data.precompute` and `wamjax.data.embeddings`.
 
     python -m wamjax.data.precompute ... --encode=wamjax.weights.encoders:video \\
         --weights=weights/wan22_vae
     python -m wamjax.data.embeddings ... --encode=wamjax.weights.encoders:text \\
         --weights=weights/umt5
 
-``--weights`` is a folder of `wamjax.convert`; of a text encoder made with ``--tokenizer``. What is
-computed has the dtype of the weights.
+``--weights`` is a folder of `wamjax.convert`; for a text encoder, one made with ``--tokenizer``.
+Outputs have the dtype of the weights.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ CLEAN = {"umt5": True, "t5": False, "t5_v1_1": False}
 
 
 def video(weights: str | os.PathLike) -> Video:
-    """Latents by a converted autoencoder, normalised as the published models want them.
+    """Returns a function to latents of a converted autoencoder, normalized as the published models
+    expect.
 
     Raises:
-      ValueError: the folder holds something else.
+      ValueError: the folder holds another kind of weights.
     """
     codec = load_codec(weights)
     run = jax.jit(lambda codec, clips: codec.encode(clips))
@@ -43,11 +44,12 @@ def video(weights: str | os.PathLike) -> Video:
 
 
 def text(weights: str | os.PathLike, length: int) -> Text:
-    """Embeddings by a converted T5: what it gives at each of `length` tokens, and which are tokens.
+    """Returns a function to embeddings of a converted T5: its output at each of `length` tokens,
+    and the mask of tokens.
 
     Raises:
-      FileNotFoundError: there is no tokenizer in the folder.
-      ValueError: the folder holds something else.
+      FileNotFoundError: the folder has no tokenizer.
+      ValueError: the folder holds another kind of weights.
     """
     about, place = store.about(weights), files.path(weights) / store.TOKENIZER
     family = about["family"]

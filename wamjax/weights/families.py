@@ -1,4 +1,5 @@
-"""The published models that load: sizes, networks, and the layouts of their files."""
+"""Defines the published models that can be loaded: sizes, networks, and the layouts of their
+files."""
 
 from __future__ import annotations
 
@@ -35,25 +36,25 @@ _SHORT = {key: short for short, key in KEYS.items()}
 
 
 def named(**sizes: Any) -> dict[str, Any]:
-    """Sizes by their names in a config."""
+    """Returns sizes by their names in a config."""
     return {KEYS.get(short, short): value for short, value in sizes.items()}
 
 
 def short(sizes: Sizes) -> dict[str, Any]:
-    """The reverse of `named`."""
+    """Reverses `named`."""
     return {_SHORT.get(key, key): value for key, value in sizes.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One way in which a family is published.
+    """Describes one way in which a family is published.
 
     Attributes:
-      rows: makes the key map for sizes.
-      ignore: makes for sizes the regexes of keys that a file may have beside and that are not
-        used, each with its check, see `beside`.
-      tied: key -> the key whose values it repeats; a file may have it, and none is written.
-      plain: what a torch file says beside: "step", "torch_dtype".
+      rows: returns the key map for sizes.
+      ignore: returns, for sizes, regexes of unused keys that a file may have, each with its check,
+        see `beside`.
+      tied: key -> the key whose values it repeats; a file may have it, but none is written.
+      plain: other entries of a torch file: "step", "torch_dtype".
     """
 
     rows: Callable[[Any], Table]
@@ -64,14 +65,14 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A published model.
+    """Describes a published model.
 
     Attributes:
-      sizes: the published ones, by names of a config; a config changes some of them.
+      sizes: published sizes, by names of a config; a config changes some of them.
       params: shapes of the parameters at sizes.
-      functions: what the network computes, by name, as functions of parameters and inputs.
-      layouts: by name; the first one is what is exported by default.
-      rows_of: what a layout's `rows` take, made of sizes.
+      functions: functions of parameters and inputs that the network computes, by name.
+      layouts: layouts by name; the first is the default for exports.
+      rows_of: arguments of a layout's `rows`, from sizes.
     """
 
     sizes: Sizes
@@ -208,24 +209,25 @@ FAMILIES: dict[str, Family] = {
 
 
 def family(name: str) -> Family:
-    """A family by name, or MODULE:ATTRIBUTE of one's own; ValueError if there is none."""
+    """Returns a family by name, or by MODULE:ATTRIBUTE of your own; raises ValueError if
+    unknown."""
     return find(name, FAMILIES, "--family") if ":" in name else _known("family", name, FAMILIES)
 
 
 def sizes(name: str, config: Sizes | str | os.PathLike | None = None) -> dict[str, Any]:
-    """The sizes of a family: the published ones, changed by a config.
+    """Returns the sizes of a family: the published ones, changed by a config.
 
     Args:
-      config: sizes by the names that they have in a config (``model.layers``), or a json file.
+      config: sizes by their names in a config (``model.layers``), or a JSON file.
 
     Raises:
-      ValueError: a size that the family does not have.
+      ValueError: the family does not have a size.
     """
     return dict(family(name).sizes) | changes(name, config)
 
 
 def changes(name: str, config: Sizes | str | os.PathLike | None = None) -> dict[str, Any]:
-    """What a config changes of the sizes of a family; see `sizes`."""
+    """Returns a config's changes to the sizes of a family; see `sizes`."""
     known = family(name).sizes
     given = config or {}
     if not isinstance(given, Mapping):
@@ -243,19 +245,21 @@ def changes(name: str, config: Sizes | str | os.PathLike | None = None) -> dict[
 
 
 def sizes_of(about: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes that a ``weights.json`` says; earlier ones had short names."""
-    known = family(about["family"]).sizes
+    """Reads the sizes in a ``weights.json``; older files have short names."""
+    published = family(about["family"]).sizes
     before = RENAMED | KEYS
-    return {key if key in known else before.get(key, key): x for key, x in about["sizes"].items()}
+    return {
+        key if key in published else before.get(key, key): x for key, x in about["sizes"].items()
+    }
 
 
 def plans(
     name: str, config: Sizes | str | os.PathLike | None = None, layout: str | None = None
 ) -> dict[str, Plan]:
-    """The key maps of a family at sizes, with the shapes of everything in them, by layout.
+    """Returns the key maps of a family at sizes, with the shapes of their tensors, by layout.
 
     Args:
-      layout: the only one that is wanted.
+      layout: restricts the result to this layout.
     """
     kind, values = family(name), sizes(name, config)
     if layout is not None:
@@ -276,14 +280,14 @@ def plans(
 
 @functools.lru_cache(maxsize=16)
 def _shapes(name: str, values: str) -> Any:
-    """Shapes of parameters; a large network takes seconds to trace."""
+    """Returns shapes of parameters; tracing a large network takes seconds."""
     return family(name).params(json.loads(values))
 
 
 def functions(
     name: str, config: Sizes | str | os.PathLike | None = None
 ) -> dict[str, Callable[..., Any]]:
-    """What a family computes: functions of parameters and inputs; see `networks`."""
+    """Returns the functions of parameters and inputs that a family computes; see `networks`."""
     return family(name).functions(sizes(name, config))
 
 

@@ -1,4 +1,4 @@
-"""Weights on disk: a file or a folder of any kind, as tensors by key.
+"""Reads and writes weights on disk: files or folders of any kind, as tensors by key.
 
 Keys of nested dicts are joined by "/", which no state dict uses: ``mot/mixtures.video.head.bias``.
 """
@@ -17,15 +17,15 @@ from wamjax.weights.tensor import Tensor, Tensors
 
 SAFETENSORS, TORCH = (".safetensors",), (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 _CONTAINERS = (Tensor, Mapping, list, tuple)
-SHARD = 5 * 10**9  # bytes; what the hubs write
+SHARD = 5 * 10**9  # bytes; as on the hubs
 
 
 class Contents(NamedTuple):
-    """What a source holds.
+    """Holds the contents of a source.
 
     Attributes:
       tensors: by key.
-      plain: whatever else is in a torch file, by key.
+      plain: other values of a torch file, by key.
     """
 
     tensors: dict[str, Tensor]
@@ -36,8 +36,8 @@ def read(path: str | os.PathLike) -> Contents:
     """Opens a file, an index of shards, or a folder that holds one of either.
 
     Raises:
-      FileNotFoundError, ValueError: it is not there, or not clear which.
-      BadFile: it cannot be read; names the file and what is wrong with it.
+      FileNotFoundError, ValueError: the source does not exist, or is ambiguous.
+      BadFile: the file cannot be read; names it and the problem.
     """
     path = storage.path(path)
     if path.is_dir():
@@ -58,19 +58,20 @@ def _one(path: storage.Path) -> Contents:
 
 
 def _only(folder: storage.Path) -> storage.Path:
-    """The one thing in a folder that holds weights; an index goes before its shards."""
+    """Returns the only file in a folder that holds weights; an index takes precedence over its
+    shards."""
     names = sorted(p.name for p in folder.iterdir())
     for endings in ((".index.json",), SAFETENSORS, TORCH):
-        found = [n for n in names if n.endswith(endings)]
-        if len(found) == 1:
-            return folder / found[0]
-        if found:
-            raise ValueError(f"{folder} holds {found}; name the one to read")
+        candidates = [n for n in names if n.endswith(endings)]
+        if len(candidates) == 1:
+            return folder / candidates[0]
+        if candidates:
+            raise ValueError(f"{folder} holds {candidates}; name the one to read")
     raise FileNotFoundError(f"{folder} holds no weights: {names or 'it is empty'}")
 
 
 def _sharded(index: storage.Path) -> dict[str, Tensor]:
-    """The tensors of all shards; the index and they must agree."""
+    """Returns the tensors of all shards, which must agree with the index."""
     with bounds.reading(index, "is no index of shards"):
         local = storage.fetch(index)
         size = bounds.size_of(local)
@@ -121,7 +122,7 @@ def _flatten(value: Any) -> Contents:
 
 
 def _children(node: Any) -> list[tuple[Any, Any]]:
-    """Of a dict, and of a list that is not of plain numbers and text alone."""
+    """Returns the items of a dict, or of a list that does not hold only numbers and text."""
     if isinstance(node, Mapping):
         return list(node.items())
     if isinstance(node, list | tuple) and any(isinstance(x, _CONTAINERS) for x in node):
@@ -130,7 +131,7 @@ def _children(node: Any) -> list[tuple[Any, Any]]:
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Dicts within dicts from keys with "/"."""
+    """Builds nested dicts from keys with "/"."""
     out: dict[str, Any] = {}
     for key, value in flat.items():
         *parents, name = key.split("/")
@@ -147,7 +148,7 @@ def write(
     plain: Mapping[str, Any] | None = None,
     limit: int = SHARD,
 ) -> None:
-    """Writes tensors to what the name asks for, all or nothing; reads one of them at a time.
+    """Writes tensors in the format that the name asks for, all or nothing, reading one at a time.
 
     Args:
       path: ``*.safetensors``, ``*.pt`` or ``*.pth``, or a folder, which then holds
@@ -155,8 +156,8 @@ def write(
       plain: further entries of a torch file.
 
     Raises:
-      FileExistsError: it is there already.
-      ValueError: keys or values that the format does not have.
+      FileExistsError: the path exists.
+      ValueError: the format does not support a key or a value.
     """
     path = storage.path(path)
     if plain and path.suffix not in TORCH:

@@ -1,4 +1,4 @@
-"""Parameters of a run without its adapters."""
+"""Merges a run's adapters into its parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from wamjax.weights.tensor import Tensor
 
 
 def merged(params: store.Stored):
-    """Shapes and slices of parameters, adapters merged into their kernels."""
+    """Returns shapes and slices of parameters with the adapters merged into their kernels."""
 
     def get(key):
         path, layer = key

@@ -1,4 +1,4 @@
-"""The network of every family, and what it computes as plain functions of parameters and inputs."""
+"""Builds the network of every family, and its plain functions of parameters and inputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Grid = tuple[int, int, int]  # latent frames, height, width
 
 
 def picture(s: Mapping[str, Any], grid: Grid) -> DiT:
-    """DiT on images."""
+    """Builds DiT on images."""
     return DiT(
         video_spec=dit.expert(s["width"], s["ffn"]),
         classes=s["classes"],
@@ -36,7 +36,7 @@ def picture(s: Mapping[str, Any], grid: Grid) -> DiT:
 
 
 def mmdit(s: Mapping[str, Any], grid: Grid) -> DiT:
-    """Stable Diffusion 3."""
+    """Builds Stable Diffusion 3."""
     return DiT(
         video_spec=dit.expert(s["width"], s["ffn"], text="joint"),
         text_spec=ExpertSpec("text", s["width"], s["ffn"], **blocks.MMDIT),
@@ -49,7 +49,7 @@ def mmdit(s: Mapping[str, Any], grid: Grid) -> DiT:
 
 
 def wan(s: Mapping[str, Any], grid: Grid) -> DiT:
-    """Wan 2.1 and 2.2."""
+    """Builds Wan 2.1 and 2.2."""
     return DiT(
         video_spec=ExpertSpec("video", s["width"], s["ffn"], **blocks.WAN),
         text="cross",
@@ -62,7 +62,7 @@ def wan(s: Mapping[str, Any], grid: Grid) -> DiT:
 
 
 def cosmos(s: Mapping[str, Any], grid: Grid) -> DiT:
-    """Cosmos-Predict2: two masks beside the latents, levels in [0, 1) told as they are."""
+    """Builds Cosmos-Predict2: two masks next to the latents, and raw levels in [0, 1]."""
     spec = ExpertSpec("video", s["width"], s["ffn"], lora_rank=s["lora_rank"], **blocks.COSMOS)
     return DiT(
         video_spec=spec,
@@ -93,7 +93,7 @@ def _common(s: Mapping[str, Any], grid: Grid, inputs: int, outputs: int) -> dict
 def evaluate(
     network: DiT, params: Params, latents: Array, levels: Array, condition: Mapping[str, Array]
 ) -> Array:
-    """One evaluation of a network of pictures, everything seeing everything."""
+    """Evaluates a network of pictures once, with full attention."""
     table = bidirectional("video", *(["text"] if network.text == "joint" else []))
     values, told = {"video": latents}, {"video": levels}
     inputs = values, told, dict(condition), table
@@ -101,10 +101,12 @@ def evaluate(
 
 
 def denoisers(build: Callable[[Mapping[str, Any], Grid], DiT], s: Mapping[str, Any]):
-    """{"denoise": (params, latents (b, t, h, w, c), levels (b, m), condition) -> (b, t, h, w, o)}.
+    """Returns {"denoise": (params, latents (b, t, h, w, c), levels (b, m), condition) -> (b, t, h,
+    w, o)}.
 
-    The condition holds what the family has of "label" (b,), "context" (b, s, c), "pooled" (b, c).
-    One level for each frame, or one for all; DiT counts them from 0 to 999, the others to 1.
+    The condition holds those of "label" (b,), "context" (b, s, c), "pooled" (b, c) that the family
+    has. There is one level per frame, or one for all; DiT counts levels from 0 to 999, the others
+    to 1.
     """
 
     def denoise(params, latents, levels, condition):
@@ -114,7 +116,7 @@ def denoisers(build: Callable[[Mapping[str, Any], Grid], DiT], s: Mapping[str, A
 
 
 def cosmos_denoisers(s: Mapping[str, Any]):
-    """The same, with "given" (b, t) in the condition: which frames are clean."""
+    """Returns the same, with "given" (b, t) in the condition: which frames are clean."""
 
     def denoise(params, latents, levels, condition):
         condition = dict(condition)
@@ -129,7 +131,7 @@ def cosmos_denoisers(s: Mapping[str, Any]):
 def denoiser_params(
     build: Callable[[Mapping[str, Any], Grid], DiT], s: Mapping[str, Any]
 ) -> Params:
-    """Shapes of the parameters of a network of pictures."""
+    """Returns the parameter shapes of a network of pictures."""
     network = build(s, (1, s["patch"], s["patch"]))
     condition = {
         "label": jnp.zeros(1, jnp.int32),
@@ -144,7 +146,7 @@ def denoiser_params(
 
 
 def mixture(s: Mapping[str, Any], grid: Grid) -> MixtureOfTransformers:
-    """Fast-WAM: video and action expert."""
+    """Builds Fast-WAM: video and action expert."""
     frames, height, width = grid
     groups = (
         GroupSpec("first", "video", (0,)),
@@ -168,7 +170,7 @@ def mixture(s: Mapping[str, Any], grid: Grid) -> MixtureOfTransformers:
 
 
 def mixture_functions(s: Mapping[str, Any]):
-    """{"velocities": (params, values, levels, context, proprio, visibility) -> by group}.
+    """Returns {"velocities": (params, values, levels, context, proprio, visibility) -> by group}.
 
     Groups are first (b, 1, h, w, c), future (b, t - 1, h, w, c) and action (b, j, a), all of them
     present; levels (b, m) in [0, 1]. For acting see `wamjax.wam.fast_wam`.
@@ -187,7 +189,7 @@ def mixture_functions(s: Mapping[str, Any]):
 
 
 def mixture_params(s: Mapping[str, Any]) -> Params:
-    """Shapes of the parameters of Fast-WAM."""
+    """Returns the parameter shapes of Fast-WAM."""
     network = mixture({**s, "chunk": 1}, (2, s["patch"], s["patch"]))
     latents = jnp.zeros((1, 1, *network.latent))
     actions = jnp.zeros((1, 1, s["action_dim"]))
@@ -201,12 +203,12 @@ def mixture_params(s: Mapping[str, Any]) -> Params:
 
 
 def text(s: Mapping[str, Any]) -> T5Encoder:
-    """T5 v1.0, v1.1 or umT5."""
+    """Builds T5 v1.0, v1.1 or umT5."""
     return T5Encoder(**s)
 
 
 def text_functions(s: Mapping[str, Any]):
-    """{"encode": (params, ids (b, s), mask (b, s)) -> (b, s, d)}."""
+    """Returns {"encode": (params, ids (b, s), mask (b, s)) -> (b, s, d)}."""
 
     def encode(params, ids, mask):
         return text(s).apply({"params": params}, ids, mask)
@@ -215,23 +217,24 @@ def text_functions(s: Mapping[str, Any]):
 
 
 def text_params(s: Mapping[str, Any]) -> Params:
-    """Shapes of the parameters of a text encoder."""
+    """Returns the parameter shapes of a text encoder."""
     return _shapes(text(s), jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
 
 
 def autoencoder(s: Mapping[str, Any]) -> Autoencoder:
-    """An autoencoder whose encoder puts out mean and log-variance."""
+    """Builds an autoencoder whose encoder outputs mean and log-variance."""
     sizes = vae_sizes(s)
     return Autoencoder(sizes, 2 * sizes.channels)
 
 
 def vae_sizes(s: Mapping[str, Any]) -> Sizes:
-    """`Sizes` from a config, in which tuples are lists."""
+    """Returns `Sizes` from a config, in which tuples are lists."""
     return Sizes(**{k: tuple(v) if isinstance(v, list) else v for k, v in s.items()})
 
 
 def vae_functions(s: Mapping[str, Any]):
-    """Of an autoencoder, on pixels in [-1, 1] and raw latents; see `models.codec` for bytes.
+    """Returns an autoencoder's functions on pixels in [-1, 1] and raw latents; see `models.codec`
+    for bytes.
 
     {"encode": (params, x (b, f, H, W, 3)) -> mean and log-variance (b, t, h, w, 2 c),
      "decode": (params, z (b, t, h, w, c)) -> (b, f, H, W, 3), not clipped}
@@ -244,7 +247,7 @@ def vae_functions(s: Mapping[str, Any]):
 
 
 def vae_params(s: Mapping[str, Any]) -> Params:
-    """Shapes of the parameters of an autoencoder."""
+    """Returns the parameter shapes of an autoencoder."""
     network, sizes = autoencoder(s), vae_sizes(s)
     frames, side = 1 + sizes.time_stride, sizes.space_stride
     return _shapes(network, jnp.zeros((1, frames, side, side, 3)))

@@ -1,10 +1,10 @@
 """Reads pickles without running them.
 
 A pickle is a program for a small stack machine, and Python's own machine calls whatever the program
-names. This one knows the opcodes that make plain data. Where a program names something of a module,
-it is looked up in a table of what the caller understands; everything else is refused by its name.
-What a program may do is bounded by the size of its file, see `Budget`; so is what its value holds,
-where a list of ten lists of ten and so on, each the same, is a few bytes and never ends.
+names. This one supports only the opcodes that build plain data. If a program names something in a
+module, it is looked up in a table from the caller; everything else is refused by its name. The size
+of a file bounds what its program may do, see `Budget`, and what its value may hold: a list of ten
+lists of ten and so on, each the same, takes a few bytes and never ends.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Known = Mapping[str, Callable[..., Any] | None]
 
 
 class Refused(ValueError):
-    """A pickle names something that is neither understood nor plain data."""
+    """A pickle names something that is neither known nor plain data."""
 
 
 class Name:
-    """Something of a module that a pickle names; never imported."""
+    """Stands for something in a module that a pickle names; never imported."""
 
     def __init__(self, name: str):
         self.name = name
@@ -46,22 +46,22 @@ _LITERALS = {
     "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
 }  # fmt: skip
 _SIZED = (str, bytes, list, tuple, dict, set)
-# What pickles of plain data name.
+# The names in pickles of plain data.
 PLAIN: Known = {
     "collections.OrderedDict": lambda items=(): _dict(items),
     "builtins.set": lambda items=(): {_key(x) for x in items},
-    "builtins.bytes": lambda: b"",  # the empty one, up to protocol 2
+    "builtins.bytes": lambda: b"",  # empty bytes, up to protocol 2
     "_codecs.encode": lambda text, coding: _latin(text, coding),  # bytes, up to protocol 2
 }
 
 
 class Budget:
-    """What reading a file may take, all pickles in it together.
+    """Limits what reading a file may take, over all pickles in it.
 
     Attributes:
-      opcodes: that may still be run.
-      items, characters: that calls may still be given; a short program can call often.
-      nbytes: of tensors that a file may still claim; views may show a part more than once.
+      opcodes: number of opcodes that may still run.
+      items, characters: amount that calls may still receive; a short program can call often.
+      nbytes: bytes of tensors that a file may still claim; views may show a part more than once.
     """
 
     def __init__(self, size: int):
@@ -70,7 +70,7 @@ class Budget:
         self.characters, self.nbytes = 4 * size + 2**20, 16 * size + 2**20
 
     def take(self, what: str, count: int) -> None:
-        """Takes from one of them; ValueError where there is not enough left."""
+        """Takes from one of the limits; raises ValueError if too little is left."""
         left = getattr(self, what) - count
         setattr(self, what, left)
         if left < 0:
@@ -78,7 +78,7 @@ class Budget:
 
 
 class _File:
-    """What `pickletools` needs of a file; asks for no more bytes than there are."""
+    """Provides the file interface of `pickletools`; requests no more bytes than exist."""
 
     def __init__(self, file: IO[bytes]):
         begin = file.tell()
@@ -98,20 +98,20 @@ def load(
     persistent: Callable[[Any], Any] | None = None,
     budget: Budget | None = None,
 ) -> Any:
-    """The value of the next pickle in a file.
+    """Returns the value of the next pickle in a file.
 
     Args:
-      known: dotted name -> what a call of it with positional arguments gives; None for a name
-        that may stand for itself but cannot be called. `PLAIN` is understood in any case.
-      persistent: what the id of an object that is stored elsewhere stands for.
-      budget: of the file; that of its size by default.
+      known: dotted name -> function for a call of it with positional arguments; None for a name
+        that may stand for itself but cannot be called. `PLAIN` is always known.
+      persistent: maps the id of an object stored elsewhere to the object.
+      budget: limits of the file; by default those of its size.
 
     Returns:
-      dict, list, tuple, set, str, bytes, int, float, bool, None, `Name` and what `known` gives.
+      dict, list, tuple, set, str, bytes, int, float, bool, None, `Name` and the results of `known`.
 
     Raises:
-      Refused: it names something else.
-      ValueError: it is broken, or out of bounds.
+      Refused: the pickle names something else.
+      ValueError: the pickle is broken, or exceeds a limit.
     """
     source = _File(file)
     budget = budget or Budget(source.end)
@@ -123,17 +123,18 @@ def load(
         value = machine.stack.pop()
     except Refused:
         raise
-    except Exception as error:  # whatever it makes the machine stumble over
+    except Exception as error:  # a broken program can raise anything
         raise ValueError(f"not a pickle of plain data: {bounds.line(error)}") from error
     check(value)
     return value
 
 
 def check(value: Any) -> None:
-    """Whether a value can be walked, printed and compared: of bounded depth and size as a tree.
+    """Checks that a value can be traversed, printed and compared: of bounded depth and size as a
+    tree.
 
     Raises:
-      ValueError: it is not.
+      ValueError: the value exceeds a limit.
     """
     count, nodes = 0, [(value, 0)]
     while nodes:
@@ -151,7 +152,7 @@ def check(value: Any) -> None:
 
 
 def _key(key: Any) -> Any:
-    """What may be a key: nothing whose hash takes long, or that could be made to equal others'."""
+    """Checks a key: its hash must be fast, and it must not be made to equal other keys."""
     if type(key) is int and abs(key) >= 2**60:
         raise ValueError("a dict has a key of more than 60 bits")
     if key is not None and not isinstance(key, str | bytes | int | float | Name):
@@ -170,7 +171,7 @@ def _latin(text: str, coding: str) -> bytes:
 
 
 class _Machine:
-    """The stack, the memo, and one method for each kind of opcode."""
+    """Holds the stack, the memo, and one method for each kind of opcode."""
 
     def __init__(self, known: Known, persistent, budget: Budget):
         self.known, self.persistent, self.budget = known, persistent, budget
@@ -178,7 +179,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, name: str, argument: Any) -> None:
-        """One opcode."""
+        """Runs one opcode."""
         if name in _LITERALS:
             self.stack.append(argument)
         elif name in _CONSTANTS:
@@ -292,7 +293,8 @@ class _Machine:
         self.stack.append(call(*arguments))
 
     def _build(self, _):
-        """State of an object. torch hangs a ``_metadata`` of versions on the dict of a model."""
+        """Sets the state of an object. torch attaches a ``_metadata`` of versions to the dict of a
+        model."""
         self.stack.pop()
         if not isinstance(self.stack[-1], dict):
             raise Refused(f"state for a {type(self.stack[-1]).__name__}")

@@ -1,4 +1,4 @@
-"""A key map applied: checks a source against it, and turns tensors into tensors, both ways."""
+"""Applies a key map: checks a source against it, and converts tensors in both directions."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from wamjax.weights.beside import Check
 from wamjax.weights.table import Piece, Table
 from wamjax.weights.tensor import Tensor, Tensors
 
-Slice = tuple[str, int | None]  # a parameter's path, and which layer of it
+Slice = tuple[str, int | None]  # a parameter's path and layer
 
 
 class Mismatch(ValueError):
-    """A source is not what the key map and the sizes say; the message names every offender."""
+    """A source does not match the key map and the sizes; the message names every offender."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All correspondences of one layout of a family, at given sizes.
+    """Holds all correspondences of one layout of a family, at given sizes.
 
     Attributes:
-      name: of family and layout, for messages.
-      pieces: what corresponds to what.
-      ignore: regexes of keys that the file may have beside and that are not used, each with its
-        check, see `beside`.
+      name: family and layout, for messages.
+      pieces: the correspondences.
+      ignore: regexes of unused keys that the file may have, each with its check, see `beside`.
       tied: key -> the key whose values it repeats; files may leave it out.
     """
 
@@ -43,28 +42,28 @@ class Plan:
 
     @functools.cached_property
     def published(self) -> dict[str, tuple[int, ...]]:
-        """Keys and shapes of a file in this layout, in the order of a person reading it."""
+        """Returns keys and shapes of a file in this layout, in natural order."""
         shapes = {k: p.published for p in self.pieces for k in (p.theirs, *p.copies)}
         return dict(sorted(shapes.items(), key=lambda item: _natural(item[0])))
 
     def overlap(self, keys: Iterable[str]) -> int:
-        """How many of `keys` are of this layout."""
+        """Returns how many of `keys` belong to this layout."""
         return len(self.published.keys() & set(keys))
 
     def check(self, tensors: Tensors) -> None:
-        """Raises `Mismatch` with what keeps the source from being used as it is."""
-        want = self.published
+        """Raises `Mismatch` if the source cannot be used as it is; names the reasons."""
+        expected = self.published
         problems = {
-            "missing": [f"{k} {s}" for k, s in want.items() if k not in tensors],
+            "missing": [f"{k} {s}" for k, s in expected.items() if k not in tensors],
             "not used": self._unused(tensors),
             "of another shape": [
                 f"{k} is {tensors[k].shape}, these sizes want {s}"
-                for k, s in want.items()
+                for k, s in expected.items()
                 if k in tensors and tensors[k].shape != s
             ],
             "not of floating point": [
                 f"{k} is {tensors[k].dtype}"
-                for k in want
+                for k in expected
                 if k in tensors and not jnp.issubdtype(tensors[k].dtype, jnp.floating)
             ],
         }
@@ -78,21 +77,21 @@ class Plan:
 
     @property
     def params(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the parameters by path."""
+        """Returns the shapes of the parameters by path."""
         layers: dict[str, int] = {}
         for p in self.pieces:
             layers[p.ours] = layers.get(p.ours, 0) + (p.layer is not None)
         return {p.ours: (layers[p.ours],) * bool(layers[p.ours]) + p.shape for p in self.pieces}
 
     def check_ours(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises `Mismatch` with what keeps parameters from being exported."""
-        want = self.params
+        """Raises `Mismatch` if parameters cannot be exported; names the reasons."""
+        expected = self.params
         problems = {
-            "missing": [f"{k} {s}" for k, s in want.items() if k not in shapes],
-            "without a place there": [f"{k} {s}" for k, s in shapes.items() if k not in want],
+            "missing": [f"{k} {s}" for k, s in expected.items() if k not in shapes],
+            "without a place there": [f"{k} {s}" for k, s in shapes.items() if k not in expected],
             "of another shape": [
                 f"{k} is {shapes[k]}, these sizes want {s}"
-                for k, s in want.items()
+                for k, s in expected.items()
                 if k in shapes and shapes[k] != s
             ],
         }
@@ -112,7 +111,9 @@ class Plan:
 
     def _unused(self, tensors: Tensors) -> list[str]:
         unused = [k for k in tensors if k not in self.published and not self._may_be(k)]
-        missing = self.published.keys() - tensors.keys() if len(unused) < 20 else ()  # it is slow
+        missing = (
+            self.published.keys() - tensors.keys() if len(unused) < 20 else ()
+        )  # computing it is slow
         close = {k: difflib.get_close_matches(k, missing, 1, 0.85) for k in unused}
         meant = {k: f", did you mean {c[0]!r}?" if c else "" for k, c in close.items()}
         return [f"{k} {tensors[k].shape}{meant[k]}" for k in unused]
@@ -126,12 +127,12 @@ class Plan:
                 yield f"{copy} differs from {first}"
 
     def to_ours(self, tensors: Tensors, dtype: Any = None) -> dict[Slice, Tensor]:
-        """Every slice of every parameter, made when it is read.
+        """Returns every slice of every parameter, computed when it is read.
 
         Args:
-          tensors: that `check` was content with.
-          dtype: of the result; that of the source if None. The layers of a parameter agree on the
-            widest of theirs.
+          tensors: tensors that passed `check`.
+          dtype: dtype of the result; that of the source if None. The layers of a parameter use
+            their widest dtype.
         """
         widest: dict[str, np.dtype] = {}
         for p in self.pieces:
@@ -147,11 +148,12 @@ class Plan:
         }
 
     def to_theirs(self, ours: Callable[[Slice], Tensor], dtype: Any = None) -> dict[str, Tensor]:
-        """Every published tensor, made when it is read; the layers of a parameter in a row.
+        """Returns every published tensor, computed when it is read; the layers of a parameter are
+        consecutive.
 
         Args:
-          ours: gives a slice of a parameter.
-          dtype: of the result; that of the parameters if None.
+          ours: returns a slice of a parameter.
+          dtype: dtype of the result; that of the parameters if None.
         """
         parts: dict[str, dict[int, Piece]] = {}
         for p in self.pieces:
@@ -178,11 +180,11 @@ def make(
     ignore: Mapping[str, Check] | None = None,
     tied: Mapping[str, str] | None = None,
 ) -> Plan:
-    """The plan of a table for parameters of these shapes.
+    """Returns the plan of a table for parameters of these shapes.
 
     Raises:
-      ValueError: the table is at fault: parameters it does not cover once, keys it uses twice, or
-        tensors that it uses in part.
+      ValueError: the table is wrong: it does not cover a parameter exactly once, uses a key twice,
+      or uses a tensor in part.
     """
     pieces = tuple(table.expand(rows, abstract))
     uses: dict[str, list[tuple[int, int]]] = {}
@@ -213,7 +215,8 @@ def _natural(key: str) -> list[tuple[int, str]]:
 
 
 def _listed(problems: Mapping[str, list[str]]) -> str:
-    """In a line the first of each kind; keys that differ in their first number alone become one."""
+    """Lists the first of each kind in a line; keys that differ only in their first number become
+    one."""
     parts = []
     for what, lines in problems.items():
         groups: dict[tuple[str, str], list[int]] = {}
@@ -222,9 +225,9 @@ def _listed(problems: Mapping[str, list[str]]) -> str:
             in_key = number and " " not in head
             key = (head, tail) if in_key else (line, "")
             groups.setdefault(key, []).append(int(number) if in_key else -1)
-        some = [f"{head}{_numbers(numbers)}{tail}" for (head, tail), numbers in groups.items()]
+        kinds = [f"{head}{_numbers(numbers)}{tail}" for (head, tail), numbers in groups.items()]
         if lines:
-            parts.append(f"{what} ({len(lines)}): {bounds.few(some)}")
+            parts.append(f"{what} ({len(lines)}): {bounds.few(kinds)}")
     if problems.get("of another shape"):
         parts.append("sizes that are not those go into --config, a json of names of a config such "
                      'as {"model.layers": 12}')  # fmt: skip

@@ -1,4 +1,4 @@
-"""The safetensors format, tensor by tensor: one file, or shards with an index.
+"""Reads and writes the safetensors format, tensor by tensor: one file, or shards with an index.
 
     8 bytes     n, little endian
     n bytes     json {name: {"dtype", "shape", "data_offsets"}, "__metadata__": {text: text}}
@@ -6,7 +6,8 @@
 
 Format: https://github.com/huggingface/safetensors. The library (0.8.0) is not used: its numpy side
 has no float8, and it reads a header that names a tensor twice, a shape of a million dimensions, and
-gigabytes of entries without tensors. What it refuses is refused here; the tests compare.
+gigabytes of entries without tensors. Everything that it refuses is refused here too; the tests
+compare.
 """
 
 from __future__ import annotations
@@ -42,23 +43,23 @@ _METADATA = "__metadata__"
 
 
 def read(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors of one file; of their values nothing is read yet.
+    """Returns the tensors of one file without reading their values.
 
     Raises:
-      BadFile: it is not such a file, is cut off, or its header contradicts itself.
+      BadFile: the file has another format or is truncated, or its header contradicts itself.
     """
     return {name: tensor.in_file(path, *place) for name, place in layout(path)[0].items()}
 
 
 def metadata(path: str | os.PathLike) -> dict[str, str]:
-    """The free text that a file carries."""
+    """Returns the free text of a file."""
     return layout(path)[1]
 
 
 def layout(
     path: str | os.PathLike,
 ) -> tuple[dict[str, tuple[int, np.dtype, tuple[int, ...]]], dict[str, str]]:
-    """Where the tensors of a file lie, (first byte, dtype, shape) by name, and its free text.
+    """Returns the (first byte, dtype, shape) of a file's tensors by name, and its free text.
 
     Raises:
       BadFile: see `read`.
@@ -85,8 +86,9 @@ def layout(
 def _places(
     path: pathlib.Path, header: Mapping[str, Any], start: int, size: int
 ) -> dict[str, tuple[int, np.dtype, tuple[int, ...]]]:
-    """`layout` of a header, behind which tensors fill bytes `start` to `size` without holes."""
-    found: dict[str, tuple[int, np.dtype, tuple[int, ...]]] = {}
+    """Returns the `layout` of a header, followed by tensors that fill bytes `start` to `size`
+    without holes."""
+    places: dict[str, tuple[int, np.dtype, tuple[int, ...]]] = {}
     begin = 0
     for name, entry in sorted(header.items(), key=lambda item: _offsets(path, *item)):
         bounds.check_name(name)
@@ -101,11 +103,11 @@ def _places(
                 f"{path}: {name!r} {shape} of {dtype} should fill bytes {begin} to {end}, the "
                 f"header says {entry['data_offsets']}"
             )
-        found[name] = start + begin, dtype, shape
+        places[name] = start + begin, dtype, shape
         begin = end
     if start + begin != size:
         raise BadFile(f"{path} is cut off or too long: {size} bytes, wants {start + begin}")
-    return {name: found[name] for name in header}
+    return {name: places[name] for name in header}
 
 
 def _offsets(path, name: str, entry: Any) -> tuple[int, int]:
@@ -122,7 +124,7 @@ def write(
     """Writes a file, reading one tensor at a time. Not atomic: see `wamjax.files.draft`.
 
     Raises:
-      ValueError: a dtype that the format does not have.
+      ValueError: the format does not support a dtype.
     """
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     begin = 0
@@ -150,7 +152,7 @@ def write_sharded(
     A single shard is ``stem.safetensors`` without an index.
 
     Returns:
-      the files written.
+      the paths of the files.
     """
     folder, shards, size = pathlib.Path(folder), [{}], 0
     for name, x in tensors.items():

@@ -1,8 +1,8 @@
-"""The sizes of a network of pictures, from shapes of tensors and from what lies beside them.
+"""Infers the sizes of a network of pictures from shapes of tensors and from neighbouring files.
 
-Shapes say all sizes but the number of heads, unless heads are normalised alone. A guess at it would
-give a network that computes something else without a word, so it comes from a ``config.json``
-beside the file, from a published network that is as large, or from who asks.
+Shapes determine all sizes except the number of heads, unless heads are normalized separately. A
+wrong guess would silently give another network, so the number comes from a ``config.json`` next to
+the file, from a published network of the same size, or from the caller.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 PATCH = "video/patch_embed/kernel"
 QUERY = "blocks/video/self_attn/q/kernel"
 HEAD_NORM = "blocks/video/self_attn/q_norm/scale"
-# Size: a parameter that has it, and on which axis.
+# Size: a parameter with that size, and its axis.
 _AT = {
     "layers": ("blocks/video/ffn/in/kernel", 0),
     "width": ("blocks/video/ffn/in/kernel", 1),
@@ -44,8 +44,8 @@ _CONTEXT = (
     ("video/text_mlp/in/kernel", 0), ("text_embed/kernel", 0),
     ("blocks/video/cross_attn/k/kernel", 1),
 )  # fmt: skip
-_MASKS = {"cosmos_predict2": 2, "cosmos_policy": 2}  # channels beside those of the latents
-# (layers, width of all heads): heads of networks that were published.
+_MASKS = {"cosmos_predict2": 2, "cosmos_policy": 2}  # channels in addition to those of the latents
+# (layers, width of all heads): number of heads of the published networks.
 _HEADS = {
     "dit": {(layers, width): heads for layers, width, heads in dit.SIZES.values()},
     "wan21_t2v": {(30, 1536): 12, (40, 5120): 40},
@@ -56,12 +56,12 @@ _HEADS = {
 
 
 def is_known(family: str) -> bool:
-    """Whether a family has sizes that can be told from shapes."""
+    """Returns whether the sizes of a family can be inferred from shapes."""
     return "model.video.width" in families.family(family).sizes
 
 
 def of_parameters(family: str, shapes: Shapes, patch: int) -> dict[str, Any]:
-    """What the shapes of our parameters say of the sizes of a family, by names of a config."""
+    """Infers sizes of a family from the shapes of our parameters, by names of a config."""
     out = {size: shapes[path][axis] for size, (path, axis) in _AT.items() if path in shapes}
     if "layers" in out:
         out["layers"] += any(path.startswith("final_block/") for path in shapes)
@@ -90,13 +90,13 @@ def of_file(
     layout: str | None = None,
     path: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
-    """The sizes of a published file: as a config says, else as its tensors do.
+    """Returns the sizes of a published file: from a config, else from its tensors.
 
     Args:
-      path: of the file, or its folder: where a ``config.json`` may be.
+      path: path of the file, or of its folder, which may hold a ``config.json``.
 
     Raises:
-      Mismatch: nothing says how many heads there are.
+      Mismatch: the number of heads is unknown.
     """
     given, known = families.changes(family, config), families.family(family).sizes
     if not is_known(family):  # the published network need not be traced, which takes seconds
@@ -107,31 +107,31 @@ def of_file(
     if _AT["layers"][0] not in shapes or QUERY not in shapes:
         return dict(known) | given  # it is another network, and `plan` will say so
     patch = given.get("model.patch") or _patch(best, tensors) or known["model.patch"]
-    found = {"model.patch": patch} | of_parameters(family, shapes, patch)
+    inferred = {"model.patch": patch} | of_parameters(family, shapes, patch)
     inner = shapes[QUERY][-1]
-    found |= _beside(family, path, found["model.layers"], inner) | given
-    if "model.heads" not in found:
-        heads = _HEADS.get(family, {}).get((found["model.layers"], inner))
+    inferred |= _beside(family, path, inferred["model.layers"], inner) | given
+    if "model.heads" not in inferred:
+        heads = _HEADS.get(family, {}).get((inferred["model.layers"], inner))
         if heads is None:
             raise Mismatch(
                 f"{path or 'the source'} is a {family} of sizes that were not published, and its "
                 "tensors do not say how many heads it has: give --config, a json such as "
                 '{"model.heads": 24}, or put the published config.json beside it'
             )
-        found["model.heads"] = heads
+        inferred["model.heads"] = heads
     if "model.head_dim" in known:
-        found.setdefault("model.head_dim", inner // found["model.heads"])
-    return dict(known) | found
+        inferred.setdefault("model.head_dim", inner // inferred["model.heads"])
+    return dict(known) | inferred
 
 
 def of_run(family: str, config: Any, shapes: Shapes) -> dict[str, Any]:
-    """The sizes of a run's network by its config, and by its shapes.
+    """Returns the sizes of a run's network from its config and its shapes.
 
     Args:
-      config: of the run; None: those that shapes do not say are the published ones.
+      config: config of the run; None: sizes that shapes do not determine are the published ones.
 
     Raises:
-      Mismatch: its heads are not as wide together as the network, as those of the family are.
+      Mismatch: the heads together are not as wide as the network, which the family requires.
     """
     known = families.family(family).sizes
     if config is None:
@@ -146,13 +146,13 @@ def of_run(family: str, config: Any, shapes: Shapes) -> dict[str, Any]:
 
 
 def config_of(folder: str | os.PathLike) -> dict[str, Any]:
-    """The part of a config that says the sizes of converted weights, by key.
+    """Returns the part of a config with the sizes of converted weights, by key.
 
         config.update_from_flattened_dict(weights.config_of("weights/fast_wam"))
 
     Raises:
-      FileNotFoundError, ValueError: it is no folder of `wamjax.convert`, or not of a network that a
-        config builds.
+      FileNotFoundError, ValueError: the folder is not one of `wamjax.convert`, or its network is
+      not one that a config builds.
     """
     about = store.about(folder)
     if about["family"] not in families.FAMILIES or not is_known(about["family"]):
@@ -172,7 +172,7 @@ def _of_config(config: Any, key: str) -> Any:
 
 
 def _shapes(plan: Plan, tensors: Tensors) -> dict[str, tuple[int, ...]]:
-    """Shapes of our parameters that a file's tensors become, whatever the plan says of sizes."""
+    """Returns shapes of our parameters for a file's tensors, independent of the plan's sizes."""
     out: dict[str, tuple[int, ...]] = {}
     for p in plan.pieces:
         if p.layer not in (None, 0) or p.theirs not in tensors:
@@ -198,7 +198,7 @@ def _turned(piece: Piece, shape: tuple[int, ...]) -> tuple[int, ...] | None:
 
 
 def _layers(plan: Plan, first: Piece, tensors: Tensors) -> int:
-    """How many layers of a parameter a file has, in a row from 0."""
+    """Returns how many consecutive layers of a parameter a file has, from 0."""
     second = next(p.theirs for p in plan.pieces if p.ours == first.ours and p.layer == 1)
     a, b = first.theirs, second
     at = next(i for i in range(len(a)) if a[i] != b[i])
@@ -209,7 +209,7 @@ def _layers(plan: Plan, first: Piece, tensors: Tensors) -> int:
 
 
 def _patch(plan: Plan, tensors: Tensors) -> int | None:
-    """The side of a patch, where a file has it as a convolution."""
+    """Returns the side of a patch if the file has it as a convolution."""
     for p in plan.pieces:
         if p.ours == PATCH and p.theirs in tensors and len(tensors[p.theirs].shape) > 3:
             return tensors[p.theirs].shape[-1]
@@ -219,7 +219,7 @@ def _patch(plan: Plan, tensors: Tensors) -> int | None:
 def _beside(
     family: str, path: str | os.PathLike | None, layers: int, inner: int
 ) -> dict[str, Any]:
-    """What the published ``config.json`` beside a file says, if it is of a network as large."""
+    """Reads the published ``config.json`` next to a file, if its network has the same size."""
     place = files.path(path or "")
     place = (place if place.is_dir() else place.parent) / "config.json"
     if path is None or not place.is_file():

@@ -1,7 +1,7 @@
-"""Small random weights in the published formats, to try what starts from published files.
+"""Writes small random weights in the published formats, to test what starts from published files.
 
-They are written under the published names (`downloads`), and go the whole way of the real ones:
-converted, loaded, sharded. They know nothing.
+They have the published names (`downloads`) and are processed exactly like real ones: converted,
+loaded, sharded. They know nothing.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _UNKNOWN = "<unk>"
 def write(
     checkpoint: storage.Path, family: str, sizes: Mapping[str, Any], texts: Sequence[str] = ()
 ) -> None:
-    """Writes the files of a family, and what says their sizes.
+    """Writes the files of a family, and the file that states its sizes.
 
     Args:
-      checkpoint: folder that they are written below.
-      sizes: of the network, as a config of `wamjax.convert` says them; of an autoencoder those of
-        `VAE` and of a text encoder those of `TEXT` are added.
-      texts: of a text encoder: prompts whose words its tokenizer knows.
+      checkpoint: parent folder.
+      sizes: sizes of the network, as in a config of `wamjax.convert`; the sizes of `VAE` for an
+        autoencoder and of `TEXT` for a text encoder are added.
+      texts: for a text encoder: prompts whose words its tokenizer knows.
     """
     place = downloads.PLACES[family]
     if place.tokenizer:
@@ -66,7 +66,7 @@ def _write_sizes(checkpoint: storage.Path, family: str, sizes: Mapping[str, Any]
 
 
 def _write_tokenizer(folder: storage.Path, texts: Sequence[str]) -> int:
-    """A ``tokenizer.json`` whose pieces are words; gives how many there are."""
+    """Writes a ``tokenizer.json`` whose pieces are words; returns the number of pieces."""
     folder.mkdir(parents=True, exist_ok=True)
     special = [PAD, EOS, _UNKNOWN]
     pieces = special + sorted({word for text in texts for word in text.split()})

@@ -1,14 +1,14 @@
-"""Parameters as an Orbax checkpoint that is written and read layer by layer.
+"""Stores parameters as an Orbax checkpoint that is written and read layer by layer.
 
     DIR/params/       an Orbax checkpoint of the parameter tree, as any other
     DIR/weights.json  the family, its sizes, where they came from, and digests of everything
     DIR/tokenizer/    of a text encoder: the published file of its tokenizer
 
-Orbax saves whole arrays, and thirty stacked layers of a large model are gigabytes. So it is asked
-to save a tree of numbers, and the arrays that these stand for are then written in pieces: an Orbax
-checkpoint without OCDBT holds a zarr array for each leaf, in a folder named by its path. A chunk of
-such an array is a layer, or some rows of one. A chunk that is gone reads as zeros, and a flipped
-bit as another number: what is read is compared with the digests, see `Stored`.
+Orbax saves whole arrays, and thirty stacked layers of a large model are gigabytes. So Orbax saves a
+tree of numbers, and the arrays that these stand for are then written in pieces: an Orbax checkpoint
+without OCDBT holds a zarr array for each leaf, in a folder named by its path. A chunk of such an
+array is a layer, or some rows of one. A missing chunk reads as zeros, and a flipped bit as another
+number, so everything read is compared with the digests, see `Stored`.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ def write(
     progress: Callable[[int], Any] = lambda count: None,
     tokenizer: str | os.PathLike | None = None,
 ) -> None:
-    """Writes a checkpoint, all or nothing; no more than one slice is in memory.
+    """Writes a checkpoint, all or nothing, with at most one slice in memory.
 
     Args:
       slices: all layers of all parameters.
-      about: what `weights.json` says; json.
-      progress: is told the bytes that were written.
-      tokenizer: file, or folder that holds one, that goes along.
+      about: contents of `weights.json`; JSON.
+      progress: called with the number of bytes written.
+      tokenizer: file, or folder with one, to include.
 
     Raises:
-      FileExistsError: there is something at `folder`.
-      FileNotFoundError: there is no such tokenizer.
+      FileExistsError: `folder` exists.
+      FileNotFoundError: the tokenizer does not exist.
     """
     beside = _tokenizer_files(tokenizer) if tokenizer else []
     layers: dict[str, int] = {}
@@ -86,13 +86,13 @@ def write(
             shutil.copyfile(storage.fetch(file), draft / TOKENIZER / file.name)
         text = {**about, "format": FORMAT, "digests": digests,
                 "files": {file.name: _of_file(file) for file in beside}}  # fmt: skip
-        text = json.loads(json.dumps(text))  # what will be read: lists and text keys
+        text = json.loads(json.dumps(text))  # as it will be read: lists and text keys
         text["digest"] = _of_about(text)
         (draft / ABOUT).write_text(json.dumps(text, indent=2) + "\n")
 
 
 def _of_about(text: Mapping[str, Any]) -> str:
-    """The digest of what a ``weights.json`` says beside it."""
+    """Returns the digest of the other contents of a ``weights.json``."""
     return integrity.of_json({k: v for k, v in text.items() if k != "digest"})
 
 
@@ -111,7 +111,7 @@ def _tokenizer_files(path: str | os.PathLike) -> list[storage.Path]:
 
 def _save_numbers(place: pathlib.Path, leaves: Mapping[str, np.ndarray]) -> None:
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # it warns that there is nothing of OCDBT to merge
+    logging.set_verbosity(logging.ERROR)  # silences a warning about missing OCDBT data
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
             checkpointer.save(place, args=ocp.args.PyTreeSave(tree.unflatten(leaves)))
@@ -120,7 +120,7 @@ def _save_numbers(place: pathlib.Path, leaves: Mapping[str, np.ndarray]) -> None
 
 
 def _create(place: pathlib.Path, path: str, one: Tensor, layers: int) -> ts.TensorStore:
-    """The empty array of a parameter, in the place of the number that Orbax wrote."""
+    """Creates the empty array of a parameter in place of the number that Orbax wrote."""
     spec = {
         "driver": "zarr",
         "kvstore": {"driver": "file", "path": f"{place / path.replace('/', '.')}/"},
@@ -140,7 +140,7 @@ def _create(place: pathlib.Path, path: str, one: Tensor, layers: int) -> ts.Tens
 
 
 def _rows(one: Tensor) -> int:
-    """Entries along the first axis that make a chunk."""
+    """Returns the number of entries along the first axis per chunk."""
     if not one.shape or not one.nbytes:
         return 1
     return max(1, min(one.shape[0], CHUNK // (one.nbytes // one.shape[0])))
@@ -149,7 +149,7 @@ def _rows(one: Tensor) -> int:
 def _fill(
     array: ts.TensorStore, one: Tensor, progress: Callable[[int], Any], offset: int = 0
 ) -> np.ndarray:
-    """Writes a slice that begins at element `offset` of its array; gives its `integrity.sums`."""
+    """Writes a slice that begins at element `offset` of its array; returns its `integrity.sums`."""
     values, rows = one.read(), _rows(one)
     if not one.shape:
         array.write(values).result()
@@ -165,15 +165,15 @@ def _fill(
 
 
 class Stored:
-    """Parameters of a checkpoint, by path, not read yet.
+    """Gives the parameters of a checkpoint by path and reads them on demand.
 
-    What is read by `slice`, `load` or `verify` is compared with the digests: `Damaged` is raised
-    by whatever read the last of an array that is not what was written.
+    `slice`, `load` and `verify` compare what they read with the digests: the call that reads the
+    last part of a changed array raises `Damaged`.
 
     Attributes:
-      arrays: by path; what is read of them directly is not checked.
-      digests: of arrays by path; one that has none is not checked.
-      where: what it is, for messages.
+      arrays: arrays by path; direct reads are not checked.
+      digests: digests of arrays by path; arrays without one are not checked.
+      where: origin, for messages.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class Stored:
     ):
         self.arrays, self.digests, self.where = arrays, dict(digests or {}), where
         self._sums: dict[str, dict[int | None, np.ndarray]] = {}
-        # Where all layers of a parameter lie in one chunk they are read at once.
+        # If all layers of a parameter share one chunk, read them at once.
         self._whole = functools.lru_cache(maxsize=1)(lambda path: self._read(path, None))
 
     @property
@@ -192,7 +192,8 @@ class Stored:
         return {path: tuple(a.shape) for path, a in self.arrays.items()}
 
     def slice(self, key: Slice) -> Tensor:
-        """A layer of a parameter, or the whole; ask for the layers of a parameter in a row."""
+        """Returns a layer of a parameter, or the whole; ask for the layers of a parameter
+        consecutively."""
         path, layer = key
         array = self.arrays[path]
         shape, dtype = tuple(array.shape), array.dtype.numpy_dtype
@@ -208,11 +209,11 @@ class Stored:
         return Tensor(shape if layer is None else shape[1:], dtype, read)
 
     def load(self, want: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """Parameters on their devices, checked; every process reads its own shares of them.
+        """Loads parameters onto their devices, checked; every process reads its own shares.
 
         Args:
-          want: shape, dtype and sharding by path. Checked in the dtype of the checkpoint, in which
-            all of them are on the devices before they get the one that is wanted.
+          want: shape, dtype and sharding by path. Parameters are checked in the dtype of the
+            checkpoint, in which all of them are on the devices before they are cast.
         """
         narrow = [p for p in want if not _is_of_jax(self.arrays[p].dtype.numpy_dtype)]
         self.verify(narrow)  # devices cannot hold them as they are
@@ -232,10 +233,10 @@ class Stored:
         return out
 
     def verify(self, paths: Iterable[str] | None = None) -> None:
-        """Reads arrays, all by default, and checks them; no more than a chunk is in memory.
+        """Reads arrays, all by default, and checks them, with at most a chunk in memory.
 
         Raises:
-          Damaged: one of them is not what was written.
+          Damaged: an array changed after it was written.
         """
         for path in self.arrays if paths is None else paths:
             if path not in self.digests:
@@ -261,7 +262,7 @@ class Stored:
         return self._read(path, index).astype(dtype)
 
     def _note(self, path: str, layer: int | None, values: np.ndarray) -> None:
-        """Adds what was read of an array; checks it when that is all of it."""
+        """Adds a read part of an array; checks the array once it is complete."""
         seen = self._sums.setdefault(path, {})
         if path not in self.digests or layer in seen:
             return
@@ -277,8 +278,9 @@ class Stored:
 def place(
     want: jax.ShapeDtypeStruct, share: Callable[[tuple[slice, ...]], np.ndarray]
 ) -> jax.Array:
-    """An array on its devices, a device after the other; equal shares are made once."""
-    # By the text of an index: slices are no keys before Python 3.12.
+    """Places an array on its devices, one device after the other; equal shares are computed
+    once."""
+    # Key by text, because slices are not hashable before Python 3.12.
     devices: dict[str, list[tuple[jax.Device, tuple[slice, ...]]]] = {}
     for device, index in want.sharding.addressable_devices_indices_map(want.shape).items():
         devices.setdefault(str(index), []).append((device, index))
@@ -300,7 +302,7 @@ def _cast(dtype: Any, place: Any) -> Callable[[jax.Array], jax.Array]:
 
 
 def _line(error: BaseException) -> str:
-    """An error in a line: TensorStore says all of its state."""
+    """Formats an error in one line, because TensorStore's messages contain its whole state."""
     return str(error).split("\n")[0].split(" [")[0][:200]
 
 
@@ -308,12 +310,11 @@ def read(folder: str | os.PathLike, digests: Mapping[str, str] | None = None) ->
     """Opens an Orbax checkpoint of a tree of dicts, whoever wrote it.
 
     Args:
-      digests: of its arrays by path, see `integrity`; of a folder of `write` its own, if it has
-        them.
+      digests: digests of its arrays by path, see `integrity`; a folder of `write` has its own.
 
     Raises:
-      FileNotFoundError: it is none.
-      Damaged: it is broken, or has not the arrays of the digests.
+      FileNotFoundError: the folder is not a checkpoint.
+      Damaged: it is broken, or lacks arrays of the digests.
     """
     folder = storage.absolute(folder)
     if not (folder / "_METADATA").exists():
@@ -359,7 +360,7 @@ def _open(folder: storage.Path) -> dict[str, ts.TensorStore]:
 
 
 def _kvstore(folder: storage.Path) -> dict[str, str]:
-    """A folder, in TensorStore's words."""
+    """Returns TensorStore's description of a folder."""
     if not storage.is_remote(folder):
         return {"driver": "file", "path": f"{folder}/"}
     bucket, _, place = str(folder).removeprefix(storage.BUCKET).partition("/")
@@ -367,28 +368,28 @@ def _kvstore(folder: storage.Path) -> dict[str, str]:
 
 
 def _check_chunks(folder: storage.Path, arrays: Mapping[str, ts.TensorStore]) -> None:
-    """Raises `Damaged` if a file of an array is gone; `write` leaves none out."""
+    """Raises `Damaged` if a file of an array is missing; `write` omits none."""
     for path, array in arrays.items():
         place = folder / path.replace("/", ".")
-        have = sum(not p.name.startswith(".") for p in place.iterdir())
+        stored = sum(not p.name.startswith(".") for p in place.iterdir())
         chunk = array.chunk_layout.read_chunk.shape or ()  # of a scalar: None
-        want = math.prod(-(-n // c) for n, c in zip(array.shape, chunk, strict=True))
-        if have < want:
-            raise Damaged(f"{folder} is damaged: {want - have} of {want} chunks of {path!r} are "
-                          "gone, and would read as zeros")  # fmt: skip
+        expected = math.prod(-(-n // c) for n, c in zip(array.shape, chunk, strict=True))
+        if stored < expected:
+            raise Damaged(f"{folder} is damaged: {expected - stored} of {expected} chunks of "
+                          f"{path!r} are gone, and would read as zeros")  # fmt: skip
 
 
 def source(path: str | os.PathLike, ema: bool | None = None) -> tuple[Stored, int]:
-    """The parameters of a converted folder or of a run, and their step.
+    """Returns the parameters of a converted folder or of a run, and their step.
 
-    Of a run these are the newest checkpoint's that is not damaged.
+    For a run they are those of the newest checkpoint that is not damaged.
 
     Args:
-      ema: of a run: the moving average, or not; by default if it has one.
+      ema: for a run: whether to use the moving average; by default if it has one.
 
     Raises:
-      FileNotFoundError: it is neither.
-      ValueError: the average of what has none.
+      FileNotFoundError: the folder is neither.
+      ValueError: `ema` is set, but there is no moving average.
     """
     from wamjax.training import checkpoint
 
@@ -405,11 +406,11 @@ def source(path: str | os.PathLike, ema: bool | None = None) -> tuple[Stored, in
 
 
 def about(folder: str | os.PathLike) -> dict[str, Any]:
-    """What ``weights.json`` of a converted folder says.
+    """Returns the contents of a converted folder's ``weights.json``.
 
     Raises:
-      FileNotFoundError, ValueError: it is none, or of another format.
-      Damaged: it, or a file of a tokenizer beside it, is not what was written.
+      FileNotFoundError, ValueError: the file does not exist, or has another format.
+      Damaged: the file, or a tokenizer file next to it, changed after it was written.
     """
     folder = storage.path(folder)
     path = folder / ABOUT

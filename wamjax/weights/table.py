@@ -1,4 +1,4 @@
-"""The language in which a family's key map is written, read in both directions.
+"""Defines the language of a family's key map, read in both directions.
 
 A table is a tuple of rows ``Row(theirs, ours, layout)``:
 
@@ -14,8 +14,8 @@ A table is a tuple of rows ``Row(theirs, ours, layout)``:
             layer. ``key[{x}/3]`` is the x-th third of a tensor along its first axis (a fused qkv).
 ``layout``  how the published tensor becomes ours, for einops, read backwards when exporting.
 
-A row that matches no parameter of the network at hand says nothing: one table serves networks with
-and without biases.
+A row that matches no parameter of the network has no effect: one table serves networks with and
+without biases.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from wamjax import tree
 
 
 class Row(NamedTuple):
-    """One line of a table; see the module.
+    """Holds one line of a table; see the module.
 
     Attributes:
-      layout: einops pattern; "" where nothing changes.
-      sizes: of axes that the pattern cannot infer backwards.
-      order: the published tensor is cut in ``len(order)`` parts along its first axis, and ours has
-        part ``order[0]`` first.
+      layout: einops pattern; "" if nothing changes.
+      sizes: sizes of axes that the pattern cannot infer backwards.
+      order: the published tensor is split into ``len(order)`` parts along its first axis, and ours
+        has part ``order[0]`` first.
     """
 
     theirs: str
@@ -53,7 +53,7 @@ Table = tuple[Row, ...]
 
 
 def linear(theirs: str, ours: str, order: tuple[int, ...] = ()) -> Table:
-    """A Linear: its weight is (out, in), our kernel (in, out)."""
+    """Maps a Linear: its weight is (out, in), our kernel (in, out)."""
     part = re.search(r"\[.*\]$", theirs)
     theirs, part = (theirs[: part.start()], part[0]) if part else (theirs, "")
     return (
@@ -63,20 +63,21 @@ def linear(theirs: str, ours: str, order: tuple[int, ...] = ()) -> Table:
 
 
 def norm(theirs: str, ours: str) -> Table:
-    """A norm with a weight, and a bias if ours has one."""
+    """Maps a norm with a weight, and a bias if ours has one."""
     return Row(f"{theirs}.weight", f"{ours}/scale"), Row(f"{theirs}.bias", f"{ours}/bias")
 
 
 class Piece(NamedTuple):
-    """One correspondence: a published tensor, or a part of one, and a parameter, or a layer of one.
+    """Holds one correspondence: a published tensor or a part of one, and a parameter or a layer of
+    one.
 
     Attributes:
-      theirs: its key; `copies` are further keys with the same values.
+      theirs: published key; `copies` are further keys with the same values.
       part: (j, n): the j-th of n parts along the first axis.
-      ours: the path; `layer` is an index of its leading axis, or None.
-      shape: of our side, without the layer axis.
-      published: shape of their side, all parts together.
-      row: that says how.
+      ours: path; `layer` is an index of its leading axis, or None.
+      shape: shape of our side, without the layer axis.
+      published: shape of the published tensor, all parts together.
+      row: row that defines the conversion.
     """
 
     theirs: str
@@ -89,13 +90,13 @@ class Piece(NamedTuple):
     row: Row
 
     def to_ours(self, x: np.ndarray) -> np.ndarray:
-        """The published tensor as the parameter; a view where that is possible."""
+        """Converts the published tensor to the parameter; a view if possible."""
         j, n = self.part
         rows = len(x) // n if n > 1 else 0
         return _reorder(x[j * rows : (j + 1) * rows] if n > 1 else x, self.row)
 
     def to_theirs(self, x: np.ndarray) -> np.ndarray:
-        """The parameter as the published tensor, or as this piece's part of it."""
+        """Converts the parameter to the published tensor, or to this piece's part of it."""
         pattern, sizes, order = self.row.layout, dict(self.row.sizes), self.row.order
         if pattern:
             x = rearrange(x, _backwards(pattern), **sizes)
@@ -118,13 +119,13 @@ def _backwards(pattern: str) -> str:
 
 
 def expand(table: Table, abstract: Any) -> list[Piece]:
-    """Every correspondence between a published file and a parameter tree.
+    """Returns every correspondence between a published file and a parameter tree.
 
     Args:
-      abstract: the parameters, or their shapes; what lies below ``blocks`` leads with the layer.
+      abstract: the parameters or their shapes; those below ``blocks`` have a leading layer axis.
 
     Raises:
-      ValueError: parameters that no row, or more than one row, speaks of; names them all.
+      ValueError: no row, or more than one row, matches a parameter; names all such parameters.
     """
     flat = tree.flatten(abstract)
     index = _Index(table)
@@ -132,12 +133,16 @@ def expand(table: Table, abstract: Any) -> list[Piece]:
     final = any(p.startswith("final_block/") for p in flat)
     pieces, problems = [], []
     for path, leaf in flat.items():
-        found = index.rows(path)
-        if len(found) != 1:
-            what = "no row" if not found else "several rows: " + ", ".join(r.ours for r, _ in found)
+        matches = index.rows(path)
+        if len(matches) != 1:
+            what = (
+                "no row"
+                if not matches
+                else "several rows: " + ", ".join(r.ours for r, _ in matches)
+            )
             problems.append(f"{path} {tuple(leaf.shape)}: {what}")
             continue
-        pieces += _pieces(*found[0], path, tuple(leaf.shape), stacked, stacked + final)
+        pieces += _pieces(*matches[0], path, tuple(leaf.shape), stacked, stacked + final)
     if problems:
         raise ValueError("the key map does not cover these parameters once:\n  "
                          + "\n  ".join(problems))  # fmt: skip
@@ -155,12 +160,14 @@ class _Index:
                 self.plain.setdefault(row.ours, []).append(row)
 
     def rows(self, path: str) -> list[tuple[Row, dict[str, str]]]:
-        """The rows that speak of a path, with what their names stand for."""
-        found = [(row, {}) for row in self.plain.get(path, ())]
-        found += [(r, names) for r in self.patterns if (names := _match(r.ours, path)) is not None]
-        if not found and path.startswith("final_block/"):
+        """Returns the rows that match a path, with the values of their names."""
+        matches = [(row, {}) for row in self.plain.get(path, ())]
+        matches += [
+            (r, names) for r in self.patterns if (names := _match(r.ours, path)) is not None
+        ]
+        if not matches and path.startswith("final_block/"):
             return self.rows(path.replace("final_block/", "blocks/", 1))
-        return found
+        return matches
 
 
 def _match(ours: str, path: str) -> dict[str, str] | None:
@@ -189,12 +196,12 @@ def _compile(ours: str) -> tuple[re.Pattern, Mapping[str, Mapping[str, str]]]:
 def _pieces(row: Row, names, path: str, shape, stacked: int, layers: int) -> Iterator[Piece]:
     def piece(layer: int | None, indices: range) -> Piece:
         keys = [row.theirs.format(**names, i=i) for i in indices]
-        (key, part), *_ = found = [_part(k) for k in dict.fromkeys(keys)]
+        (key, part), *_ = parts = [_part(k) for k in dict.fromkeys(keys)]
         own = shape if layer is None else shape[1:]
         published = _published(row, own)
         if part[1] > 1:
             published = (published[0] * part[1], *published[1:])
-        copies = tuple(k for k, _ in found[1:])
+        copies = tuple(k for k, _ in parts[1:])
         return Piece(key, copies, part, path, layer, own, published, row)
 
     if path.startswith("blocks/"):
@@ -212,7 +219,7 @@ def _part(key: str) -> tuple[str, tuple[int, int]]:
 
 @functools.cache
 def _published(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of the published tensor, or of its part, by asking the layout."""
+    """Returns the shape of the published tensor, or of its part, from the layout."""
     if not row.layout:
         return shape
     turn = functools.partial(rearrange, pattern=_backwards(row.layout), **dict(row.sizes))

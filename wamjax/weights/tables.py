@@ -1,4 +1,4 @@
-"""Key maps of the transformers, in the language of `table`.
+"""Defines key maps of the transformers, in the language of `table`.
 
 Facts from the public files: facebookresearch/DiT ``models.py``; Wan ``wan/modules/{model,t5}.py``;
 cosmos-predict2 ``minimal_v4_dit.py``; Fast-WAM ``{wan_video_dit,action_dit,mot}.py``; diffusers
@@ -23,7 +23,7 @@ def _patch(theirs: str, ours: str, side: int, layout: str = _PATCH) -> Table:
 
 
 def dit_official(sizes: Sizes) -> Table:
-    """Meta's DiT; its position table is recomputed."""
+    """Returns the rows of Meta's DiT; its position table is recomputed."""
     block = "blocks.{i}"
     return (
         *_patch("x_embedder.proj", "video/patch_embed", sizes["patch"]),
@@ -41,7 +41,8 @@ def dit_official(sizes: Sizes) -> Table:
 
 
 def dit_diffusers(sizes: Sizes) -> Table:
-    """diffusers' DiT, in which every block has a copy of the embedders of time and class."""
+    """Returns the rows of diffusers' DiT, in which every block has a copy of the embedders of time
+    and class."""
     block = "transformer_blocks.{i}"
     embedders = f"{block}.norm1.emb"
     return (
@@ -60,7 +61,8 @@ def dit_diffusers(sizes: Sizes) -> Table:
 
 
 def _wan_block(block: str, expert: str) -> Table:
-    """Official names of what a Wan block and its conditioning hold; Fast-WAM has two of them."""
+    """Returns the rows of a Wan block and its conditioning under official names; Fast-WAM has two
+    of them."""
     ours = f"blocks/{expert}"
     attention = "{a:self_attn|cross_attn}"
     stem = block.removesuffix("blocks.{i}")
@@ -76,7 +78,7 @@ def _wan_block(block: str, expert: str) -> Table:
 
 
 def wan_official(sizes: Sizes, stem: str = "") -> Table:
-    """Wan 2.1 and 2.2."""
+    """Returns the rows of Wan 2.1 and 2.2."""
     patch = "o c 1 p q -> (c p q) o"
     return (
         *_wan_block(f"{stem}blocks.{{i}}", "video"),
@@ -87,7 +89,7 @@ def wan_official(sizes: Sizes, stem: str = "") -> Table:
 
 
 def wan_diffusers(sizes: Sizes) -> Table:
-    """The same under diffusers' names; its norm2 is the official norm3."""
+    """Returns the same under diffusers' names; its norm2 is the official norm3."""
     block, attention = "blocks.{i}", "{a:self_attn=attn1|cross_attn=attn2}"
     embedder, ours = "condition_embedder", "blocks/video"
     patch = "o c 1 p q -> (c p q) o"
@@ -107,7 +109,8 @@ def wan_diffusers(sizes: Sizes) -> Table:
 
 
 def fast_wam(sizes: Sizes) -> Table:
-    """The released file: both experts in ``mot``, the state's Linear beside."""
+    """Returns the rows of the released file: both experts in ``mot``, next to them the state's
+    Linear."""
     stem = "mot/mixtures.action."
     return (
         *wan_official(sizes, "mot/mixtures.video."),
@@ -120,7 +123,7 @@ def fast_wam(sizes: Sizes) -> Table:
 
 
 def cosmos_official(sizes: Sizes) -> Table:
-    """Cosmos-Predict2, and Cosmos Policy, which changes no layer."""
+    """Returns the rows of Cosmos-Predict2, and of Cosmos Policy, which changes no layer."""
     del sizes
     block, ours = "net.blocks.{i}", "blocks/video"
     lora, attention = "{s:self=self_attn|cross=cross_attn|ffn=mlp}", "{a:self_attn|cross_attn}"
@@ -139,7 +142,7 @@ def cosmos_official(sizes: Sizes) -> Table:
 
 
 def cosmos_diffusers(sizes: Sizes) -> Table:
-    """The same under diffusers' names."""
+    """Returns the same under diffusers' names."""
     del sizes
     block, ours = "transformer_blocks.{i}", "blocks/video"
     attention = "{a:self_attn=attn1|cross_attn=attn2}"
@@ -158,7 +161,8 @@ def cosmos_diffusers(sizes: Sizes) -> Table:
 
 
 def sd3_diffusers(sizes: Sizes) -> Table:
-    """Stable Diffusion 3; the text of the last block ends under a continuous norm."""
+    """Returns the rows of Stable Diffusion 3; the text of the last block ends with a continuous
+    norm."""
     block = "transformer_blocks.{i}"
     return (
         *_patch("pos_embed.proj", "video/patch_embed", sizes["patch"]),
@@ -179,7 +183,7 @@ def sd3_diffusers(sizes: Sizes) -> Table:
 
 
 def t5_transformers(sizes: Sizes) -> Table:
-    """T5 v1.0, v1.1 and umT5, which has a table of positions in every layer."""
+    """Returns the rows of T5 v1.0, v1.1 and umT5, which has a table of positions in every layer."""
     block = "encoder.block.{i}.layer"
     gated = sizes["mlp"] != "relu"
     positions = "SelfAttention.relative_attention_bias.weight"
@@ -198,7 +202,7 @@ def t5_transformers(sizes: Sizes) -> Table:
 
 
 def t5_wan(sizes: Sizes) -> Table:
-    """Wan's own file of umT5."""
+    """Returns the rows of Wan's own file of umT5."""
     del sizes
     block = "blocks.{i}"
     return (

@@ -1,7 +1,7 @@
-"""A tensor that lies in a file and is read when it is asked for.
+"""Represents a tensor in a file, read on demand.
 
-Readers give them, writers take them, and a conversion is a mapping from one set of them to
-another: that is why a model of any size passes through a little memory.
+Readers return them, writers take them, and a conversion maps one set of them to another, so a model
+of any size can be converted with little memory.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Shape and dtype of a tensor, and how to get it.
+    """Holds shape and dtype of a tensor, and a function that reads it.
 
     Attributes:
-      shape, dtype: of what `read` returns.
-      read: gives the values, often as a read-only memory map that is unmapped with its last
+      shape, dtype: shape and dtype of the values that `read` returns.
+      read: returns the values, often as a read-only memory map that is unmapped with its last
         reference. Call it again rather than keeping the result.
     """
 
@@ -35,7 +35,7 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values, each counted once however they are strided."""
+        """Bytes of the values, each counted once regardless of strides."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -43,7 +43,7 @@ Tensors = Mapping[str, Tensor]
 
 
 def of(x: np.ndarray) -> Tensor:
-    """A tensor that is in memory already."""
+    """Returns a tensor that is in memory already."""
     return Tensor(x.shape, x.dtype, lambda: x)
 
 
@@ -54,7 +54,7 @@ def in_file(
     shape: tuple[int, ...],
     strides: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """A tensor whose first element is byte `offset` of a file.
+    """Returns a tensor whose first element is byte `offset` of a file.
 
     Args:
       strides: in elements; C order if None.
@@ -70,7 +70,7 @@ def in_buffer(
     shape: tuple[int, ...],
     strides: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """The same of a byte string."""
+    """Returns the same for a byte string."""
 
     def read() -> np.ndarray:
         count = extent(shape, strides)
@@ -80,7 +80,7 @@ def in_buffer(
 
 
 def extent(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> int:
-    """Elements from the first to the last one that a tensor touches."""
+    """Returns the number of elements from the first to the last one that a tensor touches."""
     if strides is None or 0 in shape:
         return math.prod(shape)
     return 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
@@ -88,7 +88,7 @@ def extent(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> int:
 
 def _map(path, offset, dtype, shape, strides) -> np.ndarray:
     count = extent(shape, strides)
-    if not count:  # nothing cannot be mapped
+    if not count:  # an empty range cannot be mapped
         return np.zeros(shape, dtype)
     return _shaped(np.memmap(path, dtype, "r", offset, (count,)), shape, strides)
 
@@ -101,10 +101,11 @@ def _shaped(flat: np.ndarray, shape, strides) -> np.ndarray:
 
 
 def raw(x: Tensor) -> memoryview:
-    """The values of a tensor as little-endian bytes in C order, without copying where possible.
+    """Returns the values of a tensor as little-endian bytes in C order, without copying if
+    possible.
 
     Raises:
-      ValueError: `read` gives something else than the tensor promised.
+      ValueError: `read` returns something other than the tensor promised.
     """
     values = np.ascontiguousarray(x.read()).reshape(x.shape)  # which makes (1,) of ()
     if values.dtype != x.dtype:

@@ -1,8 +1,8 @@
-"""torch's own files, ``.pt`` and ``.pth``, without torch and without running their pickles.
+"""Reads and writes torch's own files, ``.pt`` and ``.pth``, without torch or running their pickles.
 
-Since torch 1.6 a file is a zip archive without compression: ``NAME/data.pkl``, a pickle that says
-how tensors lie in storages, and ``NAME/data/KEY``, the storages. Earlier files, and tensors inside
-of an ordinary pickle, are pickles one after the other, then the storages.
+Since torch 1.6 a file is a zip archive without compression: ``NAME/data.pkl``, a pickle with the
+layout of tensors in storages, and ``NAME/data/KEY``, the storages. Earlier files, and tensors
+inside an ordinary pickle, are pickles one after the other, then the storages.
 
 Sources: torch ``serialization.py``, ``_utils.py`` (``_rebuild_tensor_v2``), ``storage.py``.
 """
@@ -45,7 +45,7 @@ _RESAVE = (
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
-    """A run of elements; `at(offset, dtype, shape, strides)` is a tensor in it."""
+    """Holds a run of elements; `at(offset, dtype, shape, strides)` is a tensor in it."""
 
     dtype: np.dtype
     elements: int
@@ -53,10 +53,10 @@ class _Storage:
 
 
 def read(path: str | os.PathLike) -> Any:
-    """What a file holds: nested dicts whose leaves are `Tensor` or plain data.
+    """Returns the contents of a file: nested dicts whose leaves are `Tensor` or plain data.
 
     Raises:
-      BadFile: it is no such file, or holds something else; names it.
+      BadFile: the file has another format, or holds something else; names it.
     """
     path = pathlib.Path(path)
     with bounds.reading(path, "is no torch file that can be read"):
@@ -75,7 +75,7 @@ def read(path: str | os.PathLike) -> Any:
 
 
 class _Parts:
-    """A file of which a reader asks for no more than `bounds.HEADER` bytes at once."""
+    """Wraps a file so that a reader requests at most `bounds.HEADER` bytes at once."""
 
     def __init__(self, file: IO[bytes], size: int):
         self.file, self.size = file, size
@@ -123,7 +123,8 @@ def _read_zip(path: pathlib.Path, budget: pickles.Budget) -> Any:
 
 
 def _text(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    """The bytes of an entry that torch never compresses; others may unfold to any size."""
+    """Returns the bytes of an entry that torch never compresses; compressed ones may expand to any
+    size."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > bounds.HEADER:
         raise ValueError(f"{bounds.short(entry.filename)} is compressed, which torch never does, "
                          f"or too large: {entry.file_size} bytes")  # fmt: skip
@@ -131,7 +132,8 @@ def _text(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
 
 
 def _data_offset(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
-    """Where the bytes of an entry begin; its local header may differ from the central one."""
+    """Returns where the bytes of an entry begin; its local header may differ from the central
+    one."""
     file.seek(entry.header_offset)
     header = file.read(30)
     if header[:4] != b"PK\x03\x04" or len(header) < 30:
@@ -141,11 +143,11 @@ def _data_offset(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
 
 
 def _read_pickles(file: IO[bytes], place, budget: pickles.Budget, inside: bool = False) -> Any:
-    """A legacy torch file, or an ordinary pickle.
+    """Reads a legacy torch file, or an ordinary pickle.
 
     Args:
-      place: maps the byte that the storages start at to how tensors there are made.
-      inside: of a pickle already.
+      place: maps the start of the storages to a function that creates tensors in them.
+      inside: whether this is inside a pickle already.
     """
     known = _known(budget, inside)
 
@@ -221,7 +223,7 @@ def _elements(count: Any) -> int:
 
 
 def _rebuild_tensor(budget: pickles.Budget, storage, offset, shape, strides, *_) -> Tensor:
-    """A view of a storage. What a file says of it is not to be trusted."""
+    """Returns a view of a storage after checking the file's claims about it."""
     if not isinstance(storage, _Storage):
         raise pickles.Refused("a tensor without a storage")
     said = f"offset {bounds.short(offset)}, shape {bounds.short(shape)}, strides "
@@ -243,7 +245,7 @@ def _rebuild_tensor(budget: pickles.Budget, storage, offset, shape, strides, *_)
 
 
 def _storage_from_bytes(budget: pickles.Budget, data: bytes) -> _Storage:
-    """A storage inside of an ordinary pickle: a legacy file of its own."""
+    """Returns a storage inside an ordinary pickle, which is a legacy file of its own."""
     if not isinstance(data, bytes):
         raise ValueError("a storage in a pickle is no bytes")
     value = _read_pickles(io.BytesIO(data), lambda at: (tensor.in_buffer, data, at), budget, True)
@@ -259,7 +261,7 @@ def _device(*name: Any) -> str:
 
 
 def _known(budget: pickles.Budget, inside: bool = False) -> pickles.Known:
-    """What pickles of torch name; those inside of one hold a storage and nothing else."""
+    """Returns the names in pickles of torch; inside another pickle there is only a storage."""
     known: dict[str, Any] = {
         "torch._utils._rebuild_tensor_v2": functools.partial(_rebuild_tensor, budget),
         "torch._utils._rebuild_tensor": functools.partial(_rebuild_tensor, budget),
@@ -283,7 +285,7 @@ def write(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
     One tensor is in memory at a time. Not atomic: see `wamjax.files.draft`.
 
     Raises:
-      ValueError: a dtype that torch's storages do not have, or a value that is not plain data.
+      ValueError: torch's storages do not support a dtype, or a value is not plain data.
     """
     path = pathlib.Path(path)
     program = _Program()
@@ -299,7 +301,8 @@ def write(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
 
 
 def _add(archive: zipfile.ZipFile, name: str, data) -> None:
-    """An entry whose bytes begin at a multiple of 64, like torch's, so that it can be mapped."""
+    """Adds an entry whose bytes begin at a multiple of 64, like torch's, so that it can be
+    mapped."""
     size = memoryview(data).nbytes
     large = size >= 2**31  # zipfile then adds 20 bytes of its own to the header
     header = archive.fp.tell() + 30 + len(name.encode()) + 20 * large

@@ -1,7 +1,7 @@
-"""Key maps of the autoencoders, in the language of `table`.
+"""Defines key maps of the autoencoders, in the language of `table`.
 
-The published files differ in how they count: by level and block, or all blocks and resamplers of a
-side in a row. Facts from the public files: Wan ``wan/modules/{vae,vae2_2}.py``, diffusers
+The published files count differently: by level and block, or all blocks and resamplers of a side
+consecutively. Facts from the public files: Wan ``wan/modules/{vae,vae2_2}.py``, diffusers
 ``autoencoder_kl.py`` and ``autoencoder_kl_wan.py``, CompVis ``ldm/modules/diffusionmodules``.
 """
 
@@ -21,13 +21,13 @@ _COMPVIS = _DIFFUSERS | dict(shortcut="nin_shortcut")
 
 
 def _conv(theirs: str, ours: str) -> Table:
-    """A convolution in any number of dimensions."""
+    """Maps a convolution in any number of dimensions."""
     layout = "o i ... -> ... i o"
     return Row(f"{theirs}.weight", f"{ours}/kernel", layout), linear(theirs, ours)[1]
 
 
 def _pointwise(theirs: str, ours: str) -> Table:
-    """A convolution of 1 x 1 that is our Linear."""
+    """Maps a convolution of 1 x 1 that is our Linear."""
     kernel, bias = linear(theirs, ours)
     return kernel._replace(layout="o i 1 1 -> i o"), bias
 
@@ -52,7 +52,8 @@ def _resampler(theirs: str, ours: str) -> Table:
 
 
 def wan_official(sizes: Sizes) -> Table:
-    """Wan 2.1 counts through a side, Wan 2.2 by level; the names are the same."""
+    """Returns the rows of Wan 2.1, which counts through a side, and of Wan 2.2, which counts by
+    level."""
     rows = [*_conv("conv1", "quant"), *_conv("conv2", "post_quant")]
     for side, way, blocks in (
         ("encoder", "down", sizes.blocks),
@@ -89,7 +90,7 @@ def _wan_middle(side: str, theirs: tuple[str, str, str], parts) -> Table:
 
 
 def wan_diffusers(sizes: Sizes) -> Table:
-    """diffusers counts through the encoder of Wan 2.1 alone."""
+    """Returns the rows of diffusers' Wan files; only the encoder of Wan 2.1 counts through."""
     deep, rows = sizes.style == "residual", []
     rows += [*_conv("quant_conv", "quant"), *_conv("post_quant_conv", "post_quant")]
     for level in range(len(sizes.multipliers)):
@@ -115,7 +116,8 @@ def wan_diffusers(sizes: Sizes) -> Table:
 
 
 def sd_diffusers(sizes: Sizes, old: bool = False) -> Table:
-    """Stable Diffusion; files from before 2023 have other names in the attention."""
+    """Returns the rows of Stable Diffusion; files from before 2023 have other names in the
+    attention."""
     del sizes
     names = "q=query|k=key|v=value|o=proj_attn" if old else "q=to_q|k=to_k|v=to_v|o=to_out.0"
     rows = [*_conv("quant_conv", "quant"), *_conv("post_quant_conv", "post_quant")]
@@ -135,12 +137,13 @@ def sd_diffusers(sizes: Sizes, old: bool = False) -> Table:
 
 
 def sd_diffusers_old(sizes: Sizes) -> Table:
-    """`sd_diffusers` as in the file of ft-mse on the hub."""
+    """Returns `sd_diffusers` as in the file of ft-mse on the hub."""
     return sd_diffusers(sizes, old=True)
 
 
 def sd_official(sizes: Sizes) -> Table:
-    """CompVis's files, a dict with ``state_dict``; they count the decoder's levels from the end."""
+    """Returns the rows of CompVis's files, a dict with ``state_dict``; the decoder's levels count
+    from the end."""
     stem, last = "state_dict/", len(sizes.multipliers) - 1
     rows = [*_conv(f"{stem}quant_conv", "quant"), *_conv(f"{stem}post_quant_conv", "post_quant")]
     for side, way in (("encoder", "down"), ("decoder", "up")):

@@ -1,17 +1,17 @@
 """The embedded world: a gripper, coloured blocks and two zones on a table, in pure JAX.
 
-The robot sees two 64x64 cameras (one above the table, one above the gripper that moves with it),
-feels its proprioception (x, y, z, finger opening, holding) and is told in words what to do: reach,
-push, pick or place, with the object chosen by colour and the place by colour or position. It acts
-at 10 Hz with (dx, dy, dz, grip) in [-1, 1].
+The robot sees two 64x64 cameras (one above the table, one above the gripper that moves with it) and
+its proprioception (x, y, z, finger opening, holding), and is instructed in words: reach, push, pick
+or place, with the object chosen by colour and the place by colour or position. It acts at 10 Hz
+with (dx, dy, dz, grip) in [-1, 1].
 
     state = reset(key, task_id("pick_red"), Shift.none())
     state = step(state, expert(state, key, 0.0), Shift.none())
     observe(state, Shift.none()), success(state)
 
 Everything is a pure function of arrays: vmap it over episodes, scan it over time, jit it with a
-policy inside. `rollout` does so for a policy, `expert_episodes` for the scripted expert;
-`SHIFTS` are the ways in which a test may differ from training.
+policy inside. `rollout` does so for a policy, `expert_episodes` for the scripted expert; `SHIFTS`
+are the differences between training and a test.
 
 Files, in reading order: world (physics), tasks (scenes, success), render (cameras), expert,
 shifts, rollout.

@@ -1,12 +1,12 @@
-"""Video clips of the tabletop world, for video models: no actions, no episodes, one camera.
+"""Makes video clips of the tabletop world, for video models: no actions, no episodes, one camera.
 
     clips = ensure_clips(Settings(count=4096, frames=9, stride=2, size=32))
     clips["video"]  # uint8 (4096, 9, 32, 32, 3)
     clips["task"]  # int32 (4096,), indices into tabletop.TASKS
 
-Every clip comes from an episode of its own, from a part of it in which the gripper moves. Clip i
-depends on the seed and on i alone, so a smaller set is the beginning of a larger one; another seed
-shares no scene with it.
+Every clip comes from its own episode, from a part in which the gripper moves. Clip i depends only
+on the seed and on i, so a smaller set is the start of a larger one; another seed shares no scene
+with it.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ MOVING = 0.75  # a clip shows at least this share of the most travel that its ep
 
 
 class Settings(NamedTuple):
-    """What decides the content of a set of clips.
+    """Determines the content of a set of clips.
 
     Attributes:
-      count: N.
-      frames: f of each clip.
+      count: number of clips, N.
+      frames: frames per clip, f.
       stride: control steps (of 0.1 s) from one frame to the next.
       size: H = W, a divisor of 64; smaller pictures are means over squares of pixels.
       camera: one of `tabletop.CAMERAS`.
-      tasks: in turn.
-      seed: of everything.
+      tasks: tasks, in turn.
+      seed: seed of everything.
     """
 
     count: int
@@ -56,19 +56,19 @@ class Settings(NamedTuple):
 
 
 def ensure_clips(settings: Settings, root: str = "", progress: bool = True) -> dict[str, Any]:
-    """The clips, made now unless they were before, as read-only memory maps.
+    """Returns the clips as read-only memory maps and makes them if they do not exist.
 
     Args:
-      settings: which.
-      root: folder that they are kept below; "" is the cache of `wamjax.data.sources`. Their own
-        folder is named by a hash of the settings and of the code of the world.
+      settings: the clips to make.
+      root: parent folder; "" is the cache of `wamjax.data.sources`. The name of the folder hashes
+        the settings and the code of the world.
       progress: whether to show a bar while making them.
 
     Returns:
       video uint8 (N, f, size, size, 3) and task int32 (N,).
 
     Raises:
-      KeyError, ValueError: settings that make no clips.
+      KeyError, ValueError: the settings are invalid.
     """
     _check(settings)
     root = files.path(root, "config.data.root") if root else cache_root()
@@ -82,13 +82,13 @@ def ensure_clips(settings: Settings, root: str = "", progress: bool = True) -> d
 
 
 def chunks(settings: Settings) -> Iterator[dict[str, np.ndarray]]:
-    """The clips, up to `CHUNK` at a time: {"video": uint8, "task": int32}."""
+    """Yields the clips, up to `CHUNK` at a time: {"video": uint8, "task": int32}."""
     _check(settings)
     tasks = np.array([tabletop.task_id(name) for name in settings.tasks], np.int32)
     offsets = settings.stride * np.arange(settings.frames)
     key = jax.random.key(settings.seed)
     for begin in range(0, settings.count, CHUNK):
-        numbers = np.arange(begin, begin + CHUNK)  # filled up: one shape and one compilation
+        numbers = np.arange(begin, begin + CHUNK)  # padded, for one shape and one compilation
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers.astype(np.uint32))
         ids = tasks[numbers % len(tasks)]
         episodes = tabletop.expert_episodes(keys, ids, NOISE)
@@ -101,30 +101,30 @@ def chunks(settings: Settings) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _starts(gripper: np.ndarray, dice: np.ndarray, span: int) -> np.ndarray:
-    """A start for each episode: any of those from which the gripper travels far enough.
+    """Returns a start for each episode, one of those from which the gripper travels far enough.
 
     Args:
       gripper: (e, t, 3) positions.
-      dice: (e,) in [0, 1), decides among them.
+      dice: (e,) in [0, 1), chooses among them.
       span: steps from the first frame to the last.
     """
     steps = np.linalg.norm(np.diff(gripper, axis=1), axis=-1)
     so_far = np.pad(np.cumsum(steps, axis=1), ((0, 0), (1, 0)))
     travel = so_far[:, span:] - so_far[:, : so_far.shape[1] - span]
     good = travel >= MOVING * travel.max(axis=1, keepdims=True)
-    wanted = np.floor(dice * good.sum(axis=1)).astype(int)  # the how-manieth good one
-    return np.argmax(np.cumsum(good, axis=1) > wanted[:, None], axis=1)
+    rank = np.floor(dice * good.sum(axis=1)).astype(int)  # rank among the good starts
+    return np.argmax(np.cumsum(good, axis=1) > rank[:, None], axis=1)
 
 
 def _draw(states: tabletop.State, times: np.ndarray, settings: Settings) -> np.ndarray:
-    """Pictures of all episodes, each at its own time: uint8 (e, size, size, 3)."""
+    """Renders all episodes, each at its own times: uint8 (e, size, size, 3)."""
     at = jax.tree.map(lambda x: x[np.arange(len(times)), times], states)
     picture = tabletop.render_episode(at, tabletop.Shift.none())[settings.camera]
     return shrink(np.asarray(picture), settings.size)
 
 
 def shrink(pictures: np.ndarray, size: int) -> np.ndarray:
-    """Pictures (..., H, H, c) of `size` (..., size, size, c): means over squares, rounded."""
+    """Shrinks pictures (..., H, H, c) to (..., size, size, c): means over squares, rounded."""
     *lead, side, _, channels = pictures.shape
     p = side // size
     squares = pictures.reshape(*lead, size, p, size, p, channels).astype(np.float32)
@@ -132,7 +132,7 @@ def shrink(pictures: np.ndarray, size: int) -> np.ndarray:
 
 
 def _make(settings: Settings, path: files.Path, progress: bool) -> None:
-    """Writes beside `path` what gets that name when it is complete."""
+    """Writes the clips next to `path` and renames them when they are complete."""
     shape = (settings.count, settings.frames, settings.size, settings.size, 3)
     bar = tqdm.tqdm(total=settings.count, unit="clip", desc="clips", disable=not progress)
     try:
@@ -151,7 +151,7 @@ def _make(settings: Settings, path: files.Path, progress: bool) -> None:
             task.flush()
             (folder / LAST).write_text(json.dumps(settings._asdict()) + "\n")
     except OSError:
-        # Another process may have been faster: then these clips are there, and are the same.
+        # Another process may have been faster; its clips are the same.
         if not files.is_there(path, LAST):
             raise
 

@@ -1,4 +1,4 @@
-"""The tabletop as a `World`: the policy runs inside its program."""
+"""Runs the tabletop as a `World`, with the policy inside its compiled program."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from wamjax.envs.tabletop.tasks import TASKS, TURNING, instruction, task_id
 from wamjax.envs.tabletop.world import CONTROL_HZ, State
 from wamjax.envs.world import Demonstrations, Dials, Recording
 
-FRAMES = 512  # drawn by one call
+FRAMES = 512  # rendered per call
 
 
 class Tabletop:
-    """See `wamjax.envs.world.World`, and `wamjax.envs.tabletop` for what is in it."""
+    """Implements `wamjax.envs.world.World` for `wamjax.envs.tabletop`."""
 
     name = "tabletop"
     tasks = {task: instruction(task) for task in TASKS}
@@ -55,8 +55,8 @@ class Tabletop:
         start: State | None = None,
         save: bool = False,
     ) -> Recording:
-        """See `World.roll_out`; one jitted program."""
-        del cameras  # what the policy does not look at is not drawn
+        """Implements `World.roll_out` as one jitted program."""
+        del cameras  # cameras that the policy ignores are not rendered
         ids, dials = _ids(tasks), Shift(**shift)
         done = rollout(
             policy, keys, ids, dials, told, max_steps, execute, record, join, start
@@ -73,7 +73,7 @@ class Tabletop:
         draw: Callable | None = None,
         confusion: float = 0.0,
     ) -> Demonstrations:
-        """See `World.demonstrate`; draws no frame after the end of an episode."""
+        """Implements `World.demonstrate`; renders no frame after the end of an episode."""
         wrong = None
         if confusion:
             dice = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 2)))(keys)
@@ -94,14 +94,14 @@ class Tabletop:
                 extras=None,
             ),
         )
-        done = Demonstrations(record, episodes.intended, episodes.length)
-        rows = np.arange(len(tasks)) if draw is None else np.asarray(draw(done), int)
+        expert_runs = Demonstrations(record, episodes.intended, episodes.length)
+        rows = np.arange(len(tasks)) if draw is None else np.asarray(draw(expert_runs), int)
         where = [(row, t) for row in rows for t in range(episodes.length[row] + 1)]
-        return done._replace(recording=record._replace(frames=_draw(episodes.states, where)))
+        return expert_runs._replace(recording=record._replace(frames=_draw(episodes.states, where)))
 
 
 class Turntable(Tabletop):
-    """The same robot at a table that turns under the blocks: what it saw is no longer so."""
+    """The same robot at a table that turns under the blocks, so observations go out of date."""
 
     name = "turntable"
     tasks = {task: instruction(task) for task in TURNING}
@@ -129,16 +129,17 @@ def _recording(tasks: Sequence[str], done: Rollout) -> Recording:
 
 
 def _draw(states: State, where: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
-    """Frames (e, t, h, w, 3) of the states at (row, time), FRAMES at a time; black elsewhere."""
+    """Renders frames (e, t, h, w, 3) of the states at (row, time), FRAMES at a time; black
+    elsewhere."""
     shape = states.task.shape
     frames = {name: np.zeros((*shape, *size, 3), np.uint8) for name, size in CAMERAS.items()}
     if not where:
         return frames
     rows, times = np.array(where).T
     for start in range(0, len(rows), FRAMES):
-        # The last call is filled up, so that there is one shape and one compilation.
+        # The last call is padded, for one shape and one compilation.
         at = np.minimum(np.arange(start, start + FRAMES), len(rows) - 1)
-        some: Any = jax.tree.map(lambda x: jnp.asarray(x[rows[at], times[at]]), states)  # noqa: B023
-        for name, drawn in render_episode(some, Shift.none()).items():
+        chosen: Any = jax.tree.map(lambda x: jnp.asarray(x[rows[at], times[at]]), states)  # noqa: B023
+        for name, drawn in render_episode(chosen, Shift.none()).items():
             frames[name][rows[at], times[at]] = np.asarray(drawn)
     return frames

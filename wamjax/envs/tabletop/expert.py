@@ -1,9 +1,9 @@
-"""A scripted expert: a function of the state alone, with no memory of phases.
+"""Defines a scripted expert, a function of the state alone without memory of phases.
 
-Which phase it is in follows from the geometry that the cameras and the proprioception show, and
-speeds are proportional to the remaining distance, so that what it does can be learned from
-pictures. Every task is a waypoint for the gripper plus open or closed; `_approach` turns a place
-into a waypoint that comes down only near the place and rises before it leaves.
+Its phase follows from the geometry that the cameras and the proprioception show, and its speeds are
+proportional to the remaining distance, so its behaviour can be learned from pictures. Every task is
+a waypoint for the gripper plus open or closed; `_approach` turns a place into a waypoint that comes
+down only near the place and rises before it leaves.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ OPEN, CLOSE = -1.0, 1.0
 
 
 def expert(state: State, key: Array, noise: Float[Array, ""] | float) -> Float[Array, "4"]:
-    """The expert's action; `noise` as in `with_noise`."""
+    """Returns the expert's action; `noise` as in `with_noise`."""
     return with_noise(intention(state), key, noise)
 
 
 def intention(state: State) -> Float[Array, "4"]:
-    """What the expert means to do, a function of the state."""
+    """Returns the expert's intended action, a function of the state."""
     waypoint, grip = _plan(state)
     # With this lead the error to a block that the table carries away halves like any other.
     lead = jnp.append(tasks.drift(state)[tasks.target_block(state)] / GAIN, 0.0)
@@ -47,7 +47,7 @@ def with_noise(action: Array, key: Array, noise: Float[Array, ""] | float) -> Fl
 
 
 def _plan(state: State) -> tuple[Array, Array]:
-    """Waypoint (x, y, z) and grip command of the state's task."""
+    """Returns the waypoint (x, y, z) and the grip command of the state's task."""
     block, goal = state.blocks[tasks.target_block(state)], tasks.goal(state)
     plans = (  # in the order of `tasks.Kind`
         (_approach(state, block), OPEN),
@@ -63,7 +63,7 @@ def _plan(state: State) -> tuple[Array, Array]:
 
 
 def _push(state: State, block: Array, goal: Array) -> tuple[Array, Array]:
-    """Come down behind the block, as seen from the goal, then drive it there."""
+    """Comes down behind the block, as seen from the goal, then drives it there."""
     way, remaining = _direction(goal - block)
     behind, lateral = _along(state.gripper[:2] - block, -way)
     engaged = (
@@ -79,14 +79,14 @@ def _push(state: State, block: Array, goal: Array) -> tuple[Array, Array]:
 
 
 def _pick(state: State, block: Array) -> tuple[Array, Array]:
-    """Close the fingers around the block, then lift."""
+    """Closes the fingers around the block, then lifts."""
     holding = _holding(state)
     grip = jnp.where(holding | _ready_to_close(state, block), CLOSE, OPEN)
     return jnp.where(holding, _above(state), _approach(state, block)), grip
 
 
 def _place(state: State, block: Array, goal: Array) -> tuple[Array, Array]:
-    """Pick, carry the block (not the gripper) over the goal, lower, let go, retreat."""
+    """Picks, carries the block (not the gripper) over the goal, lowers it, lets go, retreats."""
     holding, done = _holding(state), tasks.success(state)
     carry = _approach(state, state.gripper[:2] + goal - block)
     waypoint = jnp.where(holding, carry, _approach(state, block))
@@ -97,14 +97,14 @@ def _place(state: State, block: Array, goal: Array) -> tuple[Array, Array]:
 
 
 def _approach(state: State, place: Array) -> Array:
-    """A waypoint at `place`: high while it is far, coming down as the distance shrinks."""
+    """Returns a waypoint at `place`: high while far away, coming down as the distance shrinks."""
     distance = jnp.linalg.norm(place - state.gripper[:2])
     far = jnp.clip((distance - 0.03) / 0.2, 0.0, 1.0)
     return jnp.append(place, DOWN + (HOVER - DOWN) * far)
 
 
 def _above(state: State) -> Array:
-    """Straight up from where the gripper is."""
+    """Returns a waypoint straight above the gripper."""
     return state.gripper.at[2].set(UP)
 
 
@@ -113,23 +113,23 @@ def _holding(state: State) -> Array:
 
 
 def _ready_to_close(state: State, block: Array) -> Array:
-    """Low and centred enough that closing gets hold of the block."""
+    """Returns whether the gripper is low and centred enough to grip the block."""
     distance = jnp.linalg.norm(block - state.gripper[:2])
     return (state.held < 0) & (distance < 0.05) & (state.gripper[2] < 0.8 * BLOCK_HEIGHT)
 
 
 def _direction(vector: Array) -> tuple[Array, Array]:
-    """Unit vector and length."""
+    """Returns unit vector and length."""
     length = jnp.linalg.norm(vector)
     return vector / jnp.maximum(length, 1e-6), length
 
 
 def _along(vector: Array, way: Array) -> tuple[Array, Array]:
-    """Component along the unit vector `way`, and the rest."""
+    """Returns the component along the unit vector `way`, and the rest."""
     along = jnp.dot(vector, way)
     return along, vector - along * way
 
 
 def _limit(vector: Array) -> Array:
-    """At most unit length, same direction."""
+    """Limits a vector to unit length."""
     return vector / jnp.maximum(jnp.linalg.norm(vector), 1.0)

@@ -1,7 +1,7 @@
-"""The two cameras: 64x64 uint8 pictures of a state, drawn analytically with smooth edges.
+"""Renders the two cameras: 64x64 uint8 pictures of a state, drawn analytically with smooth edges.
 
 Every shape is a coverage (how much of each pixel it fills, from its exact position) painted over
-the picture so far, so that a motion of a tenth of a pixel shows. Height is visible three ways: a
+the picture so far, so that a motion of a tenth of a pixel shows. Height shows in three ways: a
 shadow that moves away, a gripper and a held block that grow as they come nearer to the camera, and
 a gripper that turns lighter.
 """
@@ -43,12 +43,13 @@ _GROWTH = 0.6  # how much larger things look at z = 1
 
 
 def observe(state: State, shift: Shift) -> dict:
-    """What the robot senses: {"images": {camera: uint8 (64, 64, 3)}, "proprio": f32 (5,)}."""
+    """Returns the robot's observation: {"images": {camera: uint8 (64, 64, 3)}, "proprio": f32
+    (5,)}."""
     return {"images": render(state, shift), "proprio": proprio(state)}
 
 
 def render(state: State, shift: Shift) -> dict[str, UInt8[Array, "64 64 3"]]:
-    """Both views of a state; row 0 is the far edge, column 0 the left edge."""
+    """Renders both views of a state; row 0 is the far edge, column 0 the left edge."""
     offset = shift.camera_offset * state.look.camera
     centres = jnp.stack([offset, state.gripper[:2] + offset])
     halves = jnp.array([OVERHEAD_HALF, GRIPPER_HALF])
@@ -58,24 +59,24 @@ def render(state: State, shift: Shift) -> dict[str, UInt8[Array, "64 64 3"]]:
 
 
 def composite(images: Mapping[str, Array], cameras: Sequence[str] = tuple(CAMERAS)) -> Array:
-    """The cameras side by side, in this order: (..., 64, 128, 3) of both."""
+    """Puts the cameras side by side, in this order: (..., 64, 128, 3)."""
     return jnp.concatenate([images[name] for name in cameras], axis=-2)
 
 
 @jax.jit
 def render_episode(states: State, shift: Shift) -> dict[str, UInt8[Array, "t 64 64 3"]]:
-    """All frames of an episode, from its states with a leading time axis."""
+    """Renders all frames of an episode, from its states with a leading time axis."""
     return jax.vmap(render, (0, None))(states, shift)
 
 
 @jax.jit
 def render_episodes(states: State, shift: Shift) -> dict[str, UInt8[Array, "e t 64 64 3"]]:
-    """All frames of many episodes, from their states with leading axes (e, t)."""
+    """Renders all frames of many episodes, from their states with leading axes (e, t)."""
     return jax.vmap(jax.vmap(render, (0, None)), (0, None))(states, shift)
 
 
 def _view(state: State, shift: Shift, centre: Array, half: Array) -> Array:
-    """The picture of a camera above `centre` that sees `half` to every side."""
+    """Renders a camera above `centre` that sees `half` to every side."""
     canvas = _Canvas(centre, half)
     palette = jnp.clip(_PALETTE + shift.colours * state.look.tint, 0.0, 1.0)
     z = state.gripper[2]
@@ -100,7 +101,7 @@ def _view(state: State, shift: Shift, centre: Array, half: Array) -> Array:
 
 
 def _paint_gripper(picture: list, canvas: _Canvas, state: State, nearness: Array) -> list:
-    """A ring with two fingers, apart by the opening; it lets a block between them show through."""
+    """Paints a ring with two fingers, apart by the opening; a block between them shows through."""
     colour = jnp.full(3, 0.05) + 0.4 * state.gripper[2]
     xy, radius = state.gripper[:2], GRIPPER_RADIUS * nearness
     picture = _paint(picture, canvas.ring(xy, radius, 0.028), colour)
@@ -116,7 +117,7 @@ def _paint(picture: list, cover: Array, colour: Array) -> list:
 
 
 def _expose(picture: list, canvas: _Canvas, state: State, shift: Shift) -> Array:
-    """Lights the picture and turns it into uint8 (64, 64, 3)."""
+    """Lights the picture and converts it to uint8 (64, 64, 3)."""
     overall, along_x, along_y = state.look.light
     across = (along_x * canvas.u[None, :] + along_y * canvas.u[:, None]) / 2
     light = 1 + shift.lighting * (overall + across)
@@ -125,7 +126,8 @@ def _expose(picture: list, canvas: _Canvas, state: State, shift: Shift) -> Array
 
 
 class _Canvas:
-    """The pixel grid of a view, and the coverage of shapes on it: (64, 64) in [0, 1] each."""
+    """Holds the pixel grid of a view, and computes the coverage of shapes on it: (64, 64) in [0, 1]
+    each."""
 
     def __init__(self, centre: Float[Array, "2"], half: Array):
         self.u = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE * 2 - 1
@@ -134,7 +136,7 @@ class _Canvas:
         self.pixel = 2 * half / SIZE
 
     def box(self, middle: Array, half_sides: Array | float) -> Array:
-        """An axis-aligned box: exact, as the product of its coverage along each axis."""
+        """Returns an axis-aligned box: exact, as the product of its coverage along each axis."""
         half_x, half_y = jnp.broadcast_to(jnp.asarray(half_sides), (2,))
         return self._inside(half_y - jnp.abs(self.y - middle[1]))[:, None] * self._inside(
             half_x - jnp.abs(self.x - middle[0])
@@ -147,10 +149,11 @@ class _Canvas:
         return self._inside(width / 2 - jnp.abs(self._beyond(middle, radius)))
 
     def _inside(self, depth: Array) -> Array:
-        """Coverage of a pixel whose centre is `depth` inside a straight edge."""
+        """Returns the coverage of a pixel whose centre is `depth` inside a straight edge."""
         return jnp.clip(depth / self.pixel + 0.5, 0.0, 1.0)
 
     def _beyond(self, middle: Array, radius: Array | float) -> Array:
-        """Distance to a circle, negative inside; exact to first order at the edge, without sqrt."""
+        """Returns the distance to a circle, negative inside; exact to first order at the edge,
+        without sqrt."""
         square = ((self.y - middle[1]) ** 2)[:, None] + (self.x - middle[0]) ** 2
         return (square - radius**2) / (2 * radius)

@@ -1,7 +1,7 @@
-"""Whole episodes as one compiled program: a policy acting in closed loop, or the expert collecting.
+"""Runs whole episodes as one compiled program: a policy in closed loop, or the expert collecting.
 
-Shapes are static, so an episode that has succeeded keeps being simulated; its success is latched
-at the first step that achieves the task and what comes after is not counted.
+Shapes are static, so an episode that has succeeded is simulated further; its success is latched at
+the first step that achieves the task, and later steps do not count.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NO_SHIFT = Shift.none()
 
 
 class Outcome(NamedTuple):
-    """What came of an episode: sparse success, latched."""
+    """Holds the outcome of an episode: sparse success, latched."""
 
     success: Bool[Array, " e"]
     steps: Int[Array, " e"]  # actions until success; the episode's length where it failed
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """Closed-loop episodes of a policy."""
+    """Holds closed-loop episodes of a policy."""
 
     success: Bool[Array, " e"]
     steps: Int[Array, " e"]
@@ -52,7 +52,8 @@ class Rollout(NamedTuple):
 
 
 class Episodes(NamedTuple):
-    """Expert episodes, padded to one length; beyond `length` they are simulated but not data."""
+    """Holds expert episodes, padded to one length; steps beyond `length` are simulated but not
+    data."""
 
     success: Bool[Array, " e"]
     steps: Int[Array, " e"]
@@ -87,13 +88,13 @@ def rollout(
       shift: the dials, shared by all episodes.
       told: further keys of the observation.
       max_steps: steps after which an episode has failed.
-      execute: actions executed of each planned chunk before the policy looks again.
+      execute: actions executed of each chunk before the policy observes again.
       record: whether to render and return every frame (24 kB each).
-      join: how plans follow each other, and how late they come.
-      start: states to begin from, leading axis e; new scenes by default.
+      join: how plans follow each other, and their delay.
+      start: states to start from, leading axis e; new scenes by default.
 
     Raises:
-      ValueError: the policy returns fewer actions than `execute`, or of another width.
+      ValueError: the policy returns fewer actions than `execute`, or actions of another dimension.
     """
     if not isinstance(policy, jax.tree_util.Partial):
         policy = jax.tree_util.Partial(policy)
@@ -112,7 +113,7 @@ def _rollout(
 
     def plan(states, number, committed):
         observation = jax.vmap(observe, (0, None))(states, shift)
-        # From the episode's own key: what it draws does not depend on its neighbours.
+        # Derived from the episode's own key, so it does not depend on its neighbours.
         own = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, 1), number))(keys)
         prefix = () if committed is None else (committed,)
         return _checked(policy({**observation, **told}, own, *prefix), len(task_ids), execute)
@@ -127,7 +128,7 @@ def _rollout(
 
     first = jax.vmap(tasks.reset, (0, 0, None))(keys, task_ids, shift) if start is None else start
     plans = jnp.arange(-(-max_steps // join.span(execute)))
-    ahead = join.begin(len(task_ids), join.delay, ACTION_DIM)  # until a plan says how far
+    ahead = join.begin(len(task_ids), join.delay, ACTION_DIM)  # the first plan determines the rest
     if join != SYNC:
         chunk, _ = jax.eval_shape(plan, first, 0, join.committed(ahead))
         join.check(execute, chunk.shape[1])
@@ -158,16 +159,16 @@ def expert_episodes(
     shift: Shift = NO_SHIFT,
     mistaken: Bool[Array, " e"] | None = None,
 ) -> Episodes:
-    """Episodes of the scripted expert, all at once, as one jitted program.
+    """Runs episodes of the scripted expert, all at once, as one jitted program.
 
     Args:
       keys: (e,) one per episode.
       task_ids: the task of each episode.
       noise: standard deviation of the action noise, shared or per episode.
-      max_steps: length of the simulation, and of an episode that fails.
+      max_steps: length of the simulation, and of a failed episode.
       shift: the dials, shared by all episodes.
-      mistaken: episodes whose expert acts as `tasks.mistaken` sees the scene: it means well, ends
-        when it believes to be done, and has seldom achieved the task.
+      mistaken: episodes whose expert sees the scene as in `tasks.mistaken`: it means well, stops
+        when it believes it is done, and rarely achieves the task.
     """
 
     def seen(state, wrong):
@@ -219,12 +220,12 @@ def _outcome(achieved: Bool[Array, "e t"]) -> Outcome:
 
 
 def _prepend(first: State, later: State) -> State:
-    """The first state (e, ...) before the others (e, t, ...): (e, t + 1, ...)."""
+    """Prepends the first state (e, ...) to the others (e, t, ...): (e, t + 1, ...)."""
     return jax.tree.map(lambda a, b: jnp.concatenate([a[:, None], b], axis=1), first, later)
 
 
 def _checked(result: Any, episodes: int, execute: int) -> tuple[Array, Any]:
-    """The policy's (actions, extras), after a look at the shape."""
+    """Returns the policy's (actions, extras) after checking the shape."""
     actions, extras = result if isinstance(result, tuple) else (result, None)
     shape = jnp.shape(actions)
     if len(shape) != 3 or shape[0] != episodes or shape[2] != ACTION_DIM:

@@ -1,4 +1,4 @@
-"""How the world may differ from the one a policy was trained in: one dial per kind of difference.
+"""Defines shifts between training and test: one dial per kind of difference.
 
 A shift is data, not code: its dials are numbers under jit and vmap, so one compiled program serves
 every shift at every strength. Zero on every dial is the training distribution.
@@ -26,7 +26,8 @@ import jax
 )
 @dataclasses.dataclass(frozen=True)
 class Shift:
-    """The dials. What a dial scales (a direction, a tint) is drawn once per episode, at reset.
+    """Holds the dials. The direction or tint that a dial scales is drawn once per episode, at
+    reset.
 
     Attributes:
       camera_offset: how far both cameras are displaced, in table units (the table is 2 wide), in a

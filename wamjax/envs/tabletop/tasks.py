@@ -1,12 +1,12 @@
-"""What to do on the table: tasks as rows of a table, so that they mix freely inside a vmap.
+"""Defines the tasks on the table as rows of a table, so that they mix freely inside a vmap.
 
-Red, blue and green blocks and both zones are always there, so no picture gives the task away: only
+Red, blue and green blocks and both zones are always present, so no picture reveals the task: only
 the instruction does. Zones are selected by position (left, right) or by colour (yellow, purple;
-which side is which varies), blocks by colour. A new task is a new row.
+sides vary), blocks by colour. A new task is a new row.
 
 In the tasks of the turntable (`TURNING`) the table turns under the blocks, always the same way, so
-that one picture tells where a block will be. They come after the others and are a world of their
-own, "turntable": what trains or acts on all tasks of the tabletop does not get them.
+one picture shows where a block will be. They follow the others and are a world of their own,
+"turntable": training or acting on all tasks of the tabletop does not include them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ NUM_TINTS = NUM_BLOCKS + 3  # the blocks, the two zones, the table
 
 
 class Kind(enum.IntEnum):
-    """The shape of a task: what counts as success and how the expert goes about it."""
+    """Defines the shape of a task: its success condition and the expert's strategy."""
 
     REACH_BLOCK = 0
     REACH_GOAL = 1
@@ -60,7 +60,7 @@ class Kind(enum.IntEnum):
 
 
 class Goal(enum.IntEnum):
-    """Where to: a zone by its position or its colour, or the right side of the table."""
+    """Defines the target: a zone by position or colour, or the right side of the table."""
 
     LEFT = 0
     RIGHT = 1
@@ -70,7 +70,7 @@ class Goal(enum.IntEnum):
 
 
 class Task(NamedTuple):
-    """One row. `block` is an index into `world.COLOURS`; unused fields hold any value."""
+    """Holds one row. `block` is an index into `world.COLOURS`; unused fields hold any value."""
 
     instruction: str
     kind: Kind
@@ -114,7 +114,7 @@ _SPIN = np.array([row.spin for row in TABLE.values()], np.float32)
 
 
 def task_id(name: str) -> int:
-    """The index of a task in `TABLE`; those of `TASKS` come first."""
+    """Returns the index of a task in `TABLE`; those of `TASKS` come first."""
     names = tuple(TABLE)
     if name not in names:
         near = difflib.get_close_matches(name, names, 1)
@@ -124,15 +124,15 @@ def task_id(name: str) -> int:
 
 
 def instruction(task: str) -> str:
-    """The instruction of a task, in words."""
+    """Returns the instruction of a task in words."""
     return tuple(TABLE.values())[task_id(task)].instruction
 
 
 def instruction_tokens(length: int, words: tuple[str, ...] = ()) -> Int[np.ndarray, "tasks n"]:
-    """Gives the instructions of all tasks as token ids, padded to `length`; row i is `TASKS[i]`.
+    """Returns the instructions of all tasks as token ids, padded to `length`; row i is `TASKS[i]`.
 
     Args:
-      words: those of the policy that is told them, see `wamjax.data.tokens.Vocabulary`.
+      words: words of the policy, see `wamjax.data.tokens.Vocabulary`.
     """
     from wamjax.data.tokens import Vocabulary  # here: the world does not depend on the data
 
@@ -141,17 +141,17 @@ def instruction_tokens(length: int, words: tuple[str, ...] = ()) -> Int[np.ndarr
 
 
 def kind(state: State) -> Int[Array, ""]:
-    """The `Kind` of the state's task."""
+    """Returns the `Kind` of the state's task."""
     return jnp.asarray(_KIND)[state.task]
 
 
 def target_block(state: State) -> Int[Array, ""]:
-    """The index of the block that the task is about."""
+    """Returns the index of the task's block."""
     return jnp.asarray(_BLOCK)[state.task]
 
 
 def goal(state: State) -> Float[Array, "2"]:
-    """Where the task wants the block (or, to reach a zone, the gripper) to go."""
+    """Returns the target position of the block (or of the gripper, to reach a zone)."""
     right_side = jnp.stack([RIGHT_EDGE + 0.1, state.blocks[target_block(state), 1]])
     zones = (state.zones[0], state.zones[1])
     coloured = (state.zones[state.yellow], state.zones[1 - state.yellow])
@@ -159,13 +159,14 @@ def goal(state: State) -> Float[Array, "2"]:
 
 
 def step(state: State, action: Float[Array, "4"], shift: Shift) -> State:
-    """One control step: of `world.step`, and then the table of a turntable's task turns."""
+    """Executes one control step of `world.step`; then the table turns, in a turntable's task."""
     state = world.step(state, action, shift)
     return state._replace(blocks=state.blocks + drift(state))
 
 
 def drift(state: State) -> Float[Array, "blocks 2"]:
-    """How far the table will carry each block in the next step; a held block not at all."""
+    """Returns how far the table will carry each block in the next step; a held block does not
+    move."""
     spin = jnp.asarray(_SPIN)[state.task]
     less, sine = jnp.cos(spin) - 1, jnp.sin(spin)
     turn = jnp.array([[less, -sine], [sine, less]])
@@ -174,7 +175,7 @@ def drift(state: State) -> Float[Array, "blocks 2"]:
 
 
 def success(state: State) -> Bool[Array, ""]:
-    """Whether the task is achieved now: a sparse predicate of the state alone."""
+    """Returns whether the task is achieved now: a sparse predicate of the state alone."""
     target, where = target_block(state), goal(state)
     block, (x, y, z) = state.blocks[target], state.gripper
     low, held = z < BLOCK_HEIGHT, state.held == target
@@ -193,10 +194,9 @@ def success(state: State) -> Bool[Array, ""]:
 
 
 def reset(key: Array, task: Int[Array, ""] | int, shift: Shift) -> State:
-    """A new episode: a random scene for a task.
+    """Starts an episode: a random scene for a task.
 
-    One key gives one scene: turning a dial of `shift` changes what that dial is about and leaves
-    everything else as it was.
+    One key gives one scene: turning a dial of `shift` changes only what the dial controls.
     """
     draws = _draw(key)
     unseen = draws["unseen"] < shift.unseen_positions
@@ -237,22 +237,23 @@ _DRAWS = {  # what is random about a scene: name -> shape
 
 
 def _draw(key: Array) -> dict[str, Array]:
-    """All of a scene's randomness, uniform in [0, 1); in one call, which compiles much faster."""
+    """Draws all randomness of a scene, uniform in [0, 1), in one call, which compiles much
+    faster."""
     sizes = [math.prod(shape) for shape in _DRAWS.values()]
     parts = jnp.split(jax.random.uniform(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
     return {n: part.reshape(_DRAWS[n]) for n, part in zip(_DRAWS, parts, strict=True)}
 
 
 def _within(area: Array | tuple, unit: Array) -> Array:
-    """From the unit box to the box (low, high)."""
+    """Maps the unit box to the box (low, high)."""
     low, high = jnp.asarray(area)
     return low + (high - low) * unit
 
 
 def _first_apart(scenes: Float[Array, "tries n 2"], others: Float[Array, "m 2"]) -> Array:
-    """The first scene whose points are far enough apart, also from `others`: (n, 2).
+    """Returns the first scene whose points are far enough apart, also from `others`: (n, 2).
 
-    If there is none, the one that comes nearest to it.
+    If there is none, it returns the scene that comes closest.
     """
     tries, count, _ = scenes.shape
     others = jnp.broadcast_to(others, (tries, *others.shape))
@@ -263,7 +264,7 @@ def _first_apart(scenes: Float[Array, "tries n 2"], others: Float[Array, "m 2"])
 
 
 def mistaken(state: State) -> State:
-    """The state as one sees it who takes red for blue and left for right."""
+    """Returns the state as seen by an expert who confuses red with blue and left with right."""
     blocks = state.blocks[jnp.array([BLUE, RED, *range(2, NUM_BLOCKS)])]
     swapped = jnp.array([BLUE, RED, *range(2, NUM_BLOCKS), -1])  # the last is for nothing held
     return state._replace(
