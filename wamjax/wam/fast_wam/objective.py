@@ -28,7 +28,7 @@ from wamjax.wam import noise as noises
 from wamjax.wam import prefix as prefixes
 from wamjax.wam import shares, uses
 from wamjax.wam.denoiser import Denoiser, pinned
-from wamjax.wam.fast_wam import expert_init, inputs
+from wamjax.wam.fast_wam import averages, expert_init, inputs
 from wamjax.wam.fast_wam.uses import MODES, SEEN, uses_of
 from wamjax.wam.loss import Denoises, Draw, SlotLosses
 from wamjax.wam.objectives import bind, bound_codec, check_batch, codec_params
@@ -170,40 +170,20 @@ class FastWAM(Denoises, Policy):
         self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
     ) -> tuple[Array, dict[str, Array]]:
         """The weighted sum of all losses, each a mean over the examples that have it."""
-        video, action, labelled = self._by_example(draws, losses)
-        metrics = {}
-        if len(draws) > 1:
-            sums = zip(self.uses, action, labelled, strict=True)
-            for use, mine, count in sums:
-                metrics[f"loss_action/{use.name}"] = jnp.sum(mine) / jnp.maximum(jnp.sum(count), 1)
-        action, labelled = map(jnp.concatenate, (action, labelled))
-        action_loss = jnp.sum(action) / jnp.maximum(jnp.sum(labelled), 1)
-        metrics |= {"loss_video": _mean_over(video, "future"), "loss_action": action_loss}
-        loss = self.video_weight * metrics["loss_video"] + self.action_weight * action_loss
-        if any(ANTICIPATION in each for each in video):
-            metrics["loss_anticipation"] = _mean_over(video, ANTICIPATION)
-            loss += self.anticipation_weight * metrics["loss_anticipation"]
-        return loss, metrics
+        names = tuple(use.name for use in self.uses)
+        return averages.reduce(draws, losses, self._weights, names)
 
     def examples(
         self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
     ) -> dict[str, Array]:
-        """"video", "action" and "loss" of every example; each counts for as much more as examples
-        lack it."""
-        video, action, labelled = self._by_example(draws, losses)
-        action, labelled = map(jnp.concatenate, (action, labelled))
-        share = labelled.shape[0] / jnp.maximum(jnp.sum(labelled), 1)
-        loss = self.action_weight * action * share
-        parts = {}
-        for group, weight in (("future", self.video_weight),
-                              (ANTICIPATION, self.anticipation_weight)):  # fmt: skip
-            with_it = sum(x.shape[0] for each in video for g, x in each.items() if g == group)
-            parts[group] = jnp.concatenate([
-                each.get(group, jnp.zeros(draw.at.shape[0]))
-                for draw, each in zip(draws, video, strict=True)
-            ])  # fmt: skip
-            loss += weight * parts[group] * labelled.shape[0] / max(with_it, 1)
-        return {"video": parts["future"], "action": action, "loss": loss}
+        """"video", "action" and "loss" of every example, see `averages.examples`."""
+        return averages.examples(draws, losses, self._weights)
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        """Of the loss of each group."""
+        return {"future": self.video_weight, "action": self.action_weight,
+                ANTICIPATION: self.anticipation_weight}  # fmt: skip
 
     def _draw(self, params: Params, number: int, batch: Batch, rng: Array) -> Draw:
         """Of the examples of one use."""
@@ -244,18 +224,6 @@ class FastWAM(Denoises, Policy):
         use_index = jnp.full(size, number)
         condition = self._condition(batch)
         return Draw(clean, noise, level, role, mask, condition, use_index, batch["at"], use.table)
-
-    def _by_example(self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]):
-        """Lists, one item for each draw: group -> losses of its frames, those of actions, and who
-        has actions."""
-        video, action, labelled = [], [], []
-        for draw, parts in zip(draws, losses, strict=True):
-            none = jnp.zeros(draw.at.shape[0])
-            frames = [g for g in ("future", ANTICIPATION) if g in parts]
-            video.append({g: parts[g].examples() for g in frames})
-            action.append(parts["action"].examples() if "action" in parts else none)
-            labelled.append(jnp.any(draw.mask["action"], axis=1))
-        return video, action, labelled
 
     # ---- acting and imagining ----
 
@@ -509,9 +477,3 @@ class FastWAM(Denoises, Policy):
             self.rows,
             self.use_cache,
         )
-
-
-def _mean_over(losses: Sequence[dict[str, Array]], group: str) -> Float[Array, ""]:
-    """Mean over the examples that have the group; 0 without any."""
-    having = [each[group] for each in losses if group in each]
-    return jnp.mean(jnp.concatenate(having)) if having else jnp.zeros(())
