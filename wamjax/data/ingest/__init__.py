@@ -1,11 +1,11 @@
-"""From the files that others wrote to a data set of wamjax; the command is `wamjax.ingest`.
+"""Converts foreign data sets to episodes of wamjax; the command is `wamjax.ingest`.
 
-* `guess`: which format files are of
-* `reader`: the protocol that every format stands behind; a format is a file in `formats`
+* `guess`: detects the format of files
+* `reader`: the protocol that every format implements; each format is a file in `formats`
 * `terms`, `rotations`: which numbers become the state and the action, and in which representation
-* `signals`: what the numbers say of themselves: gripper convention, delta or absolute
+* `signals`: infers from the numbers the gripper's convention, and whether actions are deltas
 * `steps`: which steps remain: how observations pair with actions, no-ops, another rate, the end
-* `convert`: one episode
-* `run`: all of them, over processes; killed and continued
+* `convert`: converts one episode
+* `run`: converts all of them in several processes, and resumes after an interruption
 * `video`, `hdf5`, `tfrecord`: containers that formats share
 """

@@ -1,4 +1,4 @@
-"""One episode of a source becomes one of wamjax, as settings say."""
+"""Converts one episode of a source to an episode of wamjax."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ PICTURES = ("auto", "png", "jpeg", "video")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is made of a source; everything is decided.
+    """Holds all choices of a conversion, with nothing left to detect.
 
     Attributes:
       cameras: new name -> name in the source.
       sizes: new name -> (height, width).
-      resize: whether pictures of other sizes become so; else they are an error.
+      resize: whether to resize pictures of other sizes; otherwise they are an error.
       fit: "pad" or "stretch", see `images.resize`.
-      pictures: "auto" leaves encoded ones as they are and stores others without loss; or "png" or
-        "jpeg" for all; "video" keeps the packets of sources that are video.
+      pictures: "auto" leaves encoded pictures as they are and stores others losslessly; "png" or
+        "jpeg" encodes all; "video" keeps the packets of video.
       state, action: terms.
       hz, fps: rate of the source and of the data set.
       pairing, end: see `steps`.
-      no_op: threshold of `steps.no_ops`; 0 = all actions stay.
+      no_op: threshold of `steps.no_ops`; 0 = keep all actions.
       grippers: dimensions of the actions.
-      old_gripper, new_gripper: conventions; equal = as they are.
-      deltas, velocities: dimensions of the actions that add up, or average, at another rate.
+      old_gripper, new_gripper: conventions; if equal, commands do not change.
+      deltas, velocities: dimensions of the actions to sum, or to average, at a lower rate.
       relative, absolute: see `frame`.
-      instruction: for all episodes, {file} and {folder} in it are their names; '' = the source's.
-      discount: of the returns.
-      outcomes: whether the source says how episodes ended; else they count as successful
+      instruction: the same for all episodes, with {file} and {folder} replaced by their names; '' =
+        the source's.
+      discount: discount of the returns.
+      outcomes: whether the source records how episodes ended; otherwise they count as successful
         demonstrations and have no returns.
     """
 
@@ -75,12 +76,13 @@ def convert(
     """Converts an episode.
 
     Returns:
-      (episode, what happened to it: {"steps", "no_ops", "off": seconds that observations are off
-      the new rate's times, "largest": of the summed actions, "late": see `Reader`, "rate": that the
-      time stamps say, 0 without, "gaps": steps that took half as long again}).
+      (episode, facts for the report): "steps" and "no_ops" are counts; "off" is the largest
+      distance of an observation from its time at the new rate, in seconds; "largest" the largest
+      summed action; "late" see `Reader`; "rate" the rate by the timestamps, 0 without; "gaps" the
+      number of steps that took more than 1.5 times the median.
 
     Raises:
-      SourceError: it cannot be read, or nothing of it is left; names the file.
+      SourceError: the episode cannot be read, or no step is left; names the file.
     """
     try:
         state, track, about = numbers(reader, i, settings)
@@ -112,7 +114,7 @@ def convert(
 def numbered(
     state: np.ndarray, track: steps.Steps, i: int, entry: Entry, settings: Settings
 ) -> Episode:
-    """Makes an episode of `numbers`, without pictures."""
+    """Builds an episode without pictures from the results of `numbers`."""
     return Episode(
         images={},
         proprio=state[track.observations].astype(np.float32),
@@ -128,7 +130,7 @@ def numbered(
 def numbers(
     reader: Reader, i: int, settings: Settings
 ) -> tuple[np.ndarray, steps.Steps, dict[str, Any]]:
-    """All of an episode but its pictures: (states of the source, steps, what happened)."""
+    """Converts all of an episode but its pictures: (states of the source, steps, facts)."""
     arrays = reader.arrays(i)
     state = terms.assemble(settings.state, arrays)
     actions = terms.assemble(settings.action, arrays)
@@ -157,7 +159,7 @@ def numbers(
 
 
 def instruction(entry: Entry, settings: Settings) -> str:
-    """What an episode is told to do."""
+    """Returns the instruction of an episode."""
     if not settings.instruction:
         return entry.instruction
     path = pathlib.Path(entry.file)
@@ -169,7 +171,8 @@ def instruction(entry: Entry, settings: Settings) -> str:
 
 
 def _times(stamps: np.ndarray | None) -> tuple[float, int]:
-    """(steps per second, steps that took half as long again as usual) of time stamps in seconds."""
+    """Returns (steps per second, number of steps that took more than 1.5 times the median) from
+    timestamps in seconds."""
     if stamps is None or len(stamps) < 2:
         return 0.0, 0
     durations = np.diff(np.asarray(stamps, np.float64))
@@ -178,7 +181,8 @@ def _times(stamps: np.ndarray | None) -> tuple[float, int]:
 
 
 def _returns(track: steps.Steps, entry: Entry, settings: Settings) -> np.ndarray:
-    """Of the rewards, or of one for success at the end; none where nothing says either."""
+    """Returns the returns: of the rewards, or of a final reward of 1 for success; empty if outcomes
+    are unknown."""
     if not settings.outcomes:
         return np.zeros(0, np.float32)
     reward = track.reward
@@ -191,10 +195,10 @@ def _returns(track: steps.Steps, entry: Entry, settings: Settings) -> np.ndarray
 def _film(
     reader: VideoReader, i: int, old: str, observations: list[int], new: str, settings: Settings
 ) -> Film:
-    """The packets of a camera, if their frames have the size that is wanted.
+    """Returns the video packets of a camera.
 
     Raises:
-      ValueError: they have another one.
+      ValueError: the frames have another size than the source states.
     """
     film = reader.film(i, old, observations)
     size, want = film.decoded([0])[0].shape[:2], tuple(settings.sizes[new])
@@ -206,15 +210,15 @@ def _film(
 def _pictures(
     frames: Iterable[bytes | np.ndarray], camera: str, settings: Settings
 ) -> Iterable[bytes]:
-    """Encoded pictures of the size that is asked for; those that need no change stay as they are.
+    """Yields encoded pictures of the requested size; those that need no change are not re-encoded.
 
     Raises:
-      ValueError: damaged, or of another size.
+      ValueError: a picture is damaged, or has another size and may not be resized.
     """
     size, kind = tuple(settings.sizes[camera]), settings.pictures
     for x in frames:
         is_file = isinstance(x, bytes)
-        picture = images.decode(x) if is_file else np.asarray(x)  # damaged ones are found now
+        picture = images.decode(x) if is_file else np.asarray(x)  # detects damage
         same = picture.shape[:2] == size
         if not (same or settings.resize):
             raise ValueError(f"a picture of camera {camera!r} is {picture.shape[:2]}, others are "

@@ -1,4 +1,4 @@
-"""HDF5 files with ``/data/demo_i``, as robomimic laid them out; LIBERO and RoboCasa follow it."""
+"""Reads HDF5 files with ``/data/demo_i``: robomimic's layout, which LIBERO and RoboCasa share."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ PATTERNS = ("*.hdf5", "*.h5")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What one project does with the layout.
+    """Describes how one project uses the layout.
 
     Attributes:
-      instruction: (file, attributes of /data, attributes of the demonstration) -> words.
-      state: (widths of the arrays) -> default terms; `action` likewise.
+      instruction: (file, attributes of /data, attributes of the demonstration) -> text.
+      state, action: (widths of the arrays) -> default terms.
       names: array -> names of its dimensions.
-      upside_down, after: (attributes of /data) -> how pictures are stored, and whether observations
-        were stored after their action.
-      hz: where the attributes do not say it; 0 = unknown.
-      notes: for the report.
+      upside_down: (attributes of /data) -> whether pictures are stored upside down.
+      after: (attributes of /data) -> whether observations were stored after their action.
+      hz: rate if the attributes do not state it; 0 = unknown.
+      notes: lines for the report.
     """
 
     instruction: Callable[[pathlib.Path, Mapping, Mapping], str]
@@ -40,12 +40,12 @@ class Layout:
 
 
 class Demos:
-    """The demonstrations of all files of a source.
+    """Reads the demonstrations in all files of a source.
 
     Args:
       source: a file, or a folder of files.
-      layout: whose files they are.
-      flip: "yes" or "no" instead of what the layout says of pictures that are upside down.
+      layout: how the project that wrote the files uses the layout.
+      flip: whether pictures are upside down: "yes", "no", or "auto" to follow the layout.
       split: only demonstrations of this list of /mask; '' = all.
     """
 

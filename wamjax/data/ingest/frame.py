@@ -1,11 +1,11 @@
-"""Actions relative to the state they are chosen in, or absolute: what ``--relative`` says.
+"""Makes actions relative to the state they are chosen in, or absolute, as ``--relative`` says.
 
-    0:3            actions 0, 1, 2 less states 0, 1, 2
-    0:3=7:10       ... less states 7, 8, 9
+    0:3            actions 0, 1, 2 minus states 0, 1, 2
+    0:3=7:10       ... minus states 7, 8, 9
     0:3=0:3*0.05   ... in units of 0.05
 
-A block that is a rotation, on both sides in the same representation, is composed instead: the
-relative one is what turns the state's rotation into the action's, about the robot's fixed axes.
+Rotations are composed instead of subtracted, and need the same representation on both sides: the
+relative one turns the state's rotation into the action's, about the robot's fixed axes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _MOVE = re.compile(r"(\d+):(\d+)(?:=(\d+):(\d+))?(?:\*([\d.eE+-]+))?")
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-    """Dimensions of the actions, and those of the state that they are relative to.
+    """Pairs dimensions of the actions with those of the state that they are relative to.
 
     Attributes:
       action, state: (start, end).
-      scale: units of the relative action; of a rotation, of its angle.
-      rotation: its representation if it is one.
+      scale: unit of the relative action; for a rotation, of its angle.
+      rotation: representation if it is a rotation, else ''.
     """
 
     action: tuple[int, int]
@@ -45,14 +45,15 @@ def parse(
     blocks: Mapping[tuple[int, int], str],
     state_blocks: Mapping[tuple[int, int], str],
 ) -> Move:
-    """A move.
+    """Parses a move.
 
     Args:
       sizes: dimensions of (action, state).
       blocks, state_blocks: the rotations among them, see `terms.rotation_blocks`.
 
     Raises:
-      ValueError: it is none, or names dimensions that are not there.
+      ValueError: the syntax is wrong, a dimension does not exist, or a rotation is cut or lacks an
+        equal one on the other side.
     """
     match = _MOVE.fullmatch(text.strip())
     if not match:
@@ -71,7 +72,7 @@ def parse(
 
 
 def relative(actions: np.ndarray, states: np.ndarray, moves: Sequence[Move]) -> np.ndarray:
-    """Absolute actions (T, a) relative to states (T or T + 1, p)."""
+    """Makes absolute actions (T, a) relative to states (T or T + 1, p)."""
     out = np.array(actions, np.float64)
     for move in moves:
         x, s = _blocks(actions, states, move)
@@ -85,7 +86,7 @@ def relative(actions: np.ndarray, states: np.ndarray, moves: Sequence[Move]) -> 
 
 
 def absolute(actions: np.ndarray, states: np.ndarray, moves: Sequence[Move]) -> np.ndarray:
-    """The reverse of `relative`."""
+    """Inverts `relative`."""
     out = np.array(actions, np.float64)
     for move in moves:
         x, s = _blocks(actions, states, move)

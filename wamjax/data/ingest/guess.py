@@ -1,4 +1,4 @@
-"""Which format files are of, by what is in them."""
+"""Guesses the format of files from their content."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import itertools
 import json
 import pathlib
 
-LOOKED_AT = 10_000  # files of a folder
+LOOKED_AT = 10_000  # maximum files examined in a folder
 
 
 def guess(source: str | pathlib.Path) -> str:
-    """The name of a format that a file or a folder is likely to be of; '' if it is none of them."""
+    """Returns the likely format of a file or folder; '' if it is none of the formats."""
     path = pathlib.Path(source).expanduser()
     if path.is_file():
         return _of_hdf5(path) if path.suffix in (".hdf5", ".h5") else ""
@@ -61,7 +61,7 @@ def _of_hdf5(path: pathlib.Path) -> str:
 
 
 def advice(path: str | pathlib.Path) -> str:
-    """What to do with a folder that holds no data set but files of a format; '' otherwise."""
+    """Returns how to convert a path that holds files of a foreign format; '' if it does not."""
     if not pathlib.Path(path).exists() or not (name := guess(path)):
         return ""
     return (f"it looks like {name}: make a data set of it by `python -m wamjax.ingest "

@@ -1,4 +1,4 @@
-"""What the HDF5 formats share: files that are opened once, pictures raw or encoded."""
+"""Provides what the HDF5 formats share: cached open files, and raw or encoded pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wamjax.data.ingest.reader import SourceError
 
 
 class Files:
-    """Open files; the one used last stays open."""
+    """Opens files and keeps the last one open."""
 
     def __init__(self):
         self._path: pathlib.Path | None = None
@@ -25,7 +25,7 @@ class Files:
 
     @contextlib.contextmanager
     def open(self, path: pathlib.Path) -> Iterator[h5py.File]:
-        """The file; whatever h5py raises about it becomes a `SourceError` that names it."""
+        """Yields the open file; turns errors of h5py into a `SourceError` that names the file."""
         try:
             if self._path != path:
                 if self._file is not None:
@@ -41,18 +41,22 @@ class Files:
 
 
 def in_order(group: h5py.Group) -> list[str]:
-    """Names such as demo_10 in the order of their numbers."""
+    """Returns names such as demo_10, sorted by number."""
     return sorted(group, key=lambda name: (number(name), name))
 
 
 def number(name: str) -> int:
-    """The last number in a name; 0 where there is none."""
+    """Returns the last number in a name; 0 if there is none."""
     digits = re.findall(r"\d+", name)
     return int(digits[-1]) if digits else 0
 
 
 def json_of(attributes: Any, name: str) -> dict[str, Any]:
-    """An attribute that holds json; {} where there is none."""
+    """Returns an attribute that holds a JSON object; {} if it is absent.
+
+    Raises:
+      SourceError: the attribute is not JSON.
+    """
     text = text_of(attributes, name)
     try:
         value = json.loads(text) if text else {}
@@ -62,13 +66,13 @@ def json_of(attributes: Any, name: str) -> dict[str, Any]:
 
 
 def text_of(attributes: Any, name: str) -> str:
-    """An attribute that holds text; '' where there is none."""
+    """Returns an attribute that holds text; '' if it is absent."""
     value = attributes.get(name, "")
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def vectors(group: h5py.Group, count: int) -> dict[str, np.ndarray]:
-    """Datasets of numbers of a group with `count` rows, by name: (count, d)."""
+    """Returns the numeric datasets of a group that have `count` rows, by name: (count, d)."""
     return {
         name: _flat(x[:]) for name, x in group.items()
         if isinstance(x, h5py.Dataset) and x.ndim in (1, 2) and x.dtype.kind in "fiub"
@@ -77,7 +81,7 @@ def vectors(group: h5py.Group, count: int) -> dict[str, np.ndarray]:
 
 
 def widths(group: h5py.Group, count: int) -> dict[str, int]:
-    """Dimensions of what `vectors` would give; nothing is read."""
+    """Returns the dimensions of the arrays of `vectors`, without reading them."""
     return {
         name: int(np.prod(x.shape[1:])) for name, x in group.items()
         if isinstance(x, h5py.Dataset) and x.ndim in (1, 2) and x.dtype.kind in "fiub"
@@ -90,37 +94,41 @@ def _flat(x: np.ndarray) -> np.ndarray:
 
 
 def is_camera(x: Any) -> bool:
-    """Whether a dataset holds pictures: (T, h, w, 3) uint8, padded bytes (T, n) or a ragged row."""
+    """Returns whether a dataset holds pictures: uint8 (T, h, w, 3), or encoded ones in padded rows
+    (T, n) or rows of variable length."""
     if not isinstance(x, h5py.Dataset):
         return False
     return (x.ndim == 4 and x.shape[-1] == 3 and x.dtype == np.uint8) or is_encoded(x)
 
 
 def is_encoded(x: h5py.Dataset) -> bool:
-    """Whether pictures are stored as PNG or JPEG."""
+    """Returns whether pictures are stored as PNG or JPEG."""
     return h5py.check_vlen_dtype(x.dtype) is not None or (x.ndim == 2 and x.dtype == np.uint8)
 
 
 def size(x: h5py.Dataset) -> tuple[int, int]:
-    """(height, width) of the pictures."""
+    """Returns (height, width) of the pictures."""
     if not is_encoded(x):
         return x.shape[1], x.shape[2]
     return images.size(strip(x[0]))
 
 
 def strip(row: np.ndarray) -> bytes:
-    """An encoded picture without the zeros that rows of one length are filled with."""
+    """Returns an encoded picture without the zeros that pad its row."""
     return np.asarray(row, np.uint8).tobytes().rstrip(b"\0")
 
 
 def pictures(
     x: h5py.Dataset, steps: Sequence[int], flip: bool = False, bgr: bool = False
 ) -> Iterator[bytes | np.ndarray]:
-    """Pictures of a camera at some steps.
+    """Yields the pictures of a camera at some steps, upright and in RGB.
 
     Args:
-      flip: they are stored upside down.
-      bgr: encoded ones were encoded from BGR.
+      flip: whether they are stored upside down.
+      bgr: whether encoded ones were encoded from BGR.
+
+    Raises:
+      SourceError: there is no such step.
     """
     for step in steps:
         if step >= len(x):

@@ -1,7 +1,8 @@
-"""A source in a foreign format, read where it is: as `wamjax.ingest` would write it by default.
+"""Reads a source in a foreign format in place, as `wamjax.ingest` would convert it by default.
 
-Every choice is left to the source, and what it leaves undecided is an error. Pictures are decoded
-when a window shows them; a data set of `wamjax.ingest` is faster where that is dear, as in videos.
+Every choice is left to the source; one that the source does not decide is an error. Pictures are
+decoded when a window shows them; where that is expensive, as in videos, a data set converted by
+`wamjax.ingest` is faster.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from wamjax.data.ingest.convert import Settings, numbered, numbers
 from wamjax.data.ingest.reader import Entry, Reader, open_reader
 from wamjax.data.shards import RecordError
 
-HELD = 64  # episodes whose numbers stay in memory; windows come in any order
+HELD = 64  # episodes whose numbers stay in memory, since windows come in any order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Format:
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """Opens a source of one's own, by ``package.module:attribute``."""
+    """Opens a user-defined source by ``package.module:attribute``."""
 
     name: str
 
@@ -54,16 +55,17 @@ class Named:
 
 
 class InPlace:
-    """The episodes of a foreign source, see `wamjax.data.readers.Reader`.
+    """Gives access to the episodes of a foreign source, see `wamjax.data.readers.Reader`.
 
     Args:
-      source: opens it; is pickled in its place.
-      limit: the first so many episodes; 0 = all.
-      skip_bad: so many may be bad by their headers and are left out.
+      source: opens the source; is pickled instead of its reader.
+      limit: only the first `limit` episodes; 0 = all.
+      skip_bad: how many episodes with bad headers may be skipped.
 
     Raises:
-      FileNotFoundError, ValueError: there is no such source, it leaves something undecided, or it
-        has fewer episodes than `limit` or more bad ones than `skip_bad`.
+      FileNotFoundError: the source does not exist.
+      ValueError: the source leaves a choice open, or has fewer episodes than `limit` or more bad
+        ones than `skip_bad`.
     """
 
     advice = "Correct the source, or pass over the episode by data.skip_bad"
@@ -104,7 +106,7 @@ class InPlace:
         self._read = functools.lru_cache(HELD)(self._read_anew)
 
     def __getstate__(self) -> dict[str, Any]:
-        here = ("_reader", "_lock", "_read")  # opened again where it is unpickled
+        here = ("_reader", "_lock", "_read")  # opened again after unpickling
         return {k: v for k, v in self.__dict__.items() if k not in here}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -131,11 +133,11 @@ class InPlace:
         return f"{self._entries[i].file} ({self._entries[i].name})"
 
     def digest(self, key: str, good: Sequence[bool] | None = None) -> str:
-        """Gives '': nothing is stored."""
+        """Returns '', since no digest is stored."""
         return ""
 
     def stored_statistics(self) -> None:
-        """Gives None: nothing is stored."""
+        """Returns None, since no statistics are stored."""
 
     def _read_anew(self, i: int) -> Episode:
         try:
@@ -153,10 +155,10 @@ class InPlace:
             raise RecordError(f"{self.where(i)} cannot be read: {error}. {self.advice}") from error
 
     def pictures(self, i: int, camera: str, observations: Sequence[int]) -> list[np.ndarray]:
-        """Reads pictures of an episode: those of a camera at ascending observations of the source.
+        """Reads a camera's pictures of an episode at ascending observations of the source.
 
         Raises:
-          RecordError: they cannot be read.
+          RecordError: the pictures cannot be read.
         """
         try:
             with self._lock:
@@ -171,10 +173,10 @@ class InPlace:
 
 
 class Pictures(Sequence):
-    """The pictures of a camera in an episode, encoded when one is taken.
+    """Reads the pictures of a camera in an episode on access, and encodes those that it returns.
 
     Args:
-      observations: of the source, for each of the episode's.
+      observations: the source's observation for each of the episode's.
     """
 
     def __init__(self, reader: InPlace, episode: int, camera: str, observations: np.ndarray):
@@ -190,7 +192,7 @@ class Pictures(Sequence):
         return images.encode(self.decoded([i])[0])
 
     def decoded(self, indices: Sequence[int]) -> np.ndarray:
-        """Reads some, each one once: uint8 (len(indices), h, w, 3)."""
+        """Reads some pictures, each of them once: uint8 (len(indices), h, w, 3)."""
         at, back = np.unique(self._observations[np.asarray(indices)], return_inverse=True)
         found = self._reader.pictures(self._episode, self._camera, at.tolist())
         if len({x.shape for x in found}) > 1:
@@ -199,7 +201,7 @@ class Pictures(Sequence):
 
 
 class _Seen(Episode):
-    """An episode whose pictures need no encoding on the way."""
+    """Returns pictures without encoding and decoding them."""
 
     def frames(
         self, camera: str, indices: Sequence[int], size: tuple[int, int] | None = None
@@ -215,6 +217,6 @@ class _Seen(Episode):
 
 
 def _length(entry: Entry, settings: Settings, final: bool) -> int:
-    """The actions that are left of an episode, by its header."""
+    """Returns how many actions of an episode remain, by its header."""
     track = steps.pair(np.zeros((entry.length, 1)), None, settings.pairing, final)
     return len(steps.finish(track, settings.end).actions)

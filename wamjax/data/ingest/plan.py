@@ -1,4 +1,4 @@
-"""What was asked for, against what a source has: settings in which everything is decided."""
+"""Resolves a user's choices against what a source has, into complete settings."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from wamjax.data.ingest.convert import PICTURES, Settings
 from wamjax.data.ingest.reader import KINDS, PAIRINGS, About, Entry, Reader, SourceError
 from wamjax.data.spec import Info
 
-SAMPLE = 8  # episodes whose numbers say what the conventions are
+SAMPLE = 8  # episodes whose numbers are read to infer conventions
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Choices in words, as the flags of `wamjax.ingest` and its ``--map`` give them; '' and 0
-    leave a choice to the source. See the flags for what each means."""
+    """Holds the user's choices as text, from the flags of `wamjax.ingest` or its ``--map``.
+
+    '' and 0 leave a choice to the source. The flags document each one.
+    """
 
     cameras: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
@@ -43,13 +45,13 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What `resolve` decides.
+    """Holds the result of `resolve`.
 
     Attributes:
-      settings: for every episode.
-      info: of the data set.
+      settings: settings for every episode.
+      info: description of the data set.
       facts: what was decided and why, in words, for the report.
-      warnings: what a person should look at.
+      warnings: what the user should check.
     """
 
     settings: Settings
@@ -59,13 +61,13 @@ class Plan:
 
 
 def resolve(reader: Reader, entries: Sequence[Entry], ask: Request) -> Plan:
-    """Decides.
+    """Resolves a request into settings, and infers what it leaves open.
 
     Args:
-      entries: of the reader; the numbers of some are read.
+      entries: the reader's; the numbers of up to `SAMPLE` are read.
 
     Raises:
-      ValueError: a choice that does not exist or does not fit; names the flag.
+      ValueError: a choice does not exist or does not fit the source; names the flag.
     """
     about = reader.about
     _check(ask, about)
@@ -74,7 +76,7 @@ def resolve(reader: Reader, entries: Sequence[Entry], ask: Request) -> Plan:
     state_names, action_names = terms.names(state, about), terms.names(action, about)
     sample = _sample(reader, entries, state, action)
     dims = tuple(signals.grippers(action_names, sample[1]))
-    # Padding behind the end of an episode holds what is named so.
+    # Padding after the end of an episode keeps the command of dimensions named as grippers.
     action_names = tuple(
         name if i not in dims or signals.GRIPPER.search(name) else f"{name}.gripper"
         for i, name in enumerate(action_names)
@@ -163,7 +165,7 @@ def _check(ask: Request, about: About) -> None:
 
 
 def _sample(reader: Reader, entries: Sequence[Entry], state, action):
-    """(states, actions) of some episodes, paired as the source has them."""
+    """Returns (states, actions) of some episodes, paired as in the source."""
     good = [i for i, entry in enumerate(entries) if not entry.error]
     states, actions = [], []
     for i in good[:: max(1, len(good) // SAMPLE)][:SAMPLE]:
@@ -172,7 +174,7 @@ def _sample(reader: Reader, entries: Sequence[Entry], state, action):
             states.append(terms.assemble(state, arrays))
             actions.append(terms.assemble(action, arrays))
         except (SourceError, ValueError, KeyError):
-            continue  # met again when it is converted
+            continue  # its conversion will report it
     return states, actions
 
 
@@ -214,7 +216,7 @@ def _moves(ask: Request, state, action) -> dict[str, tuple[frame.Move, ...]]:
 
 
 def _gripper(ask, sample, dims, state_names, action_names, facts, warnings) -> tuple[str, str]:
-    """(old, new) convention; says what was found."""
+    """Returns the (old, new) convention, and adds what it infers to `facts` and `warnings`."""
     conventions = {action_names[i]: signals.convention(*sample, i, state_names) for i in dims}
     facts["gripper"] = ", ".join(f"{k} {v}" for k, v in conventions.items()) or "none found"
     kinds = {ask.gripper_is} if ask.gripper_is else set(conventions.values())
@@ -284,10 +286,10 @@ def _warnings(entries: Sequence[Entry], settings: Settings, kind: str) -> list[s
 
 
 def request(values: Mapping[str, Any], where: str) -> Request:
-    """A request from a mapping, as json or toml give it.
+    """Builds a request from a mapping, as read from JSON or TOML.
 
     Raises:
-      ValueError: a key that does not exist, or a value of another type.
+      ValueError: a key does not exist, or a value has the wrong type.
     """
     fields = {f.name: f for f in dataclasses.fields(Request)}
     out = {}

@@ -138,7 +138,7 @@ class VideoReader(Reader, Protocol):
 
 def formats() -> dict[str, str]:
     """Returns name -> first docstring line of every built-in format."""
-    folder = pathlib.Path(__file__).parent / "formats"  # not imported: what they need may lack
+    folder = pathlib.Path(__file__).parent / "formats"  # not imported: dependencies may be missing
     texts = {file.stem: ast.get_docstring(ast.parse(file.read_text())) or ""
              for file in sorted(folder.glob("[!_]*.py"))}  # fmt: skip
     return {name: text.partition("\n")[0] for name, text in texts.items()}
@@ -186,7 +186,7 @@ def _module(name: str):
 
 
 def _typed(key: str, value: Any, default: Any) -> Any:
-    """An option as its default is typed."""
+    """Converts an option to the type of its default."""
     if not isinstance(value, str) or isinstance(default, str):
         return value
     if isinstance(default, bool):
@@ -200,10 +200,10 @@ def _typed(key: str, value: Any, default: Any) -> Any:
 
 
 def files_of(source: pathlib.Path, *patterns: str) -> list[pathlib.Path]:
-    """The source itself if it is a file, else all files below it that match, sorted.
+    """Returns the source itself if it is a file, otherwise all matching files below it, sorted.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: no file matches.
     """
     if source.is_file():
         return [source]
@@ -214,15 +214,15 @@ def files_of(source: pathlib.Path, *patterns: str) -> list[pathlib.Path]:
 
 
 def relative(file: pathlib.Path, source: pathlib.Path) -> str:
-    """A file's name within its source."""
+    """Returns a file's path relative to its source."""
     return file.name if file == source else file.relative_to(source).as_posix()
 
 
 def first_good(entries: Sequence[Entry], source: pathlib.Path) -> int:
-    """The number of the first episode that can be read.
+    """Returns the number of the first episode that can be read.
 
     Raises:
-      SourceError: there is none.
+      SourceError: no episode can be read.
     """
     for i, entry in enumerate(entries):
         if not entry.error:

@@ -1,9 +1,9 @@
-"""Representations of a rotation, by name; every one to every other.
+"""Converts rotations between representations, which are chosen by name.
 
-Active rotations of the robot's frame, matrix columns are the rotated axes. "rotation_6d" is the
-first two *columns*, one after the other (Zhou et al., 2019); "rotation_6d_rows" the first two rows,
-as PyTorch3D writes them. Euler angles in radians; "euler_xyz" turns about the fixed axes x, y, z in
-this order, "euler_XYZ" about the axes that turn along.
+Rotations are active rotations of the robot's frame; the columns of a matrix are the rotated axes.
+"rotation_6d" is the first two *columns*, one after the other (Zhou et al., 2019);
+"rotation_6d_rows" is the first two rows, as in PyTorch3D. Euler angles are in radians: "euler_xyz"
+rotates about the fixed axes x, y, z in this order, "euler_XYZ" about the moving axes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ SIZES = {
 
 
 def check(name: str) -> str:
-    """The name itself.
+    """Returns `name` if it is a representation.
 
     Raises:
-      ValueError: it is no representation.
+      ValueError: `name` is unknown.
     """
     if name not in SIZES:
         raise ValueError(f"{name!r} is no representation of a rotation{did_you_mean(name, SIZES)}; "
@@ -33,10 +33,10 @@ def check(name: str) -> str:
 
 
 def read(x: np.ndarray, kind: str) -> Rotation:
-    """Rotations from an array (n, `SIZES[kind]`).
+    """Reads rotations from an array (n, `SIZES[kind]`).
 
     Raises:
-      ValueError: the array is of another width, or a quaternion is zero.
+      ValueError: the array has another width, or a quaternion is zero.
     """
     x = np.asarray(x, np.float64)
     if x.shape[-1] != SIZES[check(kind)]:
@@ -60,9 +60,10 @@ def read(x: np.ndarray, kind: str) -> Rotation:
 
 
 def write(rotation: Rotation, kind: str) -> np.ndarray:
-    """The reverse of `read`: f64 (n, `SIZES[kind]`).
+    """Writes rotations as an array, f64 (n, `SIZES[kind]`); the inverse of `read`.
 
-    Quaternions are continuous along n, from a first one with w >= 0: q and -q are one rotation.
+    Since q and -q are the same rotation, signs of quaternions are chosen so that the first has
+    w >= 0 and the rest are continuous along n.
     """
     if check(kind) == "axis_angle":
         return rotation.as_rotvec()
@@ -81,5 +82,5 @@ def write(rotation: Rotation, kind: str) -> np.ndarray:
 
 
 def convert(x: np.ndarray, old: str, new: str) -> np.ndarray:
-    """Rotations (n, `SIZES[old]`) in another representation (n, `SIZES[new]`)."""
+    """Converts rotations (n, `SIZES[old]`) to another representation (n, `SIZES[new]`)."""
     return write(read(x, old), new)

@@ -1,9 +1,9 @@
-"""Converts a source over processes; killed and continued, and never half-written.
+"""Converts a source in several processes; may be killed and resumed without a partial data set.
 
-Every episode becomes a file in a hidden folder beside the data set, in one step; what is there when
-the same command runs again is not done again. When all are there, they are written to the data set
-in the order of the source, whatever the number of processes, and the folder is removed. So the disk
-holds the result twice for a while.
+Every episode becomes a file, written atomically, in a hidden folder beside the data set; when the
+same command runs again, it skips the episodes that are there. At the end, all are written to the
+data set in the order of the source, whatever the number of processes, and the folder is removed. So
+the disk holds the result twice for a while.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from wamjax.data.ingest.plan import Plan, Request
 from wamjax.data.ingest.reader import Entry, Reader, SourceError, open_reader
 from wamjax.data.spec import Info
 
-VERSION = 1  # of the parts
+VERSION = 1  # version of the files of single episodes
 REPORT = "ingest.json"
 WRONG_RATE = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a process needs to convert any episode."""
+    """Holds what a process needs to convert any episode."""
 
     format: str
     source: str
@@ -62,24 +62,24 @@ def ingest(
     limit: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Makes a data set of a source.
+    """Converts a source to a data set.
 
     Args:
-      format: see `wamjax.data.ingest.reader.open_reader`; `options` are its own.
-      source: its file or folder.
+      format: see `wamjax.data.ingest.reader.open_reader`; `options` belong to the format.
+      source: file or folder.
       out: folder of the data set; must not exist.
-      ask: what is to be made of it.
-      workers: processes; 0 = this one.
-      skip_bad: so many bad episodes are left out; one more is an error.
-      limit: only the first so many episodes; 0 = all.
-      progress: whether to show a bar.
+      ask: choices of the conversion.
+      workers: processes; 0 = convert in this one.
+      skip_bad: how many bad episodes may be skipped; one more is an error.
+      limit: convert only the first `limit` episodes; 0 = all.
+      progress: whether to show a progress bar.
 
     Returns:
-      The report, as in ``ingest.json`` of the data set.
+      the report, as in ``ingest.json`` of the data set.
 
     Raises:
       FileExistsError: the data set exists.
-      SourceError: more bad episodes than may be left out; names the last one's file.
+      SourceError: more than `skip_bad` episodes are bad; names the file of the last one.
       ValueError: `ask` does not fit the source.
     """
     out = pathlib.Path(out)
@@ -103,7 +103,7 @@ def ingest(
 
 @contextlib.contextmanager
 def _begin(folder: pathlib.Path, task: Task, entries: Sequence[Entry]) -> Iterator[None]:
-    """The folder of the parts: that of the same work if it was begun before, else an empty one."""
+    """Locks and prepares the folder of the parts; keeps those of the same command only."""
     names = "\n".join(f"{e.name} {e.length} {e.instruction}" for e in entries)
     about = json.dumps([VERSION, dataclasses.asdict(task) | {"folder": ""}, names], default=list)
     digest = hashlib.blake2b(about.encode(), digest_size=16).hexdigest()
@@ -131,7 +131,7 @@ def _convert(
     task: Task, reader: Reader, entries: Sequence[Entry], workers: int, skip_bad: int,
     progress: bool,
 ) -> dict[int, str]:  # fmt: skip
-    """Makes the parts that are missing; episode -> why it is bad."""
+    """Converts the episodes that are missing; returns episode -> why it is bad."""
     bad: dict[int, str] = {}
     folder = pathlib.Path(task.folder)
     todo = []
@@ -154,7 +154,7 @@ def _convert(
 def _results(
     task: Task, reader: Reader, entries: Sequence[Entry], todo: Sequence[int], workers: int
 ) -> Iterator[Iterator[tuple[int, str]]]:
-    """Yields (episode, why it is bad or '') as they are done."""
+    """Yields (episode, why it is bad or '') as episodes are done."""
     if not workers or len(todo) < 2:
         yield ((i, _one(task, reader, entries[i], i)) for i in todo)
         return
@@ -171,7 +171,7 @@ def _results(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_HERE: dict[str, Any] = {}  # of a worker process
+_HERE: dict[str, Any] = {}  # state of a worker process
 
 
 def _open(task: Task) -> None:
@@ -184,7 +184,7 @@ def _in_worker(i: int, entry: Entry) -> str:
 
 
 def _one(task: Task, reader: Reader, entry: Entry, i: int) -> str:
-    """Makes a part; returns why it cannot be, or ''."""
+    """Converts one episode to a part; returns why it is bad, or ''."""
     try:
         episode, about = convert(reader, i, entry, task.settings)
         try:
@@ -208,7 +208,7 @@ def _add(bad: dict[int, str], i: int, error: str, skip_bad: int) -> None:
     """Counts a bad episode.
 
     Raises:
-      SourceError: there are too many.
+      SourceError: more than `skip_bad` are bad.
     """
     if len(bad) >= skip_bad:
         more = f" ({skip_bad} were left out before)" if skip_bad else ""

@@ -1,4 +1,4 @@
-"""What numbers say of themselves: the gripper's convention, and whether actions are deltas."""
+"""Infers from the numbers the gripper's convention, and whether actions are deltas."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Sequence
 import numpy as np
 
 GRIPPER = re.compile(r"grip|finger|\bclaw", re.I)
-CLOSED = re.compile(r"clos", re.I)  # of a name: it grows when the gripper closes
-# name -> (number that opens, number that closes)
+CLOSED = re.compile(r"clos", re.I)  # names of values that grow when the gripper closes
+# name -> (command that opens, command that closes)
 CONVENTIONS = {
     "minus_opens": (-1.0, 1.0),  # robosuite, LIBERO
     "plus_opens": (1.0, -1.0),
     "one_opens": (1.0, 0.0),  # Open X-Embodiment, OpenVLA
     "zero_opens": (0.0, 1.0),  # DROID
 }
-SURE, DOUBT = 0.9, 0.5  # correlations
+SURE, DOUBT = 0.9, 0.5  # correlations: certain above the first, unclear below the second
 
 
 def grippers(names: Sequence[str], actions: Sequence[np.ndarray]) -> list[int]:
-    """Which dimensions of the actions are a gripper.
+    """Returns which dimensions of the actions are grippers.
 
-    By their names; where no name says it, those that take two values only.
+    They are found by name; if no name matches, they are those with exactly two values.
     """
     by_name = [i for i, name in enumerate(names) if GRIPPER.search(name)]
     if by_name or not len(actions):
@@ -34,17 +34,17 @@ def grippers(names: Sequence[str], actions: Sequence[np.ndarray]) -> list[int]:
 def convention(
     states: Sequence[np.ndarray], actions: Sequence[np.ndarray], dim: int, names: Sequence[str]
 ) -> str:
-    """The convention of a gripper's commands.
+    """Infers the convention of a gripper's commands.
 
     Args:
       states, actions: (T or T + 1, p) and (T, a) of some episodes.
-      dim: of the actions.
-      names: of the state's dimensions: fingers move apart when the gripper opens, and what is
-        named closed grows when it closes.
+      dim: the gripper's dimension of the actions.
+      names: names of the state's dimensions. Fingers move apart when the gripper opens; a value
+        whose name contains "clos" grows when it closes.
 
     Returns:
-      A name of `CONVENTIONS`; "continuous" where it is no switch; "unclear" where it is one but
-      the fingers do not say which side opens.
+      a name of `CONVENTIONS`; "continuous" if the gripper has more than two commands; "unclear" if
+      it has two, but the fingers do not show which one opens.
     """
     commands = np.concatenate([a[:, dim] for a in actions])
     low, high = commands.min(), commands.max()
@@ -63,12 +63,12 @@ def convention(
 def opens(
     states: Sequence[np.ndarray], actions: Sequence[np.ndarray], dim: int, names: Sequence[str]
 ) -> int:
-    """Which side of a gripper's commands opens it: 1 the larger ones, -1 the smaller ones, 0 if it
-    cannot be said. Arguments as of `convention`."""
+    """Returns which commands open a gripper: 1 = the larger ones, -1 = the smaller ones, 0 =
+    unclear. Arguments as for `convention`."""
     fingers = [i for i, name in enumerate(names) if GRIPPER.search(name)]
     if not fingers:
         return 0
-    # Two fingers mirror one another, so their signs differ: how far both are from the middle.
+    # Two fingers are mirror images with opposite signs, so add up their distances from the middle.
     signs = np.array([-1.0 if CLOSED.search(names[i]) else 1.0 for i in fingers])
     widths = [np.abs(s[: len(a), fingers]) @ signs
               for s, a in zip(states, actions, strict=True)]  # fmt: skip
@@ -83,7 +83,7 @@ def opens(
 
 
 def switch(x: np.ndarray, old: str, new: str) -> np.ndarray:
-    """Commands of a gripper in another convention."""
+    """Converts commands of a gripper to another convention."""
     opens, closes = CONVENTIONS[old]
     to_open, to_close = CONVENTIONS[new]
     return to_close + (x - closes) / (opens - closes) * (to_open - to_close)
@@ -92,13 +92,13 @@ def switch(x: np.ndarray, old: str, new: str) -> np.ndarray:
 def action_kind(
     states: Sequence[np.ndarray], actions: Sequence[np.ndarray], leave_out: Sequence[int] = ()
 ) -> str:
-    """Whether actions are targets in the units of the state, or changes of it.
+    """Returns whether actions are targets in the units of the state, or changes of it.
 
-    An absolute action is near the state that follows; a delta goes with the change that follows.
+    An absolute action is near the next state; a delta correlates with the change to it.
 
     Args:
       states, actions: (T or T + 1, p) and (T, a) of some episodes.
-      leave_out: dimensions of the actions that say nothing, such as grippers.
+      leave_out: dimensions of the actions to ignore, such as grippers.
 
     Returns:
       "absolute", "delta" or "unclear".
@@ -120,7 +120,7 @@ def action_kind(
 
 
 def _best(x: np.ndarray, columns: np.ndarray, same_units: bool) -> float:
-    """The largest correlation with a column; of the same units if that is asked."""
+    """Returns the largest correlation with a column, optionally only with those of like values."""
     best = 0.0
     for column in columns.T:
         if same_units and abs(x.mean() - column.mean()) > 0.5 * max(np.ptp(column), np.ptp(x)):
@@ -132,8 +132,11 @@ def _best(x: np.ndarray, columns: np.ndarray, same_units: bool) -> float:
 def together(
     states: Sequence[np.ndarray], actions: Sequence[np.ndarray], lag: int, leave_out: Sequence[int]
 ) -> float:
-    """How well actions go with the change of the state, `lag` steps later: mean correlation over
-    the dimensions, each with the one of the state that fits it best at any of three lags."""
+    """Returns how well actions correlate with the change of the state `lag` steps later.
+
+    The correlation is averaged over the dimensions of the actions, each paired with the dimension
+    of the state that fits it best at any of the three lags -1, 0, 1.
+    """
     best = []
     for shift in (-1, 0, 1):
         pairs = [_shifted(np.diff(s, axis=0)[: len(a)], a, shift)
@@ -155,7 +158,7 @@ def _shifted(change: np.ndarray, x: np.ndarray, lag: int) -> tuple[np.ndarray, n
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's, 0 where one of them is constant."""
+    """Returns Pearson's correlation, or 0 if one of the two is constant."""
     if len(x) < 3 or np.ptp(x) < 1e-9 or np.ptp(y) < 1e-9:
         return 0.0
     return float(np.corrcoef(x, y)[0, 1])

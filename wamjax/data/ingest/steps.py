@@ -1,4 +1,4 @@
-"""Which steps of an episode remain, and what their actions become."""
+"""Selects the steps of an episode, and computes their actions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ ENDS = ("repeat", "drop")
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """Actions, and the observations that they go with.
+    """Pairs actions with observations.
 
     Attributes:
-      observations: int (T,) or (T + 1,): numbers of the source's; the last one is after the last
-        action if there is one more than actions.
+      observations: int (T,) or (T + 1,): indices into the source's observations; with T + 1, the
+        last is the observation after the last action.
       actions: (T, a).
       reward: (T,) or None.
     """
@@ -29,7 +29,7 @@ class Steps:
 
     @property
     def final(self) -> bool:
-        """Whether there is an observation after the last action."""
+        """Returns whether there is an observation after the last action."""
         return len(self.observations) > len(self.actions)
 
 
@@ -37,7 +37,7 @@ def pair(actions: np.ndarray, reward: np.ndarray | None, pairing: str, final: bo
     """Pairs actions with observations, see `About.pairing`.
 
     Raises:
-      ValueError: an unknown pairing, or "after" of a single step.
+      ValueError: unknown pairing, or "after" with a single step.
     """
     count = len(actions)
     if pairing not in PAIRINGS:
@@ -52,11 +52,11 @@ def pair(actions: np.ndarray, reward: np.ndarray | None, pairing: str, final: bo
 
 
 def no_ops(actions: np.ndarray, threshold: float, gripper: int = -1) -> np.ndarray:
-    """Which actions do something: bool (T,).
+    """Returns which actions do something, bool (T,); the others are no-ops.
 
-    As published for LIBERO (OpenVLA, Cosmos Policy): an action is dropped if the norm of all but
-    the gripper is below the threshold and the gripper is commanded as by the last one that was
-    kept; before the first one, the norm alone decides.
+    As published for LIBERO (OpenVLA, Cosmos Policy): an action is a no-op if the norm of all
+    dimensions but the gripper is below the threshold and its gripper command equals that of the
+    last action that is not a no-op. Before the first such action, the norm alone decides.
     """
     others = np.delete(actions, gripper, axis=1)
     still = np.linalg.norm(others, axis=1) < threshold
@@ -68,10 +68,10 @@ def no_ops(actions: np.ndarray, threshold: float, gripper: int = -1) -> np.ndarr
 
 
 def keep(steps: Steps, mask: np.ndarray) -> Steps:
-    """Some of the actions, with the observations before them; a final observation stays.
+    """Keeps the actions under `mask`, with the observations before them and a final observation.
 
     Raises:
-      ValueError: none is left.
+      ValueError: no action is left.
     """
     if not mask.any():
         raise ValueError("none of its actions does anything")
@@ -83,7 +83,7 @@ def keep(steps: Steps, mask: np.ndarray) -> Steps:
 
 
 def _merged_reward(reward: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Rewards of what is dropped go to the last action that is kept before it."""
+    """Adds the rewards of dropped actions to the last kept action before them."""
     groups = np.maximum(np.cumsum(mask) - 1, 0)
     return np.bincount(groups, weights=reward, minlength=int(mask.sum()))
 
@@ -91,20 +91,20 @@ def _merged_reward(reward: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def resample(
     steps: Steps, hz: float, fps: float, deltas: Sequence[int], velocities: Sequence[int] = ()
 ) -> tuple[Steps, float]:
-    """Fewer steps a second: the observations nearest to the new times.
+    """Lowers the rate, taking the observations nearest to the new times.
 
-    A new action spans old ones: deltas are summed, velocities averaged, targets and grippers are
-    those of the last.
+    A new action spans several old ones: deltas are summed, velocities averaged; targets and
+    grippers are those of the last. Rewards are summed.
 
     Args:
-      hz, fps: the old rate and the new one.
-      deltas, velocities: dimensions that are deltas, and velocities.
+      hz, fps: old and new rate.
+      deltas, velocities: dimensions of the actions that are deltas, and those that are velocities.
 
     Returns:
       (steps, largest distance of an observation from its new time, in seconds).
 
     Raises:
-      ValueError: the new rate is the higher one.
+      ValueError: the new rate is higher than the old one.
     """
     if fps > hz:
         raise ValueError(f"--fps={fps:g} is above the source's {hz:g}: there are no pictures "
@@ -125,14 +125,14 @@ def resample(
 
 
 def finish(steps: Steps, end: str) -> Steps:
-    """T + 1 observations for T actions, where there were T.
+    """Returns steps with T + 1 observations for T actions; those that have them are unchanged.
 
     Args:
-      end: "repeat": the last observation stands for what was seen after the last action; "drop":
-        the last action is left out.
+      end: "repeat" repeats the last observation as the one after the last action; "drop" drops the
+        last action and adds its reward to the one before.
 
     Raises:
-      ValueError: an unknown way, or there is one action only and it is to be dropped.
+      ValueError: unknown `end`, or "drop" with a single action.
     """
     if end not in ENDS:
         raise ValueError(f"--end={end} is not one of {', '.join(ENDS)}")
@@ -150,7 +150,7 @@ def finish(steps: Steps, end: str) -> Steps:
 
 
 def returns_of(reward: np.ndarray, discount: float) -> np.ndarray:
-    """Discounted sums of the rewards to come: f32 (T,)."""
+    """Returns the discounted sums of present and future rewards, f32 (T,)."""
     out, total = np.zeros(len(reward)), 0.0
     for t in range(len(reward) - 1, -1, -1):
         total = reward[t] + discount * total

@@ -1,9 +1,9 @@
-"""Terms: which numbers of a source become the state or the action, in which order.
+"""Parses terms: which numbers of a source become the state or the action, in which order.
 
     KEY                       all dimensions of an array
-    KEY[3:6]                  some of them; [6] is one
-    KEY[3:6]:axis_angle       ... that are a rotation, named so that it is treated as one
-    KEY:quat_xyzw:rotation_6d ... written in another representation
+    KEY[3:6]                  some dimensions; [6] is a single one
+    KEY[3:6]:axis_angle       ... that are a rotation, and are treated as one
+    KEY:quat_xyzw:rotation_6d ... converted to another representation
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _TERM = re.compile(r"(?P<key>[^\[\]:]+)(\[(?P<cut>[-\d:]*)\])?(:(?P<old>\w+)(:(?
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """A block of dimensions.
+    """Describes a block of dimensions.
 
     Attributes:
       key: array of the source.
-      start, end: its dimensions.
-      old, new: representation of a rotation there and here; '' = no rotation.
+      start, end: first dimension of it, and the one after the last.
+      old, new: representation of a rotation in the source and in the data set; '' = no rotation.
     """
 
     key: str
@@ -39,21 +39,21 @@ class Term:
 
     @property
     def size(self) -> int:
-        """Dimensions here."""
+        """Returns the number of dimensions in the data set."""
         return rotations.SIZES[self.new] if self.new else self.end - self.start
 
     def read(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """f64 (n, size)."""
+        """Reads the block, f64 (n, size)."""
         x = np.asarray(arrays[self.key], np.float64)
         x = x.reshape(len(x), -1)[:, self.start : self.end]
         return rotations.convert(x, self.old, self.new) if self.old != self.new else x
 
 
 def parse(text: str, about: About, flag: str) -> Term:
-    """A term against what a source has.
+    """Parses a term and checks it against the arrays of a source.
 
     Raises:
-      ValueError: it is no term, there is no such array, or too few dimensions.
+      ValueError: the syntax is wrong, or the array or some of its dimensions do not exist.
     """
     match = _TERM.fullmatch(text.strip())
     if not match:
@@ -91,12 +91,12 @@ def _dims(cut: str | None, total: int) -> range:
 
 
 def assemble(terms: Sequence[Term], arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The blocks side by side: f64 (n, sum of sizes)."""
+    """Concatenates the blocks: f64 (n, sum of sizes)."""
     return np.concatenate([term.read(arrays) for term in terms], axis=1)
 
 
 def names(terms: Sequence[Term], about: About) -> tuple[str, ...]:
-    """Names of the dimensions: the source's where it has them, else made of the array's."""
+    """Returns names of the dimensions: the source's, or else the array's name with an index."""
     out: list[str] = []
     for term in terms:
         labels = about.names.get(term.key, ())[term.start : term.end]
@@ -112,7 +112,7 @@ def names(terms: Sequence[Term], about: About) -> tuple[str, ...]:
 
 
 def rotation_blocks(terms: Sequence[Term]) -> dict[tuple[int, int], str]:
-    """(start, end) among the assembled dimensions -> representation, of the rotations."""
+    """Returns the rotations: (start, end) among the assembled dimensions -> representation."""
     out, at = {}, 0
     for term in terms:
         if term.new:

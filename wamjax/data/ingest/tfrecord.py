@@ -1,8 +1,9 @@
-"""TFRecord files and tf.train.Example without TensorFlow.
+"""Reads TFRecord files and tf.train.Example without TensorFlow.
 
-A file is a row of records: length (u64), checksum of the length, data, checksum of the data; both
-are CRC32C, masked. An Example is a protobuf message: a map from names to lists of bytes, of float32
-or of int64. Messages are views into the file: what is not asked for is not read from the disk.
+A file is a sequence of records: length (u64), checksum of the length, data, checksum of the data;
+both checksums are masked CRC32C. An Example is a protobuf message: a map from names to lists of
+bytes, float32 or int64. Messages are views into the mapped file, so unused features are not read
+from disk.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # wire types
 
 
 class File:
-    """The records of a file, by number.
+    """Gives access to the records of a file by number.
 
     Raises:
-      SourceError: it is cut off or damaged; names it.
+      SourceError: the file is truncated or damaged; names it.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -73,7 +74,7 @@ _TABLE = _table()
 
 
 def crc32c(data: bytes | memoryview) -> int:
-    """CRC-32C (Castagnoli) of a few bytes."""
+    """Returns the CRC-32C (Castagnoli) of a few bytes."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)
@@ -81,15 +82,15 @@ def crc32c(data: bytes | memoryview) -> int:
 
 
 def mask(crc: int) -> int:
-    """As TFRecord stores a checksum."""
+    """Masks a checksum as TFRecord stores it."""
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def features(example: memoryview) -> dict[str, memoryview]:
-    """Name -> Feature of an Example; only names and lengths are read.
+    """Returns name -> Feature of an Example, reading only names and lengths.
 
     Raises:
-      ValueError: it is no such message.
+      ValueError: the bytes are not an Example.
     """
     out = {}
     for field, inner in _fields(example):
@@ -103,19 +104,19 @@ def features(example: memoryview) -> dict[str, memoryview]:
 
 
 def strings(feature: memoryview) -> list[memoryview]:
-    """The bytes of a Feature."""
+    """Returns the byte strings of a Feature."""
     return [data for _, data in _fields(_list(feature, _BYTES))]
 
 
 def numbers(feature: memoryview) -> np.ndarray:
-    """The floats or ints of a Feature: f32 or int64 (n,).
+    """Returns the numbers of a Feature, f32 or int64 (n,).
 
     Raises:
-      ValueError: it holds bytes, or is no such message.
+      ValueError: it holds byte strings, or is not a Feature.
     """
     parts = dict(_fields(feature))
     if _FLOATS in parts:
-        # Packed or one by one, and both may be in one list.
+        # Numbers may be packed or single, and one list may mix both.
         blocks = [np.frombuffer(x, "<f4") for _, x in _fields(parts[_FLOATS])]
         return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
     if _INTS in parts:
@@ -131,7 +132,7 @@ def _list(feature: memoryview, kind: int) -> memoryview:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """(number, content) of the fields of a message."""
+    """Yields (number, content) of each field of a message."""
     at, size = 0, len(message)
     while at < size:
         key, at = _varint(message, at)
@@ -165,9 +166,9 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def _varints(data: memoryview) -> np.ndarray:
-    """Numbers one behind the other: int64 (n,)."""
+    """Decodes consecutive varints: int64 (n,)."""
     x = np.frombuffer(data, np.uint8)
-    if len(x) and (x < 2).all():  # flags: most of what there is
+    if len(x) and (x < 2).all():  # flags, the most common case
         return x.astype(np.int64)
     out, at = [], 0
     while at < len(data):

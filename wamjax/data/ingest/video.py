@@ -1,4 +1,4 @@
-"""Frames of video files by time: from one keyframe on, every frame is decoded once."""
+"""Reads frames of video files by time, decoding each frame after a keyframe once."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from wamjax.data.film import Film, Group, decode
 from wamjax.data.ingest.reader import SourceError
 
 Packets = tuple[tuple[int, bytes], ...]
-TOLERANCE = 1e-4  # seconds between the time asked for and a frame's, as LeRobot checks it
-GAP = 1.0  # seconds without a wanted frame that are worth a new seek
-OPEN = 8  # files
+TOLERANCE = 1e-4  # seconds between the requested time and the frame's, as in LeRobot
+GAP = 1.0  # seconds without a requested frame after which seeking is faster than decoding on
+OPEN = 8  # files kept open
 
 
 class Videos:
-    """Video files, the last few of them kept open.
+    """Reads video files and keeps the last few open.
 
     Args:
-      tolerance: a frame farther from the time asked for is an error, in seconds.
+      tolerance: maximum distance of a frame from the requested time, in seconds.
 
     Attributes:
-      off: largest distance of a frame from its time so far.
+      off: largest such distance so far, in seconds.
     """
 
     def __init__(self, tolerance: float = TOLERANCE):
         self._tolerance = tolerance
-        self._converter = VideoReformatter()  # kept: making one costs more than a small frame
+        self._converter = VideoReformatter()  # creating one costs more than a small frame
         self._open: collections.OrderedDict = collections.OrderedDict()
         self.off = 0.0
 
     def frames(self, path: pathlib.Path, times: Sequence[float]) -> Iterator[np.ndarray]:
-        """The frames nearest to some times: uint8 (h, w, 3) each.
+        """Yields the frames nearest to some times, uint8 (h, w, 3) each.
 
         Args:
           times: ascending, in seconds from the start of the file.
 
         Raises:
-          SourceError: the file cannot be decoded, or has no frame near enough; names it.
+          SourceError: the file cannot be decoded, or no frame is close enough; names it.
         """
         if not len(times):
             return
@@ -55,16 +55,16 @@ class Videos:
             raise SourceError(f"{path} cannot be decoded: {error}") from error
 
     def film(self, path: pathlib.Path, times: Sequence[float]) -> Film:
-        """The packets of the frames nearest to some times, in groups that decode alone.
+        """Returns the packets of the frames nearest to some times, in groups that decode alone.
 
-        Each group is decoded and compared with the file in one pass: one that needs what is before
-        its keyframe (an open group) is given the group before as well.
+        Each group is decoded and compared with the frames of the file. A group that needs packets
+        before its keyframe (an open group) also gets the one or two groups before it.
 
         Args:
-          times: ascending, in seconds from the start of the file; one may come again.
+          times: ascending, in seconds from the start of the file; duplicates are allowed.
 
         Raises:
-          SourceError: as of `frames`; or packets of it decode alone to something else.
+          SourceError: as for `frames`; or a group still does not decode to the same frames.
         """
         try:
             container, stream = self._file(path)
@@ -79,7 +79,7 @@ class Videos:
         groups = []
         for number, mine in shown:
             want = [next(wanted) for _ in mine]
-            for lead in range(min(number, 2) + 1):  # groups before it that it needs
+            for lead in range(min(number, 2) + 1):  # how many groups before it it needs
                 packets = sum(runs[number - lead : number + 1], ())
                 group = Group(*kind, packets, tuple(mine))
                 if _decodes_to(group, want):
@@ -93,7 +93,7 @@ class Videos:
     def _nearest(
         self, path: pathlib.Path, runs: Sequence[Packets], unit: float, times: Sequence[float]
     ) -> list[tuple[int, list[int]]]:
-        """(number of the run, times of its frames that are wanted), run by run."""
+        """Returns (number of the run, times of its requested frames) for each run that has any."""
         stamps = sorted((time, number) for number, run in enumerate(runs) for time, _ in run)
         seconds = np.array([time for time, _ in stamps]) * unit
         out: list[tuple[int, list[int]]] = []
@@ -110,7 +110,7 @@ class Videos:
         return out
 
     def shape(self, path: pathlib.Path) -> tuple[int, int, float]:
-        """(height, width, frames per second).
+        """Returns (height, width, frames per second) of a file.
 
         Raises:
           SourceError: the file cannot be opened; names it.
@@ -125,7 +125,7 @@ class Videos:
         if path not in self._open:
             container = av.open(str(path))
             stream = container.streams.video[0]
-            stream.thread_type = "SLICE"  # processes do the rest; frame threads add latency
+            stream.thread_type = "SLICE"  # processes run in parallel; frame threads add latency
             self._open[path] = container, stream
             while len(self._open) > OPEN:
                 self._open.popitem(last=False)[1][0].close()
@@ -133,7 +133,8 @@ class Videos:
         return self._open[path]
 
     def _decode(self, path, container, stream, times: Sequence[float]) -> Iterator[np.ndarray]:
-        """Merges two ascending lists: the times wanted, and those of the decoded frames."""
+        """Yields the nearest frames by merging two ascending sequences: the requested times and the
+        decoded frames."""
         decoded, last, this = iter(()), None, None
         for want in times:
             if this is None or want - this.time > GAP:
@@ -154,7 +155,8 @@ class Videos:
 
 
 def _runs(container, stream, start: float, end: float) -> list[Packets]:
-    """(time, bytes) of packets from two keyframes before `start` to beyond `end`, by keyframe."""
+    """Returns (time, bytes) of the packets from the keyframe before `start` to beyond `end`,
+    grouped by keyframe."""
     offset = int(Fraction(max(start, 0.0)) / stream.time_base)
     container.seek(offset, stream=stream, backward=True, any_frame=False)
     runs: list[list[tuple[int, bytes]]] = []
@@ -183,7 +185,7 @@ def _above(seconds: float) -> float:
 
 
 def _decoder(container, stream, start: float) -> Iterator:
-    """Frames in the order of their times, from the keyframe before `start` on."""
+    """Yields frames in order of time, from the keyframe before `start`."""
     offset = int(Fraction(max(start, 0.0)) / stream.time_base)
     container.seek(offset, stream=stream, backward=True, any_frame=False)
     for packet in container.demux(stream):

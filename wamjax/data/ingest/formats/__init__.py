@@ -1,1 +1,1 @@
-"""One module for each format; its name is the format's."""
+"""Holds one module per format, named after the format."""

@@ -26,7 +26,7 @@ def open(source: pathlib.Path, bgr: bool = False) -> Aloha:
     """Opens a file, or a folder of files.
 
     Args:
-      bgr: the colours of encoded pictures are swapped in the files.
+      bgr: whether the red and blue channels of encoded pictures are swapped in the files.
     """
     return Aloha(source, bgr)
 
@@ -94,7 +94,7 @@ class Aloha:
 
 
 def _success(file: h5py.File) -> bool | None:
-    """Of an attribute, where roll-outs have one."""
+    """Returns the success of a rollout by its attribute, if it has one."""
     for name in ("success", "success_score"):
         if name in file.attrs:
             return bool(float(file.attrs[name]) > 0.5)

@@ -2,8 +2,8 @@
 
 Pictures are raw or JPEG, upright; for ALOHA they are MP4 files next to the HDF5 file, one frame per
 step, at the paths in observations/video_paths. Failures are included; a score is the final reward.
-Episodes with fewer than five steps are bad, as published. (The demonstrations it first trains on,
-data/demo_i with successes only, are the format libero.)
+Episodes with fewer than five steps are bad, as published. (Its demonstrations, data/demo_i
+with successes only, on which it trains first, have the format libero.)
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class RollOuts:
         yield from self._videos.frames(path, (np.asarray(steps) / rate).tolist())
 
     def _video(self, i: int, file: h5py.File, camera: str) -> pathlib.Path:
-        """Beside the file: what is stored may be a path of another machine."""
+        """Returns the video beside the file, since the stored path may be of another machine."""
         claims = file["observations/video_paths"][camera][()]
         claims = claims.decode() if isinstance(claims, bytes) else str(claims)
         folder = self._paths[i].parent
@@ -131,5 +131,5 @@ def _proprio(arrays: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def _cameras(file: h5py.File) -> dict[str, str]:
-    """Name -> dataset."""
+    """Returns camera -> dataset."""
     return {m[1]: key for key in file if (m := _CAMERA.fullmatch(key))}

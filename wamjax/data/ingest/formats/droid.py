@@ -36,10 +36,10 @@ def open(
     """Opens a data set.
 
     Args:
-      split, language: as of the format rlds.
+      split, language: as for the format rlds.
       files: a regular expression that episode_metadata/file_path matches.
-      ranges: file of json, {"<recording_folderpath>--<file_path>": [[start, end], ...]}: the steps
-        in which something moves. Each becomes an episode, and episodes without one are left out.
+      ranges: JSON file {"<recording_folderpath>--<file_path>": [[start, end], ...]} of the steps in
+        which something moves. Each range becomes an episode; episodes without one are skipped.
     """
     return Droid(source, split, language, files, ranges)
 
@@ -83,7 +83,7 @@ class Droid(Rlds):
         )  # fmt: skip
 
     def entry(self, i: int, values: Mapping[str, memoryview], entry: Entry) -> Entry:
-        """As of `Rlds`; what the file's name says of success counts."""
+        """Returns the entry as `Rlds` does, but with the success that the file name states."""
         entry = super().entry(i, values, entry)
         path = self.text(values, "file_path")
         success = "/success/" in path or ("/failure/" not in path and "success" in path)

@@ -35,7 +35,7 @@ def open(source: pathlib.Path, files: str = ".*success.*", annotations: str = ""
 
     Args:
       files: a regular expression that the path of an episode below the source matches.
-      annotations: file of json, {id: {"language_instruction1": ...}}; '' = the one in the source.
+      annotations: JSON file {id: {"language_instruction1": ...}}; '' = the one in the source.
     """
     return DroidRaw(source, files, annotations)
 
@@ -104,7 +104,7 @@ class DroidRaw:
             return Entry(name=name, file=str(path), error=str(error))
 
     def _metadata(self, path: pathlib.Path) -> tuple[dict[str, Any], str]:
-        """(what is said of an episode, its id)."""
+        """Returns (metadata, id) of an episode."""
         file = next(iter(sorted(path.parent.glob("metadata_*.json"))), None)
         if file is None:
             return {}, ""
@@ -121,7 +121,7 @@ class DroidRaw:
         return path
 
     def _serials(self, i: int, file: h5py.File) -> dict[str, str]:
-        """Camera -> serial number: by the metadata, else by the types in the file."""
+        """Returns camera -> serial number, from the metadata or else the types in the file."""
         metadata, _ = self._metadata(self._paths[i])
         serials = {camera: str(metadata[k]) for k, camera in SERIALS.items() if metadata.get(k)}
         if serials:
@@ -151,7 +151,7 @@ class DroidRaw:
 
 
 def _arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """Those with numbers, by the names of the format droid."""
+    """Returns the numeric arrays by their names in the format droid."""
     out = {}
     for path, prefix in {"observation/robot_state": "", "action": "action_dict/"}.items():
         for key, x in file[path].items():

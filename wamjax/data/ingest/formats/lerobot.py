@@ -22,13 +22,13 @@ from wamjax.data.ingest.video import TOLERANCE, Videos
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 PREFIX, DEPTH = "observation.images.", "video.is_depth_map"
-STATE = ("observation.state", "state")  # the second ones as openpi writes them
+STATE = ("observation.state", "state")  # the second as written by openpi
 ACTION = ("action", "actions")
 COUNTERS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
 class Place(NamedTuple):
-    """Rows of an episode in a file of parquet."""
+    """Locates the rows of an episode in a parquet file."""
 
     file: pathlib.Path
     start: int
@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """A camera's part of a video file: what its times start at."""
+    """Locates an episode of a camera in a video file, by the time at which it starts."""
 
     file: pathlib.Path
     start: float
@@ -46,8 +46,8 @@ def open(source: pathlib.Path, tolerance: float = TOLERANCE) -> LeRobot:
     """Opens a data set.
 
     Args:
-      tolerance: seconds between the time of a row and that of its frame, beyond which the episode
-        is bad.
+      tolerance: maximum seconds between the time of a row and that of its frame; beyond it, the
+        episode is bad.
     """
     return LeRobot(source, tolerance)
 
@@ -122,7 +122,7 @@ class LeRobot:
             raise SourceError(f"a picture has no bytes, and {cell.get('path')}: {error}") from error
 
     def _table(self, i: int) -> pa.Table:
-        """Rows of an episode; the one read last is kept."""
+        """Returns the rows of an episode, and caches the last one."""
         number = self._numbers[i]
         if self._last is None or self._last[0] != number:
             place = self._places[number]
@@ -132,7 +132,7 @@ class LeRobot:
         return self._last[1]
 
     def _clip(self, number: int, key: str) -> Clip:
-        """The file that a camera's frames of an episode are in, by numbers of its own."""
+        """Returns where a camera's frames of an episode are, by the numbering of video files."""
         if self._one_file_each:
             chunk = number // self._info.get("chunks_size", 1000)
             name = self._info["video_path"].format(
@@ -148,7 +148,7 @@ class LeRobot:
         return Clip(self._source / name, row[f"videos/{key}/from_timestamp"])
 
     def _find_cameras(self) -> dict[str, str]:
-        """Name -> feature; not of depth."""
+        """Returns name -> feature of the cameras, without depth."""
         keys = [k for k, value in self._features.items() if value["dtype"] in ("video", "image")]
         depth = [k for k in keys if (self._features[k].get("info") or {}).get(DEPTH)]
         if depth:
@@ -162,12 +162,12 @@ class LeRobot:
         if not (meta / "tasks.parquet").exists():
             return {}
         table = _parquet(meta / "tasks.parquet")
-        # pandas keeps an index without a name under another one.
+        # The texts are the index of a pandas table, whose column may have any name.
         words = next((k for k in table.column_names if k != "task_index"), None)
         return dict(zip(table["task_index"].to_pylist(), table[words].to_pylist(), strict=True))
 
     def _read_rows(self) -> dict[int, dict[str, Any]]:
-        """Metadata of all episodes, from all shards."""
+        """Reads the metadata of all episodes from all shards."""
         meta = self._source / "meta"
         if self._one_file_each:
             return {row["episode_index"]: row for row in _lines(meta / "episodes.jsonl")}
@@ -181,7 +181,7 @@ class LeRobot:
         return out
 
     def _locate(self) -> None:
-        """Where the rows of each episode are in truth; notes what the metadata has otherwise."""
+        """Finds the actual rows of each episode, and notes where the metadata differs."""
         if self._one_file_each:
             for number, row in self._rows.items():
                 chunk = number // self._info.get("chunks_size", 1000)
@@ -235,7 +235,10 @@ class LeRobot:
         self._check_videos()
 
     def _check_videos(self) -> None:
-        """Parts of video files that overlap: one of two episodes shows the other's frames."""
+        """Marks episodes as bad whose parts of a video file are missing or overlap.
+
+        If two parts overlap, one of the episodes would show the other's frames.
+        """
         places = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
         for key in (k for k in self._keys.values() if self._features[k]["dtype"] == "video"):
             names, parts = [f"videos/{key}/{place}" for place in places], []
@@ -289,7 +292,7 @@ class LeRobot:
 
 
 def _check(place: Place, number: int) -> None:
-    """That a file of its own holds an episode, and all of it."""
+    """Checks that a file of one episode holds that episode completely."""
     rows = _parquet(place.file, columns=["episode_index"])["episode_index"]
     if len(rows) != place.end:
         raise SourceError(f"{place.file} has {len(rows)} rows, meta/episodes.jsonl says "
@@ -299,21 +302,21 @@ def _check(place: Place, number: int) -> None:
 
 
 def _size(feature: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width), of shapes with the colours first or last."""
+    """Returns (height, width) of a shape with channels first or last."""
     shape = feature["shape"]
     height, width = shape[1:] if shape[0] in (1, 3) and shape[-1] not in (1, 3) else shape[:2]
     return int(height), int(width)
 
 
 def _names(claim: Any) -> tuple[str, ...]:
-    """Names of dimensions, which are a list or a list under some key."""
+    """Returns the names of dimensions, given as a list or as a list under some key."""
     if isinstance(claim, Mapping):
         claim = next(iter(claim.values()), None)
     return tuple(map(str, claim)) if isinstance(claim, Sequence) and claim else ()
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """Numbers of a column, (T, d), of lists or of scalars."""
+    """Returns a column of lists or scalars as numbers, (T, d)."""
     column = column.combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = pa.concat_arrays(column.chunks)
@@ -328,10 +331,10 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
 def _parquet(
     file: pathlib.Path, start: int = 0, end: int | None = None, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Rows of a file; only the row groups that they are in are read.
+    """Reads rows of a file, and only the row groups that hold them.
 
     Raises:
-      SourceError: it cannot be read, or lacks a column; names it.
+      SourceError: the file cannot be read, or lacks a column; names it.
     """
     try:
         with pq.ParquetFile(file) as parquet:

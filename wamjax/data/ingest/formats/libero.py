@@ -32,7 +32,7 @@ def open(source: pathlib.Path, flip: str = "auto") -> Demos:
     """Opens a file, or a folder of files.
 
     Args:
-      flip: yes or no, whether pictures are upside down in the files; auto = as the file says.
+      flip: whether pictures are upside down in the files: yes, no, or auto to follow the file.
     """
     layout = Layout(
         instruction=_instruction,
@@ -48,7 +48,7 @@ def open(source: pathlib.Path, flip: str = "auto") -> Demos:
 
 
 def _state(widths: Mapping[str, int]) -> tuple[str, ...]:
-    """Position, axis-angle and fingers, as published."""
+    """Returns the terms of position, axis-angle and fingers, as published."""
     if "ee_states" in widths:
         return "ee_states[0:3]", "ee_states[3:6]:axis_angle", "gripper_states"
     if "ee_pos" in widths:
@@ -63,6 +63,6 @@ def _instruction(path: pathlib.Path, data: Mapping, demo: Mapping) -> str:
 
 
 def of_name(stem: str) -> str:
-    """The instruction in the name of a file: without _demo, and without a leading scene."""
+    """Returns the instruction in the name of a file, without _demo and a leading scene."""
     name = re.sub(r"^.*SCENE\d+_", "", stem.removesuffix("_demo"))
     return name.replace("_", " ").strip()

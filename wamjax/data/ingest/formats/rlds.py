@@ -33,14 +33,14 @@ FLAGS = ("is_first", "is_last", "is_terminal", "discount")
 
 
 class Leaf(NamedTuple):
-    """A feature of the steps: "numbers", "image" or "text", and its shape."""
+    """Describes a feature of the steps: "numbers", "image" or "text", and its shape."""
 
     kind: str
     shape: tuple[int, ...]
 
 
 class Part(NamedTuple):
-    """Steps of a record that are an episode; `end` 0 = all."""
+    """Selects the steps of a record that form an episode; `end` 0 = all."""
 
     file: int
     record: int
@@ -52,8 +52,8 @@ def open(source: pathlib.Path, split: str = "train", language: str = "") -> Rlds
     """Opens a data set.
 
     Args:
-      split: of it.
-      language: path below steps of the instruction; '' = the first that is usual and not blank.
+      split: name of the split.
+      language: path of the instruction below steps; '' = the first usual one that is not blank.
     """
     return Rlds(source, split, language)
 
@@ -85,7 +85,7 @@ class Rlds:
         self.about = self.describe()
 
     def episodes(self) -> Sequence[Entry]:
-        """See `Reader.episodes`; TFRecord is not read for it but for what it says."""
+        """See `Reader.episodes`; of TFRecord files, it reads only the features that it needs."""
         if self._entries is None:
             self._entries = [self._entry(i) for i in range(len(self._parts))]
         return self._entries
@@ -115,7 +115,7 @@ class Rlds:
         arrays = {k: int(np.prod(leaf.shape)) for k, leaf in kinds.items()
                   if leaf.kind == "numbers"}  # fmt: skip
         cameras = {k: leaf.shape[:2] for k, leaf in kinds.items() if leaf.kind == "image"}
-        if any(None in size for size in cameras.values()):  # the data set lets them vary
+        if any(None in size for size in cameras.values()):  # the data set allows any size
             cameras = {k: self._size(k) for k in cameras}
         name = self._folder.parent.name
         return About(
@@ -153,7 +153,7 @@ class Rlds:
             return Entry(name=name, file=str(path), error=str(error))
 
     def entry(self, i: int, values: Mapping[str, memoryview], entry: Entry) -> Entry:
-        """An episode as `values` have it; formats on top of this one change it here."""
+        """Completes the entry of an episode; formats built on this one override it."""
         part = self._parts[i]
         if not part.end:
             return entry
@@ -161,7 +161,7 @@ class Rlds:
         return dataclasses.replace(entry, name=name, length=part.end - part.start)
 
     def text(self, values: Mapping[str, memoryview], key: str) -> str:
-        """A text of the episode's metadata; '' where there is none."""
+        """Returns a text of the episode's metadata; '' if it is absent."""
         feature = values.get(f"episode_metadata/{key}")
         rows = tfrecord.strings(feature) if feature is not None else []
         return bytes(rows[0]).decode() if rows else ""
@@ -174,7 +174,7 @@ class Rlds:
         return ""
 
     def _count(self, values: Mapping[str, memoryview]) -> int:
-        """Steps of a record."""
+        """Returns the number of steps of a record."""
         key = next((k for k in FLAGS if STEPS + k in values), None)
         if key:
             return len(tfrecord.numbers(values[STEPS + key]))
@@ -190,7 +190,7 @@ class Rlds:
         return x.reshape(-1, width)[part.start : part.end or None]
 
     def _features(self, i: int) -> dict[str, memoryview]:
-        """Of a record; the one read last is kept."""
+        """Returns the features of an episode's record, and caches the last ones."""
         part = self._parts[i]
         if self._last[0] != i:
             self._last = i, tfrecord.features(self._file(part.file)[part.record])
@@ -208,7 +208,7 @@ class Rlds:
 
 
 class _Where:
-    """Errors of what is inside say where."""
+    """Adds the place to errors raised inside the context."""
 
     def __init__(self, where: str):
         self._where = where
@@ -223,7 +223,7 @@ class _Where:
 
 
 class _ArrayRecords:
-    """As `tfrecord.File`, of ArrayRecord; a damaged file looks empty to that library."""
+    """Reads ArrayRecord like `tfrecord.File`; its library reports a damaged file as empty."""
 
     def __init__(self, path: pathlib.Path):
         self._reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
@@ -238,7 +238,7 @@ class _ArrayRecords:
 
 
 def _version(source: pathlib.Path) -> pathlib.Path:
-    """The folder with features.json, at the source or below."""
+    """Returns the only folder with features.json, at the source or below."""
     files = sorted(source.rglob("features.json"))
     if len(files) != 1:
         what = f"{len(files)} data sets, name one" if files else "no features.json"
@@ -256,7 +256,7 @@ def _files(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
 
 
 def _leaves(file: pathlib.Path) -> dict[str, Leaf]:
-    """Path below steps, without observation/ -> what is there."""
+    """Returns path below steps, without observation/ -> feature."""
     tree = json.loads(file.read_text())
     steps = tree.get("featuresDict", {}).get("features", {}).get("steps")
     if steps is None:
@@ -287,7 +287,7 @@ def _walk(node: Mapping[str, Any], path: str, out: dict[str, Leaf]) -> None:
 
 
 def _path(key: str, values: Mapping[str, memoryview]) -> str:
-    """As the Example has it."""
+    """Returns the path of a feature in the Example."""
     inner = f"{STEPS}observation/{key}"
     return inner if inner in values else STEPS + key
 

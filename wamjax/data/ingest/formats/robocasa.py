@@ -20,7 +20,7 @@ def open(source: pathlib.Path, split: str = "", flip: str = "no") -> Demos:
     """Opens a file, or a folder of files.
 
     Args:
-      split, flip: as of the format robomimic.
+      split, flip: as for the format robomimic.
     """
     layout = Layout(
         instruction=_instruction,

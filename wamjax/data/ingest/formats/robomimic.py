@@ -24,7 +24,7 @@ def open(source: pathlib.Path, split: str = "", flip: str = "no") -> Demos:
 
     Args:
       split: the demonstrations that /mask lists under this name, such as train; '' = all.
-      flip: yes, where pictures are upside down.
+      flip: whether pictures are upside down in the files, yes or no.
     """
     layout = Layout(
         instruction=lambda path, data, demo: "",
@@ -37,7 +37,8 @@ def open(source: pathlib.Path, split: str = "", flip: str = "no") -> Demos:
 
 
 def state(widths: Mapping[str, int]) -> tuple[str, ...]:
-    """Position, quaternion and fingers of the first arm, as robomimic's image policies read."""
+    """Returns the terms of position, quaternion and fingers of the first arm, as in robomimic's
+    image policies."""
     kinds = {"robot0_eef_pos": "", "robot0_eef_quat": ":quat_xyzw", "robot0_gripper_qpos": ""}
     return tuple(k + kind for k, kind in kinds.items() if k in widths) or tuple(
         key for key in widths if key.startswith("robot") and key.endswith(("pos", "qpos"))
