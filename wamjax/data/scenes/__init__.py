@@ -1,17 +1,17 @@
-"""Rendered scenes with captions: does a text-conditioned model bind, count and place?
+"""Renders scenes with captions, to test whether a text-conditioned model binds, counts and places.
 
     batch = make(1000, seed=0)  # images (1000, 32, 32, 3) uint8, tokens (1000, 12) int32, captions
-    found = parse(generated)    # what is really in each picture
+    found = parse(generated)    # what each picture shows
     satisfies(caption, found[0])  # {"colour": True, ..., "position": False, "all": False}
 
-One to four coloured shapes stand on a grid of cells. A caption says all there is in its scene:
+One to four coloured shapes stand on a grid of cells. A caption describes its scene completely:
 "a red circle", "three blue squares", "two red circles and a blue square", "a red circle left of a
-blue square". The parser is exact on clean pictures and robust to noise, so that a model can be
-scored without another model. Captions are split by what is combined in them: what was seen in
-training, unseen combinations of seen objects, and objects (a colour with a shape) never seen.
+blue square". The parser is exact on clean pictures and robust to noise, so a model can be scored
+without another model. Captions are split by the objects (a colour with a shape) that they combine:
+those of training, unseen combinations of seen objects, and unseen objects.
 
-Files, in reading order: draw (objects to pictures), captions (meaning, words, split), make
-(random batches), parse.
+Files, in reading order: draw (renders objects), captions (meaning, words, split), make (random
+batches), parse.
 """
 
 from wamjax.data.scenes.captions import (

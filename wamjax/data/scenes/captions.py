@@ -1,7 +1,7 @@
-"""What captions mean, how they are worded, and which of them training may see.
+"""Defines captions: their meaning, their wording, and the split that training may see.
 
 A caption is data: groups of equal objects and, for two objects, a relation. All captions are
-listed, so a split is a choice among them.
+enumerated, so a split is a subset of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wamjax.data.scenes.draw import COLOURS, SHAPES, Object
 
 KINDS = ("attribute", "binding", "count", "position")
 SPLITS = ("train", "combination", "object")
-MOST = 4  # objects in a scene
+MOST = 4  # maximum objects in a scene
 HELD_OUT = {("yellow", "circle"), ("green", "square"), ("blue", "triangle")}
 RELATIONS = {  # relation -> (its wordings, whether it holds between two objects)
     "left of": (("left of", "to the left of"), lambda a, b: a.column < b.column),
@@ -31,7 +31,7 @@ RELATIONS = {  # relation -> (its wordings, whether it holds between two objects
     "below": (("below", "under"), lambda a, b: a.row > b.row),
 }
 NUMBERS = {1: "a", 2: "two", 3: "three", 4: "four"}
-WORDINGS = 3  # of every caption
+WORDINGS = 3  # wordings of every caption
 VOCABULARY = tuple(  # id 0 is padding
     "<pad> a two three four red green blue yellow circle circles square squares triangle triangles "
     "and with is are there picture of left right above below over under to the".split()
@@ -40,7 +40,7 @@ _IDS = {word: i for i, word in enumerate(VOCABULARY)}
 
 
 class Group(NamedTuple):
-    """Equal objects."""
+    """Describes objects of one kind."""
 
     count: int
     colour: str
@@ -48,30 +48,30 @@ class Group(NamedTuple):
 
     @property
     def kind(self) -> tuple[str, str]:
-        """(colour, shape)."""
+        """Returns (colour, shape)."""
         return self.colour, self.shape
 
 
 class Caption(NamedTuple):
-    """What a scene is: these groups and nothing else; the first one in `relation` to the second."""
+    """Describes a scene of these groups only, with the first in `relation` to the second."""
 
-    kind: str  # of KINDS
+    kind: str  # one of KINDS
     groups: tuple[Group, ...]
     relation: str = ""
 
     @property
     def counts(self) -> Counter:
-        """(colour, shape) -> number of objects."""
+        """Returns (colour, shape) -> number of objects."""
         return Counter({group.kind: group.count for group in self.groups})
 
 
 @functools.cache
 def captions(part: str = "train", kinds: tuple[str, ...] = KINDS) -> tuple[Caption, ...]:
-    """All captions of a split and of some kinds, in a fixed order.
+    """Returns all captions of a split and of some kinds, in a fixed order.
 
     Raises:
-      KeyError: an unknown split or kind.
-      ValueError: there is none.
+      KeyError: unknown split or kind.
+      ValueError: no caption matches.
     """
     for name, known in ((part, SPLITS), *((kind, KINDS) for kind in kinds)):
         if name not in known:
@@ -101,12 +101,12 @@ def _all_captions() -> tuple[Caption, ...]:
 
 
 def split(caption: Caption) -> str:
-    """Which of SPLITS a caption belongs to.
+    """Returns which of SPLITS a caption belongs to.
 
-    * object: some object of it is held out: that colour is never seen with that shape in training.
-    * combination: all its objects are seen, but not these two beside each other, in whatever
-      number, order or relation; or not this number of them. A fifth of the combinations.
-    * train: the rest; single objects that are not held out always.
+    * object: one of its objects is held out: training never shows that colour with that shape.
+    * combination: training shows all its objects, but never these two together, in any number,
+      order or relation, or never this number of one. These are a fifth of the combinations.
+    * train: all others, including every single object that is not held out.
     """
     if any(group.kind in HELD_OUT for group in caption.groups):
         return "object"
@@ -119,7 +119,7 @@ def split(caption: Caption) -> str:
 
 
 def text(caption: Caption, wording: int = 0) -> str:
-    """A caption in words, in one of `WORDINGS` ways."""
+    """Returns a caption in words, in one of `WORDINGS` wordings."""
     names = [
         f"{NUMBERS[g.count]} {g.colour} {g.shape}{'s' if g.count > 1 else ''}"
         for g in caption.groups
@@ -135,11 +135,11 @@ def text(caption: Caption, wording: int = 0) -> str:
 
 
 def encode(words: str, length: int) -> Int[np.ndarray, " n"]:
-    """The ids of the words of a caption, padded with 0 to `length`.
+    """Returns the ids of the words of a caption, padded with 0 to `length`.
 
     Raises:
-      KeyError: a word that is not in VOCABULARY.
-      ValueError: more than `length` words.
+      KeyError: a word is not in VOCABULARY.
+      ValueError: there are more than `length` words.
     """
     found = re.findall(r"[a-z]+", words.lower())
     for word in found:
@@ -155,15 +155,15 @@ def encode(words: str, length: int) -> Int[np.ndarray, " n"]:
 
 
 def satisfies(caption: Caption, scene: Sequence[Object]) -> dict[str, bool]:
-    """What of a caption is true of a scene, or of what was parsed.
+    """Returns which parts of a caption hold for a scene, rendered or parsed.
 
     Returns:
-      * colour, shape: the scene has these colours (shapes) and no other, in any number;
-      * binding: each colour with the right shape, in any number;
-      * count: as many objects in total;
-      * position: the relation holds between two of the named objects; True without a relation,
-        so average it over captions that have one;
-      * all: exactly the objects that the caption names, in its relation.
+      * colour, shape: whether the scene has exactly these colours (shapes), in any number;
+      * binding: whether each colour has the right shape, in any number;
+      * count: whether the total number of objects is right;
+      * position: whether the relation holds between two of the named objects; True without a
+        relation, so average it over captions that have one;
+      * all: whether the scene has exactly the objects of the caption, in its relation.
     """
     have = Counter(thing.kind for thing in scene)
     want = caption.counts

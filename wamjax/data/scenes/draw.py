@@ -1,7 +1,7 @@
-"""Objects on a grid of cells to pictures.
+"""Renders objects on a grid of cells.
 
-A cell holds at most one object, whose centre is off the cell's by one of nine offsets. Everything
-about a picture is thus one of few choices, drawn ahead of time as a table of coverages.
+A cell holds at most one object, whose centre has one of nine offsets from the cell's. So there are
+few ways to render an object, and a table of their coverages is computed once.
 """
 
 from __future__ import annotations
@@ -27,41 +27,41 @@ FINE = 8  # samples along each side of a pixel
 
 
 def offsets(reach: int) -> list[tuple[int, int]]:
-    """(down, right) of a cell's middle, in steps of OFFSET, up to `reach` steps."""
+    """Returns offsets (down, right) from a cell's centre, in units of OFFSET, up to `reach`."""
     steps = range(-reach, reach + 1)
     return [(dy, dx) for dy in steps for dx in steps]
 
 
-OFFSETS = offsets(1)  # of the objects that are drawn
+OFFSETS = offsets(1)  # offsets of rendered objects
 
 
 class Object(NamedTuple):
-    """One object; row 0 is at the top, column 0 on the left."""
+    """Describes one object; row 0 is at the top, column 0 on the left."""
 
     shape: str
     colour: str
     row: int
     column: int
-    offset: int = 4  # index into OFFSETS; 4 is the middle of the cell
+    offset: int = 4  # index into OFFSETS; 4 is the centre of the cell
 
     @property
     def kind(self) -> tuple[str, str]:
-        """(colour, shape): what a caption says about one object."""
+        """Returns (colour, shape), which is what a caption says about an object."""
         return self.colour, self.shape
 
 
 def render(
     scenes: Sequence[Sequence[Object]], size: int = 32, grid: int = 3
 ) -> UInt8[np.ndarray, "n h w 3"]:
-    """Pictures of `size` x `size` pixels of scenes on a grid of `grid` x `grid` cells.
+    """Renders scenes on a grid of `grid` x `grid` cells as pictures of `size` x `size` pixels.
 
     Raises:
-      ValueError: an object outside of the grid, or two in one cell.
+      ValueError: an object is outside the grid, or two share a cell.
     """
     cover = coverages(size, grid)
     colours = list(COLOURS)
     colours, most = list(COLOURS), max((len(scene) for scene in scenes), default=0)
-    numbers = np.full((len(scenes), most), len(cover) - 1)  # the last one covers nothing
+    numbers = np.full((len(scenes), most), len(cover) - 1)  # the last row covers nothing
     tints = np.zeros((len(scenes), most), int)
     for i, scene in enumerate(scenes):
         _check(scene, grid)
@@ -76,14 +76,14 @@ def render(
 
 
 def index(thing: Object, grid: int) -> int:
-    """The row of `coverages` that an object is drawn with."""
+    """Returns the row of `coverages` for an object."""
     cell = thing.row * grid + thing.column
     return (cell * len(SHAPES) + SHAPES.index(thing.shape)) * len(OFFSETS) + thing.offset
 
 
 @functools.lru_cache(maxsize=8)
 def coverages(size: int, grid: int, reach: int = 1) -> Float[np.ndarray, "k pixels"]:
-    """How much of each pixel each choice of (cell, shape, offset) fills, then a row of nothing."""
+    """Returns which share of each pixel each (cell, shape, offset) covers, then a row of zeros."""
     fine = (np.arange(size * FINE, dtype=np.float32) + 0.5) / FINE
     rows = []
     for cell in range(grid * grid):
@@ -98,16 +98,16 @@ def coverages(size: int, grid: int, reach: int = 1) -> Float[np.ndarray, "k pixe
 
 
 def centre(row: int, column: int, offset: tuple[int, int], cell: float) -> tuple[float, float]:
-    """(y, x) in pixels of an object's centre; `cell` is the side of a cell in pixels."""
+    """Returns (y, x) of an object's centre in pixels; `cell` is the side of a cell in pixels."""
     return (row + 0.5 + OFFSET * offset[0]) * cell, (column + 0.5 + OFFSET * offset[1]) * cell
 
 
 def _inside(shape: str, x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
-    """Whether points (x to the right, y down, from the centre) are in a shape of radius r."""
+    """Returns whether points (x right, y down, from the centre) are in a shape of radius r."""
     if shape == "circle":
         return x**2 + y**2 < r**2
     if shape == "square":
-        return np.maximum(np.abs(x), np.abs(y)) < 0.88 * r  # of nearly the circle's area
+        return np.maximum(np.abs(x), np.abs(y)) < 0.88 * r  # nearly the circle's area
     return (y < 0.85 * r) & (1.85 * np.abs(x) < y + r)  # a triangle, tip up, as wide as the circle
 
 

@@ -1,4 +1,4 @@
-"""Random scenes that captions describe, in batches."""
+"""Makes batches of random scenes with captions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LENGTH = 16  # tokens; the longest caption has 13 words
 
 
 class Batch(NamedTuple):
-    """Scenes with what is said of them."""
+    """Holds scenes with their captions."""
 
     images: UInt8[np.ndarray, "n h w 3"]
     tokens: Int[np.ndarray, "n length"]  # ids into VOCABULARY, 0 is padding
@@ -34,19 +34,20 @@ def make(
     grid: int = 3,
     length: int = LENGTH,
 ) -> Batch:
-    """Random captions, equally many of each kind on average, each with a random scene.
+    """Draws random captions, on average equally many of each kind, each with a random scene.
 
     Args:
       count: n.
       seed: the same seed gives the same batch.
-      part: of `SPLITS`.
-      kinds: of `KINDS`; () stands for all that the part has.
-      size: of the pictures, in pixels.
+      part: one of `SPLITS`.
+      kinds: some of `KINDS`; () = all that the part has.
+      size: side of the pictures, in pixels.
       grid: cells along each side, 2 or more.
-      length: of the tokens.
+      length: number of tokens.
 
     Raises:
-      KeyError, ValueError: as `captions`; tokens are too short; a grid of one cell.
+      KeyError: unknown part or kind.
+      ValueError: there is no such caption, `length` is too short, or the grid has one cell.
     """
     if grid < 2:
         raise ValueError(f"a scene needs a grid of 2x2 cells or more, not {grid}x{grid}")
@@ -68,7 +69,7 @@ def make(
 
 
 def place(caption: Caption, rng: np.random.Generator, grid: int = 3) -> tuple[Object, ...]:
-    """A random scene that a caption describes, sorted by cell: uniform over all of them."""
+    """Draws a scene that a caption describes, uniformly among all of them, sorted by cell."""
     kinds = [group.kind for group in caption.groups for _ in range(group.count)]
     if caption.relation:
         pairs = _related(caption.relation, grid)
@@ -84,7 +85,7 @@ def place(caption: Caption, rng: np.random.Generator, grid: int = 3) -> tuple[Ob
 
 @functools.cache
 def _related(relation: str, grid: int) -> list[tuple[int, int]]:
-    """All pairs of cells in a relation."""
+    """Returns all pairs of cells in a relation."""
     holds = RELATIONS[relation][1]
     at = [Object("", "", cell // grid, cell % grid) for cell in range(grid * grid)]
     return [(i, j) for i, j in itertools.product(range(len(at)), repeat=2) if holds(at[i], at[j])]

@@ -1,8 +1,9 @@
-"""What is in a picture: exact for clean renderings, robust to noise.
+"""Recognises the objects in a picture; exact for clean renderings, robust to noise.
 
-Every cell is compared with every object that could be in it (4 colours, 3 shapes, 25 offsets:
-twice as far off as anything drawn, for pictures that a model made) and with nothing; the nearest in
-squared difference of grey levels is what it holds. For white noise that is the most likely reading.
+Every cell is compared with every object that it could hold (4 colours, 3 shapes, 25 offsets: up to
+twice the offset of rendered objects, for generated pictures) and with an empty cell. It holds the
+one with the least squared difference of grey levels, which is the most likely one under white
+noise.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ _OFFSETS = offsets(_REACH)
 
 
 class Found(NamedTuple):
-    """An object in a picture."""
+    """Describes an object in a picture."""
 
     shape: str
     colour: str
     row: int
     column: int
     centre: tuple[float, float]  # (y, x) in pixels
-    confidence: float  # 1: exactly as it would be drawn; 0: as near to another reading
+    confidence: float  # 1: exactly as rendered; 0: another reading fits as well
 
     @property
     def kind(self) -> tuple[str, str]:
-        """(colour, shape)."""
+        """Returns (colour, shape)."""
         return self.colour, self.shape
 
 
 class Parsed(NamedTuple):
-    """What is in a picture, sorted by cell."""
+    """Holds the objects in a picture, sorted by cell."""
 
     objects: tuple[Found, ...]
     confidence: float  # of the least certain cell, empty ones included
@@ -57,7 +58,7 @@ def parse(images: UInt8[np.ndarray, "n h w 3"], grid: int = 3) -> list[Parsed]:
     """Reads square pictures of scenes on a grid of `grid` x `grid` cells.
 
     Raises:
-      ValueError: not uint8 (n, size, size, 3).
+      ValueError: `images` is not uint8 (n, size, size, 3).
     """
     images = np.asarray(images)
     square = images.ndim == 4 and images.shape[1] == images.shape[2] and images.shape[3] == 3
@@ -93,12 +94,15 @@ def _parse(images: np.ndarray, grid: int) -> list[Parsed]:
 def _readings(
     images: np.ndarray, grid: int
 ) -> tuple[Float[np.ndarray, "n cells kinds"], Int[np.ndarray, "n cells kinds"]]:
-    """For every cell and every (colour, shape): how much better than nothing it explains the cell,
-    in squared grey levels, at its best offset; and that offset."""
+    """Returns for every cell and every (colour, shape) its gain at its best offset, and the index
+    of that offset.
+
+    The gain is by how much it explains the cell better than an empty one, in squared grey levels.
+    """
     n, size = images.shape[:2]
     x = images.reshape(n, size * size, 3).astype(np.float32) - np.array(BACKGROUND, np.float32)
     cover = coverages(size, grid, _REACH)[:-1]
-    # |x|^2 - |x - c p|^2 for coverage c and paint p; one matrix product for all pictures.
+    # |x|^2 - |x - c p|^2 for coverage c and paint p, as one matrix product for all pictures.
     tinted = np.swapaxes(x @ _PAINT.T, 1, 2).reshape(-1, size * size)
     match = (tinted @ cover.T).reshape(n, len(_PAINT), -1)
     energy = np.outer((_PAINT**2).sum(1), (cover**2).sum(1))
@@ -108,10 +112,10 @@ def _readings(
 
 
 def _confidence(gains, which, best, present, size, grid) -> Float[np.ndarray, "n cells"]:
-    """The smallest lead of a cell's reading over any other kind, and over nothing.
+    """Returns the smallest lead of each cell's reading over every other kind and the empty cell.
 
     The lead of reading a over b is ``(|x - b|^2 - |x - a|^2) / |a - b|^2``: linear in the picture
-    x, 1 where it is a and 0 midway.
+    x, 1 at x = a and 0 midway between a and b.
     """
     energy, products = _geometry(size, grid)
     cells = np.arange(grid**2)[None, :, None]
@@ -130,7 +134,8 @@ def _confidence(gains, which, best, present, size, grid) -> Float[np.ndarray, "n
 
 @functools.lru_cache(maxsize=8)
 def _geometry(size: int, grid: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of all drawable objects of a cell, (cells, kinds, offsets): squared norms, and products."""
+    """Returns the squared norms (cells, kinds, offsets) of all objects that a cell can hold, and
+    their inner products (cells, kinds, offsets, kinds, offsets)."""
     shapes = (len(SHAPES), len(_OFFSETS))
     cover = coverages(size, grid, _REACH)[:-1].reshape(grid**2, shapes[0] * shapes[1], -1)
     gram = (cover @ np.swapaxes(cover, 1, 2)).reshape(grid**2, *shapes, *shapes)
