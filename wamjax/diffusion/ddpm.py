@@ -1,9 +1,9 @@
-"""DDPM (Ho et al., arXiv 2006.11239): a variance-preserving path with integer timesteps as levels.
+"""Implements DDPM (Ho et al., arXiv 2006.11239), a variance-preserving path over timesteps.
 
     x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps,    abar_t = (1 - beta_0) ... (1 - beta_t)
 
-Timesteps count from 0 (least noise) as in all public code, and data is level -1. Between integers
-log abar is interpolated, so that the chain is a smooth path with a velocity like any other.
+Levels are timesteps. They count from 0 (least noise), as in all public code; data is level -1.
+Between integers log abar is interpolated, so the path is smooth and has a velocity.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from wamjax.diffusion.variational import discretized_log_likelihood, gaussian_kl
 
 
 def betas(name: str, timesteps: int) -> np.ndarray:
-    """The public noise schedules, (timesteps,) float64.
+    """Returns the betas of a public noise schedule, (timesteps,) float64.
 
-    "linear" is Ho et al.'s 1e-4 to 0.02 at 1000 timesteps, "cosine" Nichol and Dhariwal's (arXiv
-    2102.09672), capped at 0.999.
+    "linear" is Ho et al.'s, from 1e-4 to 0.02 at 1000 timesteps; "cosine" is Nichol and Dhariwal's
+    (arXiv 2102.09672), capped at 0.999.
     """
     if name == "linear":
         return np.linspace(0.1 / timesteps, 20 / timesteps, timesteps)
@@ -38,17 +38,17 @@ def betas(name: str, timesteps: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class DDPM(Process):
-    """The process of DDPM and DiT.
+    """Implements the process of DDPM and DiT.
 
     Attributes:
-      noising: the name of the betas, "linear" or "cosine".
-      timesteps: of the full chain.
-      variance: of the reverse steps, "small" (beta-tilde), "large" (beta), or "learned": outputs
-        then have 2c channels, the second half says where between the two the logarithm is
-        (arXiv 2102.09672, equation 15), and the loss is the hybrid one.
-      spacing: of the timesteps of a schedule, as in diffusers: "linspace" has both ends, "leading"
-        the least noise, "trailing" the most; "multistep" is what "linspace" means to its UniPC and
-        DPM-Solver, without timestep 0.
+      noising: name of the betas, "linear" or "cosine".
+      timesteps: length of the full chain.
+      variance: variance of the reverse steps, "small" (beta-tilde), "large" (beta) or "learned".
+        With "learned", outputs have 2c channels, whose second half interpolates between the
+        logarithms of the two (arXiv 2102.09672, equation 15), and the loss is the hybrid one.
+      spacing: timesteps of a schedule, as in diffusers: "linspace" includes both ends, "leading"
+        the least noise, "trailing" the most; "multistep" is "linspace" of its UniPC and DPM-Solver,
+        without timestep 0.
       predicts, weighting: see `Process`.
     """
 
@@ -65,13 +65,13 @@ class DDPM(Process):
 
     @property
     def outputs(self) -> int:
-        """Twice as many as the data has where the variance is learned."""
+        """Returns 2 if the variance is learned, else 1."""
         return 2 if self.variance == "learned" else 1
 
     # ---- the path ----
 
     def alpha_sigma(self, level: Array) -> tuple[Array, Array]:
-        """(sqrt(abar), sqrt(1 - abar)) at timesteps or between them."""
+        """Returns (sqrt(abar), sqrt(1 - abar)) at or between timesteps."""
         xp = namespace(level)
         level = xp.asarray(level, dtype=float)
         start = xp.clip(xp.floor(level), -1, self.timesteps - 2)
@@ -82,15 +82,15 @@ class DDPM(Process):
         return xp.exp(log_abar / 2), xp.sqrt(-xp.expm1(log_abar))
 
     def sample_level(self, key: Array, shape: tuple[int, ...]) -> Array:
-        """Uniform timesteps, int32."""
+        """Draws uniform timesteps, int32."""
         return jax.random.randint(key, shape, 0, self.timesteps)
 
     def schedule(self, steps: int | str) -> np.ndarray:
-        """Descending timesteps and then -1, (steps + 1,) float64.
+        """Returns descending timesteps and then -1, (steps + 1,) float64.
 
         Args:
-          steps: how many network calls, placed by `spacing`; or a respacing for
-            `space_timesteps`, as DiT's "250", "ddim50" or "10,15,20".
+          steps: number of network calls, spaced by `spacing`; or a respacing for
+            `space_timesteps`, such as DiT's "250", "ddim50" or "10,15,20".
         """
         if isinstance(steps, str):
             kept = space_timesteps(self.timesteps, steps)[::-1]
@@ -113,21 +113,21 @@ class DDPM(Process):
     # ---- learned variance ----
 
     def prediction(self, output: Array) -> Array:
-        """Without the channels of the variance."""
+        """Returns the output without the channels of the variance."""
         return jnp.split(output, 2, axis=-1)[0] if self.variance == "learned" else output
 
     def log_variance(self, output: Array, small: Array, large: Array) -> Array:
-        """Of a reverse step: its lower bound, its upper bound, or learned between them."""
+        """Returns the log variance of a reverse step: `small`, `large`, or learned between them."""
         if self.variance != "learned":
             return small if self.variance == "small" else large
         share = (jnp.split(output, 2, axis=-1)[1] + 1) / 2
         return share * large + (1 - share) * small
 
     def loss(self, output: Array, x0: Array, noise: Array, level: Array) -> Array:
-        """As in `Process`; with a learned variance plus the bound, as DiT is trained.
+        """Returns the loss as in `Process`; with a learned variance plus the bound, as for DiT.
 
-        The bound (bits) trains the variance only: the mean is held constant in it. Its factor
-        timesteps / 1000 is that of the public RESCALED_MSE, and 1 for DiT.
+        The bound (in bits) trains the variance only, since no gradient passes through the mean. Its
+        factor timesteps / 1000 is that of the public RESCALED_MSE, and 1 for DiT.
         """
         simple = super().loss(self.prediction(output), x0, noise, level)
         if self.variance != "learned":
@@ -138,10 +138,10 @@ class DDPM(Process):
         return simple + self.timesteps / 1000 * bound
 
     def bound(self, output: Array, x0: Array, x: Array, level: Array) -> Array:
-        """The term of the variational bound at timesteps `level`, elementwise, in bits.
+        """Returns the term of the variational bound at timesteps `level`, elementwise, in bits.
 
-        The divergence of the learned reverse step from the posterior; at timestep 0 the negative
-        log-likelihood of the data on 256 values.
+        It is the KL divergence between the posterior and the learned reverse step; at timestep 0 it
+        is the negative log-likelihood of the data on 256 values.
         """
         on_x, on_x0, small, large = (
             align(jnp.asarray(row, float)[level], x) for row in _steps(self)
@@ -155,7 +155,8 @@ class DDPM(Process):
 
 @functools.cache
 def _log_abar(name: str, timesteps: int) -> np.ndarray:
-    """Log abar from level -1 on as a monotone cubic spline: (4, timesteps), falling powers."""
+    """Returns log abar from level -1 on as a monotone cubic spline: coefficients (4, timesteps),
+    highest power first."""
     from scipy.interpolate import PchipInterpolator
 
     values = np.concatenate([[0.0], np.log1p(-betas(name, timesteps)).cumsum()])
@@ -164,9 +165,9 @@ def _log_abar(name: str, timesteps: int) -> np.ndarray:
 
 @functools.cache
 def _steps(process: DDPM) -> tuple[np.ndarray, ...]:
-    """Posterior of each timestep to the one before: factors of x and x0, log small, log large.
+    """Returns the posterior of each step: factors of x and x0, log small and log large variance.
 
-    The first step ends at the data and has no posterior variance; it takes that of the second.
+    Timestep 0 leads to the data and has no posterior variance, so it takes that of timestep 1.
     """
     timesteps = np.arange(process.timesteps)
     on_x, on_x0, small, large = process.posterior(timesteps, timesteps - 1)

@@ -1,8 +1,8 @@
-"""EDM (Karras et al., arXiv 2206.00364): the level is sigma, ``x = x0 + sigma eps``.
+"""Implements EDM (Karras et al., arXiv 2206.00364), whose level is sigma: ``x = x0 + sigma eps``.
 
-The network F sees ``c_in x`` and ``c_noise``, and the denoiser is ``D = c_skip x + c_out F``. The
-loss weight of the paper, (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 on D, is 1 on F; so F is
-one more kind of prediction, "edm", and everything else follows.
+The network F receives ``c_in x`` and ``c_noise``, and the denoiser is ``D = c_skip x + c_out F``.
+The paper's loss weight on D, (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, is a weight of 1 on
+F. So F is one more kind of prediction, "edm", and the rest follows from `Process`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from wamjax.diffusion.schedules import karras
 
 @dataclasses.dataclass(frozen=True)
 class EDM(Process):
-    """The process of EDM.
+    """Implements the process of EDM.
 
     Attributes:
       sigma_data: standard deviation of the data.
-      sigma_max, sigma_min, rho: of the sampling schedule.
-      law: of training levels.
-      predicts: "edm" (F), or one of those of `Process`.
+      sigma_max, sigma_min, rho: parameters of the sampling schedule.
+      law: law of training levels.
+      predicts: "edm" (F), or a kind of `Process`.
       weighting: see `Process`.
     """
 
@@ -39,39 +39,39 @@ class EDM(Process):
     weighting: str = "uniform"
 
     def alpha_sigma(self, level: Array) -> tuple[Array, Array]:
-        """(1, sigma)."""
+        """Returns (1, sigma)."""
         return namespace(level).ones_like(level), level
 
     def level_of(self, ratio: Array) -> Array:
-        """The level of a noise-to-signal ratio is that ratio."""
+        """Returns `ratio`, since levels are noise-to-signal ratios."""
         return ratio
 
     def sample_level(self, key: Array, shape: tuple[int, ...]) -> Array:
-        """Training levels from the law."""
+        """Draws training levels from the law."""
         return self.law.sample(key, shape)
 
     def schedule(self, steps: int) -> np.ndarray:
-        """sigma_max to sigma_min in `steps` levels, then 0: (steps + 1,)."""
+        """Returns `steps` levels from sigma_max to sigma_min, then 0: (steps + 1,)."""
         return karras(steps, self.sigma_max, self.sigma_min, self.rho)
 
     def c_in(self, level: Array) -> Array:
-        """Scales x to unit variance."""
+        """Returns the factor that scales x to unit variance."""
         return (level**2 + self.sigma_data**2) ** -0.5
 
     def c_noise(self, level: Array) -> Array:
-        """log(sigma) / 4."""
+        """Returns log(sigma) / 4."""
         return jnp.log(level) / 4
 
     def c_skip(self, level: Array) -> Array:
-        """Factor of x in the denoiser."""
+        """Returns the factor of x in the denoiser."""
         return self.sigma_data**2 / (level**2 + self.sigma_data**2)
 
     def c_out(self, level: Array) -> Array:
-        """Factor of F in the denoiser."""
+        """Returns the factor of F in the denoiser."""
         return level * self.sigma_data * self.c_in(level)
 
     def row(self, kind: str, level: Array) -> tuple[Array, Array]:
-        """As in `Process`; F = (x0 - c_skip x) / c_out, written without dividing by sigma."""
+        """Returns (p, q) as in `Process`; F = (x0 - c_skip x) / c_out without dividing by sigma."""
         if kind == "edm":
             scale = self.c_in(level)
             return level / self.sigma_data * scale, -self.sigma_data * scale

@@ -1,9 +1,9 @@
-"""Rectified flow in Wan's convention: level 1 is noise, level 0 is data.
+"""Implements rectified flow in Wan's convention: level 1 is noise, level 0 is data.
 
     x_tau = (1 - tau) x0 + tau eps,    velocity = eps - x0,    dx/dtau = velocity
 
-Much of the literature runs time the other way (t = 1 - tau, velocity x0 - eps); the map between
-the two is exactly that sign and that flip, and this file is the only place that needs to know.
+Much of the literature runs time in the other direction: t = 1 - tau, with the velocity x0 - eps.
+Only the direction and the sign differ, and no other file needs to know.
 
 EDM's sigma is tau / (1 - tau). Cosmos-Predict2 writes this process in EDM's form, with c_in =
 c_skip = 1 - tau, c_out = -tau and c_noise = tau: same network input, same loss.
@@ -22,12 +22,12 @@ from jaxtyping import Array, Float
 from wamjax.diffusion.noise import NoiseLaw
 from wamjax.diffusion.process import Process, namespace
 
-WEIGHT_EPS = 1e-10  # beside the mean that the public scheduler divides its weights by
+WEIGHT_EPS = 1e-10  # added to the mean weight by which the public scheduler divides
 TRAIN_TIMESTEPS = 1000  # of the public schedulers, whose grids end at 1 / 1000 and then jump to 0
 
 
 def shifted(u: Array, shift: float) -> Array:
-    """Wan's time shift ``s u / (1 + (s - 1) u)``: more of the schedule at high noise for s > 1.
+    """Applies Wan's time shift ``s u / (1 + (s - 1) u)``, with more high noise for s > 1.
 
     It multiplies tau / (1 - tau) by s.
     """
@@ -36,15 +36,15 @@ def shifted(u: Array, shift: float) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class RectifiedFlow(Process):
-    """A process: how data is corrupted, what is regressed, and how levels are weighted.
+    """Implements rectified flow.
 
     Attributes:
       shift: time shift of training levels and of the sampling schedule.
       weighting: "wan" (a bump around the middle of the schedule, spec 5.1), or as in `Process`.
-      law: of training levels before the shift; None is uniform in tau.
-      spacing: of the sampling schedule before the shift. "uniform" is from 1 to 0; "euler" and
-        "unipc" are the grids of FlowMatchEulerDiscreteScheduler and of UniPCMultistepScheduler
-        with flow sigmas in diffusers.
+      law: law of training levels before the shift; None = uniform in tau.
+      spacing: grid of the sampling schedule before the shift. "uniform" goes from 1 to 0; "euler"
+        and "unipc" are the grids in diffusers of FlowMatchEulerDiscreteScheduler and of
+        UniPCMultistepScheduler with flow sigmas.
       predicts: see `Process`.
     """
 
@@ -55,21 +55,24 @@ class RectifiedFlow(Process):
     predicts: str = "velocity"
 
     def alpha_sigma(self, level: Array) -> tuple[Array, Array]:
-        """(1 - tau, tau)."""
+        """Returns (1 - tau, tau)."""
         return 1 - level, level
 
     def level_of(self, ratio: Array) -> Array:
-        """tau of a noise-to-signal ratio."""
+        """Returns the tau of a noise-to-signal ratio."""
         return ratio / (1 + ratio)
 
     def sample_level(self, key: Array, shape: tuple[int, ...]) -> Array:
-        """Training noise levels in [0, 1): uniform or from the law, then shifted."""
+        """Draws training levels in [0, 1), uniform or from the law, then shifted."""
         if self.law is None:
             return shifted(jax.random.uniform(key, shape), self.shift)
         return self.level_of(self.shift * self.law.sample(key, shape))
 
     def weight(self, level: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Loss weight of a level; the mean of "wan" over the shifted schedule is 1 - 5e-10."""
+        """Returns the loss weight of a level.
+
+        The mean of "wan" over the shifted schedule is 1 - 5e-10.
+        """
         if self.weighting == "wan":
             return _bump(level) / (_bump_mean(self.shift) + WEIGHT_EPS)
         if self.weighting in ("uniform", "min_snr"):
@@ -77,7 +80,7 @@ class RectifiedFlow(Process):
         raise ValueError(f"weighting {self.weighting!r} is not 'wan' or 'uniform' or 'min_snr'")
 
     def schedule(self, steps: int) -> np.ndarray:
-        """Sampling levels from 1 to 0, (steps + 1,), through the shift."""
+        """Returns the shifted sampling levels from 1 to 0, (steps + 1,)."""
         if steps < 1:
             raise ValueError(f"a sampler needs at least one step, got {steps}")
         least = 1 / TRAIN_TIMESTEPS
@@ -91,28 +94,27 @@ class RectifiedFlow(Process):
             raise ValueError(f"spacing {self.spacing!r} is not 'uniform', 'euler' or 'unipc'")
         grid = shifted(grid, self.shift)
         if self.spacing == "unipc":
-            grid[0] -= 1e-6  # there, so that the logarithm of alpha is finite
+            grid[0] -= 1e-6  # as in diffusers, so that log alpha is finite
         return np.append(grid, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class OneStep(RectifiedFlow):
-    """The flow of what is predicted in one step: always at its first level, where nothing of the
-    data is left."""
+    """Implements the flow of one-step prediction: its only level is 1, where no data is left."""
 
     weighting: str = "uniform"
 
     def level_of(self, ratio: Array) -> Array:
-        """1, whatever the ratio."""
+        """Returns 1 for any ratio."""
         return jnp.ones_like(ratio)
 
     def sample_level(self, key: Array, shape: tuple[int, ...]) -> Array:
-        """Ones."""
+        """Returns ones."""
         del key
         return jnp.ones(shape)
 
 
-STRAIGHT = RectifiedFlow()  # for what needs the path alone, which no attribute changes
+STRAIGHT = RectifiedFlow()  # for uses of the path alone, which no attribute changes
 
 
 def _bump(level):
@@ -122,5 +124,5 @@ def _bump(level):
 
 @functools.cache
 def _bump_mean(shift: float) -> float:
-    """Mean of the bump over the shifted 1000-point grid of the public scheduler."""
+    """Returns the mean of the bump over the shifted 1000-point grid of the public scheduler."""
     return float(np.mean(_bump(shifted(np.linspace(1.0, 0.0, 1001)[:-1], shift))))

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho and Salimans, arXiv 2207.12598)."""
+"""Implements classifier-free guidance (Ho and Salimans, arXiv 2207.12598)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from jaxtyping import Array, Float
 def guide(
     conditional: Array, unconditional: Array, scale: Array | float, channels: int | None = None
 ) -> Array:
-    """``unconditional + scale (conditional - unconditional)``, for any kind of prediction.
+    """Returns ``unconditional + scale (conditional - unconditional)``, for any kind of prediction.
 
     Args:
       conditional, unconditional: outputs (..., c) of the network with and without its condition.
-      scale: 1 is no guidance. A scalar, so that it can be a value of the solver's `points`.
-      channels: guide only the first ones and take the others from `conditional`: half of the
-        outputs of a network with a learned variance, or the 3 of the 4 that DiT's public code
-        guides.
+      scale: 1 = no guidance. A scalar, so that it can come from the solver's `points`.
+      channels: guide only the first `channels` and take the others from `conditional`: for a
+        learned variance half of the outputs, or the 3 of 4 that DiT's public code guides.
     """
     guided = unconditional + scale * (conditional - unconditional)
     if channels is None:
@@ -29,9 +28,9 @@ def guide(
 def interval(
     levels: Float[np.ndarray, "..."], scale: float, low: float, high: float
 ) -> Float[np.ndarray, "..."]:
-    """Scales along a grid that guide only for ``low < level <= high`` (arXiv 2404.07724).
+    """Returns scales along a grid that guide only for ``low < level <= high`` (arXiv 2404.07724).
 
-    The paper gives its interval in EDM's sigma; here it is in the levels of the grid.
+    The paper gives the interval in EDM's sigma; here it is in levels of the grid.
     """
     levels = np.asarray(levels)
     return np.where((low < levels) & (levels <= high), scale, 1.0)

@@ -1,6 +1,6 @@
-"""Data whose fields are known in closed form: mixtures of round Gaussians.
+"""Defines mixtures of isotropic Gaussians, whose perfect network has a closed form.
 
-What a perfect network would say of them at any level of any process, to measure solvers with.
+It holds for any level of any process, and serves to measure solvers.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from wamjax.diffusion.process import Process, align
 
 
 class Mixture(NamedTuple):
-    """``sum_k weights_k N(means_k, stds_k^2 I)``.
+    """Describes the mixture ``sum_k weights_k N(means_k, stds_k^2 I)``.
 
     Attributes:
-      weights: (k,), positive, of sum 1.
+      weights: (k,), positive, with sum 1.
       means: (k, d).
       stds: (k,).
     """
@@ -28,18 +28,18 @@ class Mixture(NamedTuple):
     stds: Array
 
     def sample(self, key: Array, count: int) -> Float[Array, "count d"]:
-        """Independent samples of the data."""
+        """Draws independent samples of the data."""
         which, normal = jax.random.split(key)
         k = jax.random.categorical(which, jnp.log(self.weights), shape=(count,))
         normal = jax.random.normal(normal, (count, self.means.shape[1]))
         return self.means[k] + self.stds[k, None] * normal
 
     def log_prob(self, process: Process, x: Float[Array, "... d"], level: Array) -> Array:
-        """Log-density of x at a level that broadcasts from the left against (...)."""
+        """Returns the log density of x at a level that broadcasts from the left against (...)."""
         return jax.nn.logsumexp(self._parts(process, x, level)[0], axis=-1)
 
     def predict(self, process: Process, x: Float[Array, "... d"], level: Array) -> Array:
-        """The expectation given x of what `process` regresses: its perfect network."""
+        """Returns the expectation given x of what `process` regresses: the perfect network."""
         logits, away, variance, alpha, sigma = self._parts(process, x, level)
         share = jax.nn.softmax(logits, axis=-1)[..., None]
         x0 = jnp.sum(share * (self.means + (alpha * self.stds**2 / variance)[..., None] * away), -2)
@@ -48,7 +48,8 @@ class Mixture(NamedTuple):
         return align(p, x) * x0 + align(q, x) * eps
 
     def _parts(self, process: Process, x: Array, level: Array):
-        """For each component: log of its density at x, x less its mean, its variance."""
+        """Returns for each component the log of its density at x, x minus its mean, and its
+        variance; then alpha and sigma."""
         alpha, sigma = (align(c, x) for c in process.alpha_sigma(level))
         variance = (alpha * self.stds) ** 2 + sigma**2
         away = x[..., None, :] - alpha[..., None] * self.means

@@ -1,12 +1,12 @@
-"""Exponential integrators in x0: exact in x, and polynomial in the x0 that the model predicts.
+"""Implements exponential integrators in x0: exact in x, polynomial in the predicted x0.
 
-With e^-h the quotient of the noise-to-signal ratios at the two ends of a step, all of them are
+With e^-h the quotient of the noise-to-signal ratios at the two ends of a step, each of them is
 
     x' = (sigma' / sigma) x + alpha' [(1 - e^-h) x0 + w (x0 - x0 of the last step)]
 
-and differ in the weight w alone. Nothing else of the process enters, and dividing x by alpha shows
-that a solver gives the same data on every path that visits the same ratios. The first step, and a
-step that ends at data (h is infinite), are of first order: w = 0. Arguments are as in
+and they differ in the weight w alone. Nothing else depends on the process: divided by alpha, the
+update shows that a solver returns the same data on every path through the same ratios. The first
+step, and a step that ends at data (h is infinite), are first order: w = 0. Arguments are as in
 `solvers.euler`; the coefficients are computed once, in float64 unless the grid is traced.
 """
 
@@ -35,7 +35,7 @@ def ddim(
     process: Process = STRAIGHT,
     states: bool = False,
 ) -> Tree:
-    """DDIM without noise (arXiv 2010.02502): first order. On a flow it is Euler."""
+    """Integrates by DDIM without noise (arXiv 2010.02502), first order; on a flow, it is Euler."""
     return _solve(model, x, levels, points, process, states, lambda s: 0 * s.keep)
 
 
@@ -47,9 +47,9 @@ def exponential(
     process: Process = STRAIGHT,
     states: bool = False,
 ) -> Tree:
-    """Second-order exponential Adams-Bashforth: "2ab" of Cosmos Policy, RES and DEIS.
+    """Integrates by second-order exponential Adams-Bashforth: "2ab" of Cosmos Policy, RES and DEIS.
 
-    The line through the last two x0, integrated exactly.
+    It integrates the line through the last two x0 exactly.
     """
     return _solve(model, x, levels, points, process, states, _line)
 
@@ -62,7 +62,10 @@ def dpmpp_2m(
     process: Process = STRAIGHT,
     states: bool = False,
 ) -> Tree:
-    """DPM-Solver++(2M) (arXiv 2211.01095): second order; that line at the middle of the step."""
+    """Integrates by DPM-Solver++(2M) (arXiv 2211.01095), second order.
+
+    It takes x0 from the line through the last two, at the middle of the step.
+    """
     return _solve(model, x, levels, points, process, states, _middle)
 
 
@@ -74,23 +77,24 @@ def unipc(
     process: Process = STRAIGHT,
     states: bool = False,
 ) -> Tree:
-    """UniPC-2 with B(h) = e^h - 1, "bh2" (arXiv 2302.04867): DPM-Solver++(2M) and a corrector.
+    """Integrates by UniPC-2 with B(h) = e^h - 1, "bh2" (arXiv 2302.04867): DPM-Solver++(2M) with a
+    corrector.
 
-    When the model has been called at the end of a step, the step is done again with what it said:
-    third order without a further call. The last step stays uncorrected.
+    Once the model has been evaluated at the end of a step, the step is repeated with that value:
+    third order without an additional evaluation. The last step is not corrected.
     """
     return _solve(model, x, levels, points, process, states, _middle, corrected=True)
 
 
 class Steps(NamedTuple):
-    """The steps of a grid, (n,) each.
+    """Holds the coefficients of the steps of a grid, (n,) each.
 
     Attributes:
       keep: sigma' / sigma.
       alpha: alpha'.
-      h, last: step size in log(alpha / sigma), and that of the step before.
+      h, last: step size in log(alpha / sigma), and that of the previous step.
       gain: 1 - e^-h.
-      single: steps that have none before, or end at data.
+      single: whether the step is first order: it is the first one, or ends at data.
     """
 
     keep: Array
@@ -104,7 +108,7 @@ class Steps(NamedTuple):
 def walk(step: Callable, x: Tree, inputs: Tree, states: bool, of: Callable = lambda x: x) -> Tree:
     """Scans ``step(carry, inputs) -> carry`` and returns the last ``of(carry)``, or all of them.
 
-    With `states` the first one is that of `x` itself, so they lead with n + 1.
+    With `states` the result is (n + 1, ...), starting with ``of(x)``.
     """
 
     def scanned(carry, inputs):
@@ -159,7 +163,7 @@ def _middle(s: Steps) -> Array:
 
 @np.errstate(invalid="ignore")
 def _predictor(s: Steps, weight: Callable[[Steps], Array]) -> Array:
-    """Factors of x, its x0 and the x0 before, (n, 3)."""
+    """Returns the factors of x, its x0 and the previous x0, (n, 3)."""
     xp = namespace(s.h)
     w = xp.where(s.single, 0.0, weight(s))
     return xp.stack([s.keep, s.alpha * (s.gain + w), -s.alpha * w], axis=-1)
@@ -167,13 +171,14 @@ def _predictor(s: Steps, weight: Callable[[Steps], Array]) -> Array:
 
 @np.errstate(divide="ignore", invalid="ignore")
 def _corrector(s: Steps) -> Array:
-    """To redo the step that led to x: factors of its start, x0 there, x0 before, x0 now: (n, 4).
+    """Returns factors for repeating the step that led to x, (n, 4).
 
-    A parabola through the three x0, with the weights of the paper; for the first step the
-    trapezoid. The first row, before which there is no step, leaves x as it is.
+    They multiply its start, the x0 there, the x0 before it and the x0 now: a parabola through the
+    three x0, with the weights of the paper; for the first step the trapezoid rule. The first row
+    leaves x unchanged, since no step precedes it.
     """
     xp = namespace(s.h)
-    mean = 1 / s.gain - 1 / s.h  # of the position in the step, as x' weighs it; 1/2 as h -> 0
+    mean = 1 / s.gain - 1 / s.h  # mean position in the step, as weighted in x'; 1/2 as h -> 0
     bend = (2 * mean - 1) / s.h
     first = xp.arange(len(s.h)) == 0
     before = xp.where(first, 0.0, -bend * s.h**2 / (s.last * (s.h + s.last)))
@@ -184,7 +189,7 @@ def _corrector(s: Steps) -> Array:
 
 
 def _combine(factors: Tree, *states: Tree) -> Tree:
-    """Sums of the states times (k,) factors, in the dtype of the states."""
+    """Returns the sum of the states times their factors, (k,), in the dtype of the states."""
     return jax.tree.map(
         lambda f, *xs: sum(f[k] * x for k, x in enumerate(xs)).astype(xs[0].dtype), factors, *states
     )

@@ -1,6 +1,6 @@
-"""Noise laws: how training levels are drawn, as ratios of noise to signal (EDM's sigma).
+"""Defines noise laws, which draw training levels as noise-to-signal ratios (EDM's sigma).
 
-In these terms the logit-normal law of flow levels is log-normal, and a time shift is a factor.
+As ratios, the logit-normal law of flow levels is log-normal, and a time shift is a factor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 @dataclasses.dataclass(frozen=True)
 class NoiseLaw:
-    """Log-normal, mixed with a uniform law.
+    """Mixes a log-normal law with a uniform one.
 
     Attributes:
       mean, std: of the logarithm. EDM trains with (-1.2, 1.2); (0, 1) is the logit-normal law of
@@ -32,7 +32,7 @@ class NoiseLaw:
     scale: float = 1.0
 
     def sample(self, key: Array, shape: tuple[int, ...]) -> Array:
-        """Positive ratios, float32."""
+        """Draws positive ratios, float32."""
         coin, normal, flat = jax.random.split(key, 3)
         normal = jnp.exp(self.mean + self.std * jax.random.normal(normal, shape))
         flat = jax.random.uniform(flat, shape, minval=self.low, maxval=self.high)
@@ -40,9 +40,10 @@ class NoiseLaw:
 
 
 def cosmos_policy(slots: int, uniform: float = 0.3) -> NoiseLaw:
-    """The hybrid law of Cosmos Policy (arXiv 2601.16163) for samples of `slots` latent frames.
+    """Returns the hybrid law of Cosmos Policy (arXiv 2601.16163) for samples of `slots` latent
+    frames.
 
-    70 % log-normal with median 4, 30 % uniform from 1 to 85, times the square root of the number of
-    slots; `uniform` = 0 is the law of the video model it starts from.
+    It is 70 % log-normal with median 4 and 30 % uniform from 1 to 85, times the square root of the
+    number of slots. `uniform` = 0 is the law of the video model that it starts from.
     """
     return NoiseLaw(math.log(4.0), 1.2, uniform, 1.0, 85.0, math.sqrt(slots))

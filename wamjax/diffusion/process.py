@@ -1,10 +1,10 @@
-"""What all processes share: Gaussian paths, and what a network may predict on them.
+"""Defines `Process`, the base of all processes: a Gaussian path, and what a network predicts on it.
 
     x = alpha(level) x0 + sigma(level) eps,    eps ~ N(0, 1)
 
-Everything a network can be asked for is, at a given level, ``p x0 + q eps`` with known p and q.
-Together with x that is a system of two equations for x0 and eps, so one formula converts between
-all of them, and expectations given x (what a network learns) convert as the quantities do.
+Every quantity that a network may predict has the form ``p x0 + q eps``, with p and q given by the
+level. Together with x these are two equations for x0 and eps, so one formula converts between all
+quantities. It is linear, so it also converts their expectations given x, which a network learns.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ SNR_CEILING = 5.0  # gamma of min-SNR weighting, arXiv 2303.09556
 
 
 class Process:
-    """A Gaussian path and what is regressed on it. Sub-classes say the path.
+    """Describes a Gaussian path and what is regressed on it; subclasses define the path.
 
     Levels broadcast from the left: (b,) or (b, t) against data (b, t, h, w, c).
 
     Attributes:
-      predicts: what an output of the network stands for, one of `KINDS`:
+      predicts: what the network predicts, one of `KINDS`:
         x0        the data
         eps       the noise
         v         alpha eps - sigma x0 (Salimans and Ho, arXiv 2202.00512)
-        velocity  dx/dlevel along the path, what flow matching regresses
+        velocity  dx/dlevel along the path, as regressed in flow matching
         score     the gradient of log p(x) at this level, -eps / sigma
-      weighting: "uniform" weighs squared errors of the output alike; "min_snr" weighs squared
-        errors of x0 by min(SNR, 5).
+      weighting: "uniform" weights all squared errors of the output equally; "min_snr" weights the
+        squared errors of x0 by min(SNR, 5).
     """
 
     predicts: str
@@ -41,51 +41,54 @@ class Process:
 
     @property
     def outputs(self) -> int:
-        """Values that a network puts out for each one of the data."""
+        """Returns how many values the network outputs per value of the data."""
         return 1
 
     # ---- the path ----
 
     def alpha_sigma(self, level: Array) -> tuple[Array, Array]:
-        """The two coefficients; numpy float64 for a numpy level, so that grids lose nothing."""
+        """Returns (alpha, sigma); in numpy and float64 for a numpy level, so grids stay precise."""
         raise NotImplementedError
 
     def ratio(self, level: Array) -> Array:
-        """Noise to signal, sigma / alpha: EDM's level, whatever the process."""
+        """Returns the noise-to-signal ratio sigma / alpha, which is EDM's level."""
         alpha, sigma = self.alpha_sigma(level)
         with np.errstate(divide="ignore"):
             return sigma / alpha
 
     def sample_level(self, key: Array, shape: tuple[int, ...]) -> Array:
-        """Training levels."""
+        """Draws training levels."""
         raise NotImplementedError
 
     def schedule(self, steps: int) -> np.ndarray:
-        """Sampling levels from noise to data, (steps + 1,)."""
+        """Returns the sampling levels from noise to data, (steps + 1,)."""
         raise NotImplementedError
 
     def c_in(self, level: Array) -> Array:
-        """Factor of x at the input of the network."""
+        """Returns the factor of x at the network's input."""
         return jnp.ones_like(level)
 
     def c_noise(self, level: Array) -> Array:
-        """What the network is told of the level."""
+        """Returns the level as the network receives it."""
         return level
 
     # ---- training ----
 
     def corrupt(self, x0: Array, noise: Array, level: Array) -> Array:
-        """x at `level`; from zeros at the first level of a schedule, where sampling starts."""
+        """Returns x at `level`.
+
+        For zero data and the first level of a schedule, this is where sampling starts.
+        """
         alpha, sigma = self.alpha_sigma(level)
         return align(alpha, x0) * x0 + align(sigma, x0) * noise
 
     def target(self, x0: Array, noise: Array, level: Array) -> Array:
-        """What the network regresses."""
+        """Returns the network's regression target."""
         p, q = self.row(self.predicts, level)
         return align(p, x0) * x0 + align(q, x0) * noise
 
     def weight(self, level: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Weight of the squared error of an output."""
+        """Returns the weight of an output's squared error."""
         if self.weighting == "uniform":
             return jnp.ones_like(level, dtype=float)
         if self.weighting == "min_snr":
@@ -94,46 +97,48 @@ class Process:
         raise ValueError(f"weighting {self.weighting!r} is not 'uniform' or 'min_snr'")
 
     def loss(self, output: Array, x0: Array, noise: Array, level: Array) -> Array:
-        """Weighted loss of every element of `x0`, to be masked and averaged by the caller."""
+        """Returns the weighted loss of every element of `x0`; the caller masks and averages it."""
         error = jnp.square(output - self.target(x0, noise, level))
         return align(self.weight(level), x0) * error
 
-    # ---- what an output says ----
+    # ---- from outputs to quantities ----
 
     def prediction(self, output: Array) -> Array:
-        """The part of a network's output that is of kind `predicts`."""
+        """Returns the part of a network's output that is the quantity `predicts`."""
         return output
 
     def log_variance(self, output: Array, small: Array, large: Array) -> Array:
-        """Of an ancestral step, between the logarithms of the two variances of `posterior`."""
+        """Returns the log variance of an ancestral step, between those of the two variances of
+        `posterior`."""
         del output, large
         return small
 
     def data(self, x: Array, output: Array, level: Array) -> Array:
-        """The x0 that an output implies."""
+        """Returns the x0 that an output implies."""
         return self._read(x, output, level, "x0")
 
     def noise(self, x: Array, output: Array, level: Array) -> Array:
-        """The eps that an output implies."""
+        """Returns the eps that an output implies."""
         return self._read(x, output, level, "eps")
 
     def velocity(self, x: Array, output: Array, level: Array) -> Array:
-        """The dx/dlevel that an output implies: the field of the probability-flow ODE."""
+        """Returns the dx/dlevel that an output implies: the field of the probability-flow ODE."""
         return self._read(x, output, level, "velocity")
 
     def score(self, x: Array, output: Array, level: Array) -> Array:
-        """The gradient of log p(x) that an output implies."""
+        """Returns the gradient of log p(x) that an output implies."""
         return self._read(x, output, level, "score")
 
     def convert(self, x: Array, value: Array, level: Array, source: str, target: str) -> Array:
-        """From one kind of prediction to another; not finite where x and `source` cannot tell."""
+        """Converts one kind of prediction to another; not finite if x and `source` do not determine
+        it."""
         if source == target:
             return value
         on_x, on_value = self._conversion(level, source, target)
         return align(on_x, x) * x + align(on_value, x) * value
 
     def row(self, kind: str, level: Array) -> tuple[Array, Array]:
-        """(p, q) of ``kind = p x0 + q eps``."""
+        """Returns (p, q) of ``kind = p x0 + q eps``."""
         alpha, sigma = self.alpha_sigma(level)
         zero = jnp.zeros_like(sigma)
         if kind == "x0":
@@ -149,15 +154,16 @@ class Process:
             return jax.jvp(self.alpha_sigma, (level,), (jnp.ones_like(level),))[1]
         raise ValueError(f"{type(self).__name__} has no prediction {kind!r}; there is {KINDS}")
 
-    # ---- going back ----
+    # ---- the reverse step ----
 
     def posterior(self, level: Array, previous: Array) -> tuple[Array, Array, Array, Array]:
-        """The Gaussian of x at `previous`, a cleaner level, given x at `level` and x0.
+        """Returns the Gaussian of x at `previous`, a cleaner level, given x at `level` and x0.
 
         Returns:
-          (factor of x, factor of x0, its variance, variance of the noise added on the way there).
-          For DDPM the last two are beta-tilde and beta of the (respaced) chain, the lower and the
-          upper bound of the variance of its reverse (arXiv 2006.11239, 3.2).
+          (factor of x in the mean, factor of x0 in the mean, variance, variance of the noise added
+          from `previous` to `level`). For DDPM the last two are beta-tilde and beta of the
+          (respaced) chain, the lower and the upper bound of the variance of its reverse step (arXiv
+          2006.11239, 3.2).
         """
         alpha, sigma = self.alpha_sigma(level)
         alpha_to, sigma_to = self.alpha_sigma(previous)
@@ -169,7 +175,7 @@ class Process:
         return self.convert(x, self.prediction(output), level, self.predicts, target)
 
     def _conversion(self, level: Array, source: str, target: str) -> tuple[Array, Array]:
-        """Factors of x and of `source` in `target`."""
+        """Returns the factors of x and of `source` in `target`."""
         alpha, sigma = self.alpha_sigma(level)
         p, q = self.row(source, level)
         to_p, to_q = self.row(target, level)
@@ -178,20 +184,20 @@ class Process:
 
 
 def align(level: Array, x: Array) -> Array:
-    """Levels with as many trailing axes of length 1 as they need to broadcast against `x`."""
+    """Appends axes of length 1 to levels, so that they broadcast against `x` from the left."""
     return jnp.reshape(level, jnp.shape(level) + (1,) * (jnp.ndim(x) - jnp.ndim(level)))
 
 
 def namespace(level: Any):
-    """numpy for what numpy holds, else jax.numpy."""
+    """Returns numpy for numbers and numpy arrays, else jax.numpy."""
     return np if isinstance(level, np.ndarray | np.generic | float | int) else jnp
 
 
 def concrete(process: Process, levels: Array) -> Array:
-    """A grid in numpy and float64 where its values are known; a traced one as it is.
+    """Returns a grid in numpy and float64, or a traced one unchanged.
 
     Raises:
-      ValueError: a known grid that does not go from noise to data at every step.
+      ValueError: some step of a grid that is not traced does not go from noise to data.
     """
     if isinstance(levels, jax.core.Tracer):
         return levels

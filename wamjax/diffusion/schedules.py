@@ -1,4 +1,4 @@
-"""Grids of levels that do not belong to one process. A schedule is an array, noise first."""
+"""Computes schedules that do not belong to one process: arrays of levels, noise first."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 
 
 def karras(steps: int, first: float, last: float, rho: float = 7.0) -> np.ndarray:
-    """EDM's grid: `steps` ratios of noise to signal, evenly spaced in ratio^(1/rho), and then 0.
+    """Returns EDM's grid: `steps` noise-to-signal ratios, even in ratio^(1/rho), and then 0.
 
-    A solver makes `steps` network calls on it, the last of them at `last`, and returns the x0 of
-    that one. EDM goes from 80 to 0.002; Cosmos Policy's `last` is 4.
+    A solver makes `steps` network calls on it, the last one at `last`, and returns its x0. EDM goes
+    from 80 to 0.002; Cosmos Policy's `last` is 4.
 
     Returns:
       (steps + 1,) float64. For a flow, see `RectifiedFlow.level_of`.
@@ -25,12 +25,12 @@ def karras(steps: int, first: float, last: float, rho: float = 7.0) -> np.ndarra
 
 
 def churned(ratios: np.ndarray, churn: float, low: float = 0.0, high: float = np.inf) -> np.ndarray:
-    """The grid of EDM's stochastic sampler, which adds noise before each step (Algorithm 2).
+    """Returns the grid of EDM's stochastic sampler (Algorithm 2): noise is added before each step.
 
     Args:
       ratios: (n + 1,) grid.
       churn: S_churn of the paper, shared by the n steps.
-      low, high: S_tmin and S_tmax: levels outside are left alone.
+      low, high: S_tmin and S_tmax; no noise is added outside this range.
 
     Returns:
       (2 n + 1,): each level of `ratios` but the last is followed by the higher one that noise is
@@ -43,15 +43,15 @@ def churned(ratios: np.ndarray, churn: float, low: float = 0.0, high: float = np
 
 
 def space_timesteps(timesteps: int, sections: str | Sequence[int]) -> np.ndarray:
-    """Which of `timesteps` a respaced DDPM keeps, as in OpenAI's and DiT's public code.
+    """Returns which timesteps a respaced DDPM keeps, as in OpenAI's and DiT's public code.
 
     Args:
-      timesteps: of the full chain.
-      sections: how many to keep in each of equally large sections, as numbers or as "10,15,20";
-        or "ddimN" for every k-th timestep from 0 with k such that there are N.
+      timesteps: length of the full chain.
+      sections: how many to keep in each of equally long sections, as numbers or as "10,15,20"; or
+        "ddimN" for every k-th timestep from 0, with k such that there are N.
 
     Returns:
-      Ascending integers.
+      ascending integers.
     """
     if isinstance(sections, str) and sections.startswith("ddim"):
         want = int(sections.removeprefix("ddim"))
@@ -70,6 +70,6 @@ def space_timesteps(timesteps: int, sections: str | Sequence[int]) -> np.ndarray
         position = 0.0
         for _ in range(count):
             kept.append(start + round(position))
-            position += stride  # summed, not multiplied: rounding decides ties
+            position += stride  # summed, not multiplied, since rounding decides ties
         start += size
     return np.array(kept)

@@ -1,18 +1,17 @@
-"""Solvers, each one `lax.scan` along a grid of levels.
+"""Implements solvers, each a single `lax.scan` along a grid of levels.
 
-States and grids are pytrees of the same structure, so that several quantities (video and actions)
-move in lock-step on their own schedules. A model is a function
+States and grids are pytrees of the same structure, so several quantities (such as video and
+actions) advance together, each on its own schedule. A model is a function
 
     model(x, point) -> output              (pytree like x)
 
-where an output is what the process regresses (for `RectifiedFlow`, the default, the velocity), and
-`point` is one row of whatever was prepared for the grid (levels, time embeddings, guidance scales,
-...): all that depends on the schedule alone is computed once, outside the loop. A model sees x
-itself; if its process has a `c_in`, the model multiplies by it.
+whose output is what the process regresses (for `RectifiedFlow`, the default, the velocity). `point`
+is one row of the values prepared for the grid, such as levels, time embeddings or guidance scales:
+whatever depends on the schedule alone is computed once, outside the loop. A model receives x
+unscaled; if its process has a `c_in`, the model applies it.
 
-`SOLVERS` are deterministic and take the same arguments; those with a key are in `stochastic`. All
-of them return the last state, or with ``states=True`` all states, (n + 1, ...), the first and the
-last one included.
+`SOLVERS` are deterministic and take the same arguments; solvers with a random key are in
+`stochastic`. All return the last state, or with ``states=True`` all n + 1 states, (n + 1, ...).
 """
 
 from __future__ import annotations
@@ -39,18 +38,18 @@ def euler(
     process: Process = STRAIGHT,
     states: bool = False,
 ) -> Tree:
-    """Explicit Euler on the velocity along `levels`.
+    """Integrates the velocity along `levels` by explicit Euler.
 
     Args:
-      model: see above.
+      model: see the module.
       x: state at ``levels[0]``.
       levels: pytree like `x` of (n + 1,) grids.
-      points: pytree whose leaves lead with n + 1 grid points (the last is not used).
-      process: of all leaves of `x`.
-      states: return the whole way.
+      points: pytree with leaves (n + 1, ...), one row per grid point (the last is not used).
+      process: process of all leaves of `x`.
+      states: whether to return the states at all levels.
 
     Returns:
-      The state at ``levels[-1]``, or those at all levels.
+      the state at ``levels[-1]``, or the states at all levels.
     """
 
     def step(x, inputs):
@@ -69,9 +68,9 @@ def heun(
     process: Process = STRAIGHT,
     states: bool = False,
 ) -> Tree:
-    """Second-order Heun (two evaluations a step); arguments as in `euler`.
+    """Integrates by second-order Heun, with two evaluations per step; arguments as in `euler`.
 
-    Where the velocity is a division by sigma, a step that ends at data is one of Euler.
+    If the velocity needs a division by sigma, a step that ends at data is an Euler step.
     """
     steps = ends(points, levels)
     return walk(lambda x, inputs: heun_step(process, model, x, *inputs), x, steps, states)
@@ -88,7 +87,7 @@ SOLVERS = {
 
 
 def heun_step(process: Process, model: Model, x: Tree, start: tuple, end: tuple) -> Tree:
-    """One step between two (point, level)."""
+    """Takes one step of Heun between two (point, level)."""
     first = slope(process, model, x, start)
 
     def mean():
@@ -103,22 +102,22 @@ def heun_step(process: Process, model: Model, x: Tree, start: tuple, end: tuple)
 
 
 def ends(points: Tree, levels: Tree) -> tuple[tuple, tuple]:
-    """The (points, levels) where the steps of a grid start, and where they end."""
+    """Returns the (points, levels) where the steps of a grid start, and those where they end."""
     both = points, jax.tree.map(jnp.asarray, levels)
     return jax.tree.map(lambda g: g[:-1], both), jax.tree.map(lambda g: g[1:], both)
 
 
 def delta(start: tuple, end: tuple) -> Tree:
-    """Change of the levels between two (point, level)."""
+    """Returns the change of the levels between two (point, level)."""
     return jax.tree.map(jnp.subtract, end[1], start[1])
 
 
 def slope(process: Process, model: Model, x: Tree, at: tuple) -> Tree:
-    """dx/dlevel by the model at a (point, level)."""
+    """Returns the model's dx/dlevel at a (point, level)."""
     point, level = at
     return jax.tree.map(process.velocity, x, model(x, point), level)
 
 
 def advance(x: Tree, slope: Tree, delta: Tree) -> Tree:
-    """``x + slope delta`` in the dtype of x."""
+    """Returns ``x + slope delta`` in the dtype of x."""
     return jax.tree.map(lambda x, v, d: x + v * d.astype(x.dtype), x, slope, delta)

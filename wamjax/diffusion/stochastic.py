@@ -1,4 +1,4 @@
-"""Solvers with a random key. Model, levels and points are as in `solvers`."""
+"""Implements solvers with a random key; model, levels and points are as in `solvers`."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def ancestral(
     states: bool = False,
     noise: Tree | None = None,
 ) -> Tree:
-    """DDPM's sampler, and DDIM with noise: each step draws from the posterior at the predicted x0.
-
-    Args:
-      eta: 1 is DDPM, with the variance of the process; 0 is DDIM; between them the noise is eta
-        times that of the posterior (arXiv 2010.02502, equation 16).
-      states: return the whole way, see `solvers`.
-      noise: standard normals of every step, (n, ...) like `x`, instead of draws of `key`.
+    """Samples as DDPM, or as DDIM with noise, from the posterior at the predicted x0.
 
     Steps may skip timesteps: the variances are those of the respaced chain. A step that ends at
     data adds no noise.
+
+    Args:
+      eta: 1 is DDPM, with the variance of the process; 0 is DDIM; in between, the noise is eta
+        times that of the posterior (arXiv 2010.02502, equation 16).
+      states: whether to return all states, see `solvers`.
+      noise: standard normals of every step, (n, ...) like `x`, instead of draws from `key`.
     """
 
     def step(x, inputs):
@@ -72,11 +72,11 @@ def churned_heun(
     noise_scale: float = 1.0,
     states: bool = False,
 ) -> Tree:
-    """EDM's stochastic sampler (arXiv 2206.00364, Algorithm 2): up by added noise, down by Heun.
+    """Samples as EDM (arXiv 2206.00364, Algorithm 2): adds noise before each step of Heun.
 
     Args:
-      levels: (2 n + 1,) grids in which every second level is one to go up to, see
-        `schedules.churned`; `points` lead with as many.
+      levels: (2 n + 1,) grids in which every second level is the one that noise is added up to, see
+        `schedules.churned`; leaves of `points` have as many rows.
       noise_scale: S_noise of the paper.
     """
 
@@ -98,7 +98,8 @@ def churned_heun(
 
 @np.errstate(divide="ignore")
 def _factors(process: Process, levels: Array, eta: float) -> tuple[Array, ...]:
-    """Of x and of x0, the logarithms of the two variances, and the share of noise; (n,) each."""
+    """Returns the factors of x and x0, the logarithms of the two variances, and the factor of the
+    noise; (n,) each."""
     xp = namespace(levels)
     start, end = levels[:-1], levels[1:]
     alpha, sigma = process.alpha_sigma(start)
@@ -111,16 +112,17 @@ def _factors(process: Process, levels: Array, eta: float) -> tuple[Array, ...]:
 
 
 def _raising(process: Process, levels: Array) -> tuple[Array, Array]:
-    """From every second level to the next, a noisier one: factors of x and noise, (n,) each."""
+    """Returns the factors of x and noise, (n,) each, from every second level to the noisier next
+    one."""
     xp = namespace(levels)
     alpha, sigma = process.alpha_sigma(levels)
     on_x = alpha[1::2] / alpha[:-1:2]
     added = sigma[1::2] ** 2 - (on_x * sigma[:-1:2]) ** 2
-    return on_x, xp.sqrt(xp.maximum(added, 0.0))  # not below 0 by rounding
+    return on_x, xp.sqrt(xp.maximum(added, 0.0))  # rounding may go below 0
 
 
 def _normals(key: Array, x: Tree) -> Tree:
-    """Independent standard normals like x."""
+    """Draws independent standard normals shaped like x."""
     leaves, structure = jax.tree.flatten(x)
     keys = jax.random.split(key, len(leaves))
     normals = [jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]

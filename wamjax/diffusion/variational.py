@@ -1,4 +1,4 @@
-"""Terms of the variational bound, elementwise and in nats (Ho et al., arXiv 2006.11239)."""
+"""Computes terms of the variational bound, elementwise, in nats (Ho et al., arXiv 2006.11239)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-BIN = 1 / 255  # half the distance of two values of a uint8 picture scaled to [-1, 1]
-EDGE = 0.999  # beyond it lie only the first and the last value, whose bins are open
-FLOOR = 1e-12  # of probabilities
+BIN = 1 / 255  # half the distance between values of a uint8 picture scaled to [-1, 1]
+EDGE = 0.999  # beyond it are only the first and the last value, whose bins are open
+FLOOR = 1e-12  # least probability
 
 
 def gaussian_kl(
     mean: Array, log_variance: Array, other_mean: Array, other_log_variance: Array
 ) -> Array:
-    """KL divergence of the first Gaussian from the second; arguments broadcast."""
+    """Returns the KL divergence of the first Gaussian from the second; arguments broadcast."""
     difference = log_variance - other_log_variance
     squared = jnp.square(mean - other_mean) * jnp.exp(-other_log_variance)
     return 0.5 * (jnp.exp(difference) - difference - 1 + squared)
@@ -24,11 +24,11 @@ def gaussian_kl(
 def discretized_log_likelihood(
     x: Float[Array, "..."], mean: Float[Array, "..."], log_scale: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """Log-probability of the bin of `x` under a Gaussian.
+    """Returns the log probability of the bin of `x` under a Gaussian.
 
     Args:
       x: data in [-1, 1] on 256 values. (DiT applies it to latents as well.)
-      mean, log_scale: of the Gaussian; the scale is a standard deviation.
+      mean, log_scale: mean and log standard deviation of the Gaussian.
     """
     above = _normal_cdf((x - mean + BIN) * jnp.exp(-log_scale))
     below = _normal_cdf((x - mean - BIN) * jnp.exp(-log_scale))
@@ -37,5 +37,5 @@ def discretized_log_likelihood(
 
 
 def _normal_cdf(x):
-    """The approximation by tanh of the public code, for equal numbers; it is good to 3e-4."""
+    """Approximates the normal CDF by tanh to 3e-4, as the public code does, for equal numbers."""
     return 0.5 * (1 + jax.lax.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
