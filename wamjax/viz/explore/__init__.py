@@ -1,1 +1,1 @@
-"""A config explained by its own objects, as one page."""
+"""Explains a config on one web page, from the objects that it builds."""

@@ -1,4 +1,4 @@
-"""The page of a config: its objects asked, one file written."""
+"""Builds the explorer's page of a config from the config's objects, as one file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from wamjax.wam.loss import Denoises
 from wamjax.wam.video.autoregressive import Autoregressive
 
 FILE = "explore.html"
-SCRIPTS = ("parts.js", "sections.js", "keys.js")  # one after the other
+SCRIPTS = ("parts.js", "sections.js", "keys.js")  # in this order
 SECTIONS = {
     "noising": ("Noise", "From a real example to noise and back",
                 "An example of the data, mixed with noise at the levels that sampling visits, from "
@@ -48,11 +48,11 @@ def write(config: ConfigDict, output: str | os.PathLike, measure: bool = False) 
     """Writes explore.html of a config into a folder; returns its path.
 
     Args:
-      measure: also time every stage, with fresh parameters, on this machine.
+      measure: whether to time every stage on this machine, with fresh parameters.
 
     Raises:
-      ValueError: a config that cannot be trained, or of a codec, or of a method whose network is
-        not known here.
+      ValueError: the config cannot be trained, or its objective neither denoises slots nor predicts
+        tokens.
     """
     folder = files.path(output, "--output")
     files.make_folder(folder, "give another --output")
@@ -61,7 +61,7 @@ def write(config: ConfigDict, output: str | os.PathLike, measure: bool = False) 
 
 
 def html(found: dict[str, Any]) -> str:
-    """The page of `data`."""
+    """Returns the page for the output of `data`."""
     links = "".join(
         f"<a href='#{key}'>{i + 1} {short}</a>" for i, (key, (short, *_)) in enumerate(
             SECTIONS.items())
@@ -80,7 +80,7 @@ def html(found: dict[str, Any]) -> str:
 
 
 def data(config: ConfigDict, measure: bool = False) -> dict[str, Any]:
-    """All that the page shows, from the objects that the config builds."""
+    """Returns everything that the page shows, from the objects that the config builds."""
     configs.validate(config)
     wam.check_training(config)
     objective = wam.build(config, pipeline.spec_of(config))
@@ -114,7 +114,7 @@ def data(config: ConfigDict, measure: bool = False) -> dict[str, Any]:
 
 
 def programs(config: ConfigDict, objective, params, measure: bool = False):
-    """The ways of acting or of making pictures, and the forward pass of training."""
+    """Records the programs of a config: acting or sampling, and the forward pass of training."""
     dtype = config.precision.compute
     cast = jax.eval_shape(lambda p: compute_cast(p, dtype), params)
     fresh = None
@@ -155,21 +155,21 @@ def programs(config: ConfigDict, objective, params, measure: bool = False):
 
 
 def _with_latents(objective):
-    """The same, showing latents where the codec is not there to make pictures of them."""
+    """Returns the objective, which shows latents if its codec cannot decode them."""
     if not isinstance(objective.codec, CachedLatents):
         return objective
     return dataclasses.replace(objective, codec=_Latents(**vars(objective.codec)))
 
 
 class _Latents(CachedLatents):
-    """Latents that are looked at as they are."""
+    """Shows latents without decoding them."""
 
     def decode(self, latents):
         return latents
 
 
 class _Same:
-    """Normalisation that costs nothing."""
+    """Stands in for normalization at no cost."""
 
     def forward(self, x):
         return x
@@ -183,7 +183,7 @@ def _program(program: stages.Program) -> dict[str, Any]:
 
 
 def _ways(config: ConfigDict, objective) -> tuple[list[dict[str, Any]], str]:
-    """What `noising.ways` says of the config's data; without data the levels, and why."""
+    """Returns `noising.ways` of the config's data; without data, the levels and the reason."""
     if not isinstance(objective, Denoises):
         return [], "This method predicts tokens; nothing is noised."
     batch, note = _batch(config, objective)
@@ -194,7 +194,7 @@ def _ways(config: ConfigDict, objective) -> tuple[list[dict[str, Any]], str]:
 
 
 def _batch(config: ConfigDict, objective) -> tuple[dict[str, np.ndarray] | None, str]:
-    """The first examples of the config's data; or None, and why there are none."""
+    """Returns the first examples of the config's data and ''; or None and the reason."""
     if jax.eval_shape(objective.codec.init, jax.random.key(0)):
         return None, ("The codec of this config has weights of its own, which a config does not "
                       "hold: these are the levels, without a latent.")  # fmt: skip
@@ -211,7 +211,7 @@ def _batch(config: ConfigDict, objective) -> tuple[dict[str, np.ndarray] | None,
 
 
 def _schemes(objective, tokens: dict[str, int]) -> list[dict[str, Any]]:
-    """For the clips of this config: as long, in as many steps, as many tokens to a frame."""
+    """Returns the schemes for clips with the length, steps and tokens per frame of the config."""
     if isinstance(objective, Denoises):
         groups = [g for g in objective.network.groups if g.expert == "video" and g.name in tokens]
         frames = len({p for g in groups for p in g.positions})

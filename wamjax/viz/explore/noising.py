@@ -1,4 +1,4 @@
-"""A real example of a config on its way to noise, at the levels that sampling visits."""
+"""Shows an example of the data at the noise levels that sampling visits."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from wamjax.viz import page
 from wamjax.viz.video import grid
 from wamjax.wam.loss import Denoises
 
-MOST = 25  # levels that are shown
-FRAMES = 4  # of a group that are shown
-HEIGHT = 128  # pixels of a picture, at most
+MOST = 25  # maximum levels
+FRAMES = 4  # maximum frames of a group
+HEIGHT = 128  # maximum height of a picture in pixels
 
 
 def ways(objective: Denoises, batch: dict[str, np.ndarray], seed: int = 0) -> list[dict[str, Any]]:
-    """The forward process of every group that is noised, of the first example that has it.
+    """Returns the forward process of every noised group, for the first example that has it.
 
     Args:
-      objective: with a codec that has no parameters, so that none are needed.
-      batch: of its data.
+      objective: its codec must have no parameters, since none are given.
+      batch: a batch of its data.
     """
     spec = objective.batch_spec(len(next(iter(batch.values()))))
     batch = {k: jnp.asarray(batch[k], s.dtype) for k, s in spec.items()}
@@ -37,7 +37,7 @@ def ways(objective: Denoises, batch: dict[str, np.ndarray], seed: int = 0) -> li
 
 
 def levels(objective: Denoises, group: str) -> dict[str, Any]:
-    """The levels of sampling a group, and what its process makes of them."""
+    """Returns the sampling levels of a group, with alpha, sigma, weight and c_noise at each."""
     grid_ = np.asarray(objective.levels_of(group), np.float64)
     at = np.unique(np.linspace(0, len(grid_) - 1, min(len(grid_), MOST)).round().astype(int))
     grid_ = grid_[at]
@@ -68,7 +68,7 @@ def _way(objective: Denoises, group: str, clean, noise) -> dict[str, Any]:
 
 
 def _decoded(codec: Codec, latents: np.ndarray) -> str | None:
-    """Pictures of latents (1, m, h, w, c); None where the codec has no decoder."""
+    """Decodes latents (1, m, h, w, c) to pictures; None if the codec has no decoder."""
     if codec.key != "video":
         return None
     frames = np.asarray(codec.decode(jnp.asarray(latents)))[0]
@@ -81,7 +81,8 @@ def _decoded(codec: Codec, latents: np.ndarray) -> str | None:
 
 
 def _principal(clean: np.ndarray):
-    """Mean, three directions of most variance among the channels, and their ranges."""
+    """Returns the mean, the first three principal components of the channels, and their lower ends
+    and extents."""
     x = clean.reshape(-1, clean.shape[-1])
     mean = x.mean(axis=0)
     rows = np.linalg.svd(x - mean, full_matrices=False)[2][:3]
@@ -97,7 +98,7 @@ def _channels(latents: np.ndarray, axes) -> str:
 
 
 def _strip(frames: np.ndarray) -> str:
-    """Some of the frames side by side."""
+    """Puts up to `FRAMES` frames side by side."""
     at = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), FRAMES)).round().astype(int))
     tiled = grid([frames[i : i + 1] for i in at], columns=len(at), gap=1)[0]
     return page.address(tiled, "jpeg" if tiled.shape[0] > 32 else "png")

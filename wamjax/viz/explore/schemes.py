@@ -1,4 +1,4 @@
-"""Autoregression against diffusion: every evaluation of the network that a clip takes."""
+"""Lists every evaluation of the network that a clip takes, for each scheme."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ TEXT = {
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """One evaluation of a network.
+    """Describes one evaluation of a network.
 
     Attributes:
       text: what it does.
       now: latent frames that are computed.
-      cache: those that are read from the cache.
-      noise: share of noise in every frame, sigma / (alpha + sigma); None where there is nothing.
+      cache: latent frames that are read from the cache.
+      noise: share of noise in every frame, sigma / (alpha + sigma); None if the frame does not
+        exist yet.
     """
 
     text: str
@@ -40,22 +41,22 @@ class Pass:
 
 
 def table_of(scheme: Scheme, frames: int) -> tuple[Visibility, dict[str, tuple[int, ...]]]:
-    """Who sees whom among the groups of a scheme, and the frames of each group."""
+    """Returns the visibility table of a scheme's groups, and the frames of each group."""
     groups = {g.name: g.positions for g in groups_of(slots_of(scheme, frames))}
     return (causal if scheme.causal else bidirectional)(*groups), groups
 
 
 def fitted(scheme: Scheme, frames: int) -> Scheme:
-    """The scheme with a first group that takes what its chunks leave over."""
+    """Returns the scheme with a first group that holds the frames left over by its chunks."""
     over = frames % scheme.chunk if scheme.chunk else 0
     return dataclasses.replace(scheme, first=over) if over else scheme
 
 
 def passes(scheme: Scheme, frames: int, shares: np.ndarray) -> list[Pass]:
-    """How a clip is sampled: see `Denoising.sample`.
+    """Returns the evaluations that sample a clip, see `Denoising.sample`.
 
     Args:
-      shares: (steps + 1,) of noise, at the levels of the schedule.
+      shares: (steps + 1,) shares of noise at the levels of the schedule.
     """
     table, groups = table_of(scheme, frames)
     names = list(groups)
@@ -88,10 +89,10 @@ def passes(scheme: Scheme, frames: int, shares: np.ndarray) -> list[Pass]:
 
 
 def all_of(frames: int, shares: np.ndarray, tokens: int) -> list[dict[str, Any]]:
-    """Every scheme for a clip, as the page takes it.
+    """Returns every scheme for a clip, as JSON values for the page.
 
     Args:
-      tokens: of a latent frame, where they are drawn one by one.
+      tokens: tokens per latent frame, for the autoregressive scheme.
     """
     out = [{
         "name": "autoregressive", "text": TEXT["autoregressive"], "frames": frames,
@@ -99,7 +100,7 @@ def all_of(frames: int, shares: np.ndarray, tokens: int) -> list[dict[str, Any]]
     }]  # fmt: skip
     for name, scheme in SCHEMES.items():
         scheme = fitted(scheme, frames)
-        if scheme.first >= frames:  # a clip of one frame has none to make
+        if scheme.first >= frames:  # a clip of one frame has no other to generate
             continue
         table, groups = table_of(scheme, frames)
         mask = table.mask({g: len(at) for g, at in groups.items()})

@@ -1,8 +1,8 @@
-"""What a program of a method really runs: every evaluation of its network, told by a trace.
+"""Records every evaluation of a network in a program, from a trace.
 
-Acting, imagining, sampling and the loss are traced with abstract arrays; whatever goes through the
-blocks of the network is written down on the way: which groups are computed, which are read from the
-cache, what is added to it. So a stage is what the program does, not what someone drew of it.
+Acting, imagining, sampling and the loss are traced with abstract arrays. Each evaluation is
+recorded: which groups are computed, which are read from the cache, and which are added to it. So
+the stages show what the program runs, not what its documentation says.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from wamjax.wam.objectives import bind
 
 MARK = "wamjax_stage_"
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}  # a mesh of one device
-TIMED = 10  # calls
+TIMED = 10  # calls per measurement
 _ARRAY = object()
-TOKEN = "token"  # what a network predicts that has no groups of outputs
+TOKEN = "token"  # prediction of a network without groups of outputs
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One kind of evaluation of a network in a program.
+    """Describes one kind of evaluation of a network in a program.
 
     Attributes:
       table: name of the visibility table.
-      rows: examples that go through it together; two for one under guidance.
+      rows: size of the batch; guidance doubles it.
       computed: group -> tokens that go through the blocks.
       cached: group -> tokens whose keys and values are read from the cache.
-      emits: group -> tokens whose keys and values it adds to the cache.
-      text: "computed", "cached" or "": what cross-attention reads.
-      predicts: groups whose output is wanted.
+      emits: group -> tokens whose keys and values are added to the cache.
+      text: keys and values of the text in cross-attention: "computed", "cached" or "" for none.
+      predicts: groups whose output is used.
       repeats: how often the program runs it.
-      flops: of one run, of what is used of it.
-      cache_bytes: that it adds.
-      milliseconds: of one run, where it was measured; NaN elsewhere.
+      flops: FLOPs of one run, without unused results.
+      cache_bytes: bytes added to the cache.
+      milliseconds: time of one run; NaN if not measured.
     """
 
     table: str
@@ -61,7 +61,7 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """What it does, in few words."""
+        """Returns what the stage does, in a few words."""
         if TOKEN in self.predicts and not self.emits:
             return f"predict the tokens of {' + '.join(self.computed)}"
         if TOKEN in self.predicts:
@@ -75,11 +75,11 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The stages of a program in the order of their first run.
+    """Holds the stages of a program in the order of their first run.
 
     Attributes:
-      flops: of all of it.
-      rest: of what is outside of the network's evaluations: codec, embedding of text and state.
+      flops: FLOPs of the whole program.
+      rest: FLOPs outside the network's evaluations, such as the codec and the text embedding.
     """
 
     name: str
@@ -96,12 +96,12 @@ def record(
     *args,
     measure: Any = None,
 ) -> Program:
-    """Traces ``program(params, *args)``.
+    """Records the stages of ``program(params, *args)``.
 
     Args:
-      objective: of `program`; has a `network`.
+      objective: the program's objective; has a `network`.
       params, *args: `jax.ShapeDtypeStruct`s; nothing is computed.
-      measure: parameters to time every stage with; None times nothing.
+      measure: parameters with which to time every stage; None = do not time.
     """
     recorder = _Recorder(objective.network)
 
@@ -109,11 +109,11 @@ def record(
         with nn.intercept_methods(recorder):
             return program(*args)
 
-    with jax.set_mesh(sharding.make_mesh(ONE, jax.devices()[:1])):  # a loss wants one
+    with jax.set_mesh(sharding.make_mesh(ONE, jax.devices()[:1])):  # a loss needs one
         total, counts = flops.count_calls(traced, params, *args)
     merged: dict[tuple, tuple[_Call, int, int]] = {}
     for i, call in enumerate(recorder.calls):
-        repeats, work = counts.get(f"{MARK}{i}", (0, 0))  # none: of a trace that was thrown away
+        repeats, work = counts.get(f"{MARK}{i}", (0, 0))  # absent if its trace was discarded
         if repeats:
             first, before, done = merged.get(call.key(), (call, 0, 0))
             merged[call.key()] = first, before + repeats, done + work
@@ -128,11 +128,11 @@ def record(
 
 
 class _Call:
-    """One evaluation of a network: its stage, and how to run it again.
+    """Holds one evaluation of a network, to describe it and to run it again.
 
     Args:
-      network: unbound.
-      args, kwargs: of its ``__call__``; arrays among them are inputs, all else stays as it is.
+      network: the unbound module.
+      args, kwargs: arguments of its ``__call__``; arrays become inputs, all others stay constant.
     """
 
     def __init__(self, network: nn.Module, args, kwargs):
@@ -144,7 +144,7 @@ class _Call:
         self.stage: Stage | None = None
 
     def program(self, name: str) -> Callable:
-        """A jitted function of parameters and arrays, by this name in a jaxpr."""
+        """Returns a jitted function of parameters and arrays, with this name in a jaxpr."""
 
         def evaluate(params, arrays):
             rest = iter(arrays)
@@ -156,11 +156,11 @@ class _Call:
         return jax.jit(evaluate)
 
     def key(self) -> tuple:
-        """Equal for evaluations that do the same."""
+        """Returns a key that is equal for evaluations that do the same."""
         return str(self._tree), tuple(map(repr, self._static)), str(self._shapes), str(self.stage)
 
     def milliseconds(self, params) -> float:
-        """The median of some calls on zeros."""
+        """Returns the median time of `TIMED` calls on zeros."""
         program = self.program("timed")
         arrays = [jnp.zeros(x.shape, x.dtype) for x in self._shapes]
         jax.block_until_ready(program(params, arrays))
@@ -173,10 +173,10 @@ class _Call:
 
 
 class _Recorder:
-    """Puts every evaluation of a network into a function of its own, and writes down what it does.
+    """Wraps every evaluation of a network in a function of its own, and records what it does.
 
-    In the jaxpr the function has a name, so how often it runs is told where loops have their
-    counts, and what is not used of its results is known. See `nn.intercept_methods`.
+    The function has a name in the jaxpr. This tells how often loops run it, and which of its
+    results are used. See `nn.intercept_methods`.
     """
 
     def __init__(self, network: nn.Module):
@@ -207,7 +207,7 @@ class _Recorder:
 
 
 def _stage(streams, contexts, visibility, cache=None, emit=None, valid=None) -> Stage:
-    """What arguments of `Transformer.__call__` say."""
+    """Returns the stage that arguments of `Transformer.__call__` describe."""
     del valid
     computed = {g: n for stream in streams.values() for g, n in stream.groups}
     stored = {} if cache is None else cache.tokens
@@ -223,5 +223,5 @@ def _is_array(x: Any) -> bool:
 
 
 def _tokens(keys_and_values) -> int:
-    """Of a group of a cache: (layers, b, n, l, k), or a list of layers."""
+    """Returns the tokens of a group in a cache: (layers, b, n, l, k), or a list of layers."""
     return jax.tree.leaves(keys_and_values)[0].shape[-2]

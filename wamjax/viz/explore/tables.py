@@ -1,4 +1,4 @@
-"""Slots of every use, and who sees whom, down to tokens."""
+"""Describes the slots of every use and the visibility tables, down to tokens."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from wamjax.models.visibility import Visibility, cacheable
 from wamjax.wam.slots import Role
 from wamjax.wam.uses import Use
 
-CELLS = 2000  # of a side of a mask; with more tokens a cell stands for several
+CELLS = 2000  # maximum cells along a mask; with more tokens, a cell stands for several
 
 def state(use: Use, group: str) -> str:
-    """What slots of a group are in a use: "given", "predicted", "hidden" or "absent"."""
+    """Returns the state of a group's slots in a use: "given", "predicted", "hidden" (predicted, but
+    not trained) or "absent"."""
     role = dict(use.factorization.roles).get(group, Role.ABSENT)
     if role == Role.PREDICTED and group not in use.trained:
         return "hidden"
@@ -23,7 +24,7 @@ def state(use: Use, group: str) -> str:
 
 
 def slots(objective) -> dict[str, Any]:
-    """The slots of an objective and their states in each of its uses."""
+    """Returns the slots of an objective and their states in each of its uses."""
     names = objective.slot_names
     return {
         "names": names,
@@ -35,10 +36,10 @@ def slots(objective) -> dict[str, Any]:
 
 
 def tables(objective, tokens: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The visibility table of each use, of its present groups; or those without uses.
+    """Returns the visibility table of each use, or the objective's tables if it has no uses.
 
     Args:
-      tokens: of every group.
+      tokens: number of tokens of every group that is present.
     """
     found = [(u.name, u.table, u.given) for u in objective.uses]
     found = found or [(t.name, t, ()) for t in objective.tables]
@@ -74,14 +75,14 @@ def _table(
 
 
 def attended(table: Visibility, lengths: Mapping[str, int]) -> int:
-    """How many pairs of tokens attend: the sum of ``table.mask(lengths)``, which may be large."""
+    """Returns how many pairs of tokens attend: the sum of ``table.mask(lengths)``, without it."""
     pairs = sum(lengths[q] * lengths[k] for q in table.groups for k in table.keys(q))
     own = (lengths[g] for g in table.causal if table.sees(g, g))
     return pairs - sum(n * (n - 1) // 2 for n in own)
 
 
 def runs(mask: np.ndarray) -> list[list[Any]]:
-    """A boolean mask as ``[[how many rows, [[start, stop], ...]], ...]``, equal rows together."""
+    """Encodes a boolean mask as ``[[rows, [[start, stop], ...]], ...]``, with equal rows merged."""
     out: list[list[Any]] = []
     for row in mask:
         edges = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(np.int8), [0]])))
