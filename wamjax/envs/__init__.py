@@ -1,1 +1,1 @@
-"""Worlds to act in. `tabletop` is embedded: pure JAX, no system dependency."""
+"""Provides worlds to act in. `tabletop` is embedded: pure JAX, no system dependency."""

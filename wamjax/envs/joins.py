@@ -1,6 +1,6 @@
-"""How chunks of actions follow each other when planning takes time, counted in control steps.
+"""Joins consecutive chunks of actions when planning takes time, counted in control steps.
 
-A plan made from the observation at step t arrives at step t + delay. The ways to continue:
+A plan made from the observation at step t arrives at step t + delay. The ways to continue are:
 
     sync      stand still until the plan arrives, then execute `execute` actions of it
     switch    continue with the old plan and switch to the new one at the current step
@@ -58,7 +58,7 @@ class Join:
     hold: tuple[bool, ...] = ()
 
     def span(self, execute: int) -> int:
-        """Control steps from one observation to the next."""
+        """Returns the control steps from one observation to the next."""
         return execute + self.delay if self.way == "sync" else execute
 
     def check(self, execute: int, chunk: int) -> None:

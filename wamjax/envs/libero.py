@@ -159,7 +159,7 @@ class Environment:
         self._camera, states = self._open(task)
         self._env = self._camera.env
         self._env.seed(seed % 2**32 if self._sampled else 0)
-        for robot in self._env.robots:  # what a soft reset leaves of the episode before
+        for robot in self._env.robots:  # a soft reset keeps these from the previous episode
             robot.gripper.current_action = np.zeros(robot.gripper.dof)
         self._state = self._env.reset()
         if not self._sampled:

@@ -46,14 +46,14 @@ class Environment(Protocol):
 
 
 class Expert(Protocol):
-    """The additional method of an environment with a scripted expert."""
+    """Adds the method of an environment with a scripted expert."""
 
     def intend(self) -> np.ndarray:
         """Returns the expert's action (a,) in the current state."""
 
 
 class Described(Protocol):
-    """The additional method of a served environment, see `wamjax.envs.remote`."""
+    """Adds the method of a served environment, see `wamjax.envs.remote`."""
 
     def describe(self) -> Mapping[str, Any]:
         """Returns attributes of `wamjax.envs.host.HostWorld` by name: at least those without a

@@ -1,4 +1,4 @@
-"""The embedded world: a gripper, coloured blocks and two zones on a table, in pure JAX.
+"""Implements the embedded world: a gripper, coloured blocks and two zones on a table, in pure JAX.
 
 The robot sees two 64x64 cameras (one above the table, one above the gripper that moves with it) and
 its proprioception (x, y, z, finger opening, holding), and is instructed in words: reach, push, pick
@@ -11,7 +11,7 @@ with (dx, dy, dz, grip) in [-1, 1].
 
 Everything is a pure function of arrays: vmap it over episodes, scan it over time, jit it with a
 policy inside. `rollout` does so for a policy, `expert_episodes` for the scripted expert; `SHIFTS`
-are the differences between training and a test.
+are differences between training and test.
 
 Files, in reading order: world (physics), tasks (scenes, success), render (cameras), expert,
 shifts, rollout.

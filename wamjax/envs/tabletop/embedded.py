@@ -19,7 +19,7 @@ from wamjax.envs.tabletop.tasks import TASKS, TURNING, instruction, task_id
 from wamjax.envs.tabletop.world import CONTROL_HZ, State
 from wamjax.envs.world import Demonstrations, Dials, Recording
 
-FRAMES = 512  # rendered per call
+FRAMES = 512  # frames rendered per call
 
 
 class Tabletop:
@@ -101,7 +101,7 @@ class Tabletop:
 
 
 class Turntable(Tabletop):
-    """The same robot at a table that turns under the blocks, so observations go out of date."""
+    """Puts the robot at a table that turns under the blocks, so observations become outdated."""
 
     name = "turntable"
     tasks = {task: instruction(task) for task in TURNING}

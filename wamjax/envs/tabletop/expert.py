@@ -31,7 +31,7 @@ def intention(state: State) -> Float[Array, "4"]:
     # With this lead the error to a block that the table carries away halves like any other.
     lead = jnp.append(tasks.drift(state)[tasks.target_block(state)] / GAIN, 0.0)
     error = waypoint - state.gripper + lead
-    # Blocks are lifted over things, not dragged: while far below the waypoint, rise first.
+    # Rise first while far below the waypoint, so that blocks are lifted over others, not dragged.
     rise_first = jnp.clip(1.4 - error[2] / 0.2, 0.0, 1.0)
     horizontal = _limit(GAIN * error[:2] / MAX_XY) * rise_first
     vertical = jnp.clip(GAIN * error[2] / MAX_Z, -1.0, 1.0)

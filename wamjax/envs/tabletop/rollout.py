@@ -23,7 +23,7 @@ from wamjax.envs.tabletop.tasks import step
 from wamjax.envs.tabletop.world import ACTION_DIM, State, proprio
 from wamjax.envs.world import SETTLE
 
-MAX_STEPS = 40  # control steps in which the expert all but always succeeds
+MAX_STEPS = 40  # control steps within which the expert almost always succeeds
 DISCOUNT = 0.98
 NO_SHIFT = Shift.none()
 
@@ -61,7 +61,7 @@ class Episodes(NamedTuple):
     rewards: Float[Array, "e t"]
     returns: Float[Array, "e t"]
     actions: Float[Array, "e t 4"]  # as executed, noise included
-    intended: Float[Array, "e t 4"]  # what the expert would have done without noise
+    intended: Float[Array, "e t 4"]  # the expert's actions without noise
     proprio: Float[Array, "e t+1 5"]
     states: State  # leading axes (e, t + 1); frames: render_episodes(states, shift)
 
@@ -167,8 +167,8 @@ def expert_episodes(
       noise: standard deviation of the action noise, shared or per episode.
       max_steps: length of the simulation, and of a failed episode.
       shift: the dials, shared by all episodes.
-      mistaken: episodes whose expert sees the scene as in `tasks.mistaken`: it means well, stops
-        when it believes it is done, and rarely achieves the task.
+      mistaken: episodes whose expert sees the scene as in `tasks.mistaken`: it stops when it
+        believes that it is done, and rarely achieves the task.
     """
 
     def seen(state, wrong):

@@ -52,7 +52,7 @@ class Shift:
 
     @staticmethod
     def none() -> Shift:
-        """No shift: the training distribution."""
+        """Returns zero dials: the training distribution."""
         return Shift()
 
 
@@ -65,4 +65,4 @@ SHIFTS: dict[str, Shift] = {
     "unseen_positions": Shift(unseen_positions=1.0),
     "action_delay": Shift(action_delay=1),
 }
-"""Every dial alone, at a strength that leaves the tasks solvable: the expert hardly suffers."""
+"""Every dial alone, at a strength at which the expert still solves the tasks."""

@@ -266,7 +266,7 @@ def _first_apart(scenes: Float[Array, "tries n 2"], others: Float[Array, "m 2"])
 def mistaken(state: State) -> State:
     """Returns the state as seen by an expert who confuses red with blue and left with right."""
     blocks = state.blocks[jnp.array([BLUE, RED, *range(2, NUM_BLOCKS)])]
-    swapped = jnp.array([BLUE, RED, *range(2, NUM_BLOCKS), -1])  # the last is for nothing held
+    swapped = jnp.array([BLUE, RED, *range(2, NUM_BLOCKS), -1])  # last: no block is held
     return state._replace(
         blocks=blocks, zones=state.zones[::-1], yellow=1 - state.yellow, held=swapped[state.held]
     )

@@ -1,4 +1,4 @@
-"""The physics of the tabletop: a gripper, a few blocks, two zones painted on the table.
+"""Defines the physics of the tabletop: a gripper, a few blocks, two zones painted on the table.
 
 Units: the table is [-1, 1]^2 with x to the right and y away from the robot; height z is in [0, 1].
 One step is 0.1 s. The physics is quasi-static and has five rules:
@@ -7,10 +7,10 @@ One step is 0.1 s. The physics is quasi-static and has five rules:
   its workspace. Its fingers open and close by `FINGER_SPEED` per step.
 * An open gripper straddles blocks and touches nothing.
 * A closed gripper that is low is a disc: a block (a disc too) that it runs into is displaced along
-  the contact normal until they just touch. From above it does not enter a block, it rests on it.
+  the contact normal until they just touch. From above it does not enter a block, but rests on it.
 * Fingers that close low around a block hold it: it follows the gripper's motion until released,
   and then drops onto the table where it is.
-* Blocks do not touch each other: they may overlap, and they do not stack.
+* Blocks do not collide with each other: they may overlap, and they do not stack.
 
 So a block moves only when touched or held. No block can leave the table, because the gripper's
 workspace ends `CONTACT` before the edge.
@@ -28,22 +28,22 @@ from wamjax.envs.tabletop.shifts import Shift
 CONTROL_HZ = 10.0
 ACTION_DIM, PROPRIO_DIM = 4, 5
 
-COLOURS = ("red", "blue", "green", "magenta", "cyan")  # block i has colour i; the last 2 distract
+COLOURS = ("red", "blue", "green", "magenta", "cyan")  # of block i; the last 2 are distractors
 NUM_BLOCKS, NUM_REGULAR = len(COLOURS), 3
 
 MAX_XY, MAX_Z = 0.12, 0.15  # displacement per step of a full-scale action
 FINGER_SPEED = 0.5  # of the full opening, per step
 WORKSPACE = 0.84  # the gripper stays within |x|, |y| <= WORKSPACE
 BLOCK_RADIUS, GRIPPER_RADIUS = 0.09, 0.06
-CONTACT = BLOCK_RADIUS + GRIPPER_RADIUS  # distance of centres at which gripper and block touch
-GRASP = 0.09  # distance of centres up to which closing fingers get hold of a block
+CONTACT = BLOCK_RADIUS + GRIPPER_RADIUS  # distance between centres at which gripper and block touch
+GRASP = 0.09  # maximum distance between centres at which closing fingers grasp a block
 BLOCK_HEIGHT = 0.2  # below this height the gripper is among the blocks: "low"
 HELD_OPENING = 0.5  # the fingers stop at the block
 MAX_DELAY = 4
 
 
 class Look(NamedTuple):
-    """What an episode's visual shifts scale: drawn at reset, invisible while the dials are zero."""
+    """Holds random values that visual shifts scale; drawn at reset, invisible at zero dials."""
 
     camera: Float[Array, "2"]  # unit vector
     light: Float[Array, "3"]  # overall, along x, along y; each in [-1, 1]
@@ -51,7 +51,7 @@ class Look(NamedTuple):
 
 
 class State(NamedTuple):
-    """Everything about one episode at one moment; a pytree of arrays, no hidden state elsewhere."""
+    """Holds the complete state of an episode, as a pytree of arrays."""
 
     task: Int[Array, ""]
     gripper: Float[Array, "3"]  # x, y, z
@@ -65,10 +65,10 @@ class State(NamedTuple):
 
 
 def step(state: State, action: Float[Array, "4"], shift: Shift) -> State:
-    """One control step.
+    """Executes one control step.
 
     Args:
-      state: where things are.
+      state: the current state.
       action: (dx, dy, dz, grip), each in [-1, 1] (clipped) and in units of the maximum
         displacement; grip > 0 closes the fingers, otherwise they open.
       shift: only `action_delay` matters here.
@@ -87,7 +87,7 @@ def step(state: State, action: Float[Array, "4"], shift: Shift) -> State:
     gripper = gripper.at[2].set(z)
     low = z < BLOCK_HEIGHT
 
-    # Fingers get hold of a block only in the step in which they close from fully open.
+    # Fingers grasp a block only in the step in which they close from fully open.
     closes = closing & (state.opening > HELD_OPENING) & low
     nearest = jnp.argmin(distance)
     grasped = jnp.where(closes & (distance[nearest] < GRASP), nearest, -1)
@@ -109,20 +109,21 @@ def step(state: State, action: Float[Array, "4"], shift: Shift) -> State:
 
 
 def proprio(state: State) -> Float[Array, "5"]:
-    """What a real robot could measure: x, y, z, finger opening, and whether something is held."""
+    """Returns what a real robot could measure: x, y, z, finger opening, and whether it holds a
+    block."""
     holding = (state.held >= 0).astype(jnp.float32)
     return jnp.concatenate([state.gripper, jnp.stack([state.opening, holding])])
 
 
 def _delayed(queue: Array, action: Array, shift: Shift) -> tuple[Array, Array]:
-    """The action that is due now, and the queue with the new one in front."""
+    """Returns the action that is due now, and the queue with the new action in front."""
     line = jnp.concatenate([jnp.clip(action, -1.0, 1.0)[None], queue])
     delay = jnp.clip(jnp.asarray(shift.action_delay, jnp.int32), 0, MAX_DELAY)
     return line[delay], line[:-1]
 
 
 def _move(gripper: Array, action: Array) -> Array:
-    """The commanded motion within speed limit and workspace.
+    """Moves the gripper as commanded, within its speed limit and workspace.
 
     The limit on the horizontal speed holds in every direction: MAX_XY < CONTACT, so the gripper
     can never jump across a block's centre.
