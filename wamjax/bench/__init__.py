@@ -1,1 +1,1 @@
-"""Benchmarks: ``python -m wamjax.bench NAME``."""
+"""Provides the benchmarks of ``python -m wamjax.bench NAME``."""

@@ -26,7 +26,7 @@ NAMES = (*BENCHMARKS, "serve")  # the last needs an extra
 
 
 def define_flags() -> None:
-    """Not on import: several entry points define flags of the same names."""
+    """Defines the flags; not on import, since other entry points define flags of the same names."""
     flags.DEFINE_bool("json", False, "print json")
     flags.DEFINE_integer("repeats", 5, "timed training steps; twice as many action chunks")
     flags.DEFINE_list("variants", list(MODES), "fast_wam: variants to time")

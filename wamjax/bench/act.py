@@ -1,22 +1,22 @@
-"""What a policy takes to act on a chip that need not be here: compiled for it, and estimated.
+"""Compiles acting for a chip that need not be present, and estimates its time and memory.
 
     pip install 'wamjax[tpu]'
     python -m wamjax.bench act --config=fast_wam_libero --target=v5p --rows=direct:10
     python -m wamjax.bench act --config=fast_wam_libero:variant=joint --target=v6e
     python -m wamjax.bench act --config=cosmos_policy_libero --target=h100
 
-The program is the whole of acting for one robot: observation to actions with all steps of the
-solver, parameters in bfloat16 and laid out by the objective's `prepare`, as a bundle acts. Nothing
-is allocated and nothing runs. Rows are MODE:STEPS, every way in which the config acts with its own
-number of steps and with one, planning with 8 proposals; "codec" is the encoder of what the robot
-sees, "text" that of its instruction, which is computed once and kept.
+The program is all of acting for one robot, from the observation to actions: all steps of the
+solver, with parameters in bfloat16 and laid out by the objective's `prepare`, as a bundle acts.
+Nothing is allocated and nothing runs. A row is MODE:STEPS: every mode of the config, with the
+config's number of steps and with one; planning has 8 proposals. "codec" is the encoder of the
+robot's pictures, "text" that of its instruction, which is computed once.
 
-Reported are bytes of the weights, bytes that are read of them in one run, the bytes of the cache
-(what is computed before the steps of the solver and read in each), FLOPs, and operations of the
-optimised program: those in its text, and as often as they run. The floor is the longer of reading
-the weights at the memory's rate and of the FLOPs at the peak, both of the data sheet. The time is
-the compiler's own estimate (`cycles`) at an assumed clock: ESTIMATED, NEVER MEASURED. Of a GPU
-there are floors alone, and of a CPU neither. The published 6 B policy compiles in five minutes.
+The report has the bytes of the weights, the bytes of weights read in one run, the bytes of the
+cache (computed before the steps of the solver and read in each), the FLOPs, and the operations of
+the optimised program: how many it contains, and how many run. The floor is the longer of reading
+the weights at the memory's rate and of the FLOPs at the peak, both from the data sheet. The time is
+the compiler's own estimate (`cycles`) at an assumed clock: ESTIMATED, NEVER MEASURED. A GPU has
+only floors, a CPU neither. The published 6 B policy compiles in five minutes.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from wamjax.weights.codecs import codec_of
 
 DTYPE = "bfloat16"
 PROPOSALS = 8
-# Of latents that were computed ahead of time: (channels, spatial, temporal) -> the codec's family;
-# and of embeddings: their width -> the encoder's.
+# For latents computed ahead of time: (channels, spatial, temporal) -> the codec's family; for text
+# embeddings: width -> the encoder's family.
 CODECS = {(48, 16, 4): "wan22_vae", (16, 8, 4): "wan21_vae"}
 TEXTS = {4096: "umt5", 1024: "t5"}
 
 
 class Program(NamedTuple):
-    """One row: what is compiled, ``function(params, *arguments)``, all abstract."""
+    """Holds what a row compiles: ``function(params, *arguments)``, with abstract arguments."""
 
     function: Callable
     params: Any
@@ -64,15 +64,15 @@ class Program(NamedTuple):
 
 
 def run(config: ConfigDict, target: str, rows: Sequence[str] = ()) -> dict[str, Any]:
-    """The report.
+    """Returns the report.
 
     Args:
-      config: of a policy; must declare the sizes of its data (``data.declared``).
+      config: config of a policy; must declare the sizes of its data (``data.declared``).
       target: one of `targets.TARGETS`.
-      rows: of `programs`; all by default.
+      rows: names from `programs`; all by default.
 
     Raises:
-      ValueError: the config is no policy, or has no such row.
+      ValueError: the config is not of a policy, or has no such row.
       ImportError: there is no compiler for the target.
     """
     configs.validate(config)
@@ -98,10 +98,10 @@ def run(config: ConfigDict, target: str, rows: Sequence[str] = ()) -> dict[str, 
 def programs(
     objective: Any, config: ConfigDict, spec: DataSpec
 ) -> dict[str, Callable[[], Program]]:
-    """The rows of a policy, by name; a program is traced when it is asked for."""
+    """Returns the rows of a policy: name -> function that makes its program."""
     out: dict[str, Callable[[], Program]] = {}
     for mode in objective.modes:
-        if mode != "adaptive":  # it wants prices
+        if mode != "adaptive":  # it needs prices
             for steps in dict.fromkeys((config.objective.infer_steps, 1)):
                 act = functools.partial(_act, objective, config, spec, mode, steps)
                 out[f"{mode}:{steps}"] = act
@@ -134,7 +134,7 @@ def _act(objective, config: ConfigDict, spec: DataSpec, mode: str, steps: int) -
 
 
 def _normalizers(spec: DataSpec, mode: str) -> dict[str, Any]:
-    """Of statistics that no robot has: what they do costs the same."""
+    """Returns normalizers from made-up statistics, which cost the same as real ones."""
     rows = {"min": -1, "q01": -0.9, "mean": 0.1, "q99": 0.8, "max": 1, "std": 0.5}
     sizes = {"proprio": spec.proprio_dim, "actions": spec.action_dim}
     return normalize.normalizers(
@@ -150,7 +150,7 @@ def _codec_family(config: ConfigDict) -> str | None:
 
 
 def _codec(objective, config: ConfigDict) -> Program:
-    """The encoder on what a robot sees at once."""
+    """Returns the encoder on one observation of a robot."""
     family, frames, codec = _codec_family(config), 1, objective.codec
     if family:
         codec = codec_of({"family": family, "sizes": {}}, family)
@@ -166,7 +166,7 @@ def _codec(objective, config: ConfigDict) -> Program:
 
 
 def _text(family: str, length: int) -> Program:
-    """The text encoder on one instruction."""
+    """Returns the text encoder on one instruction."""
     encode = families.functions(family)["encode"]
     params = families.family(family).params(families.sizes(family))
     params = jax.eval_shape(lambda p: compute_cast(p, DTYPE), params)
@@ -175,8 +175,8 @@ def _text(family: str, length: int) -> Program:
 
 
 def _row(make: Callable[[], Program], target: Target, device: jax.Device | None) -> dict[str, Any]:
-    """What a program takes on a target."""
-    # As where it acts: no axes to spread over, and code for that kind of chip.
+    """Returns the numbers of a program on a target."""
+    # As when acting: one device, and code for that kind of chip.
     mesh = Mesh([device or jax.devices()[0]], ("data",))
     with jax.set_mesh(mesh):
         program, place = make(), NamedSharding(mesh, PartitionSpec())
@@ -202,7 +202,7 @@ def _row(make: Callable[[], Program], target: Target, device: jax.Device | None)
 
 
 def _compiled(function, placed, target: Target, device: jax.Device, kernels: int) -> dict[str, Any]:
-    """What the compiler says of a program."""
+    """Compiles a program and returns what the compiler reports."""
     platforms = ("tpu",) if device.platform == "tpu" else None
     lowered = jax.jit(function).trace(*placed).lower(lowering_platforms=platforms)
     begin = time.perf_counter()

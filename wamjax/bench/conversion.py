@@ -1,12 +1,12 @@
-"""Memory and time of `wamjax.convert` on a file of a published model's full size.
+"""Measures memory and time of `wamjax.convert` on a file of a published model's full size.
 
     python -m wamjax.bench weights --convert=fast_wam --scratch=DIR
 
-Nothing is downloaded: a file in the published layout is made of random tensors, in the published
-dtype, one tensor at a time. It is imported from safetensors, exported, and what was exported (a
-torch file) is compared with the tensors that were drawn, bit for bit, and imported in turn. Every
-conversion is a process of its own, whose peak of resident memory the kernel counts; mapped pages of
-files are part of it. `--scratch` wants room for twice the model and is left empty.
+Nothing is downloaded: the file has the published layout and dtype, with random tensors written one
+at a time. It is imported from safetensors and exported to a torch file, which is compared bit by
+bit with the random tensors, and imported in turn. Every conversion runs in a process of its own,
+whose peak of resident memory, including mapped pages of files, the kernel reports. `--scratch`
+needs room for twice the model and is left empty.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from wamjax.weights import families, files, tensor
 from wamjax.weights.plan import Plan
 from wamjax.weights.tensor import Tensor, Tensors
 
-# Bits that are kept of a random number, so that the upper half of the exponents, which has
-# infinity and NaN, does not come up.
+# Masks that keep random bits out of the upper half of the exponents, which has infinity and NaN.
 _MASKS = {2: np.uint16(0xBFFF), 4: np.uint32(0xBFFFFFFF)}
 
-# The kernel counts to a process what its parent had before, so a small one stands in between.
+# A process starts with its parent's peak memory, so a small process starts it.
 _LAUNCHER = """
 import resource, subprocess, sys
 code = subprocess.call(sys.argv[1:], stdout=sys.stderr)
@@ -40,7 +39,7 @@ sys.exit(code)
 
 
 def random_tensors(plan: Plan, dtype: Any = tensor.BFLOAT16) -> Tensors:
-    """All tensors of a layout, drawn when they are read and the same every time; copies are equal.
+    """Returns random tensors for a layout, drawn on access and always the same; copies are equal.
 
     Args:
       dtype: bfloat16, float16 or float32.
@@ -67,15 +66,15 @@ def _drawn(seed: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
 def run(
     family: str, scratch: str | os.PathLike = "", config: str = "", layout: str | None = None
 ) -> dict[str, Any]:
-    """Both directions of a family; see the module.
+    """Measures both directions of a family; see the module.
 
     Args:
-      config: json file of sizes that are not the published ones.
-      layout: the family's first by default.
+      config: JSON file of sizes other than the published ones.
+      layout: layout of the file; the family's first by default.
 
     Raises:
       OSError: there is too little room in `scratch`.
-      RuntimeError: a conversion failed, or a tensor came back changed.
+      RuntimeError: a conversion failed, or changed a tensor.
     """
     kind = families.family(family)
     layout = layout or next(iter(kind.layouts))
@@ -132,7 +131,7 @@ def _compare(path: pathlib.Path, want: Tensors) -> None:
 
 
 def _converted(what: str, *arguments: str) -> dict[str, Any]:
-    """Runs the converter; seconds and peak memory of it."""
+    """Runs the converter and returns its seconds and peak memory."""
     command = [sys.executable, "-m", "wamjax.convert", *arguments]
     start = time.perf_counter()
     peak, _ = peak_of(command)
@@ -145,10 +144,10 @@ def peak_of(command: list[str]) -> tuple[int, str]:
     """Runs a command.
 
     Returns:
-      its peak of resident memory in bytes, and what it printed.
+      (peak of resident memory in bytes, output).
 
     Raises:
-      RuntimeError: it failed.
+      RuntimeError: the command failed.
     """
     done = subprocess.run(
         [sys.executable, "-c", _LAUNCHER, *command], capture_output=True, text=True, check=False

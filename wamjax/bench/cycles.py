@@ -1,10 +1,10 @@
-"""What a compiled TPU program is estimated to take on one device, read from its HLO text.
+"""Estimates the time of a compiled TPU program on one device from its HLO text.
 
-The compiler writes its own estimate beside every fusion, copy and reduction (``estimated_cycles``:
-of the whole operation, by all cores of the device). Those are summed, loops as often as they run.
-They do not include collectives, Pallas kernels and copies that run beside the rest. Nothing here
-was measured on a chip: matmuls agree with the compiler's final schedule within a few per cent,
-small elementwise operations may be off by several times. Good for comparing programs.
+The compiler attaches its own estimate to every fusion, copy and reduction (``estimated_cycles``:
+for the whole operation, on all cores of the device). This module sums them, with loops as often as
+they run. Not included are collectives, Pallas kernels and copies that overlap with other work.
+Nothing here was measured on a chip: matmuls agree with the compiler's final schedule within a few
+per cent, but small elementwise operations may be off by several times. Use it to compare programs.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import re
 from wamjax.bench.hlo import Op, operations
 from wamjax.hardware import Chip
 
-# Cycles a second, by the names of `hardware.CHIPS`: peak FLOP/s over the FLOPs of all matrix units
-# in a cycle. For v6e and TPU7x that assumes two passes a cycle.
+# Cycles per second, by the names of `hardware.CHIPS`: peak FLOP/s over the FLOPs of all matrix
+# units per cycle. For v6e and TPU7x that assumes two passes per cycle.
 CLOCK = {"TPU v4": 1.05e9, "TPU v5e": 1.5e9, "TPU v5p": 1.75e9, "TPU v6e": 1.75e9, "TPU7x": 2.2e9}
 
-# Part -> what the name of an operation contains, the first that matches. Names are those of the
-# modules and of the einsums of attention.
+# Part -> pattern of an operation's name; the first match counts. Names are those of the modules and
+# of attention's einsums.
 PARTS = (
     ("codec", r"(?i)codec|vae"),
     ("optimiser and cast", r"^jit\(train_step\)/(?!.*jvp\((?!\)))"),
@@ -31,18 +31,18 @@ PARTS = (
     ("rotary embedding", r"\.project/"),
     ("layers of the scan", r"dynamic_|/while/"),
 )
-# Pallas kernels have no estimate: their FLOPs at this part of the peak.
+# Pallas kernels have no estimate, so their FLOPs are assumed to run at this share of the peak.
 KERNELS = 0.6
-UNKNOWN = 2**62  # more than that stands for an operation without an estimate
+UNKNOWN = 2**62  # from here on, the number means that there is no estimate
 _ESTIMATE = re.compile(r'"estimated_cycles":"(\d+)"')
 _NAME = re.compile(r'op_name="([^"]*)"')
 
 
 def count(hlo: str) -> dict[str, int]:
-    """Part of the program -> estimated cycles of one run, most first; see `PARTS`.
+    """Returns part of the program -> estimated cycles of one run, largest first; see `PARTS`.
 
     Raises:
-      ValueError: as of `hlo.operations`.
+      ValueError: as for `hlo.operations`.
     """
     cycles: containers.Counter[str] = containers.Counter()
     for op, times, _ in operations(hlo):
@@ -51,13 +51,13 @@ def count(hlo: str) -> dict[str, int]:
 
 
 def of(op: Op) -> int:
-    """Estimated cycles of one run of an operation; 0 where the compiler says nothing."""
+    """Returns the estimated cycles of one run of an operation; 0 without an estimate."""
     estimate = _ESTIMATE.search(op.rest)
     return int(estimate[1]) if estimate and int(estimate[1]) < UNKNOWN else 0
 
 
 def seconds(cycles: int, chip: Chip, kernels: float = 0) -> float:
-    """What cycles on one device take, and FLOPs in Pallas kernels beside them."""
+    """Returns the seconds of cycles on one device plus FLOPs in Pallas kernels."""
     return cycles / CLOCK[chip.name] + kernels / (KERNELS * chip.peak_flops)
 
 

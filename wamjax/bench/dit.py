@@ -1,10 +1,10 @@
-"""DiT: a forward pass and a training step against eager PyTorch, in one run.
+"""Times a forward pass and a training step of DiT against eager PyTorch, in one run.
 
     python -m wamjax.bench dit --sizes=S/2
 
-Same shapes (latents 32 x 32 x 4, learn_sigma off), same work: noise, forward, backward, AdamW. The
-public semantics in torch (`torch_dit`) are timed alternately with ours, each at its best; without
-torch only ours are.
+Both have the same shapes (latents 32 x 32 x 4, learn_sigma off) and the same work: noise, forward,
+backward, AdamW. They are timed in turn, and the best time of each counts. The baseline is
+`torch_dit`; without torch, only ours is timed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SIDE, CHANNELS, CLASSES = 32, 4, 1000
 
 
 def objective_of(size: str) -> Denoising:
-    """A DiT of the paper's sizes on latents, all layers unrolled."""
+    """Returns a DiT of one of the paper's sizes on latents, with all layers unrolled."""
     name, patch = size.split("/")
     layers, width, heads = dit.SIZES[name]
     scheme = SCHEMES["diffusion"]
@@ -57,7 +57,7 @@ def objective_of(size: str) -> Denoising:
 
 
 def run(sizes: list[str], repeats: int) -> dict[str, Any]:
-    """All sizes; a row for each with seconds of ours and of torch."""
+    """Times all sizes and returns the report, with seconds of ours and of torch in each row."""
     torch = importlib.util.find_spec("torch") is not None
     rate = hardware.measure_matmul_rate(seconds=1.0)
     rows = []
@@ -167,7 +167,7 @@ def _torch(size: str) -> dict[str, Any]:
 
 
 def _alternate(calls: list[Any], repeats: int) -> list[float]:
-    """Best seconds of each call, one after the other in every round, after two to warm up."""
+    """Returns the best seconds of each call, called in turn, after two rounds of warm-up."""
     best = np.full(len(calls), np.inf)
     for i in range(2 + repeats):
         for j, call in enumerate(calls):

@@ -1,9 +1,9 @@
-"""Fast-WAM: a training step and an action chunk of every variant.
+"""Times a training step and an action chunk of every variant of Fast-WAM.
 
     python -m wamjax.bench fast_wam --variants=fast,idm --scale=2
 
-Against the matmul rate of the same run, and against the public PyTorch code at the same shape. VAE
-and text encoder are excluded on both sides.
+The report compares them with the matmul rate of the same run, and with the public PyTorch code at
+the same shape. The VAE and the text encoder are excluded on both sides.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from wamjax.wam import build
 from wamjax.wam.fast_wam import presets
 from wamjax.wam.fast_wam.uses import MODES
 
-# Official PyTorch code on a quiet 2-core machine at this shape: seconds for a training step and for
-# an action chunk, (fast, slow) of the repeats. no_cotrain and optional_idm ship no code of their
-# own: the first is fast's code with a zero weight, the second idm's training and fast's acting.
-# Of ladder there is none.
+# The official PyTorch code on an idle 2-core machine at this shape: seconds of a training step and
+# of an action chunk, (fastest, slowest) of the repeats. no_cotrain and optional_idm have no code of
+# their own: the first is fast's code with a zero weight, the second idm's training and fast's
+# acting. There is no code for ladder.
 TORCH_SECONDS = {
     ("fast", "train"): (1.4, 1.8),
     ("joint", "train"): (1.4, 1.8),
@@ -47,7 +47,8 @@ TRAIN_BATCH = 4
 
 
 def fast_wam_config(variant: str, scale: int = 1) -> configs.ConfigDict:
-    """The benchmark shape: LIBERO token geometry, widths 384 : 128 (times `scale`), 8 layers."""
+    """Returns the benchmark's config: LIBERO's token counts, widths 384 and 128 (times `scale`), 8
+    layers."""
     config = configs.base_config()
     presets.fast_wam(config, variant, "2026-08")
     presets.wan22_5b(config)
@@ -62,20 +63,20 @@ def fast_wam_config(variant: str, scale: int = 1) -> configs.ConfigDict:
 
 
 def run(variants: list[str], scale: int, repeats: int, act_batch: int = 1) -> dict[str, Any]:
-    """All variants; see the module's docstring for what is reported.
+    """Times all variants and returns the report.
 
     Args:
-      variants: which to time.
-      scale: multiplies all widths.
+      variants: variants to time.
+      scale: factor of all widths.
       repeats: timed training steps; action chunks are timed twice as often.
-      act_batch: observations that one call of the policy acts on.
+      act_batch: observations per call of the policy.
     """
     spec = DataSpec(
         cameras={"image": (224, 224), "wrist_image": (224, 224)},
         proprio_dim=8, action_dim=7, chunk=32, frames=9, frame_stride=4,
         instruction_length=128, control_hz=20.0,
     )  # fmt: skip
-    # One device, as in the matmul that rates are compared with.
+    # One device, as for the matmul.
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     rate = hardware.measure_matmul_rate(seconds=1.0)
     rows = []
@@ -94,7 +95,7 @@ def run(variants: list[str], scale: int, repeats: int, act_batch: int = 1) -> di
     for row in rows:
         row["flop_utilisation"] = row["flops"] / row["seconds"] / rate
         torch = TORCH_SECONDS.get((row["variant"], row["what"]))
-        # The public code was timed at scale 1, acting at batch 1, only.
+        # The public code was timed only at scale 1, and acting only at batch 1.
         same = scale == 1 and (act_batch == 1 or row["what"] == "train")
         known = same and torch
         row["times_faster_than_torch"] = [t / row["seconds"] for t in torch] if known else None
@@ -140,10 +141,10 @@ def _act(objective, mode: str, repeats: int, size: int) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """Normalisation that does nothing: the benchmark has no data."""
+    """Stands in for normalization, since the benchmark has no data."""
 
     def forward(self, x):
-        """Unchanged."""
+        """Returns x unchanged."""
         return x
 
     inverse = forward

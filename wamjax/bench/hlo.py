@@ -1,7 +1,7 @@
-"""The text of a compiled program: its computations, their operations, and how often they run.
+"""Parses the text of a compiled program into computations, operations and how often they run.
 
-Written for the TPU compiler's output (observed with libtpu 0.0.42), in which a loop's trip count is
-the constant in its condition; the other compilers' texts have it beside the loop.
+It is written for the TPU compiler's output (observed with libtpu 0.0.42), in which a loop's trip
+count is the constant in its condition; other compilers state it at the loop.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
-# Names of what is there, which take no time.
+# Operations that only name values, and take no time.
 _NOTHING = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
 
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """An operation: its name, the type of its result, what it is, its operands and attributes."""
+    """Describes an operation."""
 
     name: str
     result: str  # type, as text
@@ -50,7 +50,7 @@ def parse(hlo: str) -> tuple[dict[str, list[Op]], str]:
 
 
 def called(op: Op) -> list[str]:
-    """Names of the computations that an operation runs."""
+    """Returns the names of the computations that an operation runs."""
     names = _CALLED.findall(op.rest)
     for branches in _BRANCHES.findall(op.rest):
         names += [n.strip(" %") for n in branches.split(",")]
@@ -58,10 +58,10 @@ def called(op: Op) -> list[str]:
 
 
 def operations(hlo: str) -> Iterator[tuple[Op, int, bool]]:
-    """What runs: (an operation, how often, whether in a loop); a fusion is one operation.
+    """Yields (operation, how often it runs, whether it is in a loop); a fusion is one operation.
 
     Raises:
-      ValueError: as `parse` and `trips`.
+      ValueError: as for `parse` and `trips`.
     """
     computations, entry = parse(hlo)
 
@@ -81,10 +81,10 @@ def operations(hlo: str) -> Iterator[tuple[Op, int, bool]]:
 
 
 def trips(op: Op, computations: dict[str, list[Op]]) -> int:
-    """How often a loop runs: the bound in ``counter < constant`` of its condition.
+    """Returns how often a loop runs: the constant in ``counter < constant`` of its condition.
 
     Raises:
-      ValueError: there is none.
+      ValueError: the condition has no such comparison.
     """
     if counted := _TRIPS.search(op.rest):
         return int(counted[1])

@@ -1,4 +1,5 @@
-"""Clients that ask as fast as they are answered, all in one process without JAX; see `serve`."""
+"""Runs clients that send the next request on every answer, in one process without JAX; see
+`serve`."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ import websockets.asyncio.client
 
 from wamjax.serving import wire
 
-WARM_UP = 0.5  # seconds that are not counted
+WARM_UP = 0.5  # seconds before measuring
 
 
 async def robot(port: int, question: bytes, until: float, start: float) -> dict[str, list]:
-    """One client; what it measured from `start` to `until`."""
+    """Runs one client and returns what it measures from `start` to `until`."""
     round_trips, policy, batches, waits = [], [], [], []
     address = f"ws://127.0.0.1:{port}"
     options = {"compression": None, "max_size": None, "open_timeout": 60}
@@ -34,12 +35,12 @@ async def robot(port: int, question: bytes, until: float, start: float) -> dict[
 
 
 async def robots(port: int, count: int, seconds: float, question: bytes) -> list[dict[str, list]]:
-    """All of them at once."""
+    """Runs all clients at once."""
     start = time.perf_counter() + WARM_UP
     asked = [robot(port, question, start + seconds, start) for _ in range(count)]
     return list(await asyncio.gather(*asked))
 
 
 def main(port: int, count: int, seconds: float) -> None:
-    """Asks what stands on the standard input, and prints what was measured as json."""
+    """Sends the request from standard input, and prints the measurements as JSON."""
     print(json.dumps(asyncio.run(robots(port, count, seconds, sys.stdin.buffer.read()))))

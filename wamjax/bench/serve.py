@@ -1,11 +1,12 @@
-"""What a server adds to the time of its policy, and what batching gains.
+"""Measures what a server adds to the time of its policy, and what batching gains.
 
     python -m wamjax.bench serve --json
     python -m wamjax.bench serve --bundle=bundles/quickstart --clients=1,16
 
-Without a bundle the policy takes `--policy_ms` whatever the batch, as a large one on an accelerator
-does that is far from full; so what is measured is the server's own. Clients are of another process
-and send two pictures of 224x224, or what the bundle takes. Clients share the cores with the server.
+Without a bundle, the policy takes `--policy_ms` for any batch, like a large policy on an
+accelerator that is far from full, so the rest is the server's own time. Clients run in another
+process, share the cores with the server, and send two pictures of 224x224 or an observation of the
+bundle.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SPEC = DataSpec({"image": (224, 224), "wrist_image": (224, 224)}, 8, 7, 32, 9, 4
 
 
 class Sleeper:
-    """A policy that takes so many seconds and does nothing."""
+    """Stands in for a policy: waits for some seconds and returns zeros."""
 
     def __init__(self, seconds: float):
         self._observer, self._seconds = Observer(SPEC), seconds
@@ -58,14 +59,14 @@ class Sleeper:
 def run(
     clients: Sequence[int], seconds: float, max_batch: int, policy_ms: float, bundle: str = ""
 ) -> dict[str, Any]:
-    """Round trips at each number of clients, without batches and with.
+    """Measures round trips at each number of clients, without and with batching.
 
     Args:
-      clients: how many at once.
-      seconds: of each measurement.
-      max_batch: with batches.
-      policy_ms: of the policy that only waits.
-      bundle: a real one instead.
+      clients: numbers of clients at once.
+      seconds: duration of each measurement.
+      max_batch: maximum batch size with batching.
+      policy_ms: milliseconds per call of the stand-in policy.
+      bundle: folder of a real policy to measure instead; '' = the stand-in.
     """
     policy = load_policy(bundle) if bundle else Sleeper(policy_ms / 1e3)
     cameras = (policy.manifest.spec if bundle else SPEC).cameras
@@ -81,7 +82,7 @@ def run(
 
 
 def show(report: dict[str, Any]) -> None:
-    """Prints it as a table; how much faster batches are, below."""
+    """Prints the report as a table, and below it how much faster batching is."""
     print(f"policy: {report['policy']}; {report['message_kb']} kB an observation")
     columns = ("clients", "max_batch", "per_second", "p50_ms", "p99_ms", "above_p50_ms",
                "above_p99_ms", "batch", "service_max_over_median", "least_over_median")  # fmt: skip
@@ -98,7 +99,7 @@ def show(report: dict[str, Any]) -> None:
 def serving(
     policy: Acts, cameras: tuple[str, ...], batching: Batching, clients: int
 ) -> Iterator[int]:
-    """A server in a thread of this process; its port."""
+    """Runs a server in a thread of this process and yields its port."""
     work = Worker({"direct": policy}, Names(tables((), cameras)), batching)
     work.start()
     limits = server.Limits(clients=clients + 1, rate=1e9)
@@ -125,7 +126,7 @@ def _ask(port: int, clients: int, seconds: float, question: bytes) -> list[dict[
 def _row(
     measured: list[dict[str, list]], clients: int, max_batch: int, seconds: float
 ) -> dict[str, Any]:
-    """Of one measurement; "above" is what a round trip takes beyond the policy's call."""
+    """Summarizes one measurement; "above" is a round trip without the policy's call."""
     trips = np.concatenate([m["round_trip"] for m in measured])
     above = trips - np.concatenate([m["policy"] for m in measured])
     means = np.array([np.mean(m["round_trip"]) for m in measured if m["round_trip"]])
@@ -136,7 +137,7 @@ def _row(
         "above_p50_ms": float(np.percentile(above, 50)),
         "above_p99_ms": float(np.percentile(above, 99)),
         "batch": float(np.concatenate([m["batch"] for m in measured]).mean()),
-        # Of a client's mean round trip, and of how many answers it got.
+        # Fairness between clients: of their mean round trips, and of their numbers of answers.
         "service_max_over_median": float(means.max() / np.median(means)),
         "least_over_median": float(counts.min() / np.median(counts)),
     }  # fmt: skip

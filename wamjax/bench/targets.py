@@ -1,4 +1,4 @@
-"""Chips to compile for that need not be here: TPUs of a slice that libtpu knows, or this CPU."""
+"""Lists chips to compile for that need not be present: TPUs of a slice of libtpu, or this CPU."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from jax.experimental import topologies
 
 from wamjax.hardware import CHIPS, Chip
 
-# libtpu should not look for the machine that it is not on, nor refuse to be loaded by two
-# processes.
+# libtpu must not look for a TPU machine's metadata, nor refuse to be loaded by two processes.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -23,12 +22,12 @@ ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A chip to compile for.
+    """Describes a chip to compile for.
 
     Attributes:
-      chip: its data sheet; None for a CPU.
-      topology: the smallest slice that has it; '' where it is no TPU.
-      compiles: whether there is a compiler for it without the chip.
+      chip: data sheet; None for a CPU.
+      topology: smallest slice of these chips; '' if it is not a TPU.
+      compiles: whether a program can be compiled for it without the chip.
     """
 
     chip: Chip | None
@@ -47,9 +46,9 @@ TARGETS = {
 
 
 def devices_of(topology: str) -> list[jax.Device]:
-    """The devices of a slice that does not exist here; the runtime becomes the CPU."""
+    """Returns the devices of a slice that is not present; the runtime becomes the CPU."""
     jax.config.update("jax_platforms", "cpu")
-    # Programs for devices that are not here are written to the cache, but cannot be read back.
+    # Programs for absent devices are written to the cache, but cannot be read back.
     jax.config.update("jax_enable_compilation_cache", False)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -57,7 +56,7 @@ def devices_of(topology: str) -> list[jax.Device]:
 
 
 def device_of(target: Target) -> jax.Device:
-    """One device of a target: of a slice that is not here, or the CPU that is.
+    """Returns one device of a target: of a slice that is not present, or this CPU.
 
     Raises:
       ImportError: libtpu is not installed.

@@ -1,4 +1,4 @@
-"""How calls are timed."""
+"""Times calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def seconds_of(call: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """Best, median and worst seconds of a call after two warm-up calls."""
+    """Returns the best, median and worst seconds of a call, after two warm-up calls."""
     for _ in range(2):
         jax.block_until_ready(call())
     seconds = []
@@ -28,7 +28,7 @@ def seconds_of(call: Callable[[], Any], repeats: int) -> dict[str, float]:
 
 
 def random_batch(spec: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Normal numbers, or True, in the shapes of a batch; small integers where it wants some."""
+    """Returns a random batch: normal floats, small integers, and masks that are True."""
     rng = np.random.default_rng(0)
 
     def draw(s: jax.ShapeDtypeStruct) -> jax.Array:

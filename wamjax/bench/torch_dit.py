@@ -1,8 +1,8 @@
-"""DiT in eager PyTorch, to be timed against: the semantics and parameter names of the public code.
+"""Implements DiT in eager PyTorch as a baseline, with the public code's semantics and names.
 
-Written from the facts of facebookresearch/DiT ``models.py`` (adaLN-Zero, fused qkv, tanh GELU,
-norms with eps 1e-6). Torch is not a dependency; only ``python -m wamjax.bench dit`` and the parity
-tests import this file.
+It follows facebookresearch/DiT ``models.py``: adaLN-Zero, fused qkv, tanh GELU, norms with eps
+1e-6. Torch is not a dependency; only ``python -m wamjax.bench dit`` and the parity tests import
+this file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from wamjax.models.dit import sincos
 
 
 class TimestepEmbedder(nn.Module):
-    """Sinusoid of 256, cosines first, and two layers."""
+    """Embeds timesteps: 256 sinusoids, cosines first, and two layers."""
 
     def __init__(self, width: int, frequencies: int = 256):
         super().__init__()
@@ -33,7 +33,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """A table with one more row, for "no class"."""
+    """Embeds labels by a table with an extra row for "no class"."""
 
     def __init__(self, classes: int, width: int):
         super().__init__()
@@ -44,7 +44,7 @@ class LabelEmbedder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with one projection for q, k and v."""
+    """Computes self-attention with one projection for q, k and v."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -61,7 +61,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear, tanh GELU, linear."""
+    """Applies linear, tanh GELU, linear."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -72,12 +72,12 @@ class MLP(nn.Module):
 
 
 def modulate(x, shift, scale):
-    """adaLN."""
+    """Applies adaLN's scale and shift."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
 class Block(nn.Module):
-    """adaLN-Zero block."""
+    """Applies an adaLN-Zero block."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -93,7 +93,7 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """adaLN and the linear head."""
+    """Applies adaLN and the linear head."""
 
     def __init__(self, width: int, patch: int, outputs: int):
         super().__init__()
@@ -107,7 +107,7 @@ class FinalLayer(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """A convolution whose stride is its kernel."""
+    """Embeds patches by a convolution whose stride is its kernel size."""
 
     def __init__(self, channels: int, width: int, patch: int):
         super().__init__()
@@ -118,7 +118,7 @@ class PatchEmbed(nn.Module):
 
 
 class DiT(nn.Module):
-    """``forward(x (b, c, h, w), t (b,), y (b,)) -> (b, outputs, h, w)``."""
+    """Implements the model: ``forward(x (b, c, h, w), t (b,), y (b,)) -> (b, outputs, h, w)``."""
 
     def __init__(self, size, channels, patch, width, layers, heads, classes, outputs):
         super().__init__()

@@ -1,8 +1,8 @@
-"""Bytes that a program must read: of its parameters, and of what it computes once for many steps.
+"""Counts the bytes that a program must read: of its parameters, and of values cached for a loop.
 
-Counted in the jaxpr, where each use of a parameter is one reading of it, as often as the loops
-around it run. It is a floor where an array is larger than the memory on the chip, as the weights of
-a large model are: those of a small one may stay there from step to step.
+They are counted in the jaxpr: each use of a parameter reads it, as often as the loops around it
+run. This is a lower bound if arrays are larger than the on-chip memory, like the weights of a large
+model; those of a small model may stay there from step to step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from wamjax.flops import bodies_of, body_of, repeats, scan_sizes
 
-# Another view of an array, which is read where that is used.
+# These return a view of an array, which is read only when the view is used.
 _VIEWS = {
     "broadcast_in_dim", "convert_element_type", "copy", "optimization_barrier", "reshape", "slice",
     "squeeze", "transpose",
@@ -26,13 +26,13 @@ _ROWS = {"gather", "dynamic_slice"}  # read as much as they return
 
 
 class Traffic(NamedTuple):
-    """Bytes of one run.
+    """Holds the bytes of one run.
 
     Attributes:
-      weights: of the parameters that are read at all, each once.
-      read: of parameters, as often as they are read.
-      cache: that a loop finds computed and reads at each of its steps, beside parameters; of the
-        loop that has most.
+      weights: bytes of all parameters that are read, each counted once.
+      read: bytes of parameters, counted as often as they are read.
+      cache: bytes computed before a loop and read in each of its steps, without parameters; of the
+        loop with the most.
     """
 
     weights: int
@@ -41,7 +41,7 @@ class Traffic(NamedTuple):
 
 
 def count(fn: Callable, params: Any, *args) -> Traffic:
-    """The traffic of ``fn(params, *args)``; arrays may be abstract."""
+    """Counts the traffic of ``fn(params, *args)``; arrays may be abstract."""
     closed = jax.make_jaxpr(fn)(params, *args)
     live, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     leaves = jax.tree.leaves(params)
@@ -53,7 +53,7 @@ def count(fn: Callable, params: Any, *args) -> Traffic:
 
 
 def _read(jaxpr: Jaxpr, sizes: Mapping[Var, int]) -> int:
-    """Bytes read of the variables of `sizes`, which says the bytes of a number of each."""
+    """Returns the bytes read of some variables; `sizes` holds the bytes per element of each."""
     sizes, total = dict(sizes), 0
     for eqn in jaxpr.eqns:
         inputs = [sizes.get(v) if isinstance(v, Var) else None for v in eqn.invars]
@@ -81,7 +81,8 @@ def _read(jaxpr: Jaxpr, sizes: Mapping[Var, int]) -> int:
 
 
 def _cache(jaxpr: Jaxpr, sizes: Mapping[Var, int]) -> int:
-    """Bytes that the loop with most of them reads anew at every step, parameters apart."""
+    """Returns the bytes that a loop reads again in every step, without parameters; the maximum over
+    loops."""
     sizes, most = dict(sizes), 0
     for eqn in jaxpr.eqns:
         inputs = [sizes.get(v) if isinstance(v, Var) else 0 for v in eqn.invars]

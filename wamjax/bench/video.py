@@ -1,14 +1,14 @@
-"""Frames per second out of a LeRobot v3.0 video: in one pass, and by a seek for every frame.
+"""Measures how fast frames of a LeRobot v3.0 video are read, in one pass and by seeks.
 
     python -m wamjax.bench video --repeats=3
 
-A data set is made as LeRobot encodes it (a keyframe every other frame; H.264 and, where PyAV has
-it, AV1), several episodes in one file. "a seek each" goes to the keyframe before every frame and
-decodes on to it, in a file that stays open, and converts it by ``to_ndarray``; "converter kept" is
-the same without making a converter for each frame. "kept" reads the frames of a data set that
-`wamjax.ingest --pictures=video` made of it, and "windows" the frames of random training windows,
-kept and by a seek each. The passes are timed in turn and their frames compared; told is the best
-of each, and bytes of a frame beside those of JPEG and PNG.
+The data set is encoded as by LeRobot (a keyframe every other frame; H.264 and, if PyAV has it,
+AV1), with several episodes in one file. "a seek each" seeks to the keyframe before every frame,
+decodes up to the frame, in a file that stays open, and converts it by ``to_ndarray``; "converter
+kept" does so without creating a converter per frame. "kept" reads the frames of a data set that
+`wamjax.ingest --pictures=video` converted, and "windows" the frames of random training windows,
+from that data set and by a seek each. All are timed in turn, and their frames compared. The report
+has the best rate of each, and the bytes per frame next to those of JPEG and PNG.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 
 SIZES = ((96, 96), (256, 256))
-WINDOWS, FRAMES, STRIDE = 24, 9, 4  # random ones of an episode; as Fast-WAM has them
+WINDOWS, FRAMES, STRIDE = 24, 9, 4  # windows per episode, in Fast-WAM's shape
 CODECS = {"h264": ("libx264", {"crf": "23"}), "av1": ("libsvtav1", {"crf": "30", "preset": "8"})}
 EPISODES, STEPS, HZ = 4, 120, 30
 CAMERA = "observation.images.front"
 
 
 def run(repeats: int, episodes: int = EPISODES, steps: int = STEPS) -> dict[str, Any]:
-    """The report."""
+    """Returns the report."""
     import av
 
     from wamjax.data.ingest.formats import lerobot
@@ -51,7 +51,7 @@ def run(repeats: int, episodes: int = EPISODES, steps: int = STEPS) -> dict[str,
 
 
 def _ingested(root: pathlib.Path):
-    """The data set that keeps the video, and bytes of a frame in each way."""
+    """Returns the data set that keeps the video, and bytes per frame of each way to store it."""
     from wamjax import files
     from wamjax.data.ingest import plan, run
     from wamjax.data.records import Reader
@@ -111,7 +111,7 @@ def _video(root: pathlib.Path) -> pathlib.Path:
 def _seek_each(
     path: pathlib.Path, episode: int, steps: Sequence[int], reuse: bool = False
 ):
-    """Frames one by one: to the keyframe before it, and on to the frame."""
+    """Yields frames, with a seek to the keyframe before each."""
     import av
     from av.video.reformatter import VideoReformatter
 
@@ -140,7 +140,7 @@ def _lengths(root: pathlib.Path) -> Sequence[int]:
 
 
 def _write(root, size, encoder: str, options: dict[str, str], episodes: int, steps: int) -> None:
-    """A small data set in the published layout."""
+    """Writes a small data set in the published layout."""
     import av
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -153,7 +153,7 @@ def _write(root, size, encoder: str, options: dict[str, str], episodes: int, ste
     with av.open(str(_video(root)), "w") as container:
         stream = container.add_stream(encoder, rate=HZ, options={"g": "2", **options})
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
-        for t in range(total):  # a camera's noise, and something that moves
+        for t in range(total):  # a camera's noise, and a moving object
             x = np.roll(scene, t, 1) + rng.normal(0, 4, scene.shape)
             picture = x.clip(0, 255).astype(np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

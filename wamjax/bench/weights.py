@@ -1,13 +1,13 @@
-"""The published models at full size: what they hold, and how they lie on a mesh.
+"""Lists the parameters of the published models at full size, and how a mesh shards them.
 
     python -m wamjax.bench weights --mesh=data=4,fsdp=16 --family=fast_wam,umt5 --json
     python -m wamjax.bench weights --convert=fast_wam --scratch=DIR
 
-Everything is computed of shapes; nothing is allocated. For `--convert` see `conversion`.
+Everything is computed from shapes; nothing is allocated. For `--convert` see `conversion`.
 
-The load plan is that of `wamjax.weights.load` into the shardings of
-`wamjax.training.sharding.RULES`. An autoencoder is planned as the frozen codec of a policy, which
-is whole on every device.
+The load plan is that of `wamjax.weights.load` with the shardings of
+`wamjax.training.sharding.RULES`. An autoencoder counts as the frozen codec of a policy, which is
+replicated on every device.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ ITEM = {"bfloat16": 2, "float32": 4}
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """Sizes of the axes of ``data=4,fsdp=16``; 1 of those that are not named.
+    """Parses ``data=4,fsdp=16`` to sizes of the axes; axes that are not named have size 1.
 
     Raises:
-      ValueError: it is not of that form, or names another axis.
+      ValueError: the text has another format, or names an unknown axis.
     """
     sizes = dict.fromkeys(sharding.AXES, 1)
     for part in filter(None, text.split(",")):
@@ -44,14 +44,14 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def run(names: Sequence[str], mesh: Mapping[str, int]) -> dict[str, Any]:
-    """What every family holds and how it is loaded.
+    """Returns the parameters of every family and how they are loaded.
 
     Args:
-      names: of families; all of them if empty.
+      names: names of families; all if empty.
       mesh: size of each axis.
 
     Raises:
-      ValueError: an unknown family, or parameters that do not divide by the mesh.
+      ValueError: a family is unknown, or the mesh does not divide its parameters.
     """
     rows = [_row(name, Shape(dict(mesh))) for name in names or families.FAMILIES]
     return {
@@ -86,12 +86,12 @@ def _published(plan: Plan) -> dict[str, Any]:
 
 
 def _load(shapes: Mapping[str, tuple[int, ...]], mesh: Shape, prefix: str) -> dict[str, Any]:
-    """How parameters lie on a mesh.
+    """Computes how a mesh shards parameters.
 
     Returns:
-      arrays that are split and that are whole everywhere; of the largest array its path, shape and
-      bytes by dtype; and, likewise, the bytes of one device, and of the largest share of an array,
-      which is what the host holds at a time.
+      the numbers of sharded and of replicated arrays; path, shape and bytes by dtype of the largest
+      array; bytes by dtype on one device, and of the largest shard of an array, which is what the
+      host holds at a time.
     """
     shares = {}
     for path, shape in shapes.items():
