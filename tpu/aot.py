@@ -66,13 +66,13 @@ def compile_for(
 
     Args:
       config: resolved; ``config.mesh`` must fit the slice, ``data.batch_size`` the mesh.
-      devices: of the slice, see `devices_of`.
-      topology: its name.
-      cache: folder of reports by program, written and read; '' for none.
+      devices: devices of the slice, see `devices_of`.
+      topology: name of the slice.
+      cache: folder to keep and reuse reports in, by program; '' for none.
 
     Raises:
-      ValueError: a mesh that does not fit, or a flag that the compiler rejects.
-      jax.errors.JaxRuntimeError: ``RESOURCE_EXHAUSTED`` when a device's memory does not suffice.
+      ValueError: the mesh does not fit, or the compiler rejects a flag.
+      jax.errors.JaxRuntimeError: ``RESOURCE_EXHAUSTED`` if a device's memory does not suffice.
     """
     configs.validate(config)
     wam.check_training(config)
@@ -131,7 +131,7 @@ def compile_for(
 
 
 def _hash(lowered: Any, config: ConfigDict, devices: list[jax.Device]) -> str:
-    """Of all that decides on a report: the program, the flags, the devices, the compiler."""
+    """Hashes what determines a report: the program, the flags, the devices, the compiler."""
     options = compile_options(devices[0]) if config.compile.flags else {}
     parts = [lowered.as_text(), sorted(options.items()), VERSIONS, devices[0].device_kind]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
@@ -150,7 +150,7 @@ def _mesh(config: ConfigDict, devices: list[jax.Device]) -> Mesh:
 
 
 def text(report: Report) -> str:
-    """The report for a person."""
+    """Formats the report as text."""
     memory, work = report["memory"], report["flops"]
     mesh = " x ".join(f"{a}={n}" for a, n in report["mesh"].items())
     lines = [
@@ -193,13 +193,13 @@ def _gib(size: int) -> str:
 
 
 def _set_mesh(config: ConfigDict, given: str) -> None:
-    """``data=4,fsdp=16`` into the config; axes that are not named have size 1."""
+    """Writes ``data=4,fsdp=16`` into the config; axes that are not named have size 1."""
     sizes = configs.parse_arg(given, data=1, fsdp=1, tensor=1)
     config.mesh.update(sizes)
 
 
 def main(argv: list[str]) -> None:
-    """Entry point for absl."""
+    """Runs the command; flags are parsed."""
     values = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; did you forget a '--'?")

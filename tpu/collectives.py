@@ -1,6 +1,6 @@
-"""What a compiled TPU program sends between devices, read from its HLO text.
+"""Counts what a compiled TPU program sends between devices, from its HLO text.
 
-Written for the TPU compiler's output (observed with libtpu 0.0.42), where
+It is written for the TPU compiler's output (observed with libtpu 0.0.42), where
 - an asynchronous collective is a custom call ``AsyncCollectiveStart`` on a collective that is then
   repeated, with the same channel, in the fusions that overlap it: only the start is counted;
 - a reduce-scatter is a fusion that calls a computation named ``all-reduce-scatter``.
@@ -24,14 +24,14 @@ _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 
 @dataclasses.dataclass
 class Traffic:
-    """Collectives of one kind in one run of the program, on one device.
+    """Counts collectives of one kind in one run of the program, on one device.
 
     Attributes:
-      count: how many run, loops counted as often as they run.
-      bytes: of their results.
-      async_bytes: those of the bytes that overlap with computation.
-      sent, sent_async: size of the groups -> bytes that a device sends, by the ring algorithms;
-        all, and those that overlap. Without collectives whose groups are not in the text.
+      count: how many run, including repetitions in loops.
+      bytes: bytes of their results.
+      async_bytes: the part of them that overlaps with computation.
+      sent, sent_async: size of the groups -> bytes that a device sends by the ring algorithms, all
+        and overlapped. Collectives whose groups are not in the text are missing.
     """
 
     count: int = 0
@@ -42,10 +42,10 @@ class Traffic:
 
 
 def count(hlo: str) -> dict[str, Traffic]:
-    """Collectives of the program by kind; see `Traffic`.
+    """Counts the collectives of a program by kind.
 
     Raises:
-      ValueError: the text has no entry computation, or a loop whose trip count is not found.
+      ValueError: the text has no entry computation, or a loop without a trip count.
     """
     computations, entry = parse(hlo)
     started = {
@@ -58,7 +58,7 @@ def count(hlo: str) -> dict[str, Traffic]:
 
     def walk(name: str, times: int) -> None:
         ops = computations[name]
-        # A collective that is under way here, or ends here, but started elsewhere.
+        # A collective in progress or ending here, which was counted at its start.
         overlapped = name.startswith("async_collective_fusion") or any(
             'custom_call_target="AsyncCollectiveDone"' in op.rest for op in ops
         )
@@ -86,7 +86,7 @@ def _add(traffic: Traffic, times: int, size: int, is_async: bool) -> None:
 
 
 def _send(traffic: Traffic, kind: str, size: int, result: int, is_async: bool) -> None:
-    """Counts what a device sends for a result of so many bytes in groups of `size` devices."""
+    """Counts the bytes that a device sends for a result of `result` bytes in groups of `size`."""
     if size < 2:
         return
     others = (size - 1) / size
@@ -98,7 +98,7 @@ def _send(traffic: Traffic, kind: str, size: int, result: int, is_async: bool) -
 
 
 def _group(op: Op, computations: dict[str, list[Op]]) -> int:
-    """Devices that an operation, or what it calls, joins; 0 where the text does not say."""
+    """Returns the group size of an operation, or of what it calls; 0 if it is not in the text."""
     texts = [op.rest] + [inner.rest for name in called(op) for inner in computations[name]]
     for text in texts:
         if listed := _LISTED.search(text):

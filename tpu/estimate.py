@@ -1,10 +1,10 @@
-"""What a step of a compiled program is estimated to take, and which utilisation that is.
+"""Estimates the time of a step of a compiled program, and its utilisation.
 
-Compute is the compiler's own estimate of cycles (`cycles`), at an assumed clock. Communication is a
-model: bytes that leave a device by the usual ring algorithms, over the links of the dimensions of
-the torus that a group spans. Collectives that the compiler does not overlap come on top of
-compute; those that it overlaps are hidden, unless the wire is busy for longer than both.
-Nothing of it was measured on hardware.
+Compute is the compiler's own estimate of cycles (`cycles`), at an assumed clock. Communication is
+modelled: the bytes that leave a device by the usual ring algorithms, over the links of the
+dimensions of the torus that a group spans. Collectives that the compiler does not overlap are added
+to compute; overlapped ones are hidden, unless they take longer than compute. None of this was
+measured on hardware.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ import collectives
 
 from wamjax.bench import cycles
 
-# Bytes a second that one device sends along one dimension of the torus: 0.9 of the data sheet's
-# links, both directions together.
+# Bytes per second that one device sends along one dimension of the torus: 0.9 of the data sheet's
+# links, in both directions together.
 WIRE = {"TPU v4": 90e9, "TPU v5e": 90e9, "TPU v5p": 180e9, "TPU v6e": 200e9, "TPU7x": 180e9}
 
 
 def of(
     hlo: str, chip: Any, topology: str, devices: int, model: int, kernels: int = 0
 ) -> dict[str, Any]:
-    """The estimate of one step.
+    """Estimates one step.
 
     Args:
-      hlo: of the compiled program.
+      hlo: text of the compiled program.
       chip: `wamjax.hardware.Chip`.
-      topology: as libtpu names it, for the sides of the torus: v5p:4x4x4.
-      model: FLOPs of a step that are the model's own.
-      kernels: FLOPs of a step in Pallas kernels.
+      topology: name in libtpu, with the sides of the torus: v5p:4x4x4.
+      model: the model's own FLOPs per step.
+      kernels: FLOPs per step in Pallas kernels.
 
     Returns:
-      cycles by part; seconds; utilisation of the data sheet's peak of all devices by `model`,
-      from the compute alone and from the whole step.
+      cycles by part; seconds; utilisation by `model` of the data sheet's peak of all devices, for
+      compute alone and for the whole step.
     """
     parts = cycles.count(hlo)
     compute = cycles.seconds(sum(parts.values()), chip, kernels / devices)
@@ -64,7 +64,7 @@ def of(
 
 
 def dimensions(size: int, sides: list[int]) -> int:
-    """Dimensions of the torus that a group of devices spans, at least one."""
+    """Returns how many dimensions of the torus a group of devices spans, at least one."""
     spanned, covered = 0, 1
     for side in sides:
         if covered >= size:

@@ -27,23 +27,23 @@ from typing import Any
 import yaml
 
 TEMPLATE = pathlib.Path(__file__).with_name("jobset.yaml")
-STOPPED = 75  # exit status of a training that a signal stopped; not 0, or the set were complete
-CHIPS = 4  # of a machine, but of one with a single chip
-NAME = 28  # characters; names of pods, made of it, have a limit
+STOPPED = 75  # exit status of a training stopped by a signal; with 0 the set would be complete
+CHIPS = 4  # chips of a machine, except for machines with a single chip
+NAME = 28  # maximum characters, since the names of pods are longer and have a limit
 
 
 @dataclasses.dataclass(frozen=True)
 class Tpu:
-    """A generation of TPUs, as GKE names it.
+    """Describes a generation of TPUs in GKE's terms.
 
     Attributes:
-      accelerator: value of the label of its nodes.
-      machine: type of the machines, without the number of chips.
-      sides: of a topology, 2 or 3.
-      type: of a slice, as XPK names it, without the number.
-      cores: that number counts for a chip.
+      accelerator: value of its nodes' label.
+      machine: machine type, without the number of chips.
+      sides: number of sides of a topology, 2 or 3.
+      type: XPK's type of a slice, without the number.
+      cores: how much a chip counts in that number.
       single: whether there are machines with one chip.
-      policy: whether a pool over several machines needs a workload policy, instead of a topology.
+      policy: whether a pool of several machines needs a workload policy instead of a topology.
     """
 
     accelerator: str
@@ -65,17 +65,17 @@ TPUS = {
     ),
 }
 PLANES = ((2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-# Up to one cube; larger ones are made of cubes.
+# Topologies of up to one cube; larger ones consist of cubes.
 BLOCKS = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4))
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """TPUs of one node pool.
+    """Describes the TPUs of one node pool.
 
     Attributes:
       tpu: a key of `TPUS`.
-      topology: of chips, e.g. 4x4x4.
+      topology: arrangement of the chips, e.g. 4x4x4.
 
     Raises:
       ValueError: there is no such slice.
@@ -109,39 +109,39 @@ class Slice:
 
     @property
     def chips(self) -> int:
-        """Chips of the slice."""
+        """Returns the number of chips of the slice."""
         return math.prod(self._sides)
 
     @property
     def chips_per_host(self) -> int:
-        """Chips of one machine."""
+        """Returns the number of chips of one machine."""
         return min(self.chips, CHIPS)
 
     @property
     def hosts(self) -> int:
-        """Machines of the slice."""
+        """Returns the number of machines of the slice."""
         return self.chips // self.chips_per_host
 
     @property
     def machine(self) -> str:
-        """Type of its machines."""
+        """Returns the machine type."""
         return f"{TPUS[self.tpu].machine}-{self.chips_per_host}t"
 
     @property
     def type(self) -> str:
-        """What XPK calls it: some generations count cores."""
+        """Returns XPK's type of the slice, which counts cores in some generations."""
         kind = TPUS[self.tpu]
         return f"{kind.type}-{self.chips * kind.cores}"
 
 
 def command(train: Sequence[str]) -> list[str]:
-    """The command of every process.
+    """Returns the command of every process.
 
     Args:
       train: flags of `wamjax.train`.
 
     Raises:
-      ValueError: --config or --workdir is missing, or the folder is not one that all pods see.
+      ValueError: --config or --workdir is missing, or not all pods see the folder.
     """
     given = dict(word.removeprefix("--").partition("=")[::2] for word in train)
     if not given.get("config"):
@@ -168,17 +168,17 @@ def manifest(
     """Fills in `TEMPLATE`.
 
     Args:
-      name: of the JobSet.
+      name: name of the JobSet.
       of: one of the slices.
-      image: of `tpu/Dockerfile`, in a registry that the cluster reads.
+      image: image of `tpu/Dockerfile`, in a registry that the cluster can read.
       train: flags of `wamjax.train`.
-      slices: how many.
-      spot: on nodes that may be pre-empted.
-      grace: seconds from SIGTERM to SIGKILL; a checkpoint has to be written within them.
-      max_restarts: of the whole set.
+      slices: number of slices.
+      spot: whether to use nodes that may be preempted.
+      grace: seconds from SIGTERM to SIGKILL, within which a checkpoint must be written.
+      max_restarts: maximum restarts of the whole set.
 
     Raises:
-      ValueError: a value that no cluster would take, or flags that `command` does not.
+      ValueError: no cluster would accept a value, or `command` rejects the flags.
     """
     check_name(name)
     for key, value in dict(slices=slices, grace=grace).items():
@@ -206,7 +206,7 @@ def manifest(
     (container,) = pod["containers"]
     container["image"] = image
     container["resources"] = {"limits": {"google.com/tpu": of.chips_per_host}}
-    # Kubernetes would put variables in for $(NAME).
+    # Kubernetes would substitute variables for $(NAME).
     container["command"] = [word.replace("$(", "$$(") for word in command(train)]
     return jobset
 
@@ -215,16 +215,16 @@ def check_name(name: str) -> None:
     """Checks the name of a JobSet.
 
     Raises:
-      ValueError: Kubernetes, or what makes longer names of it, would not take it.
+      ValueError: Kubernetes would reject the name, or the longer names derived from it.
     """
     if len(name) > NAME or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
         raise ValueError(f"--name={name}: lower case, digits and -, up to {NAME} characters")
 
 
 def pools(name: str, of: Slice, cluster: str, slices: int = 1, spot: bool = False) -> list[str]:
-    """Commands that make the node pools, one for each slice.
+    """Returns the commands that create the node pools, one per slice.
 
-    Where they are is left to be filled in: REGION and ZONE.
+    The user fills in REGION and ZONE.
     """
     lines, place = [], []
     if of.hosts > 1 and TPUS[of.tpu].policy:
@@ -255,7 +255,7 @@ def xpk(
     spot: bool = False,
     max_restarts: int = 50,
 ) -> str:
-    """The command that starts the same training by XPK; for the arguments see `manifest`."""
+    """Returns the command that starts the same training by XPK; arguments as for `manifest`."""
     check_name(name)
     words = [
         "xpk", "workload", "create", f"--cluster={cluster}", f"--workload={name}",
@@ -267,7 +267,7 @@ def xpk(
 
 
 def parser() -> argparse.ArgumentParser:
-    """Flags of the script; those of the training stand behind ``--``."""
+    """Returns the parser of the script's flags; those of the training follow ``--``."""
     out = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     out.add_argument("--name", required=True, help="name of the JobSet")
     out.add_argument("--tpu", required=True, help=", ".join(TPUS))
@@ -284,10 +284,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def render(argv: Sequence[str]) -> str:
-    """What the command prints.
+    """Returns what the command prints.
 
     Raises:
-      ValueError: see `manifest` and `Slice`, or what is to be printed misses a flag.
+      ValueError: see `manifest` and `Slice`; or the requested output needs a missing flag.
     """
     given = parser().parse_args(argv)
     if given.print != "manifest" and not given.cluster:
@@ -307,7 +307,7 @@ def render(argv: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Prints, or says in one line what is wrong."""
+    """Prints the output, or one line that says what is wrong."""
     try:
         print(render(sys.argv[1:]), end="")
     except ValueError as error:

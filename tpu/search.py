@@ -1,9 +1,8 @@
-"""The fastest way to train a config on a slice, by compiling: mesh x examples x recomputation.
+"""Searches for the fastest way to train a config on a slice, over meshes, batches and remat.
 
-Every candidate is compiled as `wamjax.train` would compile it. What a larger batch or a policy that
-keeps more is known not to fit is not compiled: from few examples to many and from much recomputed
-to little, memory only grows. Of what fits, `front` are those that no other beats in both throughput
-and memory.
+Every candidate is compiled as `wamjax.train` would compile it. Memory only grows with the batch and
+with less recomputation, so candidates beyond one that does not fit are skipped. `front` returns the
+candidates that no other beats in both throughput and memory.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Report = dict[str, Any]
 
 
 def define_flags() -> None:
-    """Defines what --search reads."""
+    """Defines the flags of --search."""
     flags.DEFINE_bool("search", False, "try meshes, batch sizes and remat policies")
     flags.DEFINE_list("meshes", [], "for --search: data:fsdp, e.g. 4:16,64:1; all by default")
     flags.DEFINE_list("batches", [], "for --search: examples per device; as given, x 2, x 4")
@@ -34,20 +33,20 @@ def define_flags() -> None:
 def run(
     config: ConfigDict, devices: list[jax.Device], values: Any, compile_for: Callable[..., Report]
 ) -> list[Report]:
-    """Compiles the candidates and reports each one, those that do not fit too.
+    """Compiles the candidates and reports each one, including those that do not fit.
 
     Args:
       values: the flags.
       compile_for: see `aot.compile_for`.
     """
     policies = [p for p in REMAT_POLICIES if p in (values.remats or LADDER)]
-    rungs = policies[::-1]  # from least memory to most
+    rungs = policies[::-1]  # in order of increasing memory
     given = max(config.data.batch_size // len(devices), 1)
     batches = sorted(int(n) for n in values.batches) or [given, 2 * given, 4 * given]
     reports, sides = [], _sides(values.topology)
     meshes = [tuple(map(int, m.split(":"))) for m in values.meshes] or list(_meshes(sides))
     for data, fsdp in meshes:
-        too_much = len(rungs)  # the first of the rungs that is known not to fit
+        too_much = len(rungs)  # index of the first policy known not to fit
         for batch in batches:
             for place, remat in enumerate(rungs[:too_much]):
                 case = config.copy_and_resolve_references()
@@ -56,7 +55,7 @@ def run(
                 case.model.remat = remat
                 try:
                     report = one(case, devices, values.topology, values.cache, compile_for)
-                except ValueError as error:  # of the mesh
+                except ValueError as error:  # about the mesh
                     print(f"data {data} x fsdp {fsdp}: {str(error).splitlines()[0]}", flush=True)
                     too_much = 0
                     break
@@ -71,7 +70,7 @@ def run(
 def one(
     case: ConfigDict, devices: list[jax.Device], topology: str, cache: str, compile_for: Callable
 ) -> Report:
-    """The report of one candidate, which may be that it does not fit."""
+    """Returns the report of one candidate, which may be that it does not fit."""
     try:
         return compile_for(case, devices, topology, cache)
     except jax.errors.JaxRuntimeError as error:
@@ -84,7 +83,7 @@ def one(
 def fitting(
     config: ConfigDict, devices: list[jax.Device], topology: str, cache: str, compile_for: Callable
 ) -> Report:
-    """The report under the policy that ``model.remat="auto"`` comes to in training."""
+    """Returns the report for the policy that ``model.remat="auto"`` selects in training."""
     for remat in LADDER:
         case = config.copy_and_resolve_references()
         case.model.remat = remat
@@ -95,8 +94,8 @@ def fitting(
 
 
 def front(reports: list[Report]) -> list[Report]:
-    """Of what fits, the reports that no other beats in examples a second and peak bytes, the
-    fastest first."""
+    """Returns the reports that fit and that no other beats in both examples per second and peak
+    bytes, the fastest first."""
     fitting = [r for r in reports if r["memory"].get("fits", True)]
     out: list[Report] = []
     for report in sorted(fitting, key=lambda r: (-rate(r), r["memory"]["peak_bytes"])):
@@ -106,12 +105,12 @@ def front(reports: list[Report]) -> list[Report]:
 
 
 def rate(report: Report) -> float:
-    """Examples a second, estimated."""
+    """Returns the estimated examples per second."""
     return report["batch_size"] / report["estimate"]["seconds"]["step"]
 
 
 def command(report: Report, config_file: str) -> str:
-    """The command line that trains what was compiled."""
+    """Returns the command line that trains what was compiled."""
     mesh = " ".join(f"--config.mesh.{axis}={n}" for axis, n in report["mesh"].items() if n > 1)
     return (
         f"python -m wamjax.train --config={config_file} --config.data.batch_size="
@@ -120,7 +119,7 @@ def command(report: Report, config_file: str) -> str:
 
 
 def line(report: Report) -> str:
-    """One candidate, on a line."""
+    """Formats a candidate as one line."""
     mesh = " x ".join(f"{a} {n}" for a, n in report["mesh"].items() if n > 1)
     head = f"{mesh:<18} batch {report['batch_size']:<6} remat {report['remat']:<12}"
     if not report["memory"].get("fits", True):
@@ -135,7 +134,7 @@ def line(report: Report) -> str:
 
 
 def text(reports: list[Report], config_file: str) -> str:
-    """The front with the command of each, for a person."""
+    """Formats the front as text, with the command of each."""
     best = front(reports)
     if not best:
         return "nothing fits"
@@ -146,7 +145,7 @@ def text(reports: list[Report], config_file: str) -> str:
 
 
 def row(name: str, report: Report) -> str:
-    """One candidate as a row of the table of tpu/README.md."""
+    """Formats a candidate as a row of the table in tpu/README.md."""
     guess, mfu = report["estimate"]["seconds"], report["estimate"]["mfu"]
     mesh = ", ".join(f"{a} {n}" for a, n in report["mesh"].items() if n > 1)
     cells = [
@@ -168,8 +167,11 @@ def _sides(topology: str) -> list[int]:
 
 
 def _meshes(sides: list[int]) -> Iterator[tuple[int, int]]:
-    """(data, fsdp) with fsdp over none, one, two, ... dimensions of the torus but not all of them,
-    which would turn gathers into all-reduces; over all of a single dimension."""
+    """Yields (data, fsdp) with fsdp over none, one, two, ... dimensions of the torus.
+
+    It does not span all dimensions, which would turn gathers into all-reduces, unless there is only
+    one.
+    """
     devices = math.prod(sides)
     for covered in range(max(len(sides), 2)):
         fsdp = math.prod(sides[:covered])
