@@ -17,7 +17,7 @@ from wamjax.data.tokens import Vocabulary, words
 from wamjax.data.windows import held
 
 SAMPLED = 64  # episodes read per source
-PACE = 1.6  # between speeds of sources of one rate; noise doubles its steps to 1.4 at half the rate
+PACE = 1.6  # maximum ratio of speeds at one rate; half the rate gives 2 for motion, 1.4 for noise
 
 
 def checks(

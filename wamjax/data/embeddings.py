@@ -54,14 +54,14 @@ Encode = Callable[
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What decides an embedding, beside the instruction.
+    """Holds what determines an embedding, in addition to the instruction.
 
     Attributes:
       encoder: identity of the text encoder and its weights, e.g. "umt5-xxl".
-      length: rows of an embedding (s); longer text is cut by the encoder's tokenizer.
-      padding: "zero" makes the rows after the tokens zero (Wan, Fast-WAM, Cosmos; only the others
-        are stored), "keep" leaves what the encoder gives there.
-      template: of the prompt; holds ``{instruction}``.
+      length: rows of an embedding (s); the encoder's tokenizer truncates longer text.
+      padding: "zero" sets the rows after the tokens to zero (Wan, Fast-WAM, Cosmos) and stores only
+        the others, "keep" leaves the encoder's output there.
+      template: template of the prompt; contains ``{instruction}``.
     """
 
     encoder: str
@@ -190,7 +190,7 @@ class EmbeddingCache:
         rows = {self._key(text): np.asarray(x).astype(BFLOAT16) for text, x in embeddings.items()}
         names = hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()[:16]
         file = self.path / f"embeddings-{names}.safetensors"
-        prompts = {self._key(text): self.prompt(text) for text in embeddings}  # for people
+        prompts = {self._key(text): self.prompt(text) for text in embeddings}  # stored for humans
         tensors.write(file, rows, prompts)
         self._rows |= tensors.read(file)[0]
 

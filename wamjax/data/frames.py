@@ -53,8 +53,8 @@ class Frames(Sequence):
     Args:
       shards: shards of the records.
       episode, camera: the pictures' episode and camera.
-      place: {"first": number of the first record, "starts": its frame and those of the following,
-        "count": of frames, "video": whether they are groups of video}.
+      place: {"first": number of the first record, "starts": first frame of each record, "count":
+        number of frames, "video": whether they are groups of video}.
 
     Raises:
       ValueError: `place` has another format.

@@ -1,4 +1,4 @@
-"""Reads latents that a frozen video codec computed ahead of time, the data of published models.
+"""Reads latents that a frozen video codec computed ahead of time, as published models need.
 
 A causal video codec encodes frame k of a window together with all earlier frames of the window, so
 latents belong to a window and not to the episode: two overlapping windows share pictures but no

@@ -102,7 +102,7 @@ def digest_of(digests: Iterable[str]) -> str:
 )
 @dataclasses.dataclass(frozen=True)
 class Normalizer:
-    """``(x - offset) / scale``, clamped, per dimension; a pytree of arrays.
+    """Maps x to ``(x - offset) / scale``, clamped, per dimension; a pytree of arrays.
 
     Works on numpy and jax arrays (so also inside jit), over the last axis.
 

@@ -3,7 +3,7 @@
     spec.json         contents of the episodes (`wamjax.data.spec.Info`)
     index.json        lengths, tasks and digests of the episodes, records in each shard: windows are
                       planned from it without reading a record
-    statistics.json   of actions and proprio, with the digest of their episodes
+    statistics.json   statistics of actions and proprio, with the digest of their episodes
     episodes-00000-of-0000N.arrayrecord   everything but the pictures
     frames-00000-of-0000N.arrayrecord     the pictures, see `wamjax.data.frames`
 
@@ -267,7 +267,7 @@ class Reader:
 
     @property
     def advice(self) -> str:
-        """What to do about a bad record."""
+        """Returns what to do about a bad record."""
         again = (f"remove {self.path} and collect it again" if self.info.collection
                  else "write the data set again from its recordings")  # fmt: skip
         return f"Copy the file again from where it came, {again}, or pass over it by data.skip_bad"

@@ -1,4 +1,4 @@
-"""Pairs of transforms between robot units and model inputs.
+"""Defines pairs of transforms between robot units and model inputs.
 
 Training, evaluation and serving share the one chain `sample_transforms`. Each transform touches
 only the keys that it knows and that are present, so the same chain takes a whole window
