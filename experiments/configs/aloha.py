@@ -23,7 +23,7 @@ def get_config(arg=None):
     data = config.data
     data.cameras, data.chunk, data.frame_stride = ("top", "angle"), 40, 20
     data.instruction_length = 16
-    data.padding = "hold:.*"  # actions are joint angles, and an arm that rests keeps them
+    data.padding = "hold:.*"  # actions are joint angles, which stay when an arm rests
     config.eval.execute, config.eval.max_steps = 20, 300
     if args.debug:
         presets.simulator_debug(config)

@@ -56,9 +56,9 @@ def get_config(arg=None):
     config.optim.name, config.optim.learning_rate = "muon", 3e-3
     model, objective = config.model, config.objective
     model.video.width, model.video.ffn, model.modulation_rank = 128, 512, 32
-    # What follows inherits nothing from a video model that does it otherwise.
+    # These differ from the published values, since no published weights are loaded.
     model.time_scale = 1000.0
-    model.positions = "both"  # every token of a chunk holds other actions: it must know which it is
+    model.positions = "both"  # tokens of a chunk hold different actions and need their index
     objective.value, objective.uniform = args.value, args.uniform
     objective.auxiliary, objective.action_weight = args.auxiliary, args.action_weight
     objective.sigma_min, objective.visibility = args.sigma_min, args.visibility

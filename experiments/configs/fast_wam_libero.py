@@ -69,12 +69,12 @@ def get_config(arg=None):
     presets.wan22_windows(config)
     config.total_steps, config.data.batch_size = 21_700, 128
     config.data.cameras, config.data.normalization = ("image", "wrist_image"), "min_max"
-    config.data.padding = "hold:6"  # behind the end motions are 0, and the gripper stays
+    config.data.padding = "hold:6"  # after the end, motions are 0 and the gripper keeps its command
     config.data.declared.camera_size = (224, 224)
     config.data.declared.action_dim, config.data.declared.proprio_dim = 7, 8
     config.data.sources.demos = configs.source(path="libero-latents")
     config.data.embeddings = "libero-text"
-    config.eval.env = "libero"  # as its public evaluation shows it
+    config.eval.env = "libero"  # as in its public evaluation
     config.eval.execute, config.eval.max_steps = 10, 700
     if args.debug:
         presets.miniature(config)

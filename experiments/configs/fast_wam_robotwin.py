@@ -44,7 +44,7 @@ def get_config(arg=None):
     config.total_steps, config.data.batch_size = 30_000, 1024
     # The composite is made when latents are cached, so to the model it is one camera.
     config.data.cameras, config.data.normalization = ("composite",), "mean_std"
-    config.data.padding = "hold:6,13"  # behind the end joints are 0, and grippers stay
+    config.data.padding = "hold:6,13"  # after the end, joints are 0 and grippers keep their command
     config.data.declared.camera_size = (384, 320)
     config.data.declared.action_dim, config.data.declared.proprio_dim = 14, 14
     config.data.sources.demos = configs.source(path="robotwin-latents")

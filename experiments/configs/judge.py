@@ -25,7 +25,7 @@ def get_config(arg=None):
     args = configs.parse_arg(arg, run="", branches="", steps=1500, debug=False)
     if args.run:
         config = configs.load(configs.to_json(find(args.run).config))
-    else:  # what it would be of the tabletop's
+    else:  # as for a run on the tabletop
         config = configs.base_config()
         presets.fast_wam(config, "fast", "2026-08")
         presets.tabletop(config)

@@ -22,7 +22,7 @@ def get_config(arg=None):
     presets.simulator(config, "pusht", ("push",), args.demos, noise=4.0)
     data = config.data
     data.cameras, data.chunk, data.frame_stride = ("top",), 16, 8
-    data.padding = "hold:.*"  # an action is a place, so a finger that rests keeps it
+    data.padding = "hold:.*"  # an action is a target position, which stays when the finger rests
     config.eval.execute, config.eval.max_steps = 8, 300
     if args.debug:
         presets.simulator_debug(config)
