@@ -16,7 +16,7 @@ def outcomes(states=4000):
             "rise": rng.random(states)}, gains  # fmt: skip
 
 
-def test_a_gate_that_knows_is_the_oracle_and_above_all_others():
+def test_a_perfect_gate_equals_the_oracle_and_beats_the_others():
     x, gains = outcomes()
     choices = study._choices(x, np.array(MS), np.random.default_rng(1))
     for mine, best in zip(choices["learned"], choices["oracle"], strict=True):
@@ -38,7 +38,7 @@ def test_a_gate_that_knows_is_the_oracle_and_above_all_others():
     assert max(spent["spread"][:, 2]) == max(oracle[:, 2]) > max(spent["random"][:-1, 2])
 
 
-def test_reliability_is_expected_against_what_came():
+def test_reliability_compares_expected_with_observed_benefits():
     x, gains = outcomes()
     right = study._reliability(x, len(gains))
     for expected, came, error, states in right:

@@ -61,7 +61,7 @@ def test_bench_counts_the_flops_of_a_prefill_and_ten_steps(monkeypatch):
     assert json.loads(json.dumps(report)) == report
 
 
-def test_both_ways_through_a_video_give_the_same_frames(monkeypatch, capsys):
+def test_one_pass_and_seeks_give_the_same_frames(monkeypatch, capsys):
     from wamjax.bench import video
 
     monkeypatch.setattr(video, "SIZES", ((32, 48),))

@@ -42,7 +42,7 @@ def test_each_step_reads_the_action_expert_and_the_cache(capsys):
     assert json.loads(json.dumps(report)) == report
 
 
-def test_floors_are_of_the_data_sheet_and_need_no_compiler():
+def test_floors_come_from_the_data_sheet_without_a_compiler():
     config = get("cosmos_policy_libero", "debug")
     report = act.run(config, "h100", ["direct:1", "plan:1"])
     direct, plan = report["rows"]
@@ -74,7 +74,7 @@ def test_a_parameter_is_read_where_it_is_used():
     assert count.cache == 32
 
 
-def test_what_is_asked_wrongly_is_said():
+def test_usage_errors_are_reported():
     config = get("fast_wam_libero", "debug")
     with pytest.raises(ValueError, match="--rows=direct:3: there are direct:10, direct:1,"):
         act.run(config, "cpu", ["direct:3"])

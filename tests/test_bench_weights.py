@@ -76,7 +76,7 @@ def test_the_measured_conversion_runs_both_ways(tmp_path, capsys):
     assert "import .pt" in capsys.readouterr().out
 
 
-def test_random_tensors_are_finite_all_drawn_and_the_same_again():
+def test_random_tensors_are_finite_and_reproducible():
     sizes = families.named(layers=2, width=16, heads=2, ffn=32, classes=3)
     plan = families.plans("dit", sizes)["diffusers"]
     for dtype in ("bfloat16", "float16", "float32"):

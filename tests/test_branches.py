@@ -109,7 +109,7 @@ def test_rungs_without_modes_and_too_high_ones_are_refused(rungs, modes):
         branches._check(None, cohort)
 
 
-def test_there_are_none(tmp_path):
+def test_missing_branches_are_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="wamjax.branches"):
         store.open_branches(config_of(tmp_path))
 

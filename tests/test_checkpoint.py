@@ -234,7 +234,7 @@ def test_a_checkpoint_of_an_earlier_version_still_loads(saved, tmp_path, capsys)
     assert_same(restore_params(tmp_path).params, whole)
 
 
-def test_an_average_is_of_what_is_trained_and_the_rest_is_as_it_is(tmp_path):
+def test_the_ema_covers_only_trained_parameters(tmp_path):
     config = toy.config(**{"optim.freeze": ("action/encoder/.*",)})
     state = random_state(config, (1, 1, 1), 4)
     with Checkpoints(tmp_path, keep=1) as checkpoints:
@@ -256,7 +256,7 @@ def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_is_said_in_a_sentence_and_nothing_is_lost(saved, tmp_path, monkeypatch, capfd):
+def test_a_full_disk_is_a_one_line_error_and_loses_nothing(saved, tmp_path, monkeypatch, capfd):
     run, (_, config, given) = tmp_path / "run", saved
     shutil.copytree(saved[0], run)
     with pytest.raises(disk.NoRoom) as error:
@@ -277,7 +277,7 @@ def test_a_full_disk_is_said_in_a_sentence_and_nothing_is_lost(saved, tmp_path, 
     (1731, r"no room for a checkpoint: it takes 1,732 bytes, and 1,731 bytes are free"),
     (2 * 1732, r"room for 2 more .* 3 are going to be there at once"), (3 * 1732, ""),
 ])  # fmt: skip
-def test_room_is_looked_for_before_the_first_step(tmp_path, monkeypatch, capsys, free, text):
+def test_disk_space_is_checked_before_the_first_step(tmp_path, monkeypatch, capsys, free, text):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=free))
     abstract = abstract_state(toy.config())
     with Checkpoints(tmp_path, keep=2) as checkpoints:
@@ -290,7 +290,7 @@ def test_room_is_looked_for_before_the_first_step(tmp_path, monkeypatch, capsys,
             assert re.search(text, said) if text else not said
 
 
-def test_another_number_of_processes_goes_on_from_the_position_of_all(saved, tmp_path):
+def test_another_number_of_processes_resumes_the_data_position(saved, tmp_path):
     shutil.copytree(saved[0], tmp_path / "run")
     data = tmp_path / "run" / checkpoint.FOLDER / "8" / "data"
     (data / "process_0-of-1.json").rename(data / "process_0-of-2.json")

@@ -89,12 +89,12 @@ def raised(function):
          "workdir ?"),
     ],
 )  # fmt: skip
-def test_what_is_asked_wrongly_is_one_line_and_status_2(command, arguments, line):
+def test_usage_errors_print_one_line_and_exit_with_2(command, arguments, line):
     status, _, errors = command(*arguments)
     assert (status, errors) == (2, line + "\n")
 
 
-def test_a_fault_in_the_file_of_a_config_is_placed(command, tmp_path):
+def test_errors_in_a_config_file_name_file_and_line(command, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("from wamjax import config\n\n\ndef get_config(arg=None):\n"
                     "    made = config.base_config()\n    made.optim.lr = 3\n    return made\n")
@@ -104,7 +104,7 @@ def test_a_fault_in_the_file_of_a_config_is_placed(command, tmp_path):
                       "config is locked\n")  # fmt: skip
 
 
-def test_help_is_a_success_and_says_what_there_is(command):
+def test_help_lists_the_flags_and_exits_with_0(command):
     for argument in ("--help", "-h"):
         status, text, _ = command(argument)
         assert status == 0 and "python -m wamjax.train" in text
@@ -112,12 +112,12 @@ def test_help_is_a_success_and_says_what_there_is(command):
             assert f"--{name}:" in text
 
 
-def test_a_traceback_is_there_for_the_asking(command):
+def test_the_traceback_flag_shows_the_traceback(command):
     status, _, errors = command(QUICKSTART, "--config.optim.lr=3", "--workdir=x", "--traceback")
     assert status == 1 and "Traceback" in errors
 
 
-def test_an_experiment_has_a_name_and_a_path_stays_a_path(tmp_path, monkeypatch):
+def test_experiments_are_found_by_name_and_paths_are_unchanged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert list(cli.experiments()) == NAMES and len(NAMES) > 15
     for name in NAMES:
@@ -128,7 +128,7 @@ def test_an_experiment_has_a_name_and_a_path_stays_a_path(tmp_path, monkeypatch)
         assert cli.experiment_file(path) == path
 
 
-def test_sentences_are_told_and_bugs_keep_their_trace():
+def test_expected_errors_are_one_line_and_bugs_keep_their_traceback():
     name = raised(lambda: configs.parse_arg("debg", debug=False))
     assert cli.told(name).startswith("config argument 'debg' does not exist")
     assert cli.told(app.UsageError("give --source")) == "give --source"
@@ -141,7 +141,7 @@ def test_sentences_are_told_and_bugs_keep_their_trace():
     assert cli.told(raised(lambda: int("x"))) == ""
 
 
-def test_every_command_starts_here():
+def test_every_command_runs_through_the_shared_main():
     """None has a main of its own kind, but for what runs where a simulator lives, without absl."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     sources = {}
@@ -159,7 +159,7 @@ def test_every_command_starts_here():
         assert "cli.run(main, define_flags" in sources[path], path
 
 
-def test_one_word_runs_them_all(command):
+def test_the_wamjax_command_runs_every_command(command):
     status, text, _ = command(module="wamjax")
     assert status == 0
     for name in wamjax_main.COMMANDS:

@@ -71,7 +71,7 @@ def test_eight_devices_train_as_one(whole, root, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(whole, root, tmp_path):
+def test_resuming_a_run_is_bitwise_exact(whole, root, tmp_path):
     assert train.run(config_of("codec_tabletop", "kind=kl", root, total_steps=3), tmp_path,
                      devices=ONE)  # fmt: skip
     with pytest.raises(ValueError, match="model.codec.width was 8.*now 16"):

@@ -47,7 +47,7 @@ def test_a_budget_is_shared_between_the_model_of_the_world_and_the_policy(
     ]  # fmt: skip
 
 
-def test_ways_to_act_are_those_of_the_variants(compare):
+def test_every_variant_acts_in_its_own_modes(compare):
     rows = {name: how for kind in compare.KINDS for name, how in compare.ways(kind).items()}
     assert {"fast", "joint", "idm", "no_cotrain"} < rows.keys()
     assert rows["optional_idm, imagine"] == {"mode": "imagine"}

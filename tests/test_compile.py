@@ -74,7 +74,7 @@ def test_every_training_step_lowers_at_its_published_size(name):
         assert jax.tree.structure(traced.out_info[0]) == jax.tree.structure(work.state)
 
 
-def test_those_that_are_like_another_one_have_its_parts():
+def test_configs_lowered_by_their_loss_alone_match_a_fully_lowered_one():
     """The same objective, the same variant of it, and the same optimiser."""
 
     def parts(name):
@@ -171,7 +171,7 @@ def said(monkeypatch):
     compiling.compilation_cache.reset_cache()
 
 
-def test_programs_are_kept_in_the_folder_that_was_asked_for(said, monkeypatch, tmp_path):
+def test_programs_are_cached_in_the_requested_folder(said, monkeypatch, tmp_path):
     monkeypatch.delenv(compiling.VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     home = tmp_path / "wamjax" / "compiled"
@@ -188,7 +188,7 @@ def test_programs_are_kept_in_the_folder_that_was_asked_for(said, monkeypatch, t
     assert any(mine.iterdir())
 
 
-def test_a_home_that_cannot_be_written_to_stops_nothing(said, monkeypatch, tmp_path):
+def test_an_unwritable_home_only_disables_the_cache(said, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.delenv(compiling.VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -129,7 +129,7 @@ def test_resume_refuses_another_set_of_sources_but_not_a_key_the_old_code_lacked
     assert changes["model.layers"][0] is configs.ABSENT
 
 
-def test_a_run_of_before_a_key_goes_on_as_it_was_trained():
+def test_a_run_older_than_a_key_resumes_as_it_was_trained():
     """Behind the end of an episode it was taught zeros in normalised units, and it stays so."""
     saved = configs.to_json(configs.base_config())
     del saved["data"]["padding"]
@@ -210,7 +210,7 @@ def test_a_source_is_added_and_changed_on_the_command_line(tmp_path, monkeypatch
         parsed("--config.data.sources.mine.pth=/data")
 
 
-def test_a_source_that_nothing_names_is_still_an_error():
+def test_reading_an_undeclared_source_is_an_error():
     config = configs.base_config()
     with pytest.raises((KeyError, AttributeError), match="mine"):
         _ = config.data.sources.mine.path
@@ -220,7 +220,7 @@ def test_a_source_that_nothing_names_is_still_an_error():
 @pytest.mark.parametrize("name, variant", [
     ("fast_wam", "idm"), ("fast_wam_judge", "ladder"), ("cosmos_policy", "fast"),
 ])  # fmt: skip
-def test_a_saved_variant_stays_what_it_is_where_it_is_read(name, variant):
+def test_a_saved_variant_is_the_same_after_loading(name, variant):
     """Cosmos Policy once kept its own name there."""
     config = configs.base_config()
     config.objective.name, config.objective.variant = name, variant

@@ -58,7 +58,7 @@ def test_eight_devices_train_as_one(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(whole, tmp_path):
+def test_resuming_a_run_is_bitwise_exact(whole, tmp_path):
     one = jax.devices()[:1]
     assert train.run(digits(total_steps=3), tmp_path, devices=one)
     with pytest.raises(ValueError, match="objective.process was 'flow'.*now 'edm'"):
@@ -74,7 +74,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_latents_that_were_encoded_ahead_of_time(tmp_path):
+def test_training_on_precomputed_latents(tmp_path):
     """What trains on ImageNet, in miniature: DDPM with learned variance on a file of latents."""
     rng = np.random.default_rng(0)
     latents, label = rng.standard_normal((40, 4, 4, 4)).astype(np.float32), np.arange(40) % 7

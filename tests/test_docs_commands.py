@@ -69,7 +69,7 @@ def test_every_command_parses():
     assert parse([[m, *words[1:]] for m, words in zip(modules, found, strict=True)]) == []
 
 
-def test_a_wrong_command_does_not():
+def test_a_wrong_command_does_not_parse():
     config = "--config=experiments/configs/quickstart.py"
     wrong = [
         ["wamjax.convert", "--family=dit", "--sorce=x"],
@@ -103,7 +103,7 @@ def test_families_layouts_and_encoders_exist():
 
 
 @pytest.mark.parametrize("name", ["fast_wam_libero", "cosmos_policy_libero"])
-def test_what_a_command_reads_an_earlier_one_has_made(name):
+def test_commands_read_what_earlier_commands_write(name):
     """Folders of our own making, that is: weights/ and DATA/*-text, -t5, -latents."""
     made, asked = set(), 0
     for words in commands(ROOT / "experiments" / "configs" / f"{name}.py"):

@@ -37,7 +37,7 @@ def test_every_command_parses_and_every_format_exists():
     assert named < table == set(reader.formats())
 
 
-def test_every_name_of_a_rotation_and_a_convention_exists():
+def test_every_rotation_and_gripper_convention_exists():
     for name in (*rotations.SIZES, *signals.CONVENTIONS, *plan.steps.ENDS):
         assert f"`{name}`" in TEXT or f"={name}`" in TEXT, name
     plan.request(tomllib.loads(blocks("toml")[0]), "the map")

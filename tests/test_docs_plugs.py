@@ -65,7 +65,7 @@ def test_the_world_opens_and_its_expert_reaches_the_goal(modules):
     assert achieved
 
 
-def test_the_kernel_is_attention(modules):
+def test_the_kernel_computes_attention(modules):
     rng = np.random.default_rng(0)
     q, k, v = ({g: rng.standard_normal((1, 2, n, 8)).astype(np.float32)
                 for g, n in (("a", 3), ("b", 5))} for _ in range(3))  # fmt: skip

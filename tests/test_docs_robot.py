@@ -60,7 +60,7 @@ def test_the_five_commands_from_a_checkpoint_to_a_robot(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_the_page_names_what_there_is():
+def test_names_on_the_page_exist():
     for name in (*CLIENTS, *JOININGS, *WAYS, *EXTRAS):
         assert f"`{name}`" in PAGE, name
     for keys, proprio, instruction, _ in CLIENTS.values():

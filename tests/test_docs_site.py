@@ -103,7 +103,7 @@ def test_every_command_parses_and_every_script_knows_its_flags(monkeypatch):
             jobset.render(words[2:])
 
 
-def test_the_two_commands_stand_in_the_readme_as_they_are_run():
+def test_the_readmes_two_commands_are_the_ones_that_ci_runs():
     """The second is what `.ci/run` runs; both install before they start."""
     one, two = (x for x in blocks(README, "bash"))
     first, second = one.strip(), two.strip()
@@ -132,7 +132,7 @@ def printed(page):
 
 
 @pytest.mark.parametrize("name", ["index.md", "concepts.md"])
-def test_python_prints_what_stands_below_it(name):
+def test_python_blocks_print_the_output_below_them(name):
     names, cases = {}, list(printed(DOCS / name))
     assert len(cases) >= 2
     for code, text in cases:
@@ -156,7 +156,7 @@ def test_every_file_that_a_page_names_is_there():
     assert published <= configs and len(published) >= 6
 
 
-def test_the_numbers_of_methods_are_in_the_notes():
+def test_numbers_on_method_pages_are_in_the_notes():
     """With their intervals: what the notes do not say must not stand on a page."""
     notes = " ".join((ROOT / "BUILD_NOTES.md").read_text().replace("**", "").split())
     page = " ".join((DOCS / "methods.md").read_text().split())
@@ -178,7 +178,7 @@ def messages():
                 yield node.value
 
 
-def test_every_error_of_the_page_is_one_of_the_code():
+def test_every_error_on_the_page_exists_in_the_code():
     headings = re.findall(r"^### (.*)$", (DOCS / "errors.md").read_text(), re.M)
     every = list(messages())
     assert len(headings) > 20
@@ -187,7 +187,7 @@ def test_every_error_of_the_page_is_one_of_the_code():
         assert any(pattern.search(m) for m in every), heading
 
 
-def test_the_reference_is_what_the_keys_say():
+def test_the_key_reference_matches_the_keys():
     out = subprocess.run(
         [sys.executable, "-c", "import configuration as c; print(c.page(), end='')"], text=True,
         capture_output=True, check=True, env={"PYTHONPATH": f"{ROOT}:{DOCS / 'site'}"},

@@ -104,7 +104,7 @@ def test_warns_of_a_constant_action_and_of_nothing_else(tmp_path):
     assert np.isclose(two["memory"]["total"], 5 * two["memory"]["parameters"], rtol=1e-3)
 
 
-def test_memory_is_of_what_is_trained_and_how(tmp_path):
+def test_memory_depends_on_trained_parameters_and_optimiser(tmp_path):
     synthetic.write(tmp_path / "a", (12,) * 3)
     config = small(tmp_path)
     config.optim.ema_decay = 0.0
@@ -130,7 +130,7 @@ def test_memory_is_of_what_is_trained_and_how(tmp_path):
     assert whole["parameters"] < one < whole["optimiser"]
 
 
-def test_what_of_the_data_was_not_checked_is_said(tmp_path):
+def test_unchecked_data_is_reported(tmp_path):
     config = get("fast_wam_libero", "debug")
     config.data.root = str(tmp_path)
     warnings = doctor._data_warnings(config)
@@ -207,7 +207,7 @@ def test_parameters_of_dit_are_exactly_the_published_ones(imagenet):
         assert imagenet["sizes"][name]["parameters"] / 1e6 == pytest.approx(millions, abs=0.8)
 
 
-def test_512_pixels_and_what_the_table_is_not_for():
+def test_flops_at_512_pixels_and_unsupported_configs():
     large = doctor.diagnose(get("dit_imagenet", "resolution=512"), devices=8)
     assert large["flops"]["forward"] / 2e9 == pytest.approx(524.60, rel=0.01)
     with pytest.raises(ValueError, match="--sizes wants a config of images without text"):

@@ -67,7 +67,7 @@ def test_episodes_do_not_depend_on_how_they_are_batched():
     assert rolled(11, 4) == rolled(12, 4) == rolled(12, 8)
 
 
-def test_the_policy_the_seed_and_the_shift_matter():
+def test_success_depends_on_policy_seed_and_shift():
     still = rolled(12, 4, gain=0.0)
     assert still["success_rate"] < rolled(12, 4)["success_rate"]
     assert rolled(12, 4, seed=1) != rolled(12, 4)
@@ -93,7 +93,7 @@ def test_episodes_of_a_policy_that_draws_do_not_depend_on_how_they_are_batched()
     assert rolled(12, 4) | found[1] != rolled(12, 4)
 
 
-def test_the_floor_is_what_the_same_actions_reach_without_looking():
+def test_the_blind_replay_is_the_floor():
     """In another scene of its task: replaying beats the policy nowhere, and a constant policy is
     as good with its eyes shut."""
     looking = rolled(12, 4)
@@ -121,7 +121,7 @@ def test_a_delay_costs_success_and_the_robot_waits_or_goes_on():
     assert waits["jerk"] > 1.5 * goes["jerk"] > 0  # stop and go
 
 
-def test_a_killed_evaluation_goes_on_without_repeating(tmp_path, monkeypatch):
+def test_a_killed_evaluation_resumes_without_repeating_episodes(tmp_path, monkeypatch):
     asked, policy = config(episodes=12, batch_size=4), trained.Policy(HOMING, jnp.float32(4), {})
     path, about = tmp_path / "episodes.jsonl", {"step": 3}
     whole = closed_loop.roll_out(policy, asked, {}, record=outcomes.Outcomes(path, about))
@@ -138,7 +138,7 @@ def test_a_killed_evaluation_goes_on_without_repeating(tmp_path, monkeypatch):
         assert not other.has("policy", [0])
 
 
-def test_tasks_are_those_of_the_data_unless_asked():
+def test_tasks_default_to_those_of_the_data():
     asked = config(tasks=())
     assert closed_loop.task_names(asked) == list(tabletop.TASKS)
     for name, tasks in (("a", ("pick_red", "reach_red")), ("b", ("reach_red", "reach_left_zone"))):
@@ -170,7 +170,7 @@ def test_dials_override_a_shift():
          "'tabletop'"),
     ],
 )
-def test_errors_name_the_offender_before_anything_is_loaded(key, value, shift, message, tmp_path):
+def test_bad_settings_are_errors_before_anything_is_loaded(key, value, shift, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         evaluation.run(config(**{key: value}), tmp_path, shift=shift)
 
@@ -193,7 +193,7 @@ def test_errors_name_the_offender_before_anything_is_loaded(key, value, shift, m
         ({"model.text.kind": "context", "model.context_width": 8}, "no 'instruction': set it to 0"),
     ],
 )
-def test_what_cannot_be_rolled_out_is_known_before_training(changes, message):
+def test_impossible_evaluations_are_errors_before_training(changes, message):
     asked = config(episodes=4)
     asked.objective.infer_steps = 1
     asked.update_from_flattened_dict({"data.frames": 2, "data.chunk": 8, "model.codec.patch": 8})
@@ -265,6 +265,6 @@ def test_options_of_the_command_are_in_the_name_of_the_file(tmp_path, monkeypatc
         command("--dials=lighting")
 
 
-def test_a_folder_that_is_no_run_is_named(tmp_path):
+def test_a_folder_that_is_not_a_run_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}.*not a run"):
         evaluation.run(config(), tmp_path)

@@ -80,7 +80,7 @@ def test_a_file_is_the_old_one_or_the_new_one(root):
     assert place.read_text() == "néw" and files.size(place) == 4
 
 
-def test_a_folder_is_there_when_all_of_it_is(root):
+def test_a_folder_appears_only_when_complete(root):
     place = root / "weights"
     with pytest.raises(ZeroDivisionError), files.draft(place, last="about") as draft:
         draft.mkdir()
@@ -97,7 +97,7 @@ def test_a_folder_is_there_when_all_of_it_is(root):
         pass
 
 
-def test_of_a_folder_whose_sending_broke_off_nothing_counts(server):
+def test_a_partially_uploaded_folder_does_not_count(server):
     place = files.path(f"gs://{gcs.BUCKET}/broken")
 
     def send(*names):
@@ -148,7 +148,7 @@ def test_a_journal_grows(root):
     assert (root / "lines").read_text() == "a\nb\nc\n"
 
 
-def test_what_is_fetched_is_kept_until_it_changes(server, capsys):
+def test_downloads_are_cached_until_they_change(server, capsys):
     place = files.path(f"gs://{gcs.BUCKET}/fetched/x.safetensors")
     tensors.write(place, {"x": np.arange(5)}, {"for": "people"})
     for _ in range(2):
@@ -189,7 +189,7 @@ def test_demonstrations_in_a_bucket_are_ingested(server, tmp_path, capsys):
         files.fetch_all(f"gs://{gcs.BUCKET}/nothing")
 
 
-def test_what_a_bucket_lacks_is_said(server, monkeypatch):
+def test_a_missing_package_or_unreachable_bucket_is_an_error(server, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     files._prepare_buckets.cache_clear()
     with pytest.raises(files.NotWritable, match=r"--workdir=gs://b/x .*pip install 'wamjax\[gcs\]"):
@@ -204,7 +204,7 @@ def test_what_a_bucket_lacks_is_said(server, monkeypatch):
 # ---- locks ----
 
 
-def test_one_process_at_a_time_is_at_work_in_a_bucket(server, monkeypatch, capsys):
+def test_one_process_at_a_time_writes_to_a_bucket(server, monkeypatch, capsys):
     monkeypatch.setattr(locks, "BEAT", 0.2)
     monkeypatch.setattr(locks, "PATIENCE", 1.0)
     run = files.path(f"gs://{gcs.BUCKET}/locked")
@@ -337,7 +337,7 @@ def test_embeddings_are_kept(root):
     assert "lift it" in again and again.lookup("lift it").sum() == 16
 
 
-def test_a_bundle_is_made_of_a_run_there_and_loaded(server, tmp_path):
+def test_a_bundle_is_exported_from_a_run_in_a_bucket_and_loaded(server, tmp_path):
     run, bundle = "gs://bucket/runs/policy", "gs://bucket/bundles/policy"
     runs.save(run, runs.fast_wam(), steps=(3,))
     export_policy.from_run(run, bundle, progress=False)

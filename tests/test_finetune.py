@@ -213,7 +213,7 @@ def test_demonstrations_without_outcomes_can_count_as_successes(tmp_path):
     assert (batches[0]["score"] == 1).all() and batches[0]["to_go"].max() > 0
 
 
-def test_what_the_data_lacks_is_said_with_the_fix(tmp_path):
+def test_unsuitable_data_is_an_error_that_names_the_fix(tmp_path):
     stateless = own_data(tmp_path / "stateless", **ONE | {"state": 0})
     for more, message in (
         (dict(data=stateless), "holds no state.*--state=KEY"),
@@ -236,7 +236,7 @@ def test_what_the_data_lacks_is_said_with_the_fix(tmp_path):
         tuned("cosmos_policy", data=long)
 
 
-def test_what_is_missing_of_the_published_files_is_said_before_anything_is_made(tmp_path):
+def test_missing_published_files_are_errors_before_anything_is_written(tmp_path):
     place = own_data(tmp_path / "DATA" / "mine", **ONE)
     (tmp_path / "wan").mkdir()
     (tmp_path / "wan" / "Wan2.2_VAE.pth").write_bytes(b"")

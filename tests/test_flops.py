@@ -123,7 +123,7 @@ def test_cond_counts_the_dearest_branch():
     assert flops.count(f, jax.ShapeDtypeStruct((), jnp.int32), spec(8, 8)) == 2 * 2 * 8**3
 
 
-def test_while_is_warned_about_unless_told():
+def test_while_loops_give_a_warning_unless_their_count_is_given():
     def f(n, x):
         return lax.fori_loop(0, n, lambda _, x: x @ x, x)
 
@@ -210,7 +210,7 @@ def test_training_under_stopped_gradients_loops_branches_and_remat():
     assert flops.count_training(loss, params, spec(b, d), choice) == want
 
 
-def test_training_of_what_is_not_looked_into():
+def test_training_flops_of_opaque_primitives():
     @jax.custom_vjp
     def double(x):
         return x @ x

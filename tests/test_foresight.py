@@ -53,7 +53,7 @@ def plans():
     return foresight.watch(trained.Policy(HOMING, jnp.float32(2.0), {}), config(), 8)
 
 
-def test_each_plan_meets_the_end_of_its_chunk(plans):
+def test_predictions_are_compared_with_the_end_of_their_chunk(plans):
     """16 of 18 steps are 4 whole chunks, and what one ends on the next one starts from."""
     assert plans.value.shape == plans.achieved.shape == plans.open.shape == (8, 4)
     np.testing.assert_array_equal(plans.real[:, :-1], plans.now[:, 1:])
@@ -75,7 +75,7 @@ def test_returns_are_discounted_from_the_end_of_the_chunk_on(plans):
     assert found["plans"] == plans.open.sum() == sum(b["plans"] for b in found["bins"])
 
 
-def test_reused_keys_change_actions_by_what_the_modes_differ():
+def test_reused_keys_change_actions_by_the_difference_of_the_modes():
     class Modes(Homing):
         modes = ("direct", "frozen")
 
@@ -118,7 +118,7 @@ def test_frames_are_compared_with_a_still_picture(plans):
     assert foresight.frames(only)["psnr_still"] != still["psnr_still"]
 
 
-def test_run_writes_what_there_is(monkeypatch, tmp_path):
+def test_run_writes_a_report_of_what_the_policy_predicts(monkeypatch, tmp_path):
     policy = trained.Policy(HOMING, jnp.float32(2.0), {})
     monkeypatch.setattr(trained, "load", lambda *args: (policy, config(), 7))
     found = foresight.run(tmp_path, episodes=8)
@@ -135,7 +135,7 @@ def test_run_writes_what_there_is(monkeypatch, tmp_path):
         foresight.run(tmp_path)
 
 
-def test_what_is_not_as_after_training_goes_into_the_names(monkeypatch, tmp_path):
+def test_options_other_than_the_defaults_are_part_of_file_names(monkeypatch, tmp_path):
     """And a plan's future is not the one that is imagined, so no frames are compared."""
     planning = trained.Policy(HOMING, jnp.float32(2.0), {}, "plan")
     monkeypatch.setattr(trained, "load", lambda *args: (planning, config(), 7))

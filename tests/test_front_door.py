@@ -29,7 +29,7 @@ def people_are_named(authors):
     return True
 
 
-def test_the_citation_follows_its_format_and_is_of_this_version():
+def test_the_citation_is_valid_and_has_the_current_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert REQUIRED <= set(citation) <= KNOWN and citation["cff-version"] == "1.2.0"
     assert citation["type"] in ("software", "dataset") and people_are_named(citation["authors"])
@@ -43,7 +43,7 @@ def test_the_citation_follows_its_format_and_is_of_this_version():
     assert cited and all(x.replace("arXiv:", "arXiv ") in sources for x in cited)
 
 
-def test_files_rows_and_tests_that_contributing_names_are_there():
+def test_files_rows_and_tests_named_in_contributing_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     paths = set(re.findall(r"`((?:wamjax|tests|experiments|docs|tpu|\.ci)/[\w./]+)`", text))
     paths |= set(re.findall(r"\]\(([^)#:]+)\)", text))
@@ -60,7 +60,7 @@ def test_files_rows_and_tests_that_contributing_names_are_there():
     assert [line.split(".")[0] for line in style] == [str(i) for i in range(1, 11)]
 
 
-def test_the_changes_begin_with_what_is_not_released_and_name_keys_that_exist():
+def test_the_changelog_starts_with_unreleased_changes_and_names_existing_keys():
     text = (ROOT / "CHANGELOG.md").read_text()
     versions = re.findall(r"^## (.*)$", text, re.M)
     assert versions[0] == "Unreleased" and versions[1] == PROJECT["version"]

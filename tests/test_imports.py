@@ -83,7 +83,7 @@ def room(module):
     return module.partition(".")[0]
 
 
-def test_every_room_imports_only_what_it_may():
+def test_subpackages_import_only_allowed_subpackages():
     strays = collections.defaultdict(set)
     for module, other in GRAPH:
         own, target = room(module), room(other)
@@ -94,12 +94,12 @@ def test_every_room_imports_only_what_it_may():
     assert not strays, dict(strays)
 
 
-def test_every_door_is_used():
+def test_every_import_exception_is_used():
     used = {(module, room(other)) for module, other in GRAPH}
     assert not set(DOORS) - used
 
 
-def test_nothing_imports_a_command_and_the_ground_imports_no_room():
+def test_nothing_imports_a_command_and_shared_modules_import_no_subpackage():
     rooms = {p.name for p in ROOT.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
     assert not {(m, o) for m, o in GRAPH if room(o) in COMMANDS and m != "__init__"}
     assert not {
@@ -109,7 +109,7 @@ def test_nothing_imports_a_command_and_the_ground_imports_no_room():
     }
 
 
-def test_a_family_knows_no_other_and_the_idea_knows_no_family():
+def test_families_do_not_import_each_other_and_wam_imports_no_family():
     families = {"fast_wam", "cosmos_policy", "video"}
     shared = {"fast_wam.presets", "video.inputs"}  # of the tabletop, and of codecs
     strays = set()
@@ -123,7 +123,7 @@ def test_a_family_knows_no_other_and_the_idea_knows_no_family():
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_command_is_there_and_is_one(name):
+def test_every_listed_command_exists_and_every_command_is_listed(name):
     text = (ROOT / f"{name}.py").read_text()
     assert "cli.run(main" in text and f"python -m wamjax.{name}" in text
 
@@ -152,7 +152,7 @@ def names_in(path):
     return out
 
 
-def test_what_is_imported_anywhere_is_there():
+def test_every_imported_name_exists():
     """Also where it is imported late, inside of a function that no test may call."""
     modules = {name.removesuffix(".__init__"): path for name, path in MODULES.items()}
     missing = set()

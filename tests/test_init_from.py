@@ -71,7 +71,7 @@ def test_a_policy_starts_from_a_video_backbone(wan, fresh, derive):
         np.testing.assert_allclose(x, want[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
-def test_a_head_starts_fresh_whatever_the_source_has(wan, fresh):
+def test_a_head_can_start_fresh_even_if_the_source_has_it(wan, fresh):
     """Also where shapes differ, which is an error otherwise; a rule without effect is one too."""
     objective, config, abstract = prepare(wan, MISSING, fresh=("video/head/.*",))
     params = tree.flatten(init_from.params(objective, config, abstract))
@@ -90,7 +90,7 @@ def test_a_head_starts_fresh_whatever_the_source_has(wan, fresh):
     assert "in init_from.fresh, but the model has nothing of it:\n    vidio/.*" in str(error.value)
 
 
-def test_everything_that_does_not_fit_is_said_at_once(wan):
+def test_all_mismatches_are_reported_at_once(wan):
     _, config, abstract = prepare(wan, ("action/.*", "vidio/.*"), ("old/.*",))
     want = tree.flatten(abstract)
     del want["video/time_proj/bias"]

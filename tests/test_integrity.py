@@ -34,7 +34,7 @@ def by_hand(x):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_equals_the_definition(dtype):
+def test_digests_equal_their_definition(dtype):
     x = array(dtype)
     assert integrity.digests({"x": x}) == {"x": by_hand(x)}
     assert integrity.text(integrity.sums(x)) == by_hand(x)
@@ -55,7 +55,7 @@ def test_odd_shapes(shape):
     assert integrity.digests({"x": x}) == {"x": by_hand(x)}
 
 
-def test_does_not_depend_on_the_mesh():
+def test_digests_do_not_depend_on_the_mesh():
     x = array("float32", (16, 8))
     mesh = sharding.make_mesh({"data": 2, "fsdp": 4, "tensor": 1})
     for spec in [("data", "fsdp"), (("data", "fsdp"), None), (None, None)]:
@@ -64,7 +64,7 @@ def test_does_not_depend_on_the_mesh():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", ml_dtypes.bfloat16])
-def test_parts_add_up(dtype):
+def test_digests_of_parts_add_up(dtype):
     x = array(dtype)
     parts = [integrity.sums(layer, offset=i * layer.size) for i, layer in enumerate(x)]
     assert integrity.text(sum(parts[1:], parts[0])) == by_hand(x)
@@ -85,7 +85,7 @@ def test_every_flipped_bit_and_moved_or_missing_part_changes_it():
         assert integrity.text(integrity.sums(other)) != good
 
 
-def test_what_differs_is_named():
+def test_mismatches_are_named():
     written = integrity.digests({"a": array("float32"), "b": array("int32")})
     integrity.check(written, written, where="step 3")
     with pytest.raises(integrity.Damaged, match="step 3 is damaged: 'b' of 2"):

@@ -71,7 +71,7 @@ def reads_of(name, arg):
 
 
 @pytest.mark.parametrize("name, arg", CASES, ids=[f"{n}:{a}" for n, a in CASES])
-def test_what_a_method_reads_is_what_it_declares(name, arg, monkeypatch):
+def test_methods_read_exactly_the_keys_that_they_declare(name, arg, monkeypatch):
     monkeypatch.setattr(builder, "tokenizer", lambda _: Palette(4, codes=bytes(512 * 48)))
     reads, patterns = reads_of(name, arg)
 
@@ -86,7 +86,7 @@ def test_what_a_method_reads_is_what_it_declares(name, arg, monkeypatch):
     assert not {k for k in unread if not any(fnmatch.fnmatchcase(k, p) for p in elsewhere)}
 
 
-def test_a_key_that_nothing_reads_is_an_error_that_says_who_would():
+def test_unread_keys_are_errors_that_name_the_method_that_reads_them():
     config = get("quickstart")
     wam.check_training(config)
     config.objective.guidance = 7.5
@@ -100,7 +100,7 @@ def test_a_key_that_nothing_reads_is_an_error_that_says_who_would():
     wam.check_training(config)
 
 
-def test_names_of_before_are_read_as_those_of_now():
+def test_old_names_of_keys_are_still_read():
     config = get("quickstart")
     saved = configs.to_json(config)
     objective, model = saved["objective"], saved["model"]

@@ -46,7 +46,7 @@ def cells(path):
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda p: p.stem)
-def test_a_notebook_is_its_text(text):
+def test_notebooks_match_their_source_text(text):
     assert cells(text.with_suffix(".ipynb")) == cells(text), f"run jupytext --sync {text}"
     notebook = json.loads(text.with_suffix(".ipynb").read_text())
     assert not any(c.get("outputs") for c in notebook["cells"])  # small to review
@@ -54,7 +54,7 @@ def test_a_notebook_is_its_text(text):
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda p: p.stem)
-def test_a_notebook_says_what_it_needs(text):
+def test_notebooks_state_their_requirements(text):
     kinds, tags, sources = zip(*cells(text), strict=True)
     assert sources[0].startswith("# ") and "In Colab: *File*, *Open notebook*" in sources[0]
     assert "OWNER" not in "".join(sources)  # an address that nobody has
@@ -75,7 +75,7 @@ def test_a_notebook_says_what_it_needs(text):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", TEXTS, ids=lambda p: p.stem)
-def test_a_notebook_runs(text, tmp_path, monkeypatch):
+def test_notebooks_run(text, tmp_path, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     pytest.importorskip("ipywidgets")

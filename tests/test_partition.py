@@ -56,7 +56,7 @@ def test_frozen_parameters_keep_every_bit(options):
         assert {p for p, x in bits(state.ema).items() if x != average[p]} == set(average) == new
 
 
-def test_what_is_trained_does_not_notice_what_is_frozen():
+def test_freezing_does_not_change_the_gradients_of_the_rest():
     """The same gradients: parameters and losses of the first step are those without freezing."""
     results = {}
     for rules in ((), FROZEN):

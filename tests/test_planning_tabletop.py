@@ -23,7 +23,7 @@ def planning():
         yield module
 
 
-def test_ways_change_what_they_say(planning):
+def test_ways_of_acting_change_the_stated_fields(planning):
     rows = planning.ways("base")
     assert len(rows) == 4 + 2 + 2 * 2 and set(planning.ways("log_normal")) == {"direct"}
     assert set(planning.ways("prefix")) == {"direct", "frozen"}
@@ -104,7 +104,7 @@ def test_rows_are_compared_in_the_same_episodes_of_the_same_checkpoints(planning
     assert paired["frozen"] == f"25.0 [{25 - half:.1f}, {25 + half:.1f}]"
 
 
-def test_what_policies_start_from(planning, tmp_path, monkeypatch):
+def test_policies_start_from_the_pretrained_world_model(planning, tmp_path, monkeypatch):
     """Trained once without a loss for actions; Fast-WAM's action experts start fresh."""
     made = []
     monkeypatch.setattr(planning.study, "train", lambda *args: made.append(args))
@@ -121,7 +121,7 @@ def test_what_policies_start_from(planning, tmp_path, monkeypatch):
     assert planning.study.pretrain_video(planning.CONFIG, tmp_path, 0) == () and not made
 
 
-def test_what_there_is_to_choose_from(planning, tmp_path, monkeypatch):
+def test_choice_measures_error_and_spread_of_proposals(planning, tmp_path, monkeypatch):
     offsets = np.linspace(-0.7, 0.7, 8)
 
     def plan(objective, params, normalizers, observation, key):
@@ -150,7 +150,7 @@ def test_what_there_is_to_choose_from(planning, tmp_path, monkeypatch):
     assert planning.choice(tmp_path) == everything
 
 
-def test_judges_of_one_plan_each(planning, tmp_path, monkeypatch):
+def test_judges_compares_values_with_outcomes_of_plans(planning, tmp_path, monkeypatch):
     """Both judge plans of one proposal; only plans that were made before the end count."""
     judged = []
 

@@ -36,7 +36,7 @@ def config():
     return out
 
 
-def test_a_method_and_a_world_of_ones_own_are_trained_and_evaluated(tmp_path, monkeypatch):
+def test_a_custom_method_and_world_are_trained_and_evaluated(tmp_path, monkeypatch):
     monkeypatch.setattr(fake, "world", functools.partial(fake.world, expert=True))
     asked = config()
     asked.data.root = str(tmp_path)
@@ -56,7 +56,7 @@ def test_a_method_and_a_world_of_ones_own_are_trained_and_evaluated(tmp_path, mo
         policy.objective.with_planner(policy.objective)
 
 
-def test_a_source_of_ones_own_is_read_in_place_and_trained_on(tmp_path):
+def test_a_custom_source_is_read_in_place_and_trained_on(tmp_path):
     asked = config()
     asked.data.sources.demos = configs.source(path="plugs.reader:Dot", episodes=2)
     asked.total_steps, asked.eval.episodes, asked.data.root = 2, 0, str(tmp_path)
@@ -89,7 +89,7 @@ def test_a_source_of_ones_own_is_read_in_place_and_trained_on(tmp_path):
             pipeline.open_episodes(asked)
 
 
-def test_names_of_plugs_that_do_not_exist_are_said():
+def test_unknown_plug_names_are_errors():
     for name, said in (
         ("fast_wan", "config.objective.name = 'fast_wan' does not exist, did you mean 'fast_wam'"),
         ("plugs.metod:METHOD", "config.objective.name='plugs.metod:METHOD': No module named"),
@@ -99,7 +99,7 @@ def test_names_of_plugs_that_do_not_exist_are_said():
             wam.method(name)
 
 
-def test_a_kernel_of_ones_own_is_the_attention_of_a_network():
+def test_a_custom_kernel_computes_a_networks_attention():
     chosen = attention.named("plugs.other:kernel")
     assert hash(chosen) == hash(attention.named("plugs.other:kernel"))
     rng = np.random.default_rng(0)
@@ -113,7 +113,7 @@ def test_a_kernel_of_ones_own_is_the_attention_of_a_network():
         np.testing.assert_allclose(got[group], want[group], atol=1e-6)
 
 
-def test_a_backbone_of_ones_own_is_a_key_map_and_sizes(tmp_path):
+def test_a_custom_backbone_needs_only_a_key_map_and_sizes(tmp_path):
     name = "plugs.other:BACKBONE"
     small = families.named(layers=2, width=48, heads=2, ffn=96, channels=4) | {}
     sizes = {k: v for k, v in small.items() if k in families.family(name).sizes}

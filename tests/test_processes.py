@@ -242,7 +242,7 @@ def test_the_death_of_one_of_two_ends_the_other(pod):
     assert pod["left"] == 16
 
 
-def test_what_is_damaged_for_one_of_two_is_set_aside_once_and_both_go_on_from_the_same(pod):
+def test_a_checkpoint_damaged_for_one_process_is_set_aside_for_both(pod):
     """The process that speaks is not the one that could not read it."""
     events = (("death", pod["stopped"][0], 8, "process_1-of-2.json: "),
               ("interrupt", pod["left"], 12, rf"slice\({WIDTH // 2}, {WIDTH}, 1\)"))  # fmt: skip
@@ -257,7 +257,7 @@ def test_what_is_damaged_for_one_of_two_is_set_aside_once_and_both_go_on_from_th
     assert pod["kept"] == ["16", "17", *damaged]
 
 
-def test_any_number_of_processes_continues_as_if_there_had_been_one(pod, alone):
+def test_resuming_with_another_number_of_processes_changes_nothing(pod, alone):
     """One process, two that share every example (tensor), twice two that share the batch, one."""
     assert f"continuing from checkpoint {ALONE}\n" in pod["signal"][0][0]
     got = metrics.read(pod["workdir"] / "run")
@@ -271,7 +271,7 @@ def reports(pod):
     return [json.loads((pod["workdir"] / f"process{i}.json").read_text()) for i in range(2)]
 
 
-def test_two_that_find_data_missing_collect_it_once(pod):
+def test_two_processes_collect_missing_data_once(pod):
     assert (pod["workdir"] / "data/collections.txt").read_text() == "0\n"
     whole = next(train.build_data(data_of(pod["workdir"] / "data")).iterator)["episode"]
     rows = [report["rows"] for report in reports(pod)]
@@ -318,7 +318,7 @@ def test_a_process_that_fails_does_not_wait_for_the_others(error, text, monkeypa
         sys.exit(0)
 
 
-def test_strangers_on_one_host_collect_once(tmp_path, monkeypatch):
+def test_two_runs_on_one_host_collect_the_same_data_once(tmp_path, monkeypatch):
     """Two runs that know nothing of each other."""
     monkeypatch.setattr(collection, "collect", slow_collect)
     asked, opened = data_of(tmp_path), []

@@ -86,7 +86,7 @@ def run(killed, tmp_path):
     return shutil.copytree(killed, tmp_path / "run")
 
 
-def test_killed_again_and_again_it_ends_bitwise_the_same(uninterrupted, run):
+def test_a_run_killed_repeatedly_ends_bitwise_the_same(uninterrupted, run):
     said, status = launch(run)
     assert status == 0, said
     assert "continuing from checkpoint" in said
@@ -115,7 +115,7 @@ def test_resumes_on_another_number_of_devices(uninterrupted, run, devices, mesh)
         np.testing.assert_allclose(a[key], b[key], rtol=1e-4, atol=1e-4, err_msg=key)
 
 
-def test_a_signal_saves_and_stops_and_it_ends_bitwise_the_same(uninterrupted, tmp_path, capsys):
+def test_a_run_stopped_by_a_signal_saves_and_resumes_bitwise(uninterrupted, tmp_path, capsys):
     config, devices = toy.config(total_steps=STEPS), jax.devices()[:2]
     for number, at in ((signal.SIGTERM, 5), (signal.SIGINT, 8)):
         before = signal.getsignal(number)

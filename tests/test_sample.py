@@ -61,7 +61,7 @@ def test_one_program_whatever_the_count_and_the_batches_do_not_repeat(loaded):
     assert np.any(made != sampling.draw(sampler, condition, 7, seed=4, batch=4))
 
 
-def test_weights_are_the_average(run, loaded):
+def test_sampling_uses_the_ema(run, loaded):
     from wamjax.training.checkpoint import restore_params
 
     sampler, _ = loaded
@@ -71,7 +71,7 @@ def test_weights_are_the_average(run, loaded):
     assert np.any(np.asarray(used) != raw["video"]["patch_embed"]["kernel"])
 
 
-def test_what_does_not_fit_is_said(run, loaded):
+def test_mismatched_options_are_errors(run, loaded):
     sampler, config = loaded
     with pytest.raises(ValueError, match="not conditioned by 'label', but by .*'instruction'"):
         sampling.inputs(sampler, config, 2, label=1)
@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_said(run, loaded):
         sampling.load(run, temperature=0.5)
 
 
-def test_a_run_of_another_kind_is_told_its_command(run):
+def test_a_run_of_another_kind_is_an_error_that_names_the_right_command(run):
     message = f"{run} trained a model of pictures .'denoising'.; use python -m wamjax.sample"
     for command in (trained.load, foresight.run):
         with pytest.raises(ValueError, match=message):

@@ -50,7 +50,7 @@ def test_scores_and_table_of_the_schemes(workdir, monkeypatch):
         assert (workdir / name).exists()
 
 
-def test_a_model_that_knows_the_future_beats_one_that_copies():
+def test_true_futures_score_better_than_copies():
     schemes = study("schemes_video")
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 255, (6, 4, 16, 16, 3), np.uint8)
@@ -71,7 +71,7 @@ def test_a_model_that_knows_the_future_beats_one_that_copies():
 
 
 @pytest.mark.slow
-def test_clips_go_on_beyond_the_length_of_training(workdir):
+def test_clips_continue_beyond_the_training_length(workdir):
     sampler, config = sampling.load(workdir / "blocks-0")
     condition, given = sampling.inputs(sampler, config, 3, given=2)
     short, long = (sampling.draw(sampler, condition, 3, 0, given, 3, frames) for frames in (0, 8))

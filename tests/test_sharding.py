@@ -96,7 +96,7 @@ def test_slices_are_joined_by_the_axes_that_communicate_least(sizes, slices, cro
     assert all(np.ptp(row) == 0 for row in where.reshape(-1, sizes[2]))
 
 
-def test_tensor_does_not_go_from_slice_to_slice():
+def test_the_tensor_axis_does_not_cross_slices():
     devices = [Device(id=i, slice_index=i // 4) for i in range(8)]
     text = "mesh data=1 x fsdp=1 x tensor=8 on 2 slices: .* make mesh.data a multiple of 2"
     with pytest.raises(ValueError, match=text):
@@ -116,7 +116,7 @@ def test_check_config():
 # ---- rules ----
 
 
-def test_every_parameter_has_exactly_the_split_that_its_role_asks_for():
+def test_every_parameter_is_sharded_by_its_role():
     specs = {
         k: sharding.spec_of(k, s, mesh(2, 2, 2)) for k, s in shapes().items()
     }  # no parameter is unmatched
@@ -180,7 +180,7 @@ def test_a_dimension_that_does_not_divide_is_an_error_naming_it():
         sharding.spec_of("blocks/video/ffn/in/kernel", (8, 8), mesh(2, 4))
 
 
-def test_optimiser_state_lives_where_its_parameter_lives():
+def test_optimiser_state_is_sharded_like_its_parameter():
     config = toy.config()
     abstract = jax.eval_shape(lambda: state.create(toy.fast_wam(), optim.make(config), config))
     m = mesh(2, 2, 2)

@@ -190,7 +190,7 @@ def test_every_microbatch_has_the_shares_of_the_sources(weights, micro):
     assert every[0] == every[1] and len(every[0]) == 32
 
 
-def test_shares_that_fit_no_microbatch_are_right_to_an_example():
+def test_shares_that_do_not_fit_a_microbatch_are_right_to_one_example():
     config, batch = of_sources((27, 5), 2)
     parts = microbatches(batch["proprio"], 2, microbatch_row(Shares(), config))
     assert sorted(parts[:, :, 0].sum(axis=1)) == [13, 14]  # of 16 examples each
@@ -204,7 +204,7 @@ def test_a_step_on_a_mesh_takes_its_microbatches_in_these_shares():
     np.testing.assert_allclose((metrics["share"], metrics["square"]), (share, share**2), rtol=1e-6)
 
 
-def test_a_metric_is_the_mean_over_the_microbatches_that_know_it():
+def test_metrics_average_over_the_microbatches_that_have_them():
     config = toy.config(**{"optim.accumulate": 4, "data.batch_size": 8})
     batch = toy.batch(8)
     batch["proprio"][:, 0] = [1, 1, 0, 0, 1, 1, 0, 1]  # in pairs of 0 and 4, 1 and 5, ...
@@ -378,7 +378,7 @@ def test_ema_is_the_closed_form(warmup, plain):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_a_short_run_with_a_long_average_is_not_its_own_start():
+def test_ema_warmup_keeps_a_short_run_from_averaging_its_start():
     """Of the weights at 0.9999 as published, 97.5 % are the start after 250 steps; warmed up,
     those of the first half are nothing. At the published lengths both are the same to the bit."""
     config, share = toy.config(**{"optim.ema_decay": 0.9999}), {}

@@ -33,7 +33,7 @@ def finished(tmp_path_factory):
     return workdir
 
 
-def test_what_a_run_leaves(finished):
+def test_a_run_leaves_these_files(finished):
     assert {p.name for p in finished.iterdir()} >= {
         "config.json", "metrics.jsonl", "checkpoints", "media", "DONE"
     }  # fmt: skip
@@ -89,13 +89,13 @@ def test_double_precision_that_is_not_on_is_an_error(tmp_path):
         run(toy.config(**{"precision.compute": "float64"}), tmp_path)
 
 
-def test_an_evaluation_that_cannot_be_is_an_error_before_training(tmp_path):
+def test_an_impossible_evaluation_is_an_error_before_training(tmp_path):
     with pytest.raises(ValueError, match="eval.episodes = 4: 'fast_wam' is no policy, set it to 0"):
         run(toy.config(**{"eval.episodes": 4}), tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_a_run_that_died_in_evaluation_comes_back_to_it(finished, monkeypatch):
+def test_a_run_killed_during_evaluation_resumes_it(finished, monkeypatch):
     (finished / "DONE").unlink()
     before = (finished / "metrics.jsonl").read_text()
     assert run(toy.config(total_steps=6), finished)
@@ -124,7 +124,7 @@ def test_a_refused_run_changes_nothing(finished):
     assert names() == before and (finished / "config.json").read_text() == config
 
 
-def test_a_folder_that_is_in_use_is_left_alone(finished):
+def test_a_folder_in_use_by_another_training_is_refused(finished):
     """Two trainings in one folder would write over each other's checkpoints."""
     config = (finished / "config.json").read_text()
     with guards.alone(finished):
@@ -169,7 +169,7 @@ def test_nan_at_step_0_is_skipped_and_counted(tmp_path, capsys):
     assert all(np.isfinite(x).all() for x in leaves)
 
 
-def test_k_in_a_row_stops_with_the_last_good_checkpoint(tmp_path):
+def test_k_skips_in_a_row_stop_the_run_with_the_last_good_checkpoint(tmp_path):
     # Batches 5, 6, 7 of 8 are bad: steps 6 to 8. A checkpoint is due at 6 and at 8.
     config = toy.config(total_steps=12, **{"guard.max_consecutive_skips": 3,
                                            "checkpoint.every": 2})  # fmt: skip
@@ -185,7 +185,7 @@ def test_k_in_a_row_stops_with_the_last_good_checkpoint(tmp_path):
     assert metrics.read(tmp_path)[-1]["skips"] == 3
 
 
-def test_no_checkpoint_to_keep_is_said():
+def test_divergence_without_a_checkpoint_is_reported():
     row = {"skips_in_a_row": 10.0, "loss": float("nan"), "grad_norm": 1.0, "step": 10.0}
     with pytest.raises(guards.Diverged, match="no checkpoint was saved"):
         guards.check_streak(row, 10, None)
@@ -213,7 +213,7 @@ def test_a_missing_extra_says_what_to_install(tmp_path, monkeypatch, key, packag
         metrics.writers(tmp_path, toy.config(**{key: value}))
 
 
-def test_a_wandb_run_is_told_from_others_and_goes_on(tmp_path, monkeypatch):
+def test_wandb_runs_have_unique_ids_and_resume(tmp_path, monkeypatch):
     asked = []
     fake = types.SimpleNamespace(
         init=lambda **options: asked.append(options) or types.SimpleNamespace(finish=None)
@@ -262,7 +262,7 @@ def test_the_loop_really_optimises(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", '{"st', "[3]", '{"step": null}'])
-def test_a_bad_done_is_said_and_ignored(finished, capsys, text):
+def test_a_damaged_done_file_is_reported_and_ignored(finished, capsys, text):
     (finished / "DONE").write_text(text)
     assert run(toy.config(total_steps=6), finished)
     said = capsys.readouterr().err
@@ -270,7 +270,7 @@ def test_a_bad_done_is_said_and_ignored(finished, capsys, text):
     assert json.loads((finished / "DONE").read_text()) == {"step": 6}
 
 
-def test_a_bad_config_of_a_done_run_is_said_and_ignored(finished, capsys):
+def test_a_damaged_config_of_a_finished_run_is_reported_and_ignored(finished, capsys):
     whole = (finished / "config.json").read_text()
     (finished / "config.json").write_text(whole[:50])
     assert run(toy.config(total_steps=6), finished)
@@ -299,7 +299,7 @@ def test_a_bucket_is_refused_before_anything_is_made(tmp_path, monkeypatch, work
     assert not list(tmp_path.iterdir())
 
 
-def test_a_home_that_cannot_be_written_to_is_an_error_that_names_what_to_set(tmp_path, monkeypatch):
+def test_an_unwritable_home_is_an_error_that_names_what_to_set(tmp_path, monkeypatch):
     (tmp_path / "home").write_text("no folder")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -333,7 +333,7 @@ def test_flipped_bits_of_a_run_are_trained_again_from_the_checkpoint_before(tmp_
 # ---- the average ----
 
 
-def test_an_average_that_is_too_long_for_a_run_is_said(capsys):
+def test_an_ema_too_long_for_the_run_gives_a_warning(capsys):
     def said(**values):
         continuing.check_average(toy.config(**{f"optim.{k}": v for k, v in values.items()},
                                         total_steps=250))  # fmt: skip

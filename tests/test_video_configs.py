@@ -60,7 +60,7 @@ def test_one_network_serves_every_scheme(scheme):
     assert tree.count(check(small, wam.build(small, clips(4, 16)))) < 1e5
 
 
-def test_tokens_are_of_the_palette_that_the_config_names(tmp_path):
+def test_tokens_use_the_palette_of_the_config(tmp_path):
     config = get("video_tokens", "debug")
     config.data.root = str(tmp_path)
     objective = wam.build(config, spec_of(config))

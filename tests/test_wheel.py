@@ -51,7 +51,7 @@ def wheel(tmp_path_factory):
     return file
 
 
-def test_the_wheel_holds_every_experiment_and_nothing_beside_the_package(wheel):
+def test_the_wheel_holds_all_experiments_and_only_the_package(wheel):
     with zipfile.ZipFile(wheel) as file:
         names = [pathlib.PurePosixPath(name) for name in file.namelist()]
         got = sorted(p.name for p in names if p.parent.as_posix() == "wamjax/experiments")

@@ -99,7 +99,7 @@ def test_one_program_serves_all_calls(exported):
     assert _act._cache_size() == count
 
 
-def test_a_prefix_is_given_back_and_one_program_serves_all_of_them(exported, tmp_path):
+def test_prefixes_come_back_unchanged_and_share_one_program(exported, tmp_path):
     runs.save(tmp_path / "run", runs.fast_wam(**{"objective.prefix_max": 3}))
     export_policy.from_run(tmp_path / "run", tmp_path / "bundle", progress=False)
     policy = wamjax.load_policy(tmp_path / "bundle")
@@ -132,7 +132,7 @@ def test_a_prefix_is_given_back_and_one_program_serves_all_of_them(exported, tmp
         exported[0](seen, 0, prefix=(actions, 1))
 
 
-def test_the_bundle_says_what_it_is(exported):
+def test_the_manifest_describes_the_policy(exported):
     policy, _, folder = exported
     said = policy.manifest
     assert said.spec == SPEC and list(said.spec.cameras) == list(SPEC.cameras)
@@ -147,7 +147,7 @@ def test_the_bundle_says_what_it_is(exported):
     assert step == 5 and stored.arrays.keys() == dtypes.keys()
 
 
-def test_words_of_the_data_go_along(tmp_path):
+def test_the_vocabulary_is_part_of_the_bundle(tmp_path):
     words = ("block", "lift", "the")
     spec = dataclasses.replace(SPEC, words=words)
     runs.save(tmp_path / "run", runs.fast_wam(), spec, (2,))
@@ -207,7 +207,7 @@ def test_adapters_act_as_in_the_run(tmp_path):
     np.testing.assert_array_equal(got, act_by_run(before, seen, jax.random.key(0)))
 
 
-def test_a_planner_goes_along(tmp_path):
+def test_a_planner_is_part_of_the_bundle(tmp_path):
     config = get("tabletop", "debug")
     config.objective.infer_steps, config.objective.value = 1, "value"
     config.model.layers = 1
@@ -245,7 +245,7 @@ def test_a_planner_goes_along(tmp_path):
     np.testing.assert_array_equal(policy(seen, 0), want)
 
 
-def test_text_embeddings_travel(tmp_path):
+def test_text_embeddings_are_part_of_the_bundle(tmp_path):
     cache = EmbeddingCache.create(tmp_path / "text", Settings("toy", runs.SPEC.instruction_length))
     rng = np.random.default_rng(0)
     texts = ["lift the block", "open the drawer"]
@@ -274,7 +274,7 @@ def test_text_embeddings_travel(tmp_path):
         wamjax.load_policy(tmp_path / "b")
 
 
-def test_on_a_mesh_it_acts_alike(exported):
+def test_actions_on_a_mesh_are_the_same(exported):
     policy, _, folder = exported
     mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
     spread = wamjax.load_policy(folder, mesh=mesh)
@@ -284,7 +284,7 @@ def test_on_a_mesh_it_acts_alike(exported):
     np.testing.assert_allclose(spread(seen, 0), policy(seen, 0), rtol=0.05, atol=0.05)
 
 
-def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
+def test_export_never_overwrites_and_is_atomic(tmp_path, monkeypatch):
     runs.save(tmp_path / "run", runs.fast_wam(), steps=(2,))
     (tmp_path / "there").mkdir()
     with pytest.raises(FileExistsError, match="there exists; remove it or choose another output"):
@@ -295,7 +295,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "there"]
 
 
-def test_what_is_no_bundle_is_named(exported, tmp_path):
+def test_folders_that_are_not_bundles_are_errors(exported, tmp_path):
     with pytest.raises(FileNotFoundError, match="(?s)no policy bundle .*wamjax.export_policy"):
         wamjax.load_policy(tmp_path)
     folder = shutil.copytree(exported[2], tmp_path / "b")
@@ -316,7 +316,7 @@ def test_what_is_no_bundle_is_named(exported, tmp_path):
         export_policy.from_run(tmp_path / "run", tmp_path / "c", 4, progress=False)
 
 
-def test_wamjax_itself_stays_light():
+def test_importing_wamjax_stays_light():
     code = (
         "import sys, wamjax; assert 'jax' not in sys.modules; f = wamjax.load_policy; "
         "heavy = {'torch', 'tensorflow', 'wandb', 'matplotlib', 'transformers'}; "

@@ -206,7 +206,7 @@ def test_a_codec_with_parameters_of_the_policy_is_merged(tmp_path, monkeypatch):
         wamjax.load_policy(tmp_path / "bundle")
 
 
-def test_everything_that_is_missing_is_said_at_once(tmp_path):
+def test_all_missing_parts_are_reported_at_once(tmp_path):
     config = get("fast_wam_libero")
     config.data.embeddings = ""
     weights(tmp_path, "fast_wam", FAST_WAM | families.named(ffn=64))

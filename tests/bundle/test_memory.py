@@ -9,7 +9,7 @@ from wamjax import export_policy
 from wamjax.weights import store
 
 
-def test_one_array_at_a_time_is_in_two_layouts(tmp_path, monkeypatch):
+def test_at_most_one_array_is_held_in_two_layouts(tmp_path, monkeypatch):
     """All layers of an array are together only until they are taken apart: before the next one."""
     runs.save(tmp_path / "run", runs.fast_wam(), steps=(3,))
     export_policy.from_run(tmp_path / "run", tmp_path / "bundle", progress=False)

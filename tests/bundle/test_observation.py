@@ -12,7 +12,7 @@ OBSERVER = Observer(runs.SPEC)
 tokenize = Vocabulary().tokenize
 
 
-def test_one_robot_and_several():
+def test_observations_of_one_robot_and_of_several():
     seen = runs.observation()
     got, batched = OBSERVER(seen)
     assert not batched and got["video"].shape == (1, 1, 16, 40, 3)
@@ -30,7 +30,7 @@ def test_one_robot_and_several():
         assert OBSERVER(OBSERVER.example(count))[0]["video"].shape[0] == max(count, 1)
 
 
-def test_a_state_that_float32_cannot_hold_is_not_taken():
+def test_a_state_that_overflows_float32_is_refused():
     seen = runs.observation()
     state = seen["proprio"].astype(np.float64) * 0 + 1e300
     with pytest.raises(BadObservation, match=r"proprio\[0\] is 1e\+300: every number must be"):
@@ -65,7 +65,7 @@ BLANK = np.zeros((16, 16, 3), np.uint8)
         ({"state": 0}, r"keys \[\] are missing and \['state'\] are unknown"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_named_with_the_fix(changes, message):
+def test_mismatches_are_errors_that_name_the_fix(changes, message):
     with pytest.raises(BadObservation, match=message):
         OBSERVER(runs.observation() | changes)
 

@@ -66,7 +66,7 @@ def changed(bundle, place, **changes):
         ({"step": "five"}, "step = 'five' must be a number of steps"),
     ],
 )
-def test_what_cannot_be_is_named_with_its_file(bundle, tmp_path, changes, message):
+def test_impossible_values_are_errors_that_name_the_file(bundle, tmp_path, changes, message):
     with pytest.raises(files.BadBundle, match=message) as error:
         wamjax.load_policy(changed(bundle, tmp_path / "b", **changes))
     assert str(tmp_path / "b" / "policy.json") in str(error.value)
@@ -96,7 +96,7 @@ def mutate(value, rng):
     return value
 
 
-def test_mutations_of_the_manifest_raise_one_error_or_change_nothing_that_acts(bundle, tmp_path):
+def test_mutations_of_the_manifest_are_errors_or_harmless(bundle, tmp_path):
     """What still reads is a bundle of positive sizes and possible statistics."""
     rng, good = random.Random(0), json.loads((bundle / "policy.json").read_text())
     good.pop("digest")
@@ -119,7 +119,7 @@ def test_mutations_of_the_manifest_raise_one_error_or_change_nothing_that_acts(b
             files.read(tmp_path)
 
 
-def test_a_flipped_bit_or_a_missing_chunk_does_not_act(bundle, tmp_path):
+def test_a_bundle_with_a_flipped_bit_or_missing_chunk_is_refused(bundle, tmp_path):
     chunks = sorted(p for p in (bundle / "weights" / "params").rglob("*")
                     if p.is_file() and p.name[0].isdigit() and p.stat().st_size > 40)  # fmt: skip
     rng = np.random.default_rng(0)
@@ -139,7 +139,7 @@ def test_a_flipped_bit_or_a_missing_chunk_does_not_act(bundle, tmp_path):
         wamjax.load_policy(folder)
 
 
-def test_actions_that_are_no_numbers_are_not_returned(bundle):
+def test_non_finite_actions_are_not_returned(bundle):
     policy = wamjax.load_policy(bundle)
     params = jax.tree.map(
         lambda x: jax.device_put(np.full_like(np.asarray(x), np.nan)), policy._acting.params
@@ -149,7 +149,7 @@ def test_actions_that_are_no_numbers_are_not_returned(bundle):
         policy(runs.observation())
 
 
-def test_what_is_unlike_the_demonstrations_is_said_once_or_refused(bundle, tmp_path, recwarn):
+def test_out_of_range_observations_warn_once_or_are_refused(bundle, tmp_path, recwarn):
     texts = ["lift the block", "lower the block"]
     folder = changed(bundle, tmp_path / "b", statistics__instructions=texts)
     policy = wamjax.load_policy(folder)
@@ -180,11 +180,11 @@ def test_a_system_without_locks_acts_and_trains():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_package_says_what_there_is():
+def test_the_package_lists_its_public_names():
     assert dir(wamjax) == ["__version__", "load_policy"]
 
 
-def test_acting_ahead_of_time_spends_no_warning(bundle, tmp_path, recwarn):
+def test_acting_during_warm_up_does_not_use_up_warnings(bundle, tmp_path, recwarn):
     """Else the one that is said once is gone before a robot moves."""
     texts = ["lift the block", "lower the block"]
     changes = {"statistics__instructions": texts, "statistics__proprio__min": [2.0] * 5,
@@ -198,7 +198,7 @@ def test_acting_ahead_of_time_spends_no_warning(bundle, tmp_path, recwarn):
         strict(strict.example() | {"instruction": "lift teh block"})
 
 
-def test_what_else_a_folder_is_and_how_it_becomes_a_bundle(bundle, tmp_path):
+def test_errors_say_how_other_folders_become_bundles(bundle, tmp_path):
     runs.save(tmp_path / "run", runs.fast_wam(), steps=(2,))
     for folder, message in (
         (tmp_path / "run", "is a run, no policy bundle.*--workdir=.*/run "),

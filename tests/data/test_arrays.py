@@ -121,7 +121,7 @@ def test_resuming_is_bitwise_the_uninterrupted_run(root, prefetch, cut):
 # ---- tables ----
 
 
-def test_what_is_served_is_said_in_the_spec():
+def test_the_spec_describes_what_is_served():
     stored = {
         "latents": np.ones((3, 2, 2), np.float16), "context": np.ones((3, 4, 5), np.float64),
         "video": np.ones((3, 1, 2, 2, 3), np.uint8), "label": np.array([0, 2, 1]),
@@ -168,14 +168,14 @@ def test_arrays_that_do_not_fit_are_named(stored, sizes, message):
         ("latents", "latents:path=FILE"),
     ],
 )
-def test_a_wrong_name_or_option_is_told_with_a_suggestion(root, which, message):
+def test_a_wrong_name_or_option_is_an_error_with_a_suggestion(root, which, message):
     if which.endswith("=6"):
         pytest.importorskip("sklearn")
     with pytest.raises(ValueError, match=message):
         iterate(config(root, which))
 
 
-def test_kinds_and_splits_that_do_not_exist(root):
+def test_unknown_kinds_and_splits_are_errors(root):
     with pytest.raises(ValueError, match="config.data.kind = 'array' is not one of"):
         iterate(config(root, **{"data.kind": "array"}))
     with pytest.raises(ValueError, match="split 'val' is not"):

@@ -89,7 +89,7 @@ def spoil(path: pathlib.Path, change, bad=(BAD,)) -> pathlib.Path:
 
 
 @pytest.mark.parametrize("fault", HEADS)
-def test_an_episode_that_is_not_as_said_is_named_with_its_file_record_and_key(tmp_path, fault):
+def test_a_mismatched_episode_is_an_error_with_file_record_and_key(tmp_path, fault):
     change, message = HEADS[fault]
     reader = Reader(spoil(tmp_path / "a", change))
     where = rf"episodes-00000-of-00001.arrayrecord: record {BAD} \(episode {BAD}\).*"
@@ -101,7 +101,7 @@ def test_an_episode_that_is_not_as_said_is_named_with_its_file_record_and_key(tm
 
 
 @pytest.mark.parametrize("fault", PICTURES)
-def test_a_picture_that_is_none_is_named_with_its_file_record_camera_and_frame(tmp_path, fault):
+def test_an_invalid_picture_is_an_error_with_file_record_camera_and_frame(tmp_path, fault):
     change, message = PICTURES[fault]
     windows = Windows(Reader(spoil(tmp_path / "a", change)), SPEC)
     where = rf"arrayrecord: record {BAD} \(episode {BAD}\): camera 'top', frame 0: .*"
@@ -110,7 +110,7 @@ def test_a_picture_that_is_none_is_named_with_its_file_record_camera_and_frame(t
     assert windows[0]["images"]["top"].shape == (3, 8, 6, 3)
 
 
-def test_a_record_of_other_numbers_is_not_what_was_written(tmp_path, monkeypatch):
+def test_a_record_with_changed_numbers_fails_its_digest(tmp_path, monkeypatch):
     path = synthetic.write(tmp_path / "a", LENGTHS)
     other = synthetic.write(tmp_path / "b", LENGTHS, first=10)
     for file in other.glob("*.arrayrecord"):
@@ -120,7 +120,7 @@ def test_a_record_of_other_numbers_is_not_what_was_written(tmp_path, monkeypatch
         Reader(path)[1]
 
 
-def test_numbers_far_from_what_the_statistics_hold_are_of_a_bad_record(tmp_path):
+def test_numbers_far_outside_the_statistics_make_a_record_bad(tmp_path):
     """300 where the demonstrations' actions lie between 0 and 6: no unit is wrong by so much."""
     spoil(tmp_path / "a", lambda e: {"actions": at(e.actions, 1, 30_000.0)})
     config = synthetic.config(tmp_path, a={"path": "a"})
@@ -138,7 +138,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("fault", ["nan", "bomb"])
-def test_bad_episodes_are_counted_said_and_replaced_alike_everywhere(tmp_path, capsys, fault):
+def test_bad_episodes_are_counted_logged_and_replaced_reproducibly(tmp_path, capsys, fault):
     change, _ = (HEADS | PICTURES)[fault]
     spoil(tmp_path / "a", change, bad=(1, BAD))
     synthetic.write(tmp_path / "clean", LENGTHS)
@@ -164,7 +164,7 @@ def test_bad_episodes_are_counted_said_and_replaced_alike_everywhere(tmp_path, c
         batches(config, 16)
 
 
-def test_it_goes_on_from_its_place_bit_for_bit(tmp_path):
+def test_resuming_with_bad_records_is_bitwise_exact(tmp_path):
     change, _ = HEADS["nan"]
     spoil(tmp_path / "a", change)
     config = synthetic.config(tmp_path, a={"path": "a"})
@@ -180,7 +180,7 @@ def test_it_goes_on_from_its_place_bit_for_bit(tmp_path):
     assert same(wanted, [next(again) for _ in range(12)])
 
 
-def test_a_source_of_nothing_good_ends_in_an_error(tmp_path):
+def test_a_source_without_good_records_is_an_error(tmp_path):
     change, _ = HEADS["nan"]
     windows = Windows(
         Reader(spoil(tmp_path / "a", change, range(len(LENGTHS)))), SPEC, skips=skips.Skips(99)

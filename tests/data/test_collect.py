@@ -129,7 +129,7 @@ def test_the_config_collects_once_and_reuses(tmp_path, monkeypatch, capsys):
     assert "emove" not in str(error.value)
 
 
-def test_demonstrations_of_ones_own_are_never_to_be_removed(data, tmp_path):
+def test_errors_never_advise_removing_the_users_own_data(data, tmp_path):
     own = shutil.copytree(data, tmp_path / "own")
     values = json.loads((own / "spec.json").read_text())
     (own / "spec.json").write_text(json.dumps(values | {"collection": {}}))

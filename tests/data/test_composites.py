@@ -106,7 +106,7 @@ def test_the_layout_is_that_of_precomputed_latents(config, tmp_path):
         pipeline.open_episodes(config)
 
 
-def test_it_is_trained_on_and_a_robot_and_a_world_see_the_same(config):
+def test_training_robot_and_world_see_the_same_picture(config):
     spec = pipeline.open_episodes(config)[0]
     objective = wam.build(config, spec)
     assert objective.batch_spec(4)["video"].shape == (4, 3, 24, 16, 3)
@@ -125,7 +125,7 @@ def test_it_is_trained_on_and_a_robot_and_a_world_see_the_same(config):
     assert np.array_equal(layout.parse(LAYOUT).join(apart), want)
 
 
-def test_what_does_not_fit_is_named(config):
+def test_mismatched_layouts_are_errors(config):
     for key, value, message in (
         ("cameras", ("head", "left"), r"config.data.layout = .*config.data.cameras is"),
         ("image_size", (8, 8), r"config.data.image_size = \(8, 8\), and config.data.layout"),

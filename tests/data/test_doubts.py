@@ -53,7 +53,7 @@ def test_rare_values_that_clipping_loses_are_named_in_every_way_of_training(tmp_
 
 
 @pytest.mark.parametrize("mode", normalize.MODES)
-def test_what_is_not_named_comes_back(mode):
+def test_dimensions_without_a_warning_survive_a_round_trip(mode):
     rng = np.random.default_rng(0)
     rare = rng.random((4000, 4)) < 0.006
     rare[:, 0] = False

@@ -133,7 +133,7 @@ def test_the_encoder_gets_the_prompt(tmp_path):
     assert cache.lookup("lift {it}").any()
 
 
-def test_missing_ones_are_listed_with_the_command_that_fills_them_in(tmp_path):
+def test_missing_embeddings_are_listed_with_the_command_that_adds_them(tmp_path):
     cache = create(tmp_path / "c")
     with pytest.raises(
         ValueError,
@@ -167,7 +167,7 @@ def test_missing_ones_are_listed_with_the_command_that_fills_them_in(tmp_path):
         ((np.full((2, 6, 4), np.nan), np.ones((2, 6))), "of 'a' holds non-finite"),
     ],
 )
-def test_what_an_encoder_gives_is_checked(tmp_path, output, message):
+def test_the_encoders_output_is_checked(tmp_path, output, message):
     cache = create(tmp_path / "c")
     cache.add({"first": np.ones((3, 4))})
     with pytest.raises(ValueError, match=message):
@@ -175,7 +175,7 @@ def test_what_an_encoder_gives_is_checked(tmp_path, output, message):
     assert cache.missing(["a", "b"]) == ["a", "b"]
 
 
-def test_settings_and_files_that_are_none(tmp_path):
+def test_invalid_settings_and_files_are_errors(tmp_path):
     with pytest.raises(ValueError, match="padding 'zeros' is not one of zero, keep"):
         Settings("toy", 6, "zeros")
     with pytest.raises(ValueError, match="instruction.* once"):

@@ -44,7 +44,7 @@ def write(path, change=lambda i, episode: None, count=5, steps=24, **info):
     return path
 
 
-def test_of_a_good_data_set_there_is_nothing_to_say(tmp_path):
+def test_a_good_data_set_gives_no_warnings(tmp_path):
     found = examine(write(tmp_path / "a"))
     assert found.warnings == []
     assert found.facts["gripper"] == "actions[6] (gripper): -1 opens, 1 closes"
@@ -145,7 +145,7 @@ def test_short_episodes_and_plain_scenes_are_not_taken_for_faults_of_cameras(tmp
     assert not [w for w in warnings if "camera" in w] and [w for w in warnings if "one step" in w]
 
 
-def test_swapped_colours_beside_the_others_are_seen(tmp_path):
+def test_swapped_colours_are_detected(tmp_path):
     def change(i, episode):
         shown = episode["images"]["front"].copy()
         shown[..., 2] //= 4
@@ -165,7 +165,7 @@ def test_absolute_actions_are_recognised(tmp_path):
     assert examine(write(tmp_path / "a", change)).facts["actions"] == "absolute"
 
 
-def test_statistics_of_something_else_are_seen(tmp_path):
+def test_statistics_of_other_data_are_detected(tmp_path):
     write(tmp_path / "a")
     file = tmp_path / "a" / "statistics.json"
     rows = json.loads(file.read_text())
@@ -186,7 +186,7 @@ def test_bad_records_are_counted(tmp_path):
     assert len(found.episodes) == 4 and "cannot be read" in found.warnings[0]
 
 
-def test_a_wrong_rate_beside_another_data_set_is_doubted(tmp_path):
+def test_a_rate_that_disagrees_with_another_data_set_gives_a_warning(tmp_path):
     def steady(i, episode):
         episode["proprio"][:, :6] += np.arange(len(episode["proprio"]))[:, None]
 
@@ -204,7 +204,7 @@ def test_a_wrong_rate_beside_another_data_set_is_doubted(tmp_path):
     assert not [w for w in warnings if "rate" in w]
 
 
-def test_what_ingest_warned_of_is_said_again(tmp_path):
+def test_warnings_of_ingest_are_repeated(tmp_path):
     write(tmp_path / "a")
     report = {"warnings": ["frames were lost"], "bad": {"x.hdf5": "x.hdf5: cut off"}}
     (tmp_path / "a" / "ingest.json").write_text(json.dumps(report))

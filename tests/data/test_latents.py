@@ -140,7 +140,7 @@ def test_the_first_episodes_alone_can_be_written(demos, tmp_path):
 # ---- interruptions ----
 
 
-def test_it_goes_on_after_an_interruption_and_ends_the_same(demos, tmp_path):
+def test_an_interrupted_encoding_resumes_with_the_same_result(demos, tmp_path):
     write(demos, tmp_path / "whole", shard_bytes=3000)
     codec = Counting(fail_at=5)
     with pytest.raises(KeyboardInterrupt):
@@ -152,7 +152,7 @@ def test_it_goes_on_after_an_interruption_and_ends_the_same(demos, tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_it_goes_on_after_a_kill(demos, tmp_path):
+def test_a_killed_encoding_resumes(demos, tmp_path):
     script = textwrap.dedent("""
         import os, signal, sys
         from data import test_latents as t
@@ -186,7 +186,7 @@ def test_a_kill_at_the_very_end_costs_no_encoding(demos, tmp_path, monkeypatch):
     assert opened(tmp_path / "out").read(2, 4)[0, 0, 0, 1] == 4
 
 
-def test_the_beginning_of_something_else_is_not_continued(demos, tmp_path):
+def test_partial_files_of_other_settings_are_not_continued(demos, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write(demos, tmp_path / "out", encode=Counting(fail_at=5), shard_bytes=3000)
     with pytest.raises(ValueError, match=r"\.out\.latents holds the beginning of other latents: "
@@ -200,7 +200,7 @@ def test_the_beginning_of_something_else_is_not_continued(demos, tmp_path):
         write(demos, tmp_path / "done")
 
 
-def test_two_processes_do_not_write_the_same(demos, tmp_path):
+def test_two_processes_do_not_write_the_same_data_set(demos, tmp_path):
     def meanwhile(video):
         with pytest.raises(ValueError, match="is being written by another process"):
             write(demos, tmp_path / "out")
@@ -220,7 +220,7 @@ def test_two_processes_do_not_write_the_same(demos, tmp_path):
         ),
     ],
 )
-def test_what_a_codec_makes_is_checked(demos, tmp_path, codec, message):
+def test_the_codecs_output_is_checked(demos, tmp_path, codec, message):
     with pytest.raises(ValueError, match=message):
         write(demos, tmp_path / "out", encode=codec)
     assert not (tmp_path / "out").exists()
@@ -389,7 +389,7 @@ def test_other_layouts_are_refused(text, message):
         layout.parse(text)
 
 
-def test_a_layout_wants_its_cameras():
+def test_a_layout_needs_its_cameras():
     with pytest.raises(ValueError, match="wants camera 'b'; the cameras are"):
         layout.parse("a:2x2+b:2x2").compose({"a": np.zeros((1, 2, 2, 3), np.uint8)})
 
@@ -440,7 +440,7 @@ def test_published_configs_train_in_miniature_from_nothing(name, tmp_path, monke
         assert loss.shape == ()
 
 
-def test_published_configs_say_what_is_missing(tmp_path):
+def test_published_configs_report_missing_data(tmp_path):
     config = published("fast_wam_libero", None)
     config.data.root = str(tmp_path)
     message = (

@@ -21,7 +21,7 @@ def test_counts_are_proportional_and_exact():
 
 
 @pytest.mark.parametrize("weight", [0.001, 1e-9])
-def test_a_source_that_would_get_nothing_is_an_error_with_the_way_out(weight):
+def test_a_source_without_examples_is_an_error_that_names_the_fix(weight):
     with pytest.raises(ValueError, match="sources.rare with weight .* no example in a batch of 8"):
         counts({"rare": weight, "common": 1.0}, 8)
     with pytest.raises(ValueError, match="batch_size to 1001"):

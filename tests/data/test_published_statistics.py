@@ -65,7 +65,7 @@ SAMPLES = {"fast_wam": FAST_WAM, "cosmos_policy": COSMOS}
 
 
 @pytest.mark.parametrize("form", SAMPLES)
-def test_there_and_back_is_exact(tmp_path, form):
+def test_reading_and_writing_is_exact(tmp_path, form):
     path = tmp_path / "published.json"
     path.write_text(json.dumps(SAMPLES[form]))
     ours = published.read(path)
@@ -111,7 +111,7 @@ def test_everything_that_is_missing_is_named(form):
     assert "some/file.json" in str(error.value) and all(n in str(error.value) for n in names)
 
 
-def test_what_is_no_such_file_is_named(tmp_path):
+def test_other_files_are_errors(tmp_path):
     (tmp_path / "x.json").write_text('{"mean": [1.0]}')
     with pytest.raises(ValueError, match=r"x.json is neither Fast-WAM's .* it has \['mean'\]"):
         published.read(tmp_path / "x.json")
@@ -129,7 +129,7 @@ def test_what_is_no_such_file_is_named(tmp_path):
         published.from_published(FAST_WAM | {"state": groups})
 
 
-def test_a_policy_knows_what_it_needs_of_statistics():
+def test_a_policy_checks_the_statistics_that_it_needs():
     ours, sizes = published.from_published(COSMOS), {"actions": 2, "proprio": 3}
     published.check(ours, sizes, "min_max")
     published.check(ours, sizes, "mean_std")

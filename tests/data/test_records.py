@@ -115,7 +115,7 @@ def test_a_corrupt_record_is_an_error_that_names_file_and_record(tmp_path, damag
         (lambda e: {"images": e.images | {"top": e.images["top"][1:]}}, "pictures of camera 'top'"),
     ],
 )
-def test_the_writer_refuses_what_does_not_fit(tmp_path, change, message):
+def test_the_writer_refuses_episodes_that_do_not_match(tmp_path, change, message):
     episode = synthetic.episode(0, 4, synthetic.info())
     with pytest.raises(ValueError, match=message):
         with Writer(tmp_path / "a", synthetic.info()) as writer:
@@ -134,7 +134,7 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path):
         Reader(tmp_path / "a")
 
 
-def test_a_killed_writer_leaves_no_data_set_and_the_next_one_clears_up(tmp_path):
+def test_a_killed_writer_leaves_no_data_set_and_the_next_one_cleans_up(tmp_path):
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[1]); import synthetic\n"
         "from wamjax.data.records import Writer\n"

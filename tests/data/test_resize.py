@@ -98,7 +98,7 @@ def test_the_tabletop_shows_what_training_saw():
     np.testing.assert_array_equal(plain, video)
 
 
-def test_a_way_of_resizing_that_is_none_is_an_error():
+def test_an_unknown_way_of_resizing_is_an_error():
     config = configs.base_config()
     config.data.resize = "crop"
     with pytest.raises(ValueError, match="config.data.resize = 'crop' must be one of"):

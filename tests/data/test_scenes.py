@@ -43,7 +43,7 @@ def noisy(images, std, seed=0):
 
 
 @pytest.mark.parametrize("size, grid, most", [(32, 3, 9), (32, 2, 4), (64, 3, 4), (24, 3, 4)])
-def test_what_is_drawn_is_parsed(size, grid, most):
+def test_parsing_recovers_what_was_drawn(size, grid, most):
     scenes = random_scenes(400, grid, size + grid, most)
     images = s.render(scenes, size, grid)
     assert images.shape == (400, size, size, 3) and images.dtype == np.uint8
@@ -58,7 +58,7 @@ def test_what_is_drawn_is_parsed(size, grid, most):
 
 
 @pytest.mark.parametrize("std", [10, 20, 30, 40])
-def test_parsing_stands_noise_and_says_how_sure_it_is(std):
+def test_parsing_tolerates_noise_and_reports_confidence(std):
     scenes = random_scenes(300, 3, std)
     parsed = s.parse(noisy(s.render(scenes), std))
     right = np.mean([what(p.objects) == what(q) for p, q in zip(parsed, scenes, strict=True)])
@@ -67,7 +67,7 @@ def test_parsing_stands_noise_and_says_how_sure_it_is(std):
     assert abs(sure - (1 - 0.008 * std)) < 0.08, "falls by about 0.08 for each 10 grey levels"
 
 
-def test_parsing_stands_a_shift_and_a_loss_of_contrast():
+def test_parsing_tolerates_a_shift_and_low_contrast():
     scenes = random_scenes(200, 3, 1)
     images = s.render(scenes)
     for other in (np.roll(images, (1, -1), (1, 2)), (24 + 0.7 * (images - 24.0)).astype(np.uint8)):
@@ -106,7 +106,7 @@ def test_objects_stay_in_their_cells_and_are_about_equally_large():
 
 @pytest.mark.parametrize("part", s.SPLITS)
 @pytest.mark.parametrize("grid", [2, 3])
-def test_made_scenes_are_what_their_captions_say(part, grid):
+def test_random_scenes_match_their_captions(part, grid):
     kinds = s.KINDS[1:] if part == "combination" else s.KINDS
     batch = s.make(300, 7, part, grid=grid)
     assert batch.images.shape == (300, 32, 32, 3) and batch.tokens.shape == (300, 16)
@@ -168,7 +168,7 @@ def read(words):
     return tuple(groups), relation
 
 
-def test_every_wording_says_what_is_meant_and_no_two_captions_sound_alike():
+def test_wordings_state_their_caption_and_are_unique():
     said = [s.text(caption, w) for caption in EVERY for w in range(WORDINGS)]
     assert len(set(said)) == len(said) == 3 * len(set(EVERY))
     for words, caption in zip(said, np.repeat(np.arange(len(EVERY)), WORDINGS), strict=True):
@@ -190,7 +190,7 @@ def test_words_and_ids_are_a_fixed_list_and_go_both_ways():
     assert used == set(range(len(s.VOCABULARY))), "every word is seen in training"
 
 
-def test_splits_hold_out_what_they_say():
+def test_splits_hold_out_what_they_promise():
     parts = {part: s.captions(part) for part in s.SPLITS}
     seen = {g.kind for c in parts["train"] for g in c.groups}
     beside = {frozenset(c.counts) for c in parts["train"] if len(c.groups) > 1}
@@ -214,7 +214,7 @@ def scene(*things):
     return [s.Object(shape, colour, row, column) for colour, shape, row, column in things]
 
 
-def test_satisfies_tells_what_is_wrong():
+def test_satisfies_tells_which_part_is_wrong():
     groups = (s.Group(1, "red", "circle"), s.Group(1, "blue", "square"))
     caption = s.Caption("position", groups, "left of")
     right = scene(("blue", "square", 0, 2), ("red", "circle", 1, 0))

@@ -129,7 +129,7 @@ def test_statistics_of_another_data_set_with_equal_counts_are_an_error(tmp_path,
     assert capsys.readouterr().err.count("no digest") == 1
 
 
-def test_checks_find_what_is_wrong_and_nothing_else(tmp_path):
+def test_checks_warn_of_mistakes_and_nothing_else(tmp_path):
     synthetic.write(tmp_path / "a", (40,) * 12)
     spec, statistics, sources = opened(tmp_path, a={"path": "a"})
     assert checks(sources, statistics, spec) == []

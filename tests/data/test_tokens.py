@@ -11,7 +11,7 @@ tokenize = HASH.tokenize
 KNOWN = [24, 289, 374, 770, 326, 289, 727, 646, 0, 0]
 
 
-def test_ids_are_stable_for_ever():
+def test_ids_never_change():
     # Trained policies depend on these numbers: do not adjust them to a changed hash.
     assert tokenize("Put the RED block, on the left zone!", 10).tolist() == KNOWN
 
@@ -112,7 +112,7 @@ def test_an_unknown_word_is_never_a_known_one():
     )
 
 
-def test_words_of_a_run_that_is_gone_on_from_keep_their_ids():
+def test_words_keep_their_ids_when_a_run_is_continued():
     first = Vocabulary.of(["lift the block"])
     more = Vocabulary.of(["Drop the ball", "a block"], first.words)
     assert more.words == ("block", "lift", "the", "a", "ball", "drop")

@@ -102,7 +102,7 @@ def padded_windows(tmp_path, said):
     return batch, normalizers(statistics, "min_max")["actions"], (sources, statistics)
 
 
-def test_behind_the_end_motions_are_zero_for_the_robot_and_the_gripper_stays(tmp_path):
+def test_after_the_end_motions_are_zero_and_the_gripper_keeps_its_command(tmp_path):
     batch, scale, _ = padded_windows(tmp_path, "hold:grip")
     actions, valid = batch["actions"], batch["action_valid"]
     assert 0 < (~valid).sum() and valid.any(axis=1).all()
@@ -119,14 +119,14 @@ def test_behind_the_end_motions_are_zero_for_the_robot_and_the_gripper_stays(tmp
     np.testing.assert_array_equal(by_number, actions)
 
 
-def test_runs_of_before_keep_zeros_in_normalised_units(tmp_path):
+def test_older_runs_keep_zeros_in_normalised_units(tmp_path):
     new, old = (padded_windows(tmp_path / w, w)[0] for w in ("hold:", "normalized"))
     valid = new["action_valid"]
     np.testing.assert_array_equal(new["actions"][valid], old["actions"][valid])
     assert not old["actions"][~valid].any() and (new["actions"][~valid] == -1).all()
 
 
-def test_what_is_held_is_named_or_numbered():
+def test_held_dimensions_are_given_by_name_or_number():
     names = ("dx", "gripper", "grip_left")
     assert held(("grip",), names, 3).tolist() == [False, True, True]
     assert held(("0", "left$"), names, 3).tolist() == [True, False, True]
@@ -144,7 +144,7 @@ def test_what_is_held_is_named_or_numbered():
         padding("zero")
 
 
-def test_an_absolute_command_that_is_not_held_is_warned_of(tmp_path):
+def test_an_absolute_command_that_is_not_held_gives_a_warning(tmp_path):
     *_, (sources, statistics) = padded_windows(tmp_path, "hold:grip")
     statistics["actions"]["min"] = [0.5, 0.5]
     said = [w for w in checks(sources, statistics, None, ("grip",)) if "absolute command" in w]

@@ -65,20 +65,20 @@ def test_as_many_observations_as_actions_and_jpeg(tmp_path):
      r"episode 1: a picture of camera 'front' is \(9, 12\), others are \(8, 12\)"),
     ({"proprio": lambda i, n: np.full((n + 1, 3), np.nan)}, "episode 0 .*non-finite"),
 ])  # fmt: skip
-def test_what_does_not_fit_is_said_and_nothing_is_left(tmp_path, change, fault):
+def test_mismatches_are_errors_and_leave_nothing(tmp_path, change, fault):
     with pytest.raises(ValueError, match=fault):
         wamjax.data.write_episodes(tmp_path / "a", 10, episodes(**change))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_rate_must_be_said(tmp_path):
+def test_the_rate_must_be_given(tmp_path):
     with pytest.raises(ValueError, match="lacks 'control_hz'"):
         wamjax.data.write_episodes(tmp_path / "a", {"robot": "x"}, episodes())
     with pytest.raises(ValueError, match="no field 'hz' to say"):
         wamjax.data.write_episodes(tmp_path / "a", {"hz": 3}, episodes())
 
 
-def test_values_are_not_learned_from_what_has_no_outcome(tmp_path):
+def test_values_are_not_learned_without_outcomes(tmp_path):
     wamjax.data.write_episodes(tmp_path / "a", 10, episodes())
     config = synthetic.config(tmp_path, a={"path": "a"})
     spec, statistics, sources = pipeline.open_episodes(config)

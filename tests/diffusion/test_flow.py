@@ -87,7 +87,7 @@ def test_velocity_is_the_derivative_of_the_path():
     np.testing.assert_array_equal(path(jnp.float32(1.0)), noise)
 
 
-def test_one_step_knows_nothing_of_the_data_and_goes_all_the_way_to_it():
+def test_one_step_starts_at_pure_noise_and_predicts_the_data():
     """At any ratio and any draw: what goes in is the noise, an output of x0 - noise is exact, and
     every draw counts as much."""
     flow, rng = OneStep(), np.random.default_rng(0)

@@ -86,7 +86,7 @@ def test_conversions_among_all_kinds(process):
 
 @pytest.mark.parametrize("process", PROCESSES, ids=name)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_field_is_converted_to_the_score_and_back(process, kind):
+def test_converting_an_expectation_to_the_score_and_back(process, kind):
     """On a mixture: expectations of any kind give the gradient of the log-density, and return."""
     level = np.array(LEVELS[process])
     alpha, sigma = (c[:, None] for c in process.alpha_sigma(level))
@@ -105,7 +105,7 @@ def test_a_field_is_converted_to_the_score_and_back(process, kind):
 
 
 @pytest.mark.parametrize("process", [DDPM(), DDPM("cosine"), EDM()], ids=name)
-def test_paths_of_equal_ratio_are_one_path_in_other_units(process):
+def test_paths_with_equal_ratios_differ_only_in_scale(process):
     """A DDPM path is the flow's Gaussian path, scaled and run at another speed."""
     flow = RectifiedFlow()
     level = np.array(LEVELS[process])
@@ -146,7 +146,7 @@ def test_edm_loss_is_the_flow_loss():
     np.testing.assert_allclose(flow_loss, weight * (guess - x0) ** 2, rtol=1e-9)
 
 
-def test_cosmos_writes_the_flow_in_the_form_of_edm():
+def test_the_edm_form_of_cosmos_is_the_flow():
     """c_in = c_skip = 1 - t, c_out = -t, c_noise = t of spec 5.3 are this flow."""
     rng = np.random.default_rng(0)
     x0, eps, output = rng.standard_normal((3, 3, 6))
@@ -213,7 +213,7 @@ def test_posterior_of_ddpm():
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=name)
-def test_posterior_is_bayes(process):
+def test_posterior_follows_from_bayes_rule(process):
     """By conditioning the joint Gaussian of x at two levels, given x0."""
     high, low = np.array(LEVELS[process][1]), np.array(LEVELS[process][0])
     (alpha, sigma), (alpha_to, sigma_to) = map(process.alpha_sigma, (high, low))

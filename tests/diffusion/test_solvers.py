@@ -230,7 +230,7 @@ def test_heun_is_the_deterministic_sampler_of_edm():
 
 @pytest.mark.parametrize("name", ["exponential", "unipc"])
 @pytest.mark.parametrize("process", [RectifiedFlow(3.0), DDPM()], ids=["flow", "ddpm"])
-def test_a_traced_grid_is_as_good_as_a_known_one(process, name):
+def test_traced_and_concrete_grids_give_the_same_result(process, name):
     """Levels that are arguments of a jitted function, and levels that are numpy outside of it."""
     levels = process.schedule(6).astype(np.float32)
     x = np.random.default_rng(0).standard_normal((5, 1)).astype(np.float32)
@@ -245,14 +245,14 @@ def test_a_traced_grid_is_as_good_as_a_known_one(process, name):
     np.testing.assert_allclose(jax.jit(solve)(x, levels), want, rtol=1e-5, atol=1e-5)
 
 
-def test_a_grid_that_goes_back_is_refused():
+def test_a_grid_that_is_not_monotone_is_an_error():
     levels = np.array([1.0, 0.5, 0.5, 0.0])
     with pytest.raises(ValueError, match="levels .*0.5, 0.5.* of a RectifiedFlow do not go"):
         SOLVERS["unipc"](lambda x, level: x, jnp.ones(2), levels, levels)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_the_way_starts_at_the_noise_and_ends_at_the_result(name):
+def test_states_start_with_the_noise_and_end_with_the_result(name):
     """And its states are those that a grid which stops there ends at, where no later call corrects
     them."""
     levels = np.linspace(1.0, 0.2, 5)

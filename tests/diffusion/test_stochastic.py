@@ -58,7 +58,7 @@ def test_moments_of_ancestral_sampling(process, eta):
 @pytest.mark.parametrize(
     "process", [DDPM(), RectifiedFlow(), EDM()], ids=lambda p: type(p).__name__
 )
-def test_many_steps_give_the_data(process):
+def test_many_steps_reproduce_the_distribution(process):
     """Kolmogorov-Smirnov against the mixture, which few steps do not pass."""
 
     def statistic(steps):
@@ -76,7 +76,7 @@ def test_many_steps_give_the_data(process):
     assert statistic(250) < 0.015 < statistic(4)
 
 
-def test_no_noise_is_ddim():
+def test_eta_zero_is_ddim():
     process = DDPM()
     levels = process.schedule("ddim10")
     x = noise_at(process, levels[0], 100)
@@ -103,7 +103,7 @@ def test_learned_variance_reaches_both_bounds(share, fixed):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_churn_is_algorithm_2_of_edm():
+def test_churned_heun_is_algorithm_2_of_edm():
     edm, key = EDM(predicts="x0"), jax.random.key(2)
     sigmas = edm.schedule(8)
     x = noise_at(edm, sigmas[0], 5)

@@ -76,7 +76,7 @@ def test_bound_and_hybrid_loss(predicts, name):
     np.testing.assert_allclose(loss, simple + want, rtol=1e-8, atol=1e-8)
 
 
-def test_the_bound_counts_less_in_a_shorter_chain():
+def test_the_weight_of_the_bound_is_proportional_to_the_timesteps():
     x0, noise, prediction, raw = example()
     output, t = np.concatenate([prediction, raw], axis=-1), STEPS // 2
     process = DDPM(variance="learned", timesteps=500)

@@ -50,7 +50,7 @@ def test_frames_are_the_worlds_at_the_stride(made, monkeypatch):
     assert moved.max() <= 3 * 0.12 + 1e-5 and moved.max() > 2 * 0.12
 
 
-def test_a_smaller_set_is_the_beginning_and_another_seed_is_different(made):
+def test_a_smaller_set_is_a_prefix_and_another_seed_differs(made):
     parts = list(chunks(SMALL))
     assert [len(p["task"]) for p in parts] == [16, 4]
     few = np.concatenate([p["video"] for p in chunks(SMALL._replace(count=3))])
@@ -84,7 +84,7 @@ def test_small_pictures_are_means(made):
     assert shrink(np.full((2, 8, 8, 1), 7, np.uint8), 8).shape == (2, 8, 8, 1)
 
 
-def test_made_once(made, monkeypatch):
+def test_clips_are_made_once(made, monkeypatch):
     root, clips = made
     monkeypatch.setattr(module, "chunks", lambda *_: pytest.fail("made again"))
     np.testing.assert_array_equal(ensure_clips(SMALL, root)["video"], clips["video"])
@@ -102,7 +102,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch, error):
     assert not list(tmp_path.iterdir())
 
 
-def test_who_comes_second_takes_what_is_there(made, tmp_path, monkeypatch):
+def test_a_slower_process_uses_the_clips_of_the_faster_one(made, tmp_path, monkeypatch):
     replace = files.os.replace
 
     def late(source, target):

@@ -57,12 +57,12 @@ def recorded():
     return play(fake.world(), record=True)
 
 
-def test_it_is_a_world(recorded):
+def test_a_host_world_implements_the_protocol(recorded):
     assert isinstance(fake.world(), World)
     assert isinstance(open_world("envs.fake:world"), World)
 
 
-def test_lockstep_in_rounds_is_a_plain_loop(recorded):
+def test_lockstep_in_rounds_equals_a_plain_loop(recorded):
     """The oracle: one environment after another, in this process."""
     for row, task in enumerate(TASKS):
         environment = fake.Line()
@@ -106,7 +106,7 @@ def test_a_shift_is_told_to_the_environment():
     assert not play(fake.world(), shift={"slip": 0.18}).success.any()
 
 
-def test_a_crashed_environment_goes_on_where_it_was(recorded, tmp_path):
+def test_a_crashed_environment_is_restored_by_replay(recorded, tmp_path):
     for i in range(2):
         (tmp_path / f"crash-{i}").touch()
     done = play(fake.world(options={"crash": str(tmp_path)}))
@@ -115,7 +115,7 @@ def test_a_crashed_environment_goes_on_where_it_was(recorded, tmp_path):
     np.testing.assert_array_equal(done.steps, recorded.steps)
 
 
-def test_one_that_always_crashes_has_failed_and_stops_nothing(tmp_path, caplog):
+def test_an_environment_that_always_crashes_fails_its_episode_only(tmp_path, caplog):
     (tmp_path / "crash-0").touch()
     done = play(fake.world(options={"crash": str(tmp_path), "always": True}), TASKS[:2], KEYS[:2])
     assert not done.success.any() and (done.crashes == 3).all()
@@ -131,12 +131,12 @@ def test_one_that_always_crashes_has_failed_and_stops_nothing(tmp_path, caplog):
         ({"action_names": ("dx", "dy")}, r"actions of shape \(2, 4, 1\); line needs \(2, chunk, 2"),
     ],
 )
-def test_a_world_that_is_not_as_described_is_told_so(changes, message):
+def test_a_world_that_contradicts_its_description_is_an_error(changes, message):
     with pytest.raises(ValueError, match=message):
         play(fake.world(**changes), TASKS[:2], KEYS[:2])
 
 
-def test_an_environment_that_cannot_be_made_says_why():
+def test_an_environment_that_cannot_be_created_reports_why():
     with pytest.raises(RuntimeError, match="task 'left' cannot be reset .*no_such_argument"):
         play(fake.world(options={"no_such_argument": 1}), TASKS[:1], KEYS[:1])
 
@@ -177,7 +177,7 @@ def test_demonstrations_of_any_world_are_collected(tmp_path, monkeypatch):
         collection.collect(tmp_path / "c", settings)
 
 
-def test_metaworld_is_one_and_the_same_seed_is_the_same_episode(tmp_path):
+def test_metaworld_is_a_world_and_its_seeds_determine_episodes(tmp_path):
     pytest.importorskip("metaworld")
     world = open_world("metaworld", workers=1)
     assert isinstance(world, World) and len(world.tasks) == 50
@@ -197,7 +197,7 @@ def test_metaworld_is_one_and_the_same_seed_is_the_same_episode(tmp_path):
     assert played.success.all() and played.steps[0] == one.recording.steps[0]
 
 
-def test_evaluation_and_recording_know_any_world(tmp_path, monkeypatch):
+def test_evaluation_and_recording_work_with_any_world(tmp_path, monkeypatch):
     config = configs.base_config()
     config.data.cameras = ("side",)
     config.eval.update({"env": "envs.fake:world", "episodes": 4, "execute": 4, "max_steps": 12,

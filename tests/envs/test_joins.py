@@ -32,7 +32,7 @@ def carried_out(way, delay, plans=4, make=plan):
     return np.concatenate(out, axis=1)[0], told
 
 
-def test_synchronous_waits_where_it_is_and_starts_at_the_first_action():
+def test_sync_stands_still_and_starts_at_the_first_action():
     motion, grip = carried_out("sync", 2, plans=2)[0][:, [0, 3]].T
     np.testing.assert_array_equal(motion, [0, 0, 100, 101, 102, 0, 0, 200, 201, 202])
     np.testing.assert_array_equal(grip, [0, 0, 100, 101, 102, 102, 102, 200, 201, 202])
@@ -41,13 +41,13 @@ def test_synchronous_waits_where_it_is_and_starts_at_the_first_action():
 
 
 @pytest.mark.parametrize("way", ["switch", "prefix"])
-def test_a_switch_goes_on_with_the_old_plan_until_the_new_one_is_there(way):
+def test_switch_continues_the_old_plan_until_the_new_one_arrives(way):
     """The first one waits and starts at its beginning; the others at the index of the delay."""
     got = carried_out(way, 2, plans=4)[0][:, 0]
     np.testing.assert_array_equal(got, [0, 0, 100, 101, 102, 202, 203, 204, 302, 303, 304, 402])
 
 
-def test_the_prefix_is_what_is_carried_out_while_the_plan_is_made():
+def test_the_prefix_is_the_actions_executed_during_planning():
     got, told = carried_out("prefix", 2, plans=3)
     assert [int(count[0]) for _, count in told] == [0, 2, 2]
     for cycle in (1, 2):
@@ -77,7 +77,7 @@ def test_ensembling_weighs_all_plans_of_a_step_by_their_age():
     np.testing.assert_allclose(slow[6:8], [three, three], rtol=1e-6)
 
 
-def test_without_a_delay_all_ways_but_mixing_are_the_synchronous_one():
+def test_without_delay_all_ways_but_blend_and_ensemble_equal_sync():
     want = carried_out("sync", 0)[0]
     for way in ("switch", "prefix"):
         np.testing.assert_array_equal(carried_out(way, 0)[0], want)
@@ -169,7 +169,7 @@ def test_chunks_that_are_too_short_are_named():
         rolled("switch", 6)
 
 
-def test_the_table_of_the_turntable_carries_blocks_away_and_no_other_table_does():
+def test_only_the_turntable_moves_blocks():
     from wamjax.envs import tabletop
     from wamjax.envs.tabletop.tasks import SPIN
     from wamjax.envs.world import open_world

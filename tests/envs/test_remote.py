@@ -69,7 +69,7 @@ def test_a_remote_world_describes_itself(served):
 
 
 @pytest.mark.parametrize("record", [False, True])
-def test_episodes_are_those_of_the_same_environment_here(served, record):
+def test_episodes_equal_those_of_the_local_environment(served, record):
     world = open_world(f"remote:at={served.address},workers=3")
     for shift in ({}, {"slip": 0.1}):
         there, here = (play(w, record=record, shift=shift) for w in (world, fake.world()))
@@ -78,7 +78,7 @@ def test_episodes_are_those_of_the_same_environment_here(served, record):
         assert there.success.any()
 
 
-def test_so_are_demonstrations():
+def test_demonstrations_equal_those_of_the_local_environment():
     with Served("envs.fake:Line") as server:
         world = open_world(f"remote:at={server.address},workers=2")
         world = host.dataclasses.replace(world, expert=True, noisy=(1.0,))
@@ -89,7 +89,7 @@ def test_so_are_demonstrations():
     np.testing.assert_array_equal(there.length, here.length)
 
 
-def test_an_environment_that_dies_is_started_again_and_counted(tmp_path, caplog):
+def test_crashed_environments_are_restarted_and_counted(tmp_path, caplog):
     for i in range(2):
         (tmp_path / f"crash-{i}").touch()
     with Served(f"envs.fake:Line:crash={tmp_path}") as server:
@@ -100,7 +100,7 @@ def test_an_environment_that_dies_is_started_again_and_counted(tmp_path, caplog)
     np.testing.assert_array_equal(done.steps, whole.steps)
 
 
-def test_a_server_that_is_started_again_is_found(caplog, monkeypatch):
+def test_a_restarted_server_is_found_again(caplog, monkeypatch):
     """Its connections waited for the next call; every one of them counts as a crash."""
     monkeypatch.setattr(remote, "GRACE", 0.1)
     with Served("envs.fake:Line") as first:
@@ -122,7 +122,7 @@ def test_an_answer_that_takes_too_long_is_a_crash(served, caplog):
     connection.close()
 
 
-def test_what_the_environment_raises_is_told(served):
+def test_errors_of_the_environment_are_reported(served):
     with pytest.raises(RuntimeError, match="'sideways' cannot be reset .*KeyError: 'sideways'"):
         play(open_world(f"remote:at={served.address},workers=1"), ["sideways"], KEYS[:1])
 
@@ -138,7 +138,7 @@ def test_what_the_environment_raises_is_told(served):
         2**40,
     ],
 )
-def test_the_server_hangs_up_on_what_is_no_call_and_goes_on(served, message):
+def test_the_server_closes_invalid_connections_and_continues(served, message):
     place, port = remote.split(served.address)
     with socket.create_connection((place, port), timeout=20) as peer:
         data = message if isinstance(message, bytes) else wire.pack(message)
@@ -175,7 +175,7 @@ def test_an_environment_that_hangs_ends_with_its_connection(tmp_path):
     assert process.wait(timeout=30) == 1
 
 
-def test_the_environment_of_the_page_is_served(tmp_path):
+def test_the_environment_of_the_docs_page_can_be_served(tmp_path):
     page = (ROOT / "docs" / "worlds.md").read_text()
     code = re.search(r'```python title="my_kitchen.py"\n(.*?)```', page, re.S)[1]
     (tmp_path / "my_kitchen.py").write_text(code)
@@ -186,7 +186,7 @@ def test_the_environment_of_the_page_is_served(tmp_path):
     assert world.name == "kitchen" and done.success.all() and (done.steps < 6).all()
 
 
-def test_a_wrong_address_is_told_in_one_line(monkeypatch):
+def test_a_wrong_address_is_a_one_line_error(monkeypatch):
     monkeypatch.setattr(remote, "PATIENCE", 0.1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -206,13 +206,13 @@ def test_a_wrong_address_is_told_in_one_line(monkeypatch):
         ({"tasks": None}, "lacks 'tasks'"),
     ],
 )
-def test_a_description_that_is_none_is_told(change, message):
+def test_an_invalid_description_is_an_error(change, message):
     about = {k: v for k, v in (fake.Line().describe() | change).items() if v is not None}
     with pytest.raises(ValueError, match=message):
         host.described(about)
 
 
-def test_any_array_comes_through_whole():
+def test_arrays_of_any_size_are_sent_completely():
     """Of all kinds and sizes that an answer has, also larger than what a socket takes at once."""
     a, b = socket.socketpair()
     near, far = remote.Channel(a, 2**30), remote.Channel(b, 2**30)
@@ -241,11 +241,11 @@ def test_any_array_comes_through_whole():
         ("libero:suite=libero_goal", "libero", {"suite": "libero_goal"}),
     ],
 )
-def test_a_name_may_carry_options(text, place, options):
+def test_a_name_may_contain_options(text, place, options):
     assert worker.parts_of(text) == (place, options)
 
 
-def test_the_side_of_the_simulator_needs_no_jax_and_python_3_9():
+def test_the_simulators_side_needs_only_python_3_9_without_jax():
     for name in ("envs/__init__", "envs/worker", "envs/remote", "serving/wire"):
         ast.parse((ROOT / f"wamjax/{name}.py").read_text(), feature_version=(3, 9))
     code = ("import sys, wamjax.envs.remote, envs.fake; "

@@ -23,7 +23,7 @@ def play(actions, **options):
     )  # fmt: skip
 
 
-def test_an_episode_that_is_gone_on_with_is_the_same_episode():
+def test_an_episode_continued_from_a_saved_state_is_the_same():
     shown = WORLD.demonstrate(NAMES, KEYS, noise=0.1, draw=lambda done: [])
     actions = shown.recording.actions[:, :16]
     whole = play(actions)
@@ -35,7 +35,7 @@ def test_an_episode_that_is_gone_on_with_is_the_same_episode():
     assert np.ptp(rest.proprio) > 0.1
 
 
-def test_the_mistaken_expert_achieves_the_task_of_the_other_things():
+def test_the_mistaken_expert_achieves_the_confused_task():
     """What it achieves is what it believes in; seen through the mistake again it is the truth."""
     done = WORLD.demonstrate(NAMES * 8, jax.vmap(jax.random.key)(np.arange(32)), noise=0.0,
                              draw=lambda done: [], confusion=1.0)  # fmt: skip

@@ -48,7 +48,7 @@ def recorded():
     return play(record=True)
 
 
-def test_replayed_expert_is_the_expert():
+def test_replaying_the_expert_gives_the_same_episode():
     episodes = expert_episodes(KEYS, IDS, 0.1, 40, NONE)
     replay = jax.tree_util.Partial(lambda actions, observation, key: actions, episodes.actions)
     played = rollout(replay, KEYS, IDS, NONE, max_steps=40, execute=40)
@@ -59,7 +59,7 @@ def test_replayed_expert_is_the_expert():
     assert played.success.mean() > 0.8
 
 
-def test_closed_loop_is_a_plain_loop(recorded):
+def test_closed_loop_equals_a_plain_loop(recorded):
     """The oracle: reset, look every fourth step, step; one at a time, in Python."""
     look = jax.jit(jax.vmap(observe, (0, None)))
     act = jax.jit(jax.vmap(step, (0, 0, None)))
@@ -110,11 +110,11 @@ def test_new_parameters_do_not_recompile(recorded):
         ((8, 4), r"needs \(16, chunk, 4\)"),
     ],
 )
-def test_wrong_policies_are_told_what_is_wrong(shape, message):
+def test_invalid_policies_are_errors_that_name_the_problem(shape, message):
     with pytest.raises(ValueError, match=message):
         rollout(lambda o, k: jnp.zeros(shape), KEYS, IDS, NONE, max_steps=4, execute=4)
 
 
-def test_unknown_words_cannot_pass_for_instructions():
+def test_unknown_words_are_not_instructions():
     tokens = instruction_tokens(12)
     assert tokens.shape == (len(TASKS), 12) and len({tuple(row) for row in tokens}) == len(TASKS)

@@ -66,7 +66,7 @@ def benchmark(package):
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_each_is_found_by_its_name_and_describes_a_world(name, package, monkeypatch):
+def test_every_simulator_is_opened_by_name_and_describes_a_world(name, package, monkeypatch):
     benchmark(package)
     world = open_world(name, workers=1)
     assert isinstance(world, World) and world.name == name and world.expert
@@ -262,7 +262,7 @@ def kitchens(package):
         ("cosmos_policy", ("agentview", "wrist"), 10, {1.0: 1, -1.0: -1, 0.3: 0.3}),
     ],
 )
-def test_libero_as_each_public_evaluation_has_it(kitchens, convention, cameras, settle, grips):
+def test_libero_follows_each_public_evaluation(kitchens, convention, cameras, settle, grips):
     environment = libero.Environment(suite="libero_goal", convention=convention)
     seen = environment.reset("pick_up_libero_goal_1", 57, {})
     kitchen = kitchens[0]
@@ -291,7 +291,7 @@ def test_libero_as_each_public_evaluation_has_it(kitchens, convention, cameras, 
     np.testing.assert_allclose(turn.as_euler("xyz"), [0.1, 0.2, 3.0], atol=1e-6)
 
 
-def test_libero_keeps_the_simulators_that_were_asked_for_last(kitchens):
+def test_libero_keeps_the_latest_simulators(kitchens):
     environment = libero.Environment(keep=2)
     names = ["pick_up_libero_goal_0", "pick_up_libero_10_1", "pick_up_libero_goal_0",
              "pick_up_libero_object_0", "pick_up_libero_goal_0"]  # fmt: skip
@@ -329,7 +329,7 @@ def test_an_axis_angle_is_the_rotation_and_is_not_folded():
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_the_renderer_leaves_out_what_costs(package, fast):
+def test_the_fast_renderer_skips_expensive_effects(package, fast):
     flags = {"shadow": 1, "reflection": 1, "fog": 0}
 
     class Renderer:
@@ -369,7 +369,7 @@ def test_distances_to_the_outline_against_many_points_of_it():
     np.testing.assert_allclose(got, np.where(inside, 0, near), atol=0.1)
 
 
-def test_roads_lead_around_the_t():
+def test_paths_lead_around_the_t():
     outline = pusht_expert.placed(pusht_expert.OUTLINE, np.array([256.0, 200.0, 0.0]))
     origin, goal = np.array([180.0, 280.0]), np.array([330.0, 280.0])  # the stem is between
     path = [origin, *pusht_expert.Roads(outline, origin).to(goal)]

@@ -97,7 +97,7 @@ def at(task, gripper=(0.0, -0.8, 0.6), red=(-0.3, 0.0), blue=(0.3, 0.0), held=-1
     )
 
 
-def test_success_answers_to_the_right_object_and_place():
+def test_success_requires_the_right_object_and_place():
     low_red, high_red, low_blue = (-0.3, 0.03, 0.1), (-0.3, 0.03, 0.4), (0.3, 0.03, 0.1)
     assert at("reach_red", low_red)
     assert not at("reach_red", high_red) and not at("reach_red", low_blue)

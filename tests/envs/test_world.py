@@ -126,7 +126,7 @@ def test_grasp_carry_release():
 
 
 @pytest.mark.parametrize("where", [(0.0, 0.1, 0.1), (0.0, 0.02, 0.3)])
-def test_fingers_miss_what_is_too_far_or_too_low(where):
+def test_fingers_grasp_nothing_too_far_away_or_too_low(where):
     assert drive(scene(gripper=jnp.array(where)), [0, 0, 0, 1], 3).held == -1
 
 

@@ -198,7 +198,7 @@ def test_decoding_from_a_buffer_equals_one_causal_pass(case):
         np.testing.assert_allclose(rest, want[:, known + 1 :], atol=1e-12)
 
 
-def test_rope_tells_frames_and_cells_apart_by_their_distance_only():
+def test_rope_ignores_a_shift_by_a_frame_but_not_by_a_cell():
     """Without a prefix in sight, the same tokens a frame later give the same result."""
     with precision(True):
         net = network()

@@ -115,7 +115,7 @@ def test_zero_gates_make_a_block_the_identity():
     np.testing.assert_array_equal(y, x["e"].x.astype(np.float32))
 
 
-def test_an_expert_that_ends_feeds_the_last_block_only():
+def test_an_expert_that_ends_early_still_feeds_the_last_block():
     specs = tuple(ExpertSpec(n, D, 12, **blocks.MMDIT) for n in ("image", "text"))
     see = bidirectional("image", "text")
     rng = np.random.default_rng(0)

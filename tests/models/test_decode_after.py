@@ -13,7 +13,7 @@ def pictures(rng, count):
 
 
 @pytest.mark.parametrize("codec", [codecs.CosineCodec(8, 8), codecs.PixelCodec(8)])
-def test_what_stays_is_shown_as_it_was(codec):
+def test_unchanged_regions_keep_their_pixels(codec):
     rng = np.random.default_rng(0)
     now, other = pictures(rng, 4), pictures(rng, 4)
     real = now.copy()

@@ -61,7 +61,7 @@ def outputs(route, layers, ids):
 
 
 @pytest.mark.parametrize("route", dit.TEXT[1:])
-def test_only_pooled_words_do_not_know_their_order(route):
+def test_only_pooled_text_ignores_word_order(route):
     forward, backward, *_ = outputs(route, 0, IDS)
     if route == "pooled":
         np.testing.assert_allclose(forward, backward, atol=1e-5)

@@ -128,7 +128,7 @@ def test_names_are_kernels_and_the_reference():
         np.testing.assert_array_equal(named("xla")(*x, table)[g], y)
 
 
-def test_the_config_chooses_and_the_loss_does_not_mind():
+def test_the_config_selects_the_kernel_and_the_loss_is_the_same():
     config = configs.base_config()
     config.update_from_flattened_dict(
         {"model.layers": 1, "model.heads": 2, "model.head_dim": 8, "model.codec.patch": 8,

@@ -38,7 +38,7 @@ def test_a_token_is_the_nearest_patch():
     )
 
 
-def test_k_means_finds_the_patches_that_there_are_and_beats_a_random_choice():
+def test_k_means_finds_the_existing_patches_and_beats_random_ones():
     video = pictures(n=40)
     made = palette.fit(video, 4, 24)
     assert made.dtype == np.uint8 and made.shape[1] == 48 and 12 < len(made) <= 24
@@ -57,7 +57,7 @@ def test_k_means_finds_the_patches_that_there_are_and_beats_a_random_choice():
         palette.fit(video, 4, 99)
 
 
-def test_a_palette_is_made_once_and_belongs_to_its_patch(tmp_path):
+def test_a_palette_is_made_once_and_fits_only_its_patch_size(tmp_path):
     path = tmp_path / "new" / "palette.npy"
     first = palette.ensure(path, pictures, 4, 6)
     assert [f.name for f in path.parent.iterdir()] == ["palette.npy"]

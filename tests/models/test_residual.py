@@ -121,7 +121,7 @@ def distance(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
-def test_each_stream_is_that_of_a_published_code():
+def test_each_residual_dtype_matches_a_published_code():
     exact = published(wan=True, low=torch.float64)
     with jax.enable_x64(True):
         assert distance(ours("float32", jnp.float64), exact) < 1e-12  # the same blocks

@@ -294,7 +294,7 @@ def test_a_text_without_tokens_is_zero_and_harms_no_gradient():
     assert all(np.isfinite(g).all() and g.any() for g in jax.tree.leaves(gradients(params)))
 
 
-def test_an_id_outside_of_the_vocabulary_is_seen():
+def test_an_id_outside_the_vocabulary_is_detected():
     ids = IDS.copy()
     ids[1, 3] = SIZES["vocabulary"]
     y = encode("t5", weights("t5", np.float32), ids)

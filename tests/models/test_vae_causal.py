@@ -80,7 +80,7 @@ def test_a_frame_depends_on_past_latents_only(style):
     assert np.abs(before[:, 5] - after[:, 5]).max() > 1e-6
 
 
-def test_frames_of_the_image_style_do_not_meet():
+def test_in_image_style_frames_do_not_interact():
     x = draw(2, 3, 8, 8, 3)
     with jax.enable_x64(True):
         clip = run("image", "encode", x)

@@ -54,7 +54,7 @@ def test_features_tell_real_digits_from_noisy_blurred_and_one_sided_ones(digits,
     assert 20 * floor < distance(images[labels == 3])
 
 
-def test_neighbours_and_a_matrix_are_a_convolution():
+def test_neighbours_times_a_matrix_is_a_convolution():
     rng = np.random.default_rng(1)
     x, kernel = rng.normal(size=(2, 8, 6, 3)), rng.normal(size=(3, 3, 3, 5))
     with jax.enable_x64(True):

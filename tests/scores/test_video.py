@@ -85,7 +85,7 @@ def test_the_clip_network_learns_class_and_order(trained):
         assert (logits[1].argmax(-1) == 1 - order).mean() < 0.1
 
 
-def test_the_video_distance_orders_what_is_worse(trained):
+def test_the_video_distance_grows_with_corruption(trained):
     truth, video = moving_squares(150, 2)[0], moving_squares(150, 3)[0]
 
     def distance(x):

@@ -12,7 +12,7 @@ from wamjax.serving.chunks import JOININGS, ActionQueue, Delays, joining
 H = 12
 
 
-def test_a_policy_that_is_told_fewer_actions_than_are_played_is_told_the_first_ones():
+def test_a_policy_that_takes_a_short_prefix_gets_the_first_actions():
     queue = ActionQueue(joining("prefix", longest=2), H, 2, delays=Delays(expected=4))
     question = queue.ask()
     assert question.prefix is None  # nothing is promised before the first chunk
@@ -149,7 +149,7 @@ def test_rule_5_a_chunk_that_is_too_late_is_played_only_if_there_is_no_other():
     assert used and action[0] == H
 
 
-def test_a_chunk_that_is_over_before_it_comes_is_not_played():
+def test_a_chunk_that_arrives_after_its_end_is_not_played():
     queue = ActionQueue(joining("switch"), 4, 2)
     queue.give(queue.ask(), chunk_at(0)[:4])
     assert queue.ask() is None
@@ -210,7 +210,7 @@ def test_synchronous_stands_still_and_drops_nothing():
     assert [q.played for q in questions[:4]] == [0, 3, 6, 9] and queue.delays.estimate == 0
 
 
-def test_what_cannot_be_is_said():
+def test_invalid_settings_are_errors():
     for way, options, text in (("blnd", {}, "not by 'blnd'"), ("blend", {"steps": 0}, "over 0"),
                                ("switch", {"execute": 0}, "at least one")):  # fmt: skip
         with pytest.raises(ValueError, match=text):
@@ -307,7 +307,7 @@ class Robot:
             future.set_exception(error)
 
 
-def test_action_chunks_asks_in_the_background_and_never_waits():
+def test_action_chunks_requests_in_the_background_and_never_blocks():
     robot = Robot()
     chunks = ActionChunks(robot, "switch", execute=4, executor=robot)
     out = []
@@ -327,7 +327,7 @@ def test_action_chunks_asks_in_the_background_and_never_waits():
     assert held[0] == 0 and held[1] > 0  # a motion stands still, the other command stays
 
 
-def test_errors_come_out_when_nothing_is_left_and_a_reset_forgets():
+def test_errors_are_raised_when_actions_run_out_and_reset_clears_them():
     robot = Robot()
     chunks = ActionChunks(robot, "switch", execute=1, executor=robot)
     chunks.act({"now": 0})

@@ -24,7 +24,7 @@ def running():
         yield out
 
 
-def test_the_client_hangs_up_on_a_late_answer_and_comes_back():
+def test_the_client_reconnects_after_a_late_answer():
     policy = fake.Policy()
     with serving(policy) as running, Client(port=running.port, timeout=10) as client:
         assert client.infer(observation(1))["actions"][0, 0] == 1
@@ -39,7 +39,7 @@ def test_the_client_hangs_up_on_a_late_answer_and_comes_back():
         assert "request_id" not in client.infer(observation(4))
 
 
-def test_a_server_that_reads_nothing_does_not_hold_the_client_up():
+def test_a_server_that_reads_nothing_does_not_block_the_client():
     def answer(connection):
         connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.send(wire.pack({}))
@@ -57,7 +57,7 @@ def test_a_server_that_reads_nothing_does_not_hold_the_client_up():
         client.close()
 
 
-def test_the_client_comes_back_after_the_server_did():
+def test_the_client_reconnects_after_a_server_restart():
     with serving() as running:
         port = running.port
         client = Client(port=port)

@@ -67,7 +67,7 @@ def served(bundle):
     assert "Traceback" not in text
 
 
-def test_metadata_says_what_the_policy_takes_and_gives(served, bundle):
+def test_metadata_describes_the_policys_inputs_and_outputs(served, bundle):
     with Client(port=served.port) as client:
         about = client.metadata
     manifest = wamjax.load_policy(bundle).manifest
@@ -119,7 +119,7 @@ def test_actions_are_those_of_the_policy(served, bundle):
             client.infer(local | {"images": {k: x / 255 for k, x in pictures.items()}})
 
 
-def test_it_is_not_open_to_others_by_mistake(bundle, monkeypatch):
+def test_serving_to_other_machines_needs_a_key(bundle, monkeypatch):
     monkeypatch.setattr(server, "bind", lambda *_: pytest.fail("the port is open"))
     monkeypatch.setattr(logging, "captureWarnings", lambda _: None)  # those are pytest's
     arguments = f"--bundle={bundle}", "--host=0.0.0.0"

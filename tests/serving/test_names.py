@@ -45,7 +45,7 @@ def test_a_client_of_aloha_nests_its_pictures_channels_first_and_says_nothing():
         read(message, ["aloha"], FOUR)
 
 
-def test_pairs_name_everything_else(tmp_path):
+def test_other_names_are_given_as_pairs(tmp_path):
     pairs = ["a/b=hand", "c=front", "q1=proprio", "q2=proprio", "text=instruction", "spare="]
     message = {"a": {"b": picture(value=1)}, "c": picture(), "q1": [1, 2], "q2": 3, "text": "go",
                "spare": 1, "timestamp": np.float32(0.5)}  # fmt: skip
@@ -69,7 +69,7 @@ def test_pairs_name_everything_else(tmp_path):
         (["a=front", "b=front", "c=hand", "q=proprio", "t=instruction"], TWO, "all said to be fr"),
     ],
 )  # fmt: skip
-def test_tables_that_cannot_be_are_refused_at_the_start(chosen, cameras, text):
+def test_impossible_name_tables_are_refused_at_startup(chosen, cameras, text):
     with pytest.raises(ValueError, match=text):
         tables(chosen, cameras)
 
@@ -95,7 +95,7 @@ def native(**changes):
         ("text", "a map of keys, not a str"),
     ],
 )  # fmt: skip
-def test_what_a_message_lacks_is_said_with_both_sides(message, text):
+def test_errors_about_missing_keys_list_both_sides(message, text):
     with pytest.raises(BadObservation, match=text):
         read(message)
 

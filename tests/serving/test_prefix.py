@@ -104,7 +104,7 @@ def test_clients_with_prefixes_of_all_lengths_are_one_batch_of_their_mode(runnin
             one.close()
 
 
-def test_what_does_not_fit_is_one_line_that_names_both(client, policies):
+def test_mismatched_prefixes_are_one_line_errors_with_both_sizes(client, policies):
     seen = runs.observation()
     for prefix, text in (
         (committed(MOST + 1), r"prefix is float32 \(4, 3\), .* \(d, 3\): .*, at most 3"),

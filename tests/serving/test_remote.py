@@ -63,7 +63,7 @@ def follow(chunk, given, count, rows):
     )
 
 
-def test_robots_that_are_late_send_what_they_have_committed_to(capsys):
+def test_delayed_robots_send_their_committed_actions(capsys):
     world, tasks = open_world("tabletop"), ["reach_red", "pick_red"]
     work = Worker(
         {"direct": Committed(SPEC)}, Names(tables((), tuple(CAMERAS))), Batching(2, 0.02)
@@ -131,7 +131,7 @@ def test_each_robot_of_a_world_that_runs_a_few_at_a_time_is_told_its_own_task():
     assert (np.sign(done.actions[:, 0, 0]) == [-1 if task == "left" else 1 for task in tasks]).all()
 
 
-def test_a_loop_over_the_wire_is_the_loop_inside_of_the_program():
+def test_a_loop_over_the_wire_equals_the_jitted_loop():
     world, tasks = open_world("tabletop"), ["reach_red", "pick_red", "reach_left_zone"]
     policy = Chaser(SPEC)
     work = Worker({"direct": policy}, Names(tables((), tuple(CAMERAS))), Batching(4, 0.02))

@@ -151,7 +151,7 @@ def test_the_newest_observation_wins_and_answers_stay_in_order():
             assert reply["actions"][0, 0] == reply["request_id"]
 
 
-def test_the_loop_never_waits_for_the_policy():
+def test_the_event_loop_never_blocks_on_the_policy():
     policy = fake.Policy()
     with serving(policy) as running, connect(running) as client:
         policy.gate.clear()
@@ -165,7 +165,7 @@ def test_the_loop_never_waits_for_the_policy():
         assert b"actions" in client.recv(timeout=10)
 
 
-def test_a_client_that_goes_frees_its_slot_and_is_not_acted_for():
+def test_a_client_that_leaves_frees_its_slot_and_gets_no_policy_call():
     policy = fake.Policy()
     with serving(policy, clients=2) as running:
         first, second = connect(running), connect(running)
@@ -218,7 +218,7 @@ def test_limits_of_size_rate_and_patience(running):
         assert isinstance(client.recv(timeout=10), bytes)
 
 
-def test_who_never_finishes_asking_is_hung_up_on(running, monkeypatch):
+def test_incomplete_requests_are_disconnected(running, monkeypatch):
     monkeypatch.setattr(server, "HEAD_SECONDS", 0.2)
     with connect(running) as client:
         for text in (b"", b"GET / HT", b"POST /act HTTP/1.1\r\nHost: x\r\n"):
@@ -284,7 +284,7 @@ def test_a_key_is_needed_and_browsers_are_not_let_in(running, tmp_path):
         assert get(locked, "/metrics", Authorization=f"Bearer {key}")[0] == 200
 
 
-def test_a_stopping_server_answers_what_waits():
+def test_a_stopping_server_answers_queued_requests():
     policy = fake.Policy()
     with serving(policy, drain=5) as running:
         client = connect(running)
@@ -306,7 +306,7 @@ def test_a_stopping_server_answers_what_waits():
         assert error.value.rcvd.code in (1001, 1012)
 
 
-def test_a_port_that_is_taken_is_said_before_anything_is_compiled():
+def test_a_taken_port_is_an_error_before_compiling():
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

@@ -91,13 +91,13 @@ def packed_array(**changes):
         (msgpack.packb({b"__npgeneric__": True, b"data": 1, b"dtype": "O"}), "is refused"),
     ],
 )  # fmt: skip
-def test_what_is_no_message_is_said_in_one_line(data, message):
+def test_invalid_messages_are_one_line_errors(data, message):
     with pytest.raises(BadMessage, match=message) as error:
         wire.unpack(data)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
-def test_objects_are_neither_sent_nor_read():
+def test_python_objects_are_neither_sent_nor_read():
     for array in (np.array([object()]), np.zeros(2, "c8"), np.zeros(2, "f4,f4"), np.complex64(1)):
         with pytest.raises(ValueError, match="cannot be sent"):
             wire.pack({"x": array})
@@ -149,7 +149,7 @@ def test_json_carries_arrays_in_three_ways():
         (npy(np.zeros(2), replace=[(b"(2,)", b"(a,)")]), "no .npy"),
     ],
 )  # fmt: skip
-def test_a_bad_body_is_said_in_one_line(body, message):
+def test_a_bad_body_is_a_one_line_error(body, message):
     with pytest.raises(BadMessage, match=message):
         wire.from_json(body)
 
@@ -191,7 +191,7 @@ def read(data):
 @pytest.mark.parametrize(
     "count", [3_000, pytest.param(100_000, marks=pytest.mark.slow)], ids=str
 )
-def test_a_fuzzer_meets_only_clean_errors(count):
+def test_fuzzing_causes_only_clean_errors(count):
     rng = random.Random(count)
     seeds = [RECORDED, *(wire.pack(fake.observation(style=style, timestamp=1.5))
                          for style in ("openpi", "native"))]  # fmt: skip
@@ -203,7 +203,7 @@ def test_a_fuzzer_meets_only_clean_errors(count):
     assert len(seen) > 10 and "" in seen
 
 
-def test_the_robots_side_needs_no_jax_and_python_3_9():
+def test_the_robots_side_needs_only_python_3_9_without_jax():
     files = [ROOT / "wamjax" / "serving" / f"{name}.py"
              for name in ("__init__", "wire", "client", "chunks", "broker")]  # fmt: skip
     for file in [*files, ROOT / "wamjax" / "__init__.py"]:

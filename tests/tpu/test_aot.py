@@ -43,7 +43,7 @@ def test_a_small_config_compiles_for_a_slice_with_all_flags(tmp_path):
 REPORTS = sorted((ROOT / "tpu" / "reports").glob("*.json"))
 
 
-def test_the_page_shows_every_report_as_it_is():
+def test_the_page_matches_every_report():
     page = (ROOT / "tpu" / "README.md").read_text()
     rows = [
         search.row(path.stem, report)
@@ -55,7 +55,7 @@ def test_the_page_shows_every_report_as_it_is():
 
 
 @pytest.mark.parametrize("name", [path.stem for path in REPORTS])
-def test_a_report_is_of_the_model_that_is_here(name):
+def test_reports_match_the_current_models(name):
     """Traces it; compiling the smallest again is the slow test below."""
     report = json.loads((ROOT / f"tpu/reports/{name}.json").read_text())["search"][0]
     config = get(name)

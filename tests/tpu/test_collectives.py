@@ -73,6 +73,6 @@ def test_a_loop_without_a_known_bound_is_an_error():
         collectives.count(HLO.replace("direction=LT", "direction=NE"))
 
 
-def test_text_that_is_no_program():
+def test_text_that_is_not_a_program_is_an_error():
     with pytest.raises(ValueError, match="ENTRY"):
         collectives.count("nothing")

@@ -62,7 +62,7 @@ def report(batch, remat, seconds, peak, mesh=None):
     }  # fmt: skip
 
 
-def test_the_front_has_what_no_other_beats_and_says_how_to_train_it():
+def test_the_front_is_pareto_optimal_and_has_training_commands():
     fast, small = report(64, "none", 1, 90), report(64, "full", 2, 10)
     beaten, large = report(64, "attention", 3, 20), report(64, "dots", 0.5, 99)
     best = search.front([beaten, large, small, fast])
@@ -72,7 +72,7 @@ def test_the_front_has_what_no_other_beats_and_says_how_to_train_it():
     assert "--config.data.batch_size=64" in line and "--config.model.remat=none" in line
 
 
-def test_the_search_compiles_nothing_that_is_known_not_to_fit(monkeypatch):
+def test_the_search_skips_candidates_known_not_to_fit(monkeypatch):
     monkeypatch.setattr(search, "line", lambda report: "")
     config = configs.base_config()
     config.data.batch_size = 8

@@ -121,7 +121,7 @@ def read(path):
 
 
 @pytest.mark.parametrize("path", [LAUNCH, SLURM], ids=lambda p: p.name)
-def test_shells_read_the_scripts(path):
+def test_scripts_are_valid_shell(path):
     subprocess.run(["bash", "-n", str(path)], check=True)
     if not shutil.which("shellcheck"):
         pytest.skip("shellcheck is not installed")
@@ -178,7 +178,7 @@ def sent(commands):
     return [shlex.split(command) for command in found]
 
 
-def test_flags_of_the_training_arrive_as_they_were_given(bare):
+def test_training_flags_are_passed_on_unchanged(bare):
     *_, command = sent(dry(bare, "run", *FLAGS))
     assert command == ["bash", "wamjax/tpu/launch.sh", "worker_run", *HARD, *OWN]
 
@@ -219,7 +219,7 @@ def test_settings_become_flags_of_gcloud(bare):
     (["stop", *SLICE, "--", CONFIG], "stop takes no flags of the training"),
     (["status", *SLICE], "gcloud is not installed"),
 ])  # fmt: skip
-def test_what_is_missing_is_named_in_one_line(bare, words, text):
+def test_missing_settings_are_one_line_errors(bare, words, text):
     command = ["bash", str(LAUNCH), *words]
     done = subprocess.run(command, capture_output=True, text=True, env=bare)
     assert (done.returncode, done.stdout) == (2, "")
@@ -336,7 +336,7 @@ def test_set_up_run_stop_resume_delete(cloud):
     assert not cloud.home().exists()
 
 
-def test_keep_makes_a_pre_empted_slice_anew_and_starts_the_same_training(cloud):
+def test_keep_recreates_a_preempted_slice_and_restarts_the_training(cloud):
     process = cloud.start("keep", *FLAGS, settings=[*SLICE, "--spot"])
     until(lambda: cloud.arguments(worker=1))
     os.kill(cloud.pid(), signal.SIGTERM)  # as before maintenance: saved, and started again
@@ -365,7 +365,7 @@ def test_keep_makes_a_pre_empted_slice_anew_and_starts_the_same_training(cloud):
 @pytest.mark.parametrize("status, text", [
     ("2", "asked for what cannot be"), ("1", "failed 2 times (failed 1)"),
 ])  # fmt: skip
-def test_keep_gives_up_on_what_fails_again(cloud, status, text):
+def test_keep_gives_up_on_repeated_failures(cloud, status, text):
     process = cloud.start("keep", *FLAGS, settings=[*SLICE, "--retries=1"])
     until(lambda: cloud.arguments(worker=1))
     cloud.end(status)
@@ -373,7 +373,7 @@ def test_keep_gives_up_on_what_fails_again(cloud, status, text):
     assert process.returncode == 2 and text in said
 
 
-def test_keep_leaves_alone_what_was_stopped_by_hand(cloud):
+def test_keep_does_not_restart_what_the_user_stopped(cloud):
     process = cloud.start("keep", *FLAGS)
     until(lambda: cloud.arguments(worker=1))
     cloud.launch("stop")
@@ -382,7 +382,7 @@ def test_keep_leaves_alone_what_was_stopped_by_hand(cloud):
     assert len(cloud.arguments()) == 1
 
 
-def test_several_slices_run_the_same(cloud):
+def test_several_slices_run_the_same_command(cloud):
     settings = [*SLICE, "--slices=2"]
     cloud.launch("resume", *FLAGS, settings=settings)
     for node in ("pod-0", "pod-1"):
@@ -453,14 +453,14 @@ def test_settings_of_the_manifest():
     assert out["spec"]["failurePolicy"]["maxRestarts"] == 3
 
 
-def test_the_file_is_what_its_own_values_make():
+def test_the_example_manifest_is_generated_from_its_own_values():
     of = jobset.Slice("v6e", "4x4")
     flags = ["--config=experiments/configs/fast_wam_libero.py", "--workdir=gs://BUCKET/run"]
     whole = yaml.safe_load(jobset.TEMPLATE.read_text())
     assert jobset.manifest("wamjax", of, "IMAGE", flags) == whole
 
 
-def test_kubernetes_puts_no_variables_in():
+def test_kubernetes_substitutes_no_variables():
     of = jobset.Slice("v6e", "4x4")
     out = jobset.manifest("run", of, "i", [*HARD[::2], "--config.run_name=$(NAME)"])
     job = out["spec"]["replicatedJobs"][0]["template"]["spec"]
@@ -520,13 +520,13 @@ def test_the_commands_of_node_pools():
     (["--tpu=v6e", "--topology=4x4", "--", CONFIG], "no --workdir behind"),
     (["--tpu=v6e", "--topology=4x4", "--", "--workdir=gs://b/r"], "no --config"),
 ])  # fmt: skip
-def test_what_no_cluster_would_take_is_an_error(words, text):
+def test_invalid_manifest_values_are_errors(words, text):
     flags = [] if "--" in words else FLAGS
     with pytest.raises(ValueError, match=re.escape(text)):
         jobset.render(["--name=run", "--image=i", *words, *flags])
 
 
-def test_the_script_tells_an_error_in_one_line():
+def test_the_script_reports_errors_in_one_line():
     command = [sys.executable, str(ROOT / "tpu" / "jobset.py"), "--name=run", "--tpu=v9"]
     done = subprocess.run([*command, "--topology=4x4", "--image=i"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
@@ -616,7 +616,7 @@ def test_slurm_starts_one_process_on_every_gpu(cluster):
 
 
 @pytest.mark.parametrize("state, want", [("RUNNING", "requeue 4711\n"), ("COMPLETING", "")])
-def test_before_the_end_of_its_time_slurm_saves_and_queues_again(cluster, state, want):
+def test_before_its_time_limit_a_slurm_job_saves_and_requeues(cluster, state, want):
     """Unless the job was cancelled."""
     process = cluster.submit(*HARD)
     for i in (0, 1):
@@ -630,7 +630,7 @@ def test_before_the_end_of_its_time_slurm_saves_and_queues_again(cluster, state,
     assert read(cluster.folder / "scontrol") == want
 
 
-def test_slurm_does_not_queue_again_what_failed_or_was_stopped_by_hand(cluster):
+def test_slurm_does_not_requeue_failed_or_cancelled_jobs(cluster):
     process = cluster.submit(*HARD)
     for i in (0, 1):
         cluster.words(i)
@@ -645,13 +645,13 @@ def test_slurm_does_not_queue_again_what_failed_or_was_stopped_by_hand(cluster):
     (HARD[:1], {}, "no --workdir=DIR"),
     (HARD, {"SLURM_GPUS_ON_NODE": "8"}, "1 processes and 8 GPUs on a node"),
 ])  # fmt: skip
-def test_slurm_names_what_is_missing(cluster, words, env, text):
+def test_missing_slurm_settings_are_named(cluster, words, env, text):
     process = cluster.submit(*words, **env)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 2 and text in said and said.count("\n") == 1
 
 
-def test_a_job_of_slurm_hears_of_its_end_and_may_be_queued_again():
+def test_slurm_jobs_ask_for_a_signal_and_allow_requeueing():
     options = re.findall(r"^#SBATCH --(\S+)", SLURM.read_text(), re.M)
     assert {"signal=B:TERM@120", "requeue", "open-mode=append"} <= set(options)
     given = dict(option.split("=", 1) for option in options if "=" in option)
@@ -661,7 +661,7 @@ def test_a_job_of_slurm_hears_of_its_end_and_may_be_queued_again():
 # ---- the image ----
 
 
-def test_the_image_holds_what_it_needs():
+def test_the_image_contains_what_training_needs():
     text = (ROOT / "tpu" / "Dockerfile").read_text().replace("\\\n", " ")
     sources = [w for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for w in line.split()]
     kept = read(ROOT / "tpu" / "Dockerfile.dockerignore").split()
@@ -687,7 +687,7 @@ def test_every_launcher_gives_flags_that_the_training_has(bare):
 
 
 @pytest.mark.parametrize("done, status", [(True, None), (False, 75)])
-def test_a_training_that_a_signal_stopped_ends_with_the_status_asked_for(monkeypatch, done, status):
+def test_a_training_stopped_by_a_signal_exits_with_the_requested_status(monkeypatch, done, status):
     values = types.SimpleNamespace(
         distributed=False, config=None, workdir="x", stopped_status=75, FLAGS=None
     )
@@ -701,7 +701,7 @@ def test_a_training_that_a_signal_stopped_ends_with_the_status_asked_for(monkeyp
     assert end.value.code == status
 
 
-def test_jax_is_told_nothing_that_it_knows_better(bare):
+def test_launchers_leave_process_discovery_to_jax(bare):
     """On TPU VMs and GKE it finds coordinator, number and place of a process by itself."""
     for words in (jobset.command(HARD[::2]), sent(dry(bare, "run", *FLAGS))[0]):
         assert not [w for w in words if w.startswith(("--coordinator", "--process"))]

@@ -81,7 +81,7 @@ def test_slots_and_tables_are_those_of_the_uses(explored):
     assert found["tables"][0]["keeps"] == ["first", "cond"]
 
 
-def test_stages_are_those_of_the_program(explored):
+def test_stages_account_for_the_whole_program(explored):
     """Their work adds up to that of the program, and what is read was added before."""
     config, objective, text = explored
     found = {p["name"]: p for p in page.embedded(text, "explore")["programs"]}
@@ -123,7 +123,7 @@ def _outside(objective, params, observation):
     return latents, net("conditions", text).contexts, net("times", levels)
 
 
-def test_the_way_to_noise_is_that_of_the_process_and_of_real_data(explored):
+def test_noising_shows_real_data_under_the_process(explored):
     config, objective, text = explored
     found = {w["group"]: w for w in page.embedded(text, "explore")["noising"]}
     assert set(found) == {"future", "cond", "action"}
@@ -140,7 +140,7 @@ def test_the_way_to_noise_is_that_of_the_process_and_of_real_data(explored):
     assert all(x.startswith("data:image/") for x in pictures)
 
 
-def test_without_data_there_are_levels(explored, tmp_path):
+def test_without_data_only_levels_are_shown(explored, tmp_path):
     config, objective = explored[0].copy_and_resolve_references(), explored[1]
     config.data.root = str(tmp_path)
     config.data.sources.demos = configs.source(path="nowhere")
@@ -159,7 +159,7 @@ def test_a_mask_of_many_tokens_is_drawn_coarsely_and_counted_exactly():
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_the_order_of_a_scheme_takes_the_passes_that_its_model_takes(name):
+def test_schemes_list_as_many_passes_as_the_model_makes(name):
     config = get("video_tabletop", "debug")
     config.objective.scheme = name
     configs.validate(config)
@@ -207,7 +207,7 @@ return { seen, pointed: texts("tables"), ready: document.documentElement.dataset
 
 
 @pytest.mark.parametrize("width,dark", [(1000, False), (500, True)])
-def test_it_works_in_a_browser(explored, tmp_path, width, dark):
+def test_the_page_works_in_a_browser(explored, tmp_path, width, dark):
     done = browser.run(explored[2], tmp_path, LOOK, width, dark)
     assert done["ready"] == "yes" and done["overflow"] <= 0
     # Words that were read on the way: of all steps at the ends, of each choice.

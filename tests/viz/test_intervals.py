@@ -34,7 +34,7 @@ def test_student_t_against_the_table():
     assert intervals.student_t([0.5]) == (0.5, -math.inf, math.inf)
 
 
-def test_bootstrap_feels_both_seeds_and_episodes():
+def test_bootstrap_widens_with_variance_between_seeds():
     rng = np.random.default_rng(1)
     alike = [rng.integers(0, 2, 400) for _ in range(10)]
     apart = [np.full(400, rate) for rate in np.linspace(0, 1, 10)]
@@ -45,7 +45,7 @@ def test_bootstrap_feels_both_seeds_and_episodes():
 
 
 @pytest.mark.parametrize("successes,trials", [(3, 2), (-1, 2), (0, 0)])
-def test_what_is_no_rate(successes, trials):
+def test_invalid_rates_are_errors(successes, trials):
     with pytest.raises(ValueError, match="not a rate"):
         intervals.wilson(successes, trials)
 

@@ -128,6 +128,6 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert {f.name for f in tmp_path.iterdir()} == {"paths.json", "paths.png"}
 
 
-def test_what_the_command_refuses():
+def test_the_command_refuses_bad_flags():
     with pytest.raises(app.UsageError, match="which picture.*'path'"):
         command.main(["viz", "path"])

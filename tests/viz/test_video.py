@@ -54,7 +54,7 @@ def test_a_video_is_written_without_a_fork_of_the_threads_of_jax(tmp_path, monke
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def test_without_ffmpeg_a_gif(tmp_path, monkeypatch):
+def test_without_ffmpeg_a_gif_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     path = video.save_mp4(noise(3, 8, 8), tmp_path / "a.mp4", fps=5, scale=1)
     assert path == tmp_path / "a.gif"
@@ -88,7 +88,7 @@ def test_grid_places_every_video_and_holds_the_last_frame():
     assert (tiled[:, 5:, 6:] == 255).all()
 
 
-def test_side_by_side_shows_both_whole():
+def test_side_by_side_shows_both_completely():
     predicted, real = noise(2, 64, 64, 1), noise(3, 64, 64, 2)
     pair = video.side_by_side(predicted, real)
     np.testing.assert_array_equal(pair[1, -192:, :192], video.upscale(predicted[1], 3))
@@ -98,7 +98,7 @@ def test_side_by_side_shows_both_whole():
 @pytest.mark.parametrize(
     "bad", [np.zeros((2, 4, 4, 3)), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4, 4, 3), np.uint8)]
 )
-def test_what_is_no_video(bad):
+def test_arrays_that_are_not_videos_are_errors(bad):
     with pytest.raises(ValueError, match=r"uint8 \(t, h, w, 3\)"):
         video.grid([bad])
 

@@ -100,7 +100,7 @@ def test_a_source_of_as_many_observations_as_actions_has_the_published_labels(tm
         assert window["frame_valid"].tolist() == [True, start + CHUNK < steps]
 
 
-def test_data_sets_of_before_have_what_was_seen_after_the_last_action(tmp_path):
+def test_older_data_sets_have_a_final_observation(tmp_path):
     path = write(tmp_path / "a", ENDINGS)
     said = json.loads((path / "spec.json").read_text())
     assert said.pop("final_observation") is True

@@ -197,7 +197,7 @@ def test_prefix_visibility_trains_with_the_same_shares_under_its_own_tables():
     assert [table.name for table in tiny.objective().tables] == ["bidirectional"]
 
 
-def test_on_a_mesh_the_loss_is_the_same():
+def test_the_loss_is_the_same_on_a_mesh():
     plain = tiny.objective(visibility="prefix")
     sharded = dataclasses.replace(plain, network=plain.network.clone(constrain=constrain))
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 1}, jax.devices()[:4])

@@ -47,7 +47,7 @@ def recorded(tmp_path_factory):
     return config, policy, path, summary
 
 
-def test_every_episode_is_kept_as_it_went(recorded):
+def test_every_episode_is_stored_unchanged(recorded):
     config, _, path, summary = recorded
     reader = Reader(path)
     made = list(reader)
@@ -70,7 +70,7 @@ def test_every_episode_is_kept_as_it_went(recorded):
         assert np.any(frames[0] != frames[1]) == moved
 
 
-def test_they_are_windows_of_a_source_of_rollouts(recorded):
+def test_rollouts_are_read_as_a_source_of_windows(recorded):
     *_, path, _ = recorded
     cameras = {name: tabletop.CAMERAS[name] for name in ("overhead", "gripper")}
     spec = DataSpec(cameras, 5, 4, 8, 2, 8, 12, tabletop.CONTROL_HZ)

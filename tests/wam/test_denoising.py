@@ -164,7 +164,7 @@ def test_a_later_frame_does_not_change_an_earlier_one_in_causal_schemes():
     assert np.any(a["g3"] != b["g3"])
 
 
-def test_guidance_one_is_no_guidance_and_others_extrapolate():
+def test_guidance_scale_one_is_off_and_others_extrapolate():
     objective = make(frames=1, classes=3)
     params, batch = parameters(objective), batch_of(objective)
 

@@ -32,7 +32,7 @@ def loss(variant, batch, params=None, key=KEY):
 CODEC = codecs.small(Gaussian(12), spatial=2, temporal=1, width=8)
 
 
-def test_all_train_the_same_but_what_is_told_apart():
+def test_variants_predict_the_same_groups_with_known_exceptions():
     """So of their gradients two are enough, those of the next test."""
     predicted = {v: [u.predicted for u in tiny.fast_wam(v).uses] for v in tiny.VARIANTS}
     both = ("future", "action")

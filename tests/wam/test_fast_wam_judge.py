@@ -167,7 +167,7 @@ def test_the_cached_value_is_that_of_one_whole_pass(judged, params, seen, normal
         np.testing.assert_allclose(got[:, i], want, atol=2e-5)
 
 
-def test_adaptive_at_no_price_and_at_any(
+def test_adaptive_climbs_to_the_top_if_free_and_not_at_all_if_expensive(
     judged, params, seen, normalise, direct, best_of_four
 ):
     """Free time goes to the last rung if that promises anything; dear time to none."""
@@ -308,7 +308,7 @@ def test_the_loss_is_that_of_the_values(judged, params, normalise, trained):
     np.testing.assert_allclose(loss, total, rtol=1e-6)
 
 
-def test_what_is_frozen_is_all_but_judge_and_gate(params, trains, trained):
+def test_everything_but_judge_and_gate_is_frozen(params, trains, trained):
     keep, missing = trains
     free = [path for path in tree.flatten(params) if keep(path)]
     for path in tree.flatten(params):  # what is trained is what the policy's run lacks

@@ -41,7 +41,7 @@ def test_forced_to_a_rung_takes_the_best_of_its_proposals(made, rung):
     np.testing.assert_array_equal(done.actions, np.asarray(made[0])[np.arange(B), best])
 
 
-def test_examples_choose_for_themselves(made):
+def test_each_example_chooses_its_own_rung(made):
     """A batch is its examples one by one; what was not proposed has no value."""
 
     first, three = np.asarray(made[1][:, 0]), np.max(np.asarray(made[1][:, :3]), axis=1)
@@ -62,7 +62,7 @@ def test_examples_choose_for_themselves(made):
     assert np.all(np.isinf(together.benefit[last, 1]))
 
 
-def test_rungs_that_nobody_climbs_to_are_not_computed(made):
+def test_unreached_rungs_are_not_computed(made):
     ran = []
 
     def propose(rung, before):
@@ -77,7 +77,7 @@ def test_rungs_that_nobody_climbs_to_are_not_computed(made):
     assert ran == [0]
 
 
-def test_what_a_rung_hands_on_is_there_on_the_next_for_whoever_climbs():
+def test_rungs_pass_their_state_to_examples_that_climb():
     """Each adds up; one that nobody reaches hands on what it was given."""
 
     def propose(rung, total):
@@ -107,7 +107,7 @@ def test_pays_is_benefit_against_cost():
         np.testing.assert_array_equal(goes, want > 0)
 
 
-def test_who_goes_on_at_a_price_goes_on_at_every_lower_one():
+def test_climbing_at_a_price_implies_climbing_at_lower_prices():
     benefit = jax.random.normal(jax.random.key(1), (200, 3))
     goes = [
         np.asarray(ladder.pays(0, benefit, price * jnp.array([1.0, 2.0, 4.0]))[0])
@@ -131,7 +131,7 @@ def test_outcomes_are_those_of_the_best_so_far():
     np.testing.assert_array_equal(some[:, 1:], got[:, 1:])
 
 
-def test_proposals_that_are_made_alike_change_places():
+def test_proposals_of_one_mode_are_exchangeable():
     ways = ("direct", "imagine", "direct", "anticipate", "direct", "imagine")
     orders = np.asarray(ladder.shuffled(jax.random.key(0), ways, 500))
     np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(6), (500, 1)))
@@ -141,7 +141,7 @@ def test_proposals_that_are_made_alike_change_places():
         assert counts.sum() == 500 and counts.min() > 125
 
 
-def test_the_gate_learns_a_mean_and_not_a_sign():
+def test_the_gate_learns_mean_benefits_not_their_signs():
     """A benefit of +1 in one of five and -0.1 in the others pays on average, and seldom."""
     import optax
 

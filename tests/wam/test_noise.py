@@ -49,7 +49,7 @@ def test_fast_wam_starts_from_given_noise_and_shows_its_way():
     np.testing.assert_array_equal(shown, decoded)
 
 
-def test_what_is_wrong_with_the_noise_is_said():
+def test_invalid_noise_is_an_error():
     objective, params = tiny.fast_wam("joint", steps=1), tiny.params("joint")
 
     def act(*args, **kwargs):

@@ -131,7 +131,7 @@ def asked(log=None):
     return params, tiny.normalizers(), tiny.observation(2)
 
 
-def test_what_a_plan_expects_is_its_best_score_and_what_it_does_its_choice():
+def test_a_plan_expects_its_best_score_and_executes_that_proposal():
     policy, (done, _) = recorded(), run(recorded())
     expected, does = jax.jit(
         lambda key: (policy.expect(*asked(), key, "plan"), policy.policy(*asked(), key, "plan"))
@@ -215,7 +215,7 @@ def test_what_is_expected_may_start_from_given_noise():
     np.testing.assert_array_equal(*both(KEY))
 
 
-def test_of_equals_the_first_is_chosen():
+def test_ties_choose_the_first_proposal():
     policy = recorded(aggregate="success_vote")
     done, _ = run(policy)
     same = np.asarray(done.scores)
@@ -313,7 +313,7 @@ def test_deeper_plans_need_the_future_of_everything_that_is_seen(missing):
     tiny.objective(planning=deep)
 
 
-def test_a_planner_that_sees_otherwise_is_an_error():
+def test_a_planner_that_does_not_match_the_policy_is_an_error():
     policy = tiny.objective()
     other = tiny.objective(judge="value_v", network=tiny.network(remat="full", unroll=2))
     assert policy.with_planner(other).uses[2].name == "value_v"

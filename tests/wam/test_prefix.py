@@ -175,7 +175,7 @@ def test_every_solver_keeps_the_prefix_clean_on_the_whole_way(solver, monkeypatc
         assert np.isfinite(x).all()
 
 
-def test_no_prefix_where_none_was_trained_and_errors_name_the_fix():
+def test_a_prefix_without_training_is_an_error_that_names_the_fix():
     with pytest.raises(ValueError, match=r"takes no prefix: .* objective.prefix_max = 0"):
         act(tiny.fast_wam("fast"), "direct", prefix(1, 1, 1, 1))
     objective = tiny.fast_wam("fast", prefix_max=MOST)

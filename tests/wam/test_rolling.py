@@ -85,7 +85,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_up_to_the_length_of_training_it_is_what_sampling_makes(case):
+def test_rolling_within_the_training_length_equals_sampling(case):
     options, known = CASES[case]
     objective = make(**options)
     frames = objective.frames

@@ -59,7 +59,7 @@ CASES = [
 
 @pytest.mark.parametrize("chunk", [store.CHUNK, 100])
 @pytest.mark.parametrize("family, layout, name, again", CASES)
-def test_there_and_back_is_bit_identical(tmp_path, monkeypatch, family, layout, name, again, chunk):
+def test_round_trips_are_bit_identical(tmp_path, monkeypatch, family, layout, name, again, chunk):
     monkeypatch.setattr(store, "CHUNK", chunk)
     arrays, config = published(family, layout), SMALL[family]
     plain = {"step": 21_700, "torch_dtype": "torch.bfloat16"} if family == "fast_wam" else None
@@ -138,7 +138,7 @@ def test_dtypes(tmp_path):
     assert x.plain["torch_dtype"] == "torch.float32"
 
 
-def test_what_does_not_fit_leaves_nothing(tmp_path):
+def test_a_failed_conversion_leaves_nothing(tmp_path):
     arrays = published("dit")
     del arrays["x_embedder.proj.bias"]
     save(tmp_path / "x.pt", arrays)
@@ -212,7 +212,7 @@ def peaks(*commands):
     return [float(used) for _, used in each]
 
 
-def test_memory_is_that_of_a_tensor_not_of_the_model(tmp_path):
+def test_conversion_needs_the_memory_of_a_tensor_not_of_the_model(tmp_path):
     """A stack of 40 layers, whose parameters are as large together as the file."""
     big = families.named(layers=40, width=768, heads=6, ffn=3072, context_width=64)
     for name, config in (("small", big | families.named(layers=1)), ("big", big)):
@@ -255,7 +255,7 @@ def test_a_converted_folder_loads_as_the_file_does(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["file", "folder"])
-def test_the_host_holds_a_share_of_a_parameter_at_a_time(tmp_path, monkeypatch, source):
+def test_the_host_holds_one_shard_of_a_parameter_at_a_time(tmp_path, monkeypatch, source):
     """Onto eight devices; equal shares are made once, and the dtype changes on the way."""
     from wamjax.training import sharding
 
@@ -291,7 +291,7 @@ def test_the_host_holds_a_share_of_a_parameter_at_a_time(tmp_path, monkeypatch, 
     assert plan["device_bytes"]["float32"] == on_one
 
 
-def test_the_tokenizer_goes_along(tmp_path):
+def test_the_tokenizer_is_part_of_the_output(tmp_path):
     save(tmp_path / "dit.pt", published("dit"))
     (tmp_path / "google").mkdir()
     (tmp_path / "google" / "spiece.model").write_bytes(b"pieces")

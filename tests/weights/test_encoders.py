@@ -72,7 +72,7 @@ def test_a_cache_is_filled_by_a_converted_encoder(tmp_path, pieces, family, clea
     assert (dirty[0] == dirty[1]) == clean
 
 
-def test_other_folders_are_refused(tmp_path):
+def test_folders_of_other_models_are_refused(tmp_path):
     dit = converted(tmp_path, "dit", test_convert.DIT)
     for make in (encoders.video, lambda folder: encoders.text(folder, 4)):
         with pytest.raises(ValueError, match="holds 'dit', which is no"):
@@ -81,5 +81,5 @@ def test_other_folders_are_refused(tmp_path):
         encoders.text(converted(tmp_path, "t5", T5), 4)
 
 
-def test_every_text_encoder_is_one():
+def test_every_t5_family_is_a_text_encoder():
     assert set(encoders.CLEAN) == {f for f in families.FAMILIES if "t5" in f}

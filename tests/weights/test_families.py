@@ -202,7 +202,7 @@ def test_functions_take_parameters_and_inputs(family):
 
 
 @pytest.mark.parametrize("family, layout", CASES)
-def test_there_and_back_is_bit_identical(tmp_path, family, layout):
+def test_round_trips_are_bit_identical(tmp_path, family, layout):
     """File, parameters, file, parameters; the file again has the keys and bits of the original."""
     path, config = save(family, layout, tmp_path / "model"), CONFIGS[family]
     dtype = {"dit": jnp.bfloat16}.get(family)
@@ -294,7 +294,7 @@ ALTERED = {
 
 
 @pytest.mark.parametrize("case", ALTERED)
-def test_tensors_that_are_not_used_are_what_they_should_be(case):
+def test_unused_tensors_must_have_their_expected_values(case):
     family, layout, changes, said = ALTERED[case]
     own = state(family, layout)
     own = own | {k: change(own.get(k)) for k, change in changes.items()}
@@ -302,7 +302,7 @@ def test_tensors_that_are_not_used_are_what_they_should_be(case):
         api.fit(family, {k: tensor.of(v.numpy()) for k, v in own.items()}, CONFIGS[family])
 
 
-def test_tensors_that_are_not_used_may_be_there():
+def test_unused_tensors_may_be_present():
     """In half precision a table is as good as its dtype; averages mirror what they are of."""
     own = state("dit", "official")
     own = own | {"pos_embed": own["pos_embed"].half()}

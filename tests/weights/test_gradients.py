@@ -154,7 +154,7 @@ SEES = {"first": "first", "future": "first future", "action": "first action"}
 
 
 @pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
-def test_the_released_fast_wam_computes_what_its_parts_do(tmp_path, double):
+def test_the_released_fast_wam_equals_the_torch_oracle(tmp_path, double):
     """The file as torch reads it, run by the tests' torch code; values and gradients."""
     config = test_convert.FAST_WAM | {"model.freq_dim": 16}
     kind = [torch.float32, torch.float64][double]

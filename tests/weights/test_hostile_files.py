@@ -164,13 +164,13 @@ def twice(path):
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_pickles_and_archives_that_explode(tmp_path, name):
+def test_pickle_and_archive_bombs_are_refused(tmp_path, name):
     make, said = BOMBS[name]
     make(tmp_path / "x.pt")
     assert said in refused(tmp_path / "x.pt")
 
 
-def test_storages_within_storages(tmp_path):
+def test_nested_pickles_are_refused(tmp_path):
     """A pickle in a pickle in a pickle, each as the bytes of a storage."""
     program = b"N."
     for _ in range(3000):
@@ -219,14 +219,14 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_headers_of_safetensors_that_explode(tmp_path, name):
+def test_safetensors_header_bombs_are_refused(tmp_path, name):
     text, said = HEADERS[name]
     text = text.encode() if isinstance(text, str) else text
     (tmp_path / "x.safetensors").write_bytes(headed(text))
     assert said in refused(tmp_path / "x.safetensors")
 
 
-def test_a_header_is_not_read_if_it_is_larger_than_any(tmp_path):
+def test_oversized_headers_are_not_read(tmp_path):
     with (tmp_path / "x.safetensors").open("wb") as file:
         file.write((2**32).to_bytes(8, "little"))
         file.truncate(2**32 + 8)  # takes no room
@@ -245,7 +245,7 @@ INDICES = {
 
 
 @pytest.mark.parametrize("name", INDICES)
-def test_indices_that_explode(tmp_path, name):
+def test_index_bombs_are_refused(tmp_path, name):
     value, said = INDICES[name]
     text = value if isinstance(value, str) else json.dumps(value)
     (tmp_path / "x.safetensors.index.json").write_text(text)
@@ -253,12 +253,12 @@ def test_indices_that_explode(tmp_path, name):
     assert said in refused(tmp_path)
 
 
-def test_keys_that_become_one(tmp_path):
+def test_colliding_keys_are_refused(tmp_path):
     torch.save({"a": {"b": torch.ones(1)}, "a/b": torch.zeros(1)}, tmp_path / "x.pt")
     assert "two entries are called 'a/b'" in refused(tmp_path / "x.pt")
 
 
-def test_legacy_storages_are_where_they_should_be(tmp_path):
+def test_inconsistent_legacy_storages_are_refused(tmp_path):
     torch.save({"a": torch.ones(3)}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
     raw = (tmp_path / "x.pt").read_bytes()
     end = len(raw) - 12 - 8
@@ -524,7 +524,7 @@ def test_every_prefix_is_refused(tmp_path):
             refused(tmp_path / name)
 
 
-def test_values_of_any_shape_are_told_shortly():
+def test_errors_abbreviate_values_of_any_shape():
     value = [1]
     for _ in range(60):
         value = [value, value, value]

@@ -139,7 +139,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("message", LIES)
-def test_a_file_that_lies_is_refused(tmp_path, message):
+def test_inconsistent_headers_are_refused(tmp_path, message):
     path = tmp_path / "x.safetensors"
     safetensors.write(path, lazily(arrays()))
     LIES[message](path)
@@ -164,7 +164,7 @@ def test_an_index_and_its_shards_must_agree(tmp_path):
         files.read(folder)
 
 
-def test_what_a_folder_holds_must_be_clear(tmp_path):
+def test_ambiguous_folders_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="it is empty"):
         files.read(tmp_path)
     for name in ("a", "b"):

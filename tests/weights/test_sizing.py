@@ -30,7 +30,7 @@ def lazily(arrays):
 
 
 @pytest.mark.parametrize("family", SIZES)
-def test_tensors_say_all_sizes_but_heads(family):
+def test_tensors_determine_all_sizes_but_heads(family):
     want = families.sizes(family, SIZES[family])
     for layout in families.family(family).layouts:
         file = lazily(published(family, layout, config=SIZES[family]))
@@ -51,7 +51,7 @@ def test_published_sizes_are_known_by_their_tensors(family):
         assert sizing.of_file(family, file) == families.sizes(family), layout
 
 
-def test_heads_are_those_of_the_config_beside(tmp_path):
+def test_the_number_of_heads_comes_from_the_config_file(tmp_path):
     """diffusers' and Wan's; one of another network is not believed."""
     save(tmp_path / "wan.safetensors", published("wan22_ti2v", config=SIZES["wan22_ti2v"]))
     for said in (
@@ -70,7 +70,7 @@ def test_heads_are_those_of_the_config_beside(tmp_path):
             weights.load("wan22_ti2v", tmp_path / "wan.safetensors")
 
 
-def test_a_folder_says_its_part_of_a_config(tmp_path):
+def test_a_folder_gives_its_part_of_a_config(tmp_path):
     save(tmp_path / "x.pt", published("fast_wam"))
     convert.bring_in(
         "fast_wam", tmp_path / "x.pt", tmp_path / "ours", named(heads=2), progress=False
@@ -91,7 +91,7 @@ def test_a_folder_says_its_part_of_a_config(tmp_path):
     config.update_from_flattened_dict(said)
 
 
-def test_folders_of_before_have_short_names(tmp_path):
+def test_older_folders_have_short_names(tmp_path):
     save(tmp_path / "x.pt", published("fast_wam"))
     convert.bring_in("fast_wam", tmp_path / "x.pt", tmp_path / "ours", FAST_WAM, progress=False)
     file = tmp_path / "ours" / store.ABOUT
@@ -120,7 +120,7 @@ def test_a_run_knows_its_sizes_but_must_have_those_of_the_family():
         sizing.of_run("wan22_ti2v", config, {})
 
 
-def test_a_bad_file_of_sizes_is_said(tmp_path):
+def test_a_bad_sizes_file_is_an_error(tmp_path):
     for text in ("[]", "{", "x" * 9):
         (tmp_path / "sizes.json").write_text(text)
         with pytest.raises(weights.BadFile, match="sizes.json holds no sizes: "):

@@ -127,7 +127,7 @@ def same(stored):
         assert read.dtype == x.dtype and np.array_equal(read, x), path
 
 
-def test_digests_of_somebody_else(tmp_path):
+def test_digests_stored_elsewhere_are_checked(tmp_path):
     """An Orbax step, in its own format, with digests that were kept elsewhere."""
     params = {"a": {"kernel": np.arange(24, dtype=np.float32).reshape(4, 6)}, "b": np.ones(3)}
     with ocp.StandardCheckpointer() as checkpointer:
@@ -156,7 +156,7 @@ def earlier(folder):
     (folder / store.ABOUT).write_text(json.dumps(about | {"format": 1}))
 
 
-def test_earlier_folders_load_with_a_line(folder, caplog):
+def test_folders_without_digests_load_with_a_note(folder, caplog):
     earlier(folder)
     with caplog.at_level("WARNING"):
         stored = store.read(folder / store.PARAMS)
@@ -169,7 +169,7 @@ def test_earlier_folders_load_with_a_line(folder, caplog):
         store.read(folder / store.PARAMS)
 
 
-def test_runs_do_not_start_from_damage(folder):
+def test_runs_refuse_to_start_from_damaged_weights(folder):
     source = init_from.sources(f"x={folder}")
     assert source.digests.keys() == {f"x/{p}" for p in ARRAYS}
     (folder / store.PARAMS / "half" / "0.0").unlink()
@@ -177,7 +177,7 @@ def test_runs_do_not_start_from_damage(folder):
         init_from.sources(f"x={folder}").load({f"x/{p}": x for p, x in want().items()})
 
 
-def test_a_damaged_file_beside_is_noticed(tmp_path):
+def test_damage_in_accompanying_files_is_detected(tmp_path):
     (tmp_path / "spiece.model").write_bytes(b"pieces")
     store.write(tmp_path / "ours", slices(), {"family": "t5"}, tokenizer=tmp_path / "spiece.model")
     assert store.about(tmp_path / "ours")["family"] == "t5"

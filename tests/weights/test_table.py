@@ -112,7 +112,7 @@ def test_the_published_side_as_a_person_would_write_it():
     same(got, want)
 
 
-def test_there_and_back_is_bit_identical():
+def test_round_trips_are_bit_identical():
     there = make()
     params = draw(shapes())
     file = read(there.to_theirs(slicer(params)))
@@ -179,7 +179,7 @@ def test_all_offenders_are_reported_at_once():
     )
 
 
-def test_of_many_offenders_the_first_are_said_in_one_line():
+def test_many_offenders_are_abbreviated_to_one_line():
     wrong = {f"{name}.extra": np.zeros(1) for name in "abcdefghijklmnop"}
     with pytest.raises(plan.Mismatch) as error:
         fits(**wrong, table=None)

@@ -176,7 +176,7 @@ def harmful(marker):
 
 @pytest.mark.parametrize("name", harmful("x"))
 @pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
-def test_nothing_is_run_and_what_was_named_is_said(tmp_path, name, kind):
+def test_no_code_is_executed_and_errors_name_the_function(tmp_path, name, kind):
     marker, path = tmp_path / "marker", tmp_path / "x.pt"
     value = {"fine": 1, "weights": harmful(marker)[name]}
     if kind == "pickle":
@@ -226,13 +226,13 @@ def view(offset, shape, strides):
         (5, (0,), (1,)),
     ],
 )
-def test_a_tensor_cannot_leave_its_storage(tmp_path, offset, shape, strides):
+def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path, offset, shape, strides):
     archive(tmp_path / "x.pt", view(offset, shape, strides))
     with pytest.raises(ValueError, match=r"leaves its storage|a tensor has offset"):
         files.read(tmp_path / "x.pt")
 
 
-def test_the_same_program_with_honest_numbers_is_read(tmp_path):
+def test_a_valid_version_of_the_same_program_is_read(tmp_path):
     data = np.arange(4, dtype=np.float32)
     archive(tmp_path / "x.pt", view(1, (2, 2), (1, 1)), [("0", data.tobytes())])
     assert files.read(tmp_path / "x.pt").tensors[""].read().tolist() == [[1, 2], [2, 3]]

@@ -48,13 +48,13 @@ def test_state_and_action_are_chosen_and_rotations_rewritten(source, tmp_path):
     ("ee_states[3:6]:axisangle", "did you mean 'axis_angle'"),
     ("ee_states[3:6", "is no term"),
 ])  # fmt: skip
-def test_a_wrong_term_says_what_is_right(source, tmp_path, term, fault):
+def test_errors_in_terms_show_valid_ones(source, tmp_path, term, fault):
     with pytest.raises(ValueError, match=fault.replace("[", r"\[")):
         ingest(source[0], tmp_path / "out", state=(term,))
 
 
 @pytest.mark.parametrize("kind", rotations.SIZES)
-def test_every_rotation_goes_there_and_back(kind):
+def test_every_rotation_round_trips(kind):
     r = Rotation.random(50, random_state=0)
     x = rotations.write(r, kind)
     assert x.shape == (50, rotations.SIZES[kind])
@@ -87,7 +87,7 @@ def test_half_the_rate_sums_deltas_and_keeps_the_last_command_of_the_gripper(sou
         ingest(source[0], tmp_path / "no", fps=40)
 
 
-def test_a_rate_that_does_not_divide_takes_the_nearest_and_says_how_far(tmp_path):
+def test_a_rate_that_does_not_divide_uses_nearest_steps_and_reports_the_distance(tmp_path):
     truth = layouts.aloha(tmp_path / "in", count=1, steps=50)
     report, (episode,) = ingest(tmp_path / "in", tmp_path / "out", "aloha", fps=15)
     picked = np.floor(np.arange(15) * 50 / 15 + 0.5).astype(int)
@@ -153,7 +153,7 @@ def test_the_instruction_may_be_the_name_of_a_file_or_a_folder(tmp_path):
     assert episode.instruction == "open it"
 
 
-def test_a_gripper_that_nobody_can_tell_is_asked_for(source, tmp_path):
+def test_an_unclear_gripper_must_be_stated(source, tmp_path):
     state = ("ee_states",)  # no fingers
     with pytest.raises(ValueError, match="give --gripper_is"):
         ingest(source[0], tmp_path / "out", state=state, gripper="one_opens")

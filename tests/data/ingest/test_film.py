@@ -60,7 +60,7 @@ def test_any_part_of_a_video_decodes_from_its_packets(tmp_path, way):
                                                         strict=True)] == [True] * 3  # fmt: skip
 
 
-def test_a_frame_that_is_not_there_and_packets_that_are_broken_are_said(tmp_path):
+def test_missing_frames_and_broken_packets_are_errors(tmp_path):
     times = video(tmp_path / "x.mp4", {"g": "4"})
     with pytest.raises(SourceError, match=r"0.0200 s off; --option=tolerance"):
         Videos().film(tmp_path / "x.mp4", [0.02 + times[3]])
@@ -86,7 +86,7 @@ def ingested(tmp_path, pictures, **more):
 
 
 @pytest.mark.parametrize("layout", ["lerobot_v21", "lerobot_v30"])
-def test_a_data_set_of_video_is_that_of_pictures(tmp_path, layout):
+def test_a_data_set_of_video_equals_one_of_pictures(tmp_path, layout):
     getattr(layouts, layout)(tmp_path / "in")
     still, _ = ingested(tmp_path, "auto")
     kept, _ = ingested(tmp_path, "video")
@@ -104,7 +104,7 @@ def test_a_data_set_of_video_is_that_of_pictures(tmp_path, layout):
                 a.frames(camera, [99])
 
 
-def test_another_rate_chooses_frames_and_what_cannot_stay_is_said(tmp_path):
+def test_another_rate_selects_frames_and_unsupported_options_are_errors(tmp_path):
     layouts.lerobot_v30(tmp_path / "in")
     still, kept = (ingested(tmp_path, kind, fps=10)[0] for kind in ("auto", "video"))
     assert np.array_equal(kept[1].frames("front", range(4)), still[1].frames("front", range(4)))
@@ -143,7 +143,7 @@ def test_neighbouring_groups_share_a_record_up_to_its_size(tmp_path):
     assert len(whole.parts(1)) == len(whole.groups) and len(whole.parts(10**6)) == 1
 
 
-def test_decoders_are_of_a_thread_and_few(tmp_path):
+def test_each_thread_keeps_few_decoders_of_its_own(tmp_path):
     times = video(tmp_path / "x.mp4", {"g": "4"})
     part = Videos().film(tmp_path / "x.mp4", times[:4])
     part.decoded([0])

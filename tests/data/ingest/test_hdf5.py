@@ -23,7 +23,7 @@ def shown(episode, camera):
     return np.stack([images.decode(x) for x in episode.images[camera]])
 
 
-def test_libero_comes_out_as_it_was_written_and_upright(tmp_path):
+def test_libero_is_converted_exactly_and_upright(tmp_path):
     truth = layouts.libero(tmp_path / "a_demo.hdf5")
     report, episodes = ingest(tmp_path / "a_demo.hdf5", tmp_path / "out")
     assert (report["episodes"], report["steps"]) == (2, 21)
@@ -51,7 +51,7 @@ def test_the_last_action_may_be_dropped_instead(tmp_path):
     assert Reader(tmp_path / "out").info.final_observation and "left out" in report["end"]
 
 
-def test_observations_that_libero_stored_after_their_action_are_moved(tmp_path):
+def test_observations_stored_after_their_action_are_shifted(tmp_path):
     file = tmp_path / "a_demo.hdf5"
     (actions, states, frames), _ = layouts.libero(file, attributes={"bddl_file_name": "x.bddl"})
     report, (first, _) = ingest(file, tmp_path / "out")
@@ -66,7 +66,7 @@ def test_observations_that_libero_stored_after_their_action_are_moved(tmp_path):
     ("LIVING_ROOM_SCENE2_pick_up_the_soup_demo", "pick up the soup"),
     ("open_the_middle_drawer_demo", "open the middle drawer"),
 ])  # fmt: skip
-def test_what_was_made_anew_from_libero_is_upright_and_named_by_its_file(tmp_path, name, said):
+def test_regenerated_libero_is_upright_and_named_by_its_file(tmp_path, name, said):
     file = tmp_path / f"{name}.hdf5"
     truth = layouts.libero(file, flip=False)
     with h5py.File(file, "a") as f:
@@ -83,7 +83,7 @@ def test_what_was_made_anew_from_libero_is_upright_and_named_by_its_file(tmp_pat
     assert {e.instruction for e in episodes} == {said} and "upright" in report["notes"][0]
 
 
-def test_robomimic_has_what_came_last_and_splits(tmp_path):
+def test_robomimic_has_final_observations_and_splits(tmp_path):
     truth = layouts.robomimic(tmp_path / "lift.hdf5")
     report, episodes = ingest(tmp_path / "lift.hdf5", tmp_path / "out", "robomimic",
                               {"split": "train"}, instruction="lift it")  # fmt: skip
@@ -148,7 +148,7 @@ def roll_out(file, steps, success, score=None):
             rows[i] = np.frombuffer(images.encode(x, "jpeg"), np.uint8)
 
 
-def test_roll_outs_of_cosmos_policy_fail_too_and_short_ones_are_bad(tmp_path):
+def test_cosmos_policy_rollouts_include_failures_and_short_ones_are_bad(tmp_path):
     for ep, (steps, success) in enumerate([(9, True), (7, False), (4, False)]):
         name = f"episode_data--suite=libero_10--task={ep}--ep={ep}--success={success}.hdf5"
         roll_out(tmp_path / name, steps, success)
@@ -161,7 +161,7 @@ def test_roll_outs_of_cosmos_policy_fail_too_and_short_ones_are_bad(tmp_path):
     assert "ep=2" in text and "4 steps" in text
 
 
-def test_roll_outs_of_aloha_have_videos_beside_them(tmp_path):
+def test_aloha_rollouts_have_separate_videos(tmp_path):
     frames = layouts.smooth(1, 10)
     layouts.encode_video(tmp_path / "ep0.mp4", frames, fps=25)
     with h5py.File(tmp_path / "episode_0.hdf5", "w") as f:

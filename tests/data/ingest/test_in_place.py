@@ -21,7 +21,7 @@ def opened(root, path, **changes):
     return config, *open_sources(config.data)
 
 
-def test_windows_in_place_are_those_of_the_data_set_that_is_made(tmp_path):
+def test_windows_read_in_place_equal_those_of_the_converted_data_set(tmp_path):
     layouts.libero(tmp_path / "a_demo.hdf5")
     run.ingest("libero", tmp_path / "a_demo.hdf5", tmp_path / "made", progress=False)
     config, spec, statistics, (source,) = opened(tmp_path, "libero:a_demo.hdf5")
@@ -43,7 +43,7 @@ def test_windows_in_place_are_those_of_the_data_set_that_is_made(tmp_path):
     assert missing(config.data) == {}
 
 
-def test_what_cannot_be_read_in_place_is_said(tmp_path):
+def test_sources_that_cannot_be_read_in_place_are_errors(tmp_path):
     layouts.libero(tmp_path / "a_demo.hdf5")
     with pytest.raises(FileNotFoundError, match="gone.hdf5"):
         opened(tmp_path, "libero:gone.hdf5")

@@ -27,7 +27,7 @@ def same(episodes, truth):
 
 
 @pytest.mark.parametrize("layout", ["lerobot_v21", "lerobot_v30"])
-def test_both_layouts_come_out_as_they_were_written(tmp_path, layout):
+def test_both_layouts_are_converted_exactly(tmp_path, layout):
     truth = getattr(layouts, layout)(tmp_path / "in")
     report, episodes = ingest(tmp_path / "in", tmp_path / "out", "lerobot")
     assert same(episodes, truth)
@@ -38,14 +38,14 @@ def test_both_layouts_come_out_as_they_were_written(tmp_path, layout):
     assert report["warnings"] == [] and report["bad"] == {}
 
 
-def test_video_files_are_numbered_for_themselves_and_all_shards_are_read(tmp_path):
+def test_video_files_have_their_own_numbers_and_all_shards_are_read(tmp_path):
     """One file of data, and of the front camera two, the wrist one; metadata in two shards of one
     base name."""
     truth = layouts.lerobot_v30(tmp_path / "in", data_files=((0,), (1,), (2,)))
     assert same(ingest(tmp_path / "in", tmp_path / "out", "lerobot")[1], truth)
 
 
-def test_ranges_in_the_metadata_are_not_believed(tmp_path):
+def test_wrong_ranges_in_the_metadata_are_ignored(tmp_path):
     def spoil(i, row):
         row["data/file_index"] = 0  # the second file's first episode points to the first file
         row["dataset_from_index"] = row["dataset_to_index"] = 7 * i
@@ -90,7 +90,7 @@ def test_quantiles_are_of_the_data_not_of_its_metadata(tmp_path):
     assert np.allclose(found["q01"], np.quantile(actions, 0.01, axis=0))
 
 
-def test_a_rate_against_the_time_stamps_is_doubted(tmp_path):
+def test_a_rate_that_contradicts_the_timestamps_gives_a_warning(tmp_path):
     layouts.lerobot_v30(tmp_path / "in", fps=30)
     report, _ = ingest(tmp_path / "in", tmp_path / "out", "lerobot")
     assert "the time stamps say 20 Hz, not 30: give --source_fps=20" in report["warnings"][0]
@@ -99,7 +99,7 @@ def test_a_rate_against_the_time_stamps_is_doubted(tmp_path):
 
 
 @pytest.mark.parametrize("gop", [2, 30])
-def test_any_frames_of_a_video_in_any_distance(tmp_path, gop):
+def test_frames_of_a_video_at_any_distance_are_found(tmp_path, gop):
     truth = layouts.lerobot_v30(tmp_path / "in", lengths=(50, 40, 60), gop=gop,
                                 video_files={c: ((0, 1, 2),) for c in layouts.CAMERAS})  # fmt: skip
     reader = open_reader("lerobot", tmp_path / "in", {})
@@ -109,7 +109,7 @@ def test_any_frames_of_a_video_in_any_distance(tmp_path, gop):
             assert abs(got - truth[i][2]["observation.images.front"][steps]).max() < 3
 
 
-def test_pictures_in_the_rows_tasks_by_an_index_and_depth_that_is_left_out(tmp_path):
+def test_pictures_in_rows_tasks_by_index_and_skipped_depth(tmp_path):
     """As converted data sets have them; PNG stays the bytes that it is."""
     truth = layouts.lerobot_v30(tmp_path / "in")
     rows = tmp_path / "in/data/chunk-000/file-000.parquet"
@@ -136,7 +136,7 @@ def test_pictures_in_the_rows_tasks_by_an_index_and_depth_that_is_left_out(tmp_p
     assert [n for n in report["notes"] if "depth is left out: observation.images.depth" in n]
 
 
-def test_a_damaged_parquet_file_costs_its_episodes_alone(tmp_path):
+def test_a_damaged_parquet_file_loses_only_its_episodes(tmp_path):
     truth = layouts.lerobot_v30(tmp_path / "in", data_files=((0,), (1, 2)))
     (tmp_path / "in/data/chunk-000/file-000.parquet").write_bytes(b"PAR1 no more")
     report, episodes = ingest(tmp_path / "in", tmp_path / "out", "lerobot", skip_bad=1)
@@ -152,7 +152,7 @@ def test_a_row_that_lengths_do_not_fit_is_bad(tmp_path):
         ingest(tmp_path / "in", tmp_path / "out", "lerobot")
 
 
-def test_another_version_is_an_error_that_says_which_are_read(tmp_path):
+def test_another_version_is_an_error_that_lists_the_supported_ones(tmp_path):
     layouts.lerobot_v21(tmp_path / "in")
     file = tmp_path / "in/meta/info.json"
     file.write_text(file.read_text().replace("v2.1", "v1.6"))

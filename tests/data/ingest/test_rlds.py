@@ -19,7 +19,7 @@ from wamjax.data.ingest.reader import SourceError
 from wamjax.data.records import Reader
 
 
-def test_libero_of_openvla_comes_out_as_it_was_written(tmp_path):
+def test_openvlas_libero_is_converted_exactly(tmp_path):
     folder, truth = layouts.rlds_libero(tmp_path)
     report, episodes = ingest(tmp_path, tmp_path / "out", "rlds")  # or <name>/<version>
     for episode, (actions, states, jpeg) in zip(episodes, truth, strict=True):
@@ -31,7 +31,7 @@ def test_libero_of_openvla_comes_out_as_it_was_written(tmp_path):
     assert report["gripper"] == "gripper minus_opens"
 
 
-def test_a_rate_that_nobody_says_is_asked_for(tmp_path):
+def test_an_unknown_rate_must_be_stated(tmp_path):
     folder, _ = layouts.rlds_libero(tmp_path)
     folder.parent.rename(tmp_path / "other")
     with pytest.raises(ValueError, match="give --source_fps"):
@@ -44,7 +44,7 @@ def test_a_rate_that_nobody_says_is_asked_for(tmp_path):
         ingest(tmp_path / "other", tmp_path / "out2", "rlds", {"split": "test"}, source_fps=5)
 
 
-def test_a_file_that_is_cut_off_is_named_counted_and_left_out(tmp_path):
+def test_a_truncated_file_is_reported_counted_and_skipped(tmp_path):
     folder, truth = layouts.rlds_libero(tmp_path)
     file = folder / "libero_object_no_noops-train.tfrecord-00001-of-00002"
     file.write_bytes(file.read_bytes()[:-5])
@@ -82,7 +82,7 @@ def test_checksums_and_numbers_are_those_of_other_libraries():
 PATHS = ("/lab/success/a.h5", "/lab/failure/b.h5", "/lab/success/c.h5")
 
 
-def test_droid_is_of_successes_with_joint_velocities(tmp_path):
+def test_droid_has_successes_only_and_joint_velocities(tmp_path):
     layouts.rlds_droid(tmp_path, PATHS)
     report, episodes = ingest(tmp_path / "droid", tmp_path / "out", "droid")
     assert len(episodes) == 2 and {e.instruction for e in episodes} == {"put it away"}
@@ -191,7 +191,7 @@ def droid_raw(root, steps=12, off=(3, 4)):
     return joints, moves, shown
 
 
-def test_droid_as_recorded_skips_what_did_not_move(tmp_path):
+def test_raw_droid_skips_steps_without_movement(tmp_path):
     joints, moves, videos = droid_raw(tmp_path)
     on = np.delete(np.arange(12), [3, 4])
     report, (episode,) = ingest(tmp_path, tmp_path / "out", "droid_raw")

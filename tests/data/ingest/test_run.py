@@ -29,7 +29,7 @@ def test_the_number_of_processes_changes_nothing(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "one", "two"]
 
 
-def test_a_corrupt_file_is_named_counted_and_left_out(tmp_path):
+def test_a_corrupt_file_is_reported_counted_and_skipped(tmp_path):
     for i in range(3):
         layouts.libero(tmp_path / f"{i}_demo.hdf5", seed=10 * i)
     (tmp_path / "1_demo.hdf5").write_bytes(b"no HDF5")
@@ -40,7 +40,7 @@ def test_a_corrupt_file_is_named_counted_and_left_out(tmp_path):
     assert len(episodes) == 4 and list(report["bad"]) == ["1_demo.hdf5"]
 
 
-def test_numbers_that_are_none_make_an_episode_bad(tmp_path):
+def test_non_finite_numbers_make_an_episode_bad(tmp_path):
     import h5py
 
     layouts.libero(tmp_path / "a_demo.hdf5")
@@ -72,7 +72,7 @@ def open(source, stop=""):
 '''
 
 
-def test_killed_and_continued(tmp_path, monkeypatch, capsys):
+def test_a_killed_conversion_resumes(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "__init__.py").write_text("")
     (tmp_path / "mine" / "slow.py").write_text(SLOW)
@@ -103,7 +103,7 @@ def test_killed_and_continued(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / ".out.ingest").exists()
 
 
-def test_other_settings_begin_anew(tmp_path, capsys):
+def test_other_settings_start_over(tmp_path, capsys):
     file = tmp_path / "a_demo.hdf5"
     layouts.libero(file)
     folder = tmp_path / ".out.ingest"
@@ -116,7 +116,7 @@ def test_other_settings_begin_anew(tmp_path, capsys):
         ingest(file, tmp_path / "out")
 
 
-def test_a_format_and_an_option_that_do_not_exist(tmp_path):
+def test_unknown_formats_and_options_are_errors(tmp_path):
     layouts.libero(tmp_path / "a_demo.hdf5")
     with pytest.raises(ValueError, match="no such format, did you mean 'libero'"):
         ingest(tmp_path, tmp_path / "out", "libro")
@@ -126,7 +126,7 @@ def test_a_format_and_an_option_that_do_not_exist(tmp_path):
         ingest(pathlib.Path("nowhere"), tmp_path / "out")
 
 
-def test_a_package_that_lacks_is_named_with_its_extra(tmp_path, monkeypatch):
+def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
     layouts.libero(tmp_path / "a_demo.hdf5")
     for name in [n for n in sys.modules if n.startswith("wamjax.data.ingest.formats.")]:
         monkeypatch.delitem(sys.modules, name)
@@ -165,7 +165,7 @@ def test_every_format_is_guessed_by_what_is_in_it(tmp_path):
     assert guess.guess(tmp_path / "empty") == ""
 
 
-def test_a_config_that_names_foreign_files_is_told_what_to_do_with_them(tmp_path):
+def test_a_config_that_names_foreign_files_is_an_error_with_advice(tmp_path):
     layouts.lerobot_v21(tmp_path / "v21", lengths=(3,))
     with pytest.raises(FileNotFoundError, match="looks like lerobot.*wamjax.ingest --format=lerob"):
         Reader(tmp_path / "v21")
