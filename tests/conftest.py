@@ -13,8 +13,8 @@ import compiler
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{compiler.flags(devices=8)} {os.environ.get('XLA_FLAGS', '')}"
-# What is compiled is shared among the workers and the commands that they start, in a folder of this
-# run alone: nothing is kept in the user's cache, and nothing found there, unless one asks for it.
+# Workers, and the commands that they start, share a compilation cache in a folder of this test run.
+# The user's own cache is neither read nor written unless requested.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs = tempfile.mkdtemp(prefix="wamjax-tests-")
     atexit.register(shutil.rmtree, programs, ignore_errors=True)
@@ -25,13 +25,13 @@ import pytest  # noqa: E402
 
 
 def pytest_collection_finish():
-    """Spares the garbage collector what is imported: it lives as long as the process."""
+    """Keeps imported objects out of garbage collection, since they live as long as the process."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
-    """Frees what a file compiled: two workers would come to hold over 6 GB each."""
+    """Frees the programs of each test file; otherwise two workers would hold over 6 GB each."""
     yield
     jax.clear_caches()

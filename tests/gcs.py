@@ -1,8 +1,8 @@
-"""A server of Google Cloud Storage on this machine: what its clients ask of buckets, in memory.
+"""Runs a local in-memory server of Google Cloud Storage.
 
 The clients are the real ones: gcsfs (behind `etils.epath`), TensorStore (behind Orbax) and that of
-ArrayRecord are told by environment variables where it is. As in a bucket an object appears when all
-of it has arrived, there are no folders and there is no appending.
+ArrayRecord find it by environment variables. As in a real bucket, an object appears when it is
+complete, and there are no folders and no appending.
 
 Source of the interface: https://cloud.google.com/storage/docs/json_api/v1
 """
@@ -27,7 +27,7 @@ BUCKET = "bucket"
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Objects by name, of every bucket that is asked for; `log` has (method, path) of each call."""
+    """Stores the objects of any bucket by name; `log` has (method, path) of each call."""
 
     daemon_threads = True
 
@@ -36,11 +36,11 @@ class Server(http.server.ThreadingHTTPServer):
         self.objects: dict[str, tuple[bytes, int, str]] = {}  # bytes, generation, time
         self.uploads: dict[str, tuple[str, bytearray]] = {}
         self.log: list[tuple[str, str]] = []
-        self.refuse: str | None = None  # an upload whose name ends so breaks off half-way
+        self.refuse: str | None = None  # an upload whose name ends with this breaks off half-way
         self.guard, self.numbers = threading.RLock(), itertools.count(1)
 
     def handle_error(self, request, client_address) -> None:
-        """A client that breaks off is no error; all else is told."""
+        """Ignores clients that disconnect; reports all other errors."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -59,7 +59,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """One call; names of objects are ``bucket/name``."""
+    """Handles one call; names of objects are ``bucket/name``."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -185,7 +185,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.server.uploads[number] = f"{bucket}/{name}", bytearray()
                 where = f"{self.server.url}/upload/storage/v1/b/{bucket}/o?upload_id={number}"
                 self._reply(200, b"", {"Location": where})
-            case _:  # a part of a resumable one
+            case _:  # part of a resumable upload
                 full, data = self.server.uploads[query["upload_id"]]
                 data += self.body
                 if self.headers["Content-Range"].endswith("/*"):
@@ -206,7 +206,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._json(self._about(full))
 
     def _batch(self) -> None:
-        """Several deletions in one call."""
+        """Handles several deletions in one call."""
         boundary = self.headers["Content-Type"].partition("boundary=")[2].strip('"')
         lines = [x for x in self.body.decode().splitlines() if x.startswith("DELETE ")]
         out = ""
@@ -241,7 +241,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serve() -> Iterator[Server]:
-    """A server, until the block ends."""
+    """Runs a server until the block ends."""
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -253,7 +253,7 @@ def serve() -> Iterator[Server]:
 
 
 def environment(server: Server) -> dict[str, str]:
-    """What tells the clients of a process to use it."""
+    """Returns the environment variables that make the clients of a process use it."""
     return {"STORAGE_EMULATOR_HOST": server.url, "TENSORSTORE_GCS_HTTP_URL": server.url,
             "CLOUD_STORAGE_EMULATOR_ENDPOINT": server.url,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token", "EPATH_USE_TF": "false",

@@ -16,7 +16,7 @@ SPEC = DataSpec({"overhead": (16, 24), "gripper": (16, 16)}, toy.P, toy.A, 8, 3,
 
 
 def fast_wam(variant="fast", **changes):
-    """The config of a tiny Fast-WAM that reads words and pixels."""
+    """Returns the config of a tiny Fast-WAM that reads words and pixels."""
     return toy.config(**{
         "model.layers": 1, "model.heads": 4, "model.head_dim": 8, "model.video.width": 32,
         "model.video.ffn": 64, "model.action.width": 16, "model.action.ffn": 32,
@@ -33,14 +33,14 @@ def statistics(spec):
 
 
 def drawn(abstract, seed=0):
-    """Random in every parameter: fresh ones have heads of zeros, which hide what is before them."""
+    """Returns random parameters, since fresh ones have zero heads, which hide earlier layers."""
     rng = np.random.default_rng(seed)
     arrays = jax.tree.map(lambda x: np.asarray(0.3 * rng.normal(size=x.shape), x.dtype), abstract)
     return jax.device_put(arrays)
 
 
 def save(workdir, config, spec=SPEC, steps=(3, 5), seed=0):
-    """A run with checkpoints at `steps`, each with other parameters."""
+    """Writes a run with checkpoints at `steps`, each with different parameters."""
     objective = wam.build(config, spec)
     abstract = jax.eval_shape(lambda: states.init_params(objective, config))
     zero = jax.numpy.int32(0)

@@ -1,4 +1,4 @@
-"""A run as a bundle: the same actions to the last bit, when nothing of the run is left."""
+"""Tests bundles of runs: the same actions to the last bit, after the run is deleted."""
 
 import dataclasses
 import re
@@ -33,12 +33,12 @@ SPEC = runs.SPEC
 
 @jax.jit
 def act(policy, observation, key):
-    """One program for all policies of a kind, as in `evaluate`."""
+    """Returns one program for all policies of a kind, as in `evaluate`."""
     return policy.actions(policy.params, observation, key)
 
 
 def act_by_run(policy, seen, key, spec=SPEC, cache=None):
-    """Actions as `evaluate` computes them, from one observation made by hand."""
+    """Returns actions as `evaluate` computes them, from one hand-made observation."""
     video = np.concatenate([seen["images"][c] for c in spec.cameras], axis=-2)
     batch = {"video": video[None, None], "proprio": seen["proprio"][None]}
     if cache is None:
@@ -51,7 +51,7 @@ def act_by_run(policy, seen, key, spec=SPEC, cache=None):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """(policy of a bundle whose run was deleted, what `trained.load` of it gave, its folder)."""
+    """Returns (policy of a bundle whose run was deleted, `trained.load` of the run, folder)."""
     root = tmp_path_factory.mktemp("bundle")
     runs.save(root / "run", runs.fast_wam())
     export_policy.from_run(root / "run", root / "bundle", progress=False)
@@ -303,7 +303,7 @@ def test_folders_that_are_not_bundles_are_errors(exported, tmp_path):
     (folder / "policy.json").write_text(text.replace('"format": 1', '"format": 9', 1))
     with pytest.raises(ValueError, match="has format 9, this wamjax reads 1"):
         wamjax.load_policy(folder)
-    plain = re.sub(r',\s*"digest": "[0-9a-f]+"', "", text)  # as somebody wrote it by hand
+    plain = re.sub(r',\s*"digest": "[0-9a-f]+"', "", text)  # as if written by hand
     (folder / "policy.json").write_text(plain.replace('"layers": 1', '"layers": 3', 1))
     with pytest.raises(ValueError, match="(?s)does not fit the model.*of another shape"):
         wamjax.load_policy(folder)

@@ -1,4 +1,4 @@
-"""Published weights, statistics and embeddings as a bundle, by the commands that a person runs."""
+"""Tests bundles of published weights, statistics and embeddings, by the commands for users."""
 
 import importlib.util
 import json
@@ -43,7 +43,7 @@ def get(name):
 
 
 def weights(root, family, sizes, name="weights", scale=0.3):
-    """A folder of `wamjax.convert` from a file in the published layout."""
+    """Converts a file in the published layout to a folder of `wamjax.convert`."""
     arrays = {k: np.asarray(scale * x, x.dtype) for k, x in published(family, config=sizes).items()}
     save(root / f"{name}.pt", arrays)
     convert.bring_in(family, root / f"{name}.pt", root / name, sizes, progress=False)
@@ -74,7 +74,7 @@ def run(*arguments):
 
 
 def act(config, params, observation, key):
-    """Actions of an objective that was built by hand."""
+    """Returns actions of an objective that was built by hand."""
     spec = pipeline.declared(config.data)
     objective = wam.build(config, spec)
     normalise = normalizers(observation.pop("statistics"), config.data.normalization)
@@ -93,7 +93,7 @@ def read(folder):
 
 
 def test_fast_wam_from_published_files_to_actions(tmp_path):
-    """Latents of its pictures come from the converted video autoencoder."""
+    """The converted video autoencoder encodes its pictures."""
     config = get("fast_wam_libero")
     weights(tmp_path, "fast_wam", FAST_WAM)
     vae = dict(width=8, decoder_width=8, multipliers=(1, 1, 1, 1), blocks=1)
@@ -133,7 +133,7 @@ def test_cosmos_policy_from_published_files_to_actions(tmp_path):
         f"--statistics={file}", f"--embeddings={tmp_path}/text",
         f"--output={tmp_path}/bundle")  # fmt: skip
     policy = wamjax.load_policy(tmp_path / "bundle")
-    assert policy.manifest.constants is None  # its pixels are their own latents
+    assert policy.manifest.constants is None  # pixels serve as latents
     seen = runs.observation(policy.manifest.spec, text=TEXT)
     got = policy(seen, 195)
     observation = {
@@ -148,7 +148,7 @@ def test_cosmos_policy_from_published_files_to_actions(tmp_path):
 
 
 def test_a_policy_and_its_planner_from_published_files(tmp_path):
-    """Dual deployment, the main recipe of the paper: two checkpoints, V(s') of the second."""
+    """Dual deployment, the paper's main recipe: two checkpoints, with V(s') from the second."""
     config = get("cosmos_policy_aloha")
     weights(tmp_path, "cosmos_policy", COSMOS)
     weights(tmp_path, "cosmos_policy", COSMOS, "other", scale=0.2)
@@ -200,7 +200,7 @@ def test_a_codec_with_parameters_of_the_policy_is_merged(tmp_path, monkeypatch):
     assert policy.manifest.constants["std"] == list(codecs.wan21().std)
     assert np.isfinite(policy(runs.observation(policy.manifest.spec, text=TEXT))).all()
     text = (tmp_path / "bundle" / "policy.json").read_text()
-    text = re.sub(r',\s*"digest": "[0-9a-f]+"', "", text)  # as somebody wrote it by hand
+    text = re.sub(r',\s*"digest": "[0-9a-f]+"', "", text)  # as if written by hand
     (tmp_path / "bundle" / "policy.json").write_text(text.replace("-0.7571", "-0.7572"))
     with pytest.raises(ValueError, match="latents have mean and std .*export the policy again"):
         wamjax.load_policy(tmp_path / "bundle")

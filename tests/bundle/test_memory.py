@@ -1,4 +1,4 @@
-"""How much is in memory while a bundle is loaded."""
+"""Tests how much memory loading a bundle takes."""
 
 import weakref
 
@@ -10,7 +10,7 @@ from wamjax.weights import store
 
 
 def test_at_most_one_array_is_held_in_two_layouts(tmp_path, monkeypatch):
-    """All layers of an array are together only until they are taken apart: before the next one."""
+    """A stacked array is released as soon as it is split into layers, before the next one."""
     runs.save(tmp_path / "run", runs.fast_wam(), steps=(3,))
     export_policy.from_run(tmp_path / "run", tmp_path / "bundle", progress=False)
     load, stacked, alive = store.Stored.load, [], []

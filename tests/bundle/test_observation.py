@@ -1,4 +1,4 @@
-"""Observations: what is taken, and what is said of what is not."""
+"""Tests which observations a bundle accepts, and its errors about others."""
 
 import numpy as np
 import pytest

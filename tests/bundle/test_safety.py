@@ -1,4 +1,4 @@
-"""A bundle that is damaged, or says what cannot be, does not act; nor does a policy of NaN."""
+"""Tests that damaged or impossible bundles do not act, and that NaN actions are not returned."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ def policy(bundle):
 
 
 def changed(bundle, place, **changes):
-    """A copy of a bundle whose policy.json says something else, and has no digest."""
+    """Copies a bundle with a changed policy.json, without its digest."""
     folder = shutil.copytree(bundle, place)
     values = json.loads((folder / "policy.json").read_text())
     values.pop("digest")
@@ -74,7 +74,7 @@ def test_impossible_values_are_errors_that_name_the_file(bundle, tmp_path, chang
 
 
 def mutate(value, rng):
-    """A json value with one thing changed somewhere in it."""
+    """Returns a JSON value with one random change."""
     value = copy.deepcopy(value)
     node, path = value, []
     while isinstance(node, dict | list) and node and (not path or rng.random() < 0.8):
@@ -97,7 +97,7 @@ def mutate(value, rng):
 
 
 def test_mutations_of_the_manifest_are_errors_or_harmless(bundle, tmp_path):
-    """What still reads is a bundle of positive sizes and possible statistics."""
+    """A manifest that can still be read has positive sizes and possible statistics."""
     rng, good = random.Random(0), json.loads((bundle / "policy.json").read_text())
     good.pop("digest")
     file, refused = tmp_path / "policy.json", 0
@@ -173,7 +173,7 @@ def test_out_of_range_observations_warn_once_or_are_refused(bundle, tmp_path, re
 
 
 def test_a_system_without_locks_acts_and_trains():
-    """As Windows, which has no `fcntl`."""
+    """Simulates Windows, which has no `fcntl`."""
     modules = ("wamjax.bundle.policy", "wamjax.train", "wamjax.data.records", "wamjax.doctor")
     code = "import sys; sys.modules['fcntl'] = None\n" + "\n".join(f"import {m}" for m in modules)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -185,7 +185,7 @@ def test_the_package_lists_its_public_names():
 
 
 def test_acting_during_warm_up_does_not_use_up_warnings(bundle, tmp_path, recwarn):
-    """Else the one that is said once is gone before a robot moves."""
+    """Otherwise the warning, which is given once, would be used up before a robot moves."""
     texts = ["lift the block", "lower the block"]
     changes = {"statistics__instructions": texts, "statistics__proprio__min": [2.0] * 5,
                "statistics__proprio__max": [2.5] * 5}  # fmt: skip

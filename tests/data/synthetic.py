@@ -1,4 +1,4 @@
-"""Small data sets whose every number says where it comes from."""
+"""Writes small data sets whose numbers identify their episode and step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def picture(episode: int, t: int, camera: str, cameras=CAMERAS) -> np.ndarray:
 
 
 def episode(number: int, length: int, of: Info, task: str = "lift") -> Episode:
-    """Action t is (number, t); proprio t is (number, t, random); returns count down."""
+    """Returns an episode: action t is (number, t), proprio t (number, t, random); returns count
+    down."""
     t = np.arange(length + 1, dtype=np.float32)
     noise = np.random.default_rng(number).normal(size=length + 1)
     proprio = np.stack([np.full(length + 1, number), t, noise], -1)[:, : of.proprio_dim]
@@ -53,7 +54,7 @@ def episode(number: int, length: int, of: Info, task: str = "lift") -> Episode:
 
 
 def write(path, lengths=LENGTHS, shard_bytes: int = 2**28, first: int = 0, **changes):
-    """A data set with episodes of these lengths; returns its path."""
+    """Writes a data set with episodes of these lengths; returns its path."""
     of = info(**changes)
     with Writer(path, of, shard_bytes) as writer:
         for i, length in enumerate(lengths):
@@ -62,7 +63,7 @@ def write(path, lengths=LENGTHS, shard_bytes: int = 2**28, first: int = 0, **cha
 
 
 def rewrite(path, episodes):
-    """The records of a data set in one file of format 1, which holds pictures and all."""
+    """Rewrites a data set in format 1, as one file of records with the pictures."""
     for file in path.glob("*.arrayrecord"):
         file.unlink()
     writer = ArrayRecordWriter(str(path / shard_name(0, 1)), OPTIONS)
@@ -78,7 +79,7 @@ def rewrite(path, episodes):
 
 
 def config(root, batch_size: int = 4, **sources):
-    """A config over data sets below `root`; each source is a dict of `wamjax.config.source`."""
+    """Returns a config of data sets below `root`; sources are dicts of `wamjax.config.source`."""
     out = base_config()
     out.data.root = str(root)
     out.data.cameras = ()
@@ -91,7 +92,7 @@ def config(root, batch_size: int = 4, **sources):
 
 @contextlib.contextmanager
 def command(module, *arguments):
-    """The flags of an entry point, given on a command line, and undefined again afterwards."""
+    """Parses the flags of an entry point from a command line, and undefines them afterwards."""
     before = set(flags.FLAGS)
     module.define_flags()
     try:

@@ -1,4 +1,4 @@
-"""Arrays of examples as training data: order, processes, resuming, and what makes them."""
+"""Tests arrays of examples as training data: order, processes, resuming, makers."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ N = 37
 
 @pytest.fixture
 def root(tmp_path):
-    """A data root with latents that say which example they are of."""
+    """Returns a data root with latents that identify their example."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(N, 4, 4, 2)).astype(np.float32)
     x[:, 0, 0, 0] = np.arange(N)
@@ -53,7 +53,7 @@ def iterate(*args, **kwargs):
 
 
 def numbers(batch):
-    """Which examples a batch is of."""
+    """Returns the examples of a batch."""
     return batch["extra"].astype(int).tolist()
 
 
@@ -113,7 +113,7 @@ def test_resuming_is_bitwise_the_uninterrupted_run(root, prefetch, cut):
         next(first)
     state = json.loads(json.dumps(first.get_state()))
     second = iterate(config(root))
-    next(second)  # not where a fresh one stands
+    next(second)  # not at the start
     second.set_state(state)
     assert all(equal(next(second), wanted[i]) for i in range(cut, 24))
 
@@ -192,7 +192,7 @@ def test_the_same_latents_from_every_kind_of_file(root, file):
     assert spec.shapes == {"latents": (1, 4, 4, 2), "label": (), "extra": ()} and not statistics
     assert spec.dtypes == {"latents": "bfloat16", "label": "int32", "extra": "uint8"}
     assert spec.sizes == {"label": 5} and spec.count == N and pipeline.spec_of(made) == spec
-    # Same examples; the order is that of another name.
+    # The same examples; the order depends on the name.
     table, reference = arrays.open_table(made.data), arrays.open_table(config(root).data)
     assert equal(table.take(np.arange(N)), reference.take(np.arange(N)))
     assert next(iterator)["latents"].shape == (4, 1, 4, 4, 2)
@@ -274,7 +274,7 @@ def test_clips_are_those_of_the_tabletop(tmp_path, monkeypatch):
 
 
 def fake_tfds(monkeypatch, splits=("train", "validation"), features=("image", "label")):
-    """The part of tensorflow_datasets that is used."""
+    """Fakes the used part of tensorflow_datasets."""
     rng = np.random.default_rng(0)
     rows = [{"image": rng.integers(0, 256, (20 + i, 30, 3 - 2 * (i % 2)), np.uint8), "label": i % 3}
             for i in range(6)]  # fmt: skip
@@ -304,7 +304,7 @@ def test_tfds_pictures_are_cut_square_like_those_of_dit(tmp_path, monkeypatch):
     assert sorted(batch["label"].tolist()) == [0, 0, 1, 1, 2, 2]
     grey = table.take(np.array([1]))["video"]
     assert (grey[..., 0] == grey[..., 1]).all()
-    # A picture of the wanted size passes unchanged; of a wider one, the middle.
+    # A picture of the right size is unchanged; a wider one is cropped to its middle.
     same = rows[0]["image"][:8, :8]
     assert np.array_equal(makers.square(same, 8), same)
     wide = rows[0]["image"][:8, :12]
@@ -329,7 +329,7 @@ def test_tfds_without_labels_or_library_says_so(tmp_path, monkeypatch):
 
 
 class Classify(Objective):
-    """Logistic regression of the label from the pixels: an objective without actions."""
+    """Implements logistic regression of the label from pixels: an objective without actions."""
 
     kind = "toy"
 

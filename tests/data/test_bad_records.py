@@ -1,4 +1,4 @@
-"""Records that are not what their data set says: named, or passed over up to a limit."""
+"""Tests records that contradict their data set: reported, or skipped up to a limit."""
 
 import dataclasses
 import io
@@ -22,12 +22,12 @@ from wamjax.data.spec import DataSpec
 from wamjax.data.windows import Windows
 
 LENGTHS = (6, 5, 7, 6, 5, 4)
-BAD = 2  # the episode that is spoilt
+BAD = 2  # the damaged episode
 SPEC = DataSpec(synthetic.CAMERAS, 3, 2, 4, 3, 2, 8, 10.0)
 
 
 def png(width: int, height: int) -> bytes:
-    """A picture whose header promises more than there is."""
+    """Returns a picture whose header promises more than its data holds."""
 
     def part(kind, data):
         crc = struct.pack(">I", zlib.crc32(kind + data))
@@ -54,7 +54,7 @@ def pictures(episode, change):
     return {"images": episode.images | {"top": change(list(episode.images["top"]))}}
 
 
-# What becomes of an episode, and what the error says of it.
+# Changes of an episode, and the error about each.
 HEADS = {
     "flat actions": (lambda e: {"actions": e.actions[:, 0]}, r"actions is \(7,\), .* \(7, 2\)"),
     "one action": (lambda e: {"actions": e.actions[:, :1]}, r"actions is \(7, 1\)"),
@@ -79,7 +79,7 @@ PICTURES = {
 
 
 def spoil(path: pathlib.Path, change, bad=(BAD,)) -> pathlib.Path:
-    """A data set of which some episodes are changed behind the writer's back."""
+    """Writes a data set in which some episodes are changed afterwards."""
     of = synthetic.info()
     synthetic.write(path, LENGTHS)
     some = [synthetic.episode(i, n, of) for i, n in enumerate(LENGTHS)]
@@ -96,7 +96,7 @@ def test_a_mismatched_episode_is_an_error_with_file_record_and_key(tmp_path, fau
     for _ in range(2):
         with pytest.raises(RecordError, match=where + message) as error:
             reader[BAD]
-    assert "remove" not in str(error.value)  # somebody's own demonstrations
+    assert "remove" not in str(error.value)  # they may be the user's own demonstrations
     assert reader[BAD + 1].length == LENGTHS[BAD + 1]
 
 
@@ -121,7 +121,7 @@ def test_a_record_with_changed_numbers_fails_its_digest(tmp_path, monkeypatch):
 
 
 def test_numbers_far_outside_the_statistics_make_a_record_bad(tmp_path):
-    """300 where the demonstrations' actions lie between 0 and 6: no unit is wrong by so much."""
+    """An action of 300, where the demonstrations have 0 to 6: too far even for a wrong unit."""
     spoil(tmp_path / "a", lambda e: {"actions": at(e.actions, 1, 30_000.0)})
     config = synthetic.config(tmp_path, a={"path": "a"})
     with pytest.raises(RecordError, match=rf"episode {BAD}\): actions\[0\] is 30000 at step 1"):
@@ -153,7 +153,7 @@ def test_bad_episodes_are_counted_logged_and_replaced_reproducibly(tmp_path, cap
     halves = [batches(config, 16, rows) for rows in np.split(np.arange(size), 2)]
     both = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*halves, strict=True)]
     assert same(got, both)
-    # What is good is read as if nothing had happened.
+    # Good episodes are read as usual.
     config.data.sources.a.path = "clean"
     for batch, clean in zip(got, batches(config, 16), strict=True):
         for i, number in enumerate(clean["episode"]):

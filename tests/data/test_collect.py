@@ -19,7 +19,7 @@ SMALL = Settings(tasks=TASKS, episodes=8, noise=0.1, seed=3)
 
 @pytest.fixture(scope="module", autouse=True)
 def small_calls():
-    """Smaller calls of the simulator and the renderer, for speed."""
+    """Makes calls of the simulator and the renderer smaller, for speed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedded.Tabletop, "batch", 24)
         patch.setattr(embedded, "FRAMES", 64)
@@ -56,7 +56,7 @@ def test_episodes_are_whole_balanced_successful_and_replay_in_the_world(data):
         assert episode.instruction == tabletop.instruction(episode.task)
         frames = episode.frames("overhead", range(episode.length + 1))
         assert frames.shape == (episode.length + 1, 64, 64, 3)
-        # Pictures and proprio belong together: the gripper moves where the actions say.
+        # Pictures and proprio match: the gripper moves as commanded.
         moved = np.diff(episode.proprio[:, :2], axis=0)
         wanted = 0.12 * np.clip(episode.actions[:, :2], -1, 1)
         assert np.corrcoef(moved.ravel(), wanted.ravel())[0, 1] > 0.9
@@ -115,7 +115,7 @@ def test_the_config_collects_once_and_reuses(tmp_path, monkeypatch, capsys):
     config.data.sources.videos = source(collect=ask | {"seed": 1}, action_free=True)
     spec, _, sources = pipeline.open_sources(config.data)
     assert dict(spec.cameras) == tabletop.CAMERAS
-    said = capsys.readouterr()  # not where `doctor --json` puts its answer
+    said = capsys.readouterr()  # not on the standard output of `doctor --json`
     assert not said.out and said.err.count("collecting 3 episodes") == 2
     assert [len(s.reader) for s in sources] == [3, 3]
     assert sources[0].reader.path != sources[1].reader.path

@@ -1,4 +1,4 @@
-"""Cameras that are not equally high make one picture, the same from pixels and for latents."""
+"""Tests composites of cameras with different heights, from pixels and for latents."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +33,7 @@ def pictures(number):
 
 
 def by_hand(shown):
-    """(frames, 24, 16, 3): the head above, both wrists below, by PIL alone."""
+    """Returns (frames, 24, 16, 3), with the head above both wrists, made by PIL alone."""
     def small(x, h, w):
         return np.stack([Image.fromarray(p).resize((w, h), Image.Resampling.BILINEAR) for p in x])
 
@@ -77,7 +77,7 @@ def test_batches_hold_the_picture_that_is_made_by_hand(config):
 
 
 def test_the_layout_is_that_of_precomputed_latents(config, tmp_path):
-    """The same pictures reach a codec ahead of time as reach it in the step."""
+    """A codec receives the same pictures ahead of time as in the training step."""
     seen = []
 
     def encode(video):

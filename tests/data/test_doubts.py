@@ -1,4 +1,4 @@
-"""Warnings of what normalisation, rates and words make of data, by doctor, stats and train."""
+"""Tests warnings about normalisation, rates and words, by doctor, stats and train."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def write(path, change, count=4, length=40, **of):
 
 
 def turns(number, episode):
-    """An action that is small but for one step in an episode."""
+    """Returns actions that are small except for one step per episode."""
     actions = np.random.default_rng(number).normal(size=(episode.length, 2)) * [0.3, 1e-3]
     actions[7, 1] = 1.0
     return {"actions": actions.astype(np.float32)}

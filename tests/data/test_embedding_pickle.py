@@ -1,4 +1,4 @@
-"""Cosmos Policy's published text embeddings as a cache; pickles that mean harm are refused."""
+"""Tests caches of Cosmos Policy's published text embeddings; malicious pickles are refused."""
 
 import os
 import pickle
@@ -17,7 +17,8 @@ TEXTS = {"put the red bowl on the plate": 5, "open the drawer / close it": 3}
 
 
 def published(rows=12, width=6):
-    """As the public code makes it: (1, rows, width) bfloat16, zero after the tokens."""
+    """Returns an embedding as in the public code: (1, rows, width) bfloat16, zero after the
+    tokens."""
     torch.manual_seed(0)
     out = {}
     for text, count in TEXTS.items():

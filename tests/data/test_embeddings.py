@@ -1,4 +1,4 @@
-"""The cache of text embeddings, and the file format that it is stored in."""
+"""Tests the cache of text embeddings, and its file format."""
 
 import sys
 import types
@@ -16,7 +16,7 @@ TEXTS = ["lift the block", "open it", "put the red block on the left zone of it"
 
 
 class Encoder:
-    """Every position and prompt has rows of its own; the rows after the tokens are not zero."""
+    """Returns different rows for every position and prompt; rows after the tokens are not zero."""
 
     def __init__(self, length=6, width=4, fail_at=None):
         self.length, self.width, self.fail_at = length, width, fail_at
@@ -82,7 +82,7 @@ def test_what_was_encoded_before_an_interruption_is_kept(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         fill(cache, texts, encoder, batch_size=2, progress=False)
     again = EmbeddingCache(tmp_path / "c")
-    assert again.missing(texts) == texts[6:]  # one full file, and what was on its way to another
+    assert again.missing(texts) == texts[6:]  # only the complete file counts
     assert len(list((tmp_path / "c").glob("*.safetensors"))) == 2
     assert not [p for p in (tmp_path / "c").iterdir() if p.name.startswith(".")]
     assert fill(again, texts, Encoder(), batch_size=2, progress=False) == 6
@@ -113,7 +113,7 @@ def test_an_embedding_is_never_taken_for_that_of_other_settings(tmp_path, other)
     cache = EmbeddingCache.create(tmp_path / "a", Settings(**settings))
     second = EmbeddingCache.create(tmp_path / "b", Settings(**settings | other))
     fill(cache, TEXTS, Encoder(), progress=False)
-    for file in (tmp_path / "a").glob("*.safetensors"):  # files of the one, in the other's folder
+    for file in (tmp_path / "a").glob("*.safetensors"):  # of one cache, in the other's folder
         (tmp_path / "b" / file.name).write_bytes(file.read_bytes())
     second = EmbeddingCache(tmp_path / "b")
     assert len(second) == 3 and second.missing(TEXTS) == list(dict.fromkeys(TEXTS))

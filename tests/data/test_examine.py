@@ -1,4 +1,4 @@
-"""What the doctor says of data sets: of a good one nothing, of each fault its name."""
+"""Tests the doctor's warnings about data sets: none for a good one, and one for each fault."""
 
 import html.parser
 import json
@@ -22,7 +22,7 @@ BACKGROUND = np.random.default_rng(9).integers(60, 120, (16, 24, 3)).astype(np.u
 
 
 def scene(i, steps):
-    """Pictures of one place, brighter at the top, a dot that moves."""
+    """Returns pictures of one scene, brighter at the top, with a moving dot."""
     out = np.broadcast_to(BACKGROUND, (steps, 16, 24, 3)).copy()
     out[:, :6] += 100
     for t in range(steps):

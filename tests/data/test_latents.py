@@ -1,4 +1,4 @@
-"""Latents that are computed ahead of time: written, read, trained on; composite pictures."""
+"""Tests precomputed latents: writing, reading, training; composite pictures."""
 
 import hashlib
 import importlib.util
@@ -31,10 +31,10 @@ INFO = LatentInfo("toy", LAYOUT, {"top": (8, 6), "wrist": (8, 10)}, 5, 2, 1, (2,
 
 
 def encode(video):
-    """A causal codec of temporal factor 4 and spatial factor 2, five channels of it.
+    """Encodes as a causal codec with temporal factor 4, spatial factor 2 and five channels.
 
-    A latent holds (episode, step) of the first and of the last frame seen so far, and the mean of
-    all steps so far, as the pictures of `synthetic` tell them.
+    A latent holds (episode, step) of the first and of the last frame so far, and the mean of all
+    steps so far, as read from the pictures of `synthetic`.
     """
     b, f, h, w, _ = video.shape
     steps = video[..., 1].astype(np.float32)
@@ -91,7 +91,7 @@ def test_every_window_has_the_latents_that_encoding_online_would_give(
     assert count == len(starts)
     got = opened(tmp_path / "out")
     assert got.info == info
-    # Online: the pictures of a window through the same codec, by the ordinary path.
+    # Online: the same codec encodes the pictures of a window, by the ordinary path.
     config = synthetic.config(tmp_path, demos={"path": "demos"})
     config.data.frames, config.data.frame_stride = 5, 2
     spec, _, sources = open_sources(config.data)
@@ -240,7 +240,7 @@ def test_damage_is_an_error_that_names_the_file(demos, tmp_path, damage):
         files[1].write_bytes(data)
     elif damage == "remove":
         files[1].unlink()
-    elif damage == "swap":  # two shards with equally many windows, of other episodes
+    elif damage == "swap":  # two shards with equally many windows of different episodes
         synthetic.write(tmp_path / "even", (4, 4, 4))
         path = tmp_path / "even-out"
         write(tmp_path / "even", path, shard_bytes=1)
@@ -267,7 +267,7 @@ def test_damage_is_an_error_that_names_the_file(demos, tmp_path, damage):
 
 
 def cached(root, **sources):
-    """A config whose model reads the latents of `INFO`."""
+    """Returns a config whose model reads the latents of `INFO`."""
     config = synthetic.config(root, **sources or {"demos": {"path": "out"}})
     config.data.frames, config.data.frame_stride = 5, 2
     config.data.cameras = ("top", "wrist")
@@ -277,7 +277,7 @@ def cached(root, **sources):
 
 
 def test_batches_of_latents_are_those_of_pictures_encoded(demos, tmp_path):
-    """The same windows in the same order, whichever of both a config asks for."""
+    """Both have the same windows in the same order."""
     write(demos, tmp_path / "out")
     config, plain = cached(tmp_path), cached(tmp_path, demos={"path": "demos"})
     plain.model.codec.kind = "pixel"
@@ -406,9 +406,9 @@ def published(name, arg="debug"):
 
 @pytest.mark.parametrize("name", ["fast_wam_libero", "fast_wam_robotwin"])
 def test_published_configs_train_in_miniature_from_nothing(name, tmp_path, monkeypatch):
-    """From an empty data root: stand-ins are written and read by the code for real data.
+    """Starts from an empty data root: the code for real data writes and reads stand-ins.
 
-    One of the two is trained: the other one differs from it in its data alone.
+    Only one of the two is trained, since the other differs in its data alone.
     """
     config = published(name)
     config.data.root = str(tmp_path / "data")
@@ -429,7 +429,7 @@ def test_published_configs_train_in_miniature_from_nothing(name, tmp_path, monke
     assert want.keys() == batch.keys() - {"episode"}
     for key, leaf in want.items():
         assert batch[key].shape == leaf.shape and batch[key].dtype == leaf.dtype, key
-    # Rows after the words of an instruction are zero, and the words are not.
+    # Only the rows after the words of an instruction are zero.
     used = np.abs(batch["context"].astype(np.float32)).sum(-1) > 0
     assert (used.sum(1) > 10).all() and not used[:, 40:].any()
     if name != "fast_wam_libero":
@@ -451,7 +451,7 @@ def test_published_configs_report_missing_data(tmp_path):
 
 
 def test_the_command_writes_what_the_config_trains_on(tmp_path):
-    """Raw pictures of other sizes than the model's, through the commands, to a batch."""
+    """The commands turn raw pictures of other sizes than the model's into a batch."""
     synthetic.write(tmp_path / "raw", (9, 4), cameras={"image": (20, 20), "wrist_image": (8, 8)},
                     action_dim=7, proprio_dim=3)  # fmt: skip
     config = CONFIGS / "fast_wam_libero.py"
@@ -473,7 +473,7 @@ def test_the_command_writes_what_the_config_trains_on(tmp_path):
 
 
 def test_the_stand_in_codec_is_causal():
-    """Latent k depends on the frames up to 4 k and on no later one, the first on frame 0 alone."""
+    """Latent k depends only on frames up to 4 k, the first one on frame 0 alone."""
     codec = stand_in.codec("5x4x4")
     video = np.random.default_rng(0).integers(0, 256, (1, 9, 8, 8, 3), np.uint8)
     whole = codec(video)

@@ -25,7 +25,7 @@ def test_inverse_undoes_forward_and_constants_come_back(mode):
     assert z.dtype == np.float32 and np.abs(z).max() <= normalize.CLIP
     np.testing.assert_allclose(n.inverse(z), x, rtol=1e-5, atol=1e-5)
     assert (z[:, 3] == 0).all()
-    # Whatever a policy says about a constant dimension, the robot gets the constant.
+    # Whatever a policy returns for a constant dimension, the robot gets the constant.
     np.testing.assert_allclose(n.inverse(np.full((1, 4), 7.0, np.float32))[0, 3], 0.25, rtol=1e-6)
     if mode == "min_max":
         np.testing.assert_allclose(z[:, :3].min(0), -1, atol=1e-4)
@@ -77,7 +77,7 @@ def test_statistics_are_those_of_numpy_over_everything(tmp_path):
         assert set(stored[key]) == set(wanted)
         for name, value in wanted.items():
             np.testing.assert_allclose(stored[key][name], value, rtol=1e-12, err_msg=name)
-    # Stored and recomputed ones are equal to the last bit: a resumed run compares them.
+    # Stored and recomputed statistics are equal to the last bit, since a resumed run compares them.
     assert compute_statistics([reader]) == reader.stored_statistics()
 
 
@@ -90,7 +90,7 @@ def test_statistics_do_not_decode_pixels(tmp_path, monkeypatch):
 def test_statistics_are_json_and_bad_modes_are_named():
     rows = normalize.statistics({"a": [np.ones((3, 2), np.float32)]})
     assert json.loads(json.dumps(rows)) == rows
-    assert normalize.normalizers({"spec": {"chunk": 4}}, "min_max") == {}  # only what it knows
+    assert normalize.normalizers({"spec": {"chunk": 4}}, "min_max") == {}  # ignores other keys
     with pytest.raises(ValueError, match="data.normalization = 'minmax' is not one of min_max"):
         normalize.normalizers(rows, "minmax")
     with pytest.raises(ValueError, match="not a single step"):

@@ -39,7 +39,7 @@ def iterate(config, rows=None):
 
 
 def starts(batch, lengths=synthetic.LENGTHS):
-    """(episode, step) of each example, from the picture itself."""
+    """Returns (episode, step) of each example, read from its picture."""
     return [tuple(v[0, 0, 0, :2].tolist()) for v in batch["video"]]
 
 
@@ -67,13 +67,13 @@ def test_the_batch_is_what_objectives_expect(root):
     assert pipeline.spec_of(config) == spec
     assert spec.composite == (8, 16) and spec.action_dim == 2
     assert np.abs(batch["actions"]).max() <= 1 and np.abs(batch["proprio"]).max() <= 1
-    # Behind the end: 0 in units of the robot, which is the least of both actions.
+    # After the end: 0 in robot units, which is the minimum of both actions.
     assert (batch["actions"][~batch["action_valid"]] == -1).all()
 
 
 @pytest.mark.parametrize("batch_size", [4, 5])
 def test_an_epoch_is_a_permutation_of_all_windows_and_epochs_differ(root, batch_size):
-    """Also where the batch size does not divide the epoch: nothing is dropped at its end."""
+    """Also if the batch size does not divide the epoch: nothing is dropped at its end."""
     iterator = iterate(one(root, batch_size=batch_size))
     seen = [s for _ in range(-(-3 * STEPS // batch_size)) for s in starts(next(iterator))]
     everything = Counter((e, t) for e, n in enumerate(synthetic.LENGTHS) for t in range(n))
@@ -138,7 +138,7 @@ def test_resuming_is_bitwise_the_uninterrupted_run(root, prefetch, cut):
         next(first)
     state = json.loads(json.dumps(first.get_state()))
     second = iterate(config)
-    next(second)  # not where a fresh one stands
+    next(second)  # not at the start
     second.set_state(state)
     assert all(equal(next(second), wanted[i]) for i in range(cut, 20))
 

@@ -1,4 +1,4 @@
-"""Statistics files of Fast-WAM and Cosmos Policy: hand-written ones, there and back."""
+"""Tests round trips of hand-written statistics files of Fast-WAM and Cosmos Policy."""
 
 import copy
 import json
@@ -72,7 +72,7 @@ def test_reading_and_writing_is_exact(tmp_path, form):
     assert json.loads(json.dumps(ours)) == ours
     published.write(ours, tmp_path / "again.json", form)
     assert json.loads((tmp_path / "again.json").read_text()) == SAMPLES[form]
-    # Through a file of ours, as a checkpoint or a data set keeps them.
+    # Through a file in our format, as stored in a checkpoint or a data set.
     published.write(ours, tmp_path / "ours.json", "wamjax")
     again = published.read(tmp_path / "ours.json")
     assert again == ours and published.to_published(again, form) == SAMPLES[form]
@@ -92,7 +92,7 @@ def test_normalisers_made_of_published_statistics_are_those_of_the_public_code()
         np.testing.assert_allclose(made["actions"].forward(x), want, rtol=1e-6, atol=1e-7)
         back = (want + 1) / 2 * (high - low) + low
         np.testing.assert_allclose(made["actions"].inverse(want), back, rtol=1e-6, atol=1e-7)
-    # A dimension of Fast-WAM that does not move is 0, as there.
+    # A constant dimension of Fast-WAM becomes 0, as in the public code.
     state = normalize.normalizers(published.from_published(FAST_WAM), "mean_std")["proprio"]
     assert state.forward(np.float32([[0, 0, 7.0]]))[0, 2] == 0
 

@@ -149,11 +149,11 @@ def test_a_killed_writer_leaves_no_data_set_and_the_next_one_cleans_up(tmp_path)
         cwd=here.parent.parent,
     )
     assert process.stdout.readline() == b"ready\n"
-    synthetic.write(tmp_path / "a")  # faster than the other process, and leaves it alone
+    synthetic.write(tmp_path / "a")  # faster than the other process, without touching its files
     shutil.rmtree(tmp_path / "a")
     assert [p.name.startswith(".a.partial") for p in tmp_path.iterdir()] == [True]
     os.kill(process.pid, signal.SIGKILL)
-    process.stdout.read()  # returns when it is dead; a zombie still, but it counts as dead
+    process.stdout.read()  # returns when it is dead; a zombie counts as dead
     process.stdout.close()
     assert [p.name.startswith(".a.partial") for p in tmp_path.iterdir()] == [True]
     synthetic.write(tmp_path / "a")
@@ -179,7 +179,7 @@ def test_data_sets_of_format_1_are_read(tmp_path):
 
 
 def test_a_window_reads_what_it_shows_however_long_its_episode(tmp_path, monkeypatch):
-    """Only the states and actions of the whole episode are read, and few frames beside those."""
+    """Of a long episode, only states, actions and few frames are read."""
     rng, cameras = np.random.default_rng(0), {"top": (8, 8)}
     pictures = [b"%d" % i + rng.bytes(7000) for i in range(1001)]
     spec = DataSpec(cameras, 3, 2, 4, 3, 2, 8, 10.0)
@@ -221,7 +221,7 @@ def test_frames_are_a_sequence_that_holds_one_record(tmp_path, monkeypatch):
         assert stored == pictures and stored[-1] == pictures[-1] and stored[2:5] == pictures[2:5]
         with pytest.raises(IndexError):
             stored[8]
-        assert len(stored._last[1]) == 3  # the whole of what is held
+        assert len(stored._last[1]) == 3  # all that is cached
 
 
 @pytest.mark.parametrize("damage", ["remove", "swap", "other place"])

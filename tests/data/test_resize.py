@@ -1,4 +1,4 @@
-"""Pictures of any size become those that the model sees, by the same object everywhere."""
+"""Tests that one object resizes pictures to the model's size everywhere."""
 
 import dataclasses
 

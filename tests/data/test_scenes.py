@@ -1,4 +1,4 @@
-"""Drawn, parsed: the same scene. Said, meant, split: consistent. And what breaks which promise."""
+"""Tests scenes: parsing recovers what was drawn; captions, meanings and splits are consistent."""
 
 import re
 from collections import Counter
@@ -152,7 +152,7 @@ def test_the_same_seed_makes_the_same_batch():
 
 
 def read(words):
-    """An independent reader of captions."""
+    """Reads captions independently of the package."""
     words = re.sub(r"^(a picture of|there is|there are) ", "", words)
     words = words.replace(" is ", " ").replace(" to the ", " ")
     one = r"(a|two|three|four) (\w+) (\w+?)s?"
@@ -179,7 +179,7 @@ def test_wordings_state_their_caption_and_are_unique():
 
 def test_words_and_ids_are_a_fixed_list_and_go_both_ways():
     assert s.VOCABULARY[0] == "<pad>" and len(set(s.VOCABULARY)) == len(s.VOCABULARY)
-    assert s.VOCABULARY.index("circle") == 9  # what a stored model was trained on
+    assert s.VOCABULARY.index("circle") == 9  # stored models depend on it
     used = set()
     for caption in s.captions("train"):
         for w in range(WORDINGS):

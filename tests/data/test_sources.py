@@ -167,8 +167,8 @@ def test_words_that_share_a_token_are_found(tmp_path):
     config.data.vocabulary = "hash"
     spec, _, sources = open_sources(config.data)
     assert spec.words == () and alike(sources, 8, spec.vocabulary) == []
-    assert "words" not in spec.to_json()  # as in checkpoints of before
-    with Writer(tmp_path / "b", synthetic.info()) as writer:  # two that do share one
+    assert "words" not in spec.to_json()  # as in older checkpoints
+    with Writer(tmp_path / "b", synthetic.info()) as writer:  # two words that share an id
         for i, task in enumerate(("bowl", "microwave")):
             writer.write(synthetic.episode(i, 5, synthetic.info(), task))
     config = synthetic.config(tmp_path, a={"path": "a"}, b={"path": "b"})

@@ -12,7 +12,7 @@ KNOWN = [24, 289, 374, 770, 326, 289, 727, 646, 0, 0]
 
 
 def test_ids_never_change():
-    # Trained policies depend on these numbers: do not adjust them to a changed hash.
+    # Trained policies depend on these numbers; do not adapt them to a changed hash.
     assert tokenize("Put the RED block, on the left zone!", 10).tolist() == KNOWN
 
 
@@ -57,7 +57,7 @@ def test_no_two_words_of_the_tabletop_share_an_id():
     assert len({HASH.token(word) for word in vocabulary}) == len(vocabulary) > 15
 
 
-# The instructions of the four suites of LIBERO, in what varies of them.
+# The varying parts of the instructions in LIBERO's four suites.
 _BOWLS = (
     "between the plate and the ramekin", "next to the ramekin", "from table center",
     "on the cookie box", "in the top drawer of the wooden cabinet", "on the ramekin",
@@ -97,7 +97,7 @@ def test_no_two_words_of_libero_share_an_id():
     vocabulary = Vocabulary.of(LIBERO)
     ids = [vocabulary.token(word) for text in LIBERO for word in words(text)]
     assert sorted(set(ids)) == list(range(1, len(vocabulary.words) + 1))
-    assert HASH.token("bowl") == HASH.token("microwave")  # as it was, and stays for runs of before
+    assert HASH.token("bowl") == HASH.token("microwave")  # unchanged for older runs
     assert vocabulary.token("bowl") != vocabulary.token("microwave")
 
 

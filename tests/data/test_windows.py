@@ -15,7 +15,7 @@ def spec(frames=3, stride=2, chunk=4, cameras=synthetic.CAMERAS) -> DataSpec:
 
 
 def oracle(lengths, spec):
-    """Every window by brute force, straight from the definition."""
+    """Computes every window by brute force, straight from the definition."""
     for number, length in enumerate(lengths):
         for start in range(length):
             at = [start + k * spec.frame_stride for k in range(spec.frames)]
@@ -71,7 +71,7 @@ def test_only_the_frames_of_the_window_are_decoded(tmp_path, monkeypatch):
 
 
 def test_actions_of_an_action_free_source_are_never_read(tmp_path):
-    """With other actions in the records, or none at all, the windows are the same."""
+    """Windows are the same with other actions in the records, or none."""
     with_actions = Windows(Reader(synthetic.write(tmp_path / "a")), spec(), action_free=True)
     without = Windows(
         Reader(synthetic.write(tmp_path / "b", action_free=True)), spec(), action_free=True
@@ -92,7 +92,7 @@ def test_a_missing_camera_names_it_and_those_present(tmp_path):
 
 
 def padded_windows(tmp_path, said):
-    """Batches of the pipeline whose actions are (number, step), and their normaliser."""
+    """Returns batches of the pipeline whose actions are (number, step), and their normaliser."""
     lengths = (5, 3)
     synthetic.write(tmp_path / "a", lengths, action_names=("dx", "gripper"))
     config = synthetic.config(tmp_path, 8, mine={"path": "a"})
@@ -108,7 +108,7 @@ def test_after_the_end_motions_are_zero_and_the_gripper_keeps_its_command(tmp_pa
     assert 0 < (~valid).sum() and valid.any(axis=1).all()
     for row, good in zip(actions, valid, strict=True):
         number = good.sum()
-        # Published: 0 in robot units before normalisation, and the last command once more.
+        # As published: 0 in robot units before normalisation, and the last command repeated.
         want = scale.forward(np.zeros((len(row) - number, 2), np.float32))
         np.testing.assert_array_equal(row[number:, 0], want[:, 0])
         np.testing.assert_array_equal(row[number:, 1], np.repeat(row[number - 1, 1], len(want)))

@@ -1,4 +1,4 @@
-"""Data sets from arrays."""
+"""Tests data sets written from arrays."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Timesteps and trajectories of diffusers' schedulers, with one fixed function as the network.
+"""Compares with timesteps and trajectories of diffusers' schedulers, for one fixed network.
 
 diffusers computes in float32, so trajectories agree to 1e-5 of their size; timesteps are equal.
 Trajectories are compared after the second and the last step.
@@ -27,14 +27,14 @@ START = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
 
 
 def network(x, time, channels=3):
-    """A smooth function of state and time that both libraries can evaluate."""
+    """Computes a smooth function of state and time that both libraries can evaluate."""
     lib, mix = (torch, torch.from_numpy(MIX)) if isinstance(x, torch.Tensor) else (jnp, MIX)
     out = lib.sin(x @ mix[:, :channels] + time / 300)
     return out + 0.3 * x if channels == 3 else out
 
 
 def reference(scheduler, start=START, call=network, **kwargs):
-    """States of a diffusers scheduler after each of its steps."""
+    """Returns the states of a diffusers scheduler after each of its steps."""
     x, states = torch.from_numpy(start), []
     for time in scheduler.timesteps:
         scaled = getattr(scheduler, "scale_model_input", lambda x, time: x)(x, time)
@@ -44,22 +44,22 @@ def reference(scheduler, start=START, call=network, **kwargs):
 
 
 def check(solver, call, process, levels, want, times=None, start=START, rtol=1e-5):
-    """A solver on prefixes of the grid against the reference states.
+    """Compares a solver on prefixes of the grid with the reference states.
 
     Args:
-      times: what the network is told, (n,); the levels by default.
+      times: levels passed to the network, (n,); the solver's levels by default.
     """
     assert len(levels) == len(want) + 1
     times = levels if times is None else np.append(times, 0)
     for n in {min(2, len(want)), len(want)}:
         got = solver(call, start, levels[: n + 1], times[: n + 1], process)
         state, before = want[n - 1], [start, *want][n - 1]
-        size = np.abs(state).max() + 0.02 * np.abs(before).max()  # what float32 keeps of a big step
+        size = np.abs(state).max() + 0.02 * np.abs(before).max()  # float32 loses this in a big step
         np.testing.assert_allclose(got, state, rtol=0, atol=rtol * size)
 
 
 def network_of(process):
-    """The network of a process with `c_in`, told the level."""
+    """Returns the network of a process with `c_in`, given the level."""
     return lambda x, level: network(process.c_in(level) * x, process.c_noise(level))
 
 
@@ -104,7 +104,7 @@ def test_unipc_on_a_flow(shift, steps):
     np.testing.assert_array_equal(levels.astype(np.float32), scheduler.sigmas)
     if (shift, steps) == (3.0, 6):
         np.testing.assert_array_equal(times, [999, 937, 857, 750, 600, 376])
-    # At the start 1 - sigma is 1e-6: from the same float32, or it is another number.
+    # At the start 1 - sigma is 1e-6, so both sides must use the same float32 sigma.
     levels = scheduler.sigmas.numpy()
     check(SOLVERS["unipc"], network, flow, levels, reference(scheduler), times)
 
@@ -155,19 +155,19 @@ def test_ddim(noising, betas, spacing):
     process = DDPM(noising, spacing=spacing)
     levels = process.schedule(10)
     np.testing.assert_array_equal(levels[:-1], scheduler.timesteps)
-    if spacing != "linspace":  # there diffusers steps to t - 100, which is not its next timestep
+    if spacing != "linspace":  # with it, diffusers steps to t - 100, which is not its next timestep
         check(SOLVERS["ddim"], network, process, levels, reference(scheduler))
 
 
 def given_noise(monkeypatch, module, noises):
-    """diffusers draws these instead of its own."""
+    """Makes diffusers use these draws."""
     noises = iter(noises)
     draw = lambda shape, **kwargs: torch.from_numpy(np.array(next(noises)))  # noqa: E731
     monkeypatch.setattr(f"diffusers.schedulers.{module}.randn_tensor", draw)
 
 
 def our_noises(key, steps):
-    """What `ancestral` draws for a state of one leaf."""
+    """Returns the draws of `ancestral` for a state of one leaf."""
     keys = [jax.random.split(k, 1)[0] for k in jax.random.split(key, steps)]
     return [jax.random.normal(k, SHAPE) for k in keys]
 

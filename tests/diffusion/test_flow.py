@@ -1,4 +1,4 @@
-"""Rectified flow against the constants of the Fast-WAM spec (5.1, 6.1) and its own identities."""
+"""Tests rectified flow against the Fast-WAM spec (5.1, 6.1) and its own identities."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def test_normalisation_of_the_weights(shift, mean):
     top = 1 - np.exp(-0.5)
     assert abs(top / flow.weight(np.float64(0.5)[None])[0] - mean) < 5e-7
     grid = shifted(np.linspace(1.0, 0.0, 1001)[:-1], shift)
-    # As published: the mean by itself and 1e-10 more.
+    # As published: the mean, and 1e-10 more.
     z = np.mean(np.exp(-2 * (grid - 0.5) ** 2) - np.exp(-0.5))
     assert abs(flow.weight(grid).mean() - z / (z + 1e-10)) < 1e-14
     published = (np.exp(-2 * ((1000 * grid - 500) / 1000) ** 2) - np.exp(-0.5)) / (z + 1e-10)
@@ -23,7 +23,7 @@ def test_normalisation_of_the_weights(shift, mean):
 
 
 def test_weights_of_the_spec():
-    levels = np.array([0.0, 1.0, 0.25, 0.75, 0.5, 5 / 6])  # 833 is rounded there
+    levels = np.array([0.0, 1.0, 0.25, 0.75, 0.5, 5 / 6])  # the spec rounds 833
     want = [0, 0, 1.456, 1.456, 2.076, 1.025]
     np.testing.assert_allclose(RectifiedFlow(5.0).weight(levels), want, atol=5.1e-4)
     got = RectifiedFlow(5.0).weight(jnp.asarray(levels, jnp.float32))
@@ -47,7 +47,7 @@ def test_schedules_of_the_spec():
 
 @pytest.mark.parametrize("shift", [1.0, 5.0])
 def test_sampled_levels(shift):
-    """Quantiles of the shifted law, and weights that average to 1 under it."""
+    """Checks quantiles of the shifted law, and that weights average to 1 under it."""
     flow = RectifiedFlow(shift)
     levels = flow.sample_level(jax.random.key(0), (200_000,))
     assert levels.min() >= 0 and levels.max() < 1
@@ -88,8 +88,8 @@ def test_velocity_is_the_derivative_of_the_path():
 
 
 def test_one_step_starts_at_pure_noise_and_predicts_the_data():
-    """At any ratio and any draw: what goes in is the noise, an output of x0 - noise is exact, and
-    every draw counts as much."""
+    """For any ratio and draw, the input is the noise, the output noise - x0 is exact, and all draws
+    have equal weight."""
     flow, rng = OneStep(), np.random.default_rng(0)
     clean, noise = rng.standard_normal((2, 5, 3)).astype(np.float32)
     level = flow.sample_level(jax.random.key(0), (5, 1))

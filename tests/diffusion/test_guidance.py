@@ -1,4 +1,4 @@
-"""Guidance: the score of a sharpened conditional, its channels and its interval."""
+"""Tests guidance: the score of a sharpened conditional, its channels and its interval."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ RIGHT = Mixture(np.array([1.0]), np.array([[1.0]]), np.array([0.4]))
 
 @pytest.mark.parametrize("predicts", ["velocity", "x0", "eps", "score"])
 def test_guidance_is_the_same_for_any_prediction(predicts):
-    """And is the gradient of (1 - s) log p(x) + s log p(x | c)."""
+    """It is the gradient of (1 - s) log p(x) + s log p(x | c)."""
     flow, level = RectifiedFlow(predicts=predicts), np.array(0.4)
     with jax.enable_x64(True):
 
@@ -31,7 +31,7 @@ def test_guidance_is_the_same_for_any_prediction(predicts):
 
 
 def test_channels():
-    """DiT guides 3 of 4 channels and takes the fourth and the variances from the condition."""
+    """DiT guides 3 of 4 channels; the fourth and the variances come from the conditional output."""
     rng = np.random.default_rng(0)
     given, free = rng.standard_normal((2, 2, 5, 8))
     got = guide(given, free, 4.0, channels=3)
@@ -47,7 +47,7 @@ def test_interval():
 
 
 def test_guidance_as_a_point_of_the_solver():
-    """Scales are prepared outside of the loop; guiding over part of the path does part of it."""
+    """Scales are prepared outside the loop; guiding part of the path has part of the effect."""
     flow = RectifiedFlow()
     levels = flow.schedule(30)
     x = jax.random.normal(jax.random.key(0), (500, 1))

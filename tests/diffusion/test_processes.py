@@ -1,4 +1,4 @@
-"""All processes: conversions, the equivalences between them, and their public constants."""
+"""Tests all processes: conversions, equivalences between them, and their public constants."""
 
 import dataclasses
 import itertools
@@ -31,7 +31,7 @@ PROCESSES = list(LEVELS)
 
 
 def name(process):
-    """What of it is not the default."""
+    """Names a process by its values other than the defaults."""
     mine, default = vars(process), vars(type(process)())
     changed = "-".join(str(mine[k]) for k in mine if mine[k] != default[k])
     return f"{type(process).__name__}-{changed}"
@@ -44,7 +44,7 @@ def float64():
 
 
 def definitions(process, x0, eps, level):
-    """Every kind of prediction by its definition; the velocity by differences of the path."""
+    """Computes every kind of prediction by its definition, the velocity by differences."""
     alpha, sigma = (c[:, None] for c in process.alpha_sigma(level))
     h = 1e-5 * np.minimum(level, 1)
     path = lambda level: np.asarray(process.corrupt(x0, eps, level))  # noqa: E731
@@ -72,7 +72,7 @@ def test_conversions_among_all_kinds(process):
     for source, target in itertools.permutations(kinds, 2):
         got = process.convert(x, kinds[source], level, source, target)
         size = np.abs(kinds[target]).max(axis=1, keepdims=True)
-        # Where x is nearly all noise, x0 takes 1 / alpha digits from eps, and differences few.
+        # Where x is nearly all noise, x0 from eps loses a factor of 1 / alpha in precision.
         loss = 1e-4 if "velocity" in (source, target) else 1e-9
         np.testing.assert_allclose(got / size, kinds[target] / size, rtol=0, atol=loss)
         back = process.convert(x, got, level, target, source)
@@ -87,7 +87,8 @@ def test_conversions_among_all_kinds(process):
 @pytest.mark.parametrize("process", PROCESSES, ids=name)
 @pytest.mark.parametrize("kind", KINDS)
 def test_converting_an_expectation_to_the_score_and_back(process, kind):
-    """On a mixture: expectations of any kind give the gradient of the log-density, and return."""
+    """On a mixture, expectations of every kind convert to the gradient of the log density and
+    back."""
     level = np.array(LEVELS[process])
     alpha, sigma = (c[:, None] for c in process.alpha_sigma(level))
     x = alpha * MIXTURE.means[0] + (alpha * 0.4 + sigma) * np.array([0.3, -1.2])
@@ -106,7 +107,7 @@ def test_converting_an_expectation_to_the_score_and_back(process, kind):
 
 @pytest.mark.parametrize("process", [DDPM(), DDPM("cosine"), EDM()], ids=name)
 def test_paths_with_equal_ratios_differ_only_in_scale(process):
-    """A DDPM path is the flow's Gaussian path, scaled and run at another speed."""
+    """A DDPM path is the flow's Gaussian path with another scale and speed."""
     flow = RectifiedFlow()
     level = np.array(LEVELS[process])
     tau = flow.level_of(process.ratio(level))
@@ -130,7 +131,7 @@ def test_paths_with_equal_ratios_differ_only_in_scale(process):
 
 
 def test_edm_loss_is_the_flow_loss():
-    """Of one denoiser, under tau = sigma / (1 + sigma), up to a weight that is written out."""
+    """They agree for one denoiser, with tau = sigma / (1 + sigma), up to an explicit weight."""
     rng = np.random.default_rng(0)
     x0, eps, guess = rng.standard_normal((3, 4, 6))
     sigma = np.array([0.1, 1.0, 4.0, 80.0])
@@ -166,7 +167,7 @@ def test_the_edm_form_of_cosmos_is_the_flow():
 
 
 def test_edm_keeps_unit_variance():
-    """Input and target of the network, for data of standard deviation sigma_data."""
+    """The network's input and target have unit variance for data of deviation sigma_data."""
     rng = np.random.default_rng(0)
     x0, eps = 0.5 * rng.standard_normal((3, 100_000)), rng.standard_normal((3, 100_000))
     edm, sigma = EDM(), np.array([0.02, 0.5, 10.0])
@@ -197,7 +198,7 @@ def test_ddpm_is_the_public_chain():
 
 
 def test_posterior_of_ddpm():
-    """Equations 6 and 7 of the paper, one timestep and many."""
+    """Checks equations 6 and 7 of the paper, for steps over one timestep and over many."""
     beta = betas("linear", 1000)
     abar = np.append(np.cumprod(1 - beta), 1.0)  # index -1 is the data
     for t, to in [(700, 699), (1, 0), (700, 300), (0, -1)]:
@@ -214,7 +215,7 @@ def test_posterior_of_ddpm():
 
 @pytest.mark.parametrize("process", PROCESSES, ids=name)
 def test_posterior_follows_from_bayes_rule(process):
-    """By conditioning the joint Gaussian of x at two levels, given x0."""
+    """Conditions the joint Gaussian of x at two levels, given x0."""
     high, low = np.array(LEVELS[process][1]), np.array(LEVELS[process][0])
     (alpha, sigma), (alpha_to, sigma_to) = map(process.alpha_sigma, (high, low))
     on_x, on_x0, variance, _ = process.posterior(high, low)
@@ -259,7 +260,7 @@ def test_loss_is_the_weighted_error_of_each_element(process):
     RectifiedFlow(predicts="v"), EDM(predicts="x0"), DDPM(predicts="v"),
 ], ids=name)  # fmt: skip
 def test_the_same_code_samples_from_every_process(process):
-    """A perfect network on a schedule of 40 steps: moments of the data, from one interface."""
+    """A perfect network on 40 steps reproduces the moments of the data, by one interface."""
     levels = process.schedule(40)
     assert levels.shape == (41,) and (np.diff(process.ratio(levels)) < 0).all()
     assert process.alpha_sigma(levels)[1][-1] == 0
@@ -286,7 +287,7 @@ def test_the_same_code_samples_from_every_process(process):
     (9, 12.0, 0.127, 0.248), (11, 13.27, 0.112, 0.264)
 ])  # fmt: skip
 def test_noise_law_of_cosmos_policy(slots, median, below_4, above_80):
-    """Shares of the spec, section 5.2; the factor of the slots is a shift of the flow."""
+    """Checks the shares of spec 5.2; the factor of the slots is a shift of the flow."""
     law, key = noise.cosmos_policy(slots), jax.random.key(0)
     sigma = np.asarray(law.sample(key, (200_000,)))
     assert abs((sigma < 4).mean() - below_4) < 4e-3 and abs((sigma > 80).mean() - above_80) < 4e-3
@@ -315,7 +316,7 @@ def test_log_normal_ratios_are_logit_normal_levels():
 
 
 def test_karras_grids_of_cosmos():
-    """Spec 6.1: n points are n network calls, for 2 as well."""
+    """Spec 6.1: n points are n network calls, also for n = 2."""
     five = [80, 42.2911, 20.9724, 9.6183, 4, 0]
     ten = [80, 60.6947, 45.5286, 33.7340, 24.6618, 17.7667, 12.5947, 8.7709, 5.9887, 4, 0]
     np.testing.assert_allclose(karras(5, 80.0, 4.0), five, atol=5.1e-5)
@@ -335,7 +336,7 @@ def test_churned_grid():
 
 
 def test_space_timesteps():
-    """The example of the public docstring, DiT's 250, and the striding of DDIM."""
+    """Checks the example of the public docstring, DiT's 250, and DDIM's striding."""
     kept = space_timesteps(300, [10, 15, 20])
     assert len(kept) == 45 and kept[0] == 0 and kept[-1] == 299
     assert [((kept >= 100 * i) & (kept < 100 * (i + 1))).sum() for i in range(3)] == [10, 15, 20]

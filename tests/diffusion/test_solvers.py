@@ -1,4 +1,4 @@
-"""Solvers: exact on straight paths, of the right order where the solution is known, in lock-step.
+"""Tests solvers: exact on straight paths, with the right order, and in step for pytrees.
 
 Trajectories of public schedulers are in `test_diffusers`.
 """
@@ -21,7 +21,7 @@ MEAN, STD = 1.5, 0.4
 
 
 def gaussian_velocity(x, level):
-    """E[eps - x0 | x] for data ~ N(MEAN, STD^2): the exact marginal velocity."""
+    """Returns E[eps - x0 | x] for data ~ N(MEAN, STD^2): the exact marginal velocity."""
     keep = 1 - level
     variance = (keep * STD) ** 2 + level**2
     return -MEAN + (level - keep * STD**2) / variance * (x - keep * MEAN)
@@ -115,7 +115,7 @@ ORDERS = {"euler": 1, "heun": 2, "ddim": 1, "exponential": 2, "dpmpp_2m": 2, "un
 
 
 def quantile(process, x, start, end):
-    """The flow on a line keeps the share of the mass to the left of x."""
+    """Solves the flow on a line, which keeps the share of the mass to the left of x."""
 
     def mass(x, level):
         alpha, sigma = process.alpha_sigma(level)
@@ -129,7 +129,7 @@ def quantile(process, x, start, end):
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("process", GRIDS, ids=lambda p: type(p).__name__)
 def test_order_on_a_mixture(process, name):
-    """Closed form: quantiles of a mixture on a line. All solvers on all paths."""
+    """Compares all solvers on all paths with a closed form: quantiles of a mixture on a line."""
     assert set(ORDERS) == set(SOLVERS)
     errors = []
     for steps in (150, 300):
@@ -146,7 +146,7 @@ def test_order_on_a_mixture(process, name):
 
 @pytest.mark.parametrize("name", ["ddim", "exponential", "dpmpp_2m", "unipc"])
 def test_a_path_of_equal_ratios_gives_equal_data(name):
-    """DDPM's own levels, followed by a flow and by EDM, down to the data."""
+    """A flow and EDM follow DDPM's own levels, down to the data."""
     ddpm, flow, edm = DDPM(), RectifiedFlow(), EDM()
     grid = ddpm.schedule(8)
     noise = np.random.default_rng(0).standard_normal((6, 1))
@@ -163,7 +163,7 @@ def test_a_path_of_equal_ratios_gives_equal_data(name):
 
 
 def two_ab(denoise, x, sigmas):
-    """The sampler of Cosmos Policy as its spec writes it (6.1), and its calls."""
+    """Implements Cosmos Policy's sampler as in its spec (6.1), and counts its calls."""
     calls, before = [], None
     for i, (now, new) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         x0 = denoise(x, now)
@@ -183,7 +183,7 @@ def two_ab(denoise, x, sigmas):
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 10])
 def test_sampler_of_cosmos_policy(steps):
-    """Run on a flow with velocities; in the spec on sigma with x0. n are n calls, 2 as well."""
+    """Ours runs on a flow with velocities, the spec's on sigma with x0; n points are n calls."""
     flow, edm = RectifiedFlow(), EDM(predicts="x0")
     sigmas = karras(steps, 80.0, 4.0)
     noise = np.random.default_rng(0).standard_normal((5, 1))
@@ -206,7 +206,7 @@ def test_sampler_of_cosmos_policy(steps):
 
 
 def test_heun_is_the_deterministic_sampler_of_edm():
-    """Algorithm 1 of the paper, with sigma(t) = t: 2 n - 1 calls, none of them at sigma 0."""
+    """Checks Algorithm 1 of the paper, with sigma(t) = t: 2 n - 1 calls, none at sigma 0."""
     edm, seen = EDM(), []
     sigmas = edm.schedule(7)
     x = 80 * np.random.default_rng(0).standard_normal((5, 1))
@@ -231,7 +231,7 @@ def test_heun_is_the_deterministic_sampler_of_edm():
 @pytest.mark.parametrize("name", ["exponential", "unipc"])
 @pytest.mark.parametrize("process", [RectifiedFlow(3.0), DDPM()], ids=["flow", "ddpm"])
 def test_traced_and_concrete_grids_give_the_same_result(process, name):
-    """Levels that are arguments of a jitted function, and levels that are numpy outside of it."""
+    """Levels may be arguments of a jitted function, or numpy arrays outside it."""
     levels = process.schedule(6).astype(np.float32)
     x = np.random.default_rng(0).standard_normal((5, 1)).astype(np.float32)
     x = x * process.alpha_sigma(levels)[1][0]
@@ -253,8 +253,7 @@ def test_a_grid_that_is_not_monotone_is_an_error():
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_states_start_with_the_noise_and_end_with_the_result(name):
-    """And its states are those that a grid which stops there ends at, where no later call corrects
-    them."""
+    """Every state is the result of a grid that stops there, unless a later call corrects it."""
     levels = np.linspace(1.0, 0.2, 5)
     x = jnp.asarray([1.5, -0.5])
     end = SOLVERS[name](gaussian_velocity, x, levels, levels)

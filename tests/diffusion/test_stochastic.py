@@ -1,4 +1,4 @@
-"""Solvers with noise: exact moments on a Gaussian, the laws of their papers, pytrees and keys."""
+"""Tests solvers with noise: moments on a Gaussian, the papers' formulas, pytrees and keys."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def noise_at(process, level, count=COUNT):
     (RectifiedFlow(3.0), 1.0), (RectifiedFlow(), 0.7),
 ], ids=str)  # fmt: skip
 def test_moments_of_ancestral_sampling(process, eta):
-    """With a perfect network on a Gaussian every step is linear: its moments by recursion."""
+    """With a perfect network on a Gaussian every step is linear, so moments follow a recursion."""
     levels = process.schedule(6)
     got = ancestral(
         perfect(process, GAUSSIAN), noise_at(process, levels[0]), levels, levels, process,
@@ -59,7 +59,7 @@ def test_moments_of_ancestral_sampling(process, eta):
     "process", [DDPM(), RectifiedFlow(), EDM()], ids=lambda p: type(p).__name__
 )
 def test_many_steps_reproduce_the_distribution(process):
-    """Kolmogorov-Smirnov against the mixture, which few steps do not pass."""
+    """Passes a Kolmogorov-Smirnov test against the mixture, which few steps fail."""
 
     def statistic(steps):
         levels = process.schedule(steps)
@@ -84,7 +84,7 @@ def test_eta_zero_is_ddim():
     want = ddim(perfect(process), x, levels, levels, process)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
     network = lambda x, level: jnp.tile(perfect(process)(x, level), 2)  # noqa: E731
-    learned = DDPM(variance="learned")  # which other solvers ignore
+    learned = DDPM(variance="learned")  # ignored by other solvers
     np.testing.assert_allclose(ddim(network, x, levels, levels, learned), want, rtol=1e-6)
 
 
@@ -127,7 +127,7 @@ def test_churned_heun_is_algorithm_2_of_edm():
 
 @pytest.mark.parametrize("process", [EDM(), RectifiedFlow()], ids=["edm", "flow"])
 def test_churn_keeps_the_distribution(process):
-    """And without churn it is Heun."""
+    """Without churn it is Heun."""
     ratios = EDM(sigma_max=20.0, sigma_min=0.02).schedule(60)
     x = noise_at(process, process.level_of(ratios)[0])
     still, stirred = (process.level_of(churned(ratios, c)) for c in (0.0, 10.0))
@@ -143,7 +143,7 @@ def test_churn_keeps_the_distribution(process):
 
 @pytest.mark.parametrize("solver", [ancestral, churned_heun])
 def test_keys_and_pytrees(solver):
-    """Leaves draw apart from each other, steps apart from each other, and keys decide."""
+    """Leaves and steps draw independently, and the key determines the draws."""
     flow = RectifiedFlow()
     ratios = np.array([4.0, 1.0, 0.3, 0.1])
     levels = flow.level_of(churned(ratios, 1.0) if solver is churned_heun else ratios)

@@ -1,4 +1,4 @@
-"""DiT's learned variance and hybrid loss, against their definitions on tables of the chain."""
+"""Tests DiT's learned variance and hybrid loss against their definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ STEPS = np.array([0, 1, 17, 500, 999])
 
 
 def example(seed=0):
-    """x0 in [-1, 1] with both ends, noise, and outputs of 2c channels; (b, h, c)."""
+    """Returns x0 in [-1, 1] with both ends, noise, and outputs of 2c channels; (b, h, c)."""
     rng = np.random.default_rng(seed)
     x0 = np.clip(rng.standard_normal((5, 4, 3)), -1, 1)
     noise, mean, raw = rng.standard_normal((3, 5, 4, 3))
@@ -24,7 +24,7 @@ def cdf(x):
 
 
 def bound_by_tables(x0, noise, prediction, raw, predicts="eps", name="linear"):
-    """The variational term in bits, in the notation of the improved-DDPM paper, t by t."""
+    """Computes the variational term in bits for each t, in the improved-DDPM paper's notation."""
     beta = betas(name, 1000)
     abar = np.cumprod(1 - beta)
     before = np.append(1, abar[:-1])

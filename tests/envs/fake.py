@@ -1,4 +1,4 @@
-"""A made-up simulator of one point on a line, for worlds of host environments; numpy alone."""
+"""Simulates one point on a line, for worlds of host environments; needs only numpy."""
 
 import contextlib
 import os
@@ -10,13 +10,12 @@ SIZE = 16
 
 
 class Line:
-    """The point moves by the action; the task is to be near one end. The picture shows the point,
-    and the end that the episode is about, which only the instruction names.
+    """Moves the point by the action; the task is to reach one end, which the instruction names.
 
     Args:
-      crash: folder; the process ends at the second step, as often as there are files ``crash-0``
-        ... in it, which it takes away.
-      always: leaves them there.
+      crash: folder; the process ends at the second step, once for each file ``crash-0`` ... in it,
+        which it removes.
+      always: does not remove them.
     """
 
     def __init__(self, crash: str = "", always: bool = False):
@@ -71,8 +70,8 @@ class Line:
 
 
 def world(**changes):
-    """The line as a world."""
-    from wamjax.envs.host import HostWorld  # here: the simulator's process does without JAX
+    """Returns the line as a world."""
+    from wamjax.envs.host import HostWorld  # here: the simulator's process imports no JAX
 
     place = {"environment": "envs.fake:Line", "workers": 3, "timeout": 60.0}
     return HostWorld(**Line().describe() | place | changes)

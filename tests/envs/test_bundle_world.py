@@ -1,4 +1,4 @@
-"""A policy in a host world: the same episodes through `evaluate`, a bundle, and a remote world."""
+"""Tests that `evaluate`, a bundle and a remote world give the same episodes of a host world."""
 
 import shutil
 
@@ -21,7 +21,7 @@ SPEC = DataSpec({"side": (fake.SIZE, fake.SIZE)}, 2, 1, 8, 3, 1, 4, 10.0)
 
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory):
-    """(what `evaluate` loads of a run, its config, the bundle of it)."""
+    """Returns (the policy that `evaluate` loads of a run, its config, its bundle)."""
     root = tmp_path_factory.mktemp("world")
     sizes = {"data.cameras": ("side",), "data.chunk": 8, "data.instruction_length": 4}
     config = runs.fast_wam(**sizes, **{"precision.compute": "float32"})
@@ -35,7 +35,7 @@ def policies(tmp_path_factory):
 
 
 def alone(bundle, config, tasks):
-    """Success of a bundle's policy in a loop of its own, all environments in this process."""
+    """Returns the success of a bundle's policy in a plain loop in this process."""
     keys = closed_loop.episode_keys(config, "evaluate", np.arange(len(tasks)))
     world = fake.world()
     lines = [fake.Line() for _ in tasks]

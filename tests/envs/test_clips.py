@@ -1,4 +1,4 @@
-"""Clips are what the world shows, are made once, and move."""
+"""Tests that clips show the world and its motion, and are made only once."""
 
 import numpy as np
 import pytest

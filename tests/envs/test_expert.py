@@ -1,4 +1,4 @@
-"""The expert solves every task; noise, chance and doing nothing do not."""
+"""Tests that the expert solves every task, and that noise, chance and doing nothing do not."""
 
 import jax
 import jax.numpy as jnp

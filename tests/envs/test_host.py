@@ -1,4 +1,4 @@
-"""Host environments in processes of their own, against a plain loop; crashes; the commands."""
+"""Tests host environments in their own processes against a plain loop; crashes; the commands."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ KEYS = jax.random.split(jax.random.key(0), len(TASKS))
 
 @dataclasses.dataclass(frozen=True)
 class Told(Policy):
-    """Goes where the second word says, a little at random; sees the picture as well."""
+    """Goes in the direction of the second word, with some noise; also reads the picture."""
 
     def batch_spec(self, batch_size):
         return {}
@@ -63,7 +63,7 @@ def test_a_host_world_implements_the_protocol(recorded):
 
 
 def test_lockstep_in_rounds_equals_a_plain_loop(recorded):
-    """The oracle: one environment after another, in this process."""
+    """Computes the expected result: one environment after another, in this process."""
     for row, task in enumerate(TASKS):
         environment = fake.Line()
         seen = environment.reset(task, int(jax.random.key_data(KEYS[row])[-1]), {})
@@ -96,7 +96,7 @@ def test_finished_episodes_are_latched_and_rounds_do_not_matter(recorded):
         np.testing.assert_array_equal(plain.success, recorded.success)
         np.testing.assert_array_equal(plain.steps, recorded.steps)
         np.testing.assert_array_equal(plain.returns, recorded.returns)
-        # What came before success is the same; after it nothing was simulated.
+        # Everything before success is the same; nothing is simulated after it.
         for row, steps in enumerate(plain.steps):
             np.testing.assert_array_equal(plain.actions[row, :steps], recorded.actions[row, :steps])
             assert (plain.proprio[row, steps:] == plain.proprio[row, steps]).all()
@@ -152,7 +152,7 @@ def test_the_expert_is_recorded_until_a_little_after_success(tmp_path):
         np.testing.assert_array_equal(
             done.length, np.minimum(done.recording.steps + SETTLE, world.max_steps)
         )
-    again = world.demonstrate(TASKS[3:], KEYS[3:], noise=0.1)  # by itself, and in another round
+    again = world.demonstrate(TASKS[3:], KEYS[3:], noise=0.1)  # alone, in another round
     length = again.length[0]
     np.testing.assert_array_equal(
         again.recording.actions[0, :length], shaky.recording.actions[3, :length]
@@ -188,7 +188,7 @@ def test_metaworld_is_a_world_and_its_seeds_determine_episodes(tmp_path):
         frames = one.recording.frames[name]
         assert frames.shape[2:] == (64, 64, 3) and frames.std() > 20
         np.testing.assert_array_equal(frames, two.recording.frames[name])
-    # The same actions in closed loop are the same episode.
+    # The same actions in closed loop give the same episode.
     replay = jax.tree_util.Partial(lambda o, k: o["actions"])
     played = world.roll_out(
         replay, ["handle-press-side"], keys, shift={}, told={"actions": one.recording.actions},
@@ -213,7 +213,7 @@ def test_evaluation_and_recording_work_with_any_world(tmp_path, monkeypatch):
     policy = trained.Policy(Told(), jnp.float32(1.0), {})
     found = closed_loop.roll_out(policy, config, {})
     assert found["success_rate"] == 1 and list(found["per_task"]) == ["left", "right"]
-    # A task here has one direction, so its actions do without looking.
+    # A task here has one direction, so its actions also succeed blindly.
     assert found["blind_success_rate"] == 1 and found["crashes"] == 0
     summary = rollouts.record(policy, config, tmp_path / "made", ("left", "right"), 3, 7,
                               progress=False)  # fmt: skip

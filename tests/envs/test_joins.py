@@ -1,4 +1,4 @@
-"""Chunks under a delay: which action of which plan is carried out when, in both kinds of world."""
+"""Tests chunks under a delay: which action of which plan is executed when, in all worlds."""
 
 import functools
 
@@ -17,7 +17,7 @@ IDS = np.array([0, 4, task_id(TURNING[1])])
 
 
 def plan(number):
-    """Plan `number`: its i-th action is 100 number + i, in all dimensions."""
+    """Returns plan `number`, whose i-th action is 100 number + i in all dimensions."""
     return jnp.broadcast_to(100.0 * number + jnp.arange(CHUNK)[:, None], (1, CHUNK, 4))
 
 
@@ -42,7 +42,7 @@ def test_sync_stands_still_and_starts_at_the_first_action():
 
 @pytest.mark.parametrize("way", ["switch", "prefix"])
 def test_switch_continues_the_old_plan_until_the_new_one_arrives(way):
-    """The first one waits and starts at its beginning; the others at the index of the delay."""
+    """The first plan starts at its first action after a wait; the others at the delay's index."""
     got = carried_out(way, 2, plans=4)[0][:, 0]
     np.testing.assert_array_equal(got, [0, 0, 100, 101, 102, 202, 203, 204, 302, 303, 304, 402])
 
@@ -69,7 +69,7 @@ def test_ensembling_weighs_all_plans_of_a_step_by_their_age():
     weight = np.exp(-AGE * np.arange(3))
     two = np.average([1, 2], weights=weight[:2])
     three = np.average([1, 2, 3], weights=weight)
-    # Of the 8th step the first plan still says something; of the 9th it does not.
+    # The first plan covers the 8th step, but not the 9th.
     np.testing.assert_allclose(
         got, [0, 0, 1, 1, 1, two, two, two, np.average([2, 3], weights=weight[:2])], rtol=1e-6
     )
@@ -92,7 +92,7 @@ def test_jerk_is_of_motions_before_the_end():
 
 
 def homing(observation, keys, prefix=None):
-    """Its chunk repeats what it sees, and says which prefix it was told."""
+    """Returns chunks that repeat the observation, and reports the prefix that it received."""
     del keys
     now = -observation["proprio"][:, :1]
     chunk = jnp.repeat(now[:, None], CHUNK, axis=1) * jnp.linspace(0.5, 1.0, CHUNK)[:, None]
@@ -111,7 +111,7 @@ def rolled(way, delay):
 
 
 def test_in_the_tabletop_observations_are_late_and_the_prefix_is_what_was_sent():
-    """Without a delay it is what it was without joins; `states` say what was seen when."""
+    """Without a delay, joins change nothing; `states` show what was observed when."""
     plain = rollout(jax.tree_util.Partial(homing), KEYS, IDS, Shift.none(), max_steps=12,
                     execute=EXECUTE)  # fmt: skip
     jax.tree.map(np.testing.assert_array_equal, plain, rolled("sync", 0))

@@ -1,4 +1,4 @@
-"""Worlds behind a socket: the same outcomes; what breaks is started anew; what is refused."""
+"""Tests worlds behind a socket: the same outcomes, restarts after crashes, refused calls."""
 
 import ast
 import contextlib
@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Served:
-    """A server of `env` in another process; `address` is where."""
+    """Runs a server of `env` in another process at `address`."""
 
     def __init__(self, env, port=0, path=""):
         path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(path)])
@@ -101,7 +101,7 @@ def test_crashed_environments_are_restarted_and_counted(tmp_path, caplog):
 
 
 def test_a_restarted_server_is_found_again(caplog, monkeypatch):
-    """Its connections waited for the next call; every one of them counts as a crash."""
+    """Idle connections break, and each one counts as a crash."""
     monkeypatch.setattr(remote, "GRACE", 0.1)
     with Served("envs.fake:Line") as first:
         world = open_world(f"remote:at={first.address},workers=2")
@@ -130,7 +130,7 @@ def test_errors_of_the_environment_are_reported(served):
 @pytest.mark.parametrize(
     "message",
     [
-        ("make", ["os:system", {"command": "true"}]),  # what a worker here is told
+        ("make", ["os:system", {"command": "true"}]),  # the call of a local worker
         ("__init__", []),
         ["reset"],
         {"reset": []},
@@ -144,13 +144,13 @@ def test_the_server_closes_invalid_connections_and_continues(served, message):
         data = message if isinstance(message, bytes) else wire.pack(message)
         length = message if isinstance(message, int) else len(data)
         peer.sendall(struct.pack(">Q", length) + data)
-        with contextlib.suppress(ConnectionResetError):  # it did not read all of it
+        with contextlib.suppress(ConnectionResetError):  # the server did not read everything
             assert peer.recv(1) == b""
     play(open_world(f"remote:at={served.address},workers=1"), TASKS[:1], KEYS[:1])
 
 
 def test_an_environment_that_hangs_ends_with_its_connection(tmp_path):
-    """Its process is told by the socket that nobody listens, however long a step takes."""
+    """The socket tells its process that the client is gone, however long a step takes."""
     (tmp_path / "slow.py").write_text(
         "import os, time\n"
         "class Slow:\n"
@@ -213,7 +213,7 @@ def test_an_invalid_description_is_an_error(change, message):
 
 
 def test_arrays_of_any_size_are_sent_completely():
-    """Of all kinds and sizes that an answer has, also larger than what a socket takes at once."""
+    """Covers all kinds and sizes of an answer, also larger than a socket's buffer."""
     a, b = socket.socketpair()
     near, far = remote.Channel(a, 2**30), remote.Channel(b, 2**30)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The cameras: what is where, down to fractions of a pixel."""
+"""Tests that the cameras show things in the right places, down to fractions of a pixel."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def pixel_at(image, xy, centre=(0.0, 0.0), half=OVERHEAD_HALF):
 
 
 def redness(image):
-    """Centre of mass of the red block, (column, row); table and zones are far less red."""
+    """Returns the red block's centre of mass (column, row); table and zones are far less red."""
     image = np.asarray(image).astype(float)
     weight = np.clip(image[..., 0] - image[..., 1:].max(-1) - 6, 0, None)
     rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
@@ -79,7 +79,7 @@ def test_gripper_camera_moves_with_the_gripper():
         image = picture(state, NONE)["gripper"]
         expected = (np.array([-0.5, -0.5]) - xy) / (2 * GRIPPER_HALF) * SIZE * [1, -1] + SIZE / 2
         np.testing.assert_allclose(redness(image), expected - 0.5, atol=0.3)
-    # and what it shows depends on where things are relative to it only
+    # its picture depends only on positions relative to it
     offset = jnp.array([0.1, -0.1])
     state = scene(gripper=jnp.array([-0.4, -0.4, 0.5]))
     together = state._replace(

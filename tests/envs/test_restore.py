@@ -1,4 +1,4 @@
-"""Episodes that begin from a state of another, and experts that take one thing for another."""
+"""Tests episodes that start from a state of another one, and experts that confuse objects."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def test_an_episode_continued_from_a_saved_state_is_the_same():
 
 
 def test_the_mistaken_expert_achieves_the_confused_task():
-    """What it achieves is what it believes in; seen through the mistake again it is the truth."""
+    """It achieves the task that it believes to have; applying the mistake twice changes nothing."""
     done = WORLD.demonstrate(NAMES * 8, jax.vmap(jax.random.key)(np.arange(32)), noise=0.0,
                              draw=lambda done: [], confusion=1.0)  # fmt: skip
     assert done.recording.success.mean() < 0.1

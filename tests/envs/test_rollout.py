@@ -1,4 +1,4 @@
-"""Closed-loop episodes of a policy: the same world, step for step."""
+"""Tests closed-loop episodes of a policy, step by step."""
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def test_replaying_the_expert_gives_the_same_episode():
 
 
 def test_closed_loop_equals_a_plain_loop(recorded):
-    """The oracle: reset, look every fourth step, step; one at a time, in Python."""
+    """Computes the expected episode in Python: reset, observe every fourth step, step."""
     look = jax.jit(jax.vmap(observe, (0, None)))
     act = jax.jit(jax.vmap(step, (0, 0, None)))
     state = jax.jit(jax.vmap(reset, (0, 0, None)))(KEYS, IDS, NONE)

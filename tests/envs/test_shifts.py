@@ -1,4 +1,4 @@
-"""Every dial changes what it is about, and only that."""
+"""Tests that every dial changes what it should, and nothing else."""
 
 import dataclasses
 

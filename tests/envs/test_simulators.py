@@ -1,4 +1,4 @@
-"""Adapters of simulators: on made-up packages always, and in the simulators where they are."""
+"""Tests adapters of simulators, always with fake packages, and with the real ones if installed."""
 
 import importlib.metadata
 import json
@@ -19,7 +19,7 @@ ADAPTERS = {"metaworld": metaworld, "pusht": pusht, "aloha": aloha, "libero": li
 
 @pytest.fixture
 def package(monkeypatch):
-    """Puts a made-up module, and those that it is in, where an import finds it."""
+    """Makes a fake module, and its parent packages, importable."""
 
     def put(name, **content):
         parts = name.split(".")
@@ -39,7 +39,7 @@ def package(monkeypatch):
 
 
 def benchmark(package):
-    """LIBERO's, with two tasks in each suite."""
+    """Fakes LIBERO's benchmark, with two tasks in each suite."""
 
     class Suite:
         def __init__(self, name):
@@ -72,7 +72,7 @@ def test_every_simulator_is_opened_by_name_and_describes_a_world(name, package, 
     assert isinstance(world, World) and world.name == name and world.expert
     assert world.environment == f"wamjax.envs.{name}:Environment" and world.workers == 1
     assert world.versions and len(world.action_names) == len(world.noisy or world.action_names)
-    # What a server says of it goes over the wire as it is.
+    # A server can send the description unchanged.
     about = json.loads(json.dumps(ADAPTERS[name].Environment().describe()))
     there = host.described(about | {"address": "localhost:1"})
     for key in ("tasks", "cameras", "proprio_names", "action_names", "max_steps", "noisy"):
@@ -191,7 +191,7 @@ def test_aloha_on_a_made_up_package(package, monkeypatch):
 
 
 class Kitchen:
-    """What LIBERO's environment does, of a picture that has no symmetry."""
+    """Fakes LIBERO's environment, with a picture without symmetry."""
 
     made = []
 
@@ -222,7 +222,7 @@ class Kitchen:
             self.note = value
 
     def step(self, action):
-        """Observes in the middle, as robosuite does."""
+        """Observes in the middle of a step, as robosuite does."""
         self.note({})
         self.taken.append(np.array(action))
         self.data.xpos[:] = len(self.taken)
@@ -273,11 +273,11 @@ def test_libero_follows_each_public_evaluation(kitchens, convention, cameras, se
     assert ("robot0_eye_in_hand_image", "enabled", False) in kitchen.log  # or each step would draw
     images = seen["images"]()
     assert tuple(images) == cameras and {x.shape for x in images.values()} == {(224, 224, 3)}
-    # As it was observed, within the last step; what is drawn changes nothing.
+    # Rendered as observed, within the last step; rendering changes nothing.
     assert (images[cameras[0]][..., 2] == settle - 1).all()
     assert kitchen.data.xpos == settle
     bright = np.argwhere(images[cameras[0]][..., 0] > 150).mean(axis=0) / 224
-    # The raw picture is upside down, so what is above there is below; Fast-WAM's is mirrored too.
+    # The raw picture is upside down, so its top is below; Fast-WAM's is mirrored, too.
     right = 7 / 8 if convention == "fast_wam" else 1 / 8
     np.testing.assert_allclose(bright, [3 / 4, right], atol=0.01)
     for policy, simulator in grips.items():
@@ -383,9 +383,9 @@ def test_paths_lead_around_the_t():
 
 
 def check_expert(world, task, count, at_least, steps, noise=0.0, exact=True):
-    """The expert in its world, twice: successes, equal outcomes, and a replay of its actions.
+    """Runs the expert twice: checks successes, equal outcomes, and a replay of its actions.
 
-    `exact`: to the last bit, also where the simulator played another episode before.
+    `exact`: to the last bit, even if the simulator ran another episode before.
     """
     keys = jax.random.split(jax.random.key(3), count)
     done, again = (world.demonstrate([task] * count, keys, noise=noise) for _ in range(2))
@@ -468,7 +468,7 @@ def test_libero_and_its_expert():
 
 
 def test_libero_shows_what_the_stock_environment_shows():
-    """Of an arm that moves, whose stock observations are almost a step old."""
+    """Uses a moving arm, since stock observations are almost a step old."""
     pytest.importorskip("robosuite")
     environment = libero.Environment(suite="libero_spatial", convention="cosmos_policy", size=64)
     task = next(iter(environment.describe()["tasks"]))

@@ -1,4 +1,4 @@
-"""Scenes and success: fair starts, and predicates that answer to the right object and place."""
+"""Tests scenes and success: valid starts, and success only for the right object and place."""
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ LEFT, RIGHT = (-0.5, 0.6), (0.5, 0.6)
 
 
 def at(task, gripper=(0.0, -0.8, 0.6), red=(-0.3, 0.0), blue=(0.3, 0.0), held=-1, yellow=0):
-    """Whether a hand-made scene counts as success."""
+    """Returns whether a hand-made scene counts as success."""
     state = jax.tree.map(lambda x: np.asarray(x)[0], scenes(task=task_id(task)))
     blocks = state.blocks.copy()
     blocks[RED], blocks[BLUE] = red, blue

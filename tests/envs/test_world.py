@@ -1,4 +1,4 @@
-"""The physics: nothing moves by itself, and everything stays where it can be."""
+"""Tests the physics: nothing moves by itself, and everything stays in its bounds."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ NONE = Shift.none()
 
 @pytest.fixture(scope="module")
 def rough_play():
-    """(states (t+1, e), actions): clumsy experts pressed to the table: all kinds of contact."""
+    """Returns (states (t+1, e), actions) of clumsy experts near the table: all kinds of contact."""
     episodes, steps = 160, 60
     tasks = jnp.arange(episodes) % len(TASKS)
     keys = jax.random.split(jax.random.key(0), episodes)
@@ -45,7 +45,7 @@ def test_blocks_move_only_when_touched_or_held(rough_play):
     pushed = moved & ~held
     assert held[moved].sum() > 100 and pushed.sum() > 100, "the test must see both"
     assert np.all(held | (reach & body_low) | ~moved)
-    # A pushed block ends up just touching, a held one does what the gripper did.
+    # A pushed block ends up just touching, a held one moves like the gripper.
     gap = np.linalg.norm(after.blocks - xy, axis=-1)
     np.testing.assert_allclose(gap[pushed], w.CONTACT, atol=1e-5)
     travelled = (after.gripper - before.gripper)[..., None, :2] * np.ones((w.NUM_BLOCKS, 1))

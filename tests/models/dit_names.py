@@ -1,6 +1,6 @@
-"""From the names of public checkpoints to ours, for parameters and for their gradients alike.
+"""Converts names of public checkpoints to ours, for parameters and their gradients.
 
-Every converter reads each entry of the state dict exactly once, or complains.
+Every converter must read each entry of the state dict exactly once.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import numpy as np
 
 
 class Reader:
-    """A state dict that keeps count of what has not been read."""
+    """Reads a state dict and tracks the entries that are still unread."""
 
     def __init__(self, state):
         self.state = {k: np.asarray(v.detach()) for k, v in state.items()}
 
     def linear(self, name, swap=False):
-        """{"kernel", "bias"}; `swap` exchanges the halves (scale, shift to shift, scale)."""
+        """Returns {"kernel", "bias"}; `swap` exchanges the halves (scale, shift)."""
         weight, bias = self.state.pop(f"{name}.weight"), self.state.pop(f"{name}.bias")
         if swap:
             weight, bias = (np.concatenate(np.split(x, 2)[::-1]) for x in (weight, bias))
@@ -33,7 +33,7 @@ class Reader:
 
 
 def stacked(blocks):
-    """A list of equal nested dicts as one with a leading layer axis."""
+    """Stacks a list of equal nested dicts along a leading layer axis."""
     first = blocks[0]
     if isinstance(first, dict):
         return {k: stacked([b[k] for b in blocks]) for k in first}
@@ -41,7 +41,7 @@ def stacked(blocks):
 
 
 def official(state, layers):
-    """facebookresearch/DiT; without the buffer ``pos_embed``."""
+    """Converts facebookresearch/DiT, without the buffer ``pos_embed``."""
     r = Reader(state)
     blocks = [
         {
@@ -66,7 +66,7 @@ def official(state, layers):
 
 
 def diffusers_dit(state, layers):
-    """diffusers' DiTTransformer2DModel, whose blocks hold equal copies of the embedders."""
+    """Converts diffusers' DiTTransformer2DModel, whose blocks hold copies of the embedders."""
     r, blocks = Reader(state), []
     for i in range(layers):
         name = f"transformer_blocks.{i}"
@@ -93,7 +93,7 @@ def diffusers_dit(state, layers):
 
 
 def diffusers_sd3(state, layers):
-    """diffusers' SD3Transformer2DModel; without the buffer ``pos_embed.pos_embed``."""
+    """Converts diffusers' SD3Transformer2DModel, without the buffer ``pos_embed.pos_embed``."""
     r, blocks = Reader(state), []
     embed = "time_text_embed"
     for i in range(layers):

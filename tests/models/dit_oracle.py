@@ -1,7 +1,7 @@
-"""DiT as facebookresearch/DiT defines it, in our own words, with its names in the state dict.
+"""Reimplements DiT of facebookresearch/DiT, with its names in the state dict.
 
-Written from the description in the paper and the names and shapes of the published checkpoint.
-Computes in the dtype of its parameters throughout, the sinusoid included.
+It follows the paper's description and the names and shapes of the published checkpoint, and
+computes in the dtype of its parameters throughout, including the sinusoid.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 class Modulated(nn.Module):
-    """SiLU and a linear map of the condition, cut into shifts, scales and gates."""
+    """Applies SiLU and a linear map to the condition, and splits shifts, scales and gates."""
 
     def __init__(self, width, chunks):
         super().__init__()
@@ -99,8 +99,8 @@ class DiT(nn.Module):
         return h.permute(0, 5, 1, 3, 2, 4).reshape(len(x), self.outputs, self.side, self.side)
 
     def forward_with_cfg(self, x, t, y, scale):
-        """The second half of `y` is "no class", and the first half of `x` is used for both; only
-        the first three channels are guided, as in the public file."""
+        """Guides the first three channels only, as in the public file: the first half of `x` goes
+        with both halves of `y`, of which the second is "no class"."""
         half = x[: len(x) // 2]
         out = self(torch.cat([half, half]), t, y)
         guided, rest = out[:, :3], out[:, 3:]
@@ -116,7 +116,7 @@ def sinusoid(t, dtype):
 
 
 def positions(side, width, scale=1.0, first=0):
-    """(side^2, width): column, then row; of each the sines, then the cosines."""
+    """Returns (side^2, width): column, then row; for each the sines, then the cosines."""
     rates = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     rows = []
     for row in range(side):

@@ -1,4 +1,4 @@
-"""Shared by the tests of the networks and of the objectives."""
+"""Holds helpers for tests of networks and objectives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wamjax.models.visibility import Visibility, table
 
 
 def random_params(abstract, seed: int = 0, dtype=np.float32):
-    """Every parameter at random: heads, gates and biases too, so that nothing is compared at zero.
+    """Draws every parameter, including heads, gates and biases, so nothing is compared at zero.
 
     Kernels keep the variance of their input; norm scales are around 1.
     """
@@ -34,7 +34,7 @@ def random_params(abstract, seed: int = 0, dtype=np.float32):
 
 
 def random_table(rng: np.random.Generator, size: int, density: float = 0.4) -> Visibility:
-    """A table over g0, g1, ... in which every group sees at least one group."""
+    """Draws a table over g0, g1, ... in which every group sees at least one group."""
     groups = [f"g{i}" for i in range(size)]
     matrix = rng.random((size, size)) < density
     for i in np.flatnonzero(~matrix.any(axis=1)):
@@ -51,5 +51,5 @@ def assert_trees_close(a, b, **tolerance):
 
 
 def precision(double: bool):
-    """Float64 inside the context where `double`."""
+    """Enables float64 inside the context if `double`."""
     return jax.enable_x64(True) if double else contextlib.nullcontext()

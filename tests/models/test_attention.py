@@ -1,4 +1,4 @@
-"""Grouped attention is the masked one: outputs and gradients, over random tables."""
+"""Tests that grouped attention equals masked attention and its gradients, over random tables."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ def tensors(rng, groups, dtype):
 
 
 def loop(q, k, v, visibility):
-    """Attention token by token in numpy."""
+    """Computes attention token by token in numpy."""
     out = {}
     for g in q:
         keys = [h for h in visibility.groups if h in k and visibility.sees(g, h)]
@@ -34,7 +34,7 @@ def loop(q, k, v, visibility):
 
 
 def trials(seed, count, dtype):
-    """Random tables with tensors; some groups are absent, some are keys only, as with a cache."""
+    """Draws tables and tensors; some groups are absent, some are keys only, as with a cache."""
     rng = np.random.default_rng(seed)
     while count:
         visibility = random_table(rng, 4)
@@ -98,14 +98,14 @@ def test_a_query_without_keys_is_an_error():
 
 
 def options(rng, visibility, lengths):
-    """A causal group, keys that do not exist and a position bias, on the table given."""
+    """Combines the given table with a causal group, missing keys and a position bias."""
     causal = [g for g in visibility.groups if visibility.sees(g, g) and rng.random() < 0.5]
     visibility = dataclasses.replace(visibility, causal=tuple(causal))
     valid = {}
     for g in visibility.groups:
         if rng.random() < 0.5:
             keys = rng.random((2, lengths[g])) < 0.6
-            keys[:, 0] = True  # the first token stays: no query may see nothing
+            keys[:, 0] = True  # keep the first token, since every query must see a key
             valid[g] = keys
     bias = {
         g: rng.standard_normal((2, lengths[g], lengths[g]))

@@ -1,4 +1,4 @@
-"""The decoder-only transformer: equal to GPT-2, causal, and the same token by token."""
+"""Tests the decoder-only transformer: equal to GPT-2, causal, and the same token by token."""
 
 import functools
 
@@ -84,7 +84,7 @@ def gpt2(net, params, double):
 
     blocks_ = jax.tree.map(np.asarray, params["blocks"]["video"])
     codes, start = (params[n]["embedding"] for n in ("code_embed", "start"))
-    # There a position is added to the start as well; here the first token of the clip has row 0.
+    # GPT-2 also adds a position to the start token; here the first token of the clip has row 0.
     places = np.concatenate([np.zeros((1, width)), params["places"]["embedding"]])[:LENGTH]
     state = {"transformer.wte.weight": np.concatenate([codes, start]),
              "transformer.wpe.weight": places,
@@ -199,7 +199,7 @@ def test_decoding_from_a_buffer_equals_one_causal_pass(case):
 
 
 def test_rope_ignores_a_shift_by_a_frame_but_not_by_a_cell():
-    """Without a prefix in sight, the same tokens a frame later give the same result."""
+    """Without a prefix, the same tokens one frame later give the same result."""
     with precision(True):
         net = network()
         params, ids = parameters(net), ids_of(length=4)

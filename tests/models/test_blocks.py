@@ -1,4 +1,4 @@
-"""The enumerated choices of a block: each one changes what it says, and combinations run."""
+"""Tests the enumerated choices of a block: each has its effect, and combinations run."""
 
 import dataclasses
 import functools
@@ -56,7 +56,7 @@ def drawn(net, spec):
 
 
 def program(net):
-    """(params, the parts of the stream, contexts) -> tokens; one program for any inputs."""
+    """Returns (params, the parts of the stream, contexts) -> tokens, as one compiled program."""
 
     @functools.partial(jax.jit, static_argnums=1)
     def run(params, groups, x, text):
@@ -102,7 +102,7 @@ def test_every_choice_changes_the_result_or_the_parameters():
 
 
 def test_zero_gates_make_a_block_the_identity():
-    """adaLN-Zero at initialisation: DiT, section 3.2."""
+    """Checks adaLN-Zero at initialisation (DiT, section 3.2)."""
     spec = ExpertSpec("e", D, 12, **blocks.DIT)
     net = Transformer((spec,), layers=2, heads=HEADS, head_dim=K)
     x = {"e": stream(spec, np.random.default_rng(0))}
@@ -133,7 +133,7 @@ def test_an_expert_that_ends_early_still_feeds_the_last_block():
         ]  # fmt: skip
         last = params[1]["final_block"]["text"]
         assert set(last) == {"self_attn", "modulation"} and set(last["self_attn"]) == set("qkv")
-        # The same weights in the full stack: the image cannot tell that the text went no further.
+        # With the same weights in the full stack, the image must be the same.
         full = params[0]
         cut = jax.tree.map(lambda p: p[:2], full["blocks"])
         text = jax.tree.map(lambda p: p[2], full["blocks"])["text"]
@@ -155,8 +155,8 @@ def test_an_expert_that_ends_early_still_feeds_the_last_block():
 
 
 def test_token_by_token_decoding_with_a_buffer_equals_one_causal_pass():
-    """What an autoregressive model does: a cache with room, of which `valid` says how much is
-    filled."""
+    """Decodes like an autoregressive model, with a preallocated cache of which `valid` marks the
+    filled part."""
     spec = ExpertSpec("e", D, 12, **blocks.GPT)
     net = Transformer((spec,), layers=2, heads=HEADS, head_dim=K)
     see = table("decode", {"past": "past", "now": "past now"}, causal=("now",))
@@ -219,7 +219,7 @@ def test_heads_that_are_moved_as_tiles_are_the_same_heads(monkeypatch):
     x = np.random.default_rng(0).normal(size=(2, 24, 3 * 128))
     apart = [blocks.heads_first(x[:, :n], 3) for n in (24, 20)]
     monkeypatch.setattr(blocks, "on_tpu", lambda: True)
-    for n, want in zip((24, 20), apart, strict=True):  # 20 tokens are no whole tiles
+    for n, want in zip((24, 20), apart, strict=True):  # 20 tokens do not fill whole tiles
         got = blocks.heads_first(x[:, :n], 3)
         np.testing.assert_array_equal(got, want)
         np.testing.assert_array_equal(blocks.heads_last(got), x[:, :n].astype(got.dtype))

@@ -1,4 +1,4 @@
-"""Codecs: the interface, the ones without parameters, and autoencoders bound to theirs."""
+"""Tests codecs: the interface, those without parameters, and autoencoders bound to parameters."""
 
 import dataclasses
 import functools
@@ -65,7 +65,7 @@ def test_the_cosine_codec_is_the_cosine_transform_cut_to_low_frequencies():
     latents = np.asarray(there_and_back(codecs.CosineCodec(8, 3), x)[0])
     assert latents.shape[1:] == codecs.CosineCodec(8, 3).shape(3, 8, 16) == (3, 1, 2, 3)
     np.testing.assert_allclose(latents, every[..., :3], atol=1e-5)  # the first ones
-    # The first is the grey level, and the next grey waves, as scipy makes them.
+    # The first is the grey level, and the next are grey waves, as in scipy.
     unit = x[0, 0].astype(np.float64) / 127.5 - 1
     grey = dctn(unit[:, :8].sum(-1) / np.sqrt(3), norm="ortho") / 8
     want = grey[0, 0], grey[0, 1] / 0.3, grey[1, 0] / 0.3
@@ -116,7 +116,7 @@ def test_latents_leave_normalised_and_return():
     z = np.asarray(encode(raw, x))
     np.testing.assert_allclose(encode(codec, x), (z - mean) / std, rtol=1e-4, atol=1e-5)
     a, b = (np.asarray(decode(*args), int) for args in ((raw, z), (codec, encode(codec, x))))
-    assert np.abs(a - b).max() <= 1  # a rounding of the last bit may tip a byte
+    assert np.abs(a - b).max() <= 1  # rounding may change a byte by one
     own = codec.standardised(x)  # whatever it was before
     z = np.asarray(encode(own, x))
     np.testing.assert_allclose(z.mean(axis=(0, 1, 2, 3)), 0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Pictures that come after known ones: what stays is shown as it was."""
+"""Tests decoding of pictures that follow known ones: unchanged regions keep their pixels."""
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ from wamjax.models import codec as codecs
 
 
 def pictures(rng, count):
-    """Sharp ones, of which eight numbers a square hold a blur."""
+    """Draws sharp pictures, of which eight numbers per square keep only a blurred version."""
     return rng.integers(0, 2, (count, 1, 16, 24, 3)).astype(np.uint8) * 200 + 20
 
 

@@ -1,6 +1,6 @@
-"""Parity with public DiTs: the original's semantics, diffusers' DiT and diffusers' SD3.
+"""Tests parity with public DiTs: the original's semantics, diffusers' DiT and diffusers' SD3.
 
-All parameters are drawn at random: gates and final layers start at zero and would hide everything.
+All parameters are random, since gates and final layers start at zero and would hide differences.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ def relative(got, want):
 
 
 def draw(model, double):
-    """Every parameter at random, in place; weights keep the variance of their input."""
+    """Draws every parameter in place; weights keep the variance of their input."""
     generator = torch.Generator().manual_seed(0)
     for value in model.parameters():
         x = torch.randn(value.shape, generator=generator, dtype=torch.float64)
@@ -104,11 +104,11 @@ def test_original_dit_forward_gradients_and_guidance(double):
     assert relative(got, want.detach()) < tolerance
     assert relative(got_image, image.grad) < tolerance
     for path, grad in tree.flatten(want_grads).items():
-        # A key's bias shifts every logit of a query alike: its gradient is zero.
+        # A key's bias shifts all logits of a query equally, so its gradient is zero.
         if path.endswith("self_attn/k/bias"):
             continue
         assert relative(tree.flatten(got_grads)[path], grad) < tolerance, path
-    # The first half of the reference; its second repeats what was guided.
+    # The first half of the reference; its second half repeats the guided part.
     assert relative(both, guided[:2].detach()) < tolerance
     # Ours guides all channels of the noise, and leaves the variance.
     first = np.moveaxis(np.asarray(eps), -1, 1)
@@ -118,7 +118,7 @@ def test_original_dit_forward_gradients_and_guidance(double):
 
 
 def test_sampling_guides_the_channels_that_the_public_sampler_does():
-    """Three steps of DDIM under guidance, around the public `forward_with_cfg`."""
+    """Takes three guided DDIM steps with the public `forward_with_cfg`."""
     model = draw(dit_oracle.DiT(SIDE, 2, CHANNELS, WIDTH, LAYERS, HEADS, CLASSES), True)
     params = dit_names.official(dict(model.named_parameters()), LAYERS)
     process, scheme = DDPM(variance="learned"), SCHEMES["diffusion"]
@@ -253,7 +253,7 @@ def test_diffusers_sd3(monkeypatch, double):
     assert relative(got, want.detach()) < tolerance
     assert relative(got_image, image.grad) < tolerance
     for path, grad in tree.flatten(want_grads).items():
-        # What nothing depends on: keys' biases, and the query of the text that ends.
+        # The output does not depend on keys' biases and the last query of the text.
         if np.linalg.norm(grad) > 1e-8 and not path.endswith("/k/bias"):
             assert relative(tree.flatten(got_grads)[path], grad) < tolerance, path
 

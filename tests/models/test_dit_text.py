@@ -1,4 +1,4 @@
-"""The text encoder that is trained along with a DiT, and what each route can know of a caption."""
+"""Tests the text encoder trained with a DiT, and what each route can read of a caption."""
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ def test_words_see_each_other_and_no_padding(encoder):
     assert out.shape == (4, LENGTH, WIDTH)
     np.testing.assert_array_equal(out[:2, 3:], 0)
     np.testing.assert_array_equal(out[3], 0)
-    # The first word is another one beside other words, and in another order.
+    # The embedding of the first word depends on the other words and on their order.
     assert np.abs(out[0, 0] - out[2, 0]).max() > 0.1 < np.abs(out[0, 0] - out[1, 2]).max()
     changed = jax.tree.map(np.array, params)
     changed["words"]["embedding"][0] += 1  # the row of padding
@@ -67,5 +67,5 @@ def test_only_pooled_text_ignores_word_order(route):
         np.testing.assert_allclose(forward, backward, atol=1e-5)
     else:
         assert np.abs(forward - backward).max() > 1e-2
-    forward, backward, *_ = outputs(route, 1, IDS)  # words that have seen each other do
+    forward, backward, *_ = outputs(route, 1, IDS)  # contextual words keep their order
     assert np.abs(forward - backward).max() > 1e-2

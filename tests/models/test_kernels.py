@@ -1,4 +1,4 @@
-"""Kernels against the reference, outputs and gradients, for every table of the project."""
+"""Compares outputs and gradients of kernels with the reference, for every table of the project."""
 
 import functools
 
@@ -40,7 +40,7 @@ def tensors(shapes, seed=0, dtype="float32"):
 
 @functools.cache
 def results(kernel, rows, keys):
-    """Output and gradients of `attend` by a kernel."""
+    """Returns the output and gradients of `attend` by a kernel."""
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, 2, n, 64)).astype("f4") for n in (rows, keys, keys))
     weights = rng.standard_normal(q.shape).astype("f4")
@@ -107,7 +107,7 @@ def test_auto_is_xla_where_nothing_faster_is_known():
 
 
 def test_auto_takes_the_kernel_of_the_platform_that_is_compiled_for():
-    """The choice is made when a program is lowered: for a TPU that is not here, its own kernel."""
+    """The choice is made at lowering, so a program for an absent TPU has the TPU's kernel."""
     x = jax.ShapeDtypeStruct((1, 2, 1152, 128), jnp.bfloat16)
     run = jax.jit(functools.partial(attend, kernel="auto"))
     trace = run.trace(x, x, x)

@@ -1,4 +1,4 @@
-"""Layers and rotary embeddings against closed forms and a complex-number oracle."""
+"""Tests layers and rotary embeddings against closed forms and complex numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def test_rotation_in_half_precision_rounds_only_the_result():
 @pytest.mark.parametrize("scale, top", [(1000.0, 1.0), (1.0, 1000.0), (1.0, 1.0)])
 @pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 1.5e-7)])
 def test_sinusoid(dtype, tolerance, scale, top):
-    """In float32 as good as one of float64 that is rounded, which is up to 3e-8 off itself."""
+    """In float32 it is as accurate as a rounded float64 result, which itself is up to 3e-8 off."""
     level = top * np.concatenate([[0.0, 0.001, 1.0], np.random.default_rng(0).random(997)])
     level = level.astype(dtype).reshape(2, 500)
     with jax.enable_x64(dtype == np.float64):
@@ -139,7 +139,7 @@ def test_qk_norm_is_over_all_heads_jointly_and_values_are_not_normed():
     q = net.apply(variables, x, method="query")
     assert q.shape == (1, 2, 3, 4)
     np.testing.assert_allclose(np.square(q).mean(axis=(1, 3)), 1, rtol=1e-4)
-    assert np.abs(q[:, 1]).max() < 0.1  # which normalising each head alone would undo
+    assert np.abs(q[:, 1]).max() < 0.1  # normalising each head alone would undo this
     _, v = net.apply(variables, x, method="key_value")
     want = x @ np.array(variables["params"]["v"]["kernel"])
     np.testing.assert_allclose(v, want.reshape(1, 3, 2, 4).transpose(0, 2, 1, 3), atol=1e-5)
@@ -151,7 +151,7 @@ def test_linear_computes_in_the_dtype_of_its_kernel():
 
 
 def test_patch_layout():
-    """Channel slowest on the way in (Conv3d), fastest on the way out (Wan's unpatchify)."""
+    """Channels are slowest at the input (Conv3d), fastest at the output (Wan's unpatchify)."""
     net = VideoExpert(ExpertSpec("video", 12, 4), 4, channels=3, outputs=3, patch=2)
     x = draw(1, 2, 4, 6, 3)
     kernel = np.eye(12, dtype=np.float32)

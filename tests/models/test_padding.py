@@ -1,4 +1,4 @@
-"""Padded slots change nothing: outputs, gradients, caches, kernels."""
+"""Tests that padded slots change no outputs, gradients or caches, with any kernel."""
 
 import functools
 
@@ -15,7 +15,7 @@ from wamjax.models.mot import MixtureOfTransformers
 from wamjax.models.shell import GroupSpec
 from wamjax.models.visibility import bidirectional, table
 
-# 15 tokens a slot become 16, and 7 actions 8.
+# 15 tokens per slot become 16, and 7 actions become 8.
 SIZES = dict(latent=(10, 6, 4), layers=2, heads=2, head_dim=12, freq_dim=24)
 GROUPS = (
     GroupSpec("first", "video", (0,)),
@@ -42,7 +42,7 @@ COSMOS = DiT(
 )
 FAST = table("fast", {"first": "first", "future": "first future", "action": "first action"})
 BOTH = bidirectional("first", "future")
-CASES = {  # with which kernels
+CASES = {  # case -> kernels
     "fast": (MIXTURE, FAST, ("xla",)),
     "cosmos": (COSMOS, BOTH, ("xla", "splash")),
 }
@@ -134,6 +134,6 @@ def test_automatic_padding_is_for_tpus():
         assert padding.choose("off", [98, 196], 3) is None
     assert padding.choose("on", [256], 1) == (256, 256)  # whole tiles, apart nevertheless
     assert padding.choose("on", [32], 32) is None  # eight times as many
-    assert padding.choose("on", [32, 1], 1) is None  # a group that is no whole slot
+    assert padding.choose("on", [32, 1], 1) is None  # a group that is not a whole slot
     with pytest.raises(ValueError, match="model.pad_slots = 'always'"):
         padding.choose("always", [98], 1)

@@ -1,4 +1,4 @@
-"""The fixed quantiser: nearest patches, and a palette that k-means made."""
+"""Tests the fixed quantiser: nearest patches, and a palette by k-means."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from wamjax.models.palette import Palette
 
 
 def pictures(seed=0, n=6, size=8):
-    """A few colours on a ground, so that patches repeat."""
+    """Draws a few colours on a background, so that patches repeat."""
     rng = np.random.default_rng(seed)
     video = np.full((n, 2, size, size, 3), 90, np.uint8)
     for clip in video:

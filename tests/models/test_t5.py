@@ -1,4 +1,4 @@
-"""The text encoders against transformers on random weights; what padding may and may not do."""
+"""Tests the text encoders against transformers on random weights, and the effects of padding."""
 
 import contextlib
 import functools
@@ -17,9 +17,9 @@ from wamjax.models.transformer import unstack
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-torch.set_num_threads(1)  # threads cost more than they bring at these sizes
+torch.set_num_threads(1)  # threads do not pay at these sizes
 
-# Heads x head_dim is not the width, as in the published sizes; every bucket is in use at length 24.
+# Heads x head_dim differs from the width, as in published sizes; length 24 uses every bucket.
 SIZES = dict(
     vocabulary=50, width=32, ffn=48, layers=3, heads=5, head_dim=8, buckets=12, max_distance=20
 )
@@ -59,7 +59,7 @@ def encode(name, params, ids=IDS, mask=MASK):
 
 
 def oracle(sizes):
-    """A transformers encoder of the same sizes, in evaluation mode."""
+    """Returns a transformers encoder of the same sizes, in evaluation mode."""
     config, model = (
         (transformers.T5Config, transformers.T5EncoderModel)
         if sizes.get("shared_bias", True)
@@ -78,7 +78,7 @@ def oracle(sizes):
 
 
 def published(params):
-    """Our parameters, or their gradients, under the names and in the layout of transformers."""
+    """Returns our parameters, or their gradients, in the names and layout of transformers."""
     flat = tree.flatten(params)
     layers = len(flat["blocks/text/self_norm/scale"])
     gated = "blocks/text/ffn/gate/kernel" in flat
@@ -110,7 +110,7 @@ def published(params):
 
 @contextlib.contextmanager
 def exact(double):
-    """transformers without the casts to float32 of its norms, which spoil a float64 reference."""
+    """Removes the casts to float32 in norms of transformers, for a float64 reference."""
     to = torch.Tensor.to
     if double:
         torch.Tensor.to = lambda x, *a, **k: to(
@@ -124,7 +124,7 @@ def exact(double):
 
 @functools.cache
 def theirs(name, double, padded, gradients=False):
-    """The output, or the gradients of its sum over tokens, weighed."""
+    """Returns the output, or the gradients of its weighted sum over tokens."""
     dtype = torch.float64 if double else torch.float32
     model = oracle(TINY[name]).to(dtype)
     state = {k: torch.tensor(v) for k, v in published(weights(name)).items()}
@@ -161,7 +161,7 @@ def test_published_sizes_have_the_parameters_of_transformers(name):
 @pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", TINY)
 def test_encodings_equal_transformers(name, double, padded):
-    """Rows of padding too: they attend the same tokens."""
+    """Also in rows of padding, which attend the same tokens."""
     dtype = np.float64 if double else np.float32
     mask = MASK if padded else np.ones_like(MASK)
     with precision(double):
@@ -219,16 +219,16 @@ def test_buckets_equal_transformers_and_whole_number_arithmetic(buckets, distanc
         bucket = d if d < single else single + i
         assert got[d, 0] == bucket  # the key comes before the query
         assert got[0, d] == bucket + half * (d > 0)
-    assert set(got.flat) == set(range(buckets)) - {half}  # nothing is after and at no distance
+    assert set(got.flat) == set(range(buckets)) - {half}  # half: a later key at distance 0
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_padding_changes_no_token(name):
-    """Neither how much of it there is, nor the ids in it; dropping a token does."""
+    """Neither its amount nor its ids matter; dropping a token does."""
     with precision(True):
         params = weights(name)
         want = np.asarray(encode(name, params))
-        # The first text fills its row; the others are the same in any number of columns.
+        # The first text fills its row; the others are the same with any number of columns.
         shorter = np.asarray(encode(name, params, IDS[1:, :9], MASK[1:, :9]))
         np.testing.assert_allclose(shorter[MASK[1:, :9]], want[1:][MASK[1:]], atol=1e-12)
         other = np.where(MASK, IDS, (IDS + 7) % SIZES["vocabulary"])

@@ -1,4 +1,4 @@
-"""Tokenizers against transformers, on a sentencepiece model that is trained here."""
+"""Tests tokenizers against transformers, on a sentencepiece model that is trained here."""
 
 import html
 import random
@@ -34,7 +34,7 @@ TEXTS = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with spiece.model alone."""
+    """Returns a folder with only spiece.model."""
     path = tmp_path_factory.mktemp("tokenizer")
     draw = random.Random(0)
     lines = "\n".join(" ".join(draw.choices(WORDS, k=8)) for _ in range(2000))
@@ -56,7 +56,7 @@ def reference(folder):
 @pytest.fixture(scope="module")
 def json_file(folder, reference, tmp_path_factory):
     path = tmp_path_factory.mktemp("json")
-    # A published file may carry settings of its own for these: they must not leak.
+    # A published file may have its own settings for these; they must have no effect.
     reference.backend_tokenizer.enable_truncation(3)
     reference.backend_tokenizer.enable_padding(length=50)
     reference.backend_tokenizer.save(str(path / "tokenizer.json"))
@@ -99,7 +99,7 @@ def test_text_ends_with_its_end_of_sentence_and_then_padding(ours):
 
 def test_special_tokens_in_text_are_refused(ours, reference):
     for name in ("</s>", "<pad>", "<unk>", "<extra_id_0>", "<extra_id_99>"):
-        # What is refused is what transformers reads as a single token.
+        # Exactly the texts that transformers reads as a single token are refused.
         assert len(reference(name)["input_ids"]) == 2
         with pytest.raises(ValueError, match=f"'put {name} red' holds '{name}'.*remove"):
             ours([f"put {name} red"], 8)
@@ -153,7 +153,7 @@ def test_cleaning_is_wans(monkeypatch, folder, reference):
     assert tokenizer.clean_text(dirty) == "put the red & blue<block>"
     cleaned = tokenizer.load(folder, clean=True)
     assert np.array_equal(cleaned([dirty], 9)[0], cleaned(["put the red & blue<block>"], 9)[0])
-    # Anything that ftfy might change goes through it, in the order of the public code.
+    # Any text that ftfy might change goes through it, in the order of the public code.
     monkeypatch.setitem(sys.modules, "ftfy", None)
     for text in ("café", "a\x0bb", "a\x1b[36mb", "&lt;b", "&#39;", "\u200b"):
         with pytest.raises(ImportError, match="the cleaning of .* needs ftfy"):

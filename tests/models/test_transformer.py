@@ -1,4 +1,5 @@
-"""The transformer over random tables: the derived cache, its loops, remat, and who reaches whom."""
+"""Tests the transformer over random tables: the derived cache, loops over layers, remat,
+reachability."""
 
 import functools
 
@@ -17,14 +18,14 @@ from wamjax.models.visibility import cacheable, causal, table
 
 EXPERTS = (ExpertSpec("left", 8, 12), ExpertSpec("right", 6, 10))
 OWNER = {"g0": "left", "g1": "right", "g2": "left", "g3": "right"}
-SLOTS = {"g0": 1, "g1": 2, "g2": 2, "g3": 1}  # each of two tokens
+SLOTS = {"g0": 1, "g1": 2, "g2": 2, "g3": 1}  # slots per group, of two tokens each
 LAYERS = 2
 NET = Transformer(EXPERTS, LAYERS, heads=2, head_dim=4)
 SIZES = {e.name: e.width for e in EXPERTS}
 
 
 def inputs(seed=0, dtype=np.float32):
-    """group -> (tokens, modulation), expert -> context; per-example modulation."""
+    """Returns group -> (tokens, modulation), expert -> context; modulation is per example."""
     rng = np.random.default_rng(seed)
 
     def draw(*shape):
@@ -79,7 +80,7 @@ def parameters(dtype=np.float32):
 
 
 def two_stages(net, params, groups, contexts, visibility, given):
-    """Prefill what `cacheable` allows, then one step of the rest."""
+    """Prefills what `cacheable` allows, then runs one step of the rest."""
     fixed = cacheable(visibility, given)
     constant = {g: groups[g] for g in fixed}
     _, cache = forward(net, params, constant, contexts, visibility, emit=fixed)
@@ -98,7 +99,7 @@ def test_cached_equals_uncached_over_random_tables_and_roles(double, trials):
         present = [g for g in OWNER if rng.random() < 0.9]
         visibility = visibility.restrict(present)
         given = [g for g in present if rng.random() < 0.7]
-        # Without any row of no keys, and with a cache worth testing.
+        # Requires keys in every row, and a non-trivial cache.
         if all(visibility.rows) and 0 < len(cacheable(visibility, given)) < len(present):
             cases.append((visibility, given))
     assert len({(v.rows, tuple(g)) for v, g in cases}) == len(cases)
@@ -124,7 +125,7 @@ def test_cached_equals_uncached_over_random_tables_and_roles(double, trials):
 
 
 def test_prefill_in_two_stages_equals_one():
-    """Keys and values of a first prefill serve a second one (imagine, then act)."""
+    """A second prefill reuses keys and values of the first (imagine, then act)."""
     visibility = causal(*OWNER)
     groups, contexts = inputs()
     first, second, last = (
@@ -223,7 +224,7 @@ def test_a_policy_that_keeps_less_computes_more():
 
 
 def test_an_output_changes_iff_a_group_it_reaches_changes():
-    """In n layers a group is reached by paths of at most n steps of the table."""
+    """In n layers, paths of at most n steps in the table reach a group."""
     rng = np.random.default_rng(11)
     names = list(OWNER)
     groups, contexts = inputs()

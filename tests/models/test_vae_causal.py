@@ -1,4 +1,4 @@
-"""Causality, clips in chunks, and the layers of the autoencoders against oracles."""
+"""Tests causality, chunked clips, and layers of the autoencoders against oracles."""
 
 import functools
 
@@ -101,7 +101,8 @@ def test_frames_that_do_not_divide_are_an_error(frames):
 
 @pytest.mark.parametrize("style", VIDEO)
 def test_chunks_equal_the_whole_clip(style):
-    """Of the autoencoders; what is left at the end of a clip is below and in test_codec."""
+    """Tests the autoencoders; the remainder at the end of a clip is tested below and in
+    test_codec."""
     net, params = model(style)
     x, z = draw(2, 9, 8, 8, 3), draw(2, 3, 1, 2, 3)
     with jax.enable_x64(True):
@@ -119,7 +120,7 @@ def test_chunks_equal_the_whole_clip(style):
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 6, 7])
 def test_every_entry_is_in_one_chunk(length):
-    """A running sum in chunks of two: with nothing after the first, and with a shorter last."""
+    """Computes a running sum in chunks of two, also with a shorter last chunk."""
 
     def step(x, past):
         y = jnp.cumsum(x, axis=1) + (0 if past is None else past)

@@ -1,7 +1,7 @@
-"""The published autoencoders against diffusers on random weights, and their sizes in full.
+"""Tests the published autoencoders against diffusers on random weights, and their full sizes.
 
-In float32, which shows the numerics; in float64, which shows the structure, outputs are compared
-with the gradients, in weights/test_gradients.py.
+This is in float32, for the numerics; weights/test_gradients.py compares outputs and gradients in
+float64, for the structure.
 """
 
 import functools
@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 from models import vae_diffusers as theirs  # noqa: E402
 
 STYLES = "image", "causal", "residual"
-LATENTS = 3  # one latent alone is the first of many, see test_vae_causal
+LATENTS = 3  # a single latent equals the first of several, see test_vae_causal
 TOLERANCE = 5e-6
 
 
@@ -101,7 +101,7 @@ def test_decoder_equals_diffusers_before_the_clamp(style):
         else:
             want = theirs.channels_last(model.decode(theirs.channels_first(z)).sample)
     got = apply(style, params, "decode", z)
-    assert np.abs(want).max() > 1  # a clamp would have changed it
+    assert np.abs(want).max() > 1  # a clamp would change it
     assert relative(got, want) < TOLERANCE
 
 

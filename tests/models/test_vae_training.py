@@ -1,4 +1,4 @@
-"""Bottlenecks against closed forms and brute force, and the objective that trains codecs."""
+"""Tests bottlenecks against closed forms and brute force, and the objective that trains codecs."""
 
 import functools
 
@@ -46,7 +46,7 @@ def test_finite_scalar_codes_are_all_reached_and_invert(levels):
         values = np.unique(channel)
         assert len(values) == count and values[0] == -1 and 0 in values
         np.testing.assert_allclose(np.diff(values), 1 / (count // 2), rtol=1e-6)
-    # A wide input reaches every code, and the latents of a code are its entry in the table.
+    # A wide input reaches every code, and a code's latents are its entry in the table.
     h = jnp.asarray(
         20 * np.random.default_rng(0).uniform(-1, 1, (20 * fsq.vocabulary + 500, len(levels)))
     )
@@ -109,7 +109,7 @@ def test_the_code_is_the_nearest_and_gradients_go_straight_through():
 
 
 def test_the_entropy_term_spreads_a_code_book():
-    """Encoder outputs in a narrow cone: without the term a few codes take them all."""
+    """Encoder outputs lie in a narrow cone, so without the term a few codes represent all."""
     h = jnp.asarray([3.0, 0, 0, 0]) + 0.3 * draw(256, 4)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -143,7 +143,7 @@ def test_health_of_a_code_book():
 
 
 def squares(seed, size=8, frames=3):
-    """A bright square that moves over a dark ground: uint8 (size, frames, 8, 8, 3)."""
+    """Returns a bright square moving over a dark background: uint8 (size, frames, 8, 8, 3)."""
     rng = np.random.default_rng(seed)
     x = np.full((size, frames, 8, 8, 3), 30, np.uint8)
     for clip, (row, column) in zip(x, rng.integers(0, 4, (size, 2)), strict=True):

@@ -1,4 +1,4 @@
-"""Truth tables written out by hand, and what is derived from a table against brute force."""
+"""Tests tables against hand-written truth tables, and derived properties against brute force."""
 
 import itertools
 
@@ -129,7 +129,7 @@ def test_restrict_calls_and_mask_agree_with_the_matrix(seed):
 
 
 def oracle(visibility, given, modulated_by):
-    """The largest subset of `given` that depends on nothing outside, by trying all subsets."""
+    """Returns the largest subset of `given` that depends on nothing outside, by brute force."""
     for size in range(len(given), -1, -1):
         closed = [
             set(subset)
@@ -165,19 +165,19 @@ def test_expected_caches():
     FAST, JOINT, IDM = programs.FAST, programs.JOINT, programs.IDM
     assert cacheable(FAST.restrict(["first", "action"]), ["first"]) == ("first",)
     assert cacheable(JOINT, ["first"]) == ("first",)
-    # imagine: first frame under the future; then both frames under the actions
+    # imagine: the first frame for the future; then all frames for the actions
     assert cacheable(IDM.restrict(["first", "future"]), ["first"]) == ("first",)
     acting = IDM.restrict(["first", "cond", "action"])
     assert cacheable(acting, ["first", "cond"]) == ("first", "cond")
     # inverse dynamics of Fast-WAM's table: a given future caches, although actions do not see it
     assert cacheable(FAST, ["first", "future"]) == ("first", "future")
-    # given actions of the joint table see the future that is being denoised
+    # given actions in the joint table see the future, which is being denoised
     assert cacheable(JOINT, ["first", "action"]) == ("first",)
     assert cacheable(bidirectional("a", "b", "c"), ["a", "b"]) == ()
     assert cacheable(bidirectional("a", "b"), ["a", "b"]) == ("a", "b")
     assert cacheable(prefix(("a", "b"), ("c",)), ["a", "b"]) == ("a", "b")
     assert cacheable(causal("a", "b", "c"), ["a", "c"]) == ("a",)
-    # one global timestep: nothing survives
+    # one global timestep: nothing is cacheable
     every = {g: FAST.groups for g in FAST.groups}
     assert cacheable(FAST, ["first"], every) == ()
 

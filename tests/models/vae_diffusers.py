@@ -1,4 +1,4 @@
-"""Tiny diffusers autoencoders with random weights, and their names and layouts in ours."""
+"""Builds tiny diffusers autoencoders with random weights, and converts their names and layouts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from wamjax import tree
 from wamjax.models.vae.autoencoder import Sizes
 
-torch.set_num_threads(1)  # threads cost more than they bring at these sizes
+torch.set_num_threads(1)  # threads do not pay at these sizes
 
-# Three levels compile faster than the published four. Between them: a level that halves the frames
-# after one that does, and after one that does not.
+# Three levels compile faster than the published four. Together they have a level that halves the
+# frames after one that does, and after one that does not.
 TINY = {
     "image": Sizes(
         "image", 3, 8, multipliers=(1, 2, 4), blocks=1, temporal=(False, False), groups=4
@@ -30,7 +30,7 @@ TINY = {
 
 
 def oracle(style: str, double: bool):
-    """A diffusers autoencoder in evaluation mode, every parameter drawn."""
+    """Returns a diffusers autoencoder in evaluation mode, with random parameters."""
     s = TINY[style]
     if style == "image":
         levels = len(s.multipliers)
@@ -68,7 +68,7 @@ def oracle(style: str, double: bool):
 
 
 def params(style: str, state: dict) -> dict:
-    """Our parameters from a diffusers state dict; every source tensor is used."""
+    """Converts a diffusers state dict to our parameters, using every source tensor."""
     flat = {}
     for name, value in state.items():
         path, x = rename(name, TINY[style].blocks), value.numpy()
@@ -124,7 +124,7 @@ def rename(name: str, blocks: int) -> str:
 
 @contextlib.contextmanager
 def unclamped():
-    """diffusers' Wan decoder without the clamp at its end, which would hide differences."""
+    """Runs diffusers' Wan decoder without its final clamp, which would hide differences."""
     before = torch.clamp
     torch.clamp = lambda x, **_: x
     try:

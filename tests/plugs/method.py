@@ -1,4 +1,4 @@
-"""A method in one file: behaviour cloning of a picture by one linear layer."""
+"""Implements a method in one file: behaviour cloning of a picture by one linear layer."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ class Cloning(Policy):
         error = jnp.square(self._actions(params, batch) - batch["actions"]).mean(axis=2)
         mask = batch["action_valid"]
         loss = jnp.sum(error * mask) / jnp.maximum(jnp.sum(mask), 1)
-        # The average is there for who has a teacher: None, or of the shapes of the parameters.
+        # The average is for methods with a teacher: None, or shaped like the parameters.
         same = average is not None and jax.tree.structure(average) == jax.tree.structure(params)
         return loss, {"loss_action": loss, "teacher": jnp.float32(same)}
 

@@ -1,4 +1,4 @@
-"""A kernel of attention, and a published model with a key map and sizes of its own."""
+"""Implements an attention kernel, and a published model with its own key map and sizes."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ def kernel(q, k, v, keys=None):
 
 
 def rows(sizes):
-    """The keys of DiT's public files, below a prefix and in capitals."""
+    """Returns the keys of DiT's public files, with a prefix and in capitals."""
     table = FAMILIES["dit"].layouts["official"].rows(sizes)
     return tuple(Row(f"NET.{row.theirs}", *row[1:]) for row in table)
 

@@ -1,4 +1,4 @@
-"""A source in one file: a dot that moves along a line, made as it is read."""
+"""Implements a source in one file: a dot that moves along a line, generated on reading."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ STEPS = (9, 6, 12)
 
 
 class Dot:
-    """Episodes of a dot; the action is where it goes next."""
+    """Gives episodes of a dot; the action is its next position."""
 
     late = 0.0
 
@@ -40,10 +40,10 @@ class Dot:
 
 
 def slow():
-    """The same in other words."""
+    """Gives the same episodes with other instructions."""
     return Dot(say="slowly go")
 
 
 def broken():
-    """The same, but it shows what it did not say."""
+    """Gives the same episodes, but contradicts its description."""
     return Dot("front")

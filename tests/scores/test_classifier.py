@@ -1,4 +1,4 @@
-"""The classifier learns digits in seconds; its parts against oracles."""
+"""Tests that the classifier learns digits in seconds, and its parts against oracles."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""The distance against scipy's matrix root and closed forms; merging; what the interval covers."""
+"""Tests the distance against scipy's matrix root and closed forms; merging; interval coverage."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Error curves against arithmetic; the clip network learns motion and its distance sees it."""
+"""Tests error curves against arithmetic, and that the clip network and its distance see motion."""
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from wamjax.scores.frechet import frechet
 
 
 def moving_squares(count, seed, frames=4):
-    """A bright square that moves right (class 0) or down (class 1) on a noisy floor."""
+    """Returns clips of a bright square that moves right (class 0) or down (class 1) over noise."""
     rng = np.random.default_rng(seed)
     out = rng.integers(0, 20, (count, frames, 16, 16, 3), np.uint8)
     classes = rng.integers(0, 2, count)

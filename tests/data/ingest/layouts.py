@@ -1,4 +1,4 @@
-"""Files in published layouts, written by their own libraries, and what is in them."""
+"""Writes files in published layouts with their own libraries, and returns their content."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ HZ = 20
 
 
 def motion(seed: int, steps: int):
-    """(actions (T, 7), states (T, 8)): delta actions that move a hand, fingers that close at -1 to
-    1; state t was seen before action t."""
+    """Returns (actions (T, 7), states (T, 8)): delta actions that move a hand, with a gripper that
+    closes at 1; state t precedes action t."""
     rng = np.random.default_rng(seed)
     actions = rng.uniform(-0.5, 0.5, (steps, 7))
     actions[:, 6] = np.where(np.arange(steps) < steps // 2, -1, 1)
@@ -26,7 +26,7 @@ def motion(seed: int, steps: int):
 
 
 def pictures(seed: int, steps: int, size=(16, 24)) -> np.ndarray:
-    """uint8 (T, h, w, 3), no two alike, the top half brighter."""
+    """Returns distinct pictures, uint8 (T, h, w, 3), with a brighter top half."""
     rng = np.random.default_rng(seed)
     out = rng.integers(0, 100, (steps, *size, 3), np.uint8)
     out[:, : size[0] // 2] += 150
@@ -34,13 +34,13 @@ def pictures(seed: int, steps: int, size=(16, 24)) -> np.ndarray:
 
 
 def smooth(seed: int, steps: int, size=(32, 48)) -> np.ndarray:
-    """Pictures that a video keeps: one grey level each, which says episode and step."""
+    """Returns pictures that survive video encoding: one grey level each, by episode and step."""
     level = (40 * seed + 3 * np.arange(steps)) % 250
     return np.broadcast_to(level[:, None, None, None], (steps, *size, 3)).astype(np.uint8).copy()
 
 
 def libero(path, lengths=(12, 9), attributes=(), flip=True, seed=0):
-    """A file as LIBERO has them; `attributes` of /data beside those that all have."""
+    """Writes a file of LIBERO; `attributes` are additional ones of /data."""
     import h5py
 
     truth = []
@@ -63,7 +63,7 @@ def libero(path, lengths=(12, 9), attributes=(), flip=True, seed=0):
 
 
 def encode_video(path, frames, fps=HZ, gop=2, codec="libx264"):
-    """An mp4 of frames, by PyAV."""
+    """Writes frames as MP4 with PyAV."""
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def _episodes(lengths):
 
 
 def lerobot_v21(root, lengths=(12, 9, 15)):
-    """Files of LeRobot v2.1; (actions, states, camera -> frames) of every episode."""
+    """Writes files of LeRobot v2.1; returns (actions, states, camera -> frames) per episode."""
     import pyarrow.parquet as pq
 
     truth, first, rows = _episodes(lengths), 0, []
@@ -144,13 +144,13 @@ def lerobot_v21(root, lengths=(12, 9, 15)):
 
 def lerobot_v30(root, lengths=(12, 9, 15), data_files=((0, 1, 2),), video_files=None, spoil=None,
                 gop=2, shards=((0,), (1, 2)), fps=HZ):  # fmt: skip
-    """Files of LeRobot v3.0.
+    """Writes files of LeRobot v3.0.
 
     Args:
-      data_files, shards: numbers of the episodes in each file of data, and of metadata.
+      data_files, shards: numbers of the episodes in each data file, and in each metadata file.
       video_files: camera -> likewise; by default the front camera has two files, the wrist one.
       spoil: changes a row of the metadata before it is written.
-      fps: that info.json says.
+      fps: rate in info.json.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -199,7 +199,7 @@ def lerobot_v30(root, lengths=(12, 9, 15), data_files=((0, 1, 2),), video_files=
 
 
 def robomimic(path, steps=10, after=True):
-    """A file of robomimic with masks; `after`: with next_obs."""
+    """Writes a file of robomimic with masks; `after`: with next_obs."""
     import h5py
 
     truth = []
@@ -228,7 +228,7 @@ def robomimic(path, steps=10, after=True):
 
 
 def aloha(folder, count=3, steps=8, compress=False, sim=True):
-    """Files of ALOHA; `compress`: JPEG in rows that are filled up with zeros."""
+    """Writes files of ALOHA; `compress`: JPEG in rows padded with zeros."""
     import h5py
     from PIL import Image
 
@@ -275,8 +275,8 @@ def _image(*shape):
 
 
 def rlds(folder, steps_features, rows, name="toy"):
-    """A version of a data set as TFDS lays it out: features.json and two files of TFRecord, by the
-    package tfrecord. `rows`: of each episode, path -> (list, "float" | "int" | "byte")."""
+    """Writes a version of a data set in TFDS's layout: features.json and two TFRecord files, by the
+    package tfrecord. `rows` has for each episode path -> (list, "float" | "int" | "byte")."""
     import tfrecord
 
     folder = folder / name / "1.0.0"
@@ -294,7 +294,7 @@ def rlds(folder, steps_features, rows, name="toy"):
 
 
 def rlds_libero(folder, lengths=(12, 9, 7)):
-    """LIBERO as OpenVLA converted it: (actions, states, JPEG files) of every episode."""
+    """Writes LIBERO as converted by OpenVLA; returns (actions, states, JPEG files) per episode."""
     from wamjax.data import images
 
     truth, rows = [], []
@@ -320,7 +320,7 @@ def rlds_libero(folder, lengths=(12, 9, 7)):
 
 
 def rlds_droid(folder, paths):
-    """DROID's features, an episode of 6 steps for each file_path; depth is to be left out."""
+    """Writes DROID's features, with an episode of 6 steps per file_path; readers skip its depth."""
     from wamjax.data import images
 
     rows = []

@@ -1,4 +1,5 @@
-"""What can be chosen: cameras, sizes, rate, state, actions, rotations, gripper, no-ops."""
+"""Tests the choices of a conversion: cameras, sizes, rate, state, actions, rotations, gripper,
+no-ops."""
 
 import json
 
@@ -92,7 +93,7 @@ def test_a_rate_that_does_not_divide_uses_nearest_steps_and_reports_the_distance
     report, (episode,) = ingest(tmp_path / "in", tmp_path / "out", "aloha", fps=15)
     picked = np.floor(np.arange(15) * 50 / 15 + 0.5).astype(int)
     assert np.array_equal(episode.proprio[:-1], truth[0][1][picked])
-    # Absolute actions: where the arm is to be when the next observation is taken.
+    # Absolute actions are the target at the time of the next observation.
     assert np.array_equal(episode.actions, truth[0][0][np.append(picked[1:], 50) - 1])
     assert report["resampled"] == "observations are at most 6.7 ms off the new times"
 
@@ -100,7 +101,7 @@ def test_a_rate_that_does_not_divide_uses_nearest_steps_and_reports_the_distance
 def test_no_ops_are_dropped_as_published(source, tmp_path):
     actions = np.array([[0, 0, -1], [1, 0, -1], [0, 0, -1], [0, 0, 1], [1e-5, 0, 1], [0, 1, 1]])
     mask = steps.no_ops(np.float64(actions), 1e-4)
-    # The first, and those that neither move nor switch the gripper from the last one kept.
+    # Dropped: the first one, and those that neither move nor switch the gripper.
     assert mask.tolist() == [False, True, False, True, False, True]
     with h5py.File(source[0], "a") as file:
         moves = file["data/demo_0/actions"][:]
@@ -113,7 +114,7 @@ def test_no_ops_are_dropped_as_published(source, tmp_path):
 
 
 def test_a_gripper_in_the_middle_decides_no_ops_too():
-    """RoboCasa's published filter tests all numbers but the last, of 12, so it never drops."""
+    """RoboCasa's published filter tests all but the last of 12 numbers, so it never drops any."""
     actions = np.zeros((3, 12))
     actions[:, 6] = -1
     assert steps.no_ops(actions, 1e-4).all()

@@ -1,4 +1,4 @@
-"""Pictures that stay video: the same frames to the last bit, from any group."""
+"""Tests pictures that stay video: the same frames to the last bit, from any group."""
 
 import json
 from fractions import Fraction
@@ -26,7 +26,7 @@ WAYS = {
 
 
 def video(path, options, count=40, size=(32, 48)):
-    """Noise that moves, in H.264; returns its times."""
+    """Writes moving noise in H.264; returns its times."""
     rng = np.random.default_rng(0)
     scene = rng.integers(0, 255, (*size, 3)).astype(np.uint8)
     with av.open(str(path), "w") as container:
@@ -73,7 +73,7 @@ def test_missing_frames_and_broken_packets_are_errors(tmp_path):
     noise = Group(group.codec, group.extradata, ((0, b"no packet"),), (0,))
     with pytest.raises(ValueError, match="its video"):
         Film((noise,)).decoded([0])
-    assert len(Film((group,)).decoded([0, 3])) == 2  # the decoder is as good as new
+    assert len(Film((group,)).decoded([0, 3])) == 2  # the decoder still works
     with pytest.raises(ValueError, match="holds no video"):
         Group.of_record({"codec": "h264"})
 

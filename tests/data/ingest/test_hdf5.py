@@ -1,4 +1,4 @@
-"""HDF5 files as others write them, and every trap that is known of them."""
+"""Tests HDF5 files of other projects, with all their known pitfalls."""
 
 import json
 
@@ -47,7 +47,7 @@ def test_the_last_action_may_be_dropped_instead(tmp_path):
     report, (first, _) = ingest(tmp_path / "a_demo.hdf5", tmp_path / "out", end="drop")
     assert np.array_equal(first.actions, actions[:-1].astype(np.float32))
     assert np.array_equal(shown(first, "agentview_rgb"), frames)
-    assert first.returns[-1] == 1.0  # what the dropped action earned is not lost
+    assert first.returns[-1] == 1.0  # the reward of the dropped action is not lost
     assert Reader(tmp_path / "out").info.final_observation and "left out" in report["end"]
 
 
@@ -170,9 +170,9 @@ def test_aloha_rollouts_have_separate_videos(tmp_path):
         f["observations/video_paths/cam_high"] = "/somewhere/else/ep0.mp4"
     _, (episode,) = ingest(tmp_path, tmp_path / "out", "cosmos_policy")
     assert abs(shown(episode, "cam_high")[:-1].astype(int) - frames).max() < 3
-    assert episode.returns[-1] == 0.75 and episode.success  # a partial score stays one
+    assert episode.returns[-1] == 0.75 and episode.success  # a partial score is unchanged
     assert Reader(tmp_path / "out").info.control_hz == 25
-    with h5py.File(tmp_path / "episode_0.hdf5", "a") as f:  # a demonstration: nothing says success
+    with h5py.File(tmp_path / "episode_0.hdf5", "a") as f:  # a demonstration without an outcome
         del f.attrs["success_score"]
     _, (episode,) = ingest(tmp_path, tmp_path / "demo", "cosmos_policy")
     assert episode.success and not Reader(tmp_path / "demo").info.outcomes

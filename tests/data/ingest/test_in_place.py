@@ -1,4 +1,4 @@
-"""A foreign source as it is, against the data set that is made of it."""
+"""Compares a foreign source read in place with the data set converted from it."""
 
 import pickle
 

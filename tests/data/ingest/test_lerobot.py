@@ -1,4 +1,4 @@
-"""LeRobot folders of both layouts, and every trap that is known of them."""
+"""Tests LeRobot folders of both layouts, with all their known pitfalls."""
 
 import json
 
@@ -34,13 +34,13 @@ def test_both_layouts_are_converted_exactly(tmp_path, layout):
     info = Reader(tmp_path / "out").info
     assert info.control_hz == 20 and info.cameras == {"front": (32, 48), "wrist": (32, 48)}
     assert info.action_names[-1] == "gripper" and info.proprio_names[0] == "x"
-    assert not info.outcomes and len(episodes[0].returns) == 0  # nothing says success
+    assert not info.outcomes and len(episodes[0].returns) == 0  # outcomes are unknown
     assert report["warnings"] == [] and report["bad"] == {}
 
 
 def test_video_files_have_their_own_numbers_and_all_shards_are_read(tmp_path):
-    """One file of data, and of the front camera two, the wrist one; metadata in two shards of one
-    base name."""
+    """One data file, two files of the front camera and one of the wrist; metadata in two shards
+    with the same base name."""
     truth = layouts.lerobot_v30(tmp_path / "in", data_files=((0,), (1,), (2,)))
     assert same(ingest(tmp_path / "in", tmp_path / "out", "lerobot")[1], truth)
 
@@ -110,7 +110,7 @@ def test_frames_of_a_video_at_any_distance_are_found(tmp_path, gop):
 
 
 def test_pictures_in_rows_tasks_by_index_and_skipped_depth(tmp_path):
-    """As converted data sets have them; PNG stays the bytes that it is."""
+    """As in converted data sets; PNG bytes are unchanged."""
     truth = layouts.lerobot_v30(tmp_path / "in")
     rows = tmp_path / "in/data/chunk-000/file-000.parquet"
     table, camera = pq.read_table(rows), layouts.CAMERAS[0]
@@ -127,7 +127,7 @@ def test_pictures_in_rows_tasks_by_index_and_skipped_depth(tmp_path):
     meta = tmp_path / "in/meta"
     frame = pa.table({"task_index": [1, 0], "task": list(layouts.TASKS[::-1])})
     pq.write_table(frame, meta / "tasks.parquet")
-    for shard in meta.glob("episodes/*/*.parquet"):  # the words are in tasks.parquet alone
+    for shard in meta.glob("episodes/*/*.parquet"):  # only tasks.parquet has the texts
         pq.write_table(pq.read_table(shard).drop_columns(["tasks"]), shard)
     report, episodes = ingest(tmp_path / "in", tmp_path / "out", "lerobot")
     assert same(episodes, truth)

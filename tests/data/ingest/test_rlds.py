@@ -1,4 +1,4 @@
-"""RLDS in TFRecord and ArrayRecord, without TensorFlow."""
+"""Tests RLDS in TFRecord and ArrayRecord, without TensorFlow."""
 
 import io
 import json
@@ -27,7 +27,7 @@ def test_openvlas_libero_is_converted_exactly(tmp_path):
         assert np.array_equal(episode.proprio[:-1], states)
         assert list(episode.images["image"][:-1]) == jpeg  # the same bytes
         assert episode.instruction == "open the drawer" and episode.returns[-1] == 1
-    assert Reader(tmp_path / "out").info.control_hz == 20  # by its name; files say no rate
+    assert Reader(tmp_path / "out").info.control_hz == 20  # from its name; the files state no rate
     assert report["gripper"] == "gripper minus_opens"
 
 
@@ -37,7 +37,7 @@ def test_an_unknown_rate_must_be_stated(tmp_path):
     with pytest.raises(ValueError, match="give --source_fps"):
         ingest(tmp_path / "other", tmp_path / "out", "rlds")
     report, _ = ingest(tmp_path / "other", tmp_path / "out", "rlds", source_fps=5)
-    # Nothing is named either: what takes two values is a gripper, and is named so.
+    # Dimensions have no names either: one with two values is a gripper, and is named so.
     assert Reader(tmp_path / "out").info.action_names[5:] == ("action[5]", "action[6].gripper")
     assert "which command opens" in report["warnings"][0]
     with pytest.raises(ValueError, match=r"split=test.* has the splits \['train'\]"):
@@ -73,7 +73,7 @@ def test_checksums_and_numbers_are_those_of_other_libraries():
     ints = [0, 1, -1, 127, 128, 2**40, -(2**63), 2**63 - 1]
     feature = example_pb2.Feature(int64_list=example_pb2.Int64List(value=ints))
     assert tfrecord.numbers(memoryview(feature.SerializeToString())).tolist() == ints
-    # Lists that are not packed are valid, too: field 1, one float after the other.
+    # Unpacked lists are valid, too: field 1, one float after the other.
     loose = b"".join(b"\x0d" + np.float32(x).tobytes() for x in (1.5, -2.0))
     feature = b"\x12" + bytes([len(loose)]) + loose
     assert tfrecord.numbers(memoryview(feature)).tolist() == [1.5, -2.0]
@@ -94,7 +94,7 @@ def test_droid_has_successes_only_and_joint_velocities(tmp_path):
     assert "1 records are left out" in report["notes"][0]
     assert report["gripper"] == "gripper zero_opens" and report["actions are"] == "velocity"
     _, slow = ingest(tmp_path / "droid", tmp_path / "slow", "droid", fps=5)
-    mean = -joints.reshape(2, 3, 7).mean(1)  # velocities do not add up
+    mean = -joints.reshape(2, 3, 7).mean(1)  # velocities are averaged
     assert np.allclose(slow[1].actions[:, :7], mean, atol=1e-6) and slow[1].length == 2
     _, episodes = ingest(tmp_path / "droid", tmp_path / "all", "droid", {"files": ".*"})
     assert [e.success for e in episodes] == [True, False, True]
@@ -169,7 +169,7 @@ def test_no_tensorflow_is_imported(tmp_path):
 
 
 def droid_raw(root, steps=12, off=(3, 4)):
-    """An episode as DROID recorded it; in the steps `off` the movement was not enabled."""
+    """Writes an episode as recorded by DROID; in the steps `off`, movement was not enabled."""
     rng = np.random.default_rng(0)
     folder = root / "success" / "2023-06-01" / "Thu_1"
     joints, moves = rng.normal(size=(steps, 7)), rng.normal(size=(steps, 7))

@@ -1,4 +1,4 @@
-"""Parallel, killed and continued, with bad files; and formats of one's own."""
+"""Tests parallel conversion, resuming, bad files and custom formats."""
 
 import os
 import pathlib
@@ -135,7 +135,7 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ImportError, match=r"needs h5py: pip install 'wamjax\[ingest\]'"):
         ingest(tmp_path, tmp_path / "out")
-    assert "libero" in reader.formats()  # listed all the same
+    assert "libero" in reader.formats()  # listed nevertheless
 
 
 def test_a_source_without_pictures_of_one_size_says_so(tmp_path):
