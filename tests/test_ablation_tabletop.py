@@ -1,4 +1,4 @@
-"""The ablation of Fast-WAM's variants: its table, with differences seed by seed."""
+"""Tests the ablation of Fast-WAM's variants: its table, with differences seed by seed."""
 
 import json
 from types import SimpleNamespace
@@ -55,7 +55,7 @@ def test_difference_without_a_base(ablation):
 
 
 def test_every_way_to_act_is_measured_under_every_shift(ablation, tmp_path, monkeypatch):
-    """Once: what is there already stays, and latency does not depend on the world."""
+    """Everything is measured once, and latency only in the world without a shift."""
     asked, timed = [], []
 
     def load(run, mode):

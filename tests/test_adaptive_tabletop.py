@@ -1,4 +1,4 @@
-"""The study of gates: what each would have done, on outcomes that are made up."""
+"""Tests the study of gates on made-up outcomes."""
 
 import adaptive_tabletop as study
 import numpy as np
@@ -7,7 +7,7 @@ RUNGS, MS = (1, 4, 8), [1.0, 2.0, 4.0]
 
 
 def outcomes(states=4000):
-    """Half of the states gain 0.5 by choosing, the others nothing; gates see that half only."""
+    """Half of the states gain 0.5 by choosing, the others nothing; gates know which."""
     rng = np.random.default_rng(0)
     gains = rng.random(states) < 0.5
     came = np.stack([np.full(states, 0.2), 0.2 + 0.4 * gains, 0.2 + 0.5 * gains], axis=1)
@@ -34,7 +34,7 @@ def test_a_perfect_gate_equals_the_oracle_and_beats_the_others():
     for name, points in spent.items():
         ceiling = np.interp(points[:, 0], oracle[:, 0], oracle[:, 2])
         assert (points[:, 2] <= ceiling + 1e-9).all(), name
-    # Whoever sees which states gain loses nothing to the oracle but the four that it always makes.
+    # A gate that knows which states gain only loses the four proposals that it always makes.
     assert max(spent["spread"][:, 2]) == max(oracle[:, 2]) > max(spent["random"][:-1, 2])
 
 

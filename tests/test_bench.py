@@ -1,4 +1,4 @@
-"""What the benchmark counts, without timing anything."""
+"""Tests what the benchmarks count, without timing anything."""
 
 import json
 
@@ -12,8 +12,8 @@ def dense(rows, width, out):
 
 
 def test_bench_counts_the_flops_of_a_prefill_and_ten_steps(monkeypatch):
-    """At the benchmark's tokens and a fraction of its widths. Nothing is timed: a call takes one
-    second, so that utilisation is FLOPs over the rate."""
+    """Uses the benchmark's tokens and a fraction of its widths. Nothing is timed: a call counts as
+    one second, so utilisation is FLOPs over the rate."""
     rates = iter([1e9, 4e9])
     monkeypatch.setattr(bench.hardware, "measure_matmul_rate", lambda seconds: next(rates))
     monkeypatch.setattr(bench, "seconds_of", lambda call, repeats: {"seconds": 1.0})
@@ -52,7 +52,7 @@ def test_bench_counts_the_flops_of_a_prefill_and_ten_steps(monkeypatch):
     seen = (frame + 2 * 3 * frame) / 3  # by a video token, on average
     forward += layers * (block(3 * frame, d, seen) + block(chunk, a, frame + chunk))
     forward += layers * (context(d) + context(a))
-    # Nobody asks for the gradient of what comes in.
+    # The inputs need no gradient.
     came = dense(3 * frame, 4 * 48, d) + dense(chunk, 7, a) + dense(1, 8, words)
     came += dense(3, 256, d) + dense(1, 256, a)
     assert train_row["flops"] == pytest.approx(4 * (3 * forward - came), rel=0.002)

@@ -1,4 +1,4 @@
-"""Acting programs: what they read is counted by hand, and a small one is compiled."""
+"""Tests acting programs: their traffic is counted by hand, and a small one is compiled."""
 
 import json
 import pathlib
@@ -95,7 +95,7 @@ def test_a_small_policy_compiles_for_a_tpu():
         assert guess["cycles"] == sum(guess["parts"].values())
         assert guess["seconds"] == pytest.approx(guess["cycles"] / 1.5e9)
         assert row["times_the_floor"] == guess["seconds"] / max(row["floor_seconds"].values())
-    # A loop of one step is none.
+    # A loop of one step counts as none.
     assert ten["estimate"]["cycles_in_loops"] > 0.5 * (
         ten["estimate"]["cycles"] - one["estimate"]["cycles"]
     )

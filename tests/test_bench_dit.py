@@ -1,4 +1,4 @@
-"""The DiT benchmark compares like with like: torch's network is ours, name for name."""
+"""Tests that the DiT benchmark compares equal networks, with the same names in torch."""
 
 import functools
 
@@ -50,5 +50,5 @@ def test_a_row_is_ours_over_theirs(monkeypatch):
     for row in report["rows"]:
         assert row["times_faster_than_torch"] == row["torch_seconds"] / row["seconds"]
     forward, train = (r["flops"] for r in report["rows"])
-    # Nobody asks for the gradient of patches and timesteps.
+    # Patches and timesteps need no gradient.
     assert train == 3 * forward - 2 * 2 * (16 * 8 * 8 * 4 * 32 + 256 * 32)

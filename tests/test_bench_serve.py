@@ -1,4 +1,4 @@
-"""What the benchmark of the server counts; how fast it is, is not tested."""
+"""Tests what the server's benchmark counts, not its speed."""
 
 import pytest
 

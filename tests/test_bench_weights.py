@@ -1,4 +1,4 @@
-"""Sizes and load plans of the published models, and the measured conversion, in small."""
+"""Tests sizes and load plans of the published models, and a small measured conversion."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Branches on disk: what they are refused for, and what is made of them."""
+"""Tests branches on disk: how they are served, and when they are refused."""
 
 import json
 

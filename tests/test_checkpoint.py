@@ -29,7 +29,7 @@ def abstract_state(config, sizes=(1, 1, 1)):
 
 
 def random_state(config, sizes, step, seed=0):
-    """A state whose every leaf is different, so that nothing can be mistaken for anything else."""
+    """Returns a state whose leaves all differ, so that swaps are detected."""
     rng = np.random.default_rng(seed)
 
     def leaf(x):
@@ -49,7 +49,7 @@ def assert_same(a, b):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A run directory with steps 3, 5, 8 saved from a 2x2x2 mesh, two of them kept."""
+    """Returns a run directory with steps 3, 5, 8 saved from a 2x2x2 mesh, two of them kept."""
     workdir, config = tmp_path_factory.mktemp("run"), toy.config()
     data = toy.iterator(8)
     given = {}
@@ -89,7 +89,7 @@ def test_restore_params_for_evaluation(saved):
     newest = restore_params(workdir)
     assert newest.step == 8 and newest.statistics == toy.STATISTICS
     assert newest.config.to_dict() == config.to_dict()
-    assert_same(newest.params, given[8].ema)  # the run has an average, so that is what acts
+    assert_same(newest.params, given[8].ema)  # the run has an average, which acts
     assert_same(restore_params(workdir, step=5, ema=False).params, given[5].params)
     places = jax.tree.map(lambda x: x.sharding, abstract_state(config, (4, 2, 1)).params)
     split = restore_params(workdir, shardings=places).params
@@ -119,11 +119,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(saved, tmp_pat
     path = run / checkpoint.FOLDER / "8" / part
     path.write_bytes(path.read_bytes()[:5])
     named = "checkpoint 8 in .* cannot be read: it is damaged, or of another version"
-    with pytest.raises(Damaged, match=named):  # asked for by its number
+    with pytest.raises(Damaged, match=named):  # requested by its number
         restore_params(run, step=8, ema=False)
     assert restore_params(run, ema=False).step == 5
     assert re.search(f"{named}.*Using the one before, checkpoint 5", capsys.readouterr().err)
-    assert (run / checkpoint.FOLDER / "8").is_dir()  # who only reads moves nothing
+    assert (run / checkpoint.FOLDER / "8").is_dir()  # reading alone moves nothing
     with Checkpoints(run, keep=2) as checkpoints:
         assert configs.diff(checkpoints.config(), config) == {}
         state, data = checkpoints.restore(abstract_state(config), toy.iterator(8)), toy.iterator(8)
@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(saved, tmp_pat
         said = capsys.readouterr().err
         assert re.search(f"{named}.*Going on from the one before, checkpoint 5", said)
         assert "checkpoint 8 is set aside as" in said and "Event loop" not in said
-        checkpoints.save(given[8], data, config, toy.STATISTICS)  # when the run is there again
+        checkpoints.save(given[8], data, config, toy.STATISTICS)  # when the run reaches it again
     names = sorted(p.name for p in (run / checkpoint.FOLDER).iterdir())
     assert names == ["5", "8", "damaged-8"]
     assert (run / checkpoint.FOLDER / "damaged-8" / part).stat().st_size == 5
@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(saved, tmp_pat
 
 
 def test_a_damaged_checkpoint_without_an_older_one_is_an_error(saved, tmp_path):
-    """It may be the code that cannot read it: then nothing is moved."""
+    """The code may be unable to read it, so nothing is moved."""
     run = tmp_path / "run"
     shutil.copytree(saved[0], run)
     for step in (5, 8):
@@ -159,7 +159,7 @@ def flipped(path, bit):
 
 @pytest.mark.parametrize("count", [8, pytest.param(100, marks=pytest.mark.slow)])
 def test_no_flipped_bit_is_trained_on(tmp_path, monkeypatch, count):
-    """Arrays large enough to lie outside of what Orbax itself keeps sums of."""
+    """Returns arrays so large that Orbax's own checksums do not cover them."""
     monkeypatch.setattr(toy, "WIDTH", 512)
     config, step = toy.config(), tmp_path / checkpoint.FOLDER / "8"
     state, data = random_state(config, (1, 1, 1), 8), toy.iterator(8)
@@ -191,7 +191,7 @@ def test_no_flipped_bit_is_trained_on(tmp_path, monkeypatch, count):
             checkpoints._damaged.clear()
         assert_same(checkpoints.restore(abstract, data), state)
     assert {*plain, *step.glob("data/process*")} <= set(noticed)
-    # By the digests alone. The others lie in what is copied elsewhere before a step is complete.
+    # Detected by the digests alone. The others are in files copied before a step is complete.
     assert sum("is not what was written" in noticed.get(p, "") for p in arrays) >= 2
     for item, ema in (("params", False), ("ema", True)):
         largest = max(step.glob(f"{item}/**/d/*"), key=lambda p: p.stat().st_size)
@@ -204,7 +204,7 @@ def test_no_flipped_bit_is_trained_on(tmp_path, monkeypatch, count):
 
 
 def test_a_checkpoint_of_orbax_0_11_30_loads(saved, tmp_path):
-    """Its metadata do not say whether the arrays are in OCDBT."""
+    """Its metadata do not state whether the arrays use OCDBT."""
     shutil.copytree(saved[0], tmp_path / "run")
     for path in (tmp_path / "run" / checkpoint.FOLDER / "8").glob("*/_METADATA"):
         about = json.loads(path.read_text())
@@ -214,7 +214,7 @@ def test_a_checkpoint_of_orbax_0_11_30_loads(saved, tmp_path):
 
 
 def test_a_checkpoint_of_an_earlier_version_still_loads(saved, tmp_path, capsys):
-    """It has no digests, which is said, and its average holds what is frozen, too."""
+    """It has no digests, which is reported, and its average includes frozen parameters."""
     config = toy.config(**{"optim.freeze": ("action/encoder/.*",)})
     abstract = abstract_state(config)
     state = random_state(config, (1, 1, 1), 4)
@@ -295,7 +295,7 @@ def test_another_number_of_processes_resumes_the_data_position(saved, tmp_path):
     data = tmp_path / "run" / checkpoint.FOLDER / "8" / "data"
     (data / "process_0-of-1.json").rename(data / "process_0-of-2.json")
     shutil.copy(data / "process_0-of-2.json", data / "process_1-of-2.json")
-    shutil.rmtree(tmp_path / "run" / checkpoint.FOLDER / "5")  # nothing else to go on from
+    shutil.rmtree(tmp_path / "run" / checkpoint.FOLDER / "5")  # nothing else to resume from
     iterator = toy.iterator(8)
     with Checkpoints(tmp_path / "run", keep=2) as checkpoints:
         checkpoints.restore(abstract_state(saved[1]), iterator)

@@ -1,4 +1,4 @@
-"""Commands: what is asked wrongly is one line and status 2, a bug keeps its trace."""
+"""Tests commands: usage errors are one line and status 2, bugs keep their traceback."""
 
 import json
 import os
@@ -18,8 +18,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "experiments" / "configs").glob("*.py"))
 
 
-# Imports once what the commands import, and then runs each command that stands on its input, as
-# `python -m` would: in a process of its own, which ends as that one does.
+# Imports the dependencies of the commands once, and then runs each command from its input like
+# `python -m`, in a forked process.
 SERVER = """
 import json, os, runpy, sys
 import wamjax.train
@@ -39,7 +39,8 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """A function of arguments and a module: (status, output, standard error) of the command."""
+    """Returns a function of arguments and a module that returns the command's (status, output,
+    standard error)."""
     said = [tmp_path_factory.mktemp("said") / name for name in ("out", "err")]
     with subprocess.Popen(
         [sys.executable, "-c", SERVER], text=True, cwd=ROOT,
@@ -135,14 +136,14 @@ def test_expected_errors_are_one_line_and_bugs_keep_their_traceback():
     assert cli.told(raised(lambda: open("/does/not/exist"))) == (
         "No such file or directory: /does/not/exist"
     )
-    # A missing key by mistake, in the package as elsewhere, and what other libraries raise.
+    # A missing key by mistake, in the package or elsewhere, and errors of other libraries.
     assert cli.told(raised(lambda: configs.load({"optim": 3, "data": 7}))) == ""
     assert cli.told(raised(lambda: {}["shapes"])) == ""
     assert cli.told(raised(lambda: int("x"))) == ""
 
 
 def test_every_command_runs_through_the_shared_main():
-    """None has a main of its own kind, but for what runs where a simulator lives, without absl."""
+    """The exceptions run other commands, or run at the simulator, without absl."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     sources = {}
     for folder in ("wamjax", "experiments"):

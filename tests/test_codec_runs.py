@@ -1,4 +1,4 @@
-"""Codecs through the one training loop, and models of pictures on what they make."""
+"""Tests codecs in the training loop, and picture models on their latents."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def losses(workdir):
 
 @pytest.fixture(scope="module")
 def whole(root, tmp_path_factory):
-    """Twenty steps of a KL codec on one device."""
+    """Trains a KL codec for twenty steps on one device."""
     workdir = tmp_path_factory.mktemp("codec")
     assert train.run(config_of("codec_tabletop", "kind=kl", root, total_steps=20), workdir,
                      devices=ONE)  # fmt: skip
@@ -90,13 +90,13 @@ def test_a_model_trains_on_latents_of_unit_variance_and_draws_pixels(whole, root
     shutil.copytree(whole, folder)
     config = config_of("video_latents", f"codec={folder},scheme=blocks", root, total_steps=12)
     assert train.run(config, tmp_path / "run", devices=ONE)
-    # A network that says nothing yet: the variances of noise and latents.
+    # A fresh network outputs zero, so the loss is the variances of noise and latents.
     assert losses(tmp_path / "run")[0] == pytest.approx(2, rel=0.1)
     assert np.mean(losses(tmp_path / "run")[-3:]) < losses(tmp_path / "run")[0]
     before, after = (restore_params(p, ema=e).params
                      for p, e in ((whole, True), (tmp_path / "run", False)))  # fmt: skip
     jax.tree.map(np.testing.assert_array_equal, after["codec"], before)
-    shutil.rmtree(folder)  # the checkpoint has all of it
+    shutil.rmtree(folder)  # the checkpoint contains it
     sampler, config = sampling.load(tmp_path / "run")
     condition, given = sampling.inputs(sampler, config, 3, given=2)
     made = sampling.draw(sampler, condition, 3, 0, given, 3)

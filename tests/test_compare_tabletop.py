@@ -1,4 +1,4 @@
-"""The study of both methods side by side: budgets, ways to act, and the table of what came out."""
+"""Tests the study that compares both methods: budgets, ways to act, and the table of results."""
 
 import json
 
@@ -24,7 +24,7 @@ def test_budgets_are_equal_in_flops(compare):
 def test_a_budget_is_shared_between_the_model_of_the_world_and_the_policy(
     compare, tmp_path, monkeypatch
 ):
-    """--world_share of the FLOPs come first, once for a method; the rest are for the policy."""
+    """--world_share of the FLOPs is spent first, once per method; the rest is for the policy."""
     trained = []
     monkeypatch.setattr(compare.study, "train", lambda *args: trained.append(args))
     monkeypatch.setattr(compare, "measure", lambda *args: None)

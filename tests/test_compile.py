@@ -1,4 +1,4 @@
-"""The training step of every experiment, lowered at full size; flags; the cache of programs."""
+"""Tests that every experiment's training step lowers at full size; flags; the program cache."""
 
 import functools
 import math
@@ -19,12 +19,12 @@ from wamjax.training.compile import keep_programs
 from wamjax.training.step import compute_cast, plan
 from wamjax.wam.video import builder as builders
 
-# Clips take long to make, and so do the patches that are their tokens; only sizes matter here.
+# Clips, and the patches for their tokens, take long to make; only sizes matter here.
 CLIPS = {"codec_tabletop", "video_latents", "video_tabletop", "video_tokens"}
 MORE = ["cosmos_policy_aloha:planner", "fast_wam_libero:variant=idm", "wan_t2v:size=5b"]
 POD = 64
-# Of the same parts as another one here, in other sizes: its gradient and its optimiser come from
-# the same code, whatever the sizes, so of these the loss is enough.
+# These have the same parts as another config in other sizes. Gradient and optimiser come from the
+# same code for any size, so it suffices to lower the loss.
 LIKE = {
     "aloha": "quickstart", "fast_wam_tabletop": "quickstart", "libero_object": "quickstart",
     "metaworld": "quickstart", "pusht": "quickstart", "fast_wam_robotwin": "fast_wam_libero",
@@ -34,10 +34,10 @@ LIKE = {
 
 
 def planned(name):
-    """The step of a config at its size, on the most devices up to a pod that its batch allows.
+    """Traces the step of a config at full size, on as many devices as its batch allows.
 
     Returns:
-      (the plan of the step, its trace, or that of the loss alone for those in `LIKE`).
+      (the plan of the step, its trace; for those in `LIKE` that of the loss alone).
     """
     config = get(*name.split(":"))
     config.data.arrays = config.data.arrays.replace("scenes:", "scenes:count=64,")
@@ -62,8 +62,8 @@ def loss_of(objective, config, params, batch, key):
 @pytest.mark.parametrize("name", FILES + MORE)
 def test_every_training_step_lowers_at_its_published_size(name):
     work, traced = planned(name)
-    # What is an array on a device here was made outside the function that is compiled: it is a
-    # device's of this machine, and not of the one that is compiled for.
+    # An array on a device was made outside the compiled function, so it is on a device of this
+    # machine, not of the one that the program is for.
     strays = [c.shape for c in traced.jaxpr.consts if isinstance(c, jax.Array) and c.size > 0]
     assert not strays
     text = traced.lower(lowering_platforms=("tpu",)).as_text()
@@ -75,7 +75,7 @@ def test_every_training_step_lowers_at_its_published_size(name):
 
 
 def test_configs_lowered_by_their_loss_alone_match_a_fully_lowered_one():
-    """The same objective, the same variant of it, and the same optimiser."""
+    """They have the same objective, the same variant of it, and the same optimiser."""
 
     def parts(name):
         config = get(*name.split(":"))
@@ -158,7 +158,7 @@ def test_training_compiles_with_the_flags_of_its_chip(monkeypatch, tmp_path):
 
 @pytest.fixture
 def said(monkeypatch):
-    """What is said; the cache is afterwards as it was before."""
+    """Returns the messages; the cache is restored afterwards."""
     folder, seconds = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
     old = {key: getattr(jax.config, key) for key in (folder, seconds)}
     for key, value in {folder: None, seconds: 0.0}.items():

@@ -10,7 +10,7 @@ from wamjax import config_keys
 
 
 def _other(value):
-    """Another value of the same type."""
+    """Returns another value of the same type."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, str):
@@ -130,7 +130,7 @@ def test_resume_refuses_another_set_of_sources_but_not_a_key_the_old_code_lacked
 
 
 def test_a_run_older_than_a_key_resumes_as_it_was_trained():
-    """Behind the end of an episode it was taught zeros in normalised units, and it stays so."""
+    """It was trained with normalised zeros after the end of an episode, and still is."""
     saved = configs.to_json(configs.base_config())
     del saved["data"]["padding"]
     assert configs.load(saved).data.padding == "normalized"
@@ -147,7 +147,7 @@ def test_a_run_older_than_a_key_resumes_as_it_was_trained():
     assert set(configs.check_resume(saved, new, "checkpoint 1")) == {
         "data.padding", "data.vocabulary"
     }  # fmt: skip
-    # A key that came later must be as its default, which is what the code did.
+    # A newer key must have its default, which is what the old code did.
     del saved["objective"]["video_shift"]
     new.objective.video_shift = 3.0
     with pytest.raises(ValueError, match="objective.video_shift was 5.0 .* now 3.0"):
@@ -221,7 +221,7 @@ def test_reading_an_undeclared_source_is_an_error():
     ("fast_wam", "idm"), ("fast_wam_judge", "ladder"), ("cosmos_policy", "fast"),
 ])  # fmt: skip
 def test_a_saved_variant_is_the_same_after_loading(name, variant):
-    """Cosmos Policy once kept its own name there."""
+    """Cosmos Policy once stored its own name there."""
     config = configs.base_config()
     config.objective.name, config.objective.variant = name, variant
     assert configs.load(config.to_dict()).objective.variant == variant

@@ -1,4 +1,4 @@
-"""Every experiment file, under every argument it takes."""
+"""Tests every experiment file, under every argument that it takes."""
 
 import functools
 import importlib.util
@@ -38,7 +38,7 @@ def own_data(
     path, cameras=None, actions=7, state=8, texts=("lift the block", "open it"), names=None,
     count=3, **known,
 ):  # fmt: skip
-    """Random episodes in `path`; `known` is what is said of each, its success by default."""
+    """Writes random episodes into `path`; `known` has the outcome of each, success by default."""
     rng, cameras = np.random.default_rng(0), cameras or {"front": (32, 32), "wrist": (32, 32)}
 
     def episodes():
@@ -61,7 +61,7 @@ def own_data(
 
 @functools.cache
 def some_data():
-    """A data set for configs that follow from one."""
+    """Writes a data set for configs that follow from one."""
     return own_data(pathlib.Path(tempfile.mkdtemp()) / "mine")
 
 
@@ -75,7 +75,7 @@ def get(name, arg=None):
 
 
 def spec_of(config):
-    """As declared; else what data of the embedded world would say, without collecting them."""
+    """Returns the declared spec; else the spec of the embedded world's data, without collecting."""
     data = config.data
     if data.kind == "arrays":
         return pipeline.spec_of(config)
@@ -195,7 +195,7 @@ def test_every_picture_config_builds_and_shards_under_every_argument(name, debug
     for arg in ARGUMENTS[name]:
         config = get(name, arg + ",debug" * debug)
         if name == "text_scenes":
-            config.data.arrays = "scenes:count=8,size=24"  # captions are all that counts
+            config.data.arrays = "scenes:count=8,size=24"  # only captions matter
         configs.validate(config)
         spec = spec_of(config)
         objective = wam.build(config, spec)
@@ -210,7 +210,7 @@ def test_every_picture_config_builds_and_shards_under_every_argument(name, debug
         for path, leaf in tree.flatten(params).items():
             sharding.spec_of(path, leaf.shape, Shape(mesh))
         assert not debug or tree.count(params) < 1e6
-        # Batches are what the data will be.
+        # Batches have the shapes of the data.
         batch = objective.batch_spec(3)
         assert {k: v.shape[1:] for k, v in batch.items()} == {k: spec.shapes[k] for k in batch}
         assert {k: v.dtype.name for k, v in batch.items()} == {k: spec.dtypes[k] for k in batch}

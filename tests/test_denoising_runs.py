@@ -1,4 +1,4 @@
-"""Picture models through the one training loop: on a mesh, resumed, and what a run leaves."""
+"""Tests picture models in the training loop: on a mesh, resumed, and what a run leaves."""
 
 import importlib.util
 import json
@@ -29,7 +29,7 @@ def digits(**changes):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of six steps on one device."""
+    """Trains for six steps on one device."""
     workdir = tmp_path_factory.mktemp("whole")
     assert train.run(digits(), workdir, devices=jax.devices()[:1])
     return workdir
@@ -75,7 +75,7 @@ def test_resuming_a_run_is_bitwise_exact(whole, tmp_path):
 
 @pytest.mark.slow
 def test_training_on_precomputed_latents(tmp_path):
-    """What trains on ImageNet, in miniature: DDPM with learned variance on a file of latents."""
+    """A miniature of ImageNet training: DDPM with learned variance on a file of latents."""
     rng = np.random.default_rng(0)
     latents, label = rng.standard_normal((40, 4, 4, 4)).astype(np.float32), np.arange(40) % 7
     np.savez(tmp_path / "latents.npz", latents=latents, label=label)
@@ -104,7 +104,7 @@ def study(name):
 
 
 def brightness(pictures):
-    """Stands in for a classifier: sees the class in the mean grey level."""
+    """Stands in for a classifier: reads the class from the mean grey level."""
     grey = np.asarray(pictures, np.float64).mean(axis=(1, 2, 3))
     logits = -np.abs(grey[:, None] - 25 * np.arange(10))
     return Outputs((logits,), np.stack([grey, grey**2 / 255], axis=1))
@@ -117,7 +117,7 @@ def test_scores_and_table_of_the_designs(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(designs, "judge", lambda workdir: brightness)
     found = designs.measure(whole, brightness, 20, 1.5)
     written = json.loads((whole / "scores.json").read_text())
-    again = designs.measure(whole, None, 20, 1.5)  # what is measured stays
+    again = designs.measure(whole, None, 20, 1.5)  # measured results stay
     assert again == written and written["guided"]["accuracy"] == found["guided"]["accuracy"]
     with np.load(whole / "samples.npz") as samples:
         assert samples["video"].shape == (20, 8, 8, 1)

@@ -1,4 +1,4 @@
-"""The commands in the docstrings of the configs: what they name exists."""
+"""Tests the commands in the docstrings of the configs: everything that they name exists."""
 
 import ast
 import importlib
@@ -24,7 +24,7 @@ PUBLISHED = ("fast_wam_libero", "fast_wam_robotwin", "cosmos_policy_libero",
 
 
 def commands(path):
-    """The arguments of every ``python -m wamjax...`` in a docstring, the module first."""
+    """Returns the arguments of every ``python -m wamjax...`` in a docstring, the module first."""
     text = ast.get_docstring(ast.parse(path.read_text())).replace("\\\n", " ")
     lines = (shlex.split(line) for line in text.splitlines() if "python -m wamjax" in line)
     return [words[words.index("-m") + 1 :] for words in lines]
@@ -32,7 +32,7 @@ def commands(path):
 
 COMMANDS = [(path.stem, words) for path in FILES for words in commands(path)]
 
-# Parses what stands on its input, each command with the flags of its module alone.
+# Parses the commands of its input, each with the flags of its module alone.
 PARSE = """
 import importlib, json, sys
 from absl import flags
@@ -104,7 +104,7 @@ def test_families_layouts_and_encoders_exist():
 
 @pytest.mark.parametrize("name", ["fast_wam_libero", "cosmos_policy_libero"])
 def test_commands_read_what_earlier_commands_write(name):
-    """Folders of our own making, that is: weights/ and DATA/*-text, -t5, -latents."""
+    """Folders that our commands write are weights/ and DATA/*-text, -t5, -latents."""
     made, asked = set(), 0
     for words in commands(ROOT / "experiments" / "configs" / f"{name}.py"):
         given = options(words)
@@ -128,7 +128,7 @@ def shapes_of(family, prefix=""):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_converted_weights_are_the_parameters_of_the_config(name):
-    """At full size: of the released policy, and of the backbone that training starts from."""
+    """At full size, for the released policy and the backbone that training starts from."""
     config = get(name)
     objective = wam.build(config, spec_of(config))
     abstract = jax.eval_shape(lambda: states.init_params(objective, config))

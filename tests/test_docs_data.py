@@ -1,4 +1,4 @@
-"""docs/data.md: its commands parse, its formats and choices exist, and its code runs."""
+"""Tests docs/data.md: its commands parse, its formats and choices exist, and its code runs."""
 
 import json
 import pathlib
@@ -29,7 +29,7 @@ def commands():
 
 
 def test_every_command_parses_and_every_format_exists():
-    # One config of the page is written by its reader.
+    # The reader writes one config of the page.
     known = [c for c in commands() if not any("mine.py" in argument for argument in c)]
     assert len(known) > 8 and parse(known) == []
     named = {a.partition("=")[2] for c in known for a in c if a.startswith("--format=")}

@@ -1,4 +1,4 @@
-"""docs/plugs.md: each block is a module, and is what it says."""
+"""Tests docs/plugs.md: each block is a module that works as described."""
 
 import re
 
@@ -19,7 +19,7 @@ from wamjax.weights import families
 
 @pytest.fixture
 def modules(tmp_path, monkeypatch):
-    """The blocks that have a title, as modules of that name."""
+    """Loads the titled blocks as modules of that name."""
     for kind, more, code in FENCE.findall((DOCS / "plugs.md").read_text()):
         if kind == "python":
             (tmp_path / re.search(r'title="(\w+\.py)"', more)[1]).write_text(code)

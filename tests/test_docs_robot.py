@@ -1,4 +1,4 @@
-"""The five commands of docs/robot.md, run as they stand there on a small bundle."""
+"""Runs the five commands of docs/robot.md on a small bundle."""
 
 import os
 import pathlib
@@ -38,7 +38,7 @@ def test_the_page_has_five_commands_that_parse():
 
 
 def test_the_five_commands_from_a_checkpoint_to_a_robot(tmp_path):
-    """As they stand there, but for the port, and with fewer episodes and batches."""
+    """They are unchanged except for the port, and fewer episodes and batches."""
     config = get("quickstart", "debug")
     config.model.layers, config.objective.infer_steps = 1, 2
     runs.save(tmp_path / "runs" / "quickstart", config, spec_of(config), steps=(1,))

@@ -1,4 +1,4 @@
-"""docs/: commands parse, Python prints what stands below it, names exist, and the site builds."""
+"""Tests docs/: commands parse, Python prints the shown output, names exist, the site builds."""
 
 import ast
 import contextlib
@@ -26,7 +26,7 @@ PAGES = [README, *sorted(DOCS.glob("*.md"))]
 # These have tests of their own.
 ELSEWHERE = {"data.md", "robot.md"}
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.M | re.S)
-# Of others: what they do with their arguments is not ours.
+# Commands of other projects, whose arguments are not checked.
 CONFIG = "experiments/configs/quickstart.py"
 OTHERS = ("pip install", ". .venv", "python3 -m venv", "mkdocs ", "jupytext ", "jupyter ",
           "docker ", "kubectl ", "export ")  # fmt: skip
@@ -37,7 +37,7 @@ def blocks(page, language):
 
 
 def lines(page):
-    """The commands of a page, in blocks and in sentences."""
+    """Returns the commands of a page, in blocks and in sentences."""
     starts = r"python (?:-m )?|bash tpu/|sbatch |kubectl "
     quoted = re.findall(rf"`((?:{starts})\S[^`]*)`", FENCE.sub("", page.read_text()))
     text = "".join(blocks(page, "bash") + blocks(page, "sh")).replace("\\\n", " ")
@@ -63,7 +63,7 @@ def test_every_command_parses_and_every_script_knows_its_flags(monkeypatch):
             which = words[2] in ("wamjax.bench", "wamjax.viz")  # folders, which take a word
             name = f"{words[2]}.__main__" if which else words[2]
             flags = words[4:] if which else words[3:]
-            # What a reader has to fill in is a config that exists.
+            # Placeholders for the reader become an existing config.
             flags = [f.replace("FILE[:ARG]", CONFIG).replace("=FILE", f"={CONFIG}") for f in flags]
             if name != "wamjax" and flags not in ([], ["--help"], ["..."]):
                 ours.append([name, *(f for f in flags if f != "--config.key=value")])
@@ -74,7 +74,7 @@ def test_every_command_parses_and_every_script_knows_its_flags(monkeypatch):
             scripts.append((page, words[1:]))
         else:
             assert line.startswith(OTHERS) or words[:3] == ["python", "-m", "pytest"], (page, line)
-    # What launchers hand on is of the training.
+    # Launchers pass these on to the training.
     for words in launches:
         at = words.index("tpu/slurm.sbatch") if words[0] == "sbatch" else None
         at = words.index("--") if "--" in words else at
@@ -104,7 +104,7 @@ def test_every_command_parses_and_every_script_knows_its_flags(monkeypatch):
 
 
 def test_the_readmes_two_commands_are_the_ones_that_ci_runs():
-    """The second is what `.ci/run` runs; both install before they start."""
+    """`.ci/run` runs the second one; both install before they start."""
     one, two = (x for x in blocks(README, "bash"))
     first, second = one.strip(), two.strip()
     script = (ROOT / ".ci" / "run").read_text()
@@ -124,7 +124,7 @@ def test_the_readme_lists_every_command():
 
 
 def printed(page):
-    """(code, what is said to be printed) of the Python blocks that a text block follows."""
+    """Returns (code, shown output) of the Python blocks that are followed by a text block."""
     found = FENCE.findall(page.read_text())
     for (kind, _, code), (after, _, text) in zip(found, found[1:], strict=False):
         if (kind, after) == ("python", "text"):
@@ -157,7 +157,7 @@ def test_every_file_that_a_page_names_is_there():
 
 
 def test_numbers_on_method_pages_are_in_the_notes():
-    """With their intervals: what the notes do not say must not stand on a page."""
+    """With their intervals: a number that is not in the notes must not be on a page."""
     notes = " ".join((ROOT / "BUILD_NOTES.md").read_text().replace("**", "").split())
     page = " ".join((DOCS / "methods.md").read_text().split())
     found = re.findall(r"-?\d[\d.]* \[-?\d[\d.]*, -?\d[\d.]*\]", page)
@@ -168,7 +168,7 @@ def test_numbers_on_method_pages_are_in_the_notes():
 
 
 def messages():
-    """Every sentence of the package, `{}` where something is put in."""
+    """Returns every string of the package, with `{}` for inserted values."""
     for path in glob.glob(str(ROOT / "wamjax" / "**" / "*.py"), recursive=True):
         for node in ast.walk(ast.parse(pathlib.Path(path).read_text())):
             if isinstance(node, ast.JoinedStr):
@@ -208,7 +208,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     for page in PAGES[1:]:
         place = tmp_path if page.stem == "index" else tmp_path / page.stem
         assert (place / "index.html").stat().st_size > 5000
-    # Nothing is fetched when a page is read.
+    # Reading a page makes no network requests.
     html = (tmp_path / "index.html").read_text()
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"https?://", html)
 

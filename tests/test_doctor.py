@@ -1,4 +1,4 @@
-"""The doctor's numbers against closed forms, and its complaints."""
+"""Tests the doctor's numbers against closed forms, and its warnings."""
 
 import functools
 import json
@@ -33,7 +33,7 @@ def test_parameters_and_flops_of_the_published_model(libero):
         "video": 4_999_787_712, "action": 1_020_886_023, "proprio": 36_864, "total": TOTAL
     }  # fmt: skip
     assert libero["flops"]["forward"] == pytest.approx(2.85e12, rel=0.005)  # spec 5.4
-    # Nobody asks for the gradient of what comes in: patches, actions, state and noise levels.
+    # The inputs (patches, actions, state and noise levels) need no gradient.
     came = 294 * 192 * 3072 + 32 * 7 * 1024 + 8 * 4096 + 256 * (3 * 3072 + 1024)
     assert libero["flops"]["train"] == 3 * libero["flops"]["forward"] - 2 * came
     # Spec 6.5: a prefill of 1.0 TFLOP and ten steps; those cost less here, see tests of bench.
@@ -71,14 +71,14 @@ def test_a_mesh_that_cannot_be_trained_on_is_an_error():
 
 
 def test_imagining_costs_an_order_of_magnitude_more_than_acting(libero):
-    """The public article measures 4.3x, the FLOPs say 12 to 14."""
+    """The public article measures 4.3x; by FLOPs it is 12 to 14."""
     direct = libero["flops"]["act/direct"]
     for variant, modes in {"joint": ["joint"], "optional_idm": ["direct", "imagine"]}.items():
         flops = doctor.diagnose(get("fast_wam_libero", f"variant={variant}"), devices=16)["flops"]
         acts = [k.removeprefix("act/") for k in flops if k.startswith("act/")]
         assert acts == modes
         assert 11 < flops[f"act/{modes[-1]}"] / direct < 14
-    assert flops["act/direct"] == direct  # one checkpoint, acting as if it could not imagine
+    assert flops["act/direct"] == direct  # the same checkpoint acts without imagining
 
 
 def small(root):
@@ -111,7 +111,7 @@ def test_memory_depends_on_trained_parameters_and_optimiser(tmp_path):
     objective = wam.build(config, pipeline.spec_of(config))
 
     def count():
-        """(state, what the report says of its memory)."""
+        """Returns (state, the report of its memory)."""
         create = functools.partial(states.create, objective, optim.make(config), config)
         state = jax.eval_shape(create)
         one = sharding.Shape({"data": 1, "fsdp": 1, "tensor": 1})
@@ -190,7 +190,7 @@ def test_gflops_table_of_dit_within_one_percent(imagenet):
     base = gmac["DiT-XL/2 adaln_zero"]
     assert 1.14 < gmac["DiT-XL/2 cross_attention"] / base < 1.18  # "about 15 %"
     assert imagenet["flops"]["forward"] / 2e9 == pytest.approx(118.64, rel=0.01)
-    came = 256 * 16 * 1152 + 256 * 1152  # patches and timesteps, whose gradient nobody asks for
+    came = 256 * 16 * 1152 + 256 * 1152  # patches and timesteps need no gradient
     assert imagenet["flops"]["train"] == 3 * imagenet["flops"]["forward"] - 2 * came
     # 250 steps on a batch of twice the size, for guidance.
     assert imagenet["flops"]["sample"] / 500e9 == pytest.approx(2 * 118.64, rel=0.01)

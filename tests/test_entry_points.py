@@ -1,4 +1,4 @@
-"""The main job in miniature, from nothing to a video, and what may be done with its result."""
+"""Runs the quickstart in miniature, from nothing to a video, and uses its result."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from wamjax.training import metrics
 
 
 def asked():
-    """quickstart:debug, evaluated in waves of four: the programs of any evaluation of four."""
+    """Returns quickstart:debug, evaluated in batches of four, whose programs other tests share."""
     config = get("quickstart", "debug")
     config.eval.batch_size = 4
     return config
@@ -28,7 +28,7 @@ def asked():
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """(config, run directory) of quickstart:debug; its data set is gone."""
+    """Returns (config, run directory) of quickstart:debug, without its data set."""
     root = tmp_path_factory.mktemp("job")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))

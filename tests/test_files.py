@@ -1,6 +1,6 @@
-"""Paths of this machine and of buckets: the same code, and nothing is ever seen half.
+"""Tests local paths and buckets: the same code, and files are never partial.
 
-The bucket is served on this machine (`gcs.py`); its clients are the real ones.
+The bucket is served locally (`gcs.py`); its clients are the real ones.
 """
 
 import json
@@ -51,7 +51,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(params=["disk", "bucket"])
 def root(request, tmp_path):
-    """A folder on a disk, and one in a bucket, of this test alone."""
+    """Returns a folder for this test, on disk and in a bucket."""
     if request.param == "disk":
         return files.path(tmp_path)
     request.getfixturevalue("server")
@@ -162,7 +162,7 @@ def test_downloads_are_cached_until_they_change(server, capsys):
 
 
 def test_demonstrations_in_a_bucket_are_ingested(server, tmp_path, capsys):
-    """A folder of them, copied once and read as if it had always been here."""
+    """Copies a folder of demonstrations once, and reads it like a local one."""
     (tmp_path / "here" / "deep").mkdir(parents=True)
     layouts.libero(tmp_path / "here" / "deep" / "lift_demo.hdf5")
     (tmp_path / "here" / "README").write_text("of nothing")
@@ -212,7 +212,7 @@ def test_one_process_at_a_time_writes_to_a_bucket(server, monkeypatch, capsys):
         with pytest.raises(guards.Occupied, match="locked is in use: process .* on .*--workdir"):
             with guards.alone(run):
                 pass
-        # A process that took it for dead has it now.
+        # A process that considered this one dead has the lock now.
         taken = threading.Event()
         mine = json.loads((run / ".lock").read_text())
         with locks.hold(run / "other", lambda other: taken.set() or said.append(other)):
@@ -220,11 +220,11 @@ def test_one_process_at_a_time_writes_to_a_bucket(server, monkeypatch, capsys):
             other = mine | {"token": "another", "host": "elsewhere"}
             files.write_text(run / "other", json.dumps(other))
             assert taken.wait(20) and said == [f"process {os.getpid()} on elsewhere"]
-        assert (run / "other").exists()  # it is not ours to remove
+        assert (run / "other").exists()  # it belongs to the other process
     assert not (run / ".lock").exists()
     with guards.alone(run / "x"):
         pass
-    # Of another machine, and without a sign of life; of this one, and gone.
+    # A lock of another machine without a heartbeat, and one of a process here that is gone.
     for dead, patience in (({"host": "elsewhere"}, True), ({"process": 2**22 + 1}, False)):
         files.write_text(run / ".lock", json.dumps(mine | {"token": "dead"} | dead))
         with guards.alone(run):
@@ -232,11 +232,11 @@ def test_one_process_at_a_time_writes_to_a_bucket(server, monkeypatch, capsys):
         assert ("gave none: it is dead" in capsys.readouterr().err) == patience
 
 
-# ---- what lies there ----
+# ---- runs and data in buckets ----
 
 
 def state_of(workdir):
-    """All that the newest checkpoint holds, bytes by path."""
+    """Returns the content of the newest checkpoint: path -> bytes."""
     with Checkpoints(workdir, keep=2) as checkpoints:
         step = checkpoints.latest
         items = dict.fromkeys(("params", "ema", "optimizer"), ocp.args.StandardRestore())

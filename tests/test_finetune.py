@@ -1,4 +1,4 @@
-"""Fine-tuning on data of any shape: what follows from the data, from files to acting."""
+"""Tests fine-tuning on data of any shape: derived settings, and all steps from files to acting."""
 
 import functools
 import math
@@ -34,13 +34,13 @@ SHAPES = {"one": ONE, "two": TWO, "three": THREE}
 
 @functools.cache
 def _data(shape):
-    """A data set that is only read."""
+    """Writes a data set that tests only read."""
     return own_data(pathlib.Path(tempfile.mkdtemp()) / shape, **SHAPES[shape])
 
 
 @functools.cache
 def _published(backbone):
-    """The shapes of a published model's parameters, by path."""
+    """Returns the shapes of a published model's parameters, by path."""
     params = families.family(backbone).params(families.sizes(backbone))
     return {path: tuple(x.shape) for path, x in tree.flatten(params).items()}
 
@@ -53,11 +53,11 @@ def tuned(base, shape="one", **more):
 
 @pytest.mark.parametrize("lora", [0, pytest.param(16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "base, shape",  # of two cameras: see test_compile, and the configs of LIBERO
+    "base, shape",  # for two cameras see test_compile and the configs of LIBERO
     [(base, shape) for base in fine_tuning.BASES for shape in ("one", "three")],
 )
 def test_the_published_model_fits_data_of_any_shape(base, shape, lora):
-    """At full size: its weights go in, and a step of the data's shapes can be traced."""
+    """At full size, its weights load, and a step with the data's shapes can be traced."""
     config, want = tuned(base, shape, lora=lora), SHAPES[shape]
     configs.validate(config)
     wam.check_training(config)
@@ -143,7 +143,7 @@ def test_from_files_to_acting(base, shape, lora, tmp_path, monkeypatch, capsys):
     assert train.run(config, tmp_path / "run", devices=one)
     told = capsys.readouterr().err
     assert told.count("converting") == (3 if base == "fast_wam" else 2) and "cut" not in told
-    # The same again makes nothing, and reads no published file.
+    # Running it again writes nothing, and reads no published file.
     monkeypatch.setattr(conversion, "bring_in", None)
     preparation.ensure(config)
     again = tuned(base, data=place, debug=True, steps=2, lora=lora)
@@ -151,7 +151,7 @@ def test_from_files_to_acting(base, shape, lora, tmp_path, monkeypatch, capsys):
     assert again.to_dict() == config.to_dict() and train.run(again, tmp_path / "run", devices=one)
     policy, _, step = trained.load(tmp_path / "run")
     assert step == 2 and set(policy.normalizers) == set(KEYS)
-    # What was frozen is what was converted.
+    # Frozen parameters equal the converted ones.
     source = init_from.sources(config.init_from.path)
     flat = tree.flatten(checkpoint_params(tmp_path / "run"))
     kept = [p for p in source.arrays if lora]
@@ -265,7 +265,8 @@ def test_weights_that_are_kept_are_those_of_the_published_file(tmp_path):
 
 
 def test_a_released_policy_keeps_what_fits_the_robot(tmp_path, monkeypatch):
-    """The release is of 7 actions and 8 numbers of state; another robot's ends start fresh."""
+    """The release has 7 actions and 8 state dimensions; for other robots those layers start
+    fresh."""
     place = own_data(tmp_path / "DATA" / "mine", **THREE)
     folder = tmp_path / "DATA" / "weights" / "fast_wam"
     sizes = families.sizes("fast_wam")

@@ -68,7 +68,7 @@ def test_backward_is_twice_the_forward_less_the_first_input_gradient():
     params, x = [spec(16, 32), spec(32, 32), spec(32, 8)], spec(4, 16)
     layer = [2 * 4 * a * b for a, b in (p.shape for p in params)]
     assert flops.count(mlp, params, x) == sum(layer)
-    # argnums=0: nobody asks for the gradient of x, so layer 0 has a weight gradient only.
+    # argnums=0: x needs no gradient, so layer 0 has a weight gradient only.
     assert flops.count(jax.grad(mlp), params, x) == 3 * sum(layer) - layer[0]
     assert flops.count(jax.grad(mlp, argnums=(0, 1)), params, x) == 3 * sum(layer)
 
@@ -156,7 +156,7 @@ def test_breakdown_by_primitive():
 
 
 def codec(kernel, x):
-    """Pictures (b, 6, 6, 3) to 4 latents of 5 numbers."""
+    """Encodes pictures (b, 6, 6, 3) to 4 latents of 5 numbers."""
     dims = ("NHWC", "HWIO", "NHWC")
     z = lax.conv_general_dilated(x, kernel, (3, 3), "VALID", dimension_numbers=dims)
     return z.reshape(-1, 5)
@@ -175,14 +175,14 @@ def test_training_counts_a_frozen_codec_once_and_frozen_layers_twice():
     params = {"codec": kernel, **dict(zip("abc", layers, strict=True))}
 
     def training(*names):
-        """With these trained; also as counted in the gradient itself."""
+        """Counts training of these parameters, and checks it against the gradient itself."""
         parts = {k: params[k] for k in names}, {k: v for k, v in params.items() if k not in names}
         total = flops.count_training(loss, *parts, x)
         assert total == flops.count(jax.value_and_grad(loss), *parts, x)
         return total
 
     assert training("codec", "a", "b", "c") == 2 * conv + 3 * sum(cost)
-    # The codec once; of the first layer nobody asks for the gradient of what comes in.
+    # The codec counts once; the input of the first layer needs no gradient.
     assert training("a", "b", "c") == conv + 2 * cost[0] + 3 * (cost[1] + cost[2])
     assert training("a", "c") == conv + 2 * cost[0] + 2 * cost[1] + 3 * cost[2]
     assert training("c") == conv + cost[0] + cost[1] + 2 * cost[2]
@@ -253,7 +253,7 @@ def test_calls_are_counted_through_loops_and_what_is_dead_is_not():
         return x @ x, x @ x @ x
 
     def outer(x):
-        inner(x)  # in vain
+        inner(x)  # unused
 
         def body(c, _):
             return inner(c)[0], None

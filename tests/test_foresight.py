@@ -1,4 +1,4 @@
-"""Predictions against what came of them: counted by hand, and on policies that know the answer."""
+"""Tests comparisons of predictions with outcomes, by hand and with policies that know them."""
 
 import json
 
@@ -12,12 +12,12 @@ from wamjax.runs import trained
 from wamjax.wam.protocols import Policy
 
 CHUNK = 4
-MIDDLE = (-0.5, 0.575, 0.08)  # of where the left zone may be, low
+MIDDLE = (-0.5, 0.575, 0.08)  # middle of the left zone's area, low
 
 
 class Homing(Policy):
-    """Goes to the middle of the left zone's area; expects success where it is near already, and
-    imagines that nothing moves."""
+    """Goes to the middle of the left zone's area; predicts success if it is near, and imagines that
+    nothing moves."""
 
     imagines = judges = True
     discount = 0.9
@@ -54,7 +54,7 @@ def plans():
 
 
 def test_predictions_are_compared_with_the_end_of_their_chunk(plans):
-    """16 of 18 steps are 4 whole chunks, and what one ends on the next one starts from."""
+    """16 of 18 steps are 4 whole chunks, and each chunk starts where the last one ended."""
     assert plans.value.shape == plans.achieved.shape == plans.open.shape == (8, 4)
     np.testing.assert_array_equal(plans.real[:, :-1], plans.now[:, 1:])
     np.testing.assert_array_equal(plans.predicted, plans.now)  # as it imagines
@@ -69,7 +69,7 @@ def test_returns_are_discounted_from_the_end_of_the_chunk_on(plans):
             steps = np.log(returns) / np.log(0.9)
             np.testing.assert_allclose(steps, np.maximum(steps[0] - CHUNK * np.arange(4), 0),
                                        atol=1e-4)  # fmt: skip
-            # Done by the end of a chunk: the plans after it do not count.
+            # Plans after a success do not count.
             assert (is_open[1:] == (returns[:-1] < 1)).all() or steps[0] == 0
     found = foresight.calibration(plans.value[plans.open], plans.achieved[plans.open])
     assert found["plans"] == plans.open.sum() == sum(b["plans"] for b in found["bins"])
@@ -136,7 +136,7 @@ def test_run_writes_a_report_of_what_the_policy_predicts(monkeypatch, tmp_path):
 
 
 def test_options_other_than_the_defaults_are_part_of_file_names(monkeypatch, tmp_path):
-    """And a plan's future is not the one that is imagined, so no frames are compared."""
+    """The future of a plan is not the imagined one, so no frames are compared."""
     planning = trained.Policy(HOMING, jnp.float32(2.0), {}, "plan")
     monkeypatch.setattr(trained, "load", lambda *args: (planning, config(), 7))
     found = foresight.run(tmp_path, step=7, mode="plan", planner="runs/other", episodes=2)

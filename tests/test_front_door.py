@@ -1,4 +1,4 @@
-"""What a newcomer reads beside README.md: CITATION.cff, CONTRIBUTING.md and CHANGELOG.md hold."""
+"""Tests that CITATION.cff, CONTRIBUTING.md and CHANGELOG.md are correct."""
 
 import importlib
 import pathlib
@@ -12,7 +12,7 @@ from wamjax.models import kernels
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# Of the Citation File Format 1.2.0.
+# Keys of the Citation File Format 1.2.0.
 REQUIRED = {"authors", "cff-version", "message", "title"}
 KNOWN = REQUIRED | {
     "abstract", "commit", "contact", "date-released", "doi", "identifiers", "keywords", "license",
@@ -25,7 +25,7 @@ def people_are_named(authors):
     for author in authors:
         assert author and set(author) <= {"name", "family-names", "given-names"}
         assert "name" in author or "family-names" in author
-        assert all(isinstance(x, str) for x in author.values())  # a bare Y is a truth value in yaml
+        assert all(isinstance(x, str) for x in author.values())  # a bare Y is a boolean in YAML
     return True
 
 

@@ -1,4 +1,4 @@
-"""Who imports whom: the rooms of the package, what each may know, and what it must not."""
+"""Tests the import graph: which subpackage ("room") may import which."""
 
 import ast
 import collections
@@ -17,11 +17,11 @@ COMMANDS = {
     "branches", "collect", "convert", "doctor", "drive", "evaluate", "export_policy", "foresight",
     "ingest", "reconstruct", "rollouts", "sample", "serve", "stats", "train",
 }  # fmt: skip
-# Modules that any may use: they know nothing of the others.
+# Modules that all may import, and that import no subpackage.
 GROUND = {
     "config", "config_keys", "console", "disk", "files", "hardware", "locks", "named", "tree",
 }
-# room -> rooms that it may import; further ones in `DOORS`.
+# room -> rooms that it may import; `DOORS` lists exceptions.
 MAY = {
     "diffusion": set(),
     "models": {"config"},
@@ -36,7 +36,7 @@ MAY = {
     "bundle": {"data", "models", "runs", "training", "wam", "weights"},
     "serving": {"bundle", "data", "envs", "training", "viz"},
 }
-# What builds, and what is found by a name of the config: (module, room).
+# Exceptions (module, room): modules that build objects, or find them by a name in the config.
 DOORS = {
     ("config_keys", "models"): "keys stand beside their owners",
     ("config_keys", "wam"): "keys stand beside their owners",
@@ -59,7 +59,7 @@ DOORS = {
 
 
 def imports():
-    """(module, imported module) without the package's name, wherever in the file."""
+    """Yields (module, imported module) without the package's name, from anywhere in a file."""
     for name, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -136,7 +136,7 @@ OUTSIDE = sorted(
 
 
 def names_in(path):
-    """What a module defines at its top, imports included."""
+    """Returns the names that a module defines at its top level, including imports."""
     out = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -153,7 +153,7 @@ def names_in(path):
 
 
 def test_every_imported_name_exists():
-    """Also where it is imported late, inside of a function that no test may call."""
+    """Also for late imports inside functions that no test may call."""
     modules = {name.removesuffix(".__init__"): path for name, path in MODULES.items()}
     missing = set()
     for path in OUTSIDE:

@@ -1,4 +1,4 @@
-"""Starting from converted weights and from runs, with a list of what may be missing."""
+"""Tests starting from converted weights and from runs, with a list of what may be missing."""
 
 import dataclasses
 import types
@@ -27,7 +27,7 @@ MISSING = ("action/.*", "blocks/action/.*", "proprio/.*", "text/.*")
 
 @pytest.fixture(scope="module")
 def wan(tmp_path_factory):
-    """A converted backbone of the sizes of `toy.fast_wam`, bfloat16."""
+    """Writes a converted backbone with the sizes of `toy.fast_wam`, bfloat16."""
     folder = tmp_path_factory.mktemp("wan")
     save(folder / "wan.safetensors", published("wan22_ti2v", config=WAN))
     convert.bring_in("wan22_ti2v", folder / "wan.safetensors", folder / "ours", WAN, progress=False)
@@ -35,7 +35,7 @@ def wan(tmp_path_factory):
 
 
 def prepare(path, missing=(), unused=(), fresh=(), objective=None):
-    """(objective, config, abstract parameters on a mesh)."""
+    """Returns (objective, config, abstract parameters on a mesh)."""
     config = toy.config(**{
         "init_from.path": str(path), "init_from.missing": missing, "init_from.unused": unused,
         "init_from.fresh": fresh,
@@ -49,7 +49,7 @@ def prepare(path, missing=(), unused=(), fresh=(), objective=None):
 
 @pytest.fixture(scope="module")
 def fresh():
-    """Parameters of `toy.fast_wam` that start from nothing."""
+    """Returns freshly initialised parameters of `toy.fast_wam`."""
     return jax.jit(lambda: states.init_params(toy.fast_wam(), toy.config()))()
 
 
@@ -72,7 +72,7 @@ def test_a_policy_starts_from_a_video_backbone(wan, fresh, derive):
 
 
 def test_a_head_can_start_fresh_even_if_the_source_has_it(wan, fresh):
-    """Also where shapes differ, which is an error otherwise; a rule without effect is one too."""
+    """Also if shapes differ, which is an error otherwise; so is a rule without effect."""
     objective, config, abstract = prepare(wan, MISSING, fresh=("video/head/.*",))
     params = tree.flatten(init_from.params(objective, config, abstract))
     fresh = tree.flatten(fresh)
@@ -126,7 +126,7 @@ def test_a_run_starts_from_another_run_and_resumes_without_it(tmp_path):
 
 
 def test_sources_of_several_parts(wan, tmp_path):
-    """What lies below a prefix comes from a folder of its own."""
+    """Parameters below a prefix may come from their own folder."""
     vae = dict(width=8, decoder_width=8, blocks=1)
     save(tmp_path / "vae.safetensors", published("wan21_vae", config=vae))
     convert.bring_in("wan21_vae", tmp_path / "vae.safetensors", tmp_path / "vae", vae,

@@ -1,4 +1,4 @@
-"""Digests find every flipped bit, and are the same however an array is cut."""
+"""Tests that digests detect every flipped bit, and do not depend on how an array is split."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def array(dtype, shape=(6, 8, 5)):
 
 
 def by_hand(x):
-    """The definition, in Python's own integers."""
+    """Computes the definition in Python integers."""
     words = np.ascontiguousarray(x).reshape(-1)
     size = min(words.dtype.itemsize, 4)
     words = [int(w) for w in words.view(f"u{size}")]

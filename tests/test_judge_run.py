@@ -1,4 +1,4 @@
-"""From a policy to one that knows when to think: all of docs/adaptive.md, in miniature."""
+"""Runs all of docs/adaptive.md in miniature, from a policy to one with a judge and a gate."""
 
 import adaptive_tabletop
 import jax
@@ -33,7 +33,7 @@ def test_branches_a_judge_and_its_ways_to_act(tmp_path, variant, ladder):
     report = grow(run, out, **ladder)
     assert report["states"] == 16 and set(report["headroom"]) == {2, 4, 8}
 
-    # A killed run goes on where it stopped, and comes to the same.
+    # A killed run resumes, with the same result.
     first = store.read(out)[2]
     (out / "part-00001.npz").unlink()
     grow(run, out, **ladder)
@@ -51,7 +51,7 @@ def test_branches_a_judge_and_its_ways_to_act(tmp_path, variant, ladder):
     rungs = list(ladder.get("rungs", (1, 4, 8)))
     assert np.isfinite(branches.values_of(policy, first)).all()
 
-    # Nothing of the policy moved: it proposes what it proposed.
+    # The policy did not change: it makes the same proposals.
     base, _, _ = trained.load(run)
     observation = trained.observe_example(base, 2)
     keys = jax.vmap(jax.random.key)(np.arange(2))
@@ -78,7 +78,7 @@ def test_branches_a_judge_and_its_ways_to_act(tmp_path, variant, ladder):
     dear, direct = acting.with_mode("adaptive:1e9")(seen, 0), acting.with_mode("direct")(seen, 0)
     np.testing.assert_allclose(dear, direct, atol=1e-5)
 
-    # Another policy is not judged by these branches.
+    # These branches are refused for another policy.
     with pytest.raises(ValueError, match="another policy"):
         other = get("judge", f"run={judged},branches={out},debug")
         store.open_branches(other)

@@ -1,4 +1,4 @@
-"""Keys belong to their method: what a config reads is what it declares, and no more can be set."""
+"""Tests that a method reads exactly the keys that it declares, and that no others can be set."""
 
 import fnmatch
 
@@ -22,10 +22,10 @@ ARGUMENTS = {
     "cosmos_policy_tabletop": ["visibility=prefix", ""],
 }
 CASES = [(name, arg) for name in FILES for arg in ARGUMENTS.get(name, [""])]
-# Read as a whole, or by the codec of tokens, which needs data.
+# Keys read as a whole, or by the codec of tokens, which needs data.
 ELSEWHERE = {"objective.plan.*"}
 TOKENS = {"model.codec.*"}
-# Read, and without effect where this holds.
+# Keys that are read, but have no effect under this condition.
 IDLE = {
     "objective.cond_noise_prob": lambda c: "idm" not in c.objective.variant
     and c.objective.variant != "ladder",
@@ -37,7 +37,7 @@ IDLE = {
 
 
 class Spy(ConfigDict):
-    """A config that tells what is read of it."""
+    """Records which keys of a config are read."""
 
     def __getitem__(self, key):
         value = super().__getitem__(key)
@@ -80,7 +80,7 @@ def test_methods_read_exactly_the_keys_that_they_declare(name, arg, monkeypatch)
 
     every = {k for k in configs.flatten(configs.base_config())
              if k.startswith(("objective.", "model."))}  # fmt: skip
-    assert not {k for k in reads - set(patterns) if not declared(k)}  # nothing is read unsaid
+    assert not {k for k in reads - set(patterns) if not declared(k)}  # nothing undeclared is read
     elsewhere = ELSEWHERE | (TOKENS if name == "video_tokens" or "tokens" in arg else set())
     unread = {k for k in every if declared(k)} - reads
     assert not {k for k in unread if not any(fnmatch.fnmatchcase(k, p) for p in elsewhere)}

@@ -1,4 +1,4 @@
-"""experiments/colab: each notebook is its text, parses, says what it needs, and runs."""
+"""Tests experiments/colab: each notebook matches its text, states what it needs, and runs."""
 
 import ast
 import json
@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "experiments" / "colab"
 TEXTS = sorted(FOLDER.glob("*.py"))
-# Numbers with which a notebook runs in a test, a line each.
+# Lines with the numbers with which a test runs a notebook.
 SMALL = {
     "01_quickstart": "miniature, steps, demonstrations, episodes = True, 6, 16, 6",
     "02_noise_to_video": "points, states, shown, steps, frames = 64, 11, 4, (2, 5), 4",
@@ -20,7 +20,7 @@ SMALL = {
     "05_imagine_when_it_pays": "miniature, steps, states, judge_steps, held_out, episodes, prices"
     " = True, 6, 16, 4, 16, 9, (0.0, 0.01)",
 }
-# What each must have printed then.
+# What each must print then.
 PRINTED = {
     "01_quickstart": "success .*% .* of 9 episodes",
     "02_noise_to_video": r"in_context +[\d,]+ parameters; attention: .*condition",
@@ -32,7 +32,7 @@ PRINTED = {
 
 
 def cells(path):
-    """The cells of a notebook, or of its text: (type, tags, lines)."""
+    """Returns the cells of a notebook, or of its text: (type, tags, lines)."""
     if path.suffix == ".ipynb":
         return [(c["cell_type"], c["metadata"].get("tags", []), "".join(c["source"]))
                 for c in json.loads(path.read_text())["cells"]]  # fmt: skip
@@ -49,7 +49,7 @@ def cells(path):
 def test_notebooks_match_their_source_text(text):
     assert cells(text.with_suffix(".ipynb")) == cells(text), f"run jupytext --sync {text}"
     notebook = json.loads(text.with_suffix(".ipynb").read_text())
-    assert not any(c.get("outputs") for c in notebook["cells"])  # small to review
+    assert not any(c.get("outputs") for c in notebook["cells"])  # outputs would bloat reviews
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
 
 
@@ -57,7 +57,7 @@ def test_notebooks_match_their_source_text(text):
 def test_notebooks_state_their_requirements(text):
     kinds, tags, sources = zip(*cells(text), strict=True)
     assert sources[0].startswith("# ") and "In Colab: *File*, *Open notebook*" in sources[0]
-    assert "OWNER" not in "".join(sources)  # an address that nobody has
+    assert "OWNER" not in "".join(sources)  # a placeholder address
     for word in ("Hardware", "Time", "Expected"):
         assert f"* **{word}**: " in sources[0]
     assert kinds[0] == "markdown" and tags.count(["parameters"]) == 1

@@ -1,4 +1,4 @@
-"""The optimisers: what a step of each is, on which parameters, and where their state lives."""
+"""Tests the optimisers: their steps, their parameters, and the sharding of their state."""
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ def test_an_unknown_optimiser_is_an_error_and_changing_it_on_resume_too():
 
 
 def published_rate(n, warm_up, lengths, start, high, low):
-    """Cosmos Policy's multiplier of the n-th update: a cycle holds the step that it ends at."""
+    """Computes Cosmos Policy's multiplier of the n-th update: a cycle includes its last step."""
     ends = np.cumsum([0, *lengths])
     cycle = next(i for i, end in enumerate(ends[1:]) if n <= end)
     n = n - ends[cycle]

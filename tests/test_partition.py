@@ -1,4 +1,4 @@
-"""Frozen parameters and adapters: what changes, what keeps every bit, and what is the same."""
+"""Tests frozen parameters and adapters: what changes, and what keeps every bit."""
 
 import dataclasses
 import functools
@@ -17,12 +17,12 @@ from wamjax.training import state as states
 from wamjax.training.step import forward_flops, model_flops, plan
 from wamjax.weights import families
 
-FROZEN = ("action/encoder/.*", "proprio/bias")  # of the toy
+FROZEN = ("action/encoder/.*", "proprio/bias")  # of the toy objective
 TARGETS = ("blocks/video/self_attn/(q|v)/kernel", "video/patch_embed/kernel")
 
 
 def with_zeros(state):
-    """Negative zeros among the parameters: adding zero to them would change a bit."""
+    """Includes negative zeros, in which adding zero would change a bit."""
 
     def put(x):
         values = np.array(x)
@@ -52,12 +52,12 @@ def test_frozen_parameters_keep_every_bit(options):
         assert (before[path] == after[path]) == (not is_trained(path)), path
     new = {p for p in before if is_trained(p)}
     assert set(tree.flatten(state.opt_state[1].mu)) == new
-    if config.optim.ema_decay:  # what is frozen is its own average, and is not kept twice
+    if config.optim.ema_decay:  # frozen parameters need no average
         assert {p for p, x in bits(state.ema).items() if x != average[p]} == set(average) == new
 
 
 def test_freezing_does_not_change_the_gradients_of_the_rest():
-    """The same gradients: parameters and losses of the first step are those without freezing."""
+    """Trained parameters and losses of the first step equal those without freezing."""
     results = {}
     for rules in ((), FROZEN):
         config = toy.config(**{"optim.freeze": rules, "optim.clip_norm": 0.0})
@@ -95,7 +95,7 @@ DIT = families.named(layers=2, width=16, heads=2, ffn=24, classes=3, freq_dim=8)
 
 @functools.cache
 def dit(double):
-    """(random parameters, the network's output as a function of parameters)."""
+    """Returns (random parameters, the network's output as a function of parameters)."""
     base = random_params(families.family("dit").params(families.sizes("dit", DIT)), 1)
     x = np.random.default_rng(2).standard_normal((2, 1, 4, 4, 4))
     x, t, label = x.astype(np.float64 if double else np.float32), np.ones((2, 1)), np.array([0, 3])
@@ -141,12 +141,12 @@ def test_merged_adapters_compute_the_same():
 
 
 def raised(params):
-    """Adapters that do something."""
+    """Returns adapters that have an effect."""
     return tree.map_with_path(lambda p, x: x + 0.3 if p.endswith("lora_up") else x, params)
 
 
 def test_adapters_act_in_sampling_too():
-    """There the layers are unstacked."""
+    """Sampling unstacks the layers."""
     objective = toy.fast_wam()
     base = random_params(jax.eval_shape(objective.init, jax.random.key(0)), 1)
     params = raised(adapters.add(base, 3, TARGETS, jax.random.key(1)))
@@ -200,5 +200,5 @@ def test_the_gradient_of_a_frozen_backbone_is_not_computed():
             model[rules] = model_flops(objective, config, work.state.params, work.batch)
             once = forward_flops(objective, config, work.state.params, work.batch)
     assert flops[(".*",)] < 0.8 * flops[()]
-    # Nor is it counted: with the backbone frozen a step is two forward passes, not three.
+    # It is not counted either: with a frozen backbone, a step costs two forward passes, not three.
     assert 2.8 * once < model[()] <= 3 * once and 1.8 * once < model[(".*",)] < 2.2 * once

@@ -1,4 +1,4 @@
-"""The study of planning: the ways in which each training acts, and the table of what came out."""
+"""Tests the study of planning: the ways of acting of each training, and the table of results."""
 
 import json
 
@@ -105,7 +105,7 @@ def test_rows_are_compared_in_the_same_episodes_of_the_same_checkpoints(planning
 
 
 def test_policies_start_from_the_pretrained_world_model(planning, tmp_path, monkeypatch):
-    """Trained once without a loss for actions; Fast-WAM's action experts start fresh."""
+    """The model is trained once, without an action loss; Fast-WAM's action experts start fresh."""
     made = []
     monkeypatch.setattr(planning.study, "train", lambda *args: made.append(args))
     world = planning.study.pretrain(planning.CONFIG, "action_weight=0", tmp_path, 25, "--x=y")
@@ -146,12 +146,12 @@ def test_choice_measures_error_and_spread_of_proposals(planning, tmp_path, monke
     assert found["score"] == pytest.approx(np.mean(offsets**2), abs=1e-4)
     assert found["score_spread"] == pytest.approx(np.std(offsets**2), abs=1e-4)
     assert 0 < found["best"] < found["error"] < 2 and -1 <= found["agreement"] <= 1
-    monkeypatch.delattr("wamjax.wam.cosmos_policy.planning.plan")  # what is measured stays
+    monkeypatch.delattr("wamjax.wam.cosmos_policy.planning.plan")  # measured results stay
     assert planning.choice(tmp_path) == everything
 
 
 def test_judges_compares_values_with_outcomes_of_plans(planning, tmp_path, monkeypatch):
-    """Both judge plans of one proposal; only plans that were made before the end count."""
+    """Both judge plans with one proposal; only plans made before the end count."""
     judged = []
 
     def load(run, mode=None, planner=None):

@@ -1,4 +1,4 @@
-"""A toy of each that plugs in: method, world, backbone, kernel; the package is not touched."""
+"""Tests a toy plug of each kind (method, world, backbone, kernel), without changing the package."""
 
 import functools
 import json
@@ -62,7 +62,7 @@ def test_a_custom_source_is_read_in_place_and_trained_on(tmp_path):
     asked.total_steps, asked.eval.episodes, asked.data.root = 2, 0, str(tmp_path)
     spec, statistics, sources = pipeline.open_episodes(asked)
     assert spec.words == ("go", "left", "right") and spec.cameras == {"side": (16, 16)}
-    assert statistics["proprio"]["max"][0] == 2  # of the first two episodes
+    assert statistics["proprio"]["max"][0] == 2  # from the first two episodes
     windows = Windows(sources[0].reader, spec)
     assert len(windows) == sum(reader.STEPS[:2])
     again = pickle.loads(pickle.dumps(windows))  # as a worker process gets it

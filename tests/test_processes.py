@@ -1,7 +1,7 @@
-"""Several processes as one: what they make, when they stop, and what another number goes on with.
+"""Tests several processes as one: results, stopping, and resuming with another number.
 
-Also a script, one of the two processes: ``python tests/test_processes.py WORKDIR PORT PROCESS
-[key=value ...]`` trains the small objective.
+This file is also the script of one of two processes: ``python tests/test_processes.py WORKDIR PORT
+PROCESS [key=value ...]`` trains the small objective.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from wamjax.training import guards, metrics, sharding
 from wamjax.training.checkpoint import Checkpoints
 
 STEPS = 24
-ALONE = 4  # steps that the first of them takes alone
+ALONE = 4  # steps that a single process takes first
 SIGNAL = 6  # batch before which one of two processes gets a signal
 DEATH = 19  # batch before which one of two is killed
 INTERRUPT = 14  # batch before which one of two is interrupted from a keyboard
 EPISODES = 22
-WIDTH = 512  # of the small objective: a process's shards then lie in files of its own
+WIDTH = 512  # of the small objective, so that a process's shards are in its own files
 
 
 def config(**changes):
-    """No line is due in the whole run."""
+    """Tests a run too short for any metrics line."""
     every = {"total_steps": STEPS, "log_every": 100_000, "checkpoint.every": 4}
     return toy.config(**every | changes)
 
@@ -55,7 +55,7 @@ def data_of(root):
 
 
 def slow_collect(out, settings):
-    """Synthetic episodes in the place of those of the world, and a line for each collection."""
+    """Replaces collection by synthetic episodes, and logs each collection."""
     with (out.parent / "collections.txt").open("a") as file:
         file.write(f"{jax.process_index()}\n")
     time.sleep(0.5)
@@ -66,7 +66,7 @@ def slow_collect(out, settings):
 
 
 def roll_out(rolled=None):
-    """An evaluation in which chance decides, by an episode's key; `rolled` counts episodes."""
+    """Replaces evaluation by random outcomes from an episode's key; `rolled` counts episodes."""
 
     def chance(policy, config, world, tasks, keys, shift, function):
         luck = np.asarray(jax.vmap(jax.random.uniform)(keys))
@@ -87,7 +87,7 @@ def roll_out(rolled=None):
 
 
 def prepare(workdir):
-    """What comes before and after training: data is collected, a policy evaluated."""
+    """Runs the steps before and after training: collects data, evaluates a policy."""
     collection.collect = slow_collect
     asked = data_of(workdir / "data")
     mesh = sharding.make_mesh(asked.mesh)
@@ -102,8 +102,8 @@ def prepare(workdir):
 
 
 def crossed():
-    """A mesh in which the devices of a process are no neighbours, as on a torus: the rows that this
-    process holds, and what the batch of all is."""
+    """Reports the rows of this process, and the global batch, on a mesh in which the devices of a
+    process are not neighbours, as on a torus."""
     devices = np.array(jax.devices())[[0, 2, 1, 3]].reshape(4, 1, 1)
     mesh = jax.sharding.Mesh(devices, sharding.AXES)
     rows = sharding.batch_rows(mesh, 8)
@@ -113,7 +113,7 @@ def crossed():
 
 
 def end(number):
-    """What is being saved is written to its end, and what is computed waits."""
+    """Lets pending checkpoints finish, while the other process waits, then signals this process."""
     time.sleep(1.5)
     os.kill(os.getpid(), number)
 
@@ -134,7 +134,7 @@ def script(workdir, port, process, *options):
 
 
 def launch(workdir, *options, devices=2):
-    """Both processes to their ends: what they said, their exit status, seconds between the ends."""
+    """Runs both processes; returns their output, exit statuses, and seconds between their ends."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
@@ -165,7 +165,7 @@ def launch(workdir, *options, devices=2):
 
 
 def damage(run, part):
-    """Cuts files of the newest checkpoint off."""
+    """Truncates files of the newest checkpoint."""
     paths = list((run / "checkpoints" / str(latest(run))).glob(part))
     assert paths, part
     for path in paths:
@@ -186,7 +186,7 @@ def wide():
 
 @pytest.fixture(scope="module")
 def alone(wide, tmp_path_factory):
-    """A run of one process, uninterrupted."""
+    """Runs one process without interruption."""
     workdir = tmp_path_factory.mktemp("alone")
     assert toy.run(config(), workdir, devices=jax.devices()[:1])
     return metrics.read(workdir)
@@ -194,9 +194,9 @@ def alone(wide, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pod(wide, tmp_path_factory):
-    """One process, then two that one signal stops, two of which one dies, two of which one is
-    interrupted, then one. Before the second two and the third the newest checkpoint is damaged:
-    where the data stood for process 1 alone, and the shards that it alone reads."""
+    """Runs one process, then two until a signal stops them, two until one dies, two until one is
+    interrupted, then one. Before the second and the third pair, the newest checkpoint is damaged:
+    process 1's data position, and shards that only process 1 reads."""
     workdir = tmp_path_factory.mktemp("pod")
     run, out = workdir / "run", {"workdir": workdir}
     trap = (ALONE - 1, lambda: signal.raise_signal(signal.SIGTERM))
@@ -223,7 +223,7 @@ def pod(wide, tmp_path_factory):
 def test_a_signal_to_one_of_two_stops_both_after_the_same_step(pod, event, stopped, at):
     said, status, _ = pod[event]
     assert status == [0, 0], said
-    # The step that was being prepared, and those in flight until all know.
+    # The step in preparation, and those in flight until all processes know.
     step = at + 1 + guards.LAG
     assert pod[stopped] == (step, step)
     assert f"another process was stopped: saved at step {step}" in said[0]
@@ -243,7 +243,7 @@ def test_the_death_of_one_of_two_ends_the_other(pod):
 
 
 def test_a_checkpoint_damaged_for_one_process_is_set_aside_for_both(pod):
-    """The process that speaks is not the one that could not read it."""
+    """The process that reports it is not the one that could not read it."""
     events = (("death", pod["stopped"][0], 8, "process_1-of-2.json: "),
               ("interrupt", pod["left"], 12, rf"slice\({WIDTH // 2}, {WIDTH}, 1\)"))  # fmt: skip
     for event, step, older, part in events:
@@ -258,7 +258,7 @@ def test_a_checkpoint_damaged_for_one_process_is_set_aside_for_both(pod):
 
 
 def test_resuming_with_another_number_of_processes_changes_nothing(pod, alone):
-    """One process, two that share every example (tensor), twice two that share the batch, one."""
+    """Runs one process, two with a tensor axis, twice two that share the batch, then one."""
     assert f"continuing from checkpoint {ALONE}\n" in pod["signal"][0][0]
     got = metrics.read(pod["workdir"] / "run")
     assert [row["step"] for row in got] == list(range(1, STEPS + 1))
@@ -319,7 +319,7 @@ def test_a_process_that_fails_does_not_wait_for_the_others(error, text, monkeypa
 
 
 def test_two_runs_on_one_host_collect_the_same_data_once(tmp_path, monkeypatch):
-    """Two runs that know nothing of each other."""
+    """Starts two independent runs."""
     monkeypatch.setattr(collection, "collect", slow_collect)
     asked, opened = data_of(tmp_path), []
 

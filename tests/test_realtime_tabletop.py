@@ -1,4 +1,4 @@
-"""The study of joins under a delay: its cells, and the table of what came out."""
+"""Tests the study of joins under a delay: its cells, and the table of results."""
 
 import json
 
@@ -43,10 +43,10 @@ def test_table(realtime, tmp_path):
     lines = realtime.table(tmp_path).splitlines()
     assert lines == (tmp_path / "table.md").read_text().splitlines()
     rows = {tuple(x.strip() for x in line.split("|")[1:3]): line for line in lines if "|" in line}
-    # The mean jerk of two seeds, whose t has one degree of freedom.
+    # The mean jerk of two seeds; t has one degree of freedom.
     assert "| plain | switch | 0.100 [0.100, 0.100] | 0.600 [-0.671, 1.871] |" in lines
     assert "90.0" in lines[2] and rows["plain", "switch"] in lines
-    # Without a delay all that do not mix are the synchronous one, which was measured once.
+    # Without a delay, all ways but blend and ensemble equal sync, which is measured once.
     assert rows["plain", "switch"].split("|")[3] == rows["plain", "sync"].split("|")[3]
     assert "10 episodes a cell and seed, 2 seed(s), 7 training steps" in lines[-3]
     assert lines[-1].startswith("plain: the same actions in another scene, without a delay, 10.0")

@@ -1,4 +1,4 @@
-"""Resume is bitwise: killed at any point, for real, a run goes on as if nothing had happened."""
+"""Tests that resuming is bitwise exact after a real kill at any point."""
 
 import json
 import os
@@ -25,7 +25,7 @@ TIMING = ("step_time", "data_wait", "mfu")
 
 
 def start(workdir, kill_at=-1, devices=2, **options):
-    """The loop in a process of its own."""
+    """Starts the loop in its own process."""
     env = os.environ | {"XLA_FLAGS": compiler.flags(devices)}
     root = pathlib.Path(toy.__file__).parent.parent
     env["PYTHONPATH"] = os.pathsep.join([str(root), env.get("PYTHONPATH", "")])
@@ -45,7 +45,7 @@ def losses(workdir):
 
 
 def state_of(workdir):
-    """Everything that the last checkpoint holds, by path, and where the data stands."""
+    """Returns the content of the last checkpoint by path, and the data position."""
     run = pathlib.Path(workdir)
     with Checkpoints(run, keep=2) as checkpoints:
         step = checkpoints.latest
@@ -67,10 +67,10 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """A run that was killed again and again."""
+    """Returns a run that was killed repeatedly."""
     workdir = tmp_path_factory.mktemp("killed")
-    # Before the first checkpoint; right after one began to be written, which may or may not have
-    # been completed in the background; between two.
+    # Before the first checkpoint; right after one started, which may or may not complete in the
+    # background; between two.
     for kill_at, latest in ((2, [None]), (8, [4, 8]), (10, [4, 8])):
         said, status = launch(workdir, kill_at)
         assert status == -signal.SIGKILL, said
@@ -82,7 +82,7 @@ def killed(tmp_path_factory):
 
 @pytest.fixture
 def run(killed, tmp_path):
-    """The killed run, to go on with."""
+    """Returns a copy of the killed run, to resume."""
     return shutil.copytree(killed, tmp_path / "run")
 
 
@@ -139,7 +139,7 @@ def test_two_processes_train_as_one(uninterrupted, tmp_path):
     said = [p.communicate(timeout=300)[1] for p in both]
     assert [p.returncode for p in both] == [0, 0], said
     got, want = losses(tmp_path), losses(uninterrupted)
-    assert [r["step"] for r in got] == [r["step"] for r in want]  # one of them writes
+    assert [r["step"] for r in got] == [r["step"] for r in want]  # only one of them writes
     np.testing.assert_allclose([r["loss"] for r in got], [r["loss"] for r in want], rtol=1e-5)
     assert not any("loss" in line for line in said[1].splitlines() if line.startswith("step"))
     positions = sorted(p.name for p in (tmp_path / "checkpoints" / str(STEPS) / "data").iterdir())

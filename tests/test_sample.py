@@ -1,4 +1,4 @@
-"""Sampling from a run: what is conditioned on what, and what is written."""
+"""Tests sampling from a run: conditions and output files."""
 
 import dataclasses
 import subprocess
@@ -19,7 +19,7 @@ from wamjax.viz import sheet
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Two steps of text_scenes:debug with joint attention."""
+    """Trains text_scenes:debug with joint attention for two steps."""
     workdir = tmp_path_factory.mktemp("scenes")
     config = get("text_scenes", "route=joint,debug")
     config.total_steps = 2
@@ -49,7 +49,7 @@ def test_one_program_whatever_the_count_and_the_batches_do_not_repeat(loaded):
     assert given is None
     words = scenes.encode("a red circle", 13)
     np.testing.assert_array_equal(condition["instruction"], np.tile(words, (7, 1)))
-    # After two steps the model still says that every picture is grey; at random it does not.
+    # After two steps the model still draws grey pictures; with random weights it does not.
     sampler = dataclasses.replace(sampler, params=random_params(sampler.params))
     programs = sampling.program._cache_size()
     made = sampling.draw(sampler, condition, 7, seed=3, batch=4)
@@ -97,7 +97,7 @@ def test_command_line(run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"samples.png", "samples.npz"}
     with Image.open(tmp_path / "out" / "samples.png") as picture:
-        # Two of 72 pixels beside each other, below a caption of four lines.
+        # Two pictures of 72 pixels side by side, below a caption of four lines.
         assert picture.size == (2 * 72 + 4, 2 * (72 + 4 * 18) + 4)
 
 

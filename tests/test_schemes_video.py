@@ -1,4 +1,4 @@
-"""The study of video schemes: what it draws from two runs in miniature, and its table."""
+"""Tests the study of video schemes: scores of two miniature runs, and its table."""
 
 import json
 
@@ -15,7 +15,7 @@ from wamjax.scores import video
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """Two steps of blocks and of tokens, of clips of 4 frames."""
+    """Trains blocks and tokens for two steps on clips of 4 frames."""
     folder = tmp_path_factory.mktemp("schemes")
     for run, config in {
         "blocks-0": get("video_tabletop", "scheme=blocks,debug"),
@@ -34,12 +34,12 @@ def test_scores_and_table_of_the_schemes(workdir, monkeypatch):
     found = {s: schemes.measure(workdir / f"{s}-0", s, 12, 32) for s in ("blocks", "tokens")}
     assert {"0", "2", "long"} < set(found["blocks"]) and "1" not in found["blocks"]
     assert {"0", "1", "2", "long"} < set(found["tokens"])
-    # One chunk of two steps after a prefill; a prefill and a pass for each of 16 tokens a frame.
+    # A prefill and two steps for one chunk; a prefill and a pass for each of 16 tokens per frame.
     assert found["blocks"]["2"]["passes"] == 3 and found["blocks"]["long"]["passes"] == 9
     assert found["tokens"]["2"]["passes"] == 1 + 2 * 16
     assert "mse" not in found["blocks"]["0"]
     assert len(found["blocks"]["2"]["mse"]) == 2 and len(found["tokens"]["long"]["mse"]) == 6
-    again = schemes.measure(workdir / "blocks-0", "blocks", 12, 32)  # what is measured stays
+    again = schemes.measure(workdir / "blocks-0", "blocks", 12, 32)  # measured results stay
     assert again == json.loads((workdir / "blocks-0" / "scores.json").read_text())
     lines = schemes.table(workdir, 32).splitlines()
     tables = [line for line in lines if line.startswith("|") and "given" in line]
@@ -64,7 +64,7 @@ def test_true_futures_score_better_than_copies():
     )
     assert good["psnr"][0] > 30 > poor["psnr"][0] and len(good["mse"]) == 3
     assert good["psnr"][1] <= good["psnr"][0] <= good["psnr"][2]
-    # Of longer clips the second half alone is scored, and the whole curve is kept.
+    # Longer clips are scored on their second half; the curve covers all frames.
     half = truth[:, 2:]
     late = schemes.score(near, truth, 1, half, lambda x: features(np.asarray(x)))
     np.testing.assert_allclose(10 ** (-late["psnr"][0] / 10), np.mean(late["mse"][1:]), rtol=1e-6)

@@ -74,7 +74,7 @@ def test_make_mesh_errors_name_the_sizes(sizes):
 
 
 class Device(types.SimpleNamespace):
-    """A device of a slice, as far as an order of devices needs it."""
+    """Fakes a device of a slice, with the attributes that ordering needs."""
 
     platform = device_kind = "simulated"
     __hash__ = object.__hash__
@@ -87,7 +87,7 @@ class Device(types.SimpleNamespace):
 def test_slices_are_joined_by_the_axes_that_communicate_least(sizes, slices, crossing):
     count = int(np.prod(sizes))
     devices = [Device(id=i, slice_index=i * slices // count) for i in range(count)]
-    out = sharding.over_slices(sizes, slices, devices[::-1])  # whatever order they come in
+    out = sharding.over_slices(sizes, slices, devices[::-1])  # in any order
     assert out.shape == sizes and sorted(d.id for d in out.flat) == list(range(count))
     where = np.vectorize(lambda d: d.slice_index)(out)
     assert np.array_equal(np.unique(where), np.arange(slices))

@@ -24,7 +24,7 @@ from wamjax.training.step import (
 
 
 def build(config, objective=None, sizes=(1, 1, 1), params=None):
-    """(state, jitted step without donation) on a mesh; fresh, or one that starts from `params`."""
+    """Returns (state, jitted step without donation) on a mesh; fresh, or from `params`."""
     objective = objective or toy.Toy()
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
@@ -71,7 +71,7 @@ def assert_same(a, b):
 
 
 def in_mid_run(state):
-    """`state` with the moments of a run that has been going on.
+    """Returns `state` with the moments of a run in progress.
 
     Adam's very first update is g / |g|, which turns the rounding of a gradient near zero into a
     fraction of the learning rate; later updates are as well conditioned as the gradient.
@@ -92,8 +92,8 @@ def in_mid_run(state):
 
 
 def test_loss_and_update_of_the_real_objective_are_the_same_on_a_mesh():
-    """Of all axes at once. Its parameters are not at their initialisation, where the gradients of
-    most are 0, and a shard of the batch is a single example."""
+    """The mesh has all axes. Parameters are not at their initialisation, where most gradients are
+    0, and a shard of the batch is a single example."""
     objective, config = toy.fast_wam(), toy.config(**{"data.batch_size": 4})
     params = random_params(jax.eval_shape(objective.init, jax.random.key(0)))
     results = []
@@ -108,7 +108,7 @@ def test_loss_and_update_of_the_real_objective_are_the_same_on_a_mesh():
 
 @pytest.fixture(scope="module")
 def plain():
-    """State and step of an average without warm-up."""
+    """Returns state and step with an average without warm-up."""
     return build(toy.config(**{"optim.ema_decay": 0.3, "optim.ema_warmup": False}))
 
 
@@ -138,7 +138,7 @@ def test_accumulation_equals_the_big_batch_on_every_mesh():
     for micro, sizes in ((4, (1, 1, 1)), (4, (4, 2, 1)), (1, (8, 1, 1))):
         parts, other = update(micro, sizes)
         assert_close(other, metrics)
-        # The first moment is the gradient, which Adam's quotient would hide.
+        # Compare the first moment, the gradient, since Adam's quotient would hide differences.
         assert_close(parts.opt_state, whole.opt_state)
         assert_close(parts.params, whole.params)
 
@@ -156,7 +156,7 @@ def test_microbatches_get_different_noise():
 
 @dataclasses.dataclass(frozen=True)
 class Shares(toy.Toy):
-    """Says what it sees: the share of examples that are marked, and its square."""
+    """Reports the share of marked examples that it sees, and its square."""
 
     row: int = 1
 
@@ -168,7 +168,7 @@ class Shares(toy.Toy):
 
 
 def of_sources(weights, micro):
-    """(config, batch of 32) in which the examples of the first source are marked."""
+    """Returns (config, batch of 32) in which the examples of the first source are marked."""
     config = toy.config(**{"optim.accumulate": micro, "data.batch_size": 32})
     for i, weight in enumerate(weights):
         config.data.sources[f"s{i}"] = source(weight=float(weight))
@@ -185,7 +185,7 @@ def test_every_microbatch_has_the_shares_of_the_sources(weights, micro):
     parts = microbatches(batch["proprio"], micro, microbatch_row(Shares(row=2), config))
     assert parts.shape == (micro, 32 // micro, toy.P)
     np.testing.assert_array_equal(parts[:, :, 0].mean(axis=1), weights[0] / sum(weights))
-    # Every example is in one of them.
+    # Every example is in one microbatch.
     every = [set(map(bytes, x.reshape(32, -1))) for x in (np.asarray(parts), batch["proprio"])]
     assert every[0] == every[1] and len(every[0]) == 32
 
@@ -232,7 +232,8 @@ def test_a_batch_that_does_not_divide_into_microbatches_is_an_error():
 
 @dataclasses.dataclass(frozen=True)
 class BadGradient(toy.Toy):
-    """Where `bad` is 2, a finite loss whose gradient is not: sqrt at 0. Where it is 1, NaN."""
+    """Has a NaN loss if `bad` is 1; if it is 2, a finite loss with an infinite gradient (sqrt at
+    0)."""
 
     def loss(self, params, batch, rng, average=None):
         loss, metrics = super().loss(params, batch, rng)
@@ -254,7 +255,7 @@ def test_a_skipped_step_changes_nothing_but_counters_even_at_step_0():
         assert np.isfinite(metrics["loss"]) == (bad == 2)
         again, _ = step(skipped, batch)
         assert (int(again.skips), int(again.streak)) == (2, 2)
-        # The next good step is the one that a run without the bad ones takes, and ends the streak.
+        # The next good step equals that of a run without the bad ones, and ends the streak.
         good, metrics = step(again, toy.batch())
         assert_same((good.params, good.opt_state, good.ema),
                     (want.params, want.opt_state, want.ema))  # fmt: skip
@@ -296,7 +297,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_masters(plain):
 
 
 def oracle_schedule(n, peak, total, warmup_fraction, final):
-    """torch's LinearLR(1/W, 1, W) then CosineAnnealingLR(N - W, final), in numpy."""
+    """Computes torch's LinearLR(1/W, 1, W), then CosineAnnealingLR(N - W, final), in numpy."""
     warmup = round(warmup_fraction * total)
     if n < warmup:
         return peak * (1 / warmup + (1 - 1 / warmup) * n / warmup)
@@ -379,8 +380,8 @@ def test_ema_is_the_closed_form(warmup, plain):
 
 
 def test_ema_warmup_keeps_a_short_run_from_averaging_its_start():
-    """Of the weights at 0.9999 as published, 97.5 % are the start after 250 steps; warmed up,
-    those of the first half are nothing. At the published lengths both are the same to the bit."""
+    """At the published 0.9999, the start still has a weight of 97.5 % after 250 steps; with warm-up
+    the first half has almost none. At published lengths both are equal to the bit."""
     config, share = toy.config(**{"optim.ema_decay": 0.9999}), {}
     for warmup in (False, True):
         config.optim.ema_warmup = warmup
@@ -401,7 +402,7 @@ def test_no_decay_is_no_average():
 
 
 def test_norm_scales_and_modulation_stay_in_master_precision():
-    """Kernels are cast for compute; what enters float32 arithmetic anyway is not."""
+    """Kernels are cast for compute; parameters used in float32 arithmetic are not."""
     names = "q/kernel", "q/bias", "q_norm/scale", "modulation", "head_table"
     params = tree.unflatten({name: jnp.ones((2, 2)) for name in names})
     cast = tree.flatten(compute_cast(params, "bfloat16"))

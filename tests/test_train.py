@@ -125,13 +125,13 @@ def test_a_refused_run_changes_nothing(finished):
 
 
 def test_a_folder_in_use_by_another_training_is_refused(finished):
-    """Two trainings in one folder would write over each other's checkpoints."""
+    """Two trainings in one folder would overwrite each other's checkpoints."""
     config = (finished / "config.json").read_text()
     with guards.alone(finished):
         with pytest.raises(guards.Occupied, match=f"in use: process {os.getpid()} on .*--workdir"):
             run(toy.config(total_steps=7), finished)
     assert (finished / "config.json").read_text() == config
-    with guards.alone(finished):  # it was let go
+    with guards.alone(finished):  # the lock was released
         pass
 
 
@@ -149,7 +149,7 @@ class Wants(toy.Toy):
 def test_a_batch_that_does_not_fit_the_objective(tmp_path):
     with pytest.raises(ValueError, match="data has no 'video'.*'actions'"):
         run(toy.config(), tmp_path / "a", make_objective=lambda *_: Wants())
-    # An integer column where floats are wanted: same key, other dtype.
+    # Integers instead of floats: same key, other dtype.
     with pytest.raises(ValueError, match=r"batch\['episode'\] is int32\(8,\).*float32\(8,\)"):
         run(toy.config(), tmp_path / "b", make_objective=lambda *_: Wants(key="episode", shape=()))
 
@@ -222,7 +222,7 @@ def test_wandb_runs_have_unique_ids_and_resume(tmp_path, monkeypatch):
     for parent in ("a", "b", "a", "old"):
         folder = tmp_path / parent / "base-0"
         folder.mkdir(parents=True, exist_ok=True)
-        if parent == "old":  # begun when the name of the folder was its identity
+        if parent == "old":  # started when the folder's name was its identity
             (folder / "wandb").mkdir()
         metrics.WandB("project", folder, toy.config())
     a, b, again, old = (options["id"] for options in asked)
@@ -282,7 +282,7 @@ def test_a_damaged_config_of_a_finished_run_is_reported_and_ignored(finished, ca
 def test_a_file_is_never_half_written(tmp_path, monkeypatch):
     path = tmp_path / "DONE"
     files.write_text(path, "old")
-    monkeypatch.setattr(os, "fsync", lambda _: 1 / 0)  # the machine goes down
+    monkeypatch.setattr(os, "fsync", lambda _: 1 / 0)  # simulates a crash of the machine
     with pytest.raises(ZeroDivisionError):
         files.write_text(path, "a longer text")
     assert path.read_text() == "old"

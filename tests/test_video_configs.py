@@ -1,5 +1,5 @@
-"""The video experiments: every argument builds, Wan's sizes are the published ones, and its
-transformer computes what diffusers' does."""
+"""Tests the video experiments: every argument builds, Wan has the published sizes, and its
+transformer equals diffusers'."""
 
 import contextlib
 import dataclasses
@@ -30,13 +30,13 @@ WAN = {"1.3b": 1_418_996_800, "5b": 4_999_787_712}
 
 
 def clips(frames=8, size=32):
-    """What the clips of the tabletop say of themselves, without making them."""
+    """Returns the spec of the tabletop's clips, without making them."""
     shapes = {"video": (frames, size, size, 3), "label": ()}
     return ArraySpec(shapes, {"video": "uint8", "label": "int32"}, {"label": 8}, 1)
 
 
 def check(config, objective):
-    """A rule for every parameter, and a config that survives being saved."""
+    """Every parameter has a sharding rule, and the config survives saving."""
     configs.validate(config)
     mesh = Shape({"data": 1, "fsdp": config.mesh.fsdp, "tensor": 1})
     sharding.check_config(config, mesh)
@@ -132,14 +132,14 @@ def network(freq_dim):
 
 
 def float64(torch, double):
-    """diffusers casts to float32 inside; a float64 reference takes these casts away."""
+    """Removes diffusers' internal casts to float32, for a float64 reference."""
     if not double:
         return contextlib.nullcontext()
     return mock.patch.object(torch.Tensor, "float", torch.Tensor.double)
 
 
 def reference(torch, freq_dim):
-    """diffusers' transformer with every parameter drawn."""
+    """Returns diffusers' transformer with random parameters."""
     import diffusers
 
     torch.manual_seed(0)
@@ -168,7 +168,7 @@ def reference(torch, freq_dim):
 
 
 def translated(state):
-    """Its parameters under our names (references: section 2.1)."""
+    """Returns its parameters under our names (references: section 2.1)."""
     state = dict(state)
 
     def linear(name):

@@ -1,4 +1,4 @@
-"""What is built for others: the wheel starts an experiment by its name, without a checkout."""
+"""Tests that the wheel starts an experiment by its name, without a checkout."""
 
 import json
 import os
@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "wamjax", "experiments")
 CONFIGS = sorted(path.name for path in (ROOT / "experiments" / "configs").glob("*.py"))
 
-# Parses a command as `python -m wamjax.train` does, and builds what it asks for without running it.
+# Parses a command like `python -m wamjax.train`, and builds its objects without running it.
 START = """
 import json, sys
 import jax
@@ -36,7 +36,7 @@ print(json.dumps({"package": wamjax.__file__, "experiments": list(cli.experiment
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel, built from a copy of what it is made of: a build leaves files behind."""
+    """Builds the wheel from a copy of the sources, since a build leaves files behind."""
     pytest.importorskip("setuptools")
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")

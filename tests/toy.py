@@ -1,7 +1,7 @@
-"""A small objective, endless data for it, and a miniature of the real objective.
+"""Defines a small objective, endless data for it, and a miniature of the real objective.
 
-Also a script: ``python tests/toy.py WORKDIR STEPS KILL_AT [key=value ...]`` runs the training loop
-on the small one and, when it is about to take batch KILL_AT, kills itself by SIGKILL (-1: never).
+It is also a script: ``python tests/toy.py WORKDIR STEPS KILL_AT [key=value ...]`` runs the training
+loop on the small one and kills itself by SIGKILL before batch KILL_AT (-1: never).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ J, A, P, N, WIDTH = 4, 3, 5, 4, 8
 
 @dataclasses.dataclass(frozen=True)
 class Toy(Objective):
-    """Regression of a part of the state from actions and state.
+    """Implements regression of a part of the state from actions and state.
 
     `noise` scales random numbers in the loss; a batch whose `bad` is not zero has a NaN loss.
     """
@@ -40,7 +40,7 @@ class Toy(Objective):
         shapes = {f"{p}/kernel": s for p, s in shapes.items()} | {
             f"{p}/bias": s[1:] for p, s in shapes.items()
         }
-        # Drawn at once: every draw of its own costs a tenth of a second of compilation.
+        # One draw for all, since each takes a tenth of a second to compile.
         sizes = [math.prod(shape) for shape in shapes.values()]
         parts = jnp.split(0.3 * jax.random.normal(rng, (sum(sizes),)), np.cumsum(sizes)[:-1])
         return tree.unflatten({
@@ -73,7 +73,7 @@ def linear(p, x):
 
 
 def fast_wam(variant="fast"):
-    """A miniature of the real objective: every parameter path, sizes that split 2 x 4 ways."""
+    """Returns a miniature of the real objective: all parameter paths, divisible 2 x 4 ways."""
     c = config(**{
         "model.layers": 2, "model.heads": 4, "model.head_dim": 8, "model.video.width": 32,
         "model.video.ffn": 64, "model.action.width": 16, "model.action.ffn": 32,
@@ -84,7 +84,7 @@ def fast_wam(variant="fast"):
 
 
 def batch_of(objective, size=8):
-    """A random batch in the shapes that an objective wants; all of it valid."""
+    """Returns a random, fully valid batch in the shapes of an objective."""
     rng = np.random.default_rng(0)
 
     def leaf(s):
@@ -108,7 +108,7 @@ def example(index, rng, bad=()):
 
 
 class Source:
-    """Random access to `size` numbers, with the stable repr that grain wants."""
+    """Gives random access to `size` numbers, with the stable repr that grain needs."""
 
     def __init__(self, size):
         self.size = size
@@ -152,7 +152,7 @@ STATISTICS = {"actions": {"min": [0.0, -1.5], "count": 3}}
 
 
 class Trap(grain.DatasetIterator):
-    """Some rows of the batches; does something when batch `at` (from 0) is asked for."""
+    """Yields some rows of the batches, and runs an action before batch `at` (from 0)."""
 
     def __init__(self, inner, at, action, rows=None):
         super().__init__()

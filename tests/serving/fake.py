@@ -1,4 +1,4 @@
-"""A policy whose actions say what it saw, served in a thread of the test."""
+"""Serves a policy whose actions encode its observation, in a thread of the test."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SPEC = DataSpec({"image": (4, 6), "wrist_image": (4, 4)}, 3, 2, 5, 3, 1, 8, 10.0
 
 
 class Policy:
-    """Actions (b, 5, 2): the first number of the state, and the sum of all pictures.
+    """Returns actions (b, 5, 2): the first number of the state, and the sum of all pictures.
 
     Attributes:
-      seconds: that a call takes.
-      gate: a call waits until it is set.
-      batches: how many there were in each call.
+      seconds: duration of a call.
+      gate: calls wait until it is set.
+      batches: batch size of each call.
     """
 
     def __init__(self, spec=SPEC, seconds=0.0):
@@ -69,7 +69,7 @@ def total(pixel=1):
 @contextlib.contextmanager
 def serving(policy=None, batching=None, chosen=(), key="", instruction="", about=None,
             policies=None, work=None, tls=None, **limits):  # fmt: skip
-    """A running `Server`; its policy is `policy`, its port in `address`."""
+    """Runs a `Server` with the policy `policy` at `address`."""
     names = Names(tables(chosen, tuple(SPEC.cameras)), instruction, max_pixels=64 * 64)
     work = work or Worker(
         policies or {"direct": policy or Policy()}, names, batching or Batching()

@@ -1,4 +1,4 @@
-"""Chunks on a simulated clock: an answer comes a number of control steps after its question."""
+"""Tests chunks on a simulated clock: an answer arrives some control steps after its request."""
 
 import concurrent.futures
 import itertools
@@ -29,13 +29,13 @@ def test_a_policy_that_takes_a_short_prefix_gets_the_first_actions():
 
 
 def chunk_at(step, episode=0):
-    """Actions that say which control step they are for, and of which observation."""
+    """Returns actions that encode their control step and their observation."""
     steps = np.arange(step, step + H, dtype=np.float32)
     return np.stack([steps, np.full(H, step + 100 * episode, np.float32)], -1)
 
 
 def simulate(name, latencies, steps, way=None, **options):
-    """(actions played, questions asked, the queue); the answer to question i takes latencies[i]."""
+    """Returns (actions played, requests, the queue); the answer to request i takes latencies[i]."""
     queue = ActionQueue(joining(name, **way or {}), H, 2, **options)
     latencies, pending, played, questions = iter(latencies), None, [], []
     for now in itertools.count():
@@ -46,7 +46,7 @@ def simulate(name, latencies, steps, way=None, **options):
             questions.append(question)
             pending = question, now + next(latencies)
             if pending[1] == now:
-                continue  # the answer is there at once
+                continue  # the answer arrives at once
         if queue.way.waits and not queue.left:
             continue  # stands still
         if (action := queue.play()) is not None:
@@ -62,7 +62,7 @@ def test_without_delay_all_ways_play_every_step_once(way):
 
 
 def test_rule_1_before_the_first_chunk_nothing_was_played_so_nothing_is_dropped():
-    delays = Delays(expected=9)  # what latency lets expect
+    delays = Delays(expected=9)  # the expected latency
     played, questions, _ = simulate("switch", itertools.repeat(9), 5, delays=delays)
     assert questions[0].delay == 9
     np.testing.assert_array_equal(played[:, 0], np.arange(5))
@@ -104,7 +104,7 @@ def test_rule_4_without_actions_the_last_command_is_held_and_motions_stand_still
     np.testing.assert_array_equal(starved().play(), [H, 1])  # not zeros
     np.testing.assert_array_equal(starved(hold=[False, True]).play(), [0, 1])
     queue = starved(hold=[False, False], relative={0: 1})
-    np.testing.assert_array_equal(queue.play(), [H + 20, 0])  # an absolute one is held
+    np.testing.assert_array_equal(queue.play(), [H + 20, 0])  # an absolute command is held
     assert queue.played == H and queue.step == H + 1
     assert ActionQueue(joining("switch"), H, 2).play() is None  # nothing to hold yet
 
@@ -142,10 +142,10 @@ def test_rule_5_a_chunk_that_is_too_late_is_played_only_if_there_is_no_other():
     assert used and action[1] == 102
     queue, used, action = late(5)
     assert not used and action[1] == 0
-    assert queue.ask() is not None and queue.delays.estimate == 5  # asked again, told better
+    assert queue.ask() is not None and queue.delays.estimate == 5  # a better estimate
     queue, used, action = late(H - 2)  # ran dry
     assert used is True and action[1] == 102
-    queue, used, action = late(H + 3)  # held still meanwhile; what was not played still fits
+    queue, used, action = late(H + 3)  # stood still meanwhile; the rest of the prefix still fits
     assert used and action[0] == H
 
 
@@ -179,7 +179,7 @@ def test_rule_6_relative_actions_are_anchored_to_the_state_of_their_observation(
 
 
 def joined(way, latency=3, **options):
-    """What is played when two chunks contradict each other by a jump of 100."""
+    """Returns the actions played when two chunks differ by a jump of 100."""
     queue = ActionQueue(joining(way, **options), H, 2)
     queue.give(queue.ask(), chunk_at(0))
     for _ in range(4):
@@ -199,7 +199,7 @@ def test_a_switch_jumps_a_blend_does_not_and_an_ensemble_stays_between():
     ensemble = joined("ensemble", decay=1.0)
     older = 1 / (1 + np.exp(-1.0))
     np.testing.assert_allclose(ensemble[:5, 1], [100 * (1 - older)] * 5, rtol=1e-5)
-    np.testing.assert_allclose(ensemble[5:, 1], 100)  # where the older one says nothing
+    np.testing.assert_allclose(ensemble[5:, 1], 100)  # after the end of the older chunk
     for way in ("switch", "blend", "ensemble"):
         np.testing.assert_allclose(joined(way)[:, 0], np.arange(7, 15), rtol=1e-6)
 
@@ -220,7 +220,7 @@ def test_invalid_settings_are_errors():
 
 
 class Walker:
-    """A policy of speeds that change from one chunk to the next; it goes on from a prefix."""
+    """Returns speeds that change from one chunk to the next, and continues a prefix."""
 
     def __init__(self, latencies):
         self.metadata = {"prefix": H // 2, "extras": [], "actions": {"hold": [True]}}
@@ -242,8 +242,8 @@ class Walker:
 
 
 def walk(way, latencies, steps=60):
-    """(the way of a robot, what it asked, how many actions were left at each step); latencies are
-    in control steps."""
+    """Returns (a robot's path, its requests, the remaining actions at each step); latencies are in
+    control steps."""
     walker = Walker(latencies)
     chunks = ActionChunks(walker, way, execute=H // 2, executor=walker)
     out, left = [], []
@@ -268,7 +268,7 @@ def test_a_prefix_keeps_a_robot_from_jumping_where_a_switch_does(late):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_with_answers_at_any_time_a_prefix_jumps_only_where_there_was_nothing_left(seed):
-    """Rule 5: such a chunk begins behind what it was told, and is played for want of another."""
+    """Rule 5: such a chunk starts after its prefix, and is played only if there is no other."""
     draws = np.random.default_rng(seed).integers(1, H // 2 + 1, 400)
 
     def left_before_jumps(joined):
@@ -283,7 +283,7 @@ def test_with_answers_at_any_time_a_prefix_jumps_only_where_there_was_nothing_le
 
 
 class Robot:
-    """A client and executor in one: questions are answered when the test says so."""
+    """Acts as client and executor: answers requests when the test says so."""
 
     def __init__(self):
         self.asked, self.metadata = [], {"extras": [], "actions": {"hold": [False, True]}}

@@ -1,4 +1,4 @@
-"""The client: late answers, lost servers, threads, TLS, and chunks as single actions."""
+"""Tests the client: late answers, lost servers, threads, TLS, and chunks as single actions."""
 
 import concurrent.futures
 import shutil
@@ -52,7 +52,7 @@ def test_a_server_that_reads_nothing_does_not_block_the_client():
         start = time.monotonic()
         with pytest.raises((ConnectionError, TimeoutError)):
             client.infer({"x": np.zeros(2**24, "u1")})
-        assert time.monotonic() - start < 8  # not for as long as the server likes
+        assert time.monotonic() - start < 8  # the server cannot make it wait longer
         free.set()
         client.close()
 

@@ -1,4 +1,4 @@
-"""The command on a bundle of the quickstart, and clients of other processes."""
+"""Tests the command on a bundle of the quickstart, with clients in other processes."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    """Of quickstart:debug with two modes, as it is before training."""
+    """Exports quickstart:debug with two modes, untrained."""
     root, config = tmp_path_factory.mktemp("serve"), get("quickstart", "variant=optional_idm,debug")
     config.data.cameras = config.data.cameras or tuple(tabletop.CAMERAS)
     config.model.layers, config.objective.infer_steps = 1, 2
@@ -35,7 +35,7 @@ def bundle(tmp_path_factory):
 
 
 class Command:
-    """A running ``python -m wamjax.serve``; `port` once it says that it serves."""
+    """Runs ``python -m wamjax.serve`` and sets `port` once it serves."""
 
     def __init__(self, *arguments):
         self.process = subprocess.Popen(
@@ -51,7 +51,7 @@ class Command:
         raise AssertionError(self.process.stderr.read())
 
     def end(self):
-        """(exit status, all that it printed)."""
+        """Returns (exit status, output)."""
         self.process.send_signal(signal.SIGTERM)
         out, errors = self.process.communicate(timeout=30)
         return self.process.returncode, "".join(self.lines) + out + errors
@@ -91,7 +91,7 @@ def seen(policy, seed=0):
 
 
 def test_actions_are_those_of_the_policy(served, bundle):
-    """Served clients share no noise with a local call, so means over seeds are compared."""
+    """Compares means over seeds, since served clients share no noise with a local call."""
     policy = wamjax.load_policy(bundle)
     local = seen(policy)
     pictures, state = local["images"], local["proprio"]

@@ -1,4 +1,4 @@
-"""Whose keys are whose."""
+"""Tests how the keys of different clients are mapped to those of a policy."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The bytes of openpi's client on a raw socket; and, if packages can be had, that client itself."""
+"""Tests the bytes of openpi's client on a raw socket, and, if installable, that client itself."""
 
 import os
 import socket
@@ -33,7 +33,7 @@ def exactly(sock, count):
 
 
 def frame(sock):
-    """(first byte, payload) of a server's frame, which is not masked."""
+    """Returns (first byte, payload) of a server's frame, which is not masked."""
     first, size = exactly(sock, 2)
     assert size < 128
     if size == 126:
@@ -104,7 +104,7 @@ print(msgpack_numpy.packb({"prompt": "lift", "observation/state": state}).hex())
 
 @pytest.mark.slow
 def test_the_client_of_pypi_with_its_numpy_1_connects_and_acts(tmp_path):
-    """Needs a package index; makes an environment of its own for openpi-client."""
+    """Needs a package index; creates a separate environment for openpi-client."""
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     install = [python, "-m", "pip", "install", "-q", "openpi-client==0.1.2", "typing_extensions"]

@@ -1,4 +1,4 @@
-"""Actions that a robot is committed to, from its queue over the wire into the policy and back."""
+"""Tests committed actions, from a robot's queue over the wire into the policy and back."""
 
 import concurrent.futures
 import json
@@ -24,7 +24,7 @@ MOST, WIDTH, CHUNK = 3, runs.SPEC.action_dim, runs.SPEC.chunk
 
 
 class Repeatable:
-    """A policy whose noise is said by the state: one observation has one answer, in any batch."""
+    """Takes its noise from the state, so an observation has the same answer in any batch."""
 
     def __init__(self, policy):
         self.policy, self.batches, self.admit = policy, [], policy.admit
@@ -39,7 +39,7 @@ class Repeatable:
 
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory):
-    """One that takes prefixes, in both of its modes."""
+    """Returns a policy that takes prefixes in both of its modes."""
     root = tmp_path_factory.mktemp("prefix")
     precise = {"precision.compute": "float32", "objective.prefix_max": MOST}
     runs.save(root / "run", runs.fast_wam("optional_idm", **precise))
@@ -83,7 +83,7 @@ def test_a_prefix_comes_back_unchanged_and_an_empty_one_is_none(client, mode):
 
 
 def test_clients_with_prefixes_of_all_lengths_are_one_batch_of_their_mode(running, policies):
-    """And each gets what it gets alone."""
+    """Each gets the same answer as alone."""
     asked = [runs.observation(seed=i) | {"mode": mode} for mode in policies for i in range(4)]
     asked = [x | ({"prefix": committed(i % 4, i)} if i % 4 else {}) for i, x in enumerate(asked)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -93,7 +93,7 @@ def test_clients_with_prefixes_of_all_lengths_are_one_batch_of_their_mode(runnin
             policy.batches.clear()
         work = running.application.work
         until = time.monotonic() + 30
-        # Whoever is acted for alone first, the others have come by then.
+        # Whichever client is served alone first, the others are queued by then.
         while sum(sorted(x) == [0, 1, 2, 3] for p in policies.values() for x in p.batches) < 2:
             together = list(pool.map(lambda c, x: c.infer(x)["actions"], clients, asked))
             for one, many in zip(alone, together, strict=True):
@@ -137,7 +137,7 @@ def test_json_carries_prefixes_too(running, client):
 
 
 class Late:
-    """Answers over the wire at once, and lets the control loop wait for them so many steps."""
+    """Answers over the wire at once, and delays the answers by some control steps."""
 
     def __init__(self, steps):
         self.steps, self.now, self.asked = steps, 0, []
@@ -152,7 +152,7 @@ class Late:
 
 @pytest.mark.parametrize("late", [1, 3, 4])
 def test_a_robot_plays_what_it_had_committed_to_and_goes_on_with_the_new_chunk(client, late):
-    """With more steps than the policy can be told, too: then it is told the first of them."""
+    """Also with more steps than the policy's prefix, which then has the first of them."""
     clock = Late(late)
     robot = ActionChunks(client, "prefix", execute=2, executor=clock)
     played = []
@@ -163,12 +163,12 @@ def test_a_robot_plays_what_it_had_committed_to_and_goes_on_with_the_new_chunk(c
         prefix, at = observation["prefix"], observation["executed_actions"]
         assert len(prefix) == min(observation["inference_delay"], MOST)
         np.testing.assert_array_equal(actions[: len(prefix)], prefix)
-        # What was promised is what was done, until the answer was there.
+        # The committed actions were executed until the answer arrived.
         count = min(len(prefix), len(played) - at, late)
         np.testing.assert_array_equal(played[at : at + count], prefix[:count])
     starts = [observation["executed_actions"] for observation, _ in clock.asked]
     (_, actions), start = clock.asked[3], starts[3]
-    end = starts[4] + late  # until the next one is there
+    end = starts[4] + late  # until the next answer arrives
     np.testing.assert_array_equal(played[start + late : end], actions[late : end - start])
 
 

@@ -1,4 +1,4 @@
-"""Robots of a world that ask over the wire do what a policy inside of its program does."""
+"""Tests that robots asking over the wire act like a policy inside the world's program."""
 
 import json
 
@@ -25,7 +25,7 @@ SPEC = DataSpec(CAMERAS, tabletop.PROPRIO_DIM, tabletop.ACTION_DIM, 4, 3, 1, 12,
 
 
 def chase(video, proprio):
-    """Actions (b, 4, 4) that depend on every pixel and on the state; of numpy or of jax."""
+    """Computes actions (b, 4, 4) from every pixel and the state, in numpy or jax."""
     bright = (video.reshape(len(video), -1) == 255).sum(-1) % 7 / 8 - 0.375
     rows = jnp if isinstance(proprio, jax.Array) else np
     first = rows.stack([-proprio[:, 0], bright, -proprio[:, 2], bright], -1)
@@ -39,7 +39,7 @@ class Chaser(fake.Policy):
 
 
 class Committed(Chaser):
-    """Goes on with what it has committed to, as its first actions say."""
+    """Continues its committed actions, which its first actions repeat."""
 
     prefix_max = 2
 
@@ -55,7 +55,7 @@ class Committed(Chaser):
 
 
 def follow(chunk, given, count, rows):
-    """A chunk behind the given actions, of which the last one is gone on from."""
+    """Returns a chunk after the given actions, continuing from the last one."""
     kept = rows.arange(2) < count[:, None]
     last = rows.where(kept[:, 1:], given[:, -1], 0)[:, None]
     return rows.concatenate(
@@ -76,7 +76,7 @@ def test_delayed_robots_send_their_committed_actions(capsys):
         robots = remote.Robots(2, "127.0.0.1", running.port)
         join = robots.join("prefix", 2)
         over_wire = robots.roll_out(world, tasks, keys, join=join, **options)
-        # Such a join tells the policy no prefix, and the policy goes on from none.
+        # Such a join passes no prefix to the policy.
         switched = robots.roll_out(world, tasks, keys, join=robots.join("switch", 2), **options)
         report = remote.evaluate(robots, world, tasks, 2, seed=0, batch=2, join=join, **options)
         flags = f"--server=ws://127.0.0.1:{running.port} --robots=2 --join=prefix --delay=2"
@@ -116,7 +116,7 @@ class Goer(fake.Policy):
 
 
 def test_each_robot_of_a_world_that_runs_a_few_at_a_time_is_told_its_own_task():
-    """They were told the tasks of the first few, and half of them went the other way."""
+    """Once they were given the tasks of the first few, and half of them went the other way."""
     world = line.world(workers=2)
     tasks = ["left", "right", "right", "left", "right"]
     policy = Goer(DataSpec(dict(world.cameras), 2, 1, 4, 1, 1, 8, 10.0))

@@ -1,4 +1,4 @@
-"""The protocol over a real port: what clients get, and what strangers do not."""
+"""Tests the protocol over a real port: what clients get, and what strangers do not."""
 
 import concurrent.futures
 import contextlib
@@ -23,7 +23,7 @@ from wamjax.serving.worker import Batching
 
 
 def connect(running, **options):
-    """A plain websocket, as openpi's client opens it, after the metadata."""
+    """Opens a plain websocket like openpi's client, and reads the metadata."""
     out = websockets.sync.client.connect(
         f"ws://127.0.0.1:{running.port}", compression=None, max_size=None, **options
     ).__enter__()
@@ -32,7 +32,7 @@ def connect(running, **options):
 
 
 def get(running, path, body=None, **headers):
-    """(status, body, headers) of an HTTP request."""
+    """Returns (status, body, headers) of an HTTP request."""
     request = urllib.request.Request(f"http://127.0.0.1:{running.port}{path}", body, headers)
     try:
         with urllib.request.urlopen(request, timeout=10) as reply:
@@ -60,7 +60,7 @@ def test_the_exchange_is_openpis(running):
             np.testing.assert_array_equal(reply["actions"], [[turn, total()]] * 5)
             assert reply["policy_timing"]["infer_ms"] >= 0
             timing = reply["server_timing"]
-            assert ("prev_total_ms" in timing) == (turn > 0)  # of the request before
+            assert ("prev_total_ms" in timing) == (turn > 0)  # of the previous request
             arrays = [x for x in reply.values() if isinstance(x, np.ndarray)]
             assert len(arrays) == 1  # openpi's broker slices every one
     assert get(running, "/healthz")[:2] == (200, b"OK\n")
@@ -226,7 +226,7 @@ def test_incomplete_requests_are_disconnected(running, monkeypatch):
                 other.sendall(text)
                 with contextlib.suppress(ConnectionResetError):
                     assert other.recv(100) == b""
-        client.send(wire.pack(observation(2)))  # a client that is silent stays
+        client.send(wire.pack(observation(2)))  # a silent client stays connected
         assert b"actions" in client.recv(timeout=10)
 
 

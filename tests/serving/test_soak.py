@@ -1,5 +1,5 @@
-"""Many clients at once, some of which misbehave: nobody crashes, waits forever or gets what is
-another's."""
+"""Tests many clients at once, some misbehaving: nothing crashes or hangs, and answers are never
+mixed up."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from wamjax.serving import wire
 ROOT = pathlib.Path(__file__).parents[2]
 CLOSED = (websockets.exceptions.WebSocketException, OSError, EOFError)
 
-# A server of its own process, so that its memory can be told from ours.
+# The server runs in its own process, so that its memory can be measured.
 SERVER = """
 import sys, threading
 from serving import fake
@@ -35,7 +35,7 @@ with fake.serving(fake.Policy(seconds=0.005), Batching(16, 0.005), message=2**16
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """(a process that serves, its port); its log is read by nobody, so it goes to a file."""
+    """Returns (a serving process, its port); its log goes to a file, since nobody reads it."""
     with open(tmp_path_factory.mktemp("soak") / "log", "w") as log:
         yield from serve(log)
 
@@ -55,7 +55,7 @@ def serve(log):
 
 
 def memory(process):
-    """Resident bytes of the server."""
+    """Returns the resident bytes of the server."""
     pages = pathlib.Path(f"/proc/{process.pid}/statm").read_text().split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
@@ -68,7 +68,7 @@ def open_(port):
 
 
 async def behave(port, number, until, pause):
-    """Answers that it got, each checked: they are those of its own last observation."""
+    """Returns how many answers it got, each checked to be of its own last observation."""
     rng, count = random.Random(number), 0
     async with open_(port) as client:
         await client.recv()
@@ -89,7 +89,7 @@ async def half_message(client, rng, port):
 
 
 async def half_frame(client, rng, port):
-    """A frame that promises more than it brings, and then nothing."""
+    """Sends a frame shorter than its header says, and then nothing."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     head += b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -137,7 +137,8 @@ MISDEEDS = (half_message, half_frame, random_bytes, wrong_shapes, not_a_number, 
 
 
 async def misbehave(port, number, until):
-    """How often it tried each thing; what it gets is an error, a closed socket or an answer."""
+    """Returns how often it tried each thing; the result is an error, a closed socket or an
+    answer."""
     rng, tried = random.Random(number), dict.fromkeys(MISDEEDS, 0)
     while asyncio.get_running_loop().time() < until:
         with contextlib.suppress(*CLOSED, TimeoutError):
@@ -194,7 +195,7 @@ async def answers(port, seconds):
 
 
 async def fuzz(port, seed, count):
-    """What became of malformed messages: answers, errors, closed sockets."""
+    """Counts the results of malformed messages: answers, errors, closed sockets."""
     rng, out = random.Random(seed), {"answer": 0, "error": 0, "closed": 0}
     seeds = [RECORDED, *(wire.pack(observation(style=s)) for s in ("openpi", "native"))]
     while sum(out.values()) < count:

@@ -1,4 +1,4 @@
-"""Messages are those of openpi to the byte, and nothing else gets through."""
+"""Tests that messages equal openpi's to the byte, and that nothing else is accepted."""
 
 import ast
 import base64
@@ -48,7 +48,7 @@ def test_a_recorded_message_is_read_and_written_to_the_byte():
     assert value["prompt"] == "lift" and value["n"] == 0.5
     again = wire.pack({"prompt": "lift", "observation/state": np.array([1, 2], np.float32)})
     assert again == b"\x82" + RECORDED[1 : RECORDED.index(b"\xa1n")]
-    # float64 is a float to msgpack itself, with openpi too; other scalars are not
+    # msgpack itself packs float64 as a float, also in openpi; other scalars not
     assert b"__npgeneric__" in wire.pack(np.float32(1))
     half = RECORDED[RECORDED.index(b"\x83\xc4\x0d") :].replace(b"f8", b"f2")
     assert wire.unpack(half).dtype == np.float16
@@ -155,7 +155,7 @@ def test_a_bad_body_is_a_one_line_error(body, message):
 
 
 def mutated(rng, data):
-    """A message with some bytes changed, cut out, doubled, or of nothing but chance."""
+    """Returns a message with bytes changed, removed or repeated, or entirely random."""
     data = bytearray(data)
     for _ in range(rng.randint(1, 6)):
         at = rng.randrange(len(data) + 1)
@@ -176,7 +176,7 @@ NAMES = Names(tables(["libero"], tuple(fake.SPEC.cameras)), "", 64 * 64)
 
 
 def read(data):
-    """As the server reads it; '' if it was an observation, else the error."""
+    """Reads a message like the server; returns '' for an observation, else the error."""
     try:
         observation, extras = NAMES(wire.unpack(data))
         fake.Policy().admit(observation)

@@ -56,7 +56,7 @@ def test_the_page_matches_every_report():
 
 @pytest.mark.parametrize("name", [path.stem for path in REPORTS])
 def test_reports_match_the_current_models(name):
-    """Traces it; compiling the smallest again is the slow test below."""
+    """Only traces it; the slow test below compiles the smallest again."""
     report = json.loads((ROOT / f"tpu/reports/{name}.json").read_text())["search"][0]
     config = get(name)
     config.data.batch_size = report["batch_size"]
@@ -65,7 +65,7 @@ def test_reports_match_the_current_models(name):
     batch = objective.batch_spec(config.data.batch_size)
     chip = jax.sharding.AbstractDevice("TPU v5", num_cores=1, platform="tpu")
     mesh = sharding.abstract_mesh(config.mesh, report["devices"]).update(abstract_device=chip)
-    with jax.sharding.use_abstract_mesh(mesh):  # padding is no useful work
+    with jax.sharding.use_abstract_mesh(mesh):  # padding is not useful work
         work = model_flops(objective, config, state.params, batch)
     assert work == report["flops"]["model"]
     assert tree.count_by_expert(state.params) == report["parameters"]

@@ -1,4 +1,4 @@
-"""Estimates from the text of a program, and the search over programs."""
+"""Tests estimates from the text of a program, and the search over programs."""
 
 import types
 
@@ -94,7 +94,7 @@ def test_the_search_skips_candidates_known_not_to_fit(monkeypatch):
     tried.clear()
     values.batches = ["4", "8", "16"]
     search.run(config, [None] * 4, values, compile_for)
-    # At 16 nothing is kept, so at 32 and 64 neither.
+    # "none" does not fit at 16, so 32 and 64 do not try it.
     assert tried[:3] == [(16, "full"), (16, "projections"), (16, "none")]
     assert tried[3:] == [(32, "full"), (32, "projections"), (64, "full")]
 

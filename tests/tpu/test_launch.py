@@ -1,6 +1,6 @@
-"""Launchers, without a cluster: what they print, and what they do with stand-ins for its commands.
+"""Tests launchers without a cluster: what they print, and what they do with fake commands.
 
-Behind a stand-in for gcloud every worker is a folder, and what is sent there runs in it.
+With the fake gcloud, every worker is a folder, in which its commands run.
 """
 
 import json
@@ -28,12 +28,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "tpu" / "launch.sh"
 SLURM = ROOT / "tpu" / "slurm.sbatch"
 CONFIG = "--config=experiments/configs/quickstart.py"
-# What a shell would take apart.
+# Arguments that a shell would split or expand.
 HARD = [CONFIG, "--config.run_name=a, b's \"c\" $HOME (d)", "--workdir=gs://bucket/run"]
 SLICE = ["--name=pod", "--zone=zone-a", "--type=v6e-8"]
 OWN = ["--distributed", "--stopped_status=75"]
 
-# Stands in for a training: keeps its arguments, and ends as it is told, or saved by SIGTERM.
+# Stands in for a training: stores its arguments, and exits as configured, or on SIGTERM as saved.
 TRAINING = """\
 #!/bin/bash
 printf '%s\\0' "$@" >> "$HOME/arguments"
@@ -41,7 +41,7 @@ trap 'sleep 0.2; echo saved >> "$HOME/saved"; exit 75' TERM
 while [ ! -f "$HOME/end" ]; do sleep 0.1; done
 exit "$(cat "$HOME/end")"
 """
-# Of a worker: what installs.
+# Fakes a worker's installer.
 PYTHON3 = """\
 #!/bin/bash
 echo "$@" >> "$HOME/installed"
@@ -105,7 +105,7 @@ def script(path, text, interpreter=""):
 
 
 def until(condition, seconds=120):
-    """What `condition` returns once it is true; a limit for what hangs, not a measurement."""
+    """Waits until `condition` is true and returns it; the limit only catches hangs."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, "nothing happened"
@@ -131,7 +131,7 @@ def test_scripts_are_valid_shell(path):
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """An environment with nothing on its path but what every machine has; no gcloud."""
+    """Returns an environment with only standard commands on its path, without gcloud."""
     folder = tmp_path_factory.mktemp("bin")
     for name in ("bash", "dirname", "sed"):
         (folder / name).symlink_to(shutil.which(name))
@@ -139,7 +139,7 @@ def bare(tmp_path_factory):
 
 
 def dry(bare, verb, *words, settings=SLICE, env=None):
-    """The commands that a verb prints, split; comments apart."""
+    """Returns the commands that a verb prints, split, without comments."""
     command = ["bash", str(LAUNCH), verb, *settings, "--dry-run", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=bare | (env or {}))
     assert done.returncode == 0, done.stderr
@@ -173,7 +173,7 @@ def test_a_dry_run_prints_every_command_in_order(bare, verb, words, want):
 
 
 def sent(commands):
-    """What workers run, split by their shell."""
+    """Returns the commands that workers run, split by their shell."""
     found = [w.partition("=")[2] for c in commands for w in c if w.startswith("--command=")]
     return [shlex.split(command) for command in found]
 
@@ -227,11 +227,11 @@ def test_missing_settings_are_one_line_errors(bare, words, text):
     assert done.stderr.count("\n") == 1
 
 
-# ---- what the launcher does ----
+# ---- actions of the launcher ----
 
 
 class Cloud:
-    """A repository with the launcher, and a gcloud that knows one zone."""
+    """Fakes a repository with the launcher, and a gcloud with one zone."""
 
     def __init__(self, folder):
         self.folder, self.repository = folder / "cloud", folder / "repository"
@@ -262,7 +262,7 @@ class Cloud:
         return out, said
 
     def calls(self):
-        """What gcloud was asked for, looks at the state apart."""
+        """Returns the calls of gcloud, without queries of the state."""
         lines = [json.loads(line) for line in read(self.folder / "calls").splitlines()]
         (self.folder / "calls").unlink()
         return [f"{c[2]} {c[3]}" for c in lines if c[3] != "describe"]
@@ -271,7 +271,7 @@ class Cloud:
         return self.folder / node / str(worker)
 
     def arguments(self, **where):
-        """Of the trainings that were started on a worker."""
+        """Returns the arguments of the trainings started on a worker."""
         words = read(self.home(**where) / "arguments").split("\0")[:-1]
         starts = [i for i, word in enumerate(words) if word == "-m"] + [len(words)]
         return [words[a:b] for a, b in zip(starts, starts[1:], strict=False)]
@@ -321,13 +321,13 @@ def test_set_up_run_stop_resume_delete(cloud):
     _, said = cloud.launch("run", *FLAGS, status=2)
     assert "stop it first" in said
 
-    out, _ = cloud.launch("stop")  # returns once it is saved
+    out, _ = cloud.launch("stop")  # returns once the training is saved
     assert out == "stopped\nstopped\n"
     assert all(read(cloud.home(worker) / "saved") == "saved\n" for worker in (0, 1))
     assert cloud.launch("stop")[0] == "no training runs here\n" * 2
 
     cloud.calls()
-    cloud.launch("resume", *FLAGS)  # the slice is there: nothing is made or installed
+    cloud.launch("resume", *FLAGS)  # the slice exists: nothing is created or installed
     assert cloud.calls() == ["tpu-vm ssh"]
     assert until(lambda: cloud.arguments()[1:]) == [want]
     cloud.end("0")
@@ -341,7 +341,7 @@ def test_keep_recreates_a_preempted_slice_and_restarts_the_training(cloud):
     until(lambda: cloud.arguments(worker=1))
     os.kill(cloud.pid(), signal.SIGTERM)  # as before maintenance: saved, and started again
     until(lambda: len(cloud.arguments(worker=0)) == 2 or process.poll() is not None)
-    (cloud.folder / "offline").touch()  # what cannot be asked is not gone
+    (cloud.folder / "offline").touch()  # an unreachable slice does not count as gone
     time.sleep(0.3)
     (cloud.folder / "state").write_text("SUSPENDED")
     for worker in (0, 1):
@@ -425,7 +425,7 @@ def test_the_manifest_has_the_fields_that_matter(tpu, topology, slices, hosts, c
     assert container["resources"]["limits"] == {"google.com/tpu": chips}
     assert pod["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": accelerator,
                                    "cloud.google.com/gke-tpu-topology": topology}  # fmt: skip
-    # Any process that ends starts all again, but for what was asked wrongly.
+    # Any process that ends restarts all, except after a usage error.
     assert job["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
     (rule,) = job["podFailurePolicy"]["rules"]
     wrong = {"containerName": container["name"], "operator": "In", "values": [2]}
@@ -494,7 +494,7 @@ def test_the_commands_of_node_pools():
     assert second[4] == "run-1" and first[5:] == second[5:]
     assert {"--machine-type=ct6e-standard-4t", "--tpu-topology=4x4", "--num-nodes=4",
             "--spot"} <= set(first)  # fmt: skip
-    # Its machines are placed by a policy.
+    # A workload policy places its machines.
     policy, pool = pools("--tpu=tpu7x", "--topology=2x4x4")
     assert {"workload-policy", "--accelerator-topology=2x4x4"} <= set(policy)
     assert {"--machine-type=tpu7x-standard-4t", "--placement-policy=run",
@@ -535,7 +535,8 @@ def test_the_script_reports_errors_in_one_line():
 
 # ---- Slurm ----
 
-# Two nodes with a process each; hands signals on to both, and ends with the highest status.
+# Fakes srun on two nodes with a process each; forwards signals to both, and returns the highest
+# exit status.
 SRUN = """\
 #!/bin/bash
 printf '%s\\0' "$@" > "$CLUSTER/srun"
@@ -563,7 +564,7 @@ echo "$@" >> "$CLUSTER/scontrol"
 
 
 class Cluster:
-    """Two nodes of a GPU each, and what Slurm puts into the environment of a job."""
+    """Fakes two nodes with a GPU each, and the environment of a Slurm job."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -593,7 +594,7 @@ class Cluster:
 @pytest.fixture
 def cluster(tmp_path):
     yield Cluster(tmp_path)
-    for i in (0, 1):  # what a test has left ends
+    for i in (0, 1):  # end leftover processes
         if (tmp_path / str(i)).exists():
             (tmp_path / str(i) / "end").write_text("1")
 
@@ -622,7 +623,7 @@ def test_before_its_time_limit_a_slurm_job_saves_and_requeues(cluster, state, wa
     for i in (0, 1):
         cluster.words(i)
     cluster.state(state)
-    time.sleep(0.2)  # the stand-in sets its trap
+    time.sleep(0.2)  # until the fake has set its trap
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode == 75
@@ -702,7 +703,7 @@ def test_a_training_stopped_by_a_signal_exits_with_the_requested_status(monkeypa
 
 
 def test_launchers_leave_process_discovery_to_jax(bare):
-    """On TPU VMs and GKE it finds coordinator, number and place of a process by itself."""
+    """On TPU VMs and GKE, JAX finds coordinator, process count and process id by itself."""
     for words in (jobset.command(HARD[::2]), sent(dry(bare, "run", *FLAGS))[0]):
         assert not [w for w in words if w.startswith(("--coordinator", "--process"))]
     assert jax.process_count() == 1

@@ -1,4 +1,4 @@
-"""A page in headless Chromium: what it shows, and every error of its scripts."""
+"""Opens a page in headless Chromium, and reports what it shows and all errors of its scripts."""
 
 import html
 import json
@@ -26,9 +26,9 @@ document.body.append(out);
 
 
 def run(page: str, folder, script: str, width: int = 1000, dark: bool = False):
-    """What `script`, the body of a function, returns at the end of a page; fails on any error.
+    """Returns the result of `script`, a function body run at the end of a page; fails on any error.
 
-    Writes page.png, a screenshot, into the folder.
+    It writes a screenshot, page.png, into the folder.
     """
     if not PROGRAM:
         pytest.skip("no Chromium")

@@ -1,4 +1,4 @@
-"""The explorer: that its page says what the objects do, and works in a browser."""
+"""Tests that the explorer's page shows what the objects do, and works in a browser."""
 
 import functools
 import re
@@ -41,7 +41,7 @@ def unfold(mask):
 
 @pytest.fixture(scope="module")
 def explored(tmp_path_factory):
-    """(config, objective, html) of the variant with most to see; data is collected for it."""
+    """Returns (config, objective, html) of the variant with the most to show, with its data."""
     root = tmp_path_factory.mktemp("explored")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
@@ -82,7 +82,7 @@ def test_slots_and_tables_are_those_of_the_uses(explored):
 
 
 def test_stages_account_for_the_whole_program(explored):
-    """Their work adds up to that of the program, and what is read was added before."""
+    """Their FLOPs add up to the program's, and everything read was cached before."""
     config, objective, text = explored
     found = {p["name"]: p for p in page.embedded(text, "explore")["programs"]}
     assert list(found)[:3] == ["act: direct", "act: imagine", "imagine"]
@@ -106,7 +106,7 @@ def test_stages_account_for_the_whole_program(explored):
     assert direct["flops"] == flops.count(act, params, observation, key)
     stages = sum(s["repeats"] * s["flops"] for s in direct["stages"])
     assert direct["rest"] == direct["flops"] - stages > 0
-    # All else is done once: latents, text and state, and the embeddings of all levels.
+    # The rest is done once: latents, text and state, and the embeddings of all levels.
     outside = functools.partial(_outside, objective)
     assert direct["rest"] == flops.count(outside, params, observation)
 
@@ -210,7 +210,7 @@ return { seen, pointed: texts("tables"), ready: document.documentElement.dataset
 def test_the_page_works_in_a_browser(explored, tmp_path, width, dark):
     done = browser.run(explored[2], tmp_path, LOOK, width, dark)
     assert done["ready"] == "yes" and done["overflow"] <= 0
-    # Words that were read on the way: of all steps at the ends, of each choice.
+    # Texts that were shown: at the ends of all steps, and for each choice.
     least = {"noising": 4, "schemes": 10, "slots": 2, "tables": 7, "programs": 7}
     assert all(done["seen"][name] >= count for name, count in least.items()), done["seen"]
     assert done["pointed"] == "token 0 of first attends token 0 of first"

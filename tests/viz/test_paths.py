@@ -1,4 +1,4 @@
-"""The picture of paths: exact fields, exact ends, and numbers that say what they claim."""
+"""Tests the picture of paths: exact fields, exact end points, and its numbers."""
 
 import json
 import types
@@ -23,7 +23,7 @@ def test_moons_are_standardised_and_apart():
 
 @pytest.mark.parametrize("path", paths.PATHS)
 def test_exact_trajectories(path):
-    """They end in the data's distribution, and on the same path of another solver's making."""
+    """They end in the data's distribution, and agree with another solver."""
     process, noise = paths.PATHS[path], jax.random.normal(jax.random.key(0), (1000, 2))
     exact = paths.trajectories(path, noise)
     assert exact.shape == (101, 1000, 2)
@@ -48,7 +48,7 @@ def test_exact_trajectories(path):
 
 
 def test_curvature():
-    """Of a straight path, a half circle, and a straight path at growing speed."""
+    """Measures a straight path, a half circle, and a straight path with growing speed."""
     s = np.linspace(0, 1, 2001)[:, None, None]
     straight = s * np.array([[3.0, 4.0], [1.0, 0.0]])
     assert paths.curvature(straight) == {
@@ -74,7 +74,7 @@ def test_given_pairs_are_straight_on_the_flow_only():
 
 
 def test_energy_distance():
-    """Against scipy's on a line; about zero for one distribution."""
+    """Compares with scipy's on a line; it is about zero for equal distributions."""
     from scipy.stats import energy_distance
 
     rng = np.random.default_rng(0)
@@ -87,13 +87,13 @@ def test_energy_distance():
 
 def test_enough():
     rows = [{"calls": c, "e": e} for c, e in [(2, 0.01), (5, 0.5), (10, 0.04), (20, 0.02)]]
-    assert paths.enough(rows, "e", 0.05) == 10  # the luck of the first does not count
+    assert paths.enough(rows, "e", 0.05) == 10  # a lucky first value does not count
     assert paths.enough(rows, "e", 0.03) == 20 and paths.enough(rows, "e", 0.001) is None
     assert paths.enough([{"calls": 3, "e": None}], "e", 1.0) is None
 
 
 def test_numbers_and_picture(tmp_path):
-    """Numbers and picture; the article's claim in small: the flow needs fewer calls."""
+    """Checks numbers and picture, and in small the article's claim: the flow needs fewer calls."""
     numbers = paths.save(tmp_path / "new", steps=(10, 40), count=512)
     assert json.loads((tmp_path / "new" / "paths.json").read_text()) == numbers
     with Image.open(tmp_path / "new" / "paths.png") as image:

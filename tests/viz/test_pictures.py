@@ -1,4 +1,4 @@
-"""Masks, batches and plots: that each is written, and shows what it was given."""
+"""Tests that masks, batches and plots are written, and show their input."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The report of a run: that it holds the run's numbers, files and changes, and nothing outside."""
+"""Tests that the report of a run has its numbers, files and changes, and no external content."""
 
 import base64
 import json

@@ -39,7 +39,7 @@ def test_small_pictures_are_enlarged_by_default(tmp_path):
 
 
 def test_a_video_is_written_without_a_fork_of_the_threads_of_jax(tmp_path, monkeypatch):
-    """JAX warns of every fork that runs Python in the child: it may deadlock."""
+    """JAX warns about every fork that runs Python in the child, since it may deadlock."""
     forks = []
     os.register_at_fork(before=lambda: forks.append(1))
     jax.block_until_ready(jax.numpy.ones(3))

@@ -1,4 +1,4 @@
-"""A Cosmos Policy small enough to test: nine slots of four tokens, two layers."""
+"""Defines a Cosmos Policy small enough to test: nine slots of four tokens, two layers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WORDS = (
     "value",
 )  # fmt: skip
 LAYOUT = parse(WORDS)
-VIEWS = (("hand", (8, 8)), ("eye", (8, 8)))  # the composite has them the other way round
+VIEWS = (("hand", (8, 8)), ("eye", (8, 8)))  # the composite has them in the opposite order
 LATENT = (4, 4, 12)
 TOKENS, VOCABULARY = 5, 11
 PROCESS = RectifiedFlow(weighting="uniform", law=cosmos_policy(len(LAYOUT)))
@@ -51,7 +51,7 @@ def objective(**changes) -> CosmosPolicy:
 
 
 class Stub(CosmosPolicy):
-    """One whose network says a third of what it sees: cheap where the network does not matter."""
+    """Has a network that returns a third of its input, for tests in which it does not matter."""
 
     def bind(self, params, constrain=None):
         assert not params
@@ -69,7 +69,10 @@ def params(seed=0, dtype=np.float32):
 
 
 def batch(size=8, seed=0, rollouts=0):
-    """The last `rollouts` of every four examples are not to be imitated. NumPy, as `tiny.batch`."""
+    """Returns a batch in which the last `rollouts` of every four examples are not imitated.
+
+    It is in NumPy, like `tiny.batch`.
+    """
     rng = np.random.default_rng(seed)
     chunk, dim = LAYOUT.numbers["action"].shape
     actions = rng.uniform(-1, 1, (size, chunk, dim))
@@ -92,7 +95,7 @@ def observation(size=2, seed=0):
 
 
 def normalizers():
-    """Actions in [-2, 2], states in [-1, 1]."""
+    """Returns normalizers for actions in [-2, 2] and states in [-1, 1]."""
     return {
         "actions": Normalizer(np.zeros(2), np.full(2, 2.0), np.ones(2)),
         "proprio": Normalizer(np.zeros(3), np.ones(3), np.ones(3)),

@@ -1,4 +1,4 @@
-"""Our parameter tree in the official (Wan, Fast-WAM) names and torch layouts, for the oracles."""
+"""Converts our parameters to the official (Wan, Fast-WAM) names and torch layouts, for oracles."""
 
 import torch
 
@@ -30,7 +30,7 @@ def get(tree, path):
 
 
 def layer(target, name, leaves, index=...):
-    """One layer: kernels transpose, scales and kernels are weights."""
+    """Converts one layer: kernels are transposed; scales and kernels are weights."""
     for leaf, value in leaves.items():
         value = value[index]
         if leaf == "kernel":
@@ -39,7 +39,7 @@ def layer(target, name, leaves, index=...):
 
 
 def official(params, layers, patch):
-    """{"video": {...}, "action": {...}, "proprio": {...}} for `TorchWam`."""
+    """Returns {"video": {...}, "action": {...}, "proprio": {...}} for `TorchWam`."""
     out = {}
     for expert, others in OTHERS.items():
         target = out[expert] = {}

@@ -1,4 +1,4 @@
-"""Autoregressive video: drawing a token, the loss, cached sampling against recomputation."""
+"""Tests autoregressive video: drawing tokens, the loss, cached sampling against recomputation."""
 
 import dataclasses
 import functools
@@ -75,7 +75,7 @@ LOGITS = jnp.log(jnp.array([[0.05, 0.4, 0.25, 0.1, 0.2], [0.6, 0.1, 0.1, 0.1, 0.
     "options, kept",
     [
         ({}, ([1, 1, 1, 1, 1], [1, 1, 1, 1, 1])),
-        (dict(top_k=2), ([0, 1, 1, 0, 0], [1, 1, 1, 1, 1])),  # ties with the last stay
+        (dict(top_k=2), ([0, 1, 1, 0, 0], [1, 1, 1, 1, 1])),  # ties with the last are kept
         (dict(top_k=99), ([1, 1, 1, 1, 1], [1, 1, 1, 1, 1])),
         (dict(top_p=0.6), ([0, 1, 1, 0, 0], [1, 0, 0, 0, 0])),
         (dict(top_p=0.0), ([0, 1, 0, 0, 0], [1, 0, 0, 0, 0])),
@@ -133,7 +133,7 @@ def test_every_parameter_has_a_gradient_and_training_learns_clips_by_heart():
         return jax.lax.scan(step, (params, tx.init(params)), None, 40)
 
     (_, state), losses = train(params)
-    np.testing.assert_allclose(losses[0], np.log(CODES), rtol=0.2)  # it knows nothing yet
+    np.testing.assert_allclose(losses[0], np.log(CODES), rtol=0.2)  # nothing is learned yet
     assert losses[-1] < 0.3 * losses[0]
     for path, leaf in jax.tree_util.tree_leaves_with_path(state[0].mu):
         assert np.any(leaf), jax.tree_util.keystr(path)
@@ -141,7 +141,7 @@ def test_every_parameter_has_a_gradient_and_training_learns_clips_by_heart():
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_cached_sampling_equals_recomputation(temperature):
-    """The oracle asks the causal network for everything anew before each token."""
+    """The oracle recomputes the whole causal network before each token."""
     with precision(True):
         objective = make(temperature=temperature, top_p=0.9 if temperature else 1.0)
         params, batch = parameters(objective, np.float64), batch_of(objective)
@@ -154,7 +154,7 @@ def test_cached_sampling_equals_recomputation(temperature):
             row = objective.logits(params, condition, ids)[:, i]
             return pick(row, key, temperature, 0, objective.top_p)
 
-        # Without a temperature the rest differs in the draw alone.
+        # At temperature zero, only the draw differs.
         for known in (0, 1) if temperature else (1,):
             got = sample(objective, params, condition, given if known else None)
             ids = np.zeros((B, FRAMES * 4), int)
@@ -187,7 +187,7 @@ def test_a_rolled_clip_begins_like_one_of_training_and_goes_on_within_the_window
         for frame in range(FRAMES, total):
             window = got[:, frame - FRAMES + 1 : frame + 1].reshape(B, -1)
             said = np.asarray(logits(params, condition, window)).argmax(-1)
-            # The first token of a frame was asked for before the window moved: not the oracle's.
+            # The first token of a frame was drawn before the window moved, unlike in the oracle.
             np.testing.assert_array_equal(window[:, -3:], said[:, -3:])
         loose = sample(objective, objective.prepare(params), condition, given, total)
         np.testing.assert_array_equal(loose, got)

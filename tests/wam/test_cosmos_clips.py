@@ -1,4 +1,4 @@
-"""Pictures in slots: the made-up video, what of it has to be encoded, and the way back."""
+"""Tests pictures in slots: the composed video, which part of it is encoded, and decoding."""
 
 import colorsys
 import functools
@@ -59,7 +59,7 @@ def test_the_clip_has_every_picture_in_its_slot_and_black_elsewhere(k):
             want = x[slot.camera][:, 1 if slot.kind == "future_camera" else 0]
         for i in range(frames.shape[1]):
             np.testing.assert_array_equal(frames[:, i], want, err_msg=name_of(slot))
-    # While acting, the present stands for the future, whose slots are denoised anyway.
+    # When acting, the present fills the future's slots, which are denoised anyway.
     now = {c: v[:, :1] for c, v in x.items()}
     same = np.asarray(assemble(LIBERO, now, 9, k))
     np.testing.assert_array_equal(same[:, 1 + 6 * k], x["agentview"][:, 0])
@@ -67,7 +67,7 @@ def test_the_clip_has_every_picture_in_its_slot_and_black_elsewhere(k):
 
 @pytest.fixture(scope="module")
 def vae():
-    """A causal autoencoder of the strides of Wan's: 4 frames and 8 x 8 pixels to a latent."""
+    """Returns a causal autoencoder with Wan's strides: 4 frames and 8 x 8 pixels per latent."""
     sizes = Sizes("causal", 4, 8, multipliers=(1, 1, 1), blocks=1, temporal=(True, True), patch=2)
     codec = VAECodec(sizes, Gaussian(4))
     return codec.bind(random_params(jax.eval_shape(codec.init, KEY)))
@@ -88,13 +88,13 @@ def test_what_a_policy_is_given_needs_the_first_frames_only(vae):
     whole, few = encoded(vae, x, 9), encoded(vae, x, LIBERO.conditional)
     assert whole.shape == (1, 9, 2, 2, 4) and few.shape == (1, 4, 2, 2, 4)
     np.testing.assert_allclose(few, whole[:, :4], atol=1e-5)
-    # And a latent does depend on what was before it: the order of the slots matters.
+    # A latent depends on earlier frames, so the order of the slots matters.
     other = encoded(vae, x | {"wrist": x["agentview"]}, 9)
     assert np.abs(other[:, 3] - whole[:, 3]).max() > 1e-3
 
 
 def test_behind_the_last_picture_nothing_is_encoded_to_train(vae):
-    x = images(64)  # 256 numbers to a latent, of which the actions are 112
+    x = images(64)  # 256 numbers per latent, of which actions fill 112
     rng = np.random.default_rng(0)
     values = {
         name: rng.standard_normal((1, *slot.shape)).astype(np.float32)
@@ -115,7 +115,7 @@ def test_the_future_is_decoded_from_its_slots_as_the_codec_knows_them(vae):
     now = {c: v[:, :1] for c, v in x.items()}
     run = jax.jit(lambda vae, z: decode(LIBERO, vae, z, now))
     clean = encoded(vae, x, 9)
-    # Numbers in their slots and a denoised blank are put back to black before decoding.
+    # Slots of numbers and a denoised blank are reset to black before decoding.
     written = clean.copy()
     written[:, [0, 1, 4, 5, 8]] = 3.0
     got = jax.device_get(run(vae, written))
@@ -222,7 +222,8 @@ def test_hue_is_that_of_the_colour_circle():
 
 
 def test_colours_follow_their_formulas():
-    """torchvision's: a factor, then blends with the mean grey and with the grey of each pixel."""
+    """Computes torchvision's: a factor, then blends with the mean grey and with each pixel's
+    grey."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (1, 1, 6, 6, 3)).astype(np.uint8)
     grey = np.array([0.2989, 0.587, 0.114])

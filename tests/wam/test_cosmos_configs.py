@@ -1,4 +1,4 @@
-"""The configs of Cosmos Policy: published sizes and schedules, and a miniature that trains."""
+"""Tests the configs of Cosmos Policy: published sizes and schedules, and a trainable miniature."""
 
 import functools
 import importlib.util
@@ -74,7 +74,7 @@ def test_published_configs_count_and_shard(name):
 
 
 def test_the_doctor_knows_a_published_config():
-    """On fewer layers: what it counts of them is proportional."""
+    """Uses fewer layers, since counts are proportional to them."""
     config = get("libero")
     config.model.layers = 2
     report = diagnose(config, 8)
@@ -89,7 +89,7 @@ def test_the_doctor_knows_a_published_config():
 
 
 def test_the_work_of_a_published_step_counts_the_frozen_codec_once():
-    """6.56 TFLOP a sample are the network's, three times; 6.95 the codec's, which is frozen."""
+    """The network has three times 6.56 TFLOP per sample; the frozen codec 6.95."""
     config = get("libero")
     config.data.batch_size = 4
     objective = build(config)

@@ -1,4 +1,4 @@
-"""What a training window says of its outcome, against brute force and the published anchors."""
+"""Tests the outcome of a training window against brute force and published values."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_score_and_steps_to_go_are_read_from_returns_of_any_discount(score, leng
 
 
 def write(path, endings):
-    """Episodes of 2 CHUNK steps each: the reward of each comes with the last action."""
+    """Writes episodes of 2 CHUNK steps each, with the reward at the last action."""
     info = synthetic.info(cameras={"top": (8, 6)})
     with Writer(path, info) as writer:
         for i, score in enumerate(endings):
@@ -71,9 +71,9 @@ def test_windows_hold_the_end_of_the_chunk_and_what_comes_of_it(tmp_path):
 
 @pytest.mark.parametrize("reader", ["last action dropped", "last frame repeated"])
 def test_a_source_of_as_many_observations_as_actions_has_the_published_labels(tmp_path, reader):
-    """Section 5.4: T observations and T actions, the label of future frame i is discount^(T-1-i).
+    """Section 5.4: T observations and T actions; the label of future frame i is discount^(T-1-i).
 
-    And frame min(t + K, T - 1) is the future one, by either way of reading it.
+    Frame min(t + K, T - 1) is the future one, under either reading.
     """
     steps, discount = 2 * CHUNK + 1, 0.9
     final = reader == "last action dropped"

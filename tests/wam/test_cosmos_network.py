@@ -1,4 +1,4 @@
-"""The network of Cosmos Policy: published sizes, and parity with the public implementation."""
+"""Tests Cosmos Policy's network: published sizes, and parity with the public implementation."""
 
 import functools
 
@@ -48,7 +48,7 @@ TABLE = bidirectional("all")
 
 
 def abstract(net, slots, rows):
-    """Shapes of the parameters, and of the inputs of a forward pass of one sample."""
+    """Returns the shapes of the parameters, and of the inputs of a forward pass of one sample."""
     h, w, c = net.latent
     values = {"all": jax.ShapeDtypeStruct((1, slots, h, w, c), jnp.float32)}
     levels = {"all": jax.ShapeDtypeStruct((1, slots), jnp.float32)}
@@ -64,7 +64,7 @@ def test_the_published_network_has_exactly_the_published_parameters_and_tensors(
     params, *_ = abstract(network(9, (28, 28), **FULL), 9, 4)
     assert count(params) == 1_956_413_440
     assert count(params["blocks"]) == 28 * 69_206_528
-    # A tensor of ours below blocks/ is one of every layer of theirs.
+    # A tensor of ours below blocks/ stacks one of every layer of theirs.
     tensors = {p: x.shape for p, x in flatten(params).items()}
     assert sum(28 if p.startswith("blocks/") else 1 for p in tensors) == 567
     kernels = {
@@ -149,7 +149,7 @@ def test_zero_rows_count_in_the_softmax_without_being_computed():
             far = closed(q, scale * q[:, :, :4], v)
             np.testing.assert_allclose(far, padded(q, scale * q[:, :, :4], v), atol=1e-12)
             assert np.all(np.isfinite(far))
-        # A mask comes on top of it.
+        # Combined with a mask.
         mask = jnp.asarray(rng.random((2, 5, 4)) < 0.7)
         widened = jnp.concatenate([mask, jnp.ones((2, 5, 508), bool)], axis=2)
         pad = ((0, 0), (0, 0), (0, 508), (0, 0))
@@ -213,7 +213,7 @@ for _i, _s in enumerate(("self", "cross", "ffn")):
 
 
 def state_dict(params):
-    """Our parameters under their names; every one has to be used."""
+    """Converts our parameters to their names; each must be used."""
     torch = pytest.importorskip("torch")
     out = {}
     for path, x in flatten(params).items():
@@ -234,7 +234,7 @@ def reference(params, dtype):
         num_layers=TINY["layers"], mlp_ratio=4.0, text_embed_dim=TINY["text"],
         adaln_lora_dim=TINY["rank"], max_size=(8, 16, 16), patch_size=(1, 2, 2),
         rope_scale=(1.0, 3.0, 3.0), extra_pos_embed_type=None,
-        concat_padding_mask=False,  # we do it: their resizing of the mask wants torchvision
+        concat_padding_mask=False,  # we do it, since their resizing of the mask needs torchvision
     ).to(dtype)  # fmt: skip
     model.load_state_dict(state_dict(params), strict=True)
     for block in model.transformer_blocks:  # 1e-5 there, 1e-6 in NVIDIA's code
@@ -266,7 +266,7 @@ def theirs(torch, model, x, dtype):
 
 
 def test_tables_and_timestep_features_equal_the_public_ones():
-    """Apart, because theirs are always computed in float32."""
+    """Tested separately, because theirs are always computed in float32."""
     torch, model = reference(random_params(abstract(network(T, (H, W), **TINY), T, 5)[0]), None)
     hidden = torch.zeros(B, 6, T, H, W)
     got = video_rope(range(T), H // 2, W // 2, TINY["head_dim"], (1, 3, 3))
@@ -290,12 +290,13 @@ def test_parity_with_diffusers(double):
         got = np.asarray(ours(params, x))
     scale = np.sqrt(np.mean(want**2))
     assert scale > 0.1
-    # In float64 what is left is their q and k, which are normalised and rotated in float32.
+    # In float64, the remaining error is from their q and k, normalised and rotated in float32.
     np.testing.assert_allclose(got / scale, want / scale, rtol=0, atol=5e-7 if double else 3e-5)
 
 
 def _in_double(torch, model):
-    """Their tables and timestep features in float64; that they are ours is tested above."""
+    """Replaces their tables and timestep features by float64 ones; their equality is tested
+    above."""
     cos, sin = video_rope(range(T), H // 2, W // 2, TINY["head_dim"], (1, 3, 3))
     tables = tuple(torch.from_numpy(np.tile(x, 2)) for x in (cos, sin))
     model.rope.forward = lambda hidden, fps=None: tables
@@ -343,8 +344,8 @@ def test_patches_go_in_channel_first_and_come_out_channel_last():
 
 
 def test_rotary_positions_alone_cannot_tell_the_tokens_of_an_even_frame_apart():
-    """Why the miniature, which starts from nothing, adds absolute positions: equal tokens have
-    equal values, so attention gives all the same whatever its weights are. (Among several frames
+    """This is why the miniature, trained from scratch, adds absolute positions: equal tokens have
+    equal values, so attention returns the same for all, whatever its weights. (With several frames
     the edges leak a little.)"""
     net = network(1, (H, W), **TINY)
     params = random_params(abstract(net, 1, 5)[0], 0)

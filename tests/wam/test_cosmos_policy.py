@@ -1,4 +1,4 @@
-"""The objective of Cosmos Policy: what it learns from, what it ignores, and its published form."""
+"""Tests Cosmos Policy's objective: what it learns from, what it ignores, and its published form."""
 
 import dataclasses
 import functools
@@ -65,10 +65,10 @@ def test_gradient_reaches_every_parameter_and_metrics_say_where_the_loss_is():
     assert all(np.any(g) for g in jax.tree.leaves(grads)), flatten(grads)
     fresh = jax.eval_shape(objective.init, KEY)
     assert jax.tree.structure(fresh) == jax.tree.structure(tiny.params())
-    # The parts weigh as the uses do in the batch.
+    # The parts are weighted like the uses in the batch.
     parts = [metrics[f"loss_{u.name}"] for u in objective.uses]
     np.testing.assert_allclose(value, np.dot(parts, [0.5, 0.25, 0.25]), rtol=1e-5)
-    # Each part is 10 / 9 of the sum of what its slots are reported with.
+    # Each part is 10 / 9 of the sum of its slots' reported losses.
     for use, part in zip(objective.uses, parts, strict=True):
         own = [v for k, v in metrics.items() if k.startswith(f"velocity/{use.name}/")]
         np.testing.assert_allclose(part, 10 / T * sum(own), rtol=1e-5)
@@ -85,8 +85,8 @@ def test_gradient_reaches_every_parameter_and_metrics_say_where_the_loss_is():
 
 
 def test_the_loss_is_the_published_one_in_edm_form():
-    """Section 5.3, written down from the specification: c_skip, c_out, weight, ground truth on the
-    slots that are given, mean over everything, times 10."""
+    """Computes section 5.3 of the specification: c_skip, c_out, weight, ground truth in the given
+    slots, mean over everything, times 10."""
     objective, batch = tiny.objective(), tiny.batch(rollouts=2)
     sigma = np.asarray(jax.jit(lambda key: law(T).sample(key, (8, 1)))(jax.random.key(5)))
     level = np.asarray(objective.process.level_of(sigma))
@@ -116,7 +116,7 @@ def test_the_loss_is_the_published_one_in_edm_form():
     weight = (1 + s) ** 2 / s**2
     want = 10 * np.mean(weight * (x0 - d) ** 2)
     got = 10 * np.mean(found.weight * found.velocity)
-    np.testing.assert_allclose(got, want, rtol=2e-4)  # small sigma cancels in their form
+    np.testing.assert_allclose(got, want, rtol=2e-4)  # their form loses digits at small sigma
     l1 = np.abs(x0 - d).mean(axis=(2, 3, 4))
     np.testing.assert_allclose(np.where(given, 0, found.l1), l1, rtol=1e-3, atol=1e-5)
 
@@ -143,7 +143,7 @@ def test_an_example_weighs_by_its_slots_and_rollouts_are_not_imitated():
 
 
 def test_values_are_discounted_returns_from_the_end_of_the_chunk():
-    """Section 5.4's anchors, and partial scores, which the public code counts as full."""
+    """Checks section 5.4's values, and partial scores, which the public code counts as full."""
     batch = tiny.batch()
     batch["score"] = np.float32([1.0, 1, 1, 0, 0.5, 0.5, 1, 1])
     batch["to_go"] = np.float32([0.0, 16, 100, 7, 0, 16, 1, 2])
@@ -187,7 +187,7 @@ def test_prefix_visibility_trains_with_the_same_shares_under_its_own_tables():
     value, metrics = loss(tiny.stub(visibility="prefix"), {}, batch)
     parts = [metrics[f"loss_{u.name}"] for u in uses("value")]
     np.testing.assert_allclose(value, np.dot(parts, [0.5, 0.25, 0.25]), rtol=1e-5)
-    # With a network that does not attend, the tables make no difference, nor does the regrouping.
+    # With a network without attention, neither tables nor regrouping make a difference.
     for other in (loss(tiny.stub(visibility=v), {}, batch) for v in ("bidirectional", "prefix")):
         want = loss(tiny.stub(), {}, batch)
         np.testing.assert_allclose(other[0], want[0], rtol=1e-5)
@@ -239,7 +239,7 @@ def test_compat_switches_do_what_they_say():
     for name, x in plain.items():
         want = x.astype(jnp.bfloat16).astype(jnp.float32)
         np.testing.assert_array_equal(rounded[name], want, err_msg=name)
-    # Section 1.6: what the five levels of the published grid become.
+    # Section 1.6: the rounded five levels of the published grid.
     sigmas = np.array([80, 42.2911, 20.9724, 9.6183, 4.0])
     rounded = tiny.objective(compat=("bf16_times",)).process_of("action")
     told = rounded.c_noise(jnp.asarray(sigmas / (1 + sigmas)))
@@ -279,7 +279,7 @@ def test_times_are_rounded_under_compat_in_training_too():
 
 
 def test_the_noise_law_is_the_published_one_times_the_root_of_the_slots():
-    """Section 5.2: medians and masses of the effective law."""
+    """Checks section 5.2: medians and masses of the effective law."""
     for slots, below, above in ((9, 0.127, 0.248), (11, 0.112, 0.264)):
         process = dataclasses.replace(tiny.PROCESS, law=law(slots))
         level = np.asarray(process.sample_level(jax.random.key(0), (200_000,)))
@@ -311,7 +311,7 @@ def test_loss_by_level_needs_no_mesh_even_of_a_network_that_is_sharded():
 
 
 class Uses(tiny.Stub):
-    """Says how many examples train each use, with a loss."""
+    """Reports how many examples train each use, with a loss."""
 
     def init(self, rng):
         return {"x": jnp.zeros(())}
@@ -325,7 +325,7 @@ class Uses(tiny.Stub):
 
 @pytest.mark.parametrize("micro", [1, 2, 4, 8])
 def test_accumulation_keeps_exact_shares(micro):
-    """Sources of LIBERO: demonstrations, successes and failures in a pattern of four."""
+    """Returns LIBERO's sources: demonstrations, successes and failures in a pattern of four."""
     config = base_config()
     config.optim.accumulate, config.data.batch_size, config.total_steps = micro, 32, 1
     for name, weight in (("demos", 2.0), ("successes", 1.0), ("failures", 1.0)):

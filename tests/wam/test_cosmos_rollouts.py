@@ -1,4 +1,4 @@
-"""What a policy did becomes training data as it is."""
+"""Tests that rollouts of a policy become training data unchanged."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ EPISODES = 18  # a batch and a half
 
 @dataclasses.dataclass(frozen=True)
 class Left(Policy):
-    """Goes to where left zones tend to be, whatever it is told."""
+    """Goes to where left zones tend to be, for any instruction."""
 
     def batch_spec(self, batch_size):
         return {}
@@ -59,12 +59,12 @@ def test_every_episode_is_stored_unchanged(recorded):
     assert 3 < len(wins) <= EPISODES // 2
     assert summary["success_rate"] == len(wins) / EPISODES
     for e in made:
-        # Cut a few steps after the action that achieved the task, which has the reward.
+        # Ends a few steps after the action that achieves the task, which has the reward.
         end = min(np.argmax(e.returns) + 1 + 3, STEPS) if e.success else STEPS
         assert e.length == end
         assert (e.returns.max() == 1) == e.success and e.instruction == tabletop.instruction(e.task)
         assert e.proprio.shape == (e.length + 1, 5)
-        # Pictures are of their states: nothing moves between two only where the gripper rests.
+        # Pictures match their states: consecutive ones are equal only if the gripper rests.
         frames = e.frames("overhead", [0, e.length])
         moved = np.abs(e.proprio[0, :3] - e.proprio[-1, :3]).max() > 0.1
         assert np.any(frames[0] != frames[1]) == moved
@@ -86,7 +86,7 @@ def test_episodes_differ_from_those_of_the_evaluation_and_are_reproducible(recor
     config, policy, path, _ = recorded
     with pytest.raises(ValueError, match="seed 0 makes the episodes that config.eval.seed"):
         rollouts.record(policy, config, tmp_path / "a", TASKS, 2, config.eval.seed)
-    # A batch of its own size is what decides, so the same arguments again.
+    # Results depend on the batch size, so it uses the same arguments.
     rollouts.record(policy, config, tmp_path / "b", TASKS, EPISODES, 7, progress=False)
     for a, b in zip(Reader(path), Reader(tmp_path / "b"), strict=True):
         np.testing.assert_array_equal(a.actions, b.actions)

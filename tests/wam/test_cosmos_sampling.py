@@ -1,4 +1,4 @@
-"""The sampler against the public recipe written down in sigma and float64; caches; modes."""
+"""Tests the sampler against the public recipe in sigma and float64; caches; modes."""
 
 import dataclasses
 import functools
@@ -28,14 +28,14 @@ EMPTY = Cache({}, {})
 
 
 def answer(x, sigma):
-    """What a stand-in for the network believes x0 to be."""
+    """Returns the x0 that the fake network predicts."""
     return (
         np.sin(x) * 2 / (1 + sigma) if isinstance(x, np.ndarray) else jnp.sin(x) * 2 / (1 + sigma)
     )
 
 
 class Network:
-    """Answers `answer`, in the form of a velocity; keeps what it was called with."""
+    """Returns `answer` as a velocity, and records its calls."""
 
     def __init__(self):
         self.calls, self.flags = [], {}
@@ -61,7 +61,7 @@ def sampler(network):
 
 
 def oracle(noise, steps):
-    """Section 6.1, in sigma: grid of n points, n - 1 steps of "2ab", one clean call."""
+    """Computes section 6.1 in sigma: a grid of n points, n - 1 steps of "2ab", one clean call."""
     if steps == 1:
         sigmas = np.array([80.0])
     else:
@@ -85,7 +85,7 @@ def oracle(noise, steps):
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
 def test_sampling_is_the_public_recipe_with_as_many_calls_as_asked(steps):
-    """n = 2 is two calls, which the public code has as one."""
+    """n = 2 means two calls, where the public code makes one."""
     rng = np.random.default_rng(0)
     noise, latents = rng.standard_normal(SHAPE), rng.standard_normal(SHAPE)
     network = Network()
@@ -128,7 +128,7 @@ def test_published_noise_is_numpys_and_does_not_depend_on_the_batch():
 
 
 class Answering(tiny.CosmosPolicy):
-    """A policy with the stand-in as its network."""
+    """Is a policy with the fake network."""
 
     def bind(self, params, *constrain):
         return Network()
@@ -213,7 +213,7 @@ def test_direct_acting_gives_what_was_given_and_layers_may_be_unstacked():
     np.testing.assert_array_equal(out[:, tiny.LAYOUT.index("eye")], eye)
     prepared = objective.prepare(tiny.params())
     assert "blocks" not in prepared
-    # Frozen with one call is direct: the keys and values are of the only level there is.
+    # Frozen with one call equals direct: keys and values are of the only level.
     one = act(objective, tiny.params(), seen, KEY, 1)
     frozen = act(objective, prepared, seen, KEY, 1, "frozen")
     np.testing.assert_allclose(frozen, one, atol=2e-5)
@@ -221,7 +221,7 @@ def test_direct_acting_gives_what_was_given_and_layers_may_be_unstacked():
 
 
 def test_a_prefix_is_cached_exactly():
-    """Uncached: the same table in one call after the other, everything computed again."""
+    """Without a cache, every call recomputes everything under the same table."""
     objective = tiny.objective(visibility="prefix", steps=2)
     got = act(objective, tiny.params(), tiny.observation(), KEY)
 
@@ -241,7 +241,7 @@ def test_a_prefix_is_cached_exactly():
 
     want = act(Uncached(**vars(objective)), tiny.params(), tiny.observation(), KEY)
     np.testing.assert_allclose(got, want, atol=5e-5)
-    # The given slots do not see what is denoised; under the other table they do.
+    # Given slots do not see denoised ones, unlike under the other table.
     other = act(tiny.objective(steps=2), tiny.params(), tiny.observation(), KEY)
     assert np.abs(other - want).max() > 1e-3
 
@@ -254,7 +254,7 @@ def test_world_model_and_value_keep_what_they_are_given():
         text = objective.read(params, observation)
         future = objective.predict(params, Seen(latents, text), KEY, 2)
         values = objective.value(params, Seen(future, text), KEY, 2)
-        # V(s') does not look at the present or at the action.
+        # V(s') does not depend on the present or the action.
         hidden = future.at[:, 1:5].set(0)
         return future, values, objective.value(params, Seen(hidden, text), KEY, 2)
 

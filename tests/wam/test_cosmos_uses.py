@@ -1,4 +1,4 @@
-"""Who is given what, who sees whom, and which example trains what."""
+"""Tests which slots are given, which see which, and which examples train which use."""
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +96,7 @@ def test_shares_are_exact_in_every_row(mix):
         )
         seen.append(np.asarray(use))
     share = np.stack([np.bincount(column, minlength=3) for column in np.stack(seen, 1)])
-    # At random: no position of a batch is always of one use.
+    # Random: no position of a batch always has the same use.
     assert (share.max(axis=1) < 20).all()
     with pytest.raises(ValueError, match=f"make data.batch_size a multiple of {period}"):
         order(jax.random.key(0), mix, period + 1, last=jnp.zeros(period + 1, bool))

@@ -1,4 +1,4 @@
-"""Picture models: every scheme and condition trains and samples; the cache changes nothing."""
+"""Tests picture models: all schemes and conditions train and sample; the cache changes nothing."""
 
 import dataclasses
 import functools
@@ -80,13 +80,13 @@ CASES = {
 }
 
 
-# Of these other tests sample: `test_rolling`, and `test_noise` with what is drawn at every step.
+# Other tests sample these: `test_rolling`, and `test_noise` with the draws of every step.
 SAMPLED = ("blocks", "forcing_causal", "text_video", "ddpm")
 QUICK = ("blocks", "in_context", "text_both", "text_joint", "ddpm")
 
 
 def some_slow(names, quick):
-    """Parameters of a test of which only the quick ones run by default."""
+    """Returns parameters of a test, of which only the quick ones run by default."""
     return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
@@ -94,7 +94,7 @@ def some_slow(names, quick):
 def test_every_case_trains_and_samples_and_reaches_every_parameter(case):
     objective = make(**CASES[case])
     params, batch = parameters(objective), batch_of(objective)
-    # The published initialisation has every parameter too.
+    # The published initialisation has all parameters, too.
     assert jax.tree.structure(params) == jax.tree.structure(
         jax.eval_shape(objective.init, jax.random.key(0))
     )
@@ -123,7 +123,7 @@ def test_every_case_trains_and_samples_and_reaches_every_parameter(case):
         for p, g in jax.tree_util.tree_leaves_with_path(grads)
         if not np.any(g)
     ]
-    # The query of an expert that ends is computed by nobody.
+    # An expert that ends early needs no query in its last block.
     assert all("final_block" in p and "'text'" in p and "'q'" in p for p in silent), silent
 
 
@@ -139,7 +139,7 @@ def test_cached_sampling_equals_uncached(scheme):
     def run(objective, params):
         return objective.sample(params, condition_of(batch), jax.random.key(1), given)
 
-    # Layers of their own, which `test_rolling` compares with stacked ones that have a cache.
+    # With unstacked layers, which `test_rolling` compares with cached stacked ones.
     want = run(dataclasses.replace(objective, use_cache=False), params)
     got = run(objective, objective.prepare(params))
     np.testing.assert_array_equal(got[:, : given.shape[1]], given)
@@ -202,11 +202,11 @@ def test_given_groups_have_no_loss_and_levels_are_of_their_scheme():
     other["video"][:, 0] = 0
     loss = jax.jit(objective.loss)
     losses = [float(loss(params, x, jax.random.key(0))[0]) for x in (batch, other)]
-    assert losses[0] != losses[1]  # it conditions
+    assert losses[0] != losses[1]  # conditions have an effect
 
 
 def test_forcing_takes_any_number_of_given_frames():
-    """They are clean frames of the one group of training, each told its own level."""
+    """They are clean frames of the single group of training, each with its own level."""
     objective = make("forcing", classes=3)
     params, batch = parameters(objective), batch_of(objective)
     latents = objective.codec.encode(batch["video"])

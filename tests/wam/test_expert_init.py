@@ -1,4 +1,4 @@
-"""The interpolated action expert against the published rule written out in torch."""
+"""Tests the interpolated action expert against the published rule in torch."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from wamjax.wam.fast_wam.expert_init import action_from_video, interpolate  # no
 
 
 def resize(x, shape):
-    """Spec 2.1 on one torch tensor: every dimension in order, then alpha."""
+    """Computes spec 2.1 on one torch tensor: every dimension in order, then alpha."""
     source = x.shape
     for dim, size in enumerate(shape):
         if x.shape[dim] != size:
@@ -30,7 +30,7 @@ def resize(x, shape):
 
 
 def published(path, old, new):
-    """One tensor of one layer in torch's layout and back; modulation tables are (1, 6, d)."""
+    """Converts a tensor of one layer to torch's layout and back; modulation is (1, 6, d)."""
     old, shape = torch.from_numpy(old.copy()), new.shape
     if path.endswith("kernel"):
         return resize(old.T, shape[::-1]).T.numpy()

@@ -1,4 +1,4 @@
-"""The training objective of every variant: what it learns from, and what it ignores."""
+"""Tests the training objective of every variant: what it learns from, and what it ignores."""
 
 import functools
 
@@ -33,7 +33,7 @@ CODEC = codecs.small(Gaussian(12), spatial=2, temporal=1, width=8)
 
 
 def test_variants_predict_the_same_groups_with_known_exceptions():
-    """So of their gradients two are enough, those of the next test."""
+    """So the next test needs the gradients of only two."""
     predicted = {v: [u.predicted for u in tiny.fast_wam(v).uses] for v in tiny.VARIANTS}
     both = ("future", "action")
     assert predicted == {
@@ -44,7 +44,7 @@ def test_variants_predict_the_same_groups_with_known_exceptions():
 
 @pytest.mark.parametrize("variant", ["idm", "no_cotrain"])
 def test_gradient_is_nonzero_exactly_where_the_loss_reaches(variant):
-    """And a codec with parameters is not trained."""
+    """A codec with parameters is not trained."""
     codec = CODEC if variant == "idm" else tiny.CODEC
     objective = tiny.fast_wam(variant, codec=codec)
     params = random_params(jax.eval_shape(objective.init, KEY))
@@ -63,7 +63,7 @@ def test_gradient_is_nonzero_exactly_where_the_loss_reaches(variant):
         zero |= {(path, i) for i, layer in enumerate(layers) if not np.any(layer)}
     expected = set()
     if variant == "no_cotrain":
-        # The video expert is trained through the keys and values of its first frame alone.
+        # The video expert is trained only through the keys and values of its first frame.
         assert metrics["loss_video"] == 0
         last = tiny.LAYERS - 1
         for path in flatten(params):
@@ -82,12 +82,12 @@ def test_gradient_is_nonzero_exactly_where_the_loss_reaches(variant):
 def test_init_gives_the_same_tree_for_all_variants_and_zero_heads():
     trees = {v: jax.eval_shape(tiny.fast_wam(v).init, KEY) for v in tiny.VARIANTS}
     tokens = trees["ladder"]["video"].pop("anticipation")
-    assert tokens.shape == ((tiny.FRAMES - 1) * 4, 14)  # four a frame, as wide as the expert
+    assert tokens.shape == ((tiny.FRAMES - 1) * 4, 14)  # four per frame, as wide as the expert
     assert all(t == trees["fast"] for t in trees.values())
     zero = {"video/head/kernel", "action/head/kernel", "blocks/video/ffn/in/bias"}
     drawn = {"action/encoder/kernel", "blocks/action/modulation", "video/head_table"}
 
-    @jax.jit  # of the whole tree only what is returned here is compiled
+    @jax.jit  # only the returned part of the tree is compiled
     def some(key):
         leaves = flatten(tiny.fast_wam("idm").init(key))
         return {path: leaves[path] for path in zero | drawn}
@@ -115,7 +115,7 @@ def test_loss_is_the_weighted_sum_of_means_over_the_examples_that_have_it():
 
 
 def test_a_codec_with_parameters_encodes_inside():
-    """As if its latents had been made ahead: same draw, loss and actions."""
+    """Draw, loss and actions are the same as with precomputed latents."""
     inside = tiny.fast_wam("fast", codec=CODEC, steps=1)
     ahead = tiny.fast_wam("fast", codec=codecs.CachedLatents(12, 2, 1), steps=1)
     params = random_params(jax.eval_shape(inside.init, KEY))
@@ -157,7 +157,7 @@ def test_action_free_examples_contribute_nothing_to_the_action_loss():
         both["loss_action"], (one["loss_action"] + two["loss_action"]) / 2, rtol=1e-5
     )
     assert one["loss_action"] > 0 and abs(one["loss_action"] - two["loss_action"]) > 1e-3
-    # Whatever stands in the unlabelled rows is not learnt from; their video still is.
+    # The actions of unlabelled rows have no effect; their video is still learned from.
     others = np.array([0, 2])
     noisy = batch | {"actions": tiny.put(batch["actions"], others, batch["actions"][others] + 5)}
     assert_trees_close(labelled(1, 3, batch=noisy), both, rtol=1e-6)
@@ -170,7 +170,7 @@ def test_action_free_examples_contribute_nothing_to_the_action_loss():
 
 
 def test_padded_frames_and_steps_have_no_loss():
-    """Tokens are kept from mixing (no attention output): only the loss could see padding."""
+    """Without attention output tokens do not mix, so only the loss could see padding."""
     params = tiny.params("optional_idm")
     for expert in ("video", "action"):
         attention = params["blocks"][expert]["self_attn"]
@@ -214,7 +214,7 @@ def velocities(net, params, values, levels, batch, table, predict):
 
 
 def sample(names, size=4):
-    """Latents and actions at levels of their own; every group draws from its own stream."""
+    """Computes latents and actions at their own levels; every group has its own random stream."""
     latents = np.asarray(tiny.CODEC.encode(tiny.batch(size)["video"]))
     rng = np.random.default_rng(9)
     values = {
@@ -233,7 +233,7 @@ def sample(names, size=4):
 
 
 def test_actions_in_training_are_the_actions_without_the_future():
-    """The claim of the paper: deleting future tokens changes nothing under Fast-WAM's table."""
+    """The paper claims that deleting future tokens changes nothing under Fast-WAM's table."""
     net, params, batch = tiny.network(), tiny.params("fast"), tiny.batch()
 
     @functools.partial(jax.jit, static_argnums=0)

@@ -1,4 +1,4 @@
-"""Fast-WAM with a judge: the policy beneath it is untouched, and what is cached is exact."""
+"""Tests Fast-WAM with a judge: the policy itself is unchanged, and the cache is exact."""
 
 import dataclasses
 import functools
@@ -54,7 +54,7 @@ def judged(config, spec):
 
 @pytest.fixture(scope="module")
 def params(judged):
-    """Random everywhere: heads that start at zero say nothing."""
+    """Returns random parameters, since fresh heads are zero."""
     shapes = jax.eval_shape(judged.init, jax.random.key(0))
     rng = np.random.default_rng(1)
     return jax.tree.map(
@@ -86,25 +86,25 @@ KEYS = jax.random.split(jax.random.key(5), SIZE)
 
 
 def compiled(method, *static):
-    """A method with its further arguments fixed, in one program."""
+    """Compiles a method with its further arguments fixed."""
     return jax.jit(lambda *args: method(*args, *static))
 
 
 @pytest.fixture(scope="module")
 def direct(judged, params, seen, normalise):
-    """What it does without planning."""
+    """Returns its actions without planning."""
     return np.asarray(compiled(judged.policy, "direct")(params, normalise, seen, KEYS))
 
 
 @pytest.fixture(scope="module")
 def best_of_four(judged):
-    """The program of its decisions in mode plan:4."""
+    """Returns the program of its decisions in mode plan:4."""
     return compiled(judged.decide, "plan:4")
 
 
 @pytest.fixture(scope="module")
 def trains():
-    """Whether a parameter is trained, by its path."""
+    """Returns whether a parameter is trained, by its path."""
     config = configs.base_config()
     presets.judge(config, "runs/policy", "runs/branches")
     return partition.trained(config.optim.freeze), config.init_from.missing
@@ -112,7 +112,7 @@ def trains():
 
 @pytest.fixture(scope="module")
 def trained(judged, params, trains):
-    """The batch of the loss, (loss, metrics), and the gradient of what is trained, by path."""
+    """Returns the batch, (loss, metrics), and the gradient of trained parameters by path."""
     given, flat = batch(judged, [False, True]), tree.flatten(params)
     free = {path: x for path, x in flat.items() if trains[0](path)}
 
@@ -137,7 +137,7 @@ def test_direct_is_the_policy_without_a_judge(
 
 
 def test_the_first_proposal_is_what_direct_does(judged, params, seen, normalise, direct):
-    """And the cached ones are those of a policy that computes everything anew for each."""
+    """Cached proposals equal those of a policy that recomputes everything for each."""
     args = params, normalise, seen, KEYS
     cached = np.asarray(compiled(judged.propose, 3)(*args))
     plain = compiled(super(type(judged), judged).propose, 3)(*args)
@@ -170,7 +170,7 @@ def test_the_cached_value_is_that_of_one_whole_pass(judged, params, seen, normal
 def test_adaptive_climbs_to_the_top_if_free_and_not_at_all_if_expensive(
     judged, params, seen, normalise, direct, best_of_four
 ):
-    """Free time goes to the last rung if that promises anything; dear time to none."""
+    """If time is free it climbs to the last rung if that has any benefit; if expensive, to none."""
     decide = jax.jit(
         lambda costs: judged.decide(params, normalise, seen, KEYS, "adaptive", costs=costs)
     )
@@ -183,7 +183,7 @@ def test_adaptive_climbs_to_the_top_if_free_and_not_at_all_if_expensive(
     with pytest.raises(ValueError, match="costs of its 3 rungs"):
         jax.eval_shape(lambda costs: judged.policy(
             params, normalise, seen, KEYS, "adaptive", costs=costs), np.zeros(2))  # fmt: skip
-    # What it expected on its way up is what it expects of those proposals when they are given.
+    # The benefits expected while climbing equal those computed for the same proposals.
     costs = np.array([0.0, -9.0, -99.0])
     asked = compiled(judged.benefits)(params, normalise, seen, top.proposals)
     assert asked.shape == (SIZE, 2, 3)
@@ -202,7 +202,7 @@ def test_prepared_parameters_decide_alike(judged, params, seen, normalise, best_
 
 @pytest.fixture(scope="module")
 def climber(config, spec):
-    """A judge on a ladder of every kind of rung, and its parameters."""
+    """Returns a judge on a ladder with every kind of rung, and its parameters."""
     config = config.copy_and_resolve_references()
     presets.fast_wam(config, "ladder", "2026-08")
     config.objective.name, config.objective.infer_steps = "fast_wam_judge", 3
@@ -217,9 +217,9 @@ def climber(config, spec):
 
 
 def test_every_rung_is_its_mode_alone(climber, seen, normalise):
-    """What rungs reuse (one cache of the first frame, one future that each imagines on from where
-    the last stopped) changes nothing: proposals are those of the modes, from the same noise,
-    with nothing cached."""
+    """Reuse between rungs (one cache of the first frame, one future that each rung continues to
+    imagine) changes nothing: proposals equal those of the modes from the same noise, without
+    caches."""
     judged, params = climber
     plain = dataclasses.replace(judged, use_cache=False)
 
@@ -291,7 +291,7 @@ def batch(judged, gate):
 
 
 def test_the_loss_is_that_of_the_values(judged, params, normalise, trained):
-    """Squared error and error of differences, by hand, over the states that are the judge's."""
+    """Computes squared error and error of differences by hand, over the judge's states."""
     given, (loss, metrics), _ = trained
     values = np.asarray(compiled(judged.value)(
         params, normalise, given | {"proprio": normalise["proprio"].inverse(given["proprio"])},
@@ -311,7 +311,7 @@ def test_the_loss_is_that_of_the_values(judged, params, normalise, trained):
 def test_everything_but_judge_and_gate_is_frozen(params, trains, trained):
     keep, missing = trains
     free = [path for path in tree.flatten(params) if keep(path)]
-    for path in tree.flatten(params):  # what is trained is what the policy's run lacks
+    for path in tree.flatten(params):  # trained are those that the policy's run lacks
         assert keep(path) == any(re.fullmatch(r, path) for r in missing)
     *_, grads = trained
     moved = [path for path, gradient in grads.items() if np.any(gradient != 0)]

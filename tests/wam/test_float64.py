@@ -1,6 +1,6 @@
-"""Under x64 a loss, its gradient and a sampler are computed in float64 throughout.
+"""Tests that under x64 a loss, its gradient and a sampler are in float64 throughout.
 
-Read off the programs: a single cast to float32 would leave seven digits of sixteen.
+This is read from the programs: a single cast to float32 would leave seven of sixteen digits.
 """
 
 import functools
@@ -24,7 +24,7 @@ NARROW = {"float32", "bfloat16", "float16"}
 
 
 def narrow(function, *arguments):
-    """The operations of a program that put out a float of less than 64 bits."""
+    """Returns the operations of a program that output a float of less than 64 bits."""
     with jax.enable_x64(True):
         program = jax.make_jaxpr(function)(*arguments)
     return sorted(set(_narrow(program.jaxpr)))
@@ -46,7 +46,7 @@ def _is_program(x):
 
 
 def wide(tree):
-    """Shapes with all floats as float64."""
+    """Returns shapes with all floats as float64."""
 
     def one(x):
         floats = jnp.issubdtype(x.dtype, jnp.floating)
@@ -56,7 +56,7 @@ def wide(tree):
 
 
 def of(objective):
-    """Parameters and a batch."""
+    """Returns parameters and a batch."""
     params = wide(jax.eval_shape(objective.init, jax.random.key(0)))
     return params, wide(dict(objective.batch_spec(4)))
 

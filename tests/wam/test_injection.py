@@ -1,4 +1,5 @@
-"""Numbers in latent frames: the specification's vectors (section 4), and an oracle in numpy."""
+"""Tests numbers in latent frames with the specification's vectors (section 4) and a numpy
+oracle."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ SIZE = 28 * 28 * 16
 
 
 def oracle(values, shape):
-    """As in the public code: (c, h, w), in C order."""
+    """Reorders as in the public code: (c, h, w), in C order."""
     flat = np.asarray(values, np.float64).reshape(len(values), -1)
     copies = np.concatenate([flat] * -(-SIZE // flat.shape[1]), axis=1)[:, :SIZE]
     return copies.reshape(-1, 16, 28, 28).transpose(0, 2, 3, 1)
@@ -41,7 +42,7 @@ def test_tiling_is_the_published_one_and_untiling_is_the_mean_over_full_copies(s
     latents = tile(jnp.asarray(x), shape, LATENT)
     np.testing.assert_array_equal(latents, oracle(x, shape))
     np.testing.assert_allclose(untile(latents, shape), x, rtol=1e-6)
-    # Noise of the network is averaged over the full copies only: the cut one does not count.
+    # Errors of the network are averaged over full copies only, without the truncated one.
     noise = rng.standard_normal((2, *LATENT)).astype(np.float32)
     flat = np.moveaxis(np.asarray(latents + noise, np.float64), -1, 1).reshape(2, -1)
     full = COPIES[shape][0] * n
@@ -63,7 +64,7 @@ def test_structure_of_the_published_tilings():
     _, counts = np.unique(tokens, axis=0, return_counts=True)
     assert len(counts) == 28 and set(counts) == {7}
     aloha = np.asarray(tile(jnp.arange(700.0).reshape(1, 50, 14), (50, 14), LATENT))[0]
-    # 784 = 700 + 84: each channel is the one before, three rows further on.
+    # 784 = 700 + 84: each channel is the previous one, shifted by three rows.
     np.testing.assert_array_equal(aloha[:-3, :, 1], aloha[3:, :, 0])
 
 
@@ -81,7 +82,7 @@ def test_every_slot_of_numbers_round_trips_and_touches_no_other(name):
         np.testing.assert_allclose(extract(layout, out, n), x, atol=1e-6)
     pictures = [i for i, s in enumerate(layout.slots) if not holds_numbers(s)]
     np.testing.assert_array_equal(out[:, pictures], latents[:, pictures])
-    # The first slots alone, as a policy has them.
+    # Only the first slots, as for a policy.
     few = inject(layout, latents[:, : layout.conditional], {"proprio": values["proprio"]})
     np.testing.assert_array_equal(few[:, 1], out[:, 1])
 
@@ -98,7 +99,7 @@ def test_values_fill_a_frame_and_are_read_as_returns_between_zero_and_one():
 
 
 def test_min_max_statistics_of_the_demonstrations_map_to_the_unit_box():
-    """Section 4's 2 (x - min) / (max - min) - 1 for each dimension; a constant one becomes 0 there
+    """Checks section 4's 2 (x - min) / (max - min) - 1 per dimension; a constant one becomes 0
     instead of a division by zero."""
     rng = np.random.default_rng(2)
     x = rng.uniform(-3, 5, (50, 7)).astype(np.float32)

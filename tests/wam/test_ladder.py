@@ -1,4 +1,4 @@
-"""The ladder and its gate, against plain loops."""
+"""Tests the ladder and its gate against plain loops."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ B, J, A = 5, 2, 3
 
 @pytest.fixture(scope="module")
 def made():
-    """All proposals of five states, and what a judge says of them."""
+    """Returns all proposals of five states, and a judge's values of them."""
     keys = jax.random.split(jax.random.key(0), 2)
     proposals = jax.random.normal(keys[0], (B, RUNGS[-1], J, A))
     return proposals, jax.random.normal(keys[1], (B, RUNGS[-1]))
@@ -42,10 +42,10 @@ def test_forced_to_a_rung_takes_the_best_of_its_proposals(made, rung):
 
 
 def test_each_example_chooses_its_own_rung(made):
-    """A batch is its examples one by one; what was not proposed has no value."""
+    """A batch equals its examples one by one; missing proposals have no value."""
 
     first, three = np.asarray(made[1][:, 0]), np.max(np.asarray(made[1][:, :3]), axis=1)
-    limits = np.sort(first)[3], np.sort(three)[2]  # who is below them goes on
+    limits = np.sort(first)[3], np.sort(three)[2]  # examples below them climb on
 
     def goes_on(h, proposals, values):
         return jnp.max(values, axis=1) < limits[h], values[:, 0]
@@ -78,7 +78,7 @@ def test_unreached_rungs_are_not_computed(made):
 
 
 def test_rungs_pass_their_state_to_examples_that_climb():
-    """Each adds up; one that nobody reaches hands on what it was given."""
+    """Each rung adds to a total; an unreached one passes it on unchanged."""
 
     def propose(rung, total):
         total = total + 10**rung
@@ -136,13 +136,13 @@ def test_proposals_of_one_mode_are_exchangeable():
     orders = np.asarray(ladder.shuffled(jax.random.key(0), ways, 500))
     np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(6), (500, 1)))
     assert np.all(np.array(ways)[orders] == np.array(ways))
-    for place in (0, 2, 4):  # each of the three is as often there as the others
+    for place in (0, 2, 4):  # each of the three is there equally often
         counts = np.bincount(orders[:, place], minlength=6)[[0, 2, 4]]
         assert counts.sum() == 500 and counts.min() > 125
 
 
 def test_the_gate_learns_mean_benefits_not_their_signs():
-    """A benefit of +1 in one of five and -0.1 in the others pays on average, and seldom."""
+    """A benefit of +1 in one of five states and -0.1 in the others is rare, but pays on average."""
     import optax
 
     gate, rng = ladder.Gate(2), np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Layouts: the published tables of indices follow from the words; every mistake is named."""
+"""Tests layouts: the published indices follow from the words; every mistake is named."""
 
 import numpy as np
 import pytest

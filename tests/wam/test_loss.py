@@ -1,4 +1,4 @@
-"""The loss as a function of what is drawn: as others have it, by slot, by example."""
+"""Tests the loss as a function of its draw: against references, by slot, by example."""
 
 import dataclasses
 import functools
@@ -16,11 +16,11 @@ from wamjax.wam.slots import Role
 KEY = jax.random.key(0)
 
 
-# ---- Fast-WAM against torch, on noise and levels of its own ----
+# ---- Fast-WAM against torch, with given noise and levels ----
 
 
 def weight(tau, shift):
-    """Section 5.1 of the specification, written once more."""
+    """Computes section 5.1 of the specification independently."""
     bump = np.exp(-2 * (tau - 0.5) ** 2) - np.exp(-0.5)
     u = np.linspace(1, 0, 1001)[:-1]
     s = shift * u / (1 + (shift - 1) * u)
@@ -70,7 +70,7 @@ def test_fast_wam_equals_torch_slot_by_slot(name, variant):
         )(draw)  # fmt: skip
     for g, error in want.items():
         weighted = error * weight(level[g], shifts[g])[:, None]
-        np.testing.assert_allclose(slots[g].error, weighted, rtol=1e-8)  # 1e-10 beside the mean
+        np.testing.assert_allclose(slots[g].error, weighted, rtol=1e-8)  # the mean has 1e-10 added
         np.testing.assert_array_equal(slots[g].mask, valid[g])
     np.testing.assert_allclose(parts["video"], examples["future"], rtol=1e-8)
     np.testing.assert_allclose(parts["action"], examples["action"], rtol=1e-8)
@@ -125,7 +125,7 @@ FAMILIES = {  # one with a real network
 
 @functools.cache
 def computed(family):
-    """The objective, its batch, a draw of it, its loss; and functions of a draw."""
+    """Returns the objective, its batch, a draw, its loss; and functions of a draw."""
     objective, params, batch = FAMILIES[family]()
     run = jax.jit(lambda p, b: (objective.draw(p, b, KEY), objective.loss(p, b, KEY)))
 
@@ -148,7 +148,7 @@ def test_the_loss_is_that_of_its_draw_and_the_mean_of_its_examples(family):
     np.testing.assert_allclose(value, want[0], rtol=1e-6)
     np.testing.assert_allclose(np.mean(examples["loss"]), value, rtol=1e-5)
 
-    # Example 2 alone changes when its clean values do, wherever its program has put it.
+    # Only example 2 changes with its clean values, wherever its use has placed it.
     def changed(d):
         clean = jax.tree.map(
             lambda x: np.where((d.at == 2).reshape(-1, *[1] * (x.ndim - 1)), x + 0.7, x), d.clean
@@ -187,8 +187,8 @@ def test_a_use_of_several_has_its_own_examples():
 
 
 def test_learned_tokens_have_nothing_of_what_they_predict():
-    """They are at the level of noise and without any, so one step to the data is all of it: an
-    output of zero is wrong by the data."""
+    """Their level is pure noise, with zero noise, so one step leads to the data, and an output of
+    zero has the data as its error."""
     _, _, draws, _, of = computed("fast_wam")
     (draw,) = (d for d in draws if "anticipation" in d.mask)
     np.testing.assert_array_equal(draw.noise["anticipation"], 0)
@@ -203,7 +203,7 @@ def test_noise_of_a_draw_may_be_anyones():
     objective, _, (draw,), want, of = computed("forcing_causal")
     mine = {g: x + 1 for g, x in draw.noise.items()}
     assert abs(of((dataclasses.replace(draw, noise=mine),))[0][0] - want[0]) > 1e-3
-    # What is given has none.
+    # Given slots have none.
     first = list(mine)[0]
     role = draw.role | {first: np.full_like(draw.role[first], Role.GIVEN)}
     mask = draw.mask | {first: np.zeros_like(draw.mask[first])}

@@ -1,4 +1,4 @@
-"""Sampling from noise that is given, and the way that it takes, of every sampler and policy."""
+"""Tests sampling from given noise, and its intermediate states, for every sampler and policy."""
 
 import dataclasses
 import functools
@@ -135,7 +135,7 @@ def test_noise_of_ancestral_steps_is_given_as_well():
 
     @jax.jit
     def drawn(key):
-        """What it draws, drawn outside."""
+        """Makes the sampler's draws outside of it."""
         key, stream = streams(key, 0)
         keys = jax.vmap(lambda k: jax.random.split(k, 1)[0])(jax.random.split(key, objective.steps))
         fresh = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
@@ -155,7 +155,7 @@ def test_noise_of_ancestral_steps_is_given_as_well():
 
 
 def test_tokens_are_drawn_by_given_uniforms():
-    """By the inverse of the distribution, which any implementation can follow."""
+    """Uses the inverse of the distribution, which any implementation can reproduce."""
     with np.errstate(divide="ignore"):
         logits = np.log(np.float32([[0.1, 0.2, 0.3, 0.4], [0.7, 0.0, 0.2, 0.1]]))
     draw = jax.jit(lambda u, top_k: pick(logits, None, top_k=top_k, uniform=u), static_argnums=1)

@@ -1,4 +1,4 @@
-"""Velocities and whole sampled chunks equal an independent torch implementation, in float64."""
+"""Compares velocities and sampled chunks with an independent torch implementation, in float64."""
 
 import functools
 
@@ -18,7 +18,7 @@ from wamjax.wam.objectives import bind  # noqa: E402
 TOKENS = {"N0": 4, "N+": 8, "C0": 4, "C+": 8, "A": tiny.CHUNK}
 BATCH = 2
 
-# Section 3.2 of the spec once more: query -> visible keys, in the published layouts.
+# Section 3.2 of the spec: query -> visible keys, in the published layouts.
 MASKS = {
     "FAST": {"N0": "N0", "N+": "N0 N+", "A": "N0 A"},
     "JOINT": {"N0": "N0", "N+": "N0 N+", "A": "N0 N+ A"},
@@ -80,7 +80,7 @@ def clip(first, rest):
 
 
 def clip_levels(level):
-    """Frame 0 is clean, the others share a level."""
+    """Returns levels with frame 0 clean, and one level for the others."""
     levels = np.repeat(level[:, None], tiny.FRAMES, axis=1)
     levels[:, 0] = 0
     return tensor(levels)
@@ -136,11 +136,11 @@ def euler(velocity, x, grids):
 
 
 def oracle_chunk(mode, shifts, steps=3, prefix=None):
-    """Whole sampling loops in torch, everything recomputed at every step as published.
+    """Runs whole sampling loops in torch, recomputing everything at every step as published.
 
     Args:
-      prefix: (actions (b, d, a), count): the first of each chunk are these at every step, at level
-        0; the slopes there do not matter.
+      prefix: (actions (b, d, a), count): the first actions of each chunk are set to these at every
+        step, at level 0; velocities there do not matter.
     """
     _, oracle = models()
     x = {k: tensor(v) for k, v in data().items() if k not in ("first", "future", "cond")}
@@ -183,7 +183,7 @@ def oracle_chunk(mode, shifts, steps=3, prefix=None):
 
 
 def acted(objective, mode, monkeypatch, prefix=None):
-    """Its actions in float64, from the noise of `data`."""
+    """Returns its actions in float64, from the noise of `data`."""
     x = data()
     monkeypatch.setattr(type(objective), "_noise", lambda self, group, first, rng, noise: x[group])
 
@@ -210,7 +210,7 @@ MODES = [("fast", "direct"), ("joint", "joint"), ("idm", "imagine")]
 
 @pytest.mark.parametrize("variant, mode", MODES)
 def test_sampled_actions(variant, mode, monkeypatch):
-    """`policy` with its cache against the published loops without one."""
+    """Compares `policy` with its cache with the published loops without one."""
     (want,) = oracle_chunk(mode, shifts=(5.0, 1.0))
     got = acted(tiny.fast_wam(variant, vocabulary=0), mode, monkeypatch)
     assert np.std(want.numpy()) > 0.1
@@ -219,7 +219,7 @@ def test_sampled_actions(variant, mode, monkeypatch):
 
 @pytest.mark.parametrize("variant, mode", MODES)
 def test_sampled_actions_behind_a_prefix(variant, mode, monkeypatch):
-    """The masked loops, in which given actions have a level of their own in every token."""
+    """Compares with masked loops, in which given actions have their own level in every token."""
     prefix = np.random.default_rng(8).standard_normal((BATCH, 2, tiny.ACTION)), np.array([1, 2])
     (want,) = oracle_chunk(mode, shifts=(5.0, 1.0), prefix=prefix)
     objective = tiny.fast_wam(variant, vocabulary=0, prefix_max=2)

@@ -1,4 +1,4 @@
-"""Best of N: aggregates against an oracle, batched calls, what is carried into the next depth."""
+"""Tests best of N: aggregates against an oracle, batched calls, deeper plans."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ KEY = jax.random.key(0)
 
 
 def by_hand(values, how, zero=False):
-    """Section 6.4, in plain words."""
+    """Computes section 6.4 directly."""
     high = [v for v in values if v > 0.05]
     low = [v for v in values if not v > 0.05]
     if how == "mean":
@@ -52,7 +52,7 @@ def test_aggregates(how):
 
 
 def test_the_lower_bound_is_less_the_deviation_of_a_sample():
-    """sqrt(sum of squares / (n - 1)): what torch.std and statistics.stdev are."""
+    """The deviation is sqrt(sum of squares / (n - 1)), as in torch.std and statistics.stdev."""
     values = jnp.asarray([0.2, 0.4, 0.9])
     want = 0.5 - (((0.3**2) + (0.1**2) + (0.4**2)) / 2) ** 0.5
     np.testing.assert_allclose(aggregate(values, "lcb"), want, atol=1e-6)
@@ -61,10 +61,10 @@ def test_the_lower_bound_is_less_the_deviation_of_a_sample():
 
 
 class Recorded(tiny.CosmosPolicy):
-    """A policy whose network calls are a stand-in: what matters is what is asked of it.
+    """Fakes and records the network calls of a policy.
 
-    An action is the mean of its noise in every number; a future is the action's; a value grows with
-    what its future holds. So the best proposal is known.
+    All numbers of an action are the mean of its noise; a future follows from its action; a value
+    grows with its future. So the best proposal is known.
     """
 
     def observe(self, params, normalizers, observation):
@@ -116,7 +116,7 @@ def recorded(value="value", **changes) -> Recorded:
 
 @functools.cache
 def run(policy, size=2, planner=False):
-    """A plan in one program, and what was asked of the network on the way."""
+    """Runs a plan as one program, and returns it with the recorded network calls."""
     log = []
     params = {"log": log, "name": "policy"}
     if planner:
@@ -126,7 +126,8 @@ def run(policy, size=2, planner=False):
 
 
 def asked(log=None):
-    """First arguments of its methods: parameters with a log, normalisers, observation."""
+    """Returns the first arguments of its methods: parameters with a log, normalisers,
+    observation."""
     params = {"log": [] if log is None else log, "name": "policy"}
     return params, tiny.normalizers(), tiny.observation(2)
 
@@ -167,7 +168,7 @@ def test_calls_are_batched_and_proposals_differ():
     assert done.proposals.shape == (2, 4, 4, 2) and done.values.shape == (2, 4, 6)
     assert done.scores.shape == (2, 4) and done.actions.shape == (2, 4, 2)
     first = np.asarray(done.proposals[..., 0, 0])
-    assert len(np.unique(first)) == 8  # noise of its own for each proposal and example
+    assert len(np.unique(first)) == 8  # separate noise for each proposal and example
     # The largest action leads to the largest state and value; noise is a tenth of it, averaged.
     np.testing.assert_array_equal(done.chosen, np.argmax(done.scores, axis=1))
     for b in range(2):
@@ -175,7 +176,7 @@ def test_calls_are_batched_and_proposals_differ():
     state = np.asarray(tiny.observation()["proprio"]).mean(axis=1)
     worth = first + state[:, None]
     assert np.corrcoef(worth.ravel(), np.asarray(done.scores).ravel())[0, 1] > 0.99
-    # A proposal is judged by its own futures: two values of a future are nearer than two futures.
+    # A proposal is judged by its own futures: values of one future are closer than those of two.
     spread = np.asarray(done.values).reshape(2, 4, 3, 2)
     assert spread.std(axis=3).mean() < spread.mean(axis=3).std(axis=2).mean()
 
@@ -234,7 +235,7 @@ def test_a_memory_limit_changes_the_calls_and_not_the_result(limit, together):
 
 def test_a_published_majority_reaches_the_plan():
     observation = tiny.observation(2)
-    observation["proprio"] = np.asarray([[-1.6] * 3, [0.5] * 3])  # of the first little is expected
+    observation["proprio"] = np.asarray([[-1.6] * 3, [0.5] * 3])  # the first has a low value
     params, normalizers, _ = asked()
 
     @jax.jit
@@ -265,7 +266,7 @@ def test_a_separate_planner_predicts_and_judges():
         ("planner", "world_model"),
         ("planner", "value"),
     ]
-    assert [entry[2] for entry in log[2:]] == [8, 24, 48, 24, 24, 48]  # every branch lives on
+    assert [entry[2] for entry in log[2:]] == [8, 24, 48, 24, 24, 48]  # every branch continues
 
 
 def test_the_predicted_state_and_pictures_are_carried_on():
@@ -281,13 +282,13 @@ def test_the_predicted_state_and_pictures_are_carried_on():
 
     y, state, found, want = jax.device_get(carried(x))
     np.testing.assert_allclose(found, state, atol=1e-6)
-    # Written anew: all copies are equal.
+    # Injected again, so all copies are equal.
     np.testing.assert_array_equal(y[:, layout.index("proprio")], want)
     for camera in ("eye", "hand"):
         got = y[:, layout.index(camera)]
         np.testing.assert_array_equal(got, x[:, layout.index(f"future_{camera}")])
     np.testing.assert_array_equal(y[:, 4:], x[:, 4:])
-    # In the whole: states add up over depths, so scores of depth 2 are of two actions.
+    # Overall, states add up over depths, so scores at depth 2 depend on two actions.
     shallow, deep = run(recorded())[0], run(recorded(depth=2))[0]
     np.testing.assert_array_equal(shallow.proposals, deep.proposals)
     assert np.abs(shallow.scores - deep.scores).max() > 0.01

@@ -1,4 +1,4 @@
-"""Acting: the cache is exact, layers may be unstacked, and the normalisers are applied."""
+"""Tests acting: the cache is exact, layers may be unstacked, and normalisers are applied."""
 
 import functools
 import itertools
@@ -52,14 +52,14 @@ def test_cache_and_unstacked_layers_change_nothing(variant, mode, solver):
         assert "blocks" not in prepared
         return act(uncached, params), act(cached, prepared)
 
-    # Both at once: stacked layers with a cache are those that `test_parity` compares with torch.
+    # Both at once, since `test_parity` compares stacked layers with a cache with torch.
     want, got = run(tiny.params(variant))
     assert got.shape == (2, tiny.CHUNK, tiny.ACTION) and np.std(want) > 0.1
     np.testing.assert_allclose(got, want, rtol=0, atol=5e-5)
 
 
 def test_modes_of_one_checkpoint_differ_in_what_actions_see():
-    """Stopping at the last step is imagining to the end; stopping earlier is not."""
+    """Stopping at the last step equals imagining to the end; stopping earlier does not."""
     objective, params = tiny.fast_wam("ladder", steps=2), tiny.params("ladder")
     rng = np.random.default_rng(0)
     noise = {"action": rng.standard_normal((2, tiny.CHUNK, tiny.ACTION), np.float32),
@@ -113,7 +113,7 @@ def test_observation_key_and_normalisers_all_matter():
     ]
     for other in others:
         assert np.abs(other - base).max() > 1e-3
-    # examples do not leak into each other
+    # examples do not affect each other
     changed = o | {"video": tiny.put(o["video"], 1, 0)}
     got = direct()(changed, KEY, 1.0, 1.0)
     np.testing.assert_array_equal(got[0], base[0])

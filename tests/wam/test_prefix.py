@@ -1,4 +1,4 @@
-"""First actions of a chunk that are given: in the loss, in the solver, and in what comes back."""
+"""Tests chunks whose first actions are given: in the loss, in the solver, and in the result."""
 
 import dataclasses
 import functools
@@ -90,7 +90,7 @@ def test_noise_on_given_actions_is_on_those_alone():
     given = draw.role["action"] == Role.GIVEN
     change = other.clean.pop("action") - draw.clean.pop("action")
     assert (change[~given] == 0).all() and 0.4 < change[given].std() < 0.6
-    jax.tree.map(np.testing.assert_array_equal, draw, other)  # nothing else is another
+    jax.tree.map(np.testing.assert_array_equal, draw, other)  # nothing else differs
 
 
 @pytest.mark.parametrize("variant", tiny.VARIANTS)
@@ -106,14 +106,14 @@ def test_a_prefix_changes_roles_of_actions_alone_in_every_variant(variant):
     for one, other in zip(draws, others, strict=True):
         assert one.role["action"].shape == (len(one.at), 1)
         same = dataclasses.replace(other, role=one.role, mask=one.mask)
-        jax.tree.map(np.testing.assert_array_equal, one, same)  # all other chance is the same
+        jax.tree.map(np.testing.assert_array_equal, one, same)  # all other draws are the same
 
     assert metrics["loss_video"] == before["loss_video"] and np.isfinite(value)
     assert abs(metrics["loss_action"] - before["loss_action"]) > 1e-4
 
 
 def test_the_loss_ignores_the_prefix_but_for_what_the_rest_sees_of_it():
-    """With attention and cross-attention muted nothing sees it."""
+    """Without attention and cross-attention nothing sees it."""
     objective, params = tiny.fast_wam("fast", prefix_max=MOST), tiny.params("fast")
     attention = params["blocks"]["action"]["self_attn"]
     muted = attention | {"o": jax.tree.map(np.zeros_like, attention["o"])}
@@ -139,10 +139,10 @@ def test_a_prefix_comes_back_unchanged_and_the_rest_follows_it_with_and_without_
     got = act(objective, mode, asked)
     mask = np.arange(tiny.CHUNK) < np.asarray(asked.count)[:, None]
     np.testing.assert_array_equal(got[:, :MOST][mask[:, :MOST]], asked.actions[mask[:, :MOST]])
-    # Once without a prefix at all, which is a program of its own; else with empty ones.
+    # Once without a prefix, which is a separate program; else with empty ones.
     free = act(objective, mode, None if mode == "direct" else prefix(0, 0, 0, 0))
     np.testing.assert_allclose(got[0], free[0], atol=1e-6)  # nothing is committed
-    assert np.abs(got - free)[1:, MOST].min() > 1e-4  # what follows is another plan
+    assert np.abs(got - free)[1:, MOST].min() > 1e-4  # the rest of the plan differs
     beyond = asked._replace(actions=np.where(mask[:, :MOST, None], asked.actions, np.nan))
     np.testing.assert_array_equal(act(objective, mode, beyond), got)
     want = act(dataclasses.replace(objective, use_cache=False), mode, asked)

@@ -1,4 +1,4 @@
-"""Rolling beyond the training length: the same as sampling within it, a moving window after."""
+"""Tests rolling: within the training length it equals sampling, beyond it a window moves."""
 
 import dataclasses
 import functools
@@ -125,14 +125,15 @@ def test_beyond_it_one_layer_sees_exactly_the_window(positions):
 
 
 def _one_more(objective, params, before, number):
-    """One chunk after clean frames, with the noise of chunk `number`, by the plain sampler."""
+    """Samples one chunk after clean frames by the plain sampler, with the noise of chunk
+    `number`."""
     known = before.shape[1] // objective.scheme.chunk
     return _after(objective, known)(params, before, number)
 
 
 @functools.cache
 def _after(objective, known):
-    """The program of it, for so many clean chunks."""
+    """Returns its program for a number of clean chunks."""
     groups = objective.network.groups[: known + 1]
     network = objective.network.clone(groups=groups)
     short = dataclasses.replace(objective, network=network)
@@ -150,7 +151,7 @@ def _after(objective, known):
 
 @pytest.mark.parametrize("style", ["pairs", "half"])
 def test_moved_keys_are_those_of_the_new_positions(style):
-    """Deeper layers differ in what is rotated: their tokens know what was dropped."""
+    """Deeper layers differ, since their tokens have seen dropped frames."""
     with precision(True):
         keys = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 12, 24)))
         at, later = (
@@ -160,7 +161,7 @@ def test_moved_keys_are_those_of_the_new_positions(style):
         np.testing.assert_allclose(moved(at, 5, style), later, atol=1e-13)
         assert np.abs(at - later).max() > 0.1
         turned = at.astype(jnp.float32)
-        for _ in range(50):  # a long window: rounding hardly piles up
+        for _ in range(50):  # over a long window, rounding errors hardly accumulate
             turned = moved(turned, -1, style)
         np.testing.assert_allclose(turned, moved(at, -50, style), atol=3e-5)
 
@@ -176,7 +177,7 @@ def test_memory_does_not_grow_with_the_length():
         sizes.append((memory.temp_size_in_bytes, memory.output_size_in_bytes, frames * frame))
     (small, out_small, want_small), (large, out_large, want_large) = sizes
     assert (out_small, out_large) == (want_small, want_large)
-    # Beyond the result itself, which is stacked by the scan and then reordered.
+    # Without the result itself, which the scan stacks and which is then reordered.
     assert large - small <= 2 * (out_large - out_small) + 1024
 
 

@@ -1,4 +1,4 @@
-"""The published sizes, traced abstractly (spec 1.6, 2)."""
+"""Tests the published sizes, traced abstractly (spec 1.6, 2)."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""Slots, roles, uses and shares: data that decides what a model is used for."""
+"""Tests slots, roles, uses and shares: the data that determines what a model is used for."""
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ def test_shares_that_are_not_shares(shares):
 
 @pytest.mark.parametrize("shares", [(0.031, 0.969), (0.45, 0.55)])
 def test_shares_without_an_exact_layout(shares):
-    """Not rounded to the nearest layout: the first would lose a use, the second be 5 : 6."""
+    """They are not rounded: the first would lose a use, the second would be 5 : 6."""
     with pytest.raises(ValueError, match="no exact layout"):
         columns(shares)
 

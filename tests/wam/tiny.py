@@ -1,4 +1,4 @@
-"""A Fast-WAM small enough to test: four video tokens a frame, two layers, heads that differ."""
+"""Defines a Fast-WAM small enough to test: four video tokens per frame, two layers."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def fast_wam(variant="fast", vocabulary=11, **changes) -> FastWAM:
 
 
 class Stub(FastWAM):
-    """One whose network says a third of what it sees: cheap where the network does not matter."""
+    """Has a network that returns a third of its input, for tests in which it does not matter."""
 
     def bind(self, params, constrain=None):
         assert not params
@@ -103,7 +103,7 @@ def params(variant="fast", vocabulary=11, seed=0, dtype=np.float32):
 
 
 def batch(size=4, seed=0):
-    """NumPy: what a test changes in it, or takes of it, compiles nothing."""
+    """Returns a batch in NumPy, so that changing or slicing it compiles nothing."""
     rng = np.random.default_rng(seed)
     return {
         "video": rng.integers(0, 256, (size, FRAMES, *PICTURE, 3)).astype(np.uint8),
@@ -116,7 +116,7 @@ def batch(size=4, seed=0):
 
 
 def put(array, at, value):
-    """A copy with other values at an index."""
+    """Returns a copy with other values at an index."""
     array = np.array(array)
     array[at] = value
     return array

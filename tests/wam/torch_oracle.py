@@ -1,6 +1,6 @@
-"""Fast-WAM's network in plain torch, written from the spec (sections 1 to 3), float64.
+"""Implements Fast-WAM's network in plain torch from the spec (sections 1 to 3), in float64.
 
-Independent of `wamjax.models`: official parameter names, one masked attention over the whole
+It is independent of `wamjax.models`: official parameter names, one masked attention over the whole
 sequence, time embeddings for every token, complex rotary embeddings, a Conv3d patch embedding.
 """
 
@@ -37,7 +37,7 @@ def phases(positions, dim):
 
 
 def video_phases(t, h, w, head_dim):
-    """Time gets what height and width leave: 44 / 42 / 42 of 128."""
+    """Splits the head: time gets what height and width leave, 44 / 42 / 42 of 128."""
     side = 2 * (head_dim // 6)
     grid = [(i, j, k) for i in range(t) for j in range(h) for k in range(w)]
     columns = torch.tensor(grid).T
@@ -69,7 +69,7 @@ def cross_attention(p, name, x, context, heads):
 
 
 class Expert:
-    """What both experts are: text, time, blocks; `p` holds official names."""
+    """Implements an expert: text, time, blocks; `p` has official names."""
 
     def __init__(self, p, heads, freq_dim):
         self.p, self.heads, self.freq_dim = p, heads, freq_dim
@@ -109,7 +109,8 @@ class Expert:
 
 
 class TorchWam:
-    """`params`: {"video": {...}, "action": {...}, "proprio": {"weight", "bias"}} of tensors."""
+    """Implements the network; `params` is {"video": {...}, "action": {...}, "proprio": {"weight",
+    "bias"}} of tensors."""
 
     def __init__(self, params, layers, heads, head_dim, freq_dim):
         self.video = Expert(params["video"], heads, freq_dim)
@@ -117,13 +118,13 @@ class TorchWam:
         self.proprio, self.layers, self.head_dim = params["proprio"], layers, head_dim
 
     def __call__(self, videos, video_levels, actions, action_level, text, state, mask):
-        """Velocities of videos and actions.
+        """Returns the velocities of videos and actions.
 
         Args:
-          videos: clips (b, c, t, h, w), one after the other in the sequence, each at its own
-            positions from 0 (imagine-then-act carries two).
+          videos: clips (b, c, t, h, w), one after the other in the sequence, each with its own
+            positions from 0 (imagine-then-act has two).
           video_levels: for each clip, (b, t) levels in [0, 1] of its latent frames.
-          actions, action_level: (b, j, a) and (b,), or (b, j) where the steps have their own.
+          actions, action_level: (b, j, a) and (b,), or (b, j) if steps have their own levels.
           text, state: (b, s, c) and (b, p).
           mask: bool (tokens, tokens), True attends.
         """

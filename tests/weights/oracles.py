@@ -1,7 +1,7 @@
-"""Tiny published models of diffusers and transformers with random weights, and official names.
+"""Builds tiny published models of diffusers and transformers with random weights.
 
-The official names are made by rules written from the public files, apart from the key maps that the
-tests check.
+Their official names follow from rules written from the public files, independently of the key maps
+under test.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import types
 import numpy as np
 import torch
 
-torch.set_num_threads(1)  # threads cost more than they bring at these sizes
+torch.set_num_threads(1)  # threads do not pay at these sizes
 
 
 def randomise(model, seed=0):
-    """Every parameter drawn, so that nothing is compared at zero; in evaluation mode."""
+    """Draws every parameter, so that nothing is compared at zero; sets evaluation mode."""
     rng = np.random.default_rng(seed)
     for name, p in model.named_parameters():
         x = rng.standard_normal(p.shape)
@@ -41,7 +41,7 @@ def wan(layers=2, heads=2, head_dim=24, channels=4, text=12):
 
 
 def dit():
-    """diffusers' DiT with its two deviations from Meta's undone (references.md, section 4)."""
+    """Returns diffusers' DiT without its two deviations from Meta's (references.md, section 4)."""
     from diffusers import DiTTransformer2DModel
     from diffusers.models.embeddings import Timesteps
 
@@ -71,10 +71,10 @@ def sd3():
 
 
 def cosmos():
-    """diffusers' Cosmos with the official epsilon of its norms of queries and keys."""
+    """Returns diffusers' Cosmos with the official epsilon of its query and key norms."""
     import diffusers.models.transformers.transformer_cosmos as module
 
-    # Its only use of torchvision is to resize the padding mask, which is zero.
+    # It uses torchvision only to resize the padding mask, which is zero.
     resize = types.SimpleNamespace(resize=lambda x, size, **_: x.new_zeros(*x.shape[:-2], *size))
     module.transforms = types.SimpleNamespace(
         functional=resize, InterpolationMode=types.SimpleNamespace(NEAREST=None)
@@ -93,7 +93,7 @@ def cosmos():
 
 
 def rename(state, *rules):
-    """Every key through all rules."""
+    """Applies all rules to every key."""
     out = {}
     for key, value in state.items():
         for pattern, to in rules:
@@ -262,6 +262,6 @@ def sd_vae_old(state):
 
 @contextlib.contextmanager
 def on_meta():
-    """Models without memory, for the published sizes."""
+    """Builds models without allocating memory, for the published sizes."""
     with torch.device("meta"):
         yield

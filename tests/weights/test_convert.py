@@ -1,4 +1,4 @@
-"""The converter: there and back through our checkpoints, in little memory, all or nothing."""
+"""Tests the converter: round trips through our checkpoints, low memory, all or nothing."""
 
 import json
 import re
@@ -23,7 +23,7 @@ SMALL = {"fast_wam": FAST_WAM, "dit": DIT}
 
 
 def published(family, layout=None, dtype=tensor.BFLOAT16, config=None):
-    """Random tensors of a published file; copies are copies."""
+    """Returns random tensors of a published file; copies are equal."""
     kind = families.family(family)
     layout = layout or next(iter(kind.layouts))
     plan = families.plans(family, config or SMALL[family])[layout]
@@ -98,7 +98,7 @@ def test_checkpoints_restore_onto_a_mesh(tmp_path):
 
 @pytest.mark.parametrize("item", ["params", "ema"])
 def test_a_run_is_exported_from_its_newest_checkpoint(tmp_path, item):
-    """Written by Orbax in its default format; the average goes before the parameters."""
+    """Orbax writes it in its default format; the average takes precedence over the parameters."""
     save(tmp_path / "released.pt", published("fast_wam", dtype=np.float32))
     params = weights.load("fast_wam", tmp_path / "released.pt", FAST_WAM)
     params = jax.tree.map(np.asarray, params)
@@ -118,7 +118,7 @@ def test_a_run_is_exported_from_its_newest_checkpoint(tmp_path, item):
         k: (factor * v).astype(np.float32)
         for k, v in published("fast_wam", dtype=np.float32).items()
     }
-    same(got.tensors, want)  # in the dtype of the run, not in that of the published file
+    same(got.tensors, want)  # in the run's dtype, not the published file's
     assert got.plain == {"step": 10, "torch_dtype": "torch.float32"}
 
 
@@ -176,7 +176,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
 
 
 def sparse(path, shapes, dtype="BF16", size=2):
-    """A safetensors file of zeros that takes no room on disk; returns its bytes."""
+    """Writes a sparse safetensors file of zeros; returns its size in bytes."""
     header, begin = {}, 0
     for name, shape in shapes.items():
         end = begin + int(np.prod(shape)) * size
@@ -189,7 +189,7 @@ def sparse(path, shapes, dtype="BF16", size=2):
     return begin
 
 
-# Commands one after the other in one process, which starts once, and its peak of memory after each.
+# Runs commands one after the other in one process, and prints its peak memory after each.
 RUNS = """
 import json, resource, sys
 from absl import flags
@@ -204,7 +204,7 @@ for arguments in json.loads(sys.argv[1]):
 
 
 def peaks(*commands):
-    """Megabytes that were taken at most up to the end of each command."""
+    """Returns the peak memory in megabytes until the end of each command."""
     command = [sys.executable, "-c", RUNS, json.dumps(commands)]
     _, said = conversion.peak_of(command)
     each = re.findall(r"(.*?)^peak (\S+)$", said, re.MULTILINE | re.DOTALL)
@@ -213,7 +213,7 @@ def peaks(*commands):
 
 
 def test_conversion_needs_the_memory_of_a_tensor_not_of_the_model(tmp_path):
-    """A stack of 40 layers, whose parameters are as large together as the file."""
+    """Uses a stack of 40 layers, whose parameters together are as large as the file."""
     big = families.named(layers=40, width=768, heads=6, ffn=3072, context_width=64)
     for name, config in (("small", big | families.named(layers=1)), ("big", big)):
         (tmp_path / f"{name}.json").write_text(json.dumps(config))
@@ -238,7 +238,7 @@ def test_the_families_are_listed():
     assert "umt5: transformers | wan" in text
 
 
-# ---- folders of ours as a source ----
+# ---- converted folders as a source ----
 
 
 def test_a_converted_folder_loads_as_the_file_does(tmp_path):
@@ -256,7 +256,7 @@ def test_a_converted_folder_loads_as_the_file_does(tmp_path):
 
 @pytest.mark.parametrize("source", ["file", "folder"])
 def test_the_host_holds_one_shard_of_a_parameter_at_a_time(tmp_path, monkeypatch, source):
-    """Onto eight devices; equal shares are made once, and the dtype changes on the way."""
+    """Loads onto eight devices; equal shards are made once, and the dtype changes on the way."""
     from wamjax.training import sharding
 
     sizes = DIT | families.named(width=32, ffn=128)

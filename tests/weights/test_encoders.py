@@ -1,4 +1,4 @@
-"""Converted encoders behind the commands that make latents and embeddings."""
+"""Tests converted encoders in the commands that make latents and embeddings."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Published files at tiny sizes against diffusers and transformers; there and back."""
+"""Tests published files at tiny sizes against diffusers and transformers, and round trips."""
 
 import functools
 import json
@@ -56,7 +56,7 @@ def model(family):
 
 @functools.cache
 def state(family, layout):
-    """A state dict in a published layout, and what else such a file holds."""
+    """Returns a state dict in a published layout, with other contents of such a file."""
     own = {k: v.contiguous() for k, v in model(family).state_dict().items()}
     sizes = vae_diffusers.TINY.get(VAES.get(family))
     if family.startswith("cosmos") and layout == "official":
@@ -83,7 +83,7 @@ def own_zero():
 
 
 def save(family, layout, path):
-    """As people get them: safetensors from the hub's layouts, torch files of the originals."""
+    """Writes files as published: safetensors in the hub's layouts, torch files of the originals."""
     tensors = state(family, layout)
     if layout in ("diffusers", "transformers"):
         plain = {k: tensor.of(v.numpy()) for k, v in tensors.items()}
@@ -103,7 +103,7 @@ def draw(*shape):
 
 @functools.cache
 def reference(family):
-    """Inputs (ours) and the original's output."""
+    """Returns our inputs and the original's output."""
     net = model(family)
     first = vae_diffusers.channels_first
     grid = (1, 8, 8) if family in ("dit", "sd3") else (3, 6, 8)
@@ -169,7 +169,7 @@ def test_a_published_file_computes_what_the_original_does(tmp_path, family, layo
 def test_a_published_file_gives_the_parameters_whose_outputs_are_compared_elsewhere(
     tmp_path, family, layout
 ):
-    """In models/test_t5.py and models/test_vae_parity.py, by maps written apart from ours."""
+    """models/test_t5.py and models/test_vae_parity.py compare them, with independent key maps."""
     params = load(tmp_path, family, layout)
     if family in VAES:
         want = vae_diffusers.params(VAES[family], model(family).state_dict())
@@ -203,7 +203,7 @@ def test_functions_take_parameters_and_inputs(family):
 
 @pytest.mark.parametrize("family, layout", CASES)
 def test_round_trips_are_bit_identical(tmp_path, family, layout):
-    """File, parameters, file, parameters; the file again has the keys and bits of the original."""
+    """Converts file, parameters, file, parameters; both files have the same keys and bits."""
     path, config = save(family, layout, tmp_path / "model"), CONFIGS[family]
     dtype = {"dit": jnp.bfloat16}.get(family)
     params = weights.load(family, path, config, dtype=dtype)
@@ -223,7 +223,7 @@ def test_round_trips_are_bit_identical(tmp_path, family, layout):
 
 @pytest.mark.parametrize("layout", ["official", "diffusers"])
 def test_the_container_does_not_matter(tmp_path, layout):
-    """One safetensors file, shards with their index, or a torch file; by its name or its folder."""
+    """It may be one safetensors file, shards with an index, or a torch file, by name or folder."""
     own = {k: tensor.of(v.numpy()) for k, v in state("wan22_ti2v", layout).items()}
     size = sum(x.nbytes for x in own.values())
     paths = [tmp_path / name for name in ("one.safetensors", "shards", "folder", "x.pth")]
@@ -266,7 +266,7 @@ def test_tensors_that_a_family_ignores_are_only_those_listed(tmp_path):
         weights.load("cosmos_predict2", tmp_path / "x.pt", CONFIGS["cosmos_predict2"])
 
 
-# What is wrong with tensors that are not used: family, layout, what the file has instead.
+# Errors in unused tensors: family, layout, what the file has instead.
 ALTERED = {
     "a position": ("dit", "official", {"pos_embed": lambda x: x + 1e-3 * (x == x.max())},
                    "pos_embed differs by up to 0.001 from the table that the network computes"),
@@ -303,7 +303,7 @@ def test_unused_tensors_must_have_their_expected_values(case):
 
 
 def test_unused_tensors_may_be_present():
-    """In half precision a table is as good as its dtype; averages mirror what they are of."""
+    """In half precision a table is as accurate as its dtype; averages mirror their parameters."""
     own = state("dit", "official")
     own = own | {"pos_embed": own["pos_embed"].half()}
     checked("dit", own)
@@ -326,7 +326,7 @@ def checked(family, tensors):
 
 
 def test_a_whole_t5_loads_as_its_encoder(tmp_path):
-    """The hub's files hold the decoder, too, and sometimes the tied copy of the embedding."""
+    """The hub's files also hold the decoder, and sometimes the tied copy of the embedding."""
     own = state("t5", "transformers")
     more = {
         "decoder.block.0.layer.0.layer_norm.weight": torch.ones(3),

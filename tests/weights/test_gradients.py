@@ -1,7 +1,7 @@
-"""Published files in float64, which shows the structure, and the gradients of the networks.
+"""Tests published files in float64, for the structure, and the gradients of the networks.
 
-For Wan, Cosmos, Fast-WAM and the autoencoders; DiT and SD3 are in models/test_dit_parity.py, T5 in
-models/test_t5.py.
+It covers Wan, Cosmos, Fast-WAM and the autoencoders; DiT and SD3 are in models/test_dit_parity.py,
+T5 in models/test_t5.py.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ GIVEN = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
 
 @contextlib.contextmanager
 def exact(monkeypatch, double):
-    """diffusers without its casts to float32, which spoil a float64 reference."""
+    """Removes diffusers' casts to float32, for a float64 reference."""
     if not double:
         yield torch.float32
         return
@@ -71,7 +71,7 @@ def cosmos(model, x, text):
     return model(x, told, text, condition_mask=mask, padding_mask=padding).sample
 
 
-FAMILIES = {  # the model, its call, levels that ours is told, what else it is told
+FAMILIES = {  # the model, its call, our levels, our other inputs
     "wan21_t2v": (oracles.wan, wan21, LEVELS[:, 1:2], {}),
     "wan22_ti2v": (oracles.wan, wan22, LEVELS, {}),
     "cosmos_predict2": (oracles.cosmos, cosmos, LEVELS, {"given": GIVEN}),
@@ -91,11 +91,11 @@ def relative(got, want):
 
 
 def assert_gradients(got, want, tolerance):
-    """Of everything that the output depends on, and that is nearly everything."""
+    """Compares gradients of all that the output depends on, which is nearly everything."""
     got, want, idle = tree.flatten(got), tree.flatten(want), []
     assert got.keys() == want.keys()
     for path, x in want.items():
-        if np.linalg.norm(x) < 1e-3:  # but for what rounding leaves
+        if np.linalg.norm(x) < 1e-3:  # only rounding errors
             idle.append(path)
             assert np.linalg.norm(got[path]) < 1e-3, path
         else:
@@ -155,7 +155,7 @@ SEES = {"first": "first", "future": "first future", "action": "first action"}
 
 @pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
 def test_the_released_fast_wam_equals_the_torch_oracle(tmp_path, double):
-    """The file as torch reads it, run by the tests' torch code; values and gradients."""
+    """The tests' torch code runs the file as read by torch; compares values and gradients."""
     config = test_convert.FAST_WAM | {"model.freq_dim": 16}
     kind = [torch.float32, torch.float64][double]
     shapes = families.plans("fast_wam", config)["released"].published
@@ -218,10 +218,10 @@ def test_the_released_fast_wam_equals_the_torch_oracle(tmp_path, double):
 
 @pytest.mark.parametrize("family", test_families.VAES)
 def test_gradients_of_the_autoencoders_equal_diffusers(tmp_path, monkeypatch, family):
-    """Of encoder and decoder, with their outputs; in float32 these are in test_vae_parity."""
+    """Compares encoder and decoder, with outputs; test_vae_parity has the outputs in float32."""
     style, layout = test_families.VAES[family], "diffusers"
     sizes = vae_diffusers.TINY[style]
-    # One latent alone is the first of many; of pictures every frame is one.
+    # A single latent equals the first of several; with pictures, every frame is one.
     frames = 1 + (2 * sizes.time_stride if style != "image" else 0)
     rng = np.random.default_rng(2)
     x = rng.uniform(-1, 1, (1, frames, 8 * sizes.patch, 8, 3))
@@ -254,11 +254,11 @@ def test_gradients_of_the_autoencoders_equal_diffusers(tmp_path, monkeypatch, fa
             return (a**3).sum() + (b**3).sum(), (a, b)
 
         got, outputs = gradients(params)
-    assert y.detach().abs().max() > 1  # a clamp would have changed it
+    assert y.detach().abs().max() > 1  # a clamp would change it
     for ours, original in zip(outputs, (h, y), strict=True):
         original = original[:, :, None] if style == "image" else original
         assert ours.dtype == np.float64
         assert relative(ours, np.moveaxis(original.detach().numpy(), 1, -1)) < 1e-12
     idle = assert_gradients(got, want, 1e-9)
-    # A key's bias moves all logits of a query alike.
+    # A key's bias shifts all logits of a query equally.
     assert idle == ["decoder/mid/attn/k/bias", "encoder/mid/attn/k/bias"]

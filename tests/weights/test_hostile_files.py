@@ -1,6 +1,6 @@
-"""Files of weights that are broken or mean harm: one error, one line, at once and in little memory.
+"""Tests that broken or malicious weight files give a one-line error, fast and in little memory.
 
-Thousands of mutations of every format by a fixed seed; `-m slow` tries many more by other seeds.
+Every format is mutated thousands of times with a fixed seed; `-m slow` tries many more with others.
 """
 
 import functools
@@ -26,7 +26,7 @@ MANY, MORE = 2000, 40_000  # mutations of a format
 
 
 def consume(path):
-    """Everything that a conversion would read; the number of bytes."""
+    """Reads everything that a conversion would read; returns the number of bytes."""
     contents = files.read(path)
     size = 0
     for x in contents.tensors.values():
@@ -37,7 +37,7 @@ def consume(path):
 
 
 def refused(path, read=consume):
-    """The line that says what is wrong with a file; within seconds, however it is made."""
+    """Returns the error line of a file, which must come within seconds."""
     begin = time.perf_counter()
     with pytest.raises(BadFile) as error:
         read(path)
@@ -53,12 +53,12 @@ INT, END = b"K", b"."
 
 
 def zipped(program):
-    """A zip file of torch with this pickle, and one storage of 16 bytes."""
+    """Writes a torch zip file with this pickle, and one storage of 16 bytes."""
     return lambda path: archive(path, b"\x80\x02" + program)
 
 
 def laughs(levels, width=10):
-    """A list of lists of lists, all the same ones: width^levels values."""
+    """Returns a list of shared nested lists: width^levels values."""
     program = b"]q\x00K\x01a"
     for i in range(levels):
         program += b"]q" + bytes([i + 1]) + b"(" + (b"h" + bytes([i])) * width + b"e"
@@ -66,18 +66,18 @@ def laughs(levels, width=10):
 
 
 def pairs(levels):
-    """A tuple of itself twice, and so on; its hash takes 2^levels steps."""
+    """Returns nested tuples, each twice the previous one; its hash takes 2^levels steps."""
     return b"K\x01" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(levels))
 
 
 def collisions(count):
-    """A dict whose keys are multiples of the modulus of Python's hash of numbers."""
+    """Returns a dict whose keys are multiples of the modulus of Python's hash of numbers."""
     keys = (k * (2**61 - 1) for k in range(1, count + 1))
     return b"}(" + b"".join(torch_files._Program()._value(k) + b"N" for k in keys) + b"u"
 
 
 def repeated_calls(name, argument, count):
-    """One argument in the memo, given to a function again and again."""
+    """Passes one memoized argument to a function again and again."""
     return argument + b"q\x000c" + name + b"q\x010]" + b"h\x01h\x00\x85Ra" * count
 
 
@@ -86,7 +86,7 @@ def expanded(shape):
 
 
 def deflated(path):
-    """4 MB that unfold to 4 GB."""
+    """Writes 4 MB that decompress to 4 GB."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as out:
         with out.open("x/data.pkl", "w", force_zip64=True) as entry:
             block = b"0" * 2**20
@@ -99,7 +99,7 @@ def deflated(path):
 
 
 def many_entries(path):
-    """An archive of nothing but names."""
+    """Writes an archive that consists only of names."""
     with zipfile.ZipFile(path, "w") as out:
         for i in range(2):
             out.writestr(f"{i}", b"")
@@ -171,7 +171,7 @@ def test_pickle_and_archive_bombs_are_refused(tmp_path, name):
 
 
 def test_nested_pickles_are_refused(tmp_path):
-    """A pickle in a pickle in a pickle, each as the bytes of a storage."""
+    """Nests pickles, each as the bytes of a storage in the next."""
     program = b"N."
     for _ in range(3000):
         load = b"ctorch.storage\n_load_from_bytes\n"
@@ -181,7 +181,7 @@ def test_nested_pickles_are_refused(tmp_path):
 
 
 def headed(text, data=b"\0" * 4):
-    """The bytes of a safetensors file."""
+    """Returns the bytes of a safetensors file."""
     text = text if isinstance(text, bytes) else json.dumps(text).encode()
     return len(text).to_bytes(8, "little") + text + data
 
@@ -229,7 +229,7 @@ def test_safetensors_header_bombs_are_refused(tmp_path, name):
 def test_oversized_headers_are_not_read(tmp_path):
     with (tmp_path / "x.safetensors").open("wb") as file:
         file.write((2**32).to_bytes(8, "little"))
-        file.truncate(2**32 + 8)  # takes no room
+        file.truncate(2**32 + 8)  # sparse
     assert "no model has more than" in refused(tmp_path / "x.safetensors")
 
 
@@ -278,7 +278,7 @@ VALUES = (
 
 
 def altered(data, draw):
-    """Bytes changed in one to three places."""
+    """Changes bytes in one to three places."""
     data = bytearray(data)
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         at, size = draw.randrange(len(data) + 1), draw.choice((1, 1, 2, 4, 8, 40))
@@ -302,13 +302,13 @@ def altered(data, draw):
 
 @functools.cache
 def opcodes(program):
-    """The parts of a pickle, an opcode with its argument each."""
+    """Returns the parts of a pickle, each an opcode with its argument."""
     places = [place for *_, place in pickletools.genops(program)] + [len(program)]
     return [program[a:b] for a, b in itertools.pairwise(places)]
 
 
 def altered_program(program, draw):
-    """A pickle with opcodes that are gone, there twice, elsewhere, or of other arguments."""
+    """Returns a pickle with opcodes removed, repeated, moved, or with other arguments."""
     parts = list(opcodes(program))
     for _ in range(draw.choice((1, 1, 2, 3))):
         i, j = draw.randrange(len(parts)), draw.randrange(len(parts))
@@ -330,7 +330,7 @@ def altered_program(program, draw):
 
 
 def altered_json(value, draw):
-    """A json value with something in it that is gone, named again, or another value."""
+    """Returns a JSON value with something removed, renamed or replaced."""
     value = json.loads(json.dumps(value))
     nodes = [value]
     for node in nodes:
@@ -357,7 +357,7 @@ ARRAYS = {"a": np.arange(6, dtype="f4").reshape(2, 3), "b.c": np.ones(3, "f8"),
 
 @functools.cache
 def example(kind, new=True):
-    """A small file of torch, with nested, shared and plain values."""
+    """Writes a small torch file with nested, shared and plain values."""
     base = torch.arange(24.0).reshape(2, 3, 4)
     value = {"net": {"w": base, "v": base[:, 1], "b": torch.ones(3).bfloat16()}, "step": 3,
              "list": [{"m": torch.zeros(2)}, {"m": torch.zeros(2)}], "rate": 1e-4}  # fmt: skip
@@ -370,7 +370,7 @@ def example(kind, new=True):
 
 
 def legacy(path, draw):
-    """The old format: byte by byte, and the program of one of its pickles."""
+    """Mutates the old format: its bytes, and the program of one of its pickles."""
     raw = example("torch", False)
     if draw.random() < 0.4:
         path.write_bytes(altered(raw, draw))
@@ -386,7 +386,7 @@ def legacy(path, draw):
 
 
 def new(path, draw):
-    """The zip format: byte by byte, its program, its entries."""
+    """Mutates the zip format: its bytes, its program, its entries."""
     raw, choice = example("torch"), draw.random()
     if choice < 0.3:
         path.write_bytes(altered(raw, draw))
@@ -427,7 +427,7 @@ def header():
 
 
 def tensors(path, draw):
-    """A safetensors file: its values as json, its text, its bytes."""
+    """Mutates a safetensors file: its JSON values, its text, its bytes."""
     text, data = header()
     choice = draw.random()
     if choice < 0.6:
@@ -440,7 +440,7 @@ def tensors(path, draw):
 
 
 def index(path, draw):
-    """An index of two shards."""
+    """Mutates an index of two shards."""
     for i in range(2):
         shard = path.parent / f"{i}.safetensors"
         if not shard.exists():
@@ -463,7 +463,7 @@ FORMATS = {
 
 
 def attack(folder, kind, seed, count):
-    """How many of `count` mutations are refused; any other end is an error of the test."""
+    """Returns how many of `count` mutations are refused; any other failure fails the test."""
     name, mutate, read = FORMATS[kind]
     path, bad = folder / name, 0
     for i in range(count):
@@ -486,7 +486,7 @@ def attack(folder, kind, seed, count):
 
 
 def agree(path, which):
-    """What the library refuses is refused, and what is read is what it reads."""
+    """Files that the library refuses are refused, and the values read equal the library's."""
     try:
         with library.safe_open(path, "np") as file:
             theirs = {k: file.get_slice(k).get_shape() for k in file.keys()}  # noqa: SIM118
@@ -516,7 +516,7 @@ def test_many_mutations(tmp_path, kind, seed):
 
 
 def test_every_prefix_is_refused(tmp_path):
-    """Copies break off."""
+    """Tests truncated copies."""
     for name, raw in (("x.pt", example("torch")), ("y.pt", example("torch", False)),
                       ("x.safetensors", headed(*header()))):  # fmt: skip
         for end in range(0, len(raw), 1 + len(raw) // 150):

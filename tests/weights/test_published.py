@@ -1,4 +1,4 @@
-"""Key sets and shapes of the published files at full size, without any weights."""
+"""Tests key sets and shapes of the published files at full size, without weights."""
 
 import functools
 import math
@@ -56,7 +56,7 @@ def leaves(prefix, weight, bias=None):
 
 
 def attention(prefix, names, width, inner, context=None):
-    """q, k, v and o of a Wan attention, with its norms."""
+    """Returns q, k, v and o of a Wan attention, with its norms."""
     out = {}
     for x in names:
         source = context if context and x in "kv" else width
@@ -172,7 +172,7 @@ def test_official_keys_and_shapes(family, layout):
 
 
 def original(family):
-    """The model of diffusers or transformers at its published size, on no device."""
+    """Returns the model of diffusers or transformers at its published size, without memory."""
     import diffusers
 
     wan = dict(num_layers=30, text_dim=4096, freq_dim=256)

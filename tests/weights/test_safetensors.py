@@ -1,4 +1,4 @@
-"""safetensors files against the library, and files that lie."""
+"""Tests safetensors files against the library, and inconsistent files."""
 
 import json
 import mmap
@@ -19,14 +19,14 @@ DTYPES = (
 
 
 def examples():
-    """Tensors of torch in every dtype; also a scalar and one without elements."""
+    """Returns torch tensors in every dtype, also a scalar and an empty one."""
     generator = torch.Generator().manual_seed(0)
     out = {d: (3 * torch.randn(3, 2, 5, generator=generator)).to(getattr(torch, d)) for d in DTYPES}
     return out | {"scalar": torch.tensor(2.5), "empty": torch.zeros(3, 0, 2)}
 
 
 def bits(x):
-    """Bytes of a tensor of torch or numpy."""
+    """Returns the bytes of a tensor of torch or numpy."""
     if isinstance(x, torch.Tensor):
         return x.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return np.ascontiguousarray(x).tobytes()
@@ -117,7 +117,7 @@ def test_shards_and_their_index(tmp_path, limit):
 
 
 def edit(path, change):
-    """The header of a file through `change`."""
+    """Applies `change` to the header of a file."""
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     text = change(raw[8 : 8 + length].decode()).encode()

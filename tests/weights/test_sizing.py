@@ -1,4 +1,4 @@
-"""Files and runs say their sizes; heads, which shapes do not show, are not guessed."""
+"""Tests sizes read from files and runs; heads, which shapes do not show, are not guessed."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_tensors_determine_all_sizes_but_heads(family):
         file = lazily(published(family, layout, config=SIZES[family]))
         given = {"model.heads": want["model.heads"]}
         if family == "cosmos_policy":
-            given = {}  # they are normalised alone
+            given = {}  # its heads are normalised separately
         assert sizing.of_file(family, file, given) == want, layout
         if given:
             with pytest.raises(weights.Mismatch, match='such as {"model.heads": 24}'):
@@ -52,7 +52,7 @@ def test_published_sizes_are_known_by_their_tensors(family):
 
 
 def test_the_number_of_heads_comes_from_the_config_file(tmp_path):
-    """diffusers' and Wan's; one of another network is not believed."""
+    """Reads diffusers' and Wan's; a config of another network is refused."""
     save(tmp_path / "wan.safetensors", published("wan22_ti2v", config=SIZES["wan22_ti2v"]))
     for said in (
         {"dim": 48, "num_heads": 2, "num_layers": 3},

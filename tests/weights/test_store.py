@@ -1,4 +1,4 @@
-"""Converted folders: every flipped bit and missing chunk is noticed, however they are read."""
+"""Tests that every flipped bit and missing chunk of a converted folder is detected."""
 
 import json
 import shutil
@@ -93,7 +93,7 @@ def test_what_is_loaded_is_what_was_written(folder):
 
 @pytest.mark.parametrize("way", ["verify", "load"])
 def test_every_flipped_bit_is_an_error_or_changes_nothing(folder, way):
-    """Of the files of arrays, and of those that say what these are."""
+    """Flips bits in the files of arrays, and in those that describe them."""
     draw = np.random.default_rng(1)
     names = [p for p in (folder / store.PARAMS).rglob("*") if p.is_file()
              and p.name not in ("_sharding", "_CHECKPOINT_METADATA")]  # fmt: skip
@@ -128,7 +128,7 @@ def same(stored):
 
 
 def test_digests_stored_elsewhere_are_checked(tmp_path):
-    """An Orbax step, in its own format, with digests that were kept elsewhere."""
+    """Uses an Orbax step in its own format, with digests stored elsewhere."""
     params = {"a": {"kernel": np.arange(24, dtype=np.float32).reshape(4, 6)}, "b": np.ones(3)}
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "params", params)
@@ -149,7 +149,7 @@ def test_digests_stored_elsewhere_are_checked(tmp_path):
 
 
 def earlier(folder):
-    """A folder as it was written before there were digests."""
+    """Uses a folder written before digests existed."""
     about = json.loads((folder / store.ABOUT).read_text())
     for key in ("digests", "digest", "files"):
         del about[key]

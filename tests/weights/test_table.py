@@ -1,4 +1,4 @@
-"""The language of key maps, both ways, and what is said of sources that do not fit."""
+"""Tests the language of key maps in both directions, and errors about mismatched sources."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def draw(all_shapes, dtype=np.float32):
 
 
 class Struct:
-    """A leaf that has a shape only."""
+    """Holds a leaf that only has a shape."""
 
     def __init__(self, shape):
         self.shape = shape
@@ -62,7 +62,7 @@ def read(tensors):
 
 
 def params_of(slices):
-    """Whole parameters from their slices."""
+    """Assembles whole parameters from their slices."""
     out = {}
     for (path, layer), x in slices.items():
         assert x.read().shape == x.shape and x.read().dtype == x.dtype

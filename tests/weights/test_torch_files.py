@@ -1,4 +1,4 @@
-"""torch's files by torch itself, read and written without it; pickles that mean harm."""
+"""Tests torch files against torch, read and written without it; malicious pickles."""
 
 import collections
 import io
@@ -19,7 +19,7 @@ NAMES = [name for name in examples() if not name.startswith("float8")]
 
 
 def torch_examples():
-    """Every dtype that a storage of torch has a class for, and views of all kinds."""
+    """Returns every dtype that has a torch storage class, and views of all kinds."""
     out = {name: examples()[name] for name in NAMES}
     base = torch.arange(60.0).reshape(3, 4, 5)
     return out | {
@@ -52,18 +52,18 @@ def test_reads_what_torch_saves(tmp_path, new):
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_reads_tensors_in_an_ordinary_pickle(tmp_path, protocol):
-    """How Cosmos Policy keeps its text embeddings."""
+    """Tests the format of Cosmos Policy's text embeddings."""
     want = {f"pick up the {k}": v for k, v in torch_examples().items() if k != "empty"}
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(want, protocol))
     check(files.read(tmp_path / "x.pkl").tensors, want)
 
 
 def test_nested_dicts_plain_data_and_modules(tmp_path):
-    """The layout of Fast-WAM's released file, and what else training scripts save beside."""
+    """Tests the layout of Fast-WAM's released file, and other contents of training checkpoints."""
     module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
     torch.save(
         {
-            "mot": module.state_dict(),  # an OrderedDict with versions hung on it
+            "mot": module.state_dict(),  # an OrderedDict with version attributes
             "proprio_encoder": {"weight": torch.ones(2, 3), "bias": torch.zeros(2)},
             "step": 21_700,
             "torch_dtype": "torch.bfloat16",
@@ -114,7 +114,7 @@ def test_torch_reads_what_is_written(tmp_path, map_it):
 
 
 def test_large_entries_have_sizes_of_64_bits(tmp_path, monkeypatch):
-    """As entries beyond 2 GB do, without writing one."""
+    """Tests what entries beyond 2 GB have, without writing one."""
     path, opened = tmp_path / "x.pt", zipfile.ZipFile.open
 
     def force(self, name, mode="r", **options):
@@ -134,7 +134,7 @@ def test_values_that_torch_files_do_not_hold(tmp_path):
         files.write(tmp_path / "x.pt", {}, {"x": {1}})
 
 
-# ---- pickles that mean harm ----
+# ---- malicious pickles ----
 
 
 class Calls:
@@ -204,7 +204,7 @@ STORE = (
 
 
 def view(offset, shape, strides):
-    """A program that makes a tensor in a storage of four float32."""
+    """Returns a program that makes a tensor in a storage of four float32."""
     program = b"\x80\x02" + REBUILD + b"(" + STORE
     for numbers in (offset, shape, strides):
         program += torch_files._Program()._value(numbers)
