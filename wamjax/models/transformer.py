@@ -1,9 +1,9 @@
-"""One transformer, several experts.
+"""Defines one transformer with several experts.
 
 Every group of tokens belongs to an expert with its own projections, norms, modulation and
-feed-forward network; attention is the only place where experts meet. One expert is a DiT, a video
-DiT, a text encoder or, with a causal table, a decoder; {video, action} is Fast-WAM's mixture of
-transformers, {image, text} is MMDiT. What a block is made of is said by its `blocks.ExpertSpec`.
+feed-forward network; experts meet only in the attention. One expert is a DiT, a video DiT, a text
+encoder or, with a causal table, a decoder; {video, action} is Fast-WAM's mixture of transformers,
+{image, text} is MMDiT. A `blocks.ExpertSpec` describes the parts of a block.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from wamjax.models.layers import at_least_float32, unconstrained
 from wamjax.models.visibility import Visibility
 
 RESIDUALS = ("compute", "float32")
-# What the backward pass keeps of a block, from most memory to least: everything; outputs of all
-# linear maps and what was attended; those but the wide hidden layer of the feed-forward network;
-# queries, keys, values and what was attended; the input alone; the input in the memory of the host.
+# What is saved of a block for the backward pass, from most memory to least: everything; outputs of
+# all linear maps and of attention; those without the wide hidden layer of the feed-forward network;
+# queries, keys, values and the output of attention; the input alone; the input in host memory.
 # "auto" is one of these, chosen when a training step is compiled
-# (`training.compile.compile_fitting`), and everything elsewhere.
+# (`training.compile.compile_fitting`); elsewhere it saves everything.
 _ATTENTION = ("qkv", kernels.RESULT)
 _PROJECTIONS = (*_ATTENTION, "projected")
 REMAT_POLICIES = {
@@ -49,9 +49,10 @@ REMAT_POLICIES = {
 
 @struct.dataclass
 class Cache:
-    """Keys and values that stay constant during denoising.
+    """Holds keys and values that stay constant during denoising.
 
-    All arrays lead with the layer; without a scan they are lists with an array for each layer.
+    The first axis of all arrays is the layer; without a scan they are lists with one array per
+    layer.
 
     Attributes:
       tokens: group -> keys (after norm and rotary embedding) and values, (layers, b, n, l, k).
@@ -63,7 +64,7 @@ class Cache:
 
 
 class Block(nn.Module):
-    """Joint self-attention of all experts, then each expert's cross-attention and FFN."""
+    """Runs the joint self-attention of all experts, then each expert's cross-attention and FFN."""
 
     experts: tuple[ExpertSpec, ...]
     heads: int
@@ -74,18 +75,17 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, tokens, layer_cache, streams, contexts, valid, visibility, emit):
-        """One layer of the scan.
+        """Runs one layer of the scan.
 
         Args:
           tokens: carry, expert -> (b, l, d).
           layer_cache: this layer's slice of a `Cache`, or an empty one.
           streams, contexts, valid: see `Transformer.__call__` (tokens in `streams` are the inputs).
           visibility: static table.
-          emit: static names of the groups whose keys and values are wanted; None outside a
-            prefill.
+          emit: static names of the groups whose keys and values to return; None outside a prefill.
 
         Returns:
-          (tokens of the next layer, this layer's slice of the emitted cache).
+          (tokens for the next layer, this layer's slice of the emitted cache).
         """
         tokens = checkpoint_name(tokens, "input")
         streams = {e: s.replace(x=tokens[e]) for e, s in streams.items()}
@@ -104,7 +104,7 @@ class Block(nn.Module):
             for target, whole in zip((q, k, v), projected, strict=True):
                 target.update(_split_groups(whole, stream.groups))
             if stream.bias is not None:
-                ((group, _),) = stream.groups  # a position bias is of one group
+                ((group, _),) = stream.groups  # a position bias applies to a single group
                 bias[group] = layers[name].bias(stream)
         emitted = {
             g: (stream.without_padding(k[g]), stream.without_padding(v[g]))
@@ -131,19 +131,19 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks, rematerialised by a named policy.
+    """Stacks blocks, rematerialised by a named policy.
 
     Attributes:
-      remat: a key of `REMAT_POLICIES`; what the backward pass keeps of each block.
-      unroll: layers unrolled in the scan over stacked parameters; 0 means no scan at all, for
-        parameters that went through `unstack`.
+      remat: a key of `REMAT_POLICIES`; what is saved of each block for the backward pass.
+      unroll: layers unrolled in the scan over stacked parameters; 0 means no scan, for parameters
+        that went through `unstack`.
       attention: from `attention.named`: a kernel, or `masked` for the reference path.
-      constrain: says how activations are sharded, see `layers.unconstrained`.
-      residual: the dtype of the residual stream: that of the computation ("compute": Fast-WAM,
-        Cosmos-Predict2), or at least "float32" (Wan), in which the sums of many blocks do not
-        round what each of them adds.
+      constrain: sets the sharding of activations, see `layers.unconstrained`.
+      residual: dtype of the residual stream: that of the computation ("compute": Fast-WAM,
+        Cosmos-Predict2), or at least "float32" (Wan), so that the sum over many blocks does not
+        round away what each of them adds.
       ends: experts that end in the last block, where only their keys and values are used (the text
-        of MMDiT); that block is then apart from the stack, as ``final_block``.
+        of MMDiT); that block is then separate from the stack, as ``final_block``.
     """
 
     experts: tuple[ExpertSpec, ...]
@@ -173,12 +173,12 @@ class Transformer(nn.Module):
           streams: expert -> its tokens; experts without tokens are not computed.
           contexts: expert -> embedded context for cross-attention, for experts whose context keys
             and values are not in `cache` yet (with `emit`, also for experts without tokens).
-          visibility: who sees whom, over at least the groups present.
+          visibility: the table of who sees whom, with at least the groups present.
           cache: keys and values of constant groups and contexts.
           emit: in a prefill, the groups whose keys and values to return (those of `contexts` are
             returned with them); None otherwise.
           valid: group -> which of its keys exist, (b | 1, s); for padding and for caches that are
-            still being filled. Groups that are not mentioned are whole.
+            still being filled. In groups not listed all keys exist.
 
         Returns:
           (expert -> (b, l, d) tokens after the last block, the emitted cache).
@@ -230,8 +230,8 @@ class Transformer(nn.Module):
             raise ValueError(f"remat {self.remat!r} is not one of {sorted(REMAT_POLICIES)}")
         if REMAT_POLICIES[self.remat] is None:
             return Block
-        # Common subexpressions cannot meet across iterations of a scan, so the barrier that
-        # prevents them would only cost.
+        # Common subexpressions cannot be merged across iterations of a scan, so the barrier that
+        # prevents this would only cost time.
         return nn.remat(
             Block,
             policy=REMAT_POLICIES[self.remat],
@@ -241,10 +241,11 @@ class Transformer(nn.Module):
 
 
 def unstack(params: dict, layers: int) -> dict:
-    """Parameters for ``unroll=0``: ``blocks`` (stacked) becomes ``blocks_0``, ``blocks_1``, ...
+    """Converts parameters for ``unroll=0``: ``blocks`` (stacked) becomes ``blocks_0``,
+    ``blocks_1``, ...
 
-    Inside a sampling loop XLA slices stacked weights again at every step; sliced once outside,
-    they stay where they are. A part of a tree gives the part of the result.
+    Inside a sampling loop XLA slices stacked weights again at every step; sliced once outside, they
+    stay in place. A subtree of the parameters gives the same subtree of the result.
     """
     rest = {k: v for k, v in params.items() if k != "blocks"}
     leaves, structure = jax.tree.flatten(params.get("blocks", {}))
@@ -253,8 +254,8 @@ def unstack(params: dict, layers: int) -> dict:
 
 
 def join(params: dict, experts: tuple[str, ...]) -> dict:
-    """Parameters that went through `unstack`, with q, k and v of the self-attention of some experts
-    as one array; see `blocks.join`."""
+    """Joins q, k and v of the self-attention of the given experts, in parameters that went through
+    `unstack`; see `blocks.join`."""
 
     def block(parts: dict) -> dict:
         return {
