@@ -1,4 +1,4 @@
-"""Denoising in two stages: ``prefill -> cache`` once, then steps that touch only what changes.
+"""Denoises in two stages: ``prefill -> cache`` once, then steps that only compute what changes.
 
 Which groups can be cached is derived from the visibility table and the roles (`cacheable`), so the
 same function serves acting from the first frame, imagining a video, joint denoising, and acting on
@@ -31,16 +31,17 @@ Groups = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """The two stages of a network under one visibility table.
+    """Runs both stages of a network under one visibility table.
 
     Attributes:
       network: ``network(values, times, contexts, table, cache, predict, emit)`` with bound
         parameters, see `Shell.__call__`.
-      times: ``times({group: (1, m)})`` of what the network is told of levels, bound likewise.
+      times: ``times({group: (1, m)})``, the conditioning of noise levels, also with bound
+        parameters.
       visibility: the table; groups that a call does not mention are absent.
-      rows: group -> how many levels the network is told of it.
+      rows: group -> number of levels that the network receives for it.
       use_cache: False recomputes everything at every step (the reference path).
-      process: of everything that is denoised.
+      process: the process of everything that is denoised.
       encode: see `loss.denoising_loss`.
     """
 
@@ -60,14 +61,14 @@ class Denoiser:
         cache: Cache | None = None,
         levels: Mapping[str, float] | None = None,
     ) -> tuple[Cache, Groups]:
-        """Computes what stays constant while `predicted` is denoised.
+        """Computes everything that stays constant while `predicted` is denoised.
 
         Args:
-          given: groups that stay as they are.
+          given: groups that do not change.
           contexts: expert -> embedded context.
           predicted: names of the groups to be denoised later.
-          cache: of an earlier stage; what it has is not computed again.
-          levels: of given groups that are not clean.
+          cache: from an earlier stage; its entries are not recomputed.
+          levels: levels of given groups that are not clean.
 
         Returns:
           (the cache, the given groups that could not be cached and take part in every step).
@@ -91,14 +92,15 @@ class Denoiser:
     def freeze(
         self, given: Groups, noise: Groups, levels: Mapping[str, float], cache: Cache
     ) -> Cache:
-        """Keys and values that the given groups have beside the others at their first levels.
+        """Returns the keys and values of the given groups, computed once with the others at their
+        first levels.
 
-        To be used on under `visibility.prefix`, as if they did not change: an approximation where
-        they see what is denoised.
+        They are then used under `visibility.prefix` as if they were constant, which is an
+        approximation if the given groups see what is denoised.
 
         Args:
-          levels: of the groups of `noise`.
-          cache: of the contexts.
+          levels: levels of the groups of `noise`.
+          cache: cache of the contexts.
         """
         now = {g: jnp.asarray(v, widest()) for g, v in levels.items()}
         times = self._clean_times(given) | self._times_at(now)
@@ -117,7 +119,7 @@ class Denoiser:
         pins: Mapping[str, Pin] | None = None,
         **extra,
     ):
-        """One evaluation: outputs for `predict` given the cache."""
+        """Runs one evaluation and returns the outputs for `predict`, using the cache."""
         table = self.visibility.restrict({*values, *cache.tokens})
         values = self._encoded(values, predict, pins)
         return self.network(values, times, {}, table, cache=cache, predict=predict, **extra)[0]
@@ -137,24 +139,25 @@ class Denoiser:
         pins: Mapping[str, Pin] | None = None,
         levels: Mapping[str, float] | None = None,
     ) -> tuple[Groups, Cache]:
-        """Denoises `noise` along `schedules` while `given` stays as it is.
+        """Denoises `noise` along `schedules` while `given` stays unchanged.
 
         Args:
-          given: group -> values, clean but for those of `levels`.
+          given: group -> values, clean unless listed in `levels`.
           noise: group -> starting point, at the first level of its schedule.
           schedules: group -> (steps + 1,) levels from noise to data; all of the same length.
           contexts, cache: see `prefill`.
           solver: a key of `SOLVERS`, or "ancestral", which needs `rng`.
-          extras: further arguments of the network that have a value for every level, (steps + 1,).
-          states: return the whole way.
-          fresh: group -> standard normals (steps, ...) of "ancestral", instead of draws of `rng`.
-          pins: of groups of `noise`: slots that are clean at every step, and in what is returned.
-            The network is told as many levels of such a group as it has slots.
+          extras: further arguments of the network with one value per level, (steps + 1,).
+          states: return all intermediate states.
+          fresh: group -> standard normals (steps, ...) for "ancestral", instead of draws from
+            `rng`.
+          pins: for groups of `noise`: slots that are clean at every step and in the result. The
+            network receives one level per slot for such a group.
           levels: see `prefill`.
 
         Returns:
           (denoised groups, the cache for a later stage); with `states`, the groups at every level
-          of their schedules, (steps + 1, ...), from the start to what is denoised.
+            of their schedules, (steps + 1, ...), from the start to the denoised result.
         """
         predicted, pins = tuple(noise), dict(pins or {})
         if self.use_cache:
@@ -191,7 +194,7 @@ class Denoiser:
             done = ancestral(output, noise, schedules, points, self.process, rng, **options)
         else:
             done = SOLVERS[solver](output, noise, schedules, points, self.process, states)
-        # What solvers make of pinned slots on the way is never read.
+        # The values that solvers compute for pinned slots on the way are never read.
         return done | {g: pinned(pin, done[g]) for g, pin in pins.items()}, cache
 
     def _encoded(
@@ -204,22 +207,23 @@ class Denoiser:
         return self.encode(values, given | {g: pin.mask for g, pin in (pins or {}).items()})
 
     def _times_at(self, levels: Groups):
-        """Time conditioning of one level for each group."""
+        """Returns the time conditioning of one level per group."""
         told = {g: self.process.c_noise(v) for g, v in levels.items()}
         return self.times({g: jnp.broadcast_to(v, (1, self.rows[g])) for g, v in told.items()})
 
     def _clean_times(self, groups: Groups, levels: Mapping[str, float] | None = None):
-        """Time conditioning of groups at the level of data, but for those of `levels`."""
+        """Returns the time conditioning of groups at the level of data, except for those in
+        `levels`."""
         told = dict.fromkeys(groups, float(self.process.schedule(1)[-1]))
         told |= {g: level for g, level in (levels or {}).items() if g in told}
         return self._times_at({g: jnp.asarray(level, widest()) for g, level in told.items()})
 
 
 def pinned(pin: Pin, values: Array) -> Array:
-    """Values (..., b, m, ...) with those of the pin where it is."""
+    """Replaces values (..., b, m, ...) by those of the pin in its slots."""
     return jnp.where(align(pin.mask, pin.values), pin.values.astype(values.dtype), values)
 
 
 def _told(pin: Pin, clean: Any, now: Any) -> Any:
-    """Time conditioning of slots: that of data where they are pinned."""
+    """Returns the time conditioning of slots: that of data for pinned ones."""
     return jax.tree.map(lambda c, n: jnp.where(align(pin.mask, n), c, n), clean, now)
