@@ -1,4 +1,4 @@
-"""What a Cosmos Policy, and a planner beside it, must have right; see `cosmos_policy`."""
+"""Checks a Cosmos Policy, and a separate planner for it; see `cosmos_policy`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wamjax.wam.cosmos_policy import uses
 from wamjax.wam.cosmos_policy.augment import STRENGTHS
 from wamjax.wam.cosmos_policy.layouts import name_of, word_of
 
-# Published behaviour that is not the default, because it is a defect or costs accuracy.
+# Published behaviour that is not the default because it is a defect or costs accuracy.
 COMPAT = {
     "bf16_times": "noise levels are rounded to bfloat16 before the network is told of them",
     "bf16_targets": "actions, states and values are rounded to bfloat16 in training",
@@ -22,7 +22,7 @@ COMPAT = {
 }
 
 
-# What a policy and a separate planner have in common, as an error says it -> attribute.
+# What a policy and a separate planner must share: its name in errors -> attribute.
 SHARED = {
     "slots": "layout",
     "sizes of the network": "network",
@@ -33,10 +33,10 @@ SHARED = {
 
 
 def check(objective) -> None:
-    """That the choices of a `CosmosPolicy` exist and go together.
+    """Checks that the choices of a `CosmosPolicy` exist and fit together.
 
     Raises:
-      ValueError: names the key, the value and what there is.
+      ValueError: names the key, the value and the alternatives.
     """
     for name, given, known in (
         ("compat", objective.compat, COMPAT),
@@ -75,7 +75,8 @@ def check(objective) -> None:
 
 
 def check_depth(objective) -> None:
-    """That what is imagined can be planned on from: each slot of now has its future."""
+    """Checks that planning can continue from imagined futures: each present slot needs a future
+    slot."""
     depth = f"objective.plan.depth {objective.planning.depth}"
     if uses.model_free(objective.uses[2]):
         raise ValueError(f"{depth}: Q(s, a) imagines no future to plan on from, depth=1 does")
@@ -89,12 +90,12 @@ def check_depth(objective) -> None:
 
 
 def check_planner(policy, other) -> None:
-    """That `other` can plan for `policy`.
+    """Checks that `other` can plan for `policy`.
 
     Raises:
-      ValueError: it was trained on something else, or sees it otherwise; says what.
+      ValueError: it was trained on other data or has other inputs; names the difference.
     """
-    # How it is computed may differ.
+    # The way of computing may differ.
     plain = dict(remat="none", unroll=1, attention=grouped, pad_slots="off")
     one, two = (
         dataclasses.replace(x, network=x.network.clone(**plain)) for x in (policy, other)

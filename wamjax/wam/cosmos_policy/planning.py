@@ -1,13 +1,13 @@
-"""Planning with Cosmos Policy: best of N action chunks, judged by imagined futures.
+"""Plans with Cosmos Policy: best of N action chunks, scored by imagined futures.
 
-    N proposals of the policy, each with noise of its own          steps network calls
+    N proposals of the policy, each with its own noise             steps network calls
     M futures of each, by the world model                          future_steps
     K values of each future, by the value function                 value_steps
 
-Copies are a batch: 10 + 5 + 5 calls instead of 8 (10 + 3 (5 + 5 5)). Deeper, each imagined future
-becomes the present, proprioception included, and all of its branches live on. World model and value
-function may be of another checkpoint than the policy, fine-tuned on what the policy did. With a
-value function Q(s, a) there are no futures.
+Copies form a batch: 10 + 5 + 5 calls instead of 8 (10 + 3 (5 + 5 5)). With more depth, each
+imagined future becomes the present, including proprioception, and all of its branches continue.
+World model and value function may come from another checkpoint than the policy, fine-tuned on the
+policy's rollouts. With a value function Q(s, a) there are no futures.
 
 Source: section 6.4 of the specification; the public ``deploy.py`` and ``cosmos_utils.py``.
 """
@@ -31,20 +31,20 @@ from wamjax.wam.cosmos_policy.uses import model_free
 
 AGGREGATES = ("mean", "majority_mean", "lcb", "success_vote")
 OVER_DEPTH = ("last", "mean")
-SUCCESS = 0.05  # a value above it foresees success
+SUCCESS = 0.05  # a value above it predicts success
 
 
 @dataclasses.dataclass(frozen=True)
 class Planning:
-    """How to plan.
+    """Holds the options of planning.
 
     Attributes:
       proposals, futures, values: N, M and K.
-      future_steps, value_steps: network calls for a future and for a value.
-      aggregate: of the M K values of a proposal, one of `AGGREGATES`.
-      depth: chunks of actions that are imagined.
-      over_depth: what counts of several depths, one of `OVER_DEPTH`.
-      limit: samples in one call of the network, to bound memory; 0 = all.
+      future_steps, value_steps: network calls per future and per value.
+      aggregate: how the M K values of a proposal are aggregated, one of `AGGREGATES`.
+      depth: number of chunks to imagine.
+      over_depth: how several depths are combined, one of `OVER_DEPTH`.
+      limit: samples per network call, to bound memory; 0 = all.
     """
 
     proposals: int = 8
@@ -69,13 +69,13 @@ class Planning:
 
 
 class Plan(NamedTuple):
-    """What came of planning.
+    """Holds the result of planning.
 
     Attributes:
       actions: the chosen chunk, normalised.
-      scores: of all proposals.
-      values: that the last scores are made of, M K for each proposal.
-      chosen: index of the best proposal; the first of equals.
+      scores: scores of all proposals.
+      values: values behind the last scores, M K per proposal.
+      chosen: index of the best proposal; the first one if there is a tie.
       proposals: all chunks, normalised.
     """
 
@@ -90,10 +90,11 @@ Noise = Sequence[Mapping[str, Array]]
 
 
 def noise_shapes(policy, count: int) -> list[dict[str, tuple[int, ...]]]:
-    """What a plan for `count` observations starts from: use -> (n, b, t, h, w, c), by depth.
+    """Returns the noise shapes of a plan for `count` observations: use -> (n, b, t, h, w, c), by
+    depth.
 
-    The n are N proposals (deeper, of every branch one), N M futures and N M K values; branches of
-    the same proposal are neighbours, and values of the same branch.
+    The n are N proposals (one per branch at larger depth), N M futures and N M K values. Branches
+    of the same proposal are neighbours, and so are values of the same branch.
     """
     how, (act, predict, judge) = policy.planning, policy.uses
     blind = model_free(judge)
@@ -108,7 +109,7 @@ def noise_shapes(policy, count: int) -> list[dict[str, tuple[int, ...]]]:
 
 
 def draw_noise(policy, count: int, rng: Array) -> list[dict[str, Array]]:
-    """Standard normals of these shapes: those that `plan` draws of the same key."""
+    """Draws standard normals of these shapes, the same as `plan` draws from the same key."""
     keys = iter(jax.random.split(rng, 3 * policy.planning.depth))
     return [
         {name: jax.random.normal(next(keys), shape) for name, shape in shapes.items()}
@@ -119,13 +120,13 @@ def draw_noise(policy, count: int, rng: Array) -> list[dict[str, Array]]:
 def plan(
     policy, params, normalizers, observation, rng: Array | None, noise: Noise | None = None
 ) -> Plan:
-    """Acts by imagining, in one jittable program.
+    """Plans the actions of an observation, in one jittable program.
 
     Args:
-      policy: a `CosmosPolicy`; its `planning` says how.
-      params: of the policy; those of a separate planner are in ``params["planner"]``.
+      policy: a `CosmosPolicy`; its `planning` holds the options.
+      params: parameters of the policy; those of a separate planner are in ``params["planner"]``.
       normalizers, observation: see `CosmosPolicy.policy`.
-      noise: to start from instead of draws of `rng`, see `noise_shapes`.
+      noise: starting point instead of draws from `rng`, see `noise_shapes`.
     """
     how, layout = policy.planning, policy.layout
     act, predict, judge = policy.uses
@@ -168,14 +169,14 @@ def plan(
 def aggregate(
     values: Float[Array, "... s"], how: str, zero_minority: bool = False
 ) -> Float[Array, "..."]:
-    """One score of several values in [0, 1].
+    """Aggregates several values in [0, 1] to one score.
 
     Args:
-      how: "mean"; "lcb", the mean less one standard deviation of a sample, as published (of one
-        value it is 0 here, and not a number there); "success_vote", the share that foresees
-        success; "majority_mean", the mean of those that do, if they are half or more, else of those
-        that do not.
-      zero_minority: as in the public code, 0 instead of the latter.
+      how: "mean"; "lcb", the mean minus one sample standard deviation, as published (for a single
+        value that deviation is 0 here and NaN there); "success_vote", the share of values that
+        predict success; "majority_mean", the mean of the values that predict success if they are at
+        least half, otherwise of the others.
+      zero_minority: in the latter case return 0, as in the public code.
     """
     foresees = values > SUCCESS
     if how == "mean":
@@ -195,10 +196,10 @@ def aggregate(
 
 
 def sample_bytes(network, slots: int) -> int:
-    """A bound on what one sample takes while the network runs, beside the parameters.
+    """Bounds the memory of one sample while the network runs, without the parameters.
 
-    The widest moment of a layer, in float32: logits and weights of the attention, or the hidden
-    units, beside the residual stream, queries, keys, values and the modulation of three sub-layers.
+    The bound is the peak of a layer, in float32: logits and weights of the attention, or the hidden
+    units, plus the residual stream, queries, keys, values and the modulation of three sub-layers.
     """
     h, w, _ = network.latent
     tokens = slots * (h // network.patch) * (w // network.patch)
@@ -209,7 +210,7 @@ def sample_bytes(network, slots: int) -> int:
 
 
 def _check_noise(noise: Noise, shapes: list[dict[str, tuple[int, ...]]]) -> None:
-    """That noise is of these shapes; ValueError names what is not."""
+    """Raises ValueError if the noise does not have these shapes; names the entry."""
     if len(noise) != len(shapes):
         raise ValueError(f"noise is of depth {len(noise)}, the plan of depth {len(shapes)}")
     for depth, (given, wanted) in enumerate(zip(noise, shapes, strict=True)):
@@ -225,7 +226,8 @@ def _check_noise(noise: Noise, shapes: list[dict[str, tuple[int, ...]]]) -> None
 
 
 def _carry(layout: Layout):
-    """A future becomes the present: its pictures, and its proprioception written anew."""
+    """Returns a function that turns a future into the present: copies its pictures and writes its
+    proprioception."""
 
     def carry(latents: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
         out = latents
@@ -240,20 +242,20 @@ def _carry(layout: Layout):
 
 
 def _copies(x: Float[Array, "n b ..."], count: int) -> Float[Array, "m b ..."]:
-    """Every one of n becomes `count` neighbours."""
+    """Repeats each of the n entries `count` times, next to each other."""
     return jnp.repeat(x, count, axis=0)
 
 
 def _each(function, x: Array) -> Array:
-    """A function of batches on (n, b, ...)."""
+    """Applies a function of batches to (n, b, ...)."""
     out = function(x.reshape(-1, *x.shape[2:]))
     return out.reshape(*x.shape[:2], *out.shape[1:])
 
 
 def _batched(function, latents: Array, text: Cache, noise: Array, limit: int) -> Array:
-    """``function(latents, text, noise)`` on (n, b, ...), at most `limit` samples together.
+    """Applies ``function(latents, text, noise)`` to (n, b, ...), at most `limit` samples at a time.
 
-    Results do not depend on how many: the noise is drawn before.
+    Results do not depend on the limit: the noise is drawn before.
     """
     n, b = latents.shape[:2]
     total = n * b
@@ -262,15 +264,15 @@ def _batched(function, latents: Array, text: Cache, noise: Array, limit: int) ->
 
     def call(inputs):
         first, second, sample = inputs
-        # The batch axis of keys and values is the fourth from the end, with or without layers
-        # stacked; all of the n read the same text.
+        # The batch axis of keys and values is the fourth from the end, with or without stacked
+        # layers; all n samples of an observation read the same text.
         read = jax.tree.map(lambda x: jnp.take(x, sample % b, axis=x.ndim - 4), text)
         return function(first, read, second)
 
     flat = [x.reshape(total, *x.shape[2:]) for x in (latents, noise)]
     if calls == 1:
         return call((*flat, jnp.arange(total))).reshape(latents.shape)
-    # What the last call lacks are copies of the last sample, whose results are dropped.
+    # The last call is filled up with copies of the last sample, whose results are dropped.
     at = jnp.minimum(jnp.arange(calls * together), total - 1).reshape(calls, together)
     done = jax.lax.map(call, (flat[0][at], flat[1][at], at))
     return done.reshape(-1, *done.shape[2:])[:total].reshape(latents.shape)
