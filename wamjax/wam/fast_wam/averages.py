@@ -1,7 +1,7 @@
-"""How the losses of slots become the loss of a batch, and of single examples.
+"""Averages the losses of slots into the loss of a batch, and of single examples.
 
-Each loss is a mean over the examples that have it: an action-free video has none of actions, an
-example that trains without a future has none of the video.
+Each loss is a mean over the examples that have it: an action-free video has no action loss, an
+example that trains without a future has no video loss.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def reduce(
     """Computes the weighted sum of all losses, and the metrics.
 
     Args:
-      weights: of the loss of each group.
-      names: of the use of each draw.
+      weights: weight of the loss of each group.
+      names: name of the use of each draw.
     """
     video, action, labelled = _by_example(draws, losses)
     metrics = {}
@@ -47,7 +47,7 @@ def examples(
 ) -> dict[str, Array]:
     """Computes "video", "action" and "loss" of every example, whose mean is the loss.
 
-    Each loss counts for as much more as examples lack it.
+    Each loss is scaled by the batch size over the number of examples that have it.
     """
     video, action, labelled = _by_example(draws, losses)
     action, labelled = map(jnp.concatenate, (action, labelled))
@@ -65,8 +65,8 @@ def examples(
 
 
 def _by_example(draws: Sequence[Draw], losses: Losses):
-    """Returns lists with an item for each draw: group -> losses of its frames, those of actions,
-    and which examples have actions."""
+    """Returns lists with one item per draw: group -> losses of its frames, losses of actions, and
+    which examples have actions."""
     video, action, labelled = [], [], []
     for draw, parts in zip(draws, losses, strict=True):
         none = jnp.zeros(draw.at.shape[0])
@@ -77,6 +77,6 @@ def _by_example(draws: Sequence[Draw], losses: Losses):
 
 
 def _mean_over(losses: Sequence[dict[str, Array]], group: str) -> Float[Array, ""]:
-    """Mean over the examples that have the group; 0 without any."""
+    """Returns the mean over the examples that have the group; 0 if there are none."""
     having = [each[group] for each in losses if group in each]
     return jnp.mean(jnp.concatenate(having)) if having else jnp.zeros(())

@@ -1,4 +1,4 @@
-"""Fast-WAM from a config."""
+"""Builds Fast-WAM from a config."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from wamjax.wam.slots import Slot, groups_of
 
 
 def build(config, spec) -> FastWAM:
-    """Fast-WAM and its variants from ``config.model`` and ``config.objective``."""
+    """Builds Fast-WAM and its variants from ``config.model`` and ``config.objective``."""
     return FastWAM(**_fields(config, spec))
 
 
 def build_judged(config, spec) -> JudgedFastWAM:
-    """A variant that acts directly, with a judge, from these and ``config.objective.judge``."""
+    """Builds a variant that acts directly, with a judge, also from ``config.objective.judge``."""
     ask, variant = config.objective.judge, config.objective.variant
     rungs, modes = tuple(ask.rungs), tuple(ask.modes)
     direct = [v for v, ways in MODES.items() if ways[0] == "direct"]
@@ -64,9 +64,9 @@ def build_judged(config, spec) -> JudgedFastWAM:
 
 
 def _fields(config, spec, more: tuple[Slot, ...] = ()) -> dict[str, Any]:
-    """What a `FastWAM` is made of; with `more` slots behind its own."""
+    """Returns the fields of a `FastWAM`, with the slots `more` after its own."""
     model, objective = config.model, config.objective
-    uses_of(objective.variant)  # an unknown variant is an error before anything is built
+    uses_of(objective.variant)  # raises for an unknown variant before anything is built
     for key, value, allowed, wanted in (
         ("objective.solver", objective.solver, objective.solver in SOLVERS,
          f"one of {sorted(SOLVERS)}{did_you_mean(objective.solver, SOLVERS)}"),
@@ -101,7 +101,7 @@ def _fields(config, spec, more: tuple[Slot, ...] = ()) -> dict[str, Any]:
         pad_slots=model.pad_slots,
         constrain=constrain,
     )
-    several: dict[str, Any] = {}  # what variants of several uses have
+    several: dict[str, Any] = {}  # fields of variants with several uses
     if objective.variant == "optional_idm":
         several["shares"] = objective.idm_prob, 1 - objective.idm_prob
     elif objective.variant == "ladder":
