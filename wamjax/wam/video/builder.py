@@ -1,4 +1,4 @@
-"""Models of pictures from a config: denoising, Wan, autoregressive, and codecs of one's own."""
+"""Builds models of pictures from a config: denoising, Wan, autoregressive, and custom codecs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from wamjax.wam.video.schemes import SCHEMES, slots_of
 
 
 def denoising(config, spec) -> Denoising:
-    """Image and video diffusion from ``config.model``, ``config.objective`` and `ArraySpec`."""
+    """Builds image and video diffusion from ``config.model``, ``config.objective`` and
+    `ArraySpec`."""
     model, objective = config.model, config.objective
     for key, value, known in (
         ("objective.scheme", objective.scheme, SCHEMES),
@@ -97,7 +98,7 @@ def denoising(config, spec) -> Denoising:
 
 
 def wan(config, spec) -> Denoising:
-    """`denoising` with the blocks of Wan 2.1 and 2.2, which read text by cross-attention."""
+    """Builds `denoising` with the blocks of Wan 2.1 and 2.2, which read text by cross-attention."""
     if config.model.text.route != "cross":
         raise ValueError(
             f"objective.name='wan' wants model.text.route='cross', not {config.model.text.route!r}"
@@ -108,7 +109,7 @@ def wan(config, spec) -> Denoising:
 
 
 def autoregressive(config, spec) -> Autoregressive:
-    """Autoregressive video over the tokens of a discrete codec."""
+    """Builds autoregressive video over the tokens of a discrete codec."""
     model, objective = config.model, config.objective
     codec, video, route = tokenizer(config), spec.shapes["video"], model.text.route
     if route not in ("none", "prefix"):
@@ -135,10 +136,10 @@ def autoregressive(config, spec) -> Autoregressive:
 
 
 def codec(config, spec) -> CodecObjective:
-    """The training of the codec that ``config.model.codec`` names, on pictures alone.
+    """Builds the training of the codec that ``config.model.codec`` names, on pictures alone.
 
     Raises:
-      ValueError: there is nothing to train in it, or the data has no pictures for it.
+      ValueError: the codec has nothing to train, or the data has no pictures for it.
     """
     made = codecs.build(config.model.codec)
     if not isinstance(made, VAECodec):
@@ -151,10 +152,10 @@ def codec(config, spec) -> CodecObjective:
 
 
 def process_of(config) -> Process:
-    """The process that ``objective.process`` names, with the options that follow the name.
+    """Returns the process that ``objective.process`` names, with the options after its name.
 
     Raises:
-      ValueError: an unknown process or option, with a suggestion.
+      ValueError: an unknown process or option; makes a suggestion.
     """
     text = config.objective.process
     name, _, options = text.partition(":")
@@ -173,9 +174,9 @@ def process_of(config) -> Process:
 
 
 def flow(objective, *, law: str = "uniform", predicts: str = "velocity") -> RectifiedFlow:
-    """Rectified flow; `law` of training levels is uniform or logit_normal (SD3).
+    """Returns a rectified flow; `law` of training levels is uniform or logit_normal (SD3).
 
-    A network that is narrower than a token can predict x0, which has structure, and no velocity.
+    A network that is narrower than a token can predict x0, which has structure, but not velocity.
     """
     if law not in (laws := {"uniform": None, "logit_normal": NoiseLaw(0.0, 1.0)}):
         raise ValueError(f"config.objective.process: law {law!r} is not one of {sorted(laws)}")
@@ -186,12 +187,12 @@ def flow(objective, *, law: str = "uniform", predicts: str = "velocity") -> Rect
 def ddpm(
     objective, *, noising: str = "linear", variance: str = "small", predicts: str = "eps"
 ) -> DDPM:
-    """DDPM; see there for the options."""
+    """Returns a DDPM; see `DDPM` for the options."""
     return DDPM(noising, variance=variance, predicts=predicts, weighting=objective.weighting)
 
 
 def edm(objective, *, sigma_data: float = 0.5) -> EDM:
-    """EDM; `sigma_data` is the standard deviation of the data."""
+    """Returns EDM; `sigma_data` is the standard deviation of the data."""
     return EDM(sigma_data, weighting=objective.weighting)
 
 

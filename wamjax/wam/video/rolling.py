@@ -1,19 +1,19 @@
-"""Video of any length from a model trained on short clips, in memory that does not grow.
+"""Samples video of any length from a model trained on short clips, in constant memory.
 
-A causal model with levels of its own for every chunk ("blocks", "forcing_causal") makes chunk after
-chunk from the keys and values of those before. Rolling keeps those of a fixed number of chunks in
-buffers. Each turn of one `lax.scan` prefills the newest chunk, denoises the next one against the
-buffers, and drops the oldest.
+A causal model with an independent level for every chunk ("blocks", "forcing_causal") samples chunk
+after chunk from the keys and values of earlier chunks. Rolling keeps those of a fixed number of
+chunks in buffers. Each iteration of one `lax.scan` prefills the newest chunk, denoises the next one
+against the buffers, and drops the oldest.
 
-Rotary attention sees differences of positions alone, so the window rather than the video moves: the
-chunk that is made is always at the last position of training, and keys that were rotated for one
-place are rotated on to the next (`moved`). No position leaves the range that was trained.
+Rotary attention sees only differences of positions, so the window moves rather than the video: the
+new chunk is always at the last position of training, and keys that were rotated for one position
+are rotated on to the next (`moved`). No position leaves the range of training.
 
-What moving does not undo: in layers after the first, cached keys and values come from tokens that
-attended chunks which have been dropped since. So the receptive field reaches back further than the
-window, by one window a layer, and a cache that is made anew from the window alone would differ
-there; in the first layer it would not. While nothing has been dropped, the result is that of
-`Denoising.sample`.
+There is one thing that moving does not undo: in layers after the first, cached keys and values come
+from tokens that attended to chunks which have been dropped since. So the receptive field reaches
+back further than the window, by one window per layer, and a cache recomputed from the window alone
+would differ in these layers, but not in the first one. As long as nothing has been dropped, the
+result is that of `Denoising.sample`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from wamjax.wam.video.objective import Batch, Denoising, Params, streams
 
 
 def moved(keys: Float[Array, "... s k"], frames: int, style: str = "pairs") -> Array:
-    """Rotated keys as they would be had their tokens been `frames` later in time.
+    """Rotates keys to where they would be if their tokens were `frames` later in time.
 
     Args:
       frames: latent frames; negative is earlier.
@@ -54,22 +54,23 @@ def roll(
     window: int = 0,
     noise: Float[Array, "b m h w c"] | None = None,
 ) -> Float[Array, "b t h w c"]:
-    """Latents of clips of any length, in one jittable program.
+    """Samples latents of clips of any length, in one jittable program.
 
     Args:
-      objective: of a causal scheme with independent levels and chunks of one size, with rotary
+      objective: a causal scheme with independent levels and chunks of one size, with rotary
         positions.
-      params: of the objective, or from its `prepare`.
+      params: parameters of the objective, or from its `prepare`.
       condition, count: as in `Denoising.sample`.
-      rng: every chunk has a key of its own; up to the length of training they are those of
+      rng: every chunk has its own key; up to the training length they are those of
         `Denoising.sample`.
       frames: latent frames of the result, whole chunks.
-      given: the first latent frames, whole chunks; all but the last window of them only go by.
-      window: chunks that a chunk sees before it; 0 as many as in training, which is also the most.
+      given: the first latent frames, whole chunks; all are passed through the model, and the last
+        window of them stays visible.
+      window: number of earlier chunks that a chunk sees; 0 for as many as in training, the maximum.
       noise: as in `Denoising.sample`.
 
     Raises:
-      ValueError: another scheme, or frames that are not whole chunks.
+      ValueError: the scheme cannot roll, or frames are not whole chunks.
     """
     size, window, known = _check(objective, frames, given, window)
     b = count if count is not None else next(iter(condition.values())).shape[0]
@@ -118,7 +119,7 @@ def roll(
 
 
 def _chunks_of(noise: Array | None, shape: tuple[int, ...], size: int) -> Array | None:
-    """Given noise chunk by chunk, (chunks, b, size, h, w, c)."""
+    """Splits given noise into chunks, (chunks, b, size, h, w, c)."""
     if noise is None:
         return None
     if noise.shape != shape:
@@ -127,8 +128,7 @@ def _chunks_of(noise: Array | None, shape: tuple[int, ...], size: int) -> Array 
 
 
 def _check(objective: Denoising, frames: int, given, window: int) -> tuple[int, int, int]:
-    """(frames of a chunk, chunks of the window, given chunks), or an error that says what is
-    wrong."""
+    """Returns (frames of a chunk, chunks of the window, given chunks), or raises an error."""
     scheme, trained = objective.scheme, len(objective.slots)
     if not (scheme.causal and scheme.independent and scheme.chunk) or scheme.first:
         raise ValueError(
@@ -149,10 +149,10 @@ def _check(objective: Denoising, frames: int, given, window: int) -> tuple[int, 
 
 
 def _windowed(objective: Denoising, window: int, number: int | Array, **changes) -> Denoising:
-    """The objective on the groups of a window that ends with chunk `number`.
+    """Returns the objective on the groups of a window that ends with chunk `number`.
 
     "past" are slots for window - 1 chunks, filled from the end, "last" is the newest clean chunk
-    and "now" the one that is made.
+    and "now" the chunk being sampled.
     """
     size, network = objective.scheme.chunk, objective.network
     ends = [0, (window - 1) * size, window * size, (window + 1) * size]
@@ -172,7 +172,7 @@ def _windowed(objective: Denoising, window: int, number: int | Array, **changes)
 
 
 def _room(last: KeyValue, chunks: int) -> KeyValue:
-    """Empty buffers for keys and values of so many chunks like `last`."""
+    """Returns empty buffers for keys and values of `chunks` chunks like `last`."""
 
     def zeros(x):
         return jnp.zeros((*x.shape[:-2], chunks * x.shape[-2], x.shape[-1]), x.dtype)
@@ -181,7 +181,8 @@ def _room(last: KeyValue, chunks: int) -> KeyValue:
 
 
 def _append(past: KeyValue, last: KeyValue, size: int, style: str) -> KeyValue:
-    """Keys and values without the oldest chunk and with the newest, a chunk further back."""
+    """Drops the oldest chunk of keys and values, appends the newest, and moves all one chunk
+    back."""
 
     def push(x, new):
         return jnp.concatenate([x[..., new.shape[-2] :, :], new], axis=-2)
