@@ -70,8 +70,8 @@ def wan22_5b(config) -> None:
 
 
 def wan22_training(config) -> None:
-    """Sets optimiser and schedule of the released checkpoints (spec, section 5.2), with gradient
-    clipping that works."""
+    """Sets optimiser and schedule of the released checkpoints (spec, section 5.2), with effective
+    gradient clipping."""
     optim = config.optim
     optim.learning_rate, optim.b1, optim.b2, optim.weight_decay = 1e-4, 0.9, 0.95, 0.01
     optim.warmup_fraction, optim.final_fraction, optim.clip_norm = 0.05, 0.01, 1.0

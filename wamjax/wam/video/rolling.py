@@ -78,7 +78,7 @@ def roll(
     chunks = _chunks_of(noise, (b, frames - known * size, *objective.network.latent), size)
 
     def run(number, cache=None, last=None, **changes):
-        """Makes chunk `number` after `last` and the cached past."""
+        """Samples chunk `number` after `last` and the cached past."""
         model = _windowed(objective, window, number, **changes)
         index = jnp.maximum(number - known, 0)
         key, stream = streams(rng, index)
@@ -91,7 +91,7 @@ def roll(
         return made["now"], cache.tokens
 
     def turn(past, last, number, **changes):
-        """The same; returns the chunk, and the past with `last` as its newest chunk."""
+        """Does the same, and returns the chunk and the past with `last` as its newest chunk."""
         made, tokens = run(
             number, Cache({} if past is None else {"past": past}, {}), last, **changes
         )
