@@ -93,11 +93,11 @@ def _dense_forward(q, k, v, keys=None):
     return y, (q, k, v, weights, y)
 
 
-def _dense_backward(saved, dy):
+def _dense_backward(residuals, dy):
     """Computes the gradients in the flash-attention form: the softmax's row sums come from the
     output (b, n, l, k) instead of one more pass over the (b, n, l, s) weights. Halves the time of
     the backward pass on CPU."""
-    q, k, v, weights, y = saved
+    q, k, v, weights, y = residuals
     scale = q.shape[-1] ** -0.5
     dv = jnp.einsum("bnls,bnlk->bnsk", weights, dy)
     dweights = jnp.einsum(
@@ -139,9 +139,9 @@ def named(kind: str) -> Callable:
     if ":" in kind:
         find(kind, {}, "config.model.attention")
     elif kind not in kernels.KERNELS:
-        known = (*kernels.KERNELS, "masked")
-        raise ValueError(f"config.model.attention = {kind!r} is not one of {known}"
-                         f"{did_you_mean(kind, known)}, nor MODULE:FUNCTION")  # fmt: skip
+        choices = (*kernels.KERNELS, "masked")
+        raise ValueError(f"config.model.attention = {kind!r} is not one of {choices}"
+                         f"{did_you_mean(kind, choices)}, nor MODULE:FUNCTION")  # fmt: skip
     return Grouped(kind)
 
 
@@ -182,12 +182,12 @@ def grouped(
             raise ValueError(f"{queries} see no present group in table {visibility.name!r}")
         lengths = {g: k[g].shape[2] for g in keys}
         static = _static(lengths, valid)
-        unknown = {} if static is not None else valid
+        dynamic = {} if static is not None else valid
         y = attend(
             _join(q, queries),
             _join(k, keys),
             _join(v, keys),
-            _mask(queries, lengths, visibility, unknown),
+            _mask(queries, lengths, visibility, dynamic),
             _bias(queries, lengths, bias),
             kernel=kernel,
             keys=static,
@@ -217,15 +217,15 @@ def masked(
     mask = jnp.asarray(visibility.mask(lengths)[rows])
     for group, keys in (valid or {}).items():
         if group in lengths:
-            whole = jnp.ones((keys.shape[0], 1, sum(lengths.values())), bool)
-            mask &= whole.at[:, 0, starts[group] : starts[group] + lengths[group]].set(keys)
+            all_valid = jnp.ones((keys.shape[0], 1, sum(lengths.values())), bool)
+            mask &= all_valid.at[:, 0, starts[group] : starts[group] + lengths[group]].set(keys)
     total = None
     row = dict(zip(queries, np.cumsum([0, *(lengths[g] for g in queries)]), strict=False))
-    for group, own in (bias or {}).items():
+    for group, group_bias in (bias or {}).items():
         if total is None:
-            total = jnp.zeros((own.shape[0], *mask.shape[-2:]), own.dtype)
+            total = jnp.zeros((group_bias.shape[0], *mask.shape[-2:]), group_bias.dtype)
         place = (0, int(row[group]), int(starts[group]))
-        total = jax.lax.dynamic_update_slice(total, own, place)
+        total = jax.lax.dynamic_update_slice(total, group_bias, place)
     y = attend(
         _join(q, queries), _join(k, visibility.groups), _join(v, visibility.groups), mask, total
     )
@@ -266,11 +266,13 @@ def _mask(queries, lengths, visibility: Visibility, valid: Groups) -> Array | No
 
 def _bias(queries, lengths, bias: Groups) -> Array | None:
     """Returns the position bias of one dense call; it applies only to a group with itself."""
-    own = bias.get(queries[0])
-    if own is None:
+    group_bias = bias.get(queries[0])
+    if group_bias is None:
         return None
-    n, rows, _ = own.shape
-    parts = [own if g == queries[0] else jnp.zeros((n, rows, size)) for g, size in lengths.items()]
+    n, rows, _ = group_bias.shape
+    parts = [
+        group_bias if g == queries[0] else jnp.zeros((n, rows, size)) for g, size in lengths.items()
+    ]
     return jnp.concatenate(parts, axis=2)
 
 

@@ -114,10 +114,10 @@ class ExpertSpec:
     context_rows: int = 0
 
     def __post_init__(self):
-        for key, known in CHOICES.items():
-            if getattr(self, key) not in known:
+        for key, choices in CHOICES.items():
+            if getattr(self, key) not in choices:
                 raise ValueError(
-                    f"expert {self.name!r}: {key} {getattr(self, key)!r} is not one of {known}"
+                    f"expert {self.name!r}: {key} {getattr(self, key)!r} is not one of {choices}"
                 )
         if self.context_rows and (self.bias or self.cross == "none"):
             raise ValueError(
@@ -285,8 +285,8 @@ def join(attention: dict[str, Any]) -> dict[str, Any]:
     three = [attention.get(name, {}) for name in "qkv"]
     if any(set(part) not in ({"kernel"}, {"kernel", "bias"}) for part in three):
         return attention
-    rest = {name: part for name, part in attention.items() if name not in tuple("qkv")}
-    return rest | {"qkv": jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *three)}
+    others = {name: part for name, part in attention.items() if name not in tuple("qkv")}
+    return others | {"qkv": jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *three)}
 
 
 class LowRank(nn.Module):
@@ -356,16 +356,18 @@ class ExpertBlock(nn.Module):
 
     def adapt(self, stream: Stream) -> dict[str, Adaptation]:
         """Returns the modulation of each sub-layer, from the conditioning of the stream."""
-        spec, given = self.spec, stream.modulation
+        spec, conditioning = self.spec, stream.modulation
         if spec.modulation == "none":
             return {}
         if spec.modulation == "table":
-            table = self.modulation + given
+            table = self.modulation + conditioning
             rows = [table[:, :, i] for i in range(spec.chunks)]
         elif spec.modulation == "linear":
-            rows = jnp.split(self.modulation(nn.silu(given)), 2 if self.last else spec.chunks, -1)
+            rows = jnp.split(
+                self.modulation(nn.silu(conditioning)), 2 if self.last else spec.chunks, -1
+            )
         else:
-            rows = self.modulation(given)
+            rows = self.modulation(conditioning)
         if self.last:
             return {"self": Adaptation(rows[0], rows[1], None)}
         size = 2 + spec.gates
@@ -404,11 +406,11 @@ class ExpertBlock(nn.Module):
         return self._leave("ffn", x, self.ffn(self._enter("ffn", x, adaptation)), adaptation)
 
     def _read(self, query: Array, keys: Array, values: Array) -> Array:
-        rows, given = self.spec.context_rows, keys.shape[2]
-        if rows and given > rows:
-            raise ValueError(f"a context of {given} rows, the model was made for {rows}")
-        missing = rows - given if rows else 0
-        return attention.attend(query, keys, values, zeros=missing, kernel=self.kernel)
+        rows, length = self.spec.context_rows, keys.shape[2]
+        if rows and length > rows:
+            raise ValueError(f"a context of {length} rows, the model was made for {rows}")
+        zeros = rows - length if rows else 0
+        return attention.attend(query, keys, values, zeros=zeros, kernel=self.kernel)
 
     def _enter(self, name: str, x: Array, adaptation) -> Array:
         if name in adaptation:

@@ -119,10 +119,10 @@ class CosineCodec(Parameterless):
     key: str = "video"
 
     def __post_init__(self):
-        most = 3 * self.patch**2
-        if not 0 < self.channels <= most:
+        maximum = 3 * self.patch**2
+        if not 0 < self.channels <= maximum:
             raise ValueError(f"model.codec.channels {self.channels} of squares of {self.patch} "
-                             f"pixels: between 1 and {most}")  # fmt: skip
+                             f"pixels: between 1 and {maximum}")  # fmt: skip
 
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         t, h, w, _ = PixelCodec(self.patch).shape(frames, height, width)
@@ -145,12 +145,12 @@ class CosineCodec(Parameterless):
         hold and without the noise of a prediction.
         """
         basis, scale = self._cosines()
-        known = PixelCodec(self.patch).encode(pictures)
-        before = known @ basis @ basis.T  # the part that the latents hold
+        pixels = PixelCodec(self.patch).encode(pictures)
+        before = pixels @ basis @ basis.T  # the part that the latents hold
         after = at_least_float32(latents) @ (basis * scale).T
-        moved = jnp.mean((after - before) ** 2, axis=-1, keepdims=True)
-        kept = jnp.exp(-moved / STAYS**2)
-        return PixelCodec(self.patch).decode(after + kept * (known - after))
+        change = jnp.mean((after - before) ** 2, axis=-1, keepdims=True)
+        weight = jnp.exp(-change / STAYS**2)
+        return PixelCodec(self.patch).decode(after + weight * (pixels - after))
 
     def _cosines(self) -> tuple[np.ndarray, np.ndarray]:
         return tuple(part.astype(widest()) for part in cosines(self.patch, self.channels))
@@ -165,15 +165,15 @@ def cosines(patch: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
     Deviations fall with frequency as in pictures (Field 1987: amplitude about 1 / f); their size is
     that of rendered scenes in [-1, 1].
     """
-    at = np.arange(patch)
-    waves = np.cos(np.pi * (2 * at + 1) * at[:, None] / (2 * patch)) * np.sqrt(2 / patch)
+    index = np.arange(patch)
+    waves = np.cos(np.pi * (2 * index + 1) * index[:, None] / (2 * patch)) * np.sqrt(2 / patch)
     waves[0] /= np.sqrt(2)
     colours = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
     basis = np.einsum("ip,jq,kc->ijkpqc", waves, waves, colours).reshape(3 * patch**2, -1)
-    frequency = (at[:, None] + at)[..., None] + np.zeros(3)
-    constant, varying = np.array([1.0, 0.17, 0.17]), np.array([0.3, 0.06, 0.06])
-    falling = varying / np.maximum(frequency, 1) ** 1.2
-    scale = patch * np.where(frequency == 0, constant, falling).ravel()
+    frequency = (index[:, None] + index)[..., None] + np.zeros(3)
+    constant, variable = np.array([1.0, 0.17, 0.17]), np.array([0.3, 0.06, 0.06])
+    decay = variable / np.maximum(frequency, 1) ** 1.2
+    scale = patch * np.where(frequency == 0, constant, decay).ravel()
     best = np.argsort(-scale, kind="stable")[:channels]
     return basis[best].T, scale[best]
 
@@ -281,5 +281,5 @@ def build(config) -> Codec:
         bottleneck = TRAINED[config.kind](config)
         codec = small(bottleneck, config.spatial, config.temporal, config.width)
         return codec.replace(mean=tuple(config.mean), std=tuple(config.std))
-    known = ["pixel", "cosine", "cached", *PUBLISHED, *TRAINED]
-    raise ValueError(f"model.codec.kind {config.kind!r} is not one of {known}")
+    kinds = ["pixel", "cosine", "cached", *PUBLISHED, *TRAINED]
+    raise ValueError(f"model.codec.kind {config.kind!r} is not one of {kinds}")

@@ -47,9 +47,12 @@ def expert(
     With ``text="cross"`` or ``"both"`` it is the standard block of text-to-video models:
     self-attention, cross-attention and feed-forward, adaLN-Zero on all three.
     """
-    for name, value, known in (("conditioning", conditioning, CONDITIONING), ("text", text, TEXT)):
-        if value not in known:
-            raise ValueError(f"{name} {value!r} is not one of {known}")
+    for name, value, options in (
+        ("conditioning", conditioning, CONDITIONING),
+        ("text", text, TEXT),
+    ):
+        if value not in options:
+            raise ValueError(f"{name} {value!r} is not one of {options}")
     adaptive = conditioning in ("adaln_zero", "adaln")
     cross = text in ("cross", "both")
     if cross and conditioning == "cross_attention":
@@ -200,8 +203,8 @@ class DiT(Shell, kw_only=True):
         The text of `joint` is conditioned like the first slot of the first group.
         """
         adaptive = self.conditioning in ("adaln_zero", "adaln")
-        one = self.video.time if adaptive else self._sequence
-        times = {g: one(v, vector) for g, v in levels.items()}
+        time_of = self.video.time if adaptive else self._sequence
+        times = {g: time_of(v, vector) for g, v in levels.items()}
         if self.text_spec is not None and times:
             times["text"] = jax.tree.map(lambda x: x[:, :1], next(iter(times.values())))
         return times

@@ -70,12 +70,12 @@ def attend(
 def choose(q: Float[Array, "b n l k"], k: Float[Array, "b n s k"]) -> dict[str, Dense]:
     """Returns platform -> the kernel that is faster there than XLA's at these shapes, if there is
     one."""
-    short, wide = q.dtype.itemsize == 2, q.shape[-1]
+    half, dim = q.dtype.itemsize == 2, q.shape[-1]
     out = {}
-    here = jax.default_backend() == "gpu"  # JAX looks for cuDNN at trace time
-    if here and short and wide % 8 == 0 and wide <= 128 and min(q.shape[2], k.shape[2]) > 1:
+    on_gpu = jax.default_backend() == "gpu"  # JAX looks for cuDNN at trace time
+    if on_gpu and half and dim % 8 == 0 and dim <= 128 and min(q.shape[2], k.shape[2]) > 1:
         out["cuda"] = cudnn
-    if wide % 64 == 0 and k.shape[2] >= SPLASH_KEYS and q.shape[2] >= LANES:
+    if dim % 64 == 0 and k.shape[2] >= SPLASH_KEYS and q.shape[2] >= LANES:
         out["tpu"] = splash
     return out
 
@@ -142,8 +142,8 @@ def _block(length: int) -> int:
 
 
 def _padded(x: Array, block: int) -> Array:
-    missing = -x.shape[2] % block
-    return jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0))) if missing else x
+    padding = -x.shape[2] % block
+    return jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0))) if padding else x
 
 
 def _over_mesh(function: Dense) -> Dense:

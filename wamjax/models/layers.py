@@ -227,17 +227,17 @@ def _quarters(level: Array, turns: np.ndarray) -> tuple[Array, Array]:
     bits = jax.lax.bitcast_convert_type(level, jnp.int32) & np.int32(-(1 << 12))
     high = jax.lax.stop_gradient(jax.lax.bitcast_convert_type(bits, jnp.float32))
     low = level - high
-    parts, rest = [], turns
+    parts, residual = [], turns
     for _ in range(3):
-        mantissa, exponent = np.frexp(rest)
+        mantissa, exponent = np.frexp(residual)
         parts.append(np.ldexp(np.round(np.ldexp(mantissa, 12)), exponent - 12))
-        rest = rest - parts[-1]
+        residual = residual - parts[-1]
     a, b, c = (jnp.asarray(part, jnp.float32) for part in parts)
     # The three products that may exceed a quarter, each without its whole quarters.
-    whole, remainder = 0, low * c + high * c + low * b
+    total, remainder = 0, low * c + high * c + low * b
     for product in (high * b, low * a, high * a):
         quarters = jnp.round(4 * product)
-        whole, remainder = whole + quarters, remainder + (product - quarters / 4)
+        total, remainder = total + quarters, remainder + (product - quarters / 4)
     quarters = jnp.round(4 * remainder)  # the three remainders may add up to one more quarter
     remainder = remainder - quarters / 4
-    return (whole + quarters).astype(jnp.int32) % 4, remainder * (2 * np.pi)
+    return (total + quarters).astype(jnp.int32) % 4, remainder * (2 * np.pi)

@@ -80,10 +80,10 @@ def choose(kind: str, lengths: Sequence[int], slots: int) -> Padding | None:
     """
     if kind not in CHOICES:
         raise ValueError(f"config.model.pad_slots = {kind!r} is not one of {CHOICES}")
-    slot, rest = divmod(sum(lengths), slots)
-    missing = -slot % TILE
+    slot, remainder = divmod(sum(lengths), slots)
+    padding = -slot % TILE
     if kind == "off" or (kind == "auto" and not on_tpu()):
         return None
-    if rest or LARGEST * missing > slot or any(length % slot for length in lengths):
+    if remainder or LARGEST * padding > slot or any(length % slot for length in lengths):
         return None
-    return Padding(slot, slot + missing)
+    return Padding(slot, slot + padding)

@@ -114,13 +114,13 @@ def ensure(
 
 def _spread(x: np.ndarray, weight: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
     """Returns rows of `x` that lie far apart: k-means++ (Arthur and Vassilvitskii, 2007)."""
-    chosen = [int(weight.argmax())]
+    indices = [int(weight.argmax())]
     distance = np.full(len(x), np.inf)
     for _ in range(number - 1):
-        distance = np.minimum(distance, np.square(x - x[chosen[-1]]).sum(axis=1))
+        distance = np.minimum(distance, np.square(x - x[indices[-1]]).sum(axis=1))
         p = distance * weight
-        chosen.append(int(rng.choice(len(x), p=p / p.sum())))
-    return x[chosen]
+        indices.append(int(rng.choice(len(x), p=p / p.sum())))
+    return x[indices]
 
 
 def _nearest(x: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -107,13 +107,13 @@ def by_matmul(
     """
     y = at_least_float32(x)
     cos, sin = (jnp.asarray(part, y.dtype) for part in (cos, sin))
-    other = jnp.matmul(
+    partner = jnp.matmul(
         x,
         jnp.asarray(_exchange(style, x.shape[-1]), x.dtype),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=y.dtype,
     )
-    return (y * cos + other * sin).astype(x.dtype)
+    return (y * cos + partner * sin).astype(x.dtype)
 
 
 def _by_matmul_forward(style: str, x: Array, cos: Array, sin: Array):

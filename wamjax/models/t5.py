@@ -64,8 +64,8 @@ class T5Encoder(nn.Module):
     constrain: Callable = unconstrained
 
     def setup(self):
-        own = 0 if self.shared_bias else self.buckets
-        choices = blocks.T5 | dict(mlp=self.mlp, position_bias=own)
+        buckets = 0 if self.shared_bias else self.buckets
+        choices = blocks.T5 | dict(mlp=self.mlp, position_bias=buckets)
         self.transformer = Transformer(
             (blocks.ExpertSpec("text", self.width, self.ffn, **choices),),
             self.layers,
@@ -155,13 +155,13 @@ def embed(
     Raises:
       ValueError: `length` would cut tokens.
     """
-    missing = 0 if length is None else length - ids.shape[1]
-    if missing < 0:
+    padding = 0 if length is None else length - ids.shape[1]
+    if padding < 0:
         raise ValueError(f"{ids.shape[1]} ids do not fit in a context of length {length}")
     context = network.apply({"params": params}, ids, mask)
     context = jnp.where(jnp.asarray(mask, bool)[..., None], context, 0)
     context = context.astype(dtype or context.dtype)
-    return jnp.pad(context, ((0, 0), (0, missing), (0, 0)))
+    return jnp.pad(context, ((0, 0), (0, padding), (0, 0)))
 
 
 def pool(context: Float[Array, "b s d"], mask: Bool[Array, "b s"]) -> Float[Array, "b d"]:

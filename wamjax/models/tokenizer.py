@@ -78,10 +78,10 @@ class Tokenizer:
 
     def _ids(self, text: str) -> list[int]:
         text = clean_text(text) if self.clean else text
-        found = self.special.search(text)
-        if found:
+        match = self.special.search(text)
+        if match:
             raise ValueError(
-                f"text {text!r} holds {found.group()!r}, which stands for a token of its own; "
+                f"text {text!r} holds {match.group()!r}, which stands for a token of its own; "
                 "remove it from the text"
             )
         return self.pieces(text)
@@ -102,10 +102,10 @@ def load(path: str | os.PathLike, clean: bool = False) -> Tokenizer:
     """
     path = files.path(path)
     if path.is_dir():
-        found = [path / name for name in FILES if (path / name).exists()]
-        if not found:
+        candidates = [path / name for name in FILES if (path / name).exists()]
+        if not candidates:
             raise FileNotFoundError(f"{path} holds neither of {', '.join(FILES)}")
-        path = found[0]
+        path = candidates[0]
     if not path.exists():
         raise FileNotFoundError(f"there is no tokenizer file {path}")
     read = _from_json if path.suffix == ".json" else _from_model
@@ -166,8 +166,8 @@ def _any_of(names: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join([*map(re.escape, names), r"<extra_id_\d+>"]))
 
 
-def _library(name: str, what: str):
+def _library(name: str, purpose: str):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"{what} needs {name}: {EXTRA} (or pip install {name})") from error
+        raise ImportError(f"{purpose} needs {name}: {EXTRA} (or pip install {name})") from error

@@ -100,9 +100,9 @@ class Block(nn.Module):
         q, k, v, bias = {}, {}, {}, {}
         adaptations = {name: layers[name].adapt(stream) for name, stream in streams.items()}
         for name, stream in streams.items():
-            projected = layers[name].project(stream, adaptations[name])
-            for target, whole in zip((q, k, v), projected, strict=True):
-                target.update(_split_groups(whole, stream.groups))
+            qkv = layers[name].project(stream, adaptations[name])
+            for target, part in zip((q, k, v), qkv, strict=True):
+                target.update(_split_groups(part, stream.groups))
             if stream.bias is not None:
                 ((group, _),) = stream.groups  # a position bias applies to a single group
                 bias[group] = layers[name].bias(stream)
@@ -119,14 +119,14 @@ class Block(nn.Module):
         context = dict(layer_cache.context)
         for name, text in contexts.items():
             context[name] = layers[name].cross_attn.key_value(text)
-        going = {name: stream for name, stream in streams.items() if name not in self.ends}
-        q = {g: q[g] for stream in going.values() for g, _ in stream.groups}
-        attended = self.attention(q, k, v, visibility, valid, bias)
+        active = {name: stream for name, stream in streams.items() if name not in self.ends}
+        q = {g: q[g] for stream in active.values() for g, _ in stream.groups}
+        outputs = self.attention(q, k, v, visibility, valid, bias)
         tokens = {}
-        for name, stream in going.items():
-            parts = [attended[g] for g, _ in stream.groups]
-            whole = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
-            tokens[name] = layers[name].finish(stream, adaptations[name], whole, context.get(name))
+        for name, stream in active.items():
+            parts = [outputs[g] for g, _ in stream.groups]
+            part = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
+            tokens[name] = layers[name].finish(stream, adaptations[name], part, context.get(name))
         return tokens, Cache(emitted, {} if emit is None else {e: context[e] for e in contexts})
 
 
@@ -189,23 +189,23 @@ class Transformer(nn.Module):
         if self.residual == "float32":
             tokens = {e: at_least_float32(x) for e, x in tokens.items()}
         cache = cache or Cache({}, {})
-        shared = streams, contexts, valid or {}, visibility, emit
-        stacked = self.layers - bool(self.ends)
+        arguments = streams, contexts, valid or {}, visibility, emit
+        scan_layers = self.layers - bool(self.ends)
         if self.unroll:
             final = jax.tree.map(lambda x: x[-1], cache) if self.ends else cache
-            cache = jax.tree.map(lambda x: x[:stacked], cache) if self.ends else cache
-            tokens, emitted = self._scanned(stacked)(tokens, cache, *shared)
+            cache = jax.tree.map(lambda x: x[:scan_layers], cache) if self.ends else cache
+            tokens, emitted = self._scanned(scan_layers)(tokens, cache, *arguments)
             if not self.ends:
                 return _joined(tokens), emitted
-            tokens, last = self._final()(tokens, final, *shared)
+            tokens, last = self._final()(tokens, final, *arguments)
             emitted = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), emitted, last)
             return _joined(tokens), emitted
         emitted = []
         for i in range(self.layers):
             layer = jax.tree.map(lambda x, i=i: x[i], cache, is_leaf=_is_layers)
             name = f"blocks_{i}"
-            block = self._final() if i == stacked else self._block()(*self._sizes(), name=name)
-            tokens, new = block(tokens, layer, *shared)
+            block = self._final() if i == scan_layers else self._block()(*self._sizes(), name=name)
+            tokens, new = block(tokens, layer, *arguments)
             emitted.append(new)
         return _joined(tokens), jax.tree.map(lambda *layers: list(layers), *emitted)
 
@@ -247,10 +247,10 @@ def unstack(params: dict, layers: int) -> dict:
     Inside a sampling loop XLA slices stacked weights again at every step; sliced once outside, they
     stay in place. A subtree of the parameters gives the same subtree of the result.
     """
-    rest = {k: v for k, v in params.items() if k != "blocks"}
+    others = {k: v for k, v in params.items() if k != "blocks"}
     leaves, structure = jax.tree.flatten(params.get("blocks", {}))
     split = zip(*(_layers(x, layers) for x in leaves), strict=True)
-    return rest | {f"blocks_{i}": structure.unflatten(part) for i, part in enumerate(split)}
+    return others | {f"blocks_{i}": structure.unflatten(part) for i, part in enumerate(split)}
 
 
 def join(params: dict, experts: tuple[str, ...]) -> dict:

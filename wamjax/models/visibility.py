@@ -41,11 +41,11 @@ class Visibility:
         present = set(present)
         for group in present:
             self._index(group)
-        kept = [(g, row) for g, row in zip(self.groups, self.rows, strict=True) if g in present]
+        pairs = [(g, row) for g, row in zip(self.groups, self.rows, strict=True) if g in present]
         return Visibility(
             self.name,
-            tuple(g for g, _ in kept),
-            tuple(tuple(k for k in row if k in present) for _, row in kept),
+            tuple(g for g, _ in pairs),
+            tuple(tuple(k for k in row if k in present) for _, row in pairs),
             tuple(g for g in self.causal if g in present),
         )
 
@@ -57,12 +57,12 @@ class Visibility:
         Groups that see the same keys share a call, except for causal ones and those in `apart`.
         """
         queries, apart = set(queries), {*apart, *self.causal}
-        merged: dict[tuple, list[str]] = {}
+        by_keys: dict[tuple, list[str]] = {}
         for group in self.groups:
             if group in queries:
-                own = group if group in apart else None
-                merged.setdefault((self.keys(group), own), []).append(group)
-        return tuple((tuple(q), k) for (k, _), q in merged.items())
+                separate = group if group in apart else None
+                by_keys.setdefault((self.keys(group), separate), []).append(group)
+        return tuple((tuple(q), k) for (k, _), q in by_keys.items())
 
     def matrix(self) -> np.ndarray:
         """Returns the table as a boolean array whose rows are queries."""
@@ -75,17 +75,18 @@ class Visibility:
         mask = np.repeat(np.repeat(self.matrix(), sizes, axis=0), sizes, axis=1)
         starts = dict(zip(self.groups, np.cumsum([0, *sizes]), strict=False))
         for group in self.causal:
-            own = slice(starts[group], starts[group] + lengths[group])
-            mask[own, own] &= np.tri(lengths[group], dtype=bool)
+            block = slice(starts[group], starts[group] + lengths[group])
+            mask[block, block] &= np.tri(lengths[group], dtype=bool)
         return mask
 
     def __str__(self) -> str:
         width = max(map(len, self.groups))
         lines = [f"{self.name} (row attends column)", " " * width + "  " + " ".join(self.groups)]
         for group in self.groups:
-            own = "\\" if group in self.causal else "x"
+            diagonal = "\\" if group in self.causal else "x"
             cells = (
-                (own if k == group else "x") if self.sees(group, k) else "." for k in self.groups
+                (diagonal if k == group else "x") if self.sees(group, k) else "."
+                for k in self.groups
             )
             row = " ".join(c.center(len(k)) for c, k in zip(cells, self.groups, strict=True))
             lines.append(f"{group:>{width}}  {row}")
@@ -116,8 +117,8 @@ def table(name: str, rows: Mapping[str, str], causal: Iterable[str] = ()) -> Vis
         for key in keys.split():
             if key not in rows:
                 raise KeyError(f"table {name!r}: {query!r} sees {key!r}, which has no row")
-    seen = tuple(tuple(g for g in groups if g in rows[q].split()) for q in groups)
-    return Visibility(name, groups, seen, causal)
+    key_groups = tuple(tuple(g for g in groups if g in rows[q].split()) for q in groups)
+    return Visibility(name, groups, key_groups, causal)
 
 
 def cacheable(
@@ -137,11 +138,11 @@ def cacheable(
       modulated_by: group -> further groups whose noise levels enter its modulation.
     """
     modulated_by = modulated_by or {}
-    kept = set(given)
+    members = set(given)
     depends = {g: {*visibility.keys(g), *modulated_by.get(g, ())} for g in visibility.groups}
-    while dropped := {g for g in kept if not depends[g] <= kept}:
-        kept -= dropped
-    return tuple(g for g in visibility.groups if g in kept)
+    while outsiders := {g for g in members if not depends[g] <= members}:
+        members -= outsiders
+    return tuple(g for g in visibility.groups if g in members)
 
 
 def bidirectional(*groups: str) -> Visibility:

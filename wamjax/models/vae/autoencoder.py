@@ -85,8 +85,8 @@ class Sizes:
         """Raises ValueError for a clip or a chunk that does not divide into latents."""
         stride = self.time_stride
         if frames < 1 or (frames - first) % stride:
-            want = f"{stride} k + 1 frames" if first else f"{stride} k frames after the first chunk"
-            raise ValueError(f"{frames} frames: the autoencoder wants {want}; cut or repeat some")
+            rule = f"{stride} k + 1 frames" if first else f"{stride} k frames after the first chunk"
+            raise ValueError(f"{frames} frames: the autoencoder wants {rule}; cut or repeat some")
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Returns (t, h, w, c) of a clip in pixels; raises ValueError if the clip does not

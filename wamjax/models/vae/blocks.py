@@ -89,10 +89,10 @@ class Up(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w i"], first: bool) -> Float[Array, "b t2 h2 w2 o"]:
         if self.time:
-            head, rest = jnp.split(x, [int(first)], axis=1)
-            rest = Conv(2 * x.shape[-1], (3, 1, 1), name="time")(rest, first)
-            rest = rearrange(rest, "b t h w (s c) -> b (t s) h w c", s=2)
-            x = jnp.concatenate([head.astype(rest.dtype), rest], axis=1)
+            head, tail = jnp.split(x, [int(first)], axis=1)
+            tail = Conv(2 * x.shape[-1], (3, 1, 1), name="time")(tail, first)
+            tail = rearrange(tail, "b t h w (s c) -> b (t s) h w c", s=2)
+            x = jnp.concatenate([head.astype(tail.dtype), tail], axis=1)
         x = repeat(x, "b t h w c -> b t (h 2) (w 2) c")
         return Conv(self.features, (3, 3), name="space")(x)
 

@@ -215,9 +215,9 @@ def entropy_gap(logits: Float[Array, "... codes"]) -> Array:
     """Returns the mean entropy of the soft assignments minus the entropy of their mean, in nats; <=
     0."""
     log_p = jax.nn.log_softmax(logits.reshape(-1, logits.shape[-1]), axis=-1)
-    each = -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
+    entropy = -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
     mean = jnp.mean(jnp.exp(log_p), axis=0)
-    return each + jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-12)))
+    return entropy + jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-12)))
 
 
 def unit(x: Float[Array, "... c"]) -> Float[Array, "... c"]:

@@ -31,8 +31,8 @@ def with_past(
     """
     if not frames or not module.is_mutable_collection(PAST):
         return x, 0
-    b, _, *rest = x.shape
-    past = module.variable(PAST, "frames", lambda: jnp.zeros((b, frames, *rest), x.dtype))
+    b, _, *sizes = x.shape
+    past = module.variable(PAST, "frames", lambda: jnp.zeros((b, frames, *sizes), x.dtype))
     before = jnp.zeros_like(past.value) if first else past.value
     longer = jnp.concatenate([before, x], axis=1)
     past.value = longer[:, -frames:]
@@ -83,9 +83,9 @@ def causal(
     out = b, frames - past, -(-h // stride), -(-w // stride), taps.shape[-1]
     y = jnp.zeros(out, x.dtype)
     for back in range(min(len(taps), frames)):
-        missing = max(back - past, 0)  # outputs whose tap reaches before the clip
-        part = per_frame(x[:, past - back + missing : frames - back], taps[-1 - back], stride)
-        y = part if back == 0 else y + jnp.pad(part, [(0, 0), (missing, 0), *[(0, 0)] * 3])
+        outside = max(back - past, 0)  # outputs whose tap reaches before the clip
+        part = per_frame(x[:, past - back + outside : frames - back], taps[-1 - back], stride)
+        y = part if back == 0 else y + jnp.pad(part, [(0, 0), (outside, 0), *[(0, 0)] * 3])
     return y
 
 

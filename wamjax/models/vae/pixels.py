@@ -21,16 +21,16 @@ def to_unit(video: Array) -> Float[Array, "*x"]:
     """
     if video.dtype == jnp.uint8:
         return video.astype(widest()) / 127.5 - 1
-    what = f"pictures are uint8 in [0, 255] or floats in [-1, 1], these are {video.dtype}"
+    error = f"pictures are uint8 in [0, 255] or floats in [-1, 1], these are {video.dtype}"
     if isinstance(video, jax.core.Tracer) or not jnp.issubdtype(video.dtype, jnp.floating):
-        raise TypeError(f"{what} {video.shape}; inside of jit an autoencoder takes floats in "
+        raise TypeError(f"{error} {video.shape}; inside of jit an autoencoder takes floats in "
                         "[-1, 1] by `encode_unit`")  # fmt: skip
     low, high = float(jnp.min(video)), float(jnp.max(video))
     if not (-1 <= low and high <= 1):
-        raise TypeError(f"{what} from {low:.4g} to {high:.4g}")
+        raise TypeError(f"{error} from {low:.4g} to {high:.4g}")
     if low >= 0:
         raise TypeError(
-            f"{what} from {low:.4g} to {high:.4g}, which might mean [0, 1]: if so, give 2 x - 1; "
+            f"{error} from {low:.4g} to {high:.4g}, which might mean [0, 1]: if so, give 2 x - 1; "
             "if not, an autoencoder's `encode_unit` takes them"
         )
     return at_least_float32(video)
