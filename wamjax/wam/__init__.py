@@ -53,19 +53,19 @@ def check_training(config) -> None:
     """
     from wamjax import config as configs
 
-    chosen, name = method(config.objective.name), config.objective.name
-    patterns = chosen.keys(config)
+    objective_method, name = method(config.objective.name), config.objective.name
+    patterns = objective_method.keys(config)
     if unread := configs.unread(config, patterns):
-        (key, (value, default)), more = next(iter(unread.items())), list(unread)[1:]
+        (key, (value, default)), remaining = next(iter(unread.items())), list(unread)[1:]
         others = [n for n in METHODS if n != name and not configs.unread(
             configs.only(config, key), method(n).keys(config))]  # fmt: skip
-        why = f", {' and '.join(others)} would" if others else ""
-        also = f"; nor are {', '.join(more)} read" if more else ""
+        hint = f", {' and '.join(others)} would" if others else ""
+        suffix = f"; nor are {', '.join(remaining)} read" if remaining else ""
         raise ValueError(
             f"config.{key} = {value!r} is set, and objective.name={name!r} as it is chosen does "
-            f"not read it{why}: leave it at {default!r}{also}"
+            f"not read it{hint}: leave it at {default!r}{suffix}"
         )
-    chosen.check(config)
+    objective_method.check(config)
 
 
 def spec_of(values):
@@ -99,8 +99,8 @@ def check_kind(objective, name: str, workdir, wanted: str) -> None:
       ValueError: the run trained something else; names the right command.
     """
     if objective.kind != wanted:
-        what, command = KINDS[objective.kind]
+        product, command = KINDS[objective.kind]
         raise ValueError(
-            f"{workdir} trained {what} ({name!r}); use python -m wamjax.{command} "
+            f"{workdir} trained {product} ({name!r}); use python -m wamjax.{command} "
             f"--workdir={workdir}"
         )

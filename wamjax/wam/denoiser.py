@@ -77,17 +77,17 @@ class Denoiser:
         given = {g: v for g, v in given.items() if g not in cache.tokens}
         contexts = {e: v for e, v in contexts.items() if e not in cache.context}
         table = self.visibility.restrict({*given, *predicted, *cache.tokens})
-        fixed = cacheable(table, {*given, *cache.tokens})
-        if stale := set(cache.tokens) - set(fixed):
+        cacheable_groups = cacheable(table, {*given, *cache.tokens})
+        if stale := set(cache.tokens) - set(cacheable_groups):
             raise ValueError(f"{sorted(stale)} were cached, but see groups that change")
-        constant = {g: v for g, v in given.items() if g in fixed}
-        rest = {g: v for g, v in given.items() if g not in fixed}
+        constant = {g: v for g, v in given.items() if g in cacheable_groups}
+        changing = {g: v for g, v in given.items() if g not in cacheable_groups}
         if not constant and not contexts:
-            return cache, rest
+            return cache, changing
         times = self._clean_times(constant, levels)
         values = self._encoded(constant, ())
         _, new = self.network(values, times, contexts, table, cache=cache, emit=tuple(constant))
-        return Cache(cache.tokens | new.tokens, cache.context | new.context), rest
+        return Cache(cache.tokens | new.tokens, cache.context | new.context), changing
 
     def freeze(
         self, given: Groups, noise: Groups, levels: Mapping[str, float], cache: Cache
@@ -102,8 +102,8 @@ class Denoiser:
           levels: levels of the groups of `noise`.
           cache: cache of the contexts.
         """
-        now = {g: jnp.asarray(v, widest()) for g, v in levels.items()}
-        times = self._clean_times(given) | self._times_at(now)
+        current = {g: jnp.asarray(v, widest()) for g, v in levels.items()}
+        times = self._clean_times(given) | self._times_at(current)
         table = self.visibility.restrict({*given, *noise})
         values = self._encoded(given | noise, tuple(noise))
         emit = tuple(given)
@@ -161,26 +161,28 @@ class Denoiser:
         """
         predicted, pins = tuple(noise), dict(pins or {})
         if self.use_cache:
-            cache, rest = self.prefill(given, contexts, predicted, cache, levels)
+            cache, changing = self.prefill(given, contexts, predicted, cache, levels)
             contexts = {}
         else:
-            rest = given
-        still = self._clean_times(rest, levels)
+            changing = given
+        constant = self._clean_times(changing, levels)
         grids = {g: jnp.asarray(s, widest()) for g, s in schedules.items()}
         clean = self._clean_times({g: noise[g] for g in pins})
         points = jax.vmap(self._times_at)(grids), extras or {}
         scale = {g: self.process.c_in(s) for g, s in grids.items()}
 
         def output(x: Groups, point):
-            (now, extra), factor = point
+            (times, extra), factor = point
             x = {g: v * factor[g].astype(v.dtype) for g, v in x.items()}
             x |= {g: pinned(pin, x[g]) for g, pin in pins.items()}
-            now = now | {g: _told(pin, clean[g], now[g]) for g, pin in pins.items()}
+            times = times | {g: _pinned_times(pin, clean[g], times[g]) for g, pin in pins.items()}
             if self.use_cache:
-                return self.step(cache, rest | x, still | now, predicted, pins, **extra)
-            table = self.visibility.restrict({*rest, *x})
-            values = self._encoded(rest | x, predicted, pins)
-            return self.network(values, still | now, contexts, table, predict=predicted, **extra)[0]
+                return self.step(cache, changing | x, constant | times, predicted, pins, **extra)
+            table = self.visibility.restrict({*changing, *x})
+            values = self._encoded(changing | x, predicted, pins)
+            return self.network(
+                values, constant | times, contexts, table, predict=predicted, **extra
+            )[0]
 
         points = points, scale
         if fresh is not None and solver != "ancestral":
@@ -191,11 +193,11 @@ class Denoiser:
                     "solver 'ancestral' adds noise at every step: give a key or the noise"
                 )
             options = {"states": states, "noise": fresh}
-            done = ancestral(output, noise, schedules, points, self.process, rng, **options)
+            result = ancestral(output, noise, schedules, points, self.process, rng, **options)
         else:
-            done = SOLVERS[solver](output, noise, schedules, points, self.process, states)
+            result = SOLVERS[solver](output, noise, schedules, points, self.process, states)
         # The values that solvers compute for pinned slots on the way are never read.
-        return done | {g: pinned(pin, done[g]) for g, pin in pins.items()}, cache
+        return result | {g: pinned(pin, result[g]) for g, pin in pins.items()}, cache
 
     def _encoded(
         self,
@@ -208,15 +210,15 @@ class Denoiser:
 
     def _times_at(self, levels: Groups):
         """Returns the time conditioning of one level per group."""
-        told = {g: self.process.c_noise(v) for g, v in levels.items()}
-        return self.times({g: jnp.broadcast_to(v, (1, self.rows[g])) for g, v in told.items()})
+        inputs = {g: self.process.c_noise(v) for g, v in levels.items()}
+        return self.times({g: jnp.broadcast_to(v, (1, self.rows[g])) for g, v in inputs.items()})
 
     def _clean_times(self, groups: Groups, levels: Mapping[str, float] | None = None):
         """Returns the time conditioning of groups at the level of data, except for those in
         `levels`."""
-        told = dict.fromkeys(groups, float(self.process.schedule(1)[-1]))
-        told |= {g: level for g, level in (levels or {}).items() if g in told}
-        return self._times_at({g: jnp.asarray(level, widest()) for g, level in told.items()})
+        all_levels = dict.fromkeys(groups, float(self.process.schedule(1)[-1]))
+        all_levels |= {g: level for g, level in (levels or {}).items() if g in all_levels}
+        return self._times_at({g: jnp.asarray(level, widest()) for g, level in all_levels.items()})
 
 
 def pinned(pin: Pin, values: Array) -> Array:
@@ -224,6 +226,6 @@ def pinned(pin: Pin, values: Array) -> Array:
     return jnp.where(align(pin.mask, pin.values), pin.values.astype(values.dtype), values)
 
 
-def _told(pin: Pin, clean: Any, now: Any) -> Any:
+def _pinned_times(pin: Pin, clean: Any, current: Any) -> Any:
     """Returns the time conditioning of slots: that of data for pinned ones."""
-    return jax.tree.map(lambda c, n: jnp.where(align(pin.mask, n), c, n), clean, now)
+    return jax.tree.map(lambda c, n: jnp.where(align(pin.mask, n), c, n), clean, current)

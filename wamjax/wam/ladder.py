@@ -120,29 +120,29 @@ def climb(
     """
     proposals, values, state = propose(0, state)
     b = len(values)
-    going = jnp.ones(b, bool)
+    active = jnp.ones(b, bool)
     rung, benefits = jnp.zeros(b, jnp.int32), []
     for h in range(1, rungs):
-        asked, benefit = goes_on(h - 1, proposals, values)
-        benefits.append(jnp.where(going, benefit, -jnp.inf))
-        going &= asked
+        continues, benefit = goes_on(h - 1, proposals, values)
+        benefits.append(jnp.where(active, benefit, -jnp.inf))
+        active &= continues
         shapes = jax.eval_shape(functools.partial(propose, h), state)[:2]
 
         def skip(state, shapes=shapes):
             return *(jnp.zeros(s.shape, s.dtype) for s in shapes), state
 
-        more, worth, state = jax.lax.cond(
-            jnp.any(going), functools.partial(propose, h), skip, state
+        new_proposals, new_values, state = jax.lax.cond(
+            jnp.any(active), functools.partial(propose, h), skip, state
         )
-        more = jnp.where(going[:, None, None, None], more, 0)
-        worth = jnp.where(going[:, None], worth, -jnp.inf)
-        proposals = jnp.concatenate([proposals, more], axis=1)
-        values = jnp.concatenate([values, worth], axis=1)
-        rung += going
-    chosen = jnp.argmax(values, axis=1)
-    actions = jnp.take_along_axis(proposals, chosen[:, None, None, None], axis=1)[:, 0]
+        new_proposals = jnp.where(active[:, None, None, None], new_proposals, 0)
+        new_values = jnp.where(active[:, None], new_values, -jnp.inf)
+        proposals = jnp.concatenate([proposals, new_proposals], axis=1)
+        values = jnp.concatenate([values, new_values], axis=1)
+        rung += active
+    best = jnp.argmax(values, axis=1)
+    actions = jnp.take_along_axis(proposals, best[:, None, None, None], axis=1)[:, 0]
     benefit = jnp.stack(benefits, axis=1) if benefits else jnp.zeros((b, 0))
-    return Decision(actions, rung, chosen, proposals, values, benefit)
+    return Decision(actions, rung, best, proposals, values, benefit)
 
 
 def pays(
@@ -177,12 +177,12 @@ def outcomes(
     Args:
       alike: proposals that are generated like the first one; all by default.
     """
-    picked = [jnp.argmax(values[:, :n], axis=1) for n in rungs]
-    returned = [jnp.take_along_axis(returns, p[:, None], axis=1)[:, 0] for p in picked]
+    choices = [jnp.argmax(values[:, :n], axis=1) for n in rungs]
+    results = [jnp.take_along_axis(returns, p[:, None], axis=1)[:, 0] for p in choices]
     if rungs[0] == 1:
         alike = range(values.shape[1]) if alike is None else alike
-        returned[0] = jnp.mean(returns[:, jnp.asarray(alike)], axis=1)
-    return jnp.stack(returned, axis=1)
+        results[0] = jnp.mean(returns[:, jnp.asarray(alike)], axis=1)
+    return jnp.stack(results, axis=1)
 
 
 def ways(rungs: Sequence[int], modes: Sequence[str], count: int) -> tuple[str, ...]:
@@ -205,5 +205,5 @@ def shuffled(key: Array, ways: Sequence[str], size: int) -> Int[Array, "b n"]:
     """
     kinds = np.unique(ways, return_inverse=True)[1]
     draw = jax.random.uniform(key, (size, len(ways)))
-    ranked = jnp.argsort(kinds + draw / 2, axis=1)  # kind by kind, at random among equals
-    return ranked[:, jnp.asarray(np.argsort(np.argsort(kinds, kind="stable")))]
+    permutation = jnp.argsort(kinds + draw / 2, axis=1)  # kind by kind, at random among equals
+    return permutation[:, jnp.asarray(np.argsort(np.argsort(kinds, kind="stable")))]

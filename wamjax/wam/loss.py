@@ -106,21 +106,21 @@ def denoising_loss(
       encode: ``encode(values, given)`` returns groups in the form that the network takes; `given`
         is (b, 1 or m).
     """
-    values, told, given, noisy = {}, {}, {}, {}
+    values, network_levels, given, noisy = {}, {}, {}, {}
     for group, clean in draw.clean.items():
         process, role = process_of(group), draw.role[group]
         given[group] = role == Role.GIVEN
         at_data = process.c_noise(jnp.asarray(process.schedule(1)[-1], widest()))
         if group not in draw.noise:
-            values[group], told[group] = clean, jnp.broadcast_to(at_data, role.shape)
+            values[group], network_levels[group] = clean, jnp.broadcast_to(at_data, role.shape)
             continue
         predicted, level = role == Role.PREDICTED, draw.level[group]
         noisy[group] = process.corrupt(clean, draw.noise[group], level)
         x = align(process.c_in(level), clean) * noisy[group]
         values[group] = jnp.where(align(predicted, clean), x, clean)
-        told[group] = jnp.where(predicted, process.c_noise(level), at_data)
+        network_levels[group] = jnp.where(predicted, process.c_noise(level), at_data)
     table, predict = draw.table, tuple(draw.mask)
-    outputs = network(encode(values, given), told, draw.condition, table, predict=predict)
+    outputs = network(encode(values, given), network_levels, draw.condition, table, predict=predict)
     losses = {}
     for group, mask in draw.mask.items():
         process, clean, level = process_of(group), draw.clean[group], draw.level[group]
@@ -182,8 +182,8 @@ class Denoises:
     def example_losses(self, params: Params, draws: Sequence[Draw]) -> dict[str, Array]:
         """Computes "loss" of every example of the batch, whose mean is the loss, and its parts."""
         rows = self.examples(draws, [self.denoising_loss(params, draw) for draw in draws])
-        at = jnp.concatenate([draw.at for draw in draws])
-        return {name: jnp.zeros_like(x).at[at].set(x) for name, x in rows.items()}
+        index = jnp.concatenate([draw.at for draw in draws])
+        return {name: jnp.zeros_like(x).at[index].set(x) for name, x in rows.items()}
 
     def by_level(
         self, params: Params, batch: Groups, rng: Array, ratios: Float[Array, " n"]

@@ -25,8 +25,8 @@ def normal(key: Array, shape: tuple[int, ...], axis: int = 0) -> Array:
     """
     if not key.ndim:
         return jax.random.normal(key, shape)
-    rest = (*shape[:axis], *shape[axis + 1 :])
-    return jnp.moveaxis(jax.vmap(lambda k: jax.random.normal(k, rest))(key), 0, axis)
+    example_shape = (*shape[:axis], *shape[axis + 1 :])
+    return jnp.moveaxis(jax.vmap(lambda k: jax.random.normal(k, example_shape))(key), 0, axis)
 
 
 def fold_in(key: Array, number: int | Array) -> Array:

@@ -40,8 +40,8 @@ def codec_params(codec: Codec, rng: Array) -> dict[str, Any]:
 def bound_codec(codec: Codec, params: dict[str, Any]) -> Codec:
     """Returns the codec with its parameters in ``params["codec"]``, if it has any; they get no
     gradient, and ``optim.freeze`` keeps the optimiser from changing them."""
-    frozen = params.get("codec")
-    return codec.bind(jax.lax.stop_gradient(frozen)) if frozen else codec
+    parameters = params.get("codec")
+    return codec.bind(jax.lax.stop_gradient(parameters)) if parameters else codec
 
 
 def check_batch(
@@ -53,8 +53,8 @@ def check_batch(
       KeyError, ValueError: a key is missing or has another shape; names it.
     """
     size = next(iter(batch.values())).shape[0]
-    for key, want in batch_spec(size).items():
+    for key, entry in batch_spec(size).items():
         if key not in batch:
             raise KeyError(f"the batch has no {key!r}; it has {sorted(batch)}")
-        if batch[key].shape != want.shape:
-            raise ValueError(f"batch[{key!r}] is {batch[key].shape}, the model wants {want.shape}")
+        if batch[key].shape != entry.shape:
+            raise ValueError(f"batch[{key!r}] is {batch[key].shape}, the model wants {entry.shape}")

@@ -72,8 +72,8 @@ def pin(prefix: Prefix, most: int, steps: int) -> Pin:
         raise ValueError(f"prefix: actions {actions.shape} and count {count.shape} must be "
                          f"(b, d, a) and (b,), d at most {steps}")  # fmt: skip
     count = jnp.minimum(count, min(most, actions.shape[1]))
-    rest = ((0, 0), (0, steps - actions.shape[1]), (0, 0))
-    return Pin(jnp.pad(actions, rest), first(count, steps))
+    padding = ((0, 0), (0, steps - actions.shape[1]), (0, 0))
+    return Pin(jnp.pad(actions, padding), first(count, steps))
 
 
 def describe(most: int) -> str:

@@ -137,8 +137,8 @@ class Policy(Objective, Protocol):
         """Returns shapes and dtypes of an observation: the entries of a batch that can be sensed or
         instructed, with a single frame."""
         batch = self.batch_spec(batch_size)
-        told = ("video", "latents", "proprio", "instruction", "context")
-        spec = {k: batch[k] for k in told if k in batch}
+        keys = ("video", "latents", "proprio", "instruction", "context")
+        spec = {k: batch[k] for k in keys if k in batch}
         for key in ("video", "latents"):
             if key in spec:
                 shape = (batch_size, 1, *spec[key].shape[2:])
@@ -234,8 +234,8 @@ class Policy(Objective, Protocol):
         """
         size = observation["proprio"].shape[0]
         keys = jnp.stack([noises.proposal(rng, i) for i in range(count)], axis=1).reshape(-1)
-        many = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), observation)
-        chunks = self.policy(params, normalizers, many, keys, mode)
+        copies = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), observation)
+        chunks = self.policy(params, normalizers, copies, keys, mode)
         return chunks.reshape(size, count, *chunks.shape[1:])
 
     def imagine(

@@ -81,8 +81,8 @@ def split(batch: Any, order: Int[Array, "r p"], counts: tuple[int, ...]) -> list
 
     def take(x: Array, columns: Array) -> Array:
         x = x.reshape(rows, period, *x.shape[1:])
-        at = columns.reshape(*columns.shape, *[1] * (x.ndim - 2))
-        return jnp.take_along_axis(x, at, axis=1).reshape(-1, *x.shape[2:])
+        index = columns.reshape(*columns.shape, *[1] * (x.ndim - 2))
+        return jnp.take_along_axis(x, index, axis=1).reshape(-1, *x.shape[2:])
 
     edges = np.cumsum([0, *counts])
     return [

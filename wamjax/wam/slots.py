@@ -54,7 +54,9 @@ def groups_of(slots: Iterable[Slot]) -> tuple[GroupSpec, ...]:
     places: dict[tuple[str, str], list[int]] = {}
     for slot in slots:
         places.setdefault((slot.group, slot.expert), []).append(slot.position)
-    return tuple(GroupSpec(group, expert, tuple(at)) for (group, expert), at in places.items())
+    return tuple(
+        GroupSpec(group, expert, tuple(positions)) for (group, expert), positions in places.items()
+    )
 
 
 def names_of(groups: Iterable[GroupSpec]) -> tuple[tuple[str, str], ...]:

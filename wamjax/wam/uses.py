@@ -60,9 +60,9 @@ def use(factorization: Factorization, visibility: Visibility) -> Use:
 
 def roles(uses: Sequence[Use], sizes: Mapping[str, int]) -> dict[str, Int[np.ndarray, "u m"]]:
     """Returns the role of every slot in every use: group -> (uses, slots)."""
-    given = [dict(u.factorization.roles) for u in uses]
+    role_of = [dict(u.factorization.roles) for u in uses]
     return {
-        group: np.array([[row[group]] * size for row in given], np.int32)
+        group: np.array([[row[group]] * size for row in role_of], np.int32)
         for group, size in sizes.items()
     }
 
