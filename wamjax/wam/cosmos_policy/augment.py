@@ -66,13 +66,13 @@ def centre_crop(frames: UInt8[Array, "b f h w 3"], area: float) -> UInt8[Array, 
 def _sample(key: Array, frames: Array, s: Strength) -> Array:
     draws = jax.random.uniform(key, (7,))
     f, h, w, _ = frames.shape
-    kept = _kept(h, s.area), _kept(w, s.area)
-    offset = jnp.floor(draws[:2] * (jnp.array([h, w]) - jnp.array(kept) + 1))
+    size = _kept(h, s.area), _kept(w, s.area)
+    offset = jnp.floor(draws[:2] * (jnp.array([h, w]) - jnp.array(size) + 1))
 
     def either(draw: Array, reach: float) -> Array:
         return (2 * draw - 1) * reach
 
-    x = jax.vmap(lambda x: _crop(x, offset, kept))(frames / 255.0)
+    x = jax.vmap(lambda x: _crop(x, offset, size))(frames / 255.0)
     if s.degrees:
         angle = either(draws[2], s.degrees) * math.pi / 180
         x = jax.vmap(lambda x: _rotate(x, angle))(x)
@@ -89,10 +89,10 @@ def _kept(side: int, area: float) -> int:
     return math.ceil(side * math.sqrt(area))
 
 
-def _crop(x: Array, offset: Array, kept: tuple[int, int]) -> Array:
+def _crop(x: Array, offset: Array, size: tuple[int, int]) -> Array:
     """Crops at `offset` and resizes back, bilinearly."""
     h, w, _ = x.shape
-    scale = jnp.array([h / kept[0], w / kept[1]])
+    scale = jnp.array([h / size[0], w / size[1]])
     move = -offset * scale
     return jax.image.scale_and_translate(x, x.shape, (0, 1), scale, move, "linear", antialias=True)
 
@@ -109,8 +109,8 @@ def _rotate(x: Array, angle: Array) -> Array:
     return x[row.clip(0, h - 1), column.clip(0, w - 1)] * inside[..., None]
 
 
-def _blend(x: Array, other: Array, factor: Array) -> Array:
-    return jnp.clip(factor * x + (1 - factor) * other, 0, 1)
+def _blend(x: Array, reference: Array, factor: Array) -> Array:
+    return jnp.clip(factor * x + (1 - factor) * reference, 0, 1)
 
 
 def _shift_hue(x: Float[Array, "... 3"], shift: Array) -> Float[Array, "... 3"]:

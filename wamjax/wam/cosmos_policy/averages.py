@@ -44,17 +44,17 @@ def rows(
     losses: Sequence[dict[str, SlotLosses]],
 ) -> Rows:
     """Arranges the errors of groups in the order of the slots."""
-    found = []
+    columns = []
     for parts in losses:
-        like = next(iter(parts.values())).error
-        none = {g: jnp.zeros((like.shape[0], m)) for g, m in layout.sizes.items()}
-        velocity, l1, weight = dict(none), dict(none), dict(none)
+        template = next(iter(parts.values())).error
+        zeros = {g: jnp.zeros((template.shape[0], m)) for g, m in layout.sizes.items()}
+        velocity, l1, weight = dict(zeros), dict(zeros), dict(zeros)
         for group, part in parts.items():
             factor = action_weight if group == "action" else 1.0
             velocity[group], l1[group], weight[group] = part.error, part.l1, factor * part.mask
-        found.append([jnp.concatenate(list(x.values()), axis=1) for x in (velocity, l1, weight)])
-    whole = (jnp.concatenate(x) for x in zip(*found, strict=True))
-    return Rows(*whole, use=jnp.concatenate([draw.use for draw in draws]))
+        columns.append([jnp.concatenate(list(x.values()), axis=1) for x in (velocity, l1, weight)])
+    arrays = (jnp.concatenate(x) for x in zip(*columns, strict=True))
+    return Rows(*arrays, use=jnp.concatenate([draw.use for draw in draws]))
 
 
 def loss(rows: Rows) -> Float[Array, ""]:

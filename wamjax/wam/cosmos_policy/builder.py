@@ -111,8 +111,8 @@ def _network(model, layout: Layout, codec, spec: DataSpec) -> DiT:
 def _check_data(config, layout: Layout) -> None:
     """Checks that the pipeline produces what the objective reads."""
     data = config.data
-    want = {"frames": 2, "frame_stride": layout.chunk, "outcome": True}
-    for key, value in want.items():
+    required = {"frames": 2, "frame_stride": layout.chunk, "outcome": True}
+    for key, value in required.items():
         if data[key] != value:
             raise ValueError(
                 f"Cosmos Policy looks at the start and at the end of a chunk: config.data.{key} is "
@@ -133,13 +133,13 @@ def check(config) -> None:
     if not any(s.rollout for s in sources) or "tossed_mix" in config.objective.compat:
         return
     counts = mixture.counts({n: s.weight for n, s in data.sources.items()}, data.batch_size)
-    imitated = np.array([not s.rollout for s in sources])[mixture.layout(counts)]
-    rows = imitated[: len(imitated) // sum(mix) * sum(mix)].reshape(-1, sum(mix))
-    if (short := rows.sum(axis=1)).size and short.min() < mix[0]:
+    is_demo = np.array([not s.rollout for s in sources])[mixture.layout(counts)]
+    rows = is_demo[: len(is_demo) // sum(mix) * sum(mix)].reshape(-1, sum(mix))
+    if (per_row := rows.sum(axis=1)).size and per_row.min() < mix[0]:
         raise ValueError(
             f"objective.mix {mix} trains the policy on {mix[0]} of {sum(mix)} neighbours in a "
-            f"batch, and of some only {short.min()} are demonstrations, which are "
-            f"{imitated.mean():.0%} of it: change the weights in config.data.sources, or mix"
+            f"batch, and of some only {per_row.min()} are demonstrations, which are "
+            f"{is_demo.mean():.0%} of it: change the weights in config.data.sources, or mix"
         )
 
 

@@ -72,13 +72,13 @@ def decode(
       latents: of all slots.
       images: the observation, see `assemble`.
     """
-    k, at = codec.temporal, layout.decoded
+    k, positions = codec.temporal, layout.decoded
     if k == 1:
-        now = jnp.concatenate([images[camera][:, :1] for camera in at], axis=1)
-        frames = codec.decode_after(latents[:, np.array(list(at.values()))], now)
-        return {camera: frames[:, i] for i, camera in enumerate(at)}
-    last = max(at.values()) + 1
+        present = jnp.concatenate([images[camera][:, :1] for camera in positions], axis=1)
+        frames = codec.decode_after(latents[:, np.array(list(positions.values()))], present)
+        return {camera: frames[:, i] for i, camera in enumerate(positions)}
+    last = max(positions.values()) + 1
     pictures = np.array([bool(s.camera) for s in layout.slots[:last]])[:, None, None, None]
     black = encode(layout, codec, images, last)
     frames = codec.decode(jnp.where(pictures, latents[:, :last], black))
-    return {camera: frames[:, k * (i - 1) + 1] for camera, i in at.items()}
+    return {camera: frames[:, k * (i - 1) + 1] for camera, i in positions.items()}

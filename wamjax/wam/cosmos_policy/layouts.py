@@ -80,8 +80,8 @@ def name_of(slot: Slot) -> str:
 
 def word_of(slot: Slot) -> str:
     """Returns the word of a slot, the reverse of parsing it."""
-    more = slot.camera or "x".join(map(str, slot.shape))
-    return f"{slot.kind}:{more}" if more else slot.kind
+    suffix = slot.camera or "x".join(map(str, slot.shape))
+    return f"{slot.kind}:{suffix}" if suffix else slot.kind
 
 
 def holds_numbers(slot: Slot) -> bool:
@@ -125,8 +125,8 @@ class Layout:
     @property
     def groups(self) -> dict[str, tuple[int, ...]]:
         """Returns group -> positions of its slots, in order."""
-        at = {g: tuple(i for i, s in enumerate(self.slots) if s.group == g) for g in GROUPS}
-        return {g: positions for g, positions in at.items() if positions}
+        by_group = {g: tuple(i for i, s in enumerate(self.slots) if s.group == g) for g in GROUPS}
+        return {g: positions for g, positions in by_group.items() if positions}
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -178,11 +178,11 @@ class Layout:
         Raises:
           ValueError: dimensions differ, or the data lacks a camera.
         """
-        have = {"chunk": spec.chunk, "actions": spec.action_dim, "proprio": spec.proprio_dim}
-        for key, want in {"chunk": self.chunk, **self.statistics}.items():
-            if have[key] != want:
+        data = {"chunk": spec.chunk, "actions": spec.action_dim, "proprio": spec.proprio_dim}
+        for key, size in {"chunk": self.chunk, **self.statistics}.items():
+            if data[key] != size:
                 raise ValueError(
-                    f"objective.slots {self.words} want {key} of {want}, the data has {have[key]}: "
+                    f"objective.slots {self.words} want {key} of {size}, the data has {data[key]}: "
                     "correct the words, or config.data"
                 )
         if spec.layout:
@@ -221,8 +221,8 @@ def parse(words: Sequence[str]) -> Layout:
     """
     layout = Layout(tuple(_slot(word, i) for i, word in enumerate(words)))
     names, groups = layout.names, [s.group for s in layout.slots]
-    if double := sorted({n for n in names if names.count(n) > 1}):
-        raise ValueError(f"slots {tuple(words)} hold {double} more than once")
+    if duplicates := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"slots {tuple(words)} hold {duplicates} more than once")
     if missing := [g for g in GROUPS if g not in groups]:
         raise ValueError(f"slots {tuple(words)} have none of {missing}")
     if groups != sorted(groups, key=GROUPS.index) or groups.count("blank") != 1:
@@ -237,17 +237,17 @@ def parse(words: Sequence[str]) -> Layout:
 
 
 def _slot(word: str, position: int) -> Slot:
-    kind, _, more = word.partition(":")
+    kind, _, suffix = word.partition(":")
     if kind not in GROUP_OF:
         raise ValueError(f"slot {word!r}: {kind!r} is no kind{did_you_mean(kind, GROUP_OF)}; "
                          f"there are {tuple(GROUP_OF)}")  # fmt: skip
     if kind in PICTURES:
-        if not more:
+        if not suffix:
             raise ValueError(f"slot {word!r} names no camera; write {kind}:NAME")
-        return Slot(kind, GROUP_OF[kind], position=position, camera=more)
+        return Slot(kind, GROUP_OF[kind], position=position, camera=suffix)
     rank = _RANK.get(kind, 0)
-    if not re.fullmatch("x".join([r"[1-9]\d*"] * rank), more):
+    if not re.fullmatch("x".join([r"[1-9]\d*"] * rank), suffix):
         form = f"{kind}:{'x'.join(['N'] * rank)}" if rank else kind
         raise ValueError(f"slot {word!r} is not of the form {form}")
-    shape = tuple(int(n) for n in more.split("x") if n)
+    shape = tuple(int(n) for n in suffix.split("x") if n)
     return Slot(kind, GROUP_OF[kind], position=position, shape=shape)

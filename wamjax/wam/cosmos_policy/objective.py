@@ -348,8 +348,8 @@ class CosmosPolicy(Denoises, Policy):
         if "proprio" in layout.numbers:
             proprio = normalizers["proprio"].forward(observation["proprio"])
             latents = injection.inject(layout, latents, {"proprio": proprio})
-        rest = jnp.zeros((len(latents), len(layout) - conditional, *self.latent), latents.dtype)
-        return Seen(jnp.concatenate([latents, rest], axis=1), self.read(params, observation))
+        padding = jnp.zeros((len(latents), len(layout) - conditional, *self.latent), latents.dtype)
+        return Seen(jnp.concatenate([latents, padding], axis=1), self.read(params, observation))
 
     def read(self, params: Params, observation: Batch) -> Cache:
         """Computes keys and values of the instruction, for any number of calls."""

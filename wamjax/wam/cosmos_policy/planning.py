@@ -58,11 +58,11 @@ class Planning:
     limit: int = 0
 
     def __post_init__(self):
-        for key, known in (("aggregate", AGGREGATES), ("over_depth", OVER_DEPTH)):
+        for key, choices in (("aggregate", AGGREGATES), ("over_depth", OVER_DEPTH)):
             value = getattr(self, key)
-            if value not in known:
-                raise ValueError(f"objective.plan.{key} {value!r} is not one of {known}"
-                                 f"{did_you_mean(value, known)}")  # fmt: skip
+            if value not in choices:
+                raise ValueError(f"objective.plan.{key} {value!r} is not one of {choices}"
+                                 f"{did_you_mean(value, choices)}")  # fmt: skip
         for key in ("proposals", "futures", "values", "future_steps", "value_steps", "depth"):
             if getattr(self, key) < 1:
                 raise ValueError(f"objective.plan.{key} {getattr(self, key)} must be positive")
@@ -96,15 +96,15 @@ def noise_shapes(policy, count: int) -> list[dict[str, tuple[int, ...]]]:
     The n are N proposals (one per branch at larger depth), N M futures and N M K values. Branches
     of the same proposal are neighbours, and so are values of the same branch.
     """
-    how, (act, predict, judge) = policy.planning, policy.uses
+    options, (act, predict, judge) = policy.planning, policy.uses
     blind = model_free(judge)
-    branches = how.proposals * (1 if blind else how.futures)
+    branches = options.proposals * (1 if blind else options.futures)
     shape = count, len(policy.layout), *policy.latent
     return [
-        {act.name: (branches if depth else how.proposals, *shape)}
+        {act.name: (branches if depth else options.proposals, *shape)}
         | ({} if blind else {predict.name: (branches, *shape)})
-        | {judge.name: (branches * how.values, *shape)}
-        for depth in range(how.depth)
+        | {judge.name: (branches * options.values, *shape)}
+        for depth in range(options.depth)
     ]
 
 
@@ -128,42 +128,43 @@ def plan(
       normalizers, observation: see `CosmosPolicy.policy`.
       noise: starting point instead of draws from `rng`, see `noise_shapes`.
     """
-    how, layout = policy.planning, policy.layout
+    options, layout = policy.planning, policy.layout
     act, predict, judge = policy.uses
     blind = model_free(judge)
-    futures = 1 if blind else how.futures
+    futures = 1 if blind else options.futures
     planner = params.get("planner", params)
     seen = policy.observe(params, normalizers, observation)
     text = policy.read(planner, observation) if "planner" in params else seen.text
     if noise is not None:
         _check_noise(noise, noise_shapes(policy, seen.latents.shape[0]))
-    keys = iter([None] * 3 * how.depth if rng is None else noises.split(rng, 3 * how.depth))
+    keys = iter([None] * 3 * options.depth if rng is None else noises.split(rng, 3 * options.depth))
 
     def run(params, use, latents, text, steps, depth):
-        given = None if noise is None else noise[depth][use.name]
-        begin = noises.start(given, next(keys), latents.shape, axis=1)
+        override = None if noise is None else noise[depth][use.name]
+        initial = noises.start(override, next(keys), latents.shape, axis=1)
         sampler = policy.sampler(params)
-        return _batched(lambda *x: sampler(use, *x, steps), latents, text, begin, how.limit)
+        return _batched(lambda *x: sampler(use, *x, steps), latents, text, initial, options.limit)
 
-    start = _copies(seen.latents[None], how.proposals)
-    acted = run(params, act, start, seen.text, policy.steps, 0)
-    proposals = _each(lambda x: injection.extract(layout, x, "action"), acted)
-    branches, scores = _copies(acted, futures), []
-    for depth in range(how.depth):
+    start = _copies(seen.latents[None], options.proposals)
+    samples = run(params, act, start, seen.text, policy.steps, 0)
+    proposals = _each(lambda x: injection.extract(layout, x, "action"), samples)
+    branches, scores = _copies(samples, futures), []
+    for depth in range(options.depth):
         if depth:
             present = _each(_carry(layout), branches)
             branches = run(planner, act, present, text, policy.steps, depth)
         if not blind:
-            branches = run(planner, predict, branches, text, how.future_steps, depth)
-        judged = run(planner, judge, _copies(branches, how.values), text, how.value_steps, depth)
-        values = _each(lambda x: injection.read_value(layout, x), judged)
-        values = jnp.moveaxis(values.reshape(how.proposals, -1, values.shape[-1]), 2, 0)
-        scores.append(aggregate(values, how.aggregate, "zero_minority" in policy.compat))
-    total = scores[-1] if how.over_depth == "last" else sum(scores) / how.depth
-    chosen = jnp.argmax(total, axis=1)
+            branches = run(planner, predict, branches, text, options.future_steps, depth)
+        copies = _copies(branches, options.values)
+        value_latents = run(planner, judge, copies, text, options.value_steps, depth)
+        values = _each(lambda x: injection.read_value(layout, x), value_latents)
+        values = jnp.moveaxis(values.reshape(options.proposals, -1, values.shape[-1]), 2, 0)
+        scores.append(aggregate(values, options.aggregate, "zero_minority" in policy.compat))
+    total = scores[-1] if options.over_depth == "last" else sum(scores) / options.depth
+    best = jnp.argmax(total, axis=1)
     proposals = jnp.moveaxis(proposals, 0, 1)
-    actions = jnp.take_along_axis(proposals, chosen[:, None, None, None], axis=1)[:, 0]
-    return Plan(actions, total, values, chosen, proposals)
+    actions = jnp.take_along_axis(proposals, best[:, None, None, None], axis=1)[:, 0]
+    return Plan(actions, total, values, best, proposals)
 
 
 def aggregate(
@@ -213,15 +214,16 @@ def _check_noise(noise: Noise, shapes: list[dict[str, tuple[int, ...]]]) -> None
     """Raises ValueError if the noise does not have these shapes; names the entry."""
     if len(noise) != len(shapes):
         raise ValueError(f"noise is of depth {len(noise)}, the plan of depth {len(shapes)}")
-    for depth, (given, wanted) in enumerate(zip(noise, shapes, strict=True)):
-        if set(given) != set(wanted):
+    for depth, (actual, expected) in enumerate(zip(noise, shapes, strict=True)):
+        if set(actual) != set(expected):
             raise ValueError(
-                f"noise[{depth}] is of {sorted(given)}, the plan of {sorted(wanted)}"
+                f"noise[{depth}] is of {sorted(actual)}, the plan of {sorted(expected)}"
             )
-        for name, shape in wanted.items():
-            if given[name].shape != shape:
+        for name, shape in expected.items():
+            if actual[name].shape != shape:
                 raise ValueError(
-                    f"noise[{depth}][{name!r}] is {given[name].shape}, the plan starts from {shape}"
+                    f"noise[{depth}][{name!r}] is {actual[name].shape}, "
+                    f"the plan starts from {shape}"
                 )
 
 
@@ -260,7 +262,7 @@ def _batched(function, latents: Array, text: Cache, noise: Array, limit: int) ->
     n, b = latents.shape[:2]
     total = n * b
     calls = -(-total // limit) if limit else 1
-    together = -(-total // calls)
+    size = -(-total // calls)
 
     def call(inputs):
         first, second, sample = inputs
@@ -273,6 +275,6 @@ def _batched(function, latents: Array, text: Cache, noise: Array, limit: int) ->
     if calls == 1:
         return call((*flat, jnp.arange(total))).reshape(latents.shape)
     # The last call is filled up with copies of the last sample, whose results are dropped.
-    at = jnp.minimum(jnp.arange(calls * together), total - 1).reshape(calls, together)
-    done = jax.lax.map(call, (flat[0][at], flat[1][at], at))
-    return done.reshape(-1, *done.shape[2:])[:total].reshape(latents.shape)
+    indices = jnp.minimum(jnp.arange(calls * size), total - 1).reshape(calls, size)
+    outputs = jax.lax.map(call, (flat[0][indices], flat[1][indices], indices))
+    return outputs.reshape(-1, *outputs.shape[2:])[:total].reshape(latents.shape)

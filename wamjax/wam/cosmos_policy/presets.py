@@ -17,12 +17,12 @@ def objective(config, layout: str | Sequence[str]) -> None:
     Args:
       layout: a key of `LAYOUTS`, or custom words, see `layouts`.
     """
-    made, data = layouts.named(layout), config.data
+    slot_layout, data = layouts.named(layout), config.data
     config.objective.name = "cosmos_policy"
-    config.objective.slots = made.words
+    config.objective.slots = slot_layout.words
     config.objective.infer_steps, config.objective.solver = 5, "exponential"
-    data.cameras, data.chunk = made.cameras, made.chunk
-    data.frames, data.frame_stride, data.outcome = 2, made.chunk, True
+    data.cameras, data.chunk = slot_layout.cameras, slot_layout.chunk
+    data.frames, data.frame_stride, data.outcome = 2, slot_layout.chunk, True
     data.normalization, data.padding = "min_max", "hold:.*"
 
 
@@ -58,10 +58,10 @@ def training(config, anchors: tuple[int, int]) -> None:
 def declare(config, control_hz: float) -> None:
     """Declares the published data sizes, for the slots that `objective` set, so that the model can
     be built without data."""
-    said, made = config.data.declared, layouts.parse(config.objective.slots)
-    said.camera_size, said.control_hz = (224, 224), control_hz
-    said.action_dim = made.statistics["actions"]
-    said.proprio_dim = made.statistics.get("proprio", 0)
+    sizes, layout = config.data.declared, layouts.parse(config.objective.slots)
+    sizes.camera_size, sizes.control_hz = (224, 224), control_hz
+    sizes.action_dim = layout.statistics["actions"]
+    sizes.proprio_dim = layout.statistics.get("proprio", 0)
 
 
 def planner(config, rollouts: str = "") -> None:
@@ -76,10 +76,10 @@ def planner(config, rollouts: str = "") -> None:
     """
     config.objective.value, config.objective.mix = "value_v", (2, 9, 9)
     sources = config.data.sources
-    for ended in ("success", "failure"):
-        name = {"success": "successes", "failure": "failures"}[ended]
+    for outcome in ("success", "failure"):
+        name = {"success": "successes", "failure": "failures"}[outcome]
         if rollouts:
-            sources[name] = configs.source(path=rollouts, rollout=True, ended=ended)
+            sources[name] = configs.source(path=rollouts, rollout=True, ended=outcome)
         sources[name].weight = 9.0
     sources.demos.weight = 2.0
     config.data.batch_size = max(config.data.batch_size // 20, 1) * 20
@@ -101,8 +101,8 @@ def miniature(config) -> None:
 def stand_ins(config, path: str) -> None:
     """Replaces all sources by random data, without failures."""
     for name, entry in config.data.sources.items():
-        made = dict(weight=entry.weight, rollout=entry.rollout)
-        config.data.sources[name] = configs.source(path=path, stand_in=12, **made)
+        options = dict(weight=entry.weight, rollout=entry.rollout)
+        config.data.sources[name] = configs.source(path=path, stand_in=12, **options)
     config.data.embeddings = f"{path}-text"
 
 

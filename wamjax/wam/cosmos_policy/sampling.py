@@ -76,11 +76,11 @@ class Sampler:
             # This table applies to the steps from here on; the cache was computed with all groups.
             denoiser = self.denoiser(prefix(tuple(given), tuple(start)))
         schedules = dict.fromkeys(start, grid)
-        done, _ = denoiser.sample(given, start, schedules, {}, cache, self.solver, states=states)
+        samples, _ = denoiser.sample(given, start, schedules, {}, cache, self.solver, states=states)
         if states:
-            still = {g: jnp.broadcast_to(x, (len(grid), *x.shape)) for g, x in given.items()}
-            return jnp.concatenate([(still | done)[g] for g in self.layout.groups], axis=2)
-        return join(self.layout, given | done)
+            constant = {g: jnp.broadcast_to(x, (len(grid), *x.shape)) for g, x in given.items()}
+            return jnp.concatenate([(constant | samples)[g] for g in self.layout.groups], axis=2)
+        return join(self.layout, given | samples)
 
     def schedule(self, steps: int) -> Float[np.ndarray, " n"]:
         """Returns the levels of the network calls, followed by 0."""
@@ -132,7 +132,7 @@ def _marked(x: Float[Array, "b t h w c"], given: Array) -> Float[Array, "b t h w
 
 def split(layout: Layout, x: Array) -> Groups:
     """Splits (b, t, ...) into group -> (b, m, ...)."""
-    return {g: x[:, at[0] : at[-1] + 1] for g, at in layout.groups.items()}
+    return {g: x[:, index[0] : index[-1] + 1] for g, index in layout.groups.items()}
 
 
 def join(layout: Layout, groups: Mapping[str, Array]) -> Array:

@@ -38,9 +38,9 @@ def latents(
     if strength:
         images = {c: augment(key, x, strength) for c, x in images.items()}
     pictures = layout.pictures
-    encoded = clips.encode(layout, codec, images, pictures)
-    rest = [(0, 0), (0, len(layout) - pictures)] + [(0, 0)] * 3
-    return injection.inject(layout, jnp.pad(encoded, rest), values)
+    frames = clips.encode(layout, codec, images, pictures)
+    padding = [(0, 0), (0, len(layout) - pictures)] + [(0, 0)] * 3
+    return injection.inject(layout, jnp.pad(frames, padding), values)
 
 
 def numbers(
@@ -53,12 +53,12 @@ def numbers(
     """
     valid = batch["action_valid"]
     last = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True) - 1, 0)
-    at = jnp.minimum(jnp.arange(valid.shape[1]), last)
+    index = jnp.minimum(jnp.arange(valid.shape[1]), last)
     score = batch["score"]
     if "erased_scores" in compat:
         score = (score > 0).astype(score.dtype)
     out = {
-        "action": jnp.take_along_axis(batch["actions"], at[:, :, None], axis=1),
+        "action": jnp.take_along_axis(batch["actions"], index[:, :, None], axis=1),
         "value": injection.value_target(score * discount ** batch["to_go"]),
         **{n: batch[n] for n in ("proprio", "future_proprio") if n in layout.numbers},
     }

@@ -81,8 +81,8 @@ def table(visibility: str, roles: Factorization) -> Visibility:
     if visibility == "bidirectional":
         return bidirectional(*GROUPS)
     if visibility == "prefix":
-        made = prefix(roles.groups(GIVEN), roles.groups(PREDICTED))
-        return dataclasses.replace(made, name=f"prefix_{roles.name}")
+        prefix_table = prefix(roles.groups(GIVEN), roles.groups(PREDICTED))
+        return dataclasses.replace(prefix_table, name=f"prefix_{roles.name}")
     raise ValueError(f"objective.visibility {visibility!r} is not one of {VISIBILITIES}"
                      f"{did_you_mean(visibility, VISIBILITIES)}")  # fmt: skip
 
@@ -93,8 +93,8 @@ def toss(key: Array, counts: tuple[int, ...], rollout: Bool[Array, " b"]) -> Int
     Demonstrations train the policy and rollouts the rest, in random shares; if there are no
     rollouts, demonstrations train everything.
     """
-    every, other = jax.random.split(key)
+    key_any, key_rollout = jax.random.split(key)
     weights = jnp.log(jnp.asarray(counts, jnp.float32))
-    alike = jax.random.categorical(every, weights, shape=rollout.shape)
-    rest = 1 + jax.random.categorical(other, weights[1:], shape=rollout.shape)
-    return jnp.where(jnp.any(rollout), jnp.where(rollout, rest, 0), alike)
+    any_use = jax.random.categorical(key_any, weights, shape=rollout.shape)
+    rollout_use = 1 + jax.random.categorical(key_rollout, weights[1:], shape=rollout.shape)
+    return jnp.where(jnp.any(rollout), jnp.where(rollout, rollout_use, 0), any_use)
