@@ -50,12 +50,12 @@ VALUE = Slot("value", "value", "value")
 def uses_with_judge(variant: str) -> tuple[Use, Use]:
     """Returns the uses (acting, judging) of a variant, whose table gets a row: of the present
     groups, the value sees those that actions see, and the actions."""
-    acting = uses_of(variant)[0].visibility  # over all its groups
-    rows = {g: " ".join(acting.keys(g)) for g in acting.groups}
-    sees = table(f"{acting.name}_judge", rows | {"value": "first action value"})
-    absent = {g: Role.ABSENT for g in acting.groups if g not in ("first", "action")}
+    visibility = uses_of(variant)[0].visibility  # over all its groups
+    rows = {g: " ".join(visibility.keys(g)) for g in visibility.groups}
+    judge_table = table(f"{visibility.name}_judge", rows | {"value": "first action value"})
+    absent = {g: Role.ABSENT for g in visibility.groups if g not in ("first", "action")}
     roles = {"first": Role.GIVEN, **absent, "action": Role.GIVEN, "value": Role.PREDICTED}
-    return use(ACT_ONLY, sees), use(factorization("judge", **roles), sees)
+    return use(ACT_ONLY, judge_table), use(factorization("judge", **roles), judge_table)
 
 
 class Denoisers(NamedTuple):
@@ -109,8 +109,8 @@ class JudgedFastWAM(FastWAM):
         windows = self._windows(b)
         spec = {k: windows[k] for k in (self.codec.key, self._told(), "proprio")}
         frames = spec[self.codec.key]
-        one = (b, 1, *frames.shape[2:])
-        spec[self.codec.key] = jax.ShapeDtypeStruct(one, frames.dtype)
+        shape = (b, 1, *frames.shape[2:])
+        spec[self.codec.key] = jax.ShapeDtypeStruct(shape, frames.dtype)
         shapes = {
             "actions": ((b, n, self.chunk, self.action_dim), jnp.float32),
             "success": ((b, n), jnp.float32),
@@ -122,8 +122,8 @@ class JudgedFastWAM(FastWAM):
     def init(self, rng: Array) -> Params:
         """Returns new parameters of the policy, the judge and the gate."""
         params = super().init(rng)
-        seen = self.network.heads * self.network.head_dim
-        blank = Features(jnp.zeros((1, seen)), jnp.zeros((1, 4 + len(self.rungs))))
+        width = self.network.heads * self.network.head_dim
+        blank = Features(jnp.zeros((1, width)), jnp.zeros((1, 4 + len(self.rungs))))
         gate = self._gate().init(jax.random.fold_in(rng, 2), blank)
         return params | {"gate": gate["params"]}
 
@@ -147,18 +147,18 @@ class JudgedFastWAM(FastWAM):
         values = self._judge(net, self._for_each(cache, self.branches), batch["actions"])
         returns = batch["success"] * self.discount ** batch["steps"]
         error = values - returns
-        apart = error - jnp.mean(error, axis=1, keepdims=True)
+        difference = error - jnp.mean(error, axis=1, keepdims=True)
         n = self.branches
-        judged, gated = ~batch["gate"], batch["gate"]
-        value = _mean(jnp.mean(error**2, axis=1), judged)
-        ranking = _mean(jnp.sum(apart**2, axis=1) / max(n - 1, 1), judged)
-        gate = _mean(self._gate_error(params, cache, batch, values, returns, rng), gated)
+        judge_mask, gate_mask = ~batch["gate"], batch["gate"]
+        value = _mean(jnp.mean(error**2, axis=1), judge_mask)
+        ranking = _mean(jnp.sum(difference**2, axis=1) / max(n - 1, 1), judge_mask)
+        gate = _mean(self._gate_error(params, cache, batch, values, returns, rng), gate_mask)
         metrics = {
             "loss_value": value,
             "loss_ranking": ranking,
             "loss_gate": gate,
-            "agreement": within(values, returns, judged),
-            "agreement_unseen": within(values, returns, gated),
+            "agreement": within(values, returns, judge_mask),
+            "agreement_unseen": within(values, returns, gate_mask),
         }
         return value + self.ranking * ranking + gate, metrics
 
@@ -169,11 +169,11 @@ class JudgedFastWAM(FastWAM):
         values = jnp.take_along_axis(jax.lax.stop_gradient(values), order, axis=1)
         returns = jnp.take_along_axis(returns, order, axis=1)
         proposals = jnp.take_along_axis(batch["actions"], order[:, :, None, None], axis=1)
-        alike = [i for i, way in enumerate(self._ways) if way == self._ways[0]]
-        came = ladders.outcomes(self.rungs, values, returns, alike)
+        same_way = [i for i, way in enumerate(self._ways) if way == self._ways[0]]
+        outcomes = ladders.outcomes(self.rungs, values, returns, same_way)
         benefits = self._benefits(params, _pooled(cache), proposals, values)
         errors = [
-            ((benefits[:, h] - (came - came[:, h : h + 1])) ** 2)[:, h + 1 :]
+            ((benefits[:, h] - (outcomes - outcomes[:, h : h + 1])) ** 2)[:, h + 1 :]
             for h in range(len(self.rungs) - 1)
         ]
         return jnp.mean(jnp.concatenate(errors, axis=1), axis=1)
@@ -182,8 +182,8 @@ class JudgedFastWAM(FastWAM):
         """Returns the gate's predictions on each rung but the last, for normalised proposals."""
         out = []
         for h, n in enumerate(self.rungs[:-1]):
-            seen = ladders.features(h, len(self.rungs), pooled, proposals[:, :n], values[:, :n])
-            out.append(self._gate().apply({"params": params["gate"]}, seen))
+            features = ladders.features(h, len(self.rungs), pooled, proposals[:, :n], values[:, :n])
+            out.append(self._gate().apply({"params": params["gate"]}, features))
         return jnp.stack(out, axis=1)
 
     # ---- acting ----
@@ -202,8 +202,8 @@ class JudgedFastWAM(FastWAM):
         self.check_mode(mode)
         if mode.partition(":")[0] in super().modes:
             return super().policy(params, normalizers, observation, rng, mode, noise, prefix)
-        for name, given in (("noise", noise), ("a prefix", prefix)):
-            if given is not None:
+        for name, argument in (("noise", noise), ("a prefix", prefix)):
+            if argument is not None:
                 raise ValueError(f"mode {mode!r} of {self.variant} with a judge takes no {name}")
         return self.decide(params, normalizers, observation, rng, mode, costs).actions
 
@@ -239,23 +239,25 @@ class JudgedFastWAM(FastWAM):
                                  f"{costs.shape}")  # fmt: skip
 
             def gate(rung, proposals, values):
-                seen = ladders.features(rung, len(rungs), pooled, proposals, values)
-                benefit = self._gate().apply({"params": params["gate"]}, seen)
+                features = ladders.features(rung, len(rungs), pooled, proposals, values)
+                benefit = self._gate().apply({"params": params["gate"]}, features)
                 return ladders.pays(rung, benefit, costs)
 
-        own = mode if kind in super().modes else "direct"
-        ways = self._rung_modes if kind == "adaptive" else (own or "direct",)
+        base_mode = mode if kind in super().modes else "direct"
+        ways = self._rung_modes if kind == "adaptive" else (base_mode or "direct",)
 
         def propose(rung: int, future: Array):
             start, stop = (0, *rungs)[rung : rung + 2]
-            seen, future = self._seen(net, cache, first, ways, rung, future)
-            chunks = self._propose(net, seen, first, rng, start, stop)
+            action_cache, future = self._seen(net, cache, first, ways, rung, future)
+            chunks = self._propose(net, action_cache, first, rng, start, stop)
             return chunks, self._judge(net, self._for_each(cache, stop - start), chunks), future
 
         future = self._start(first, rng, ways)
-        done = ladders.climb(len(rungs), propose, gate, future)
+        decision = ladders.climb(len(rungs), propose, gate, future)
         inverse = normalizers["actions"].inverse
-        return done._replace(actions=inverse(done.actions), proposals=inverse(done.proposals))
+        return decision._replace(
+            actions=inverse(decision.actions), proposals=inverse(decision.proposals)
+        )
 
     def propose(
         self, params: Params, normalizers, observation: Batch, rng: Array, count: int, mode=None
@@ -267,8 +269,10 @@ class JudgedFastWAM(FastWAM):
         first, contexts = self._observe(params, normalizers, observation)
         cache = self._cache(net, first, contexts)
         ways = (f"imagine:{steps}" if way == "imagine" else way,)
-        seen, _ = self._seen(net, cache, first, ways, 0, self._start(first, rng, ways))
-        return normalizers["actions"].inverse(self._propose(net, seen, first, rng, 0, count))
+        action_cache, _ = self._seen(net, cache, first, ways, 0, self._start(first, rng, ways))
+        return normalizers["actions"].inverse(
+            self._propose(net, action_cache, first, rng, 0, count)
+        )
 
     def value(
         self, params: Params, normalizers, observation: Batch, proposals: Float[Array, "b n j a"]
@@ -281,24 +285,24 @@ class JudgedFastWAM(FastWAM):
     ) -> Float[Array, "b h r"]:
         """Returns predicted benefits, see `Policy.benefits`; entries with r <= h have no
         meaning."""
-        values, normalised, cache = self._valued(params, normalizers, observation, proposals)
-        return self._benefits(params, _pooled(cache), normalised, values)
+        values, chunks, cache = self._valued(params, normalizers, observation, proposals)
+        return self._benefits(params, _pooled(cache), chunks, values)
 
     def _valued(self, params: Params, normalizers, observation: Batch, proposals):
         """Returns (values, normalised proposals, the cache of the observation)."""
         net = self._denoisers(params)
         first, contexts = self._observe(params, normalizers, observation)
         cache = self._cache(net, first, contexts)
-        normalised = normalizers["actions"].forward(proposals)
-        values = self._judge(net, self._for_each(cache, proposals.shape[1]), normalised)
-        return values, normalised, cache
+        chunks = normalizers["actions"].forward(proposals)
+        values = self._judge(net, self._for_each(cache, proposals.shape[1]), chunks)
+        return values, chunks, cache
 
     def expect(self, params, normalizers, observation, rng, mode=None, noise=None):
         """Returns the predicted return, see `Policy.expect`."""
         if noise is not None:
             raise ValueError("what is expected of given noise is not known: give a key")
-        done = self.decide(params, normalizers, observation, rng, mode or "plan:1")
-        best = jnp.take_along_axis(done.values, done.chosen[:, None], axis=1)[:, 0]
+        decision = self.decide(params, normalizers, observation, rng, mode or "plan:1")
+        best = jnp.take_along_axis(decision.values, decision.chosen[:, None], axis=1)[:, 0]
         return jnp.clip(best, 0.0, 1.0)
 
     # ---- parts ----
@@ -314,13 +318,13 @@ class JudgedFastWAM(FastWAM):
         if kind in super().modes:
             return super().check_mode(mode)
         try:
-            least = {"plan": 1, "adaptive": 0}[kind] if colon else 0
-            right = not colon or (int if kind == "plan" else float)(number) >= least
+            minimum = {"plan": 1, "adaptive": 0}[kind] if colon else 0
+            valid = not colon or (int if kind == "plan" else float)(number) >= minimum
         except (KeyError, ValueError):
-            right = False
-        if kind not in self.modes or not right:
-            known = ", ".join(super().modes)
-            raise ValueError(f"this policy acts in modes {known}, plan, plan:N (of N proposals), "
+            valid = False
+        if kind not in self.modes or not valid:
+            modes = ", ".join(super().modes)
+            raise ValueError(f"this policy acts in modes {modes}, plan, plan:N (of N proposals), "
                              f"adaptive:PRICE (of a millisecond), not {mode!r}"
                              f"{did_you_mean(kind, self.modes)}")  # fmt: skip
 
@@ -379,12 +383,12 @@ class JudgedFastWAM(FastWAM):
             return cache, future
         if way == "imagine":
             below = [self.way(w) for w in ways[:rung]]
-            done = max((n for w, n in below if w == "imagine"), default=0)
-            schedule = {"future": self.levels_of("future")[done : steps + 1]}
-            if steps > done:
-                begin = {"future": future}
-                made, _ = net.act.sample({}, begin, schedule, {}, cache, self.solver)
-                future = made["future"].astype(future.dtype)
+            first_step = max((n for w, n in below if w == "imagine"), default=0)
+            schedule = {"future": self.levels_of("future")[first_step : steps + 1]}
+            if steps > first_step:
+                initial = {"future": future}
+                samples, _ = net.act.sample({}, initial, schedule, {}, cache, self.solver)
+                future = samples["future"].astype(future.dtype)
         given = {SEEN[way]: future if way == "imagine" else self._nothing(first)}
         return net.act.prefill(given, {}, ("action",), cache, self._levels(way, steps))[0], future
 
@@ -395,12 +399,12 @@ class JudgedFastWAM(FastWAM):
         b, n = first.shape[0], stop - start
         keys = [noises.proposal(rng, i) for i in range(start, stop)]
         noise = jnp.stack([self._noise("action", first, key, None) for key in keys], axis=1)
-        done, _ = net.act.sample(
+        samples, _ = net.act.sample(
             {}, {"action": noise.reshape(b * n, *noise.shape[2:])},
             {"action": self.process_of("action").schedule(self.steps)}, {},
             self._for_each(cache, n), self.solver,
         )  # fmt: skip
-        return at_least_float32(done["action"]).reshape(b, n, self.chunk, self.action_dim)
+        return at_least_float32(samples["action"]).reshape(b, n, self.chunk, self.action_dim)
 
     def _judge(
         self, net: Denoisers, cache: Cache, chunks: Float[Array, "b n j a"]
@@ -408,10 +412,10 @@ class JudgedFastWAM(FastWAM):
         """Returns values of normalised chunks; `cache` holds the state of each chunk."""
         b, n = chunks.shape[:2]
         flat = chunks.reshape(b * n, *chunks.shape[2:])
-        begin = {"value": jnp.zeros((b * n, 1, 1))}
+        initial = {"value": jnp.zeros((b * n, 1, 1))}
         one_step = {"value": np.array([1.0, 0.0])}
-        done, _ = net.judge.sample({"action": flat}, begin, one_step, {}, cache)
-        return at_least_float32(done["value"]).reshape(b, n)
+        samples, _ = net.judge.sample({"action": flat}, initial, one_step, {}, cache)
+        return at_least_float32(samples["value"]).reshape(b, n)
 
     @staticmethod
     def _for_each(cache: Cache, count: int) -> Cache:
@@ -427,9 +431,9 @@ def within(
     returns differ; NaN if there are none."""
     x, y = (z - jnp.mean(z, axis=1, keepdims=True) for z in (values, returns))
     scale = jnp.sqrt(jnp.sum(x**2, axis=1) * jnp.sum(y**2, axis=1))
-    some = mask & (jnp.sum(y**2, axis=1) > 0)
-    each = jnp.sum(x * y, axis=1) / jnp.maximum(scale, 1e-9)
-    return jnp.sum(jnp.where(some, each, 0)) / jnp.sum(some)
+    varies = mask & (jnp.sum(y**2, axis=1) > 0)
+    correlation = jnp.sum(x * y, axis=1) / jnp.maximum(scale, 1e-9)
+    return jnp.sum(jnp.where(varies, correlation, 0)) / jnp.sum(varies)
 
 
 def _mean(x: Float[Array, " b"], mask: Array) -> Float[Array, ""]:

@@ -131,14 +131,14 @@ class FastWAM(Denoises, Policy):
     def init(self, rng: Array) -> Params:
         """Returns new float32 parameters, one plain nested dict."""
         batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in self._windows(1).items()}
-        frozen = codec_params(self.codec, jax.random.fold_in(rng, 1))
-        clean = self._clean(frozen, batch)
+        codec = codec_params(self.codec, jax.random.fold_in(rng, 1))
+        clean = self._clean(codec, batch)
         values = {g.name: clean[g.name] for g in self.network.groups}
         level = {g: jnp.zeros((1, self.rows[g])) for g in values}
         variables = self.network.clone(constrain=unconstrained).init(
             rng, values, level, self._condition(batch), bidirectional(*values), method="evaluate"
         )
-        return self.derive(variables["params"] | frozen)
+        return self.derive(variables["params"] | codec)
 
     def derive(self, params: Params) -> Params:
         """Returns parameters with the action expert interpolated from the video expert, if so
@@ -207,22 +207,22 @@ class FastWAM(Denoises, Policy):
             key = jax.random.fold_in(keys["level"], i)
             level[group] = self.process_of(group).sample_level(key, (size, 1))
             if group == "action":
-                labelled = jnp.any(valid["action"], axis=1, keepdims=True)
-                role[group] = jnp.where(labelled, role[group], Role.ABSENT)
+                has_action = jnp.any(valid["action"], axis=1, keepdims=True)
+                role[group] = jnp.where(has_action, role[group], Role.ABSENT)
                 if self.prefix_max:
                     key = jax.random.fold_in(rng, len(purposes))
                     role[group] = prefixes.given(key, role[group], self.prefix_max)
                     if self.prefix_noise:  # the other actions learn to correct the given ones
                         x, key = clean[group], jax.random.fold_in(key, 1)
-                        off = x + self.prefix_noise * jax.random.normal(key, x.shape)
-                        clean[group] = jnp.where(align(role[group] == Role.GIVEN, x), off, x)
+                        noisy = x + self.prefix_noise * jax.random.normal(key, x.shape)
+                        clean[group] = jnp.where(align(role[group] == Role.GIVEN, x), noisy, x)
             mask[group] = (role[group] == Role.PREDICTED) & valid[group]
         if "cond" in use.present:
-            coin, own, normal = jax.random.split(keys["cond"], 3)
-            noised = jax.random.bernoulli(coin, self.cond_noise_prob, (size,))
-            level["cond"] = self.video_flow.sample_level(own, (size,))[:, None]
-            noise["cond"] = jax.random.normal(normal, clean["cond"].shape)
-            role["cond"] = jnp.where(noised[:, None], Role.PREDICTED, role["cond"])
+            coin_key, level_key, noise_key = jax.random.split(keys["cond"], 3)
+            is_noised = jax.random.bernoulli(coin_key, self.cond_noise_prob, (size,))
+            level["cond"] = self.video_flow.sample_level(level_key, (size,))[:, None]
+            noise["cond"] = jax.random.normal(noise_key, clean["cond"].shape)
+            role["cond"] = jnp.where(is_noised[:, None], Role.PREDICTED, role["cond"])
         use_index = jnp.full(size, number)
         condition = self._condition(batch)
         return Draw(clean, noise, level, role, mask, condition, use_index, batch["at"], use.table)
@@ -246,12 +246,12 @@ class FastWAM(Denoises, Policy):
         """
         way, colon, number = (mode or self.modes[0]).partition(":")
         count = int(number) if number.isdecimal() else self.steps
-        counted = not colon or (way == "imagine" and number.isdecimal())
-        if way not in MODES[self.variant] or not counted or not 0 < count <= self.steps:
-            known = ", ".join(self.modes)
+        valid_suffix = not colon or (way == "imagine" and number.isdecimal())
+        if way not in MODES[self.variant] or not valid_suffix or not 0 < count <= self.steps:
+            modes = ", ".join(self.modes)
             if "imagine" in self.modes:
-                known += f", imagine:K (K = 1 to {self.steps} steps of the video)"
-            raise ValueError(f"{self.variant} acts in modes {known}, not {mode!r}"
+                modes += f", imagine:K (K = 1 to {self.steps} steps of the video)"
+            raise ValueError(f"{self.variant} acts in modes {modes}, not {mode!r}"
                              f"{did_you_mean(way, self.modes)}")  # fmt: skip
         return way, count
 
@@ -308,8 +308,8 @@ class FastWAM(Denoises, Policy):
           prefix: actions to which the robot is committed, at most `prefix_max` of them: given,
             clean at every step of the solver, and returned unchanged.
         """
-        done = self.sample(params, normalizers, observation, rng, mode, noise, prefix=prefix)
-        actions = normalizers["actions"].inverse(at_least_float32(done["action"]))
+        samples = self.sample(params, normalizers, observation, rng, mode, noise, prefix=prefix)
+        actions = normalizers["actions"].inverse(at_least_float32(samples["action"]))
         if prefix is None:
             return actions
         return pinned(prefixes.pin(prefix, self.prefix_max, self.chunk), actions)
@@ -350,17 +350,17 @@ class FastWAM(Denoises, Policy):
         options = dict(contexts=contexts, rng=rng, noise=noise, states=states)
         if way == "imagine":
             video, cache = self._denoise(denoiser, ("future",), given, stop=count, **options)
-            seen = video["future"][-1] if states else video["future"]
+            future = video["future"][-1] if states else video["future"]
         elif way == "anticipate":
-            seen = self._nothing(first)
+            future = self._nothing(first)
         if way in SEEN:
-            given[SEEN[way]] = seen
+            given[SEEN[way]] = future
         groups = ("future", "action") if way == "joint" else ("action",)
         levels = self._levels(way, count)
-        done, _ = self._denoise(
+        samples, _ = self._denoise(
             denoiser, groups, given, cache=cache, pins=pins, levels=levels, **options
         )
-        return video | done
+        return video | samples
 
     def imagine(
         self,
@@ -396,8 +396,8 @@ class FastWAM(Denoises, Policy):
         """Returns the number of levels that the network receives for each group: one per latent
         frame, and one for all actions, which are equally noisy, unless the first ones may be
         given."""
-        each = "video", "action" if self.prefix_max else ""
-        return {g.name: len(g.positions) if g.expert in each else 1 for g in self.network.groups}
+        experts = "video", "action" if self.prefix_max else ""
+        return {g.name: len(g.positions) if g.expert in experts else 1 for g in self.network.groups}
 
     def _clean(self, params: Params, batch: Batch) -> dict[str, Array]:
         latents = self._encode(params, batch)
@@ -456,11 +456,11 @@ class FastWAM(Denoises, Policy):
                 raise KeyError(
                     f"noise is given for {sorted(noise)}, and {group!r} is denoised as well"
                 )
-        begin = {g: self._noise(g, given["first"], rng, noise) for g in groups}
+        initial = {g: self._noise(g, given["first"], rng, noise) for g in groups}
         end = None if stop is None else stop + 1
         schedules = {g: self.process_of(g).schedule(self.steps)[:end] for g in groups}
         return denoiser.sample(
-            given, begin, schedules, contexts, cache, self.solver, states=states, pins=pins,
+            given, initial, schedules, contexts, cache, self.solver, states=states, pins=pins,
             levels=levels,
         )  # fmt: skip
 
@@ -473,8 +473,8 @@ class FastWAM(Denoises, Policy):
             "future": (1, (b, self.rows["future"], *latent)),
         }[group]
         key = None if rng is None else noises.fold_in(rng, stream)
-        given = None if noise is None else noise[group]
-        return noises.start(given, key, shape, f"noise[{group!r}]")
+        override = None if noise is None else noise[group]
+        return noises.start(override, key, shape, f"noise[{group!r}]")
 
     def _denoiser(
         self, params: Params, use: Use, constrain: Callable = unconstrained

@@ -20,11 +20,11 @@ def fast_wam(config, variant: str, preset: str) -> None:
     Raises:
       ValueError: the variant or preset is unknown; makes a suggestion.
     """
-    for name, value, known in (("variant", variant, USES), ("preset", preset, ACTION_SHIFT)):
-        if value not in known:
+    for name, value, choices in (("variant", variant, USES), ("preset", preset, ACTION_SHIFT)):
+        if value not in choices:
             raise ValueError(
-                f"{name} {value!r} does not exist{did_you_mean(value, known)}; "
-                f"there are {sorted(known)}"
+                f"{name} {value!r} does not exist{did_you_mean(value, choices)}; "
+                f"there are {sorted(choices)}"
             )
     objective = config.objective
     objective.name = "fast_wam"
@@ -42,10 +42,10 @@ def check(config) -> None:
       ValueError: no such preset, or the shift of the actions' noise differs from the preset's.
     """
     objective = config.objective
-    name, known = objective.preset, (*ACTION_SHIFT, "none")
-    if name not in known:
-        raise ValueError(f"config.objective.preset = {name!r} must be one of {known}"
-                         f"{did_you_mean(name, known)}")  # fmt: skip
+    name, choices = objective.preset, (*ACTION_SHIFT, "none")
+    if name not in choices:
+        raise ValueError(f"config.objective.preset = {name!r} must be one of {choices}"
+                         f"{did_you_mean(name, choices)}")  # fmt: skip
     shift = ACTION_SHIFT.get(name, objective.action_shift)
     if objective.action_shift != shift:
         raise ValueError(
@@ -128,10 +128,10 @@ def judge(config, run: str, branches: str) -> None:
     config.data.kind, config.data.batch_size = "branches", 64
     config.data.branches = str(files.absolute(branches)) if branches else ""
     config.init_from.path = str(files.absolute(run)) if run else ""
-    own = ("value/", "gate/", "blocks/value/")
+    paths = ("value/", "gate/", "blocks/value/")
     if run:
-        config.init_from.missing = tuple(rf"{path}.*" for path in own)
-    config.optim.freeze = (rf"(?!{'|'.join(own)}).*",)
+        config.init_from.missing = tuple(rf"{path}.*" for path in paths)
+    config.optim.freeze = (rf"(?!{'|'.join(paths)}).*",)
     config.optim.name, config.optim.learning_rate, config.optim.weight_decay = "adamw", 1e-3, 0.05
 
 
