@@ -57,15 +57,15 @@ def pick(
         return jnp.argmax(logits, axis=-1)
     logits = logits / temperature
     if top_k:
-        least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
-        logits = jnp.where(logits >= least, logits, -jnp.inf)
+        threshold = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
+        logits = jnp.where(logits >= threshold, logits, -jnp.inf)
     if top_p < 1:
         order = jnp.sort(logits, axis=-1, descending=True)
         p = jax.nn.softmax(order, axis=-1)
         # A token stays if those before it do not reach top_p; the first one always stays.
-        kept = (jnp.cumsum(p, axis=-1) - p < top_p).at[:, 0].set(True)
-        least = jnp.min(jnp.where(kept, order, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits >= least, logits, -jnp.inf)
+        keep = (jnp.cumsum(p, axis=-1) - p < top_p).at[:, 0].set(True)
+        threshold = jnp.min(jnp.where(keep, order, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits >= threshold, logits, -jnp.inf)
     if uniform is None:
         return jax.random.categorical(key, logits)
     total = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
@@ -191,21 +191,23 @@ class Autoregressive(Pictures):
         """
         t, h, w = self.network.grid
         frames = frames or t
-        known = 0 if given is None else given.shape[1]
+        given_frames = 0 if given is None else given.shape[1]
         if frames > t and self.network.positions != "rope":
             raise ValueError(
                 f"{frames} frames are more than the {t} that positions were learned for; "
                 "positions 'rope' can go on"
             )
-        if known > t or known >= frames:
-            raise ValueError(f"{known} given frames leave none to make of {frames}, or exceed {t}")
+        if given_frames > t or given_frames >= frames:
+            raise ValueError(
+                f"{given_frames} given frames leave none to make of {frames}, or exceed {t}"
+            )
         b = self._count(condition, given, count)
         ids = jnp.zeros((b, 0), jnp.int32) if given is None else given.reshape(b, -1)
         net = bind(self.network, params)
         buffers, logits = self._prefill(net, condition, ids)
         before, room = self.network.prefix_length, self.network.length
 
-        keys, chance = self._chance(rng, uniforms, (b, frames - known, h, w))
+        keys, chance = self._chance(rng, uniforms, (b, frames - given_frames, h, w))
 
         def step(carry, draw):
             buffers, at, logits = carry
@@ -215,10 +217,10 @@ class Autoregressive(Pictures):
                 full = at == room
                 buffers = jax.lax.cond(full, self._drop_frame, lambda x: x, buffers)
                 at = jnp.where(full, at - h * w, at)
-            filled = jnp.arange(before + room)[None] < before + at
+            valid = jnp.arange(before + room)[None] < before + at
             x, new = net(
                 "__call__", None, token[:, None], at, STEP, Cache({"past": buffers}, {}),
-                ("now",), {"past": filled},
+                ("now",), {"past": valid},
             )  # fmt: skip
             buffers = jax.tree.map(
                 lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, before + at, -2),
@@ -227,8 +229,8 @@ class Autoregressive(Pictures):
             return (buffers, at + 1, net("logits", x)[:, 0]), token
 
         start = buffers, jnp.int32(ids.shape[1]), logits
-        made = jax.lax.scan(step, start, (keys, chance))[1]
-        return jnp.concatenate([ids, made.T.astype(ids.dtype)], axis=1).reshape(b, frames, h, w)
+        tokens = jax.lax.scan(step, start, (keys, chance))[1]
+        return jnp.concatenate([ids, tokens.T.astype(ids.dtype)], axis=1).reshape(b, frames, h, w)
 
     def clips(
         self,
@@ -286,11 +288,11 @@ class Autoregressive(Pictures):
         before, cells = self.network.prefix_length, h * w
 
         def drop(x, back: bool):
-            rest = x[..., before + cells :, :]
+            tail = x[..., before + cells :, :]
             if back:
-                rest = moved(rest, -1, self.network.spec.rotary)
+                tail = moved(tail, -1, self.network.spec.rotary)
             empty = jnp.zeros_like(x[..., :cells, :])
-            return jnp.concatenate([x[..., :before, :], rest, empty], axis=-2)
+            return jnp.concatenate([x[..., :before, :], tail, empty], axis=-2)
 
         keys, values = buffers
         keys = jax.tree.map(lambda x: drop(x, True), keys)
@@ -299,8 +301,8 @@ class Autoregressive(Pictures):
     def _count(self, condition: Batch, given: Array | None, count: int | None) -> int:
         if count is not None:
             return count
-        known = [given, *condition.values()]
-        sizes = [len(x) for x in known if x is not None]
+        arrays = [given, *condition.values()]
+        sizes = [len(x) for x in arrays if x is not None]
         if not sizes:
             raise ValueError("sample needs a condition, given frames or a count")
         return sizes[0]

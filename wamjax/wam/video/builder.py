@@ -32,14 +32,14 @@ def denoising(config, spec) -> Denoising:
     """Builds image and video diffusion from ``config.model``, ``config.objective`` and
     `ArraySpec`."""
     model, objective = config.model, config.objective
-    for key, value, known in (
+    for key, value, choices in (
         ("objective.scheme", objective.scheme, SCHEMES),
         ("objective.solver", objective.solver, (*SOLVERS, "ancestral")),
     ):
-        if value not in known:
+        if value not in choices:
             raise ValueError(
-                f"config.{key} {value!r} does not exist{did_you_mean(value, known)}; there are "
-                f"{sorted(known)}"
+                f"config.{key} {value!r} does not exist{did_you_mean(value, choices)}; there are "
+                f"{sorted(choices)}"
             )
     process = process_of(config)
     inputs = inputs_of(config, spec)
@@ -103,9 +103,11 @@ def wan(config, spec) -> Denoising:
         raise ValueError(
             f"objective.name='wan' wants model.text.route='cross', not {config.model.text.route!r}"
         )
-    made = denoising(config, spec)
+    objective = denoising(config, spec)
     video = ExpertSpec("video", config.model.video.width, config.model.video.ffn, **blocks.WAN)
-    return dataclasses.replace(made, network=made.network.clone(video_spec=video, text_net="mlp"))
+    return dataclasses.replace(
+        objective, network=objective.network.clone(video_spec=video, text_net="mlp")
+    )
 
 
 def autoregressive(config, spec) -> Autoregressive:
@@ -141,14 +143,14 @@ def codec(config, spec) -> CodecObjective:
     Raises:
       ValueError: the codec has nothing to train, or the data has no pictures for it.
     """
-    made = codecs.build(config.model.codec)
-    if not isinstance(made, VAECodec):
+    vae = codecs.build(config.model.codec)
+    if not isinstance(vae, VAECodec):
         raise ValueError(
             f"objective.name='codec' trains config.model.codec.kind {sorted(codecs.TRAINED)}, not "
             f"{config.model.codec.kind!r}"
         )
-    frames, height, width = pictures_of(spec, made, config)[:3]
-    return CodecObjective(made, frames, (height, width))
+    frames, height, width = pictures_of(spec, vae, config)[:3]
+    return CodecObjective(vae, frames, (height, width))
 
 
 def process_of(config) -> Process:
@@ -164,8 +166,8 @@ def process_of(config) -> Process:
             f"config.objective.process {text!r}: there is no {name!r}"
             f"{did_you_mean(name, PROCESSES)}; there are {sorted(PROCESSES)}"
         )
-    known = inspect.signature(PROCESSES[name]).parameters.values()
-    defaults = {p.name: p.default for p in known if p.kind == p.KEYWORD_ONLY}
+    parameters = inspect.signature(PROCESSES[name]).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
     try:
         values = parse_arg(options, **defaults)
     except ValueError as error:

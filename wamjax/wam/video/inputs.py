@@ -78,10 +78,10 @@ def inputs_of(config, spec: ArraySpec) -> Inputs:
     )
 
 
-def _require(spec: ArraySpec, key: str, who: str) -> None:
+def _require(spec: ArraySpec, key: str, reader: str) -> None:
     if key not in spec.shapes:
         raise ValueError(
-            f"{who} wants {key!r} in the data, config.data.arrays gives {sorted(spec.shapes)}"
+            f"{reader} wants {key!r} in the data, config.data.arrays gives {sorted(spec.shapes)}"
         )
 
 

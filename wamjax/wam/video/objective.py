@@ -111,8 +111,8 @@ class Denoising(Denoises, Pictures):
         frames = sum(list(self.slots.values())[: self.scheme.given])
         if not frames or self.codec.key == "latents":
             return frames
-        whole = sum(self.slots.values())
-        return 1 + (frames - 1) * max((self.frames - 1) // max(whole - 1, 1), 1)
+        total = sum(self.slots.values())
+        return 1 + (frames - 1) * max((self.frames - 1) // max(total - 1, 1), 1)
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns shapes and dtypes of a training batch: pictures or latents, and their
@@ -233,34 +233,34 @@ class Denoising(Denoises, Pictures):
           states: return all intermediate states, (steps + 1, ...), starting at the first level;
             groups that are sampled one after another are shown at equal steps.
         """
-        forced = self.scheme.independent and not self.scheme.causal
-        if given is not None and forced and not self.scheme.first:
-            begun = self._begun(given.shape[1])
-            return begun.sample(params, condition, rng, given, count, noise, states, fresh)
+        forcing = self.scheme.independent and not self.scheme.causal
+        if given is not None and forcing and not self.scheme.first:
+            model = self._begun(given.shape[1])
+            return model.sample(params, condition, rng, given, count, noise, states, fresh)
         b = count if count is not None else next(iter({**condition}.values())).shape[0]
-        done = {} if given is None else self.split_given(given)
-        rest = [g for g in self.slots if g not in done]
+        clean = {} if given is None else self.split_given(given)
+        remaining = [g for g in self.slots if g not in clean]
         one_by_one = self.scheme.causal and self.scheme.independent
         run = self._sampler(params, self.condition(condition), b, states)
-        cache, way = None, {}
-        starts = self._starts(noise, rest, (b,))
-        added = self._starts(fresh, rest, (self.steps, b), "fresh")
-        for i, part in enumerate([[g] for g in rest] if one_by_one else [rest]):
+        cache, paths = None, {}
+        starts = self._starts(noise, remaining, (b,))
+        fresh_of = self._starts(fresh, remaining, (self.steps, b), "fresh")
+        for i, part in enumerate([[g] for g in remaining] if one_by_one else [remaining]):
             key, stream = streams(rng, i)
             start = {}
             for j, g in enumerate(part):
                 own = None if stream is None else jax.random.fold_in(stream, j)
                 shape = b, self.slots[g], *self.network.latent
                 start[g] = noises.start(starts.get(g), own, shape)
-            own = {g: added[g] for g in part} if added else None
-            made, cache = run(done, start, cache, key, own)
-            way |= made
-            done |= {g: x[-1] for g, x in made.items()} if states else made
+            own = {g: fresh_of[g] for g in part} if fresh_of else None
+            samples, cache = run(clean, start, cache, key, own)
+            paths |= samples
+            clean |= {g: x[-1] for g, x in samples.items()} if states else samples
         if states:
             n = self.process.schedule(self.steps).shape[0]
-            way = {g: way.get(g, jnp.broadcast_to(x, (n, *x.shape))) for g, x in done.items()}
-            return jnp.concatenate([way[g] for g in self.slots], axis=2)
-        return jnp.concatenate([done[g] for g in self.slots], axis=1)
+            paths = {g: paths.get(g, jnp.broadcast_to(x, (n, *x.shape))) for g, x in clean.items()}
+            return jnp.concatenate([paths[g] for g in self.slots], axis=2)
+        return jnp.concatenate([clean[g] for g in self.slots], axis=1)
 
     def clips(
         self,
@@ -301,7 +301,7 @@ class Denoising(Denoises, Pictures):
     # ---- parts ----
 
     def _starts(
-        self, noise: Array | None, groups: list[str], lead: tuple[int, ...], what: str = "noise"
+        self, noise: Array | None, groups: list[str], lead: tuple[int, ...], name: str = "noise"
     ) -> Groups:
         """Splits given noise into its groups; {} if there is none.
 
@@ -313,7 +313,7 @@ class Denoising(Denoises, Pictures):
         sizes = [self.slots[g] for g in groups]
         shape = *lead, sum(sizes), *self.network.latent
         if noise.shape != shape:
-            raise ValueError(f"{what} is {noise.shape}, what is not given is {shape}")
+            raise ValueError(f"{name} is {noise.shape}, what is not given is {shape}")
         parts = jnp.split(noise, np.cumsum(sizes)[:-1], axis=len(lead))
         return dict(zip(groups, parts, strict=True))
 
@@ -352,7 +352,7 @@ class Denoising(Denoises, Pictures):
     def condition(self, batch: Batch, keep: Array | None = None) -> Groups:
         """Returns the conditions in the form that the network takes; empty for examples where
         `keep` (b,) is False."""
-        nothing = {"label": self.network.classes}  # absent text is all padding
+        absent = {"label": self.network.classes}  # absent text is all padding
         out = {}
         for key in self.batch_spec(1):
             if key == self.codec.key:
@@ -361,15 +361,15 @@ class Denoising(Denoises, Pictures):
                 raise KeyError(f"the model is conditioned by {key!r}; got {sorted(batch)}")
             out[key] = value = batch[key]
             if keep is not None:
-                out[key] = jnp.where(align(keep, value), value, nothing.get(key, 0))
+                out[key] = jnp.where(align(keep, value), value, absent.get(key, 0))
         return out
 
     @property
     def rows(self) -> dict[str, int]:
         """Returns the number of levels that the network receives for each group: one per frame, or
         one for all."""
-        one = self.network.conditioning in ("cross_attention", "in_context")
-        return {g: 1 if one else m for g, m in self.slots.items()}
+        single_level = self.network.conditioning in ("cross_attention", "in_context")
+        return {g: 1 if single_level else m for g, m in self.slots.items()}
 
     def _levels(self, key: Array, b: int) -> Groups:
         """Draws the noise level of every frame, (b, m) for each group."""
@@ -391,9 +391,9 @@ class Denoising(Denoises, Pictures):
         given = jnp.broadcast_to(index < self.scheme.given, (b, number))
         if self.scheme.history:
             coin, count = jax.random.split(key)
-            has = jax.random.bernoulli(coin, self.scheme.history, (b, 1))
+            has_history = jax.random.bernoulli(coin, self.scheme.history, (b, 1))
             count = jax.random.randint(count, (b, 1), 1, number)
-            given = given | (has & (index < count))
+            given = given | (has_history & (index < count))
         roles = jnp.where(given, Role.GIVEN, Role.PREDICTED)
         return {
             g: jnp.broadcast_to(roles[:, i, None], (b, self.rows[g]))
@@ -409,8 +409,8 @@ class Denoising(Denoises, Pictures):
         """
         guided = bool(condition) and self.guidance != 1.0
         if guided:
-            none = self.condition(condition, jnp.zeros(b, bool))
-            condition = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), condition, none)
+            unconditional = self.condition(condition, jnp.zeros(b, bool))
+            condition = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), condition, unconditional)
         net = bind(self.network, params)
         vector, contexts, tokens = net("conditions", condition)
         # Tokens of the condition see everything and everything sees them, so nothing is constant.
@@ -419,8 +419,8 @@ class Denoising(Denoises, Pictures):
         def network(values, times, contexts, restricted, scale=None, **options):
             if guided:
                 values = {g: jnp.concatenate([v, v]) for g, v in values.items()}
-            seen = table if own_tokens else restricted
-            out, cache = net("__call__", values | tokens, times, contexts, seen, **options)
+            visible = table if own_tokens else restricted
+            out, cache = net("__call__", values | tokens, times, contexts, visible, **options)
             if scale is not None:
                 out = {g: guide(*jnp.split(v, 2), scale, self._guided()) for g, v in out.items()}
             return out, cache

@@ -72,49 +72,49 @@ def roll(
     Raises:
       ValueError: the scheme cannot roll, or frames are not whole chunks.
     """
-    size, window, known = _check(objective, frames, given, window)
+    size, window, given_chunks = _check(objective, frames, given, window)
     b = count if count is not None else next(iter(condition.values())).shape[0]
     condition = objective.condition(condition)
-    chunks = _chunks_of(noise, (b, frames - known * size, *objective.network.latent), size)
+    chunks = _chunks_of(noise, (b, frames - given_chunks * size, *objective.network.latent), size)
 
     def run(number, cache=None, last=None, **changes):
         """Samples chunk `number` after `last` and the cached past."""
         model = _windowed(objective, window, number, **changes)
-        index = jnp.maximum(number - known, 0)
+        index = jnp.maximum(number - given_chunks, 0)
         key, stream = streams(rng, index)
-        own = None if stream is None else jax.random.fold_in(stream, 0)
+        noise_key = None if stream is None else jax.random.fold_in(stream, 0)
         shape = b, size, *objective.network.latent
-        start = noises.start(None if chunks is None else chunks[index], own, shape)
+        start = noises.start(None if chunks is None else chunks[index], noise_key, shape)
         before = {} if last is None else {"last": last}
         sampler = model._sampler(params, condition, b)
-        made, cache = sampler(before, {"now": start}, cache, key)
-        return made["now"], cache.tokens
+        samples, cache = sampler(before, {"now": start}, cache, key)
+        return samples["now"], cache.tokens
 
     def turn(past, last, number, **changes):
         """Does the same, and returns the chunk and the past with `last` as its newest chunk."""
-        made, tokens = run(
+        chunk, tokens = run(
             number, Cache({} if past is None else {"past": past}, {}), last, **changes
         )
-        return made, past if past is None else _append(past, tokens["last"], size, style)
+        return chunk, past if past is None else _append(past, tokens["last"], size, style)
 
     def pass_by(past, inputs):
         return turn(past, *inputs, steps=1, solver="euler")[1], None
 
     def make(carry, number):
-        made, past = turn(*carry, number)
-        return (past, made), made
+        chunk, past = turn(*carry, number)
+        return (past, chunk), chunk
 
     style = objective.network.video_spec.rotary
-    if known:
-        begun = jnp.moveaxis(given.reshape(b, known, size, *given.shape[2:]), 1, 0)
+    if given_chunks:
+        first_chunks = jnp.moveaxis(given.reshape(b, given_chunks, size, *given.shape[2:]), 1, 0)
     else:
-        begun = run(0)[0][None]
-    shapes = jax.eval_shape(lambda: run(1, None, begun[0])[1]["last"])
+        first_chunks = run(0)[0][None]
+    shapes = jax.eval_shape(lambda: run(1, None, first_chunks[0])[1]["last"])
     past = _room(shapes, window - 1) if window > 1 else None
     numbers = jnp.arange(1, frames // size)
-    past, _ = jax.lax.scan(pass_by, past, (begun[:-1], numbers[: len(begun) - 1]))
-    _, made = jax.lax.scan(make, (past, begun[-1]), numbers[len(begun) - 1 :])
-    out = jnp.concatenate([begun, made])
+    past, _ = jax.lax.scan(pass_by, past, (first_chunks[:-1], numbers[: len(first_chunks) - 1]))
+    _, new_chunks = jax.lax.scan(make, (past, first_chunks[-1]), numbers[len(first_chunks) - 1 :])
+    out = jnp.concatenate([first_chunks, new_chunks])
     return jnp.moveaxis(out, 0, 1).reshape(b, frames, *out.shape[3:])
 
 
@@ -129,7 +129,7 @@ def _chunks_of(noise: Array | None, shape: tuple[int, ...], size: int) -> Array 
 
 def _check(objective: Denoising, frames: int, given, window: int) -> tuple[int, int, int]:
     """Returns (frames of a chunk, chunks of the window, given chunks), or raises an error."""
-    scheme, trained = objective.scheme, len(objective.slots)
+    scheme, training_chunks = objective.scheme, len(objective.slots)
     if not (scheme.causal and scheme.independent and scheme.chunk) or scheme.first:
         raise ValueError(
             f"only causal schemes with independent levels and equal chunks can roll ('blocks', "
@@ -137,15 +137,17 @@ def _check(objective: Denoising, frames: int, given, window: int) -> tuple[int, 
         )
     if objective.network.positions == "sincos":
         raise ValueError("rolling needs positions 'rope' or 'both', not 'sincos'")
-    if not 0 <= window < trained or trained < 2:
-        raise ValueError(f"window {window}: training had {trained} chunks, so at most that less 1")
-    known = 0 if given is None else given.shape[1]
-    if frames % scheme.chunk or known % scheme.chunk or not known < frames:
+    if not 0 <= window < training_chunks or training_chunks < 2:
         raise ValueError(
-            f"{known} given of {frames} frames, in chunks of {scheme.chunk}: both must be whole "
-            "chunks, and one or more be left to make"
+            f"window {window}: training had {training_chunks} chunks, so at most that less 1"
         )
-    return scheme.chunk, window or trained - 1, known // scheme.chunk
+    given_frames = 0 if given is None else given.shape[1]
+    if frames % scheme.chunk or given_frames % scheme.chunk or not given_frames < frames:
+        raise ValueError(
+            f"{given_frames} given of {frames} frames, in chunks of {scheme.chunk}: both must be "
+            "whole chunks, and one or more be left to make"
+        )
+    return scheme.chunk, window or training_chunks - 1, given_frames // scheme.chunk
 
 
 def _windowed(objective: Denoising, window: int, number: int | Array, **changes) -> Denoising:
@@ -167,8 +169,8 @@ def _windowed(objective: Denoising, window: int, number: int | Array, **changes)
     def attention(q, k, v, visibility, valid, bias):
         return network.attention(q, k, v, visibility, {**(valid or {}), **filled}, bias)
 
-    moving = network.clone(groups=tuple(groups[window == 1 :]), attention=attention)
-    return dataclasses.replace(objective, network=moving, use_cache=True, **changes)
+    window_network = network.clone(groups=tuple(groups[window == 1 :]), attention=attention)
+    return dataclasses.replace(objective, network=window_network, use_cache=True, **changes)
 
 
 def _room(last: KeyValue, chunks: int) -> KeyValue:

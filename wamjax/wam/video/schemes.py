@@ -60,11 +60,11 @@ def slots_of(scheme: Scheme, frames: int) -> tuple[Slot, ...]:
       ValueError: the frames do not divide into groups.
     """
     sizes = [scheme.first] if scheme.first else []
-    rest = frames - scheme.first
-    chunk = scheme.chunk or rest
-    if rest <= 0 or rest % chunk:
+    length = frames - scheme.first
+    chunk = scheme.chunk or length
+    if length <= 0 or length % chunk:
         raise ValueError(f"{frames} latent frames do not divide as {scheme}")
-    sizes += [chunk] * (rest // chunk)
+    sizes += [chunk] * (length // chunk)
     group = np.repeat(np.arange(len(sizes)), sizes)
     return tuple(Slot("frame", f"g{g}", position=i) for i, g in enumerate(group))
 
