@@ -204,7 +204,8 @@ class Policy(Objective, Protocol):
         observation: Batch,
         proposals: Float[Array, "b n j a"],
     ) -> Float[Array, "b n"]:
-        """Returns the predicted return of given chunks, in robot units; available with a ladder."""
+        """Returns the predicted return of chunks that are given in robot units; available with a
+        ladder."""
         raise ValueError(f"a {type(self).__name__} does not judge proposals: train a judge")
 
     def benefits(

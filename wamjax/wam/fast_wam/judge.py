@@ -1,4 +1,4 @@
-"""Judges Fast-WAM's own proposals: a value token that sees the same as actions, and the actions.
+"""Judges Fast-WAM's own proposals by a value token that sees the actions and everything they see.
 
 A third expert of the mixture reads the first frame, the instruction, the state and a clean chunk of
 actions, and predicts the return of the policy if it begins with them. No group sees it, so the
@@ -11,9 +11,9 @@ stopped (`rung_modes`).
 
 It is trained on branches (`wamjax.runs.branches`): for one state, N chunks that the policy
 proposed, each executed and continued by the policy itself. The differences between chunks of a
-state matter most, so their squared error is added to the squared error (`ranking`). Branches of
-every fourth visited episode train the gate of the ladder instead (`wam.ladder`): the judge has
-never seen those, so its errors on them are like those at test time.
+state matter most, so their squared error is added to the squared error of the values (`ranking`).
+Branches of every fourth visited episode train the gate of the ladder instead (`wam.ladder`): the
+judge has never seen those, so its errors on them are like those at test time.
 """
 
 from __future__ import annotations
@@ -441,7 +441,8 @@ def _mean(x: Float[Array, " b"], mask: Array) -> Float[Array, ""]:
 
 
 def _pooled(cache: Cache) -> Float[Array, "b d"]:
-    """Returns the values of the first frame in the last layer, averaged over the picture."""
+    """Returns the attention values of the first frame in the last layer, averaged over the
+    picture."""
     last = cache.tokens["first"][1][-1]  # (b, heads, tokens, k), stacked or of a list
     mean = jnp.mean(at_least_float32(last), axis=2)
     return jax.lax.stop_gradient(mean.reshape(mean.shape[0], -1))
