@@ -1,1 +1,1 @@
-"""Networks and the structure of their attention. Nothing here knows about robots or losses."""
+"""Contains the networks and the structure of their attention, independent of robots and losses."""

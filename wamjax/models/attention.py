@@ -1,6 +1,7 @@
-"""Attention by groups: dense calls over exactly the keys that a table lets a group see.
+"""Computes attention group by group: dense calls over exactly the keys that a table lets a group
+see.
 
-No boolean mask is built and no masked product is computed, so every fast kernel applies as it is.
+No boolean mask is built and no masked product is computed, so every fast kernel applies unchanged.
 `masked` computes the same with one masked call; it is the reference for the tests and the fallback
 for tables with many distinct rows.
 """
@@ -35,19 +36,19 @@ def attend(
     kernel: str = "xla",
     keys: Bool[np.ndarray, " s"] | None = None,
 ) -> Float[Array, "b n l k"]:
-    """Softmax attention with scale ``1 / sqrt(k)``; the softmax runs in float32.
+    """Computes softmax attention with scale ``1 / sqrt(k)``; the softmax runs in float32.
 
     Heads come before tokens, the layout that batched matmuls and flash kernels read without a
-    transpose; cached keys and values are stored that way.
+    transpose. Cached keys and values are stored that way.
 
     Args:
-      mask: True where a query sees a key, (l, s) or (b, l, s) with sizes of 1 broadcast.
+      mask: True where a query sees a key, (l, s) or (b, l, s); sizes of 1 broadcast.
       bias: added to the logits.
-      zeros: how many further keys there are whose keys and values are zero. Each adds exp(0) to the
+      zeros: number of extra keys whose keys and values are zero. Each adds exp(0) to the
         denominator of the softmax and nothing to its numerator.
-      kernel: see `wamjax.models.kernels`; of calls without a mask, a bias or zeros, which XLA
-        computes.
-      keys: which keys exist, static; all by default. Any kernel computes without the others.
+      kernel: see `wamjax.models.kernels`. Used only without a mask, bias or zeros; XLA computes the
+        other calls.
+      keys: which keys exist, static; all by default. Every kernel leaves out the missing ones.
     """
     if mask is None and bias is None and not zeros:
         return kernels.attend(kernel, q, k, v, keys, xla=_dense)
@@ -63,7 +64,8 @@ def attend(
 
 
 def _softmax(logits: Array, zeros: int) -> Array:
-    """Softmax over the last axis and `zeros` more logits of zero, which are not returned."""
+    """Returns the softmax over the last axis and `zeros` more logits of zero, which are not
+    returned."""
     if not zeros:
         return jax.nn.softmax(logits, axis=-1)
     top = jax.lax.stop_gradient(jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), 0))
@@ -86,15 +88,16 @@ def _dense_forward(q, k, v, keys=None):
     if keys is not None:
         logits = jnp.where(keys, logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    # Named here and not by whom it is for, or a backward pass that keeps it would compute it anew.
+    # Named here, not by the caller: otherwise a backward pass that saves it would recompute it.
     y = checkpoint_name(jnp.einsum("bnls,bnsk->bnlk", weights, v), kernels.RESULT)
     return y, (q, k, v, weights, y)
 
 
-def _dense_backward(saved, dy):
-    """The flash-attention form: the softmax's row sums come from the output (b, n, l, k) instead of
-    one more pass over the (b, n, l, s) weights. Halves the time of the backward pass on CPU."""
-    q, k, v, weights, y = saved
+def _dense_backward(residuals, dy):
+    """Computes the gradients in the flash-attention form: the softmax's row sums come from the
+    output (b, n, l, k) instead of one more pass over the (b, n, l, s) weights. Halves the time of
+    the backward pass on CPU."""
+    q, k, v, weights, y = residuals
     scale = q.shape[-1] ** -0.5
     dv = jnp.einsum("bnls,bnlk->bnsk", weights, dy)
     dweights = jnp.einsum(
@@ -112,7 +115,8 @@ _dense.defvjp(_dense_forward, _dense_backward)
 
 @dataclasses.dataclass(frozen=True)
 class Grouped:
-    """`grouped` by a kernel; hashable and comparable, as a module's attribute must be."""
+    """Calls `grouped` with a fixed kernel; hashable and comparable, as a module's attribute must
+    be."""
 
     kernel: str = "xla"
 
@@ -121,27 +125,28 @@ class Grouped:
 
 
 def named(kind: str) -> Callable:
-    """The attention that ``config.model.attention`` names: a kernel, or "masked", the reference.
+    """Returns the attention that ``config.model.attention`` names: a kernel, or "masked", the
+    reference.
 
-    One of one's own, MODULE:FUNCTION, is ``f(q, k, v, keys)`` of (b, n, l, k) and (b, n, s, k);
-    `keys` says which exist, None for all.
+    A custom kernel, MODULE:FUNCTION, is called as ``f(q, k, v, keys)`` with q (b, n, l, k), k and v
+    (b, n, s, k), and `keys`, which says which keys exist; None for all.
 
     Raises:
-      ValueError: there is no such one.
+      ValueError: the name is unknown.
     """
     if kind == "masked":
         return masked
     if ":" in kind:
         find(kind, {}, "config.model.attention")
     elif kind not in kernels.KERNELS:
-        known = (*kernels.KERNELS, "masked")
-        raise ValueError(f"config.model.attention = {kind!r} is not one of {known}"
-                         f"{did_you_mean(kind, known)}, nor MODULE:FUNCTION")  # fmt: skip
+        choices = (*kernels.KERNELS, "masked")
+        raise ValueError(f"config.model.attention = {kind!r} is not one of {choices}"
+                         f"{did_you_mean(kind, choices)}, nor MODULE:FUNCTION")  # fmt: skip
     return Grouped(kind)
 
 
 def kernel_of(attention: Callable) -> str:
-    """The kernel of an attention, for cross-attention beside it."""
+    """Returns the kernel of an attention, so that cross-attention can use the same one."""
     return attention.kernel if isinstance(attention, Grouped) else "xla"
 
 
@@ -154,14 +159,15 @@ def grouped(
     bias: Groups | None = None,
     kernel: str = "xla",
 ) -> dict[str, Array]:
-    """Attention output of every query group; one dense call per distinct set of visible keys.
+    """Computes the attention output of every query group, with one dense call per distinct set of
+    visible keys.
 
     Args:
       q: queries (b, n, l_g, k) by group.
       k, v: keys and values (b, n, s_g, k) by group; may hold more groups than `q` (a cache).
       visibility: the table; key groups that are not in `k` are absent and skipped.
-      valid: group -> which of its keys exist, (b | 1, s_g); all, if not mentioned. A numpy array
-        (1, s_g) is static.
+      valid: group -> which of its keys exist, (b | 1, s_g); all for groups not listed. A numpy
+        array (1, s_g) is static.
       bias: group -> (n, l_g, l_g) added to the logits of a group with itself.
       kernel: see `attend`.
 
@@ -176,12 +182,12 @@ def grouped(
             raise ValueError(f"{queries} see no present group in table {visibility.name!r}")
         lengths = {g: k[g].shape[2] for g in keys}
         static = _static(lengths, valid)
-        unknown = {} if static is not None else valid
+        dynamic = {} if static is not None else valid
         y = attend(
             _join(q, queries),
             _join(k, keys),
             _join(v, keys),
-            _mask(queries, lengths, visibility, unknown),
+            _mask(queries, lengths, visibility, dynamic),
             _bias(queries, lengths, bias),
             kernel=kernel,
             keys=static,
@@ -202,7 +208,7 @@ def masked(
     valid: Groups | None = None,
     bias: Groups | None = None,
 ) -> dict[str, Array]:
-    """The same as `grouped` by one call under the token-level mask."""
+    """Computes the same as `grouped` with one call under the token-level mask."""
     visibility = visibility.restrict(k)
     queries = [g for g in visibility.groups if g in q]
     lengths = {g: k[g].shape[2] for g in visibility.groups}
@@ -211,15 +217,15 @@ def masked(
     mask = jnp.asarray(visibility.mask(lengths)[rows])
     for group, keys in (valid or {}).items():
         if group in lengths:
-            whole = jnp.ones((keys.shape[0], 1, sum(lengths.values())), bool)
-            mask &= whole.at[:, 0, starts[group] : starts[group] + lengths[group]].set(keys)
+            all_valid = jnp.ones((keys.shape[0], 1, sum(lengths.values())), bool)
+            mask &= all_valid.at[:, 0, starts[group] : starts[group] + lengths[group]].set(keys)
     total = None
     row = dict(zip(queries, np.cumsum([0, *(lengths[g] for g in queries)]), strict=False))
-    for group, own in (bias or {}).items():
+    for group, group_bias in (bias or {}).items():
         if total is None:
-            total = jnp.zeros((own.shape[0], *mask.shape[-2:]), own.dtype)
+            total = jnp.zeros((group_bias.shape[0], *mask.shape[-2:]), group_bias.dtype)
         place = (0, int(row[group]), int(starts[group]))
-        total = jax.lax.dynamic_update_slice(total, own, place)
+        total = jax.lax.dynamic_update_slice(total, group_bias, place)
     y = attend(
         _join(q, queries), _join(k, visibility.groups), _join(v, visibility.groups), mask, total
     )
@@ -231,7 +237,8 @@ def masked(
 
 
 def _static(lengths, valid: Groups) -> Bool[np.ndarray, " s"] | None:
-    """Which keys of a call exist, where that is known when it is traced: padding of slots."""
+    """Returns which keys of a call exist if that is known at trace time (padding of slots), else
+    None."""
     parts = {g: valid[g] for g in lengths if g in valid}
     if not parts or not all(isinstance(x, np.ndarray) and len(x) == 1 for x in parts.values()):
         return None
@@ -241,7 +248,8 @@ def _static(lengths, valid: Groups) -> Bool[np.ndarray, " s"] | None:
 
 
 def _mask(queries, lengths, visibility: Visibility, valid: Groups) -> Array | None:
-    """The mask of one dense call, or None: for keys that do not exist and for causal groups."""
+    """Returns the mask of one dense call, or None; needed for missing keys and for causal
+    groups."""
     causal = queries[0] if queries[0] in visibility.causal else None
     if causal is None and not valid.keys() & lengths.keys():
         return None
@@ -257,12 +265,14 @@ def _mask(queries, lengths, visibility: Visibility, valid: Groups) -> Array | No
 
 
 def _bias(queries, lengths, bias: Groups) -> Array | None:
-    """The position bias of one dense call; it is of a group with itself."""
-    own = bias.get(queries[0])
-    if own is None:
+    """Returns the position bias of one dense call; it applies only to a group with itself."""
+    group_bias = bias.get(queries[0])
+    if group_bias is None:
         return None
-    n, rows, _ = own.shape
-    parts = [own if g == queries[0] else jnp.zeros((n, rows, size)) for g, size in lengths.items()]
+    n, rows, _ = group_bias.shape
+    parts = [
+        group_bias if g == queries[0] else jnp.zeros((n, rows, size)) for g, size in lengths.items()
+    ]
     return jnp.concatenate(parts, axis=2)
 
 

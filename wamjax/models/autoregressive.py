@@ -1,9 +1,9 @@
-"""A decoder-only transformer over the discrete tokens of a clip: autoregressive video.
+"""Defines autoregressive video: a decoder-only transformer over the discrete tokens of a clip.
 
-The sequence is a prefix (text, then one start token that carries the class) and the tokens of the
-clip, frame after frame and row after row. It is the one `Transformer` under a causal table: no
-second attention, and the cache of decoding is the cache of denoising. With ``blocks.GPT``, without
-norms of q and k and with learned positions it is GPT-2 (transformers ``modeling_gpt2.py``).
+The sequence is a prefix (text, then one start token that carries the class) followed by the tokens
+of the clip, frame by frame and row by row. It is the same `Transformer` under a causal table: there
+is no second attention, and decoding uses the same cache as denoising. With ``blocks.GPT``, no norms
+of q and k, and learned positions it is GPT-2 (transformers ``modeling_gpt2.py``).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from wamjax.models.text import TokenEncoder
 from wamjax.models.transformer import Cache, Transformer
 from wamjax.models.visibility import Visibility, table
 
-# The prefix is seen by all and sees itself; a token of the video sees the ones before.
+# Everything sees the prefix, which sees only itself; a video token sees the ones before it.
 CAUSAL = table("autoregressive", {"prefix": "prefix", "video": "prefix video"}, causal=("video",))
-# One token against keys and values that were computed before.
+# One token against cached keys and values.
 STEP = table("decoding", {"past": "past", "now": "past now"})
 POSITIONS = ("rope", "learned")
 
@@ -35,13 +35,13 @@ class AutoregressiveTransformer(nn.Module):
     """Predicts each token of a clip from the prefix and the tokens before it.
 
     Attributes:
-      spec: of the one expert, ``ExpertSpec("video", width, ffn, **blocks.GPT)``.
+      spec: spec of the only expert, ``ExpertSpec("video", width, ffn, **blocks.GPT)``.
       codes: number of token ids.
       grid: (t, h, w) tokens of a clip.
-      positions: "rope" rotates by (time, height, width), the prefix not at all; "learned" adds a
-        table of all positions, which ends where the clip of training ends.
-      classes: of a class label; 0 without.
-      vocabulary, instruction_length: of a text prefix; 0 without.
+      positions: "rope" rotates by (time, height, width) and leaves the prefix unrotated; "learned"
+        adds a table with one row per token of a training clip.
+      classes: number of class labels; 0 if there are none.
+      vocabulary, instruction_length: token ids and length of a text prefix; 0 if there is none.
       remat, unroll, residual, attention, constrain: see `Transformer`.
     """
 
@@ -63,12 +63,12 @@ class AutoregressiveTransformer(nn.Module):
 
     @property
     def length(self) -> int:
-        """Tokens of a clip."""
+        """Returns the number of tokens in a clip."""
         return int(np.prod(self.grid))
 
     @property
     def prefix_length(self) -> int:
-        """Tokens before them."""
+        """Returns the number of tokens before the clip."""
         return 1 + (self.instruction_length if self.vocabulary else 0)
 
     def setup(self):
@@ -102,11 +102,11 @@ class AutoregressiveTransformer(nn.Module):
         nn.share_scope(self, self.transformer)
 
     def prefix(self, condition: dict[str, Array], b: int) -> Float[Array, "b p d"]:
-        """The tokens before the clip.
+        """Returns the tokens before the clip.
 
         Args:
-          condition: "label" (b,) and "instruction" (b, n) ids, those that the model has a use for.
-            Padding (id 0) becomes rows of zeros, which are attended like any other.
+          condition: "label" (b,) and "instruction" (b, n) ids, if the model uses them. Padding (id
+            0) becomes rows of zeros, which are attended like any other.
         """
         start = jnp.broadcast_to(self.start.embedding, (b, 1, self.spec.width))
         if self.classes:
@@ -129,12 +129,13 @@ class AutoregressiveTransformer(nn.Module):
         emit: tuple[str, ...] | None = None,
         valid: dict[str, Array] | None = None,
     ) -> tuple[Float[Array, "b p+l d"], Cache]:
-        """Runs all layers on the prefix, if it is there, and on tokens of the clip.
+        """Runs all layers on the prefix, if given, and on tokens of the clip.
 
         Args:
-          prefix: from `prefix`; None where a cache has it.
-          ids: tokens of the clip, the first of which is number `at`; possibly none.
-          visibility: `CAUSAL` over groups "prefix" and "video", or `STEP`, where tokens are "now".
+          prefix: from `prefix`; None if it is in the cache.
+          ids: tokens of the clip, starting with number `at`; may be empty.
+          visibility: `CAUSAL` over groups "prefix" and "video", or `STEP`, where the tokens are
+            "now".
           cache, emit, valid: see `Transformer.__call__`.
 
         Returns:
@@ -155,7 +156,7 @@ class AutoregressiveTransformer(nn.Module):
         return tokens[self.spec.name], cache
 
     def logits(self, tokens: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
-        """Of the token that follows each of `tokens`, float32."""
+        """Returns the logits of the token that follows each of `tokens`, float32."""
         return self.head(self.head_norm(tokens)).astype(jnp.promote_types(tokens.dtype, "float32"))
 
     def _rope(self, before: int, at: int | Array, length: int) -> Rope | None:
@@ -168,7 +169,7 @@ class AutoregressiveTransformer(nn.Module):
         return tuple(jnp.concatenate([*pair]) for pair in zip((ones, zeros), rows, strict=True))
 
     def _rows(self, table: Array, at: int | Array, length: int) -> Array:
-        """Rows `at` .. `at + length` of a table with a row for each token of the clip."""
+        """Returns rows `at` to `at + length` of a table with one row per token of the clip."""
         if not isinstance(at, int):
             return jax.lax.dynamic_slice_in_dim(jnp.asarray(table), at, length)
         if at + length > len(table):

@@ -1,14 +1,14 @@
-"""One expert's share of a transformer block, described by a few enumerated choices.
+"""Defines one expert's part of a transformer block by a few enumerated choices.
 
-The choices span the blocks of the published models, so that their checkpoints load:
+The choices cover the blocks of the published models, so their checkpoints load:
 
   WAN      Wan 2.1 / 2.2 (public file ``wan/modules/model.py``): modulation table plus a shared
            time projection, q and k normalised over the full width, un-gated cross-attention
            behind an affine norm
   DIT      DiT's adaLN-Zero block (``models.py`` of facebookresearch/DiT)
   MMDIT    Stable Diffusion 3: DiT's block, once for each of {image, text}
-  COSMOS   Cosmos-Predict2: adaLN-LoRA on all three sub-layers, no biases, q and k normalised for
-           each head, rotary halves
+  COSMOS   Cosmos-Predict2: adaLN-LoRA on all three sub-layers, no biases, q and k normalised
+           per head, rotary halves
   GPT      pre-norm decoder
   T5       encoder of T5 v1.0; v1.1 and umT5 differ in `mlp` and `position_bias`
 """
@@ -70,27 +70,31 @@ CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class ExpertSpec:
-    """Sizes and choices of one expert; heads and head dimension belong to the shared attention.
+    """Describes the sizes and choices of one expert; heads and head dimension belong to the shared
+    attention.
 
     Attributes:
-      name, width, ffn: of the expert, its tokens and its feed-forward network.
-      modulation: what scales and shifts the norms: "table" (learned table plus the stream's
-        projection), "linear" (a linear map of the stream's vector), "lora" (a low-rank one plus
-        a shared term), "none" (norms are affine).
-      gates: whether the modulation also gates each residual (adaLN-Zero against adaLN).
-      cross: cross-attention to a context; "plain" behind an affine norm, "modulated" like the
-        other sub-layers, or "none".
-      norm: of sub-layers that are not modulated.
-      qk_norm: RMS norm of q and k over "full" width, over each "head", or "none".
-      rotary: which dimensions rotate together, neighbours ("pairs") or halves.
+      name: name of the expert.
+      width: width of its tokens.
+      ffn: hidden units of its feed-forward network.
+      modulation: what scales and shifts the norms: "table" (a learned table plus the stream's
+        projection), "linear" (a linear map of the stream's vector), "lora" (a low-rank map plus a
+        shared term) or "none" (the norms are affine).
+      gates: whether the modulation also gates each residual (adaLN-Zero rather than adaLN).
+      cross: cross-attention to a context: "plain" behind an affine norm, "modulated" like the other
+        sub-layers, or "none".
+      norm: norm of the sub-layers that are not modulated.
+      qk_norm: RMS norm of q and k over the "full" width, over each "head", or "none".
+      rotary: which dimensions rotate together, neighbours ("pairs") or halves ("half").
       mlp: a key of `layers.MLPS`.
-      bias: of the linear layers.
-      scaled: attention logits divided by sqrt(head_dim).
-      position_bias: T5 buckets with a bias table of its own in every layer (umT5); 0 for none.
-      lora_rank: of "lora".
-      context_rows: rows that the softmax of the cross-attention counts. Those beyond the rows that
-        are given are zero, and without a bias their keys and values are zero too, so they count
-        without being computed. 0: as many as are given.
+      bias: whether linear layers have a bias.
+      scaled: whether attention logits are divided by sqrt(head_dim).
+      position_bias: number of T5 buckets, with a separate bias table in every layer (umT5); 0 for
+        none.
+      lora_rank: rank of the "lora" modulation.
+      context_rows: number of rows in the softmax of the cross-attention. Rows beyond those of the
+        context are zero, and without a bias their keys and values are zero too, so they count
+        without being computed. 0: as many as the context has.
     """
 
     name: str
@@ -110,10 +114,10 @@ class ExpertSpec:
     context_rows: int = 0
 
     def __post_init__(self):
-        for key, known in CHOICES.items():
-            if getattr(self, key) not in known:
+        for key, choices in CHOICES.items():
+            if getattr(self, key) not in choices:
                 raise ValueError(
-                    f"expert {self.name!r}: {key} {getattr(self, key)!r} is not one of {known}"
+                    f"expert {self.name!r}: {key} {getattr(self, key)!r} is not one of {choices}"
                 )
         if self.context_rows and (self.bias or self.cross == "none"):
             raise ValueError(
@@ -125,32 +129,33 @@ class ExpertSpec:
 
     @property
     def modulated(self) -> tuple[str, ...]:
-        """The sub-layers that the modulation reaches, in the order of its chunks."""
+        """Returns the modulated sub-layers, in the order of the modulation's chunks."""
         if self.modulation == "none":
             return ()
         return ("self", "cross", "ffn") if self.cross == "modulated" else ("self", "ffn")
 
     @property
     def chunks(self) -> int:
-        """Vectors of a modulation: shift and scale, with gates a gate, for each sub-layer."""
+        """Returns the number of vectors in a modulation: shift and scale, plus the gate if there is
+        one, for each sub-layer."""
         return (2 + self.gates) * len(self.modulated)
 
 
 @struct.dataclass
 class Stream:
-    """The tokens of one expert and what conditions them.
+    """Holds the tokens of one expert and their conditioning.
 
     Attributes:
-      x: (b, l, d) tokens, the groups one after the other; within the blocks as `tokens` has them.
-      modulation: one row for each slot of l / m tokens: (b | 1, m, chunks, d) of a table, (b | 1,
-        m, d) of a linear modulation, that and the shared (b | 1, m, chunks, d) of a lora; None
-        without.
+      x: (b, l, d) tokens, one group after another; inside the blocks in the layout of `tokens`.
+      modulation: one row per slot of l / m tokens: (b | 1, m, chunks, d) for a table; (b | 1, m, d)
+        for a linear modulation; that and the shared (b | 1, m, chunks, d) for a lora; None without
+        modulation.
       rope: cos and sin, each (l, k / 2); None without rotary embedding.
       groups: static (name, length) of each group, in token order.
       bias: position bias: (n, l, l) added to the logits of every layer (T5), or int (l, l) buckets
-        for experts whose layers own a table (umT5).
-      padding: static; how the slots in `x` are padded, with `rope` and the lengths in `groups`;
-        they are then kept apart through all blocks.
+        for experts with a table in each layer (umT5).
+      padding: static; padding of the slots in `x`, also in `rope` and in the lengths of `groups`.
+        Padded slots stay a separate axis through all blocks.
     """
 
     x: Float[Array, "b *l d"]
@@ -161,22 +166,23 @@ class Stream:
     padding: Padding | None = struct.field(pytree_node=False, default=None)
 
     def tokens(self) -> Float[Array, "b *l d"]:
-        """`x` as the blocks take it: (b, m, s, d) where slots are padded, see `layers.per_slot`."""
+        """Returns `x` in the layout of the blocks: (b, m, s, d) if slots are padded, see
+        `layers.per_slot`."""
         return self.x if self.padding is None else by_slot(self.x, self.padding.size)
 
     def existing(self) -> dict[str, np.ndarray]:
-        """group -> which of its keys exist, (1, s), for groups with padding."""
+        """Returns group -> which of its keys exist, (1, s), for groups with padding."""
         if self.padding is None or not self.padding.missing:
             return {}
         return {group: self.padding.keys(length) for group, length in self.groups}
 
     def without_padding(self, x: Array) -> Array:
-        """Keys or values (b, n, s, k) of a group as they are cached."""
+        """Returns keys or values (b, n, s, k) of a group without padding, as they are cached."""
         return x if self.padding is None else self.padding.remove(x, axis=2)
 
 
 class Adaptation(NamedTuple):
-    """What a modulation does to one sub-layer; each (b | 1, m, d)."""
+    """Holds the modulation of one sub-layer; each array is (b | 1, m, d)."""
 
     shift: Array
     scale: Array
@@ -184,9 +190,10 @@ class Adaptation(NamedTuple):
 
 
 class Projections(nn.Module):
-    """q, k, v, o of one attention, with the norm of q and k that `qk_norm` names.
+    """Projects to and from one attention (q, k, v, o), with the norm of q and k that `qk_norm`
+    names.
 
-    Where parameters went through `join`, q, k and v are one matmul.
+    If the parameters went through `join`, q, k and v are one matmul.
     """
 
     width: int
@@ -216,21 +223,21 @@ class Projections(nn.Module):
     def key_value(self, x: Float[Array, "b s d"]) -> KeyValue:
         keys, values = self._norm_and_split("k_norm", self._linear("k", x)), self._linear("v", x)
         if on_tpu():
-            # Else XLA has the matmul put out heads, and copies its weights into another layout.
+            # Otherwise XLA makes the matmul produce heads and copies its weights to a new layout.
             values = jax.lax.optimization_barrier(values)
         return keys, self._split(values)
 
     def output(self, y: Float[Array, "b n l k"], slots: tuple[int, ...]) -> Float[Array, "b *l d"]:
-        """The output projection.
+        """Applies the output projection.
 
         Args:
-          slots: the lengths of the axes that the tokens come in, see `Stream.x`.
+          slots: lengths of the token axes, see `Stream.x`.
         """
         return self.o(heads_last(y).reshape(len(y), *slots, -1))
 
     def _linear(self, name: str, x: Array) -> Array:
-        """Before norm and rotation: those are cheap to repeat in a backward pass, which needs what
-        went into them."""
+        """Names the result for rematerialization before norm and rotation: those are cheap to
+        repeat in a backward pass, which needs their inputs anyway."""
         return checkpoint_name(getattr(self, name)(x), "qkv")
 
     def _norm_and_split(self, norm: str, x: Array) -> Array:
@@ -244,7 +251,7 @@ class Projections(nn.Module):
 
 
 def heads_first(x: Float[Array, "b l d"], heads: int) -> Float[Array, "b n l k"]:
-    """The numbers of each head apart, as attention reads them."""
+    """Moves heads before tokens, as attention reads them."""
     b, l, d = x.shape
     if _tiled(l, d // heads):
         x = x.reshape(b, l // TILE, TILE, heads, -1)
@@ -253,7 +260,7 @@ def heads_first(x: Float[Array, "b l d"], heads: int) -> Float[Array, "b n l k"]
 
 
 def heads_last(y: Float[Array, "b n l k"]) -> Float[Array, "b l d"]:
-    """The reverse of `heads_first`."""
+    """Reverses `heads_first`."""
     b, n, l, k = y.shape
     if _tiled(l, k):
         y = jnp.transpose(y.reshape(b, n, l // TILE, TILE, k), (0, 2, 3, 1, 4))
@@ -263,26 +270,28 @@ def heads_last(y: Float[Array, "b n l k"]) -> Float[Array, "b l d"]:
 
 
 def _tiled(tokens: int, head_dim: int) -> bool:
-    """Whether heads are moved as the tiles that a TPU keeps them in, 8 tokens of one head. Asked
-    for without them, XLA makes tiles of 8 heads of a token on the way, which is a copy more."""
+    """Returns whether heads are moved as the tiles in which a TPU keeps them, 8 tokens of one head.
+    Without explicit tiles, XLA first builds tiles of 8 heads of one token, which costs an extra
+    copy."""
     return on_tpu() and tokens % TILE == 0 and head_dim % LANES == 0
 
 
 def join(attention: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of `Projections` with q, k and v as one: for a few rows it is reading the weights
-    that takes the time, and three short readings take longer than a long one.
+    """Joins q, k and v of `Projections` into one matrix. With few rows the time goes into reading
+    the weights, and three short reads take longer than one long read.
 
-    A part of the parameters, or one with adapters, is returned as it is.
+    A subset of the parameters, or parameters with adapters, are returned unchanged.
     """
     three = [attention.get(name, {}) for name in "qkv"]
     if any(set(part) not in ({"kernel"}, {"kernel", "bias"}) for part in three):
         return attention
-    rest = {name: part for name, part in attention.items() if name not in tuple("qkv")}
-    return rest | {"qkv": jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *three)}
+    others = {name: part for name, part in attention.items() if name not in tuple("qkv")}
+    return others | {"qkv": jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *three)}
 
 
 class LowRank(nn.Module):
-    """Cosmos-Predict2's adaLN-LoRA: for each sub-layer ``up(down(silu(x)))`` plus a shared term."""
+    """Computes Cosmos-Predict2's adaLN-LoRA: ``up(down(silu(x)))`` for each sub-layer, plus a
+    shared term."""
 
     sublayers: tuple[str, ...]
     chunks: int  # of each sub-layer
@@ -304,12 +313,12 @@ class LowRank(nn.Module):
 
 
 class ExpertBlock(nn.Module):
-    """One expert's share of a block; the attention between experts happens in `Block`.
+    """Computes one expert's part of a block; the attention between experts happens in `Block`.
 
     Attributes:
-      last: this expert's output is not used: it feeds the attention of the others and ends
-        (the text of an MMDiT's last block).
-      kernel: of the cross-attention, see `wamjax.models.kernels`.
+      last: whether this is the expert's last block and its output is not used: it only provides
+        keys and values to the others (the text in an MMDiT's last block).
+      kernel: kernel of the cross-attention, see `wamjax.models.kernels`.
     """
 
     spec: ExpertSpec
@@ -346,17 +355,19 @@ class ExpertBlock(nn.Module):
             self.position_bias = self.param("position_bias", init, (spec.position_bias, self.heads))
 
     def adapt(self, stream: Stream) -> dict[str, Adaptation]:
-        """The modulation of each sub-layer, from what conditions the stream."""
-        spec, given = self.spec, stream.modulation
+        """Returns the modulation of each sub-layer, from the conditioning of the stream."""
+        spec, conditioning = self.spec, stream.modulation
         if spec.modulation == "none":
             return {}
         if spec.modulation == "table":
-            table = self.modulation + given
+            table = self.modulation + conditioning
             rows = [table[:, :, i] for i in range(spec.chunks)]
         elif spec.modulation == "linear":
-            rows = jnp.split(self.modulation(nn.silu(given)), 2 if self.last else spec.chunks, -1)
+            rows = jnp.split(
+                self.modulation(nn.silu(conditioning)), 2 if self.last else spec.chunks, -1
+            )
         else:
-            rows = self.modulation(given)
+            rows = self.modulation(conditioning)
         if self.last:
             return {"self": Adaptation(rows[0], rows[1], None)}
         size = 2 + spec.gates
@@ -367,7 +378,7 @@ class ExpertBlock(nn.Module):
         }
 
     def project(self, stream: Stream, adaptation) -> tuple[Array, Array, Array]:
-        """q, k, v of the self-attention, rotated and ready."""
+        """Returns q, k, v of the self-attention, already rotated."""
         x = self._enter("self", stream.x, adaptation)
         q, k, v = self.self_attn.query_key_value(x)
         if not self.spec.scaled:
@@ -378,13 +389,14 @@ class ExpertBlock(nn.Module):
         return rotate(q, stream.rope, style), rotate(k, stream.rope, style), v
 
     def bias(self, stream: Stream) -> Float[Array, "n l l"] | None:
-        """What is added to the attention logits of this expert."""
+        """Returns the bias of this expert's attention logits."""
         if self.spec.position_bias:
             return jnp.moveaxis(jnp.take(self.position_bias, stream.bias, axis=0), -1, 0)
         return stream.bias
 
     def finish(self, stream: Stream, adaptation, attended: Array, context: KeyValue | None):
-        """Everything after the attention: output projection, cross-attention, feed-forward."""
+        """Computes everything after the attention: output projection, cross-attention,
+        feed-forward."""
         slots = stream.x.shape[1:-1]
         x = self._leave("self", stream.x, self.self_attn.output(attended, slots), adaptation)
         if self.spec.cross != "none":
@@ -394,11 +406,11 @@ class ExpertBlock(nn.Module):
         return self._leave("ffn", x, self.ffn(self._enter("ffn", x, adaptation)), adaptation)
 
     def _read(self, query: Array, keys: Array, values: Array) -> Array:
-        rows, given = self.spec.context_rows, keys.shape[2]
-        if rows and given > rows:
-            raise ValueError(f"a context of {given} rows, the model was made for {rows}")
-        missing = rows - given if rows else 0
-        return attention.attend(query, keys, values, zeros=missing, kernel=self.kernel)
+        rows, length = self.spec.context_rows, keys.shape[2]
+        if rows and length > rows:
+            raise ValueError(f"a context of {length} rows, the model was made for {rows}")
+        zeros = rows - length if rows else 0
+        return attention.attend(query, keys, values, zeros=zeros, kernel=self.kernel)
 
     def _enter(self, name: str, x: Array, adaptation) -> Array:
         if name in adaptation:

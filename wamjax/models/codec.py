@@ -1,14 +1,14 @@
-"""Codecs: pixels to latents and back, behind the interface of a video VAE.
+"""Defines codecs, which turn pixels into latents and back behind the interface of a video VAE.
 
-A codec maps uint8 video (b, f, H, W, 3) to latents (b, t, h, w, c) whose first frame depends on
-the first picture alone, so that conditioning on one image at test time is exactly what training
-saw. Encoding and decoding are deterministic. Floats in [-1, 1] are taken where it can be seen that
-they are (`vae.pixels.to_unit`), and by an autoencoder's `encode_unit`.
+A codec maps uint8 video (b, f, H, W, 3) to latents (b, t, h, w, c). The first latent frame depends
+only on the first picture, so conditioning on one image at test time matches training exactly.
+Encoding and decoding are deterministic. Floats in [-1, 1] are accepted if their values can be
+checked (`vae.pixels.to_unit`), and always by an autoencoder's `encode_unit`.
 
-A codec with parameters is built without them: ``codec.init(rng)`` makes fresh ones, a checkpoint
-has trained ones, and ``codec.bind(params)`` is the codec that can encode and decode. Bind inside
-of the function that is jitted, or pass the bound codec in as an argument (it is a pytree);
-closing over it would compile the weights into the program as constants.
+A codec with parameters is built without them: ``codec.init(rng)`` creates new ones, a checkpoint
+holds trained ones, and ``codec.bind(params)`` is the codec that can encode and decode. Bind inside
+the jitted function, or pass the bound codec in as an argument (it is a pytree); closing over it
+would compile the weights into the program as constants.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ from wamjax.models.vae.bottleneck import CodeBook, FiniteScalar, Gaussian
 from wamjax.models.vae.pixels import to_bytes, to_unit
 from wamjax.models.vae.vae_codec import VAECodec
 
-STAYS = 0.15  # root mean square, in [-1, 1], by which a square moves that shows the same
+STAYS = 0.15  # root mean square change, in [-1, 1], of a square whose content stays the same
 
 
 class Codec(Protocol):
-    """What the objectives need of a codec."""
+    """Converts between pixels and latents, as the objectives need it."""
 
     key: str  # name of the batch entry it reads
-    temporal: int  # frames of a latent after the first
+    temporal: int  # frames per latent after the first
 
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """Latent (t, h, w, c) of a clip."""
+        """Returns the latent (t, h, w, c) of a clip."""
 
     def init(self, rng: Array) -> dict[str, Any]:
-        """Fresh parameters; {} for a codec that has none."""
+        """Returns new parameters; {} for a codec without any."""
 
     def bind(self, params: dict[str, Any]) -> Codec:
-        """The same codec with these parameters, ready to encode and decode."""
+        """Returns the same codec with these parameters, ready to encode and decode."""
 
     def encode(self, video: Array) -> Array: ...
 
     def decode(self, latents: Array) -> Array: ...
 
     def decode_after(self, latents: Array, pictures: Array) -> Array:
-        """Decodes what comes after known pictures (b, 1 or t, H, W, 3), with their help."""
+        """Decodes the frames that follow known pictures (b, 1 or t, H, W, 3), and may use those."""
 
 
 class Parameterless:
-    """`init` and `bind` of a codec that has no parameters, and a latent for each frame."""
+    """Implements `init` and `bind` for codecs without parameters that have one latent per frame."""
 
     temporal = 1
 
@@ -70,14 +70,14 @@ class Parameterless:
         return self
 
     def decode_after(self, latents: Array, pictures: Array) -> Array:
-        """See `Codec`; of itself it needs no help."""
+        """Decodes without the pictures; see `Codec`."""
         del pictures
         return self.decode(latents)
 
 
 @dataclasses.dataclass(frozen=True)
 class PixelCodec(Parameterless):
-    """Space to depth: each `patch` x `patch` square of pixels in [-1, 1] becomes one latent."""
+    """Turns each `patch` x `patch` square of pixels in [-1, 1] into one latent (space to depth)."""
 
     patch: int
     key: str = "video"
@@ -102,15 +102,16 @@ class PixelCodec(Parameterless):
 
 @dataclasses.dataclass(frozen=True)
 class CosineCodec(Parameterless):
-    """The low frequencies of every square of pixels, each brought to a variance of about one.
+    """Keeps the low frequencies of every square of pixels, each scaled to a variance of about one.
 
-    What a trained VAE does for the published models, without training: far fewer numbers than
-    pixels. A network can only predict noise that fits its width, and a token of raw pixels may hold
-    more of it (2 x 2 latents of 8 x 8 pixels are 768 numbers).
+    This does without training what a trained VAE does for the published models: latents have far
+    fewer numbers than pixels. A network can only predict noise that fits its width, and a token of
+    raw pixels may hold more numbers than that (2 x 2 latents of 8 x 8 pixels are 768 numbers).
 
     Attributes:
       patch: side of a square.
-      channels: coefficients kept, of the 3 patch^2 of a square; those that vary most in pictures.
+      channels: number of coefficients to keep, out of the 3 patch^2 of a square; those that vary
+        most in pictures.
     """
 
     patch: int
@@ -118,10 +119,10 @@ class CosineCodec(Parameterless):
     key: str = "video"
 
     def __post_init__(self):
-        most = 3 * self.patch**2
-        if not 0 < self.channels <= most:
+        maximum = 3 * self.patch**2
+        if not 0 < self.channels <= maximum:
             raise ValueError(f"model.codec.channels {self.channels} of squares of {self.patch} "
-                             f"pixels: between 1 and {most}")  # fmt: skip
+                             f"pixels: between 1 and {maximum}")  # fmt: skip
 
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         t, h, w, _ = PixelCodec(self.patch).shape(frames, height, width)
@@ -138,18 +139,18 @@ class CosineCodec(Parameterless):
     def decode_after(
         self, latents: Float[Array, "b t h w c"], pictures: UInt8[Array, "b f H W 3"]
     ) -> UInt8[Array, "b t H W 3"]:
-        """Decodes what comes after known pictures, of which one or as many as latents are given.
+        """Decodes the frames that follow known pictures, either one picture or as many as latents.
 
-        A square that hardly moves is shown as it was, with the details that latents know nothing
-        of and without the noise of a prediction.
+        A square that hardly changes is shown as before, with the details that the latents do not
+        hold and without the noise of a prediction.
         """
         basis, scale = self._cosines()
-        known = PixelCodec(self.patch).encode(pictures)
-        before = known @ basis @ basis.T  # what the latents know of it
+        pixels = PixelCodec(self.patch).encode(pictures)
+        before = pixels @ basis @ basis.T  # the part that the latents hold
         after = at_least_float32(latents) @ (basis * scale).T
-        moved = jnp.mean((after - before) ** 2, axis=-1, keepdims=True)
-        kept = jnp.exp(-moved / STAYS**2)
-        return PixelCodec(self.patch).decode(after + kept * (known - after))
+        change = jnp.mean((after - before) ** 2, axis=-1, keepdims=True)
+        weight = jnp.exp(-change / STAYS**2)
+        return PixelCodec(self.patch).decode(after + weight * (pixels - after))
 
     def _cosines(self) -> tuple[np.ndarray, np.ndarray]:
         return tuple(part.astype(widest()) for part in cosines(self.patch, self.channels))
@@ -157,32 +158,33 @@ class CosineCodec(Parameterless):
 
 @functools.cache
 def cosines(patch: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """The orthonormal basis (3 patch^2, channels) of the discrete cosine transform (type II) on
-    grey, red - blue and green - magenta, strongest first, and the standard deviations (channels,)
-    expected of them.
+    """Returns the orthonormal basis (3 patch^2, channels) of the discrete cosine transform (type
+    II) on grey, red - blue and green - magenta, strongest first, and the expected standard
+    deviations (channels,) of its coefficients.
 
     Deviations fall with frequency as in pictures (Field 1987: amplitude about 1 / f); their size is
     that of rendered scenes in [-1, 1].
     """
-    at = np.arange(patch)
-    waves = np.cos(np.pi * (2 * at + 1) * at[:, None] / (2 * patch)) * np.sqrt(2 / patch)
+    index = np.arange(patch)
+    waves = np.cos(np.pi * (2 * index + 1) * index[:, None] / (2 * patch)) * np.sqrt(2 / patch)
     waves[0] /= np.sqrt(2)
     colours = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
     basis = np.einsum("ip,jq,kc->ijkpqc", waves, waves, colours).reshape(3 * patch**2, -1)
-    frequency = (at[:, None] + at)[..., None] + np.zeros(3)
-    constant, varying = np.array([1.0, 0.17, 0.17]), np.array([0.3, 0.06, 0.06])
-    falling = varying / np.maximum(frequency, 1) ** 1.2
-    scale = patch * np.where(frequency == 0, constant, falling).ravel()
+    frequency = (index[:, None] + index)[..., None] + np.zeros(3)
+    constant, variable = np.array([1.0, 0.17, 0.17]), np.array([0.3, 0.06, 0.06])
+    decay = variable / np.maximum(frequency, 1) ** 1.2
+    scale = patch * np.where(frequency == 0, constant, decay).ravel()
     best = np.argsort(-scale, kind="stable")[:channels]
     return basis[best].T, scale[best]
 
 
 @dataclasses.dataclass(frozen=True)
 class CachedLatents(Parameterless):
-    """For data that was encoded ahead of time: the batch carries `latents`, nothing is computed.
+    """Reads latents that were encoded ahead of time: the batch holds `latents`, and nothing is
+    computed.
 
     Attributes:
-      channels, spatial, temporal: of the VAE that made the latents (Wan2.2: 48, 16, 4).
+      channels, spatial, temporal: sizes of the VAE that encoded them (Wan2.2: 48, 16, 4).
     """
 
     channels: int
@@ -209,30 +211,33 @@ class CachedLatents(Parameterless):
 
 
 def stable_diffusion() -> VAECodec:
-    """The image autoencoder of Stable Diffusion and DiT (ft-mse): 8 x 8 pixels, 4 channels."""
+    """Returns the image autoencoder of Stable Diffusion and DiT (ft-mse): 8 x 8 pixels, 4
+    channels."""
     std = (1 / published.SD_SCALE,) * published.SD.channels
     return VAECodec(published.SD, Gaussian(published.SD.channels), (), std)
 
 
 def wan21() -> VAECodec:
-    """The video autoencoder of Wan 2.1 and Cosmos-Predict2: 4 frames, 8 x 8 pixels, 16 channels."""
+    """Returns the video autoencoder of Wan 2.1 and Cosmos-Predict2: 4 frames, 8 x 8 pixels, 16
+    channels."""
     bottleneck = Gaussian(published.WAN_21.channels)
     return VAECodec(published.WAN_21, bottleneck, published.WAN_21_MEAN, published.WAN_21_STD)
 
 
 def wan22() -> VAECodec:
-    """The video autoencoder of Wan 2.2 TI2V: 4 frames, 16 x 16 pixels, 48 channels."""
+    """Returns the video autoencoder of Wan 2.2 TI2V: 4 frames, 16 x 16 pixels, 48 channels."""
     bottleneck = Gaussian(published.WAN_22.channels)
     return VAECodec(published.WAN_22, bottleneck, published.WAN_22_MEAN, published.WAN_22_STD)
 
 
 def small(bottleneck, spatial: int, temporal: int, width: int) -> VAECodec:
-    """A codec to train: pairs of pixels folded first, then halved until `spatial`.
+    """Returns a codec to train: it folds pairs of pixels first, then halves the grid until
+    `spatial`.
 
     Args:
       bottleneck: `Gaussian`, `FiniteScalar` or `CodeBook`.
-      spatial, temporal: pixels along each side, and frames, of a latent; powers of 2. With one
-        frame to a latent, every frame is an image of its own.
+      spatial, temporal: pixels along each side, and frames, per latent; powers of 2. With one frame
+        per latent, every frame is encoded as a separate image.
       width: channels of the widest grid, a multiple of 8.
     """
     halvings, times = spatial.bit_length() - 2, temporal.bit_length() - 1
@@ -263,7 +268,7 @@ TRAINED = {
 
 
 def build(config) -> Codec:
-    """Makes the codec of ``config.model.codec``; one with parameters still wants `bind`."""
+    """Builds the codec of ``config.model.codec``; a codec with parameters still needs `bind`."""
     if config.kind == "pixel":
         return PixelCodec(config.patch)
     if config.kind == "cosine":
@@ -276,5 +281,5 @@ def build(config) -> Codec:
         bottleneck = TRAINED[config.kind](config)
         codec = small(bottleneck, config.spatial, config.temporal, config.width)
         return codec.replace(mean=tuple(config.mean), std=tuple(config.std))
-    known = ["pixel", "cosine", "cached", *PUBLISHED, *TRAINED]
-    raise ValueError(f"model.codec.kind {config.kind!r} is not one of {known}")
+    kinds = ["pixel", "cosine", "cached", *PUBLISHED, *TRAINED]
+    raise ValueError(f"model.codec.kind {config.kind!r} is not one of {kinds}")

@@ -1,11 +1,12 @@
-"""Diffusion transformers on pictures: DiT, text-to-image and -video DiTs, MMDiT.
+"""Defines diffusion transformers on pictures: DiT, text-to-image and text-to-video DiTs, MMDiT.
 
-One network spans them; what differs is said by the `blocks.ExpertSpec` of its experts and by three
-choices here: how time and class condition it (`conditioning`, the four designs of DiT, section
-3.2), where text enters (`text`), and how positions are told (`positions`). An image is a clip of
-one frame. Public files: facebookresearch/DiT ``models.py``, diffusers ``transformer_sd3.py``.
+One network covers them all. They differ in the `blocks.ExpertSpec` of their experts and in three
+choices made here: how time and class condition the network (`conditioning`, the four designs of
+DiT, section 3.2), where text enters (`text`), and how positions are encoded (`positions`). An image
+is a clip of one frame. Public files: facebookresearch/DiT ``models.py``, diffusers
+``transformer_sd3.py``.
 
-Frames that are given, cached or denoised are the caller's choice, see `shell`.
+The caller chooses which frames are given, cached or denoised, see `shell`.
 """
 
 from __future__ import annotations
@@ -40,14 +41,18 @@ SIZES = {
 def expert(
     width: int, ffn: int, conditioning: str = "adaln_zero", text: str = "none", **choices
 ) -> ExpertSpec:
-    """The spec of a picture expert under DiT's conditioning designs and the routes of text.
+    """Returns the spec of a picture expert for one of DiT's conditioning designs and a route of
+    text.
 
-    With ``text="cross"`` or ``"both"`` the block is the canonical one of text-to-video models:
+    With ``text="cross"`` or ``"both"`` it is the standard block of text-to-video models:
     self-attention, cross-attention and feed-forward, adaLN-Zero on all three.
     """
-    for name, value, known in (("conditioning", conditioning, CONDITIONING), ("text", text, TEXT)):
-        if value not in known:
-            raise ValueError(f"{name} {value!r} is not one of {known}")
+    for name, value, options in (
+        ("conditioning", conditioning, CONDITIONING),
+        ("text", text, TEXT),
+    ):
+        if value not in options:
+            raise ValueError(f"{name} {value!r} is not one of {options}")
     adaptive = conditioning in ("adaln_zero", "adaln")
     cross = text in ("cross", "both")
     if cross and conditioning == "cross_attention":
@@ -70,12 +75,12 @@ def expert(
 def sincos(
     height: int, width: int, dim: int, table: tuple[int, int] = (0, 0)
 ) -> Float[np.ndarray, "l d"]:
-    """DiT's fixed position table: half of the channels for the column, half for the row; of each
-    half first all sines, then all cosines.
+    """Returns DiT's fixed position table: half of the channels for the column, half for the row; in
+    each half all sines come before all cosines.
 
     Args:
-      table: (side, base) of a larger square table of which the middle is taken, as in SD3: `side`
-        positions that span 0 to `base`. (0, 0): positions count from 0.
+      table: (side, base) of a larger square table whose middle is used, as in SD3: `side` positions
+        that span 0 to `base`. (0, 0): positions count from 0.
     """
     side, base = table
     if side and max(height, width) > side:
@@ -91,33 +96,35 @@ def sincos(
 
 
 def pool(context: Float[Array, "b s c"]) -> Float[Array, "b c"]:
-    """Mean of the rows that are not padding (zero)."""
+    """Returns the mean of the rows that are not padding (zero)."""
     real = jnp.any(context != 0, axis=-1, keepdims=True)
     return jnp.sum(context, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
 
 
-TEXT_GROUP = GroupSpec("text", "text", ())  # of the second expert of `joint`
+TEXT_GROUP = GroupSpec("text", "text", ())  # tokens of the second expert of `joint`
 
 
 class DiT(Shell, kw_only=True):
-    """A transformer that denoises pictures.
+    """Denoises pictures with a transformer.
 
     Attributes:
-      video_spec: of the picture expert, from `expert` or a published block.
-      groups: of frames; "condition" (`in_context`) and "text" (`joint`) are implied.
-      outputs: 2 c with a learned variance.
+      video_spec: spec of the picture expert, from `expert` or a published block.
+      groups: groups of frames; "condition" (`in_context`) and "text" (`joint`) are implied.
+      outputs: 2 c for a learned variance.
       conditioning: how time and class enter; see `expert`.
-      classes: of a class label; label `classes` means "no class". 0 without.
-      text: where text embeddings enter: pooled into the vector beside time, by cross-attention,
-        both, or as tokens of a second expert (`joint`, with pooled text as well).
-      text_spec: of the text expert in `joint`; it ends before the last block's output.
-      context_width: of the text embeddings.
-      vocabulary, instruction_length: of a trainable token encoder; 0 where embeddings are given.
-      text_layers: of the encoder; 0 has words alone, which have not seen each other.
-      pooled_width: of text that is pooled elsewhere (SD3); 0 takes the mean of the embeddings.
-      positions: "sincos" (added to the tokens; of one frame), "rope" (rotates queries and keys) or
-        "both", which tells tokens where in their frame they are and not only how far apart.
-      position_table: of `sincos`, see there.
+      classes: number of class labels; label `classes` means "no class". 0 if there are none.
+      text: where text embeddings enter: pooled into the vector that is added to time, by
+        cross-attention, both, or as tokens of a second expert (`joint`, with pooled text as well).
+      text_spec: spec of the text expert in `joint`; its output in the last block is not computed.
+      context_width: width of the text embeddings.
+      vocabulary, instruction_length: sizes of a trainable token encoder; 0 if the batch holds
+        embeddings.
+      text_layers: layers of that encoder; with 0, words do not attend to each other.
+      pooled_width: width of text that was pooled elsewhere (SD3); 0 takes the mean of the
+        embeddings.
+      positions: "sincos" (added to the tokens of a single frame), "rope" (rotates queries and keys)
+        or "both", which tells tokens their place in the frame, not only their distance.
+      position_table: see `sincos`.
     """
 
     text_net: str = "linear"
@@ -163,17 +170,17 @@ class DiT(Shell, kw_only=True):
 
     @property
     def own_tokens(self) -> tuple[str, ...]:
-        """Groups of tokens that the network adds to those of the frames."""
+        """Returns the groups of tokens that the network adds to those of the frames."""
         return ("condition",) * (self.conditioning == "in_context") + ("text",) * (
             self.text == "joint"
         )
 
     def conditions(self, condition: Groups) -> Conditions:
-        """What conditions beside time.
+        """Computes all conditioning except time.
 
         Args:
-          condition: "label" (b,), "instruction" (b, s) ids or "context" (b, s, c) embeddings, whose
-            rows of padding are zero, "pooled" (b, c); those that the model has a use for.
+          condition: the entries that the model uses out of "label" (b,), "instruction" (b, s) ids
+            or "context" (b, s, c) embeddings, whose padding rows are zero, and "pooled" (b, c).
         """
         parts = [self.labels(condition["label"])] if self.classes else []
         text = None
@@ -191,19 +198,19 @@ class DiT(Shell, kw_only=True):
         return Conditions(vector, contexts, {"text": text} if self.text == "joint" else {})
 
     def times(self, levels: Groups, vector: Float[Array, "b d"] | None = None) -> dict[str, Time]:
-        """Noise levels (b | 1, m) of each group, with the vector, to its conditioning.
+        """Turns the noise levels (b | 1, m) of each group, and the vector, into its conditioning.
 
-        The text of `joint` is conditioned as the first slot of the first group is.
+        The text of `joint` is conditioned like the first slot of the first group.
         """
         adaptive = self.conditioning in ("adaln_zero", "adaln")
-        one = self.video.time if adaptive else self._sequence
-        times = {g: one(v, vector) for g, v in levels.items()}
+        time_of = self.video.time if adaptive else self._sequence
+        times = {g: time_of(v, vector) for g, v in levels.items()}
         if self.text_spec is not None and times:
             times["text"] = jax.tree.map(lambda x: x[:, :1], next(iter(times.values())))
         return times
 
     def _sequence(self, level: Array, vector: Array | None) -> Time:
-        """Time and vector as a sequence of two, instead of their sum."""
+        """Returns time and vector as a sequence of two instead of their sum."""
         if level.shape[1] != 1:
             raise ValueError(
                 f"conditioning {self.conditioning!r} takes one level for all frames, got "

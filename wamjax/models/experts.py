@@ -1,9 +1,9 @@
-"""What surrounds the blocks: how pictures and actions become tokens and tokens become outputs.
+"""Turns pictures and actions into tokens, and tokens into outputs, before and after the blocks.
 
-Each expert owns its conditioning and its head, in the form that the modulation of its blocks wants
-(`blocks.ExpertSpec`). Public files that the published forms follow: Wan's ``wan/modules/model.py``
+Each expert owns its conditioning and its head, in the form that the modulation of its blocks needs
+(`blocks.ExpertSpec`). The forms follow these public files: Wan's ``wan/modules/model.py``
 ("table"), DiT's ``models.py`` and diffusers' SD3 transformer ("linear"), Cosmos-Predict2's
-``minimal_v4_dit.py`` ("lora"); for the action expert Fast-WAM's ``action_dit.py``.
+``minimal_v4_dit.py`` ("lora"), and Fast-WAM's ``action_dit.py`` for the action expert.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from wamjax.models.layers import (
 
 
 class Time(NamedTuple):
-    """What a noise level conditions.
+    """Holds the conditioning of a noise level.
 
     Attributes:
       embedding: (b | 1, m, d), for the head.
-      modulation: of the blocks, in the form of `blocks.Stream.modulation`.
+      modulation: for the blocks, in the form of `blocks.Stream.modulation`.
     """
 
     embedding: Float[Array, "b m d"]
@@ -40,11 +40,11 @@ class Time(NamedTuple):
 
 
 class Conditioned(nn.Module):
-    """The conditioning that every expert owns: time embedding and text network.
+    """Provides what every expert has: the time embedding and the text network.
 
     Attributes:
-      text: "mlp" (Wan), "linear" (SD3), or "none" where context enters the blocks as it is.
-      time_scale: what a level of 1 is to the sinusoid: 1000 (Wan), 1 for integer timesteps.
+      text: "mlp" (Wan), "linear" (SD3), or "none" if the context enters the blocks unchanged.
+      time_scale: input of the sinusoid for a level of 1: 1000 (Wan), 1 for integer timesteps.
     """
 
     spec: ExpertSpec
@@ -59,7 +59,7 @@ class Conditioned(nn.Module):
         elif self.text == "linear":
             self.text_proj = Linear(width)
         if self.spec.modulation == "lora":
-            # The sinusoid is the embedding; the network makes the term that all blocks share.
+            # The sinusoid is the embedding; the network computes the term shared by all blocks.
             self.time_norm = RMSNorm()
             outputs = (2 + self.spec.gates) * width
         else:
@@ -69,7 +69,7 @@ class Conditioned(nn.Module):
             self.time_proj = Linear(self.spec.chunks * width)
 
     def time(self, levels: Float[Array, "b m"], vector: Float[Array, "b d"] | None = None) -> Time:
-        """Conditioning of noise levels, one for each slot.
+        """Returns the conditioning of noise levels, one per slot.
 
         Args:
           vector: further conditioning that is added to the time embedding: a class, pooled text.
@@ -89,17 +89,17 @@ class Conditioned(nn.Module):
         return Time(embedding, embedding if self.spec.modulation == "linear" else None)
 
     def context(self, context: Float[Array, "b s c"]) -> Float[Array, "b s d"]:
-        """Text embeddings as the cross-attention of this expert reads them."""
+        """Returns text embeddings in the form that this expert's cross-attention reads."""
         if self.text == "none":
             return context
         return (self.text_mlp if self.text == "mlp" else self.text_proj)(context)
 
 
 class VideoExpert(Conditioned):
-    """Latent frames to tokens and back; patch (1, p, p), one slot for each latent frame.
+    """Turns latent frames into tokens and back; patch (1, p, p), one slot per latent frame.
 
-    An image is a clip of one frame. `channels` is what goes in, `outputs` what comes out; `learned`
-    is how many tokens of `shell.ANTICIPATION` there are.
+    An image is a clip of one frame. `channels` is the number of input channels, `outputs` that of
+    output channels, and `learned` the number of tokens of `shell.ANTICIPATION`.
     """
 
     channels: int = 0
@@ -127,7 +127,7 @@ class VideoExpert(Conditioned):
             self.head_norm = LayerNorm()
 
     def embed(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b l d"]:
-        # Channel slowest, like the weight of the convolution that this Linear stands for.
+        # Channel slowest, like the weight of the convolution that this Linear replaces.
         patches = rearrange(
             latents, "b t (h p) (w q) c -> b (t h w) (c p q)", p=self.patch, q=self.patch
         )
@@ -136,7 +136,8 @@ class VideoExpert(Conditioned):
     def unembed(
         self, x: Float[Array, "b l d"], time: Time, grid: tuple[int, int, int]
     ) -> Float[Array, "b t h w c"]:
-        """Final norm under the modulation of the time embedding, linear head, unpatchify."""
+        """Applies the final norm, modulated by the time embedding, the linear head, and
+        unpatchifies."""
         t, h, w = grid
         return rearrange(
             self.head(self._norm(x, time)),
@@ -160,7 +161,7 @@ class VideoExpert(Conditioned):
 
 
 class ActionExpert(Conditioned):
-    """Action steps to tokens and back, each by one Linear on the residual stream."""
+    """Turns action steps into tokens and back, each with one Linear on the residual stream."""
 
     action_dim: int = 0
 
@@ -175,6 +176,6 @@ class ActionExpert(Conditioned):
     def unembed(
         self, x: Float[Array, "b j d"], time: Time | None = None, grid: tuple[int, ...] = ()
     ) -> Float[Array, "b j a"]:
-        """The head, which neither the level of noise modulates nor a grid shapes."""
+        """Applies the head, which depends neither on the noise level nor on a grid."""
         del time, grid
         return self.head(x)

@@ -1,12 +1,12 @@
-"""Kernels of dense attention: which one computes ``softmax(q k) v``, by name or by where it runs.
+"""Chooses the kernel of dense attention ``softmax(q k) v``, by name or by platform.
 
   xla      two matmuls and a softmax, the logits in memory; on every platform
   cudnn    flash attention of cuDNN, on GPUs, in 16 bits
   splash   flash attention of JAX's own Pallas kernel, on TPUs
-  auto     by platform and shape, see `choose`; xla wherever nothing faster is known
+  auto     by platform and shape, see `choose`; xla if nothing faster is known
 
-The choice by platform is made when a program is lowered, not when it is traced, so a program for a
-chip that is not here gets the kernel of that chip.
+The choice by platform is made when a program is lowered, not when it is traced, so a program
+compiled for an absent chip gets that chip's kernel.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from jaxtyping import Array, Bool, Float
 from wamjax.named import find
 
 KERNELS = ("auto", "xla", "cudnn", "splash")
-RESULT = "attended"  # by this name a rematerialised backward pass keeps what attention computed
+RESULT = "attended"  # name under which rematerialisation policies save the attention output
 LANES = 128  # of a TPU; blocks of splash are multiples of it
-# Keys from which splash pays: at 326 tokens it is worth one point of utilisation and costs compile
-# time, at 1,764 it is about seven times as fast as the logits in memory (compiled for v5p).
+# Number of keys from which splash pays off: at 326 tokens it gains one point of utilisation and
+# costs compile time; at 1,764 it is about seven times as fast as keeping the logits in memory
+# (compiled for v5p).
 SPLASH_KEYS = 1024
-# Blocks by length: the largest that fit the 16 MiB of VMEM beside fused backward passes at 128
-# wide heads on v5p, and divide what lengths are padded to.
+# Block lengths: the largest fits the 16 MiB of VMEM next to a fused backward pass with heads of
+# width 128 on v5p. Lengths are padded to a multiple of their block.
 BLOCKS = (768, 512, 384, 256, 128)
 
 Dense = Callable[..., Array]
-Keys = Bool[np.ndarray, " s"] | None  # which keys exist, known when a program is traced
+Keys = Bool[np.ndarray, " s"] | None  # which keys exist, known at trace time
 
 
 def attend(
@@ -47,12 +48,12 @@ def attend(
     *,
     xla: Dense,
 ) -> Float[Array, "b n l k"]:
-    """Unmasked attention by a kernel.
+    """Computes unmasked attention with a kernel.
 
     Args:
-      kernel: one of `KERNELS`, or MODULE:FUNCTION of one's own, given (q, k, v, keys).
+      kernel: one of `KERNELS`, or a custom MODULE:FUNCTION, called with (q, k, v, keys).
       keys: which keys exist; all by default.
-      xla: what computes it without a special kernel, given (q, k, v, keys).
+      xla: the function to use without a special kernel, called with (q, k, v, keys).
     """
     functions = {"xla": xla, "splash": splash, "cudnn": cudnn}
     if kernel in functions:
@@ -67,22 +68,23 @@ def attend(
 
 
 def choose(q: Float[Array, "b n l k"], k: Float[Array, "b n s k"]) -> dict[str, Dense]:
-    """Platform -> the kernel that is faster there than XLA's at these shapes, if one is."""
-    short, wide = q.dtype.itemsize == 2, q.shape[-1]
+    """Returns platform -> the kernel that is faster there than XLA's at these shapes, if there is
+    one."""
+    half, dim = q.dtype.itemsize == 2, q.shape[-1]
     out = {}
-    here = jax.default_backend() == "gpu"  # JAX asks for cuDNN when it traces
-    if here and short and wide % 8 == 0 and wide <= 128 and min(q.shape[2], k.shape[2]) > 1:
+    on_gpu = jax.default_backend() == "gpu"  # JAX looks for cuDNN at trace time
+    if on_gpu and half and dim % 8 == 0 and dim <= 128 and min(q.shape[2], k.shape[2]) > 1:
         out["cuda"] = cudnn
-    if wide % 64 == 0 and k.shape[2] >= SPLASH_KEYS and q.shape[2] >= LANES:
+    if dim % 64 == 0 and k.shape[2] >= SPLASH_KEYS and q.shape[2] >= LANES:
         out["tpu"] = splash
     return out
 
 
 def cudnn(q: Array, k: Array, v: Array, keys: Keys = None) -> Array:
-    """cuDNN's flash attention.
+    """Computes attention with cuDNN's flash kernel.
 
     Raises:
-      ValueError: the arrays are not in 16 bits, which it asks for.
+      ValueError: the arrays are not in 16 bits, which cuDNN requires.
     """
     if q.dtype.itemsize != 2:
         raise ValueError(f"model.attention='cudnn' computes in bfloat16 or float16, not {q.dtype}: "
@@ -94,9 +96,10 @@ def cudnn(q: Array, k: Array, v: Array, keys: Keys = None) -> Array:
 
 
 def splash(q: Array, k: Array, v: Array, keys: Keys = None, interpret: bool | None = None) -> Array:
-    """The Pallas kernel of JAX for TPUs; elsewhere its reference interpreter, for tests.
+    """Computes attention with JAX's Pallas kernel for TPUs; elsewhere in its interpreter, for
+    tests.
 
-    Tokens are padded to whole blocks; padded keys are of another segment, so nothing sees them.
+    Tokens are padded to whole blocks; padded keys belong to another segment, so no query sees them.
     """
     if interpret is None:
         run = functools.partial(_splash, keys=keys, interpret=False)
@@ -134,20 +137,20 @@ def _splash(q: Array, k: Array, v: Array, keys: Keys, interpret: bool) -> Array:
 
 
 def _block(length: int) -> int:
-    """The block that pads least, the larger of equals."""
+    """Returns the block that needs the least padding; the larger one if there is a tie."""
     return min(BLOCKS, key=lambda size: (-(-length // size) * size, -size))
 
 
 def _padded(x: Array, block: int) -> Array:
-    missing = -x.shape[2] % block
-    return jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0))) if missing else x
+    padding = -x.shape[2] % block
+    return jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0))) if padding else x
 
 
 def _over_mesh(function: Dense) -> Dense:
-    """Each device computes its own examples and heads: a kernel is not partitioned by XLA.
+    """Makes each device compute its own examples and heads, since XLA does not partition a kernel.
 
-    What does not divide over the devices, such as the one example that shapes are traced with, is
-    computed by each of them.
+    Dimensions that do not divide over the devices, such as the single example used to trace shapes,
+    are computed by every device.
     """
     mesh = jax.sharding.get_abstract_mesh()
     sizes = {name: size for name, size in mesh.shape.items()

@@ -1,10 +1,10 @@
-"""The keys of networks, codecs and text; see `wamjax.config_keys`."""
+"""Lists the config keys of networks, codecs and text; see `wamjax.config_keys`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# (key, default, what it is).
+# (key, default, description).
 TABLE: tuple[tuple[str, Any, str], ...] = (
     ("model.layers", 4, "transformer blocks"),
     ("model.heads", 4, "attention heads, the same for all experts"),
@@ -69,7 +69,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
     ("model.text.pooled_width", 0, "width of pooled text in the data; 0 = average the embeddings"),
 )
 
-# What every transformer reads, as patterns.
+# Keys that every transformer reads, as patterns.
 TRANSFORMER = (
     "model.layers",
     "model.heads",
@@ -80,12 +80,12 @@ TRANSFORMER = (
     "model.residual",
     "model.attention",
 )
-# And one over slots.
+# Keys that a transformer over slots reads.
 SHELL = (*TRANSFORMER, "model.pad_slots")
 
 _GRID = ("spatial", "temporal")
 _TRAINED = (*_GRID, "width", "mean", "std")
-# kind of a codec -> what it reads; published ones read nothing.
+# kind of codec -> the keys that it reads; published codecs read none.
 _CODECS = {
     "pixel": ("patch",),
     "cosine": ("patch", "channels"),
@@ -98,12 +98,12 @@ _CODECS = {
 
 
 def codec(config) -> tuple[str, ...]:
-    """Keys that the codec of ``config.model.codec`` reads."""
+    """Returns the keys that the codec of ``config.model.codec`` reads."""
     return tuple(f"model.codec.{key}" for key in ("kind", *_CODECS.get(config.kind, ())))
 
 
 def text(config) -> tuple[str, ...]:
-    """Keys of ``config.model`` that matter where text conditions a model of pictures."""
+    """Returns the keys of ``config.model`` that matter if text conditions a model of pictures."""
     if config.route == "none":
         return ("model.text.route",)
     return ("model.text.*", "model.context_width")

@@ -1,14 +1,14 @@
-"""Small layers shared by every network.
+"""Defines small layers shared by every network.
 
-Letters used in shape annotations everywhere in the project:
+Letters in shape annotations mean the same everywhere in the project:
 
   b batch        t latent frames   h w latent grid    c channels       p proprioception
   l query tokens s key tokens      d width            n heads          k head dimension
   j action chunk a action dim      m modulation slots f raw frames     e environments
 
-Parameters keep the dtype they are given (float32 masters); a matmul runs in the dtype of its
-kernel, so casting the kernels is all it takes to compute in bfloat16. Norms, softmax, rotary
-embeddings and modulation always compute in float32 (or float64 under x64).
+Parameters keep their dtype (float32 masters), and a matmul runs in the dtype of its kernel, so
+casting the kernels is enough to compute in bfloat16. Norms, softmax, rotary embeddings and
+modulation always compute in float32 (or float64 under x64).
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ def at_least_float32(x: Array) -> Array:
 
 
 def widest() -> np.dtype:
-    """The dtype of numbers that no parameter decides on, such as noise levels: float32, or float64
-    under x64."""
+    """Returns the dtype of numbers that do not depend on parameters, such as noise levels: float32,
+    or float64 under x64."""
     return jnp.zeros(()).dtype
 
 
 def on_tpu() -> bool:
-    """Whether what is being traced is for a TPU: the devices of the mesh that is set, which need
-    not be here, or the default ones."""
+    """Returns whether the program being traced is for a TPU: by the devices of the current mesh,
+    which may be absent, or by the default devices."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return (jax.default_backend() if device is None else device.platform) == "tpu"
 
 
 def unconstrained(x: Array, *names: str | None) -> Array:
-    """The default of every `constrain` argument: leaves the sharding of `x` to the compiler.
+    """Leaves the sharding of `x` to the compiler; the default of every `constrain` argument.
 
     Training passes `training.sharding.constrain` instead; without it XLA spreads the shards of the
     weights over the width of the activations and splits the batch over one mesh axis only.
@@ -58,7 +58,7 @@ def unconstrained(x: Array, *names: str | None) -> Array:
 
 
 class Linear(nn.Module):
-    """``y = x W + b`` on the last axis, computed in the dtype of the kernel (in, out)."""
+    """Computes ``y = x W + b`` on the last axis, in the dtype of the kernel (in, out)."""
 
     features: int
     use_bias: bool = True
@@ -77,17 +77,17 @@ class Linear(nn.Module):
 
 
 def gelu_tanh(x: Array) -> Array:
-    """The tanh approximation of GELU: Wan, DiT, T5 v1.1."""
+    """Computes the tanh approximation of GELU: Wan, DiT, T5 v1.1."""
     return nn.gelu(x, approximate=True)
 
 
 def gelu(x: Array) -> Array:
-    """Exact GELU: Cosmos-Predict2."""
+    """Computes exact GELU: Cosmos-Predict2."""
     return nn.gelu(x, approximate=False)
 
 
 class Mlp(nn.Module):
-    """Linear, activation, Linear: the feed-forward, text and time networks."""
+    """Applies Linear, activation, Linear: the feed-forward, text and time networks."""
 
     hidden: int
     features: int
@@ -100,13 +100,14 @@ class Mlp(nn.Module):
         x = Linear(self.hidden, self.bias, kernel_init=self.kernel_init, name="in")(x)
         x = self.activation(checkpoint_name(x, "hidden"))
         if on_tpu():
-            # Else XLA computes it within the next matmul, once for every tile of its result.
+            # Otherwise XLA fuses it into the next matmul and recomputes it for every output tile.
             x = jax.lax.optimization_barrier(x)
         return Linear(self.features, self.bias, kernel_init=self.kernel_init, name="out")(x)
 
 
 class GatedMlp(nn.Module):
-    """``out(activation(gate(x)) * in(x))``: the feed-forward network of T5 v1.1 and umT5."""
+    """Computes ``out(activation(gate(x)) * in(x))``: the feed-forward network of T5 v1.1 and
+    umT5."""
 
     hidden: int
     features: int
@@ -131,7 +132,7 @@ MLPS: dict[str, Callable] = {
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis with a learned scale."""
+    """Applies the root-mean-square norm over the last axis with a learned scale."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
@@ -142,7 +143,8 @@ class RMSNorm(nn.Module):
 
 
 def layer_norm(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-    """LayerNorm without affine parameters; returns float32 for the modulation that follows."""
+    """Applies LayerNorm without affine parameters; returns float32 for the modulation that
+    follows."""
     y = at_least_float32(x)
     mean = jnp.mean(y, axis=-1, keepdims=True)
     centred = y - mean
@@ -150,7 +152,7 @@ def layer_norm(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm with learned scale and bias."""
+    """Applies LayerNorm with learned scale and bias."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
@@ -160,7 +162,7 @@ class LayerNorm(nn.Module):
 
 
 def by_slot(x: Float[Array, "b l d"], size: int) -> Float[Array, "b m s d"]:
-    """The tokens of each slot of `size` tokens apart."""
+    """Splits tokens into slots of `size` tokens."""
     b, _, d = x.shape
     return x.reshape(b, -1, size, d)
 
@@ -170,8 +172,9 @@ def per_slot(
 ) -> Float[Array, "b *l d"]:
     """Applies ``function(x, *values)`` with values given per slot.
 
-    Where `x` is `by_slot` already, (b, m, s, d), nothing of its size is built for the values. Where
-    it is (b, l, d), slots of ``l / m`` tokens, a TPU does: XLA moves the reshape to the values.
+    If `x` is already `by_slot`, (b, m, s, d), no array of its size is built for the values. If it
+    is (b, l, d) with slots of ``l / m`` tokens, a TPU builds one: XLA moves the reshape to the
+    values.
     """
     if x.ndim == 4:
         return function(x, *(v[:, :, None] for v in values))
@@ -182,24 +185,24 @@ def per_slot(
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:
-    """Adaptive layer norm: ``LN(x) (1 + scale) + shift``, per slot."""
+    """Applies adaptive layer norm: ``LN(x) (1 + scale) + shift``, per slot."""
     return per_slot(x, lambda x, a, s: layer_norm(x) * (1 + s) + a, shift, scale)
 
 
 def gated_add(x: Array, gate: Array, y: Array) -> Array:
-    """The residual ``x + gate * y``, per slot, in the dtype of the residual stream."""
+    """Returns the residual ``x + gate * y``, per slot, in the dtype of the residual stream."""
     return (x + per_slot(y, jnp.multiply, gate)).astype(x.dtype)
 
 
 def sinusoid(
     level: Float[Array, "..."], dim: int, scale: float = 1000.0
 ) -> Float[Array, "... dim"]:
-    """Timestep features ``[cos, sin](scale level / 10000^(2i/dim))``.
+    """Returns timestep features ``[cos, sin](scale level / 10000^(2i/dim))``.
 
-    With the default scale a level is in [0, 1]; integer timesteps to 1000 want a scale of 1.
+    With the default scale a level is in [0, 1]; integer timesteps up to 1000 need a scale of 1.
 
-    As accurate as the official Wan code, which multiplies in float64: an angle near 1000 rad that
-    is a float32 is wrong by 3e-5 before its cosine is taken.
+    The result is as accurate as the official Wan code, which multiplies in float64: a float32 angle
+    near 1000 rad is already off by 3e-5 before its cosine is taken.
     """
     frequencies = scale * np.power(10000.0, -np.arange(dim // 2) / (dim // 2))
     level = at_least_float32(level)[..., None]
@@ -214,26 +217,27 @@ def sinusoid(
 
 
 def _quarters(level: Array, turns: np.ndarray) -> tuple[Array, Array]:
-    """Angle of ``level * turns`` full turns in float32: (quarter turns 0 to 3, the rest in rad).
+    """Returns the angle of ``level * turns`` full turns in float32: (quarter turns 0 to 3, the
+    remainder in rad).
 
-    Both factors are cut into parts of 12 bits, so that the products of the large parts are exact,
-    and so is what remains of them without whole quarters; nothing large is ever rounded. Bits are
-    masked because a compiler may undo a splitting by sums. The gradient goes through `low`.
+    Both factors are cut into parts of 12 bits. The products of the large parts are then exact, and
+    so are their remainders after whole quarters are removed; no large number is ever rounded. Bits
+    are masked because a compiler may undo a splitting by sums. The gradient goes through `low`.
     """
     bits = jax.lax.bitcast_convert_type(level, jnp.int32) & np.int32(-(1 << 12))
     high = jax.lax.stop_gradient(jax.lax.bitcast_convert_type(bits, jnp.float32))
     low = level - high
-    parts, rest = [], turns
+    parts, residual = [], turns
     for _ in range(3):
-        mantissa, exponent = np.frexp(rest)
+        mantissa, exponent = np.frexp(residual)
         parts.append(np.ldexp(np.round(np.ldexp(mantissa, 12)), exponent - 12))
-        rest = rest - parts[-1]
+        residual = residual - parts[-1]
     a, b, c = (jnp.asarray(part, jnp.float32) for part in parts)
     # The three products that may exceed a quarter, each without its whole quarters.
-    whole, remainder = 0, low * c + high * c + low * b
+    total, remainder = 0, low * c + high * c + low * b
     for product in (high * b, low * a, high * a):
         quarters = jnp.round(4 * product)
-        whole, remainder = whole + quarters, remainder + (product - quarters / 4)
-    quarters = jnp.round(4 * remainder)  # sums of three quarters' rests may make one more
+        total, remainder = total + quarters, remainder + (product - quarters / 4)
+    quarters = jnp.round(4 * remainder)  # the three remainders may add up to one more quarter
     remainder = remainder - quarters / 4
-    return (whole + quarters).astype(jnp.int32) % 4, remainder * (2 * np.pi)
+    return (total + quarters).astype(jnp.int32) % 4, remainder * (2 * np.pi)

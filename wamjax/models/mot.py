@@ -1,4 +1,5 @@
-"""The mixture of transformers of Fast-WAM: a video and an action expert sharing attention."""
+"""Defines Fast-WAM's mixture of transformers: a video and an action expert with shared
+attention."""
 
 from __future__ import annotations
 
@@ -12,16 +13,17 @@ from wamjax.models.text import TokenEncoder
 
 
 class MixtureOfTransformers(Shell, kw_only=True):
-    """Video DiT and action DiT of equal depth and heads, joined by their self-attention.
+    """Joins a video DiT and an action DiT of equal depth and heads by their self-attention.
 
-    Both read the instruction by cross-attention, and the robot's state as one more of its tokens.
+    Both read the instruction by cross-attention, with the robot's state as one more token.
 
     Attributes:
-      action_spec: of the action expert.
-      value_spec: of a third expert, whose only token says what comes of the actions that it sees;
-        None without.
+      action_spec: spec of the action expert.
+      value_spec: spec of a third expert, whose only token predicts the outcome of the actions that
+        it sees; None if there is none.
       action_dim, context_width: sizes of the other inputs.
-      vocabulary: 0 when the batch carries text embeddings, else of the trainable token encoder.
+      vocabulary: number of token ids of the trainable token encoder; 0 if the batch holds text
+        embeddings.
       instruction_length: tokens of the instruction.
     """
 
@@ -45,11 +47,11 @@ class MixtureOfTransformers(Shell, kw_only=True):
         self._blocks(self.video_spec, self.action_spec, *judge)
 
     def conditions(self, condition: Groups) -> Conditions:
-        """Each expert's context of the instruction and of the state.
+        """Returns each expert's context, made of the instruction and the state.
 
         Args:
-          condition: "instruction" ids (b, s) or "context" embeddings (b, s, c), and "proprio"
-            (b, p), which is one more token and enters nowhere else.
+          condition: "instruction" ids (b, s) or "context" embeddings (b, s, c), and "proprio" (b,
+            p), which becomes one more token and enters nowhere else.
         """
         state = self.proprio(condition["proprio"])[:, None]
         text = self.text(condition["instruction"]) if self.vocabulary else condition["context"]

@@ -1,11 +1,12 @@
-"""Slots padded to whole tiles of a TPU.
+"""Pads slots to whole tiles of a TPU.
 
-Modulation acts per slot, on (b, m, l / m, d). A TPU keeps the last two dimensions of an array in
-tiles of 8 by 128; a slot of 98 tokens is no multiple of 8, and the compiler then makes the batch
-the smaller side of the tile, which with two examples on a chip uses a quarter of it. Padded once at
-the input to 104 tokens, every array of the network is whole tiles, and slots stay apart through all
-blocks without a copy. Padded tokens are keys that nobody sees; they are taken off before the heads
-and before anything is cached, so results and gradients are those without them to rounding.
+Modulation acts per slot, on (b, m, l / m, d). A TPU stores the last two dimensions of an array in
+tiles of 8 by 128. A slot of 98 tokens is not a multiple of 8, and the compiler then makes the batch
+the smaller side of the tile, which with two examples per chip uses a quarter of it. With slots
+padded once at the input, to 104 tokens, every array of the network is whole tiles, and slots stay a
+separate axis through all blocks without a copy. No query sees padded tokens. They are removed
+before the heads and before anything is cached, so results and gradients equal those without padding
+up to rounding.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from wamjax.models.layers import on_tpu
 
 TILE = 8  # tokens of a tile
 CHOICES = ("auto", "on", "off")
-# A slot grows by at most a quarter: one token a slot is not worth eight.
+# A slot grows by at most a quarter: padding a slot of one token to eight is not worth it.
 LARGEST = 4
 
 
 class Padding(NamedTuple):
-    """How the slots of a stream are padded; static.
+    """Describes how the slots of a stream are padded; static.
 
     Attributes:
       slot: tokens of a slot.
-      size: the same with padding.
+      size: tokens of a slot with padding.
     """
 
     slot: int
@@ -38,7 +39,7 @@ class Padding(NamedTuple):
 
     @property
     def missing(self) -> int:
-        """Tokens that a slot is padded by; 0 where it is whole tiles as it is."""
+        """Returns the number of padding tokens per slot; 0 if a slot is whole tiles already."""
         return self.size - self.slot
 
     def pad(self, x: Array | np.ndarray, axis: int = 1, value: float | bool = 0):
@@ -50,12 +51,12 @@ class Padding(NamedTuple):
         return self._joined(library.pad(x, widths, constant_values=value), axis)
 
     def remove(self, x: Array, axis: int = 1) -> Array:
-        """Takes off what `pad` filled in."""
+        """Removes the tokens that `pad` added."""
         x, axis = self._slots(x, axis, self.size)
         return self._joined(x[(slice(None),) * (axis + 1) + (slice(self.slot),)], axis)
 
     def keys(self, length: int) -> Bool[np.ndarray, "1 s"]:
-        """Which of `length` padded tokens exist."""
+        """Returns which of `length` padded tokens exist."""
         return np.tile(np.arange(self.size) < self.slot, length // self.size)[None]
 
     def _slots(self, x, axis: int, size: int):
@@ -67,21 +68,22 @@ class Padding(NamedTuple):
 
 
 def choose(kind: str, lengths: Sequence[int], slots: int) -> Padding | None:
-    """The padding of a stream in `slots`; None where they are too short, or groups no whole slots.
+    """Returns the padding of a stream with `slots` slots; None if they are too short, or if a group
+    is not made of whole slots.
 
     Args:
       kind: "on", "off", or "auto", which is on in programs for a TPU.
       lengths: tokens of each group of the stream.
 
     Raises:
-      ValueError: there is no such kind.
+      ValueError: the kind is unknown.
     """
     if kind not in CHOICES:
         raise ValueError(f"config.model.pad_slots = {kind!r} is not one of {CHOICES}")
-    slot, rest = divmod(sum(lengths), slots)
-    missing = -slot % TILE
+    slot, remainder = divmod(sum(lengths), slots)
+    padding = -slot % TILE
     if kind == "off" or (kind == "auto" and not on_tpu()):
         return None
-    if rest or LARGEST * missing > slot or any(length % slot for length in lengths):
+    if remainder or LARGEST * padding > slot or any(length % slot for length in lengths):
         return None
-    return Padding(slot, slot + missing)
+    return Padding(slot, slot + padding)

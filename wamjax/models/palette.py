@@ -1,7 +1,8 @@
-"""A discrete codec with nothing to train: the nearest of a fixed set of patches of pixels.
+"""Defines a discrete codec without training: each patch of pixels becomes the nearest of a fixed
+set.
 
-The set is fitted once by k-means and kept as an .npy file. It stands in for a trained tokeniser
-(`models.vae`) where runs are short: tests, and pictures of simple worlds.
+The set is fitted once by k-means and stored as an .npy file. It replaces a trained tokeniser
+(`models.vae`) in short runs: tests, and pictures of simple worlds.
 """
 
 from __future__ import annotations
@@ -18,32 +19,32 @@ from jaxtyping import Array, Float, Int, UInt8
 from wamjax.models.codec import PixelCodec
 from wamjax.models.vae.pixels import to_unit
 
-SAMPLES = 2**18  # patches that k-means sees at most
+SAMPLES = 2**18  # most patches that k-means uses
 
 
 @dataclasses.dataclass(frozen=True)
 class Palette(PixelCodec):
-    """Latents are those of `PixelCodec`, of `vocabulary` kinds.
+    """Quantises the latents of `PixelCodec` to `vocabulary` different ones.
 
     Attributes:
-      codes: uint8 (vocabulary, patch * patch * colours) as bytes, which compare and hash.
+      codes: uint8 (vocabulary, patch * patch * colours) as bytes, which can be compared and hashed.
     """
 
     codes: bytes = dataclasses.field(default=b"", kw_only=True, repr=False)
 
     @property
     def vocabulary(self) -> int:
-        """Number of tokens."""
+        """Returns the number of token ids."""
         return len(self.codes) // (self.colours * self.patch**2)
 
     def tokens(self, video: UInt8[Array, "b f H W 3"]) -> Int[Array, "b t h w"]:
-        """The nearest patch of each patch."""
+        """Returns the id of the nearest code of each patch."""
         table = self._table()
         products = super().encode(video) @ table.T
         return jnp.argmin(jnp.sum(table * table, axis=-1) - 2 * products, axis=-1)
 
     def from_tokens(self, ids: Int[Array, "b t h w"]) -> Float[Array, "b t h w c"]:
-        """The latents that `decode` wants of token ids."""
+        """Returns the latents of token ids, as `decode` expects them."""
         return self._table()[ids]
 
     def encode(self, video: UInt8[Array, "b f H W 3"]) -> Float[Array, "b t h w c"]:
@@ -57,7 +58,7 @@ class Palette(PixelCodec):
 def fit(
     video: UInt8[np.ndarray, "n f H W c"], patch: int, vocabulary: int, rounds: int = 15
 ) -> UInt8[np.ndarray, "v c"]:
-    """A palette of the patches of `video`, by k-means.
+    """Fits a palette to the patches of `video` by k-means.
 
     Raises:
       ValueError: there are not more distinct patches than codes.
@@ -68,7 +69,7 @@ def fit(
     rng = np.random.default_rng(0)
     if len(patches) > SAMPLES:
         patches = patches[np.sort(rng.choice(len(patches), SAMPLES, replace=False))]
-    patches, weight = np.unique(patches, axis=0, return_counts=True)  # plain ground is common
+    patches, weight = np.unique(patches, axis=0, return_counts=True)  # plain background is common
     if len(patches) <= vocabulary:
         raise ValueError(f"{len(patches)} distinct patches are too few for {vocabulary} codes")
     x = patches.astype(np.float32)
@@ -88,14 +89,15 @@ def ensure(
     patch: int,
     vocabulary: int,
 ) -> Palette:
-    """The palette in the .npy file `path`, fitted to ``video()`` now if there is no such file.
+    """Returns the palette in the .npy file `path`, after fitting it to ``video()`` if the file is
+    missing.
 
-    Codes that coincide after rounding are one, so the vocabulary may be a little smaller than asked
-    for. Another palette gives token ids another meaning: the file belongs to every checkpoint that
-    was trained with it.
+    Codes that coincide after rounding are merged, so the vocabulary may be slightly smaller than
+    requested. Another palette gives token ids another meaning: the file belongs to every checkpoint
+    that was trained with it.
 
     Raises:
-      ValueError: the file holds no palette of this patch.
+      ValueError: the file does not hold a palette of this patch.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -111,16 +113,16 @@ def ensure(
 
 
 def _spread(x: np.ndarray, weight: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows of `x` that lie far apart: k-means++ (Arthur and Vassilvitskii, 2007)."""
-    chosen = [int(weight.argmax())]
+    """Returns rows of `x` that lie far apart: k-means++ (Arthur and Vassilvitskii, 2007)."""
+    indices = [int(weight.argmax())]
     distance = np.full(len(x), np.inf)
     for _ in range(number - 1):
-        distance = np.minimum(distance, np.square(x - x[chosen[-1]]).sum(axis=1))
+        distance = np.minimum(distance, np.square(x - x[indices[-1]]).sum(axis=1))
         p = distance * weight
-        chosen.append(int(rng.choice(len(x), p=p / p.sum())))
-    return x[chosen]
+        indices.append(int(rng.choice(len(x), p=p / p.sum())))
+    return x[indices]
 
 
 def _nearest(x: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """The number of the nearest code of every row."""
+    """Returns the index of the nearest code of every row."""
     return (np.square(codes).sum(axis=1) - 2 * x @ codes.T).argmin(axis=1)

@@ -1,4 +1,5 @@
-"""Rotary position embeddings over one or several axes (Wan: interleaved pairs, theta 10000)."""
+"""Computes rotary position embeddings over one or more axes (Wan: interleaved pairs, theta
+10000)."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ Rope = tuple[Array, Array]  # cos and sin, each (l, k / 2)
 
 
 def split_axes(head_dim: int) -> tuple[int, int, int]:
-    """Head dimension -> parts for (time, height, width); 128 gives Wan's 44 / 42 / 42."""
+    """Splits a head dimension into parts for (time, height, width); 128 gives Wan's 44 / 42 /
+    42."""
     side = 2 * (head_dim // 6)
     return head_dim - 2 * side, side, side
 
@@ -26,10 +28,10 @@ def rope(
     dims: Sequence[int],
     theta: float | Sequence[float] = 10000.0,
 ) -> Rope:
-    """Rotation tables for tokens at `positions`, one array of positions per axis.
+    """Returns rotation tables for tokens at `positions`, one array of positions per axis.
 
     Axis i rotates `dims[i]` of the head's dimensions, with its own dimension in the exponent, and
-    its own base where `theta` has one for each.
+    with its own base if `theta` has one per axis.
     """
     bases = np.broadcast_to(theta, len(dims))
     if any(d % 2 for d in dims):
@@ -45,10 +47,10 @@ def rope(
 
 
 def ntk_bases(dims: Sequence[int], scale: Sequence[float]) -> list[float]:
-    """Bases that stretch each axis to `scale` times the length of its training: NTK-aware scaling.
+    """Returns bases that stretch each axis to `scale` times its training length: NTK-aware scaling.
 
-    10000 scale^(d / (d - 2)), which divides the lowest frequency by the scale and leaves the
-    highest. Cosmos-Predict2 has (1, 3, 3).
+    The base is 10000 scale^(d / (d - 2)), which divides the lowest frequency by the scale and
+    leaves the highest unchanged. Cosmos-Predict2 has (1, 3, 3).
     """
     pairs = zip(dims, scale, strict=True)
     return [10000.0 if s == 1 else 10000.0 * s ** (d / (d - 2)) for d, s in pairs]
@@ -61,7 +63,8 @@ def video_rope(
     head_dim: int,
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> Rope:
-    """Tables for the tokens of latent frames at the given time positions, in (t, h, w) order.
+    """Returns tables for the tokens of latent frames at the given time positions, in (t, h, w)
+    order.
 
     Args:
       scale: see `ntk_bases`.
@@ -95,22 +98,22 @@ def rotate(x: Float[Array, "b n l k"], table: Rope, style: str = "pairs") -> Arr
 def by_matmul(
     style: str, x: Float[Array, "b n l k"], cos: Float[Array, "l k"], sin: Float[Array, "l k"]
 ) -> Array:
-    """The same as `rotate` for the matrix unit of a TPU, where exchanging the dimensions of a pair
-    is a copy into another layout: they are exchanged by a matrix of zeros, ones and minus ones,
-    whose products are exact. Constants have no gradient.
+    """Computes the same as `rotate` on the matrix unit of a TPU, where swapping the dimensions of a
+    pair would be a copy into another layout. They are swapped by a matrix of zeros, ones and minus
+    ones, whose products are exact. The constants have no gradient.
 
     Args:
-      cos, sin: of each dimension, see `by_dimension`.
+      cos, sin: values for each dimension, see `by_dimension`.
     """
     y = at_least_float32(x)
     cos, sin = (jnp.asarray(part, y.dtype) for part in (cos, sin))
-    other = jnp.matmul(
+    partner = jnp.matmul(
         x,
         jnp.asarray(_exchange(style, x.shape[-1]), x.dtype),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=y.dtype,
     )
-    return (y * cos + other * sin).astype(x.dtype)
+    return (y * cos + partner * sin).astype(x.dtype)
 
 
 def _by_matmul_forward(style: str, x: Array, cos: Array, sin: Array):
@@ -119,16 +122,17 @@ def _by_matmul_forward(style: str, x: Array, cos: Array, sin: Array):
 
 def _by_matmul_backward(style: str, table: Rope, gradient: Array):
     cos, sin = table
-    return by_matmul(style, gradient, cos, -sin), None, None  # back by the same angle
+    return by_matmul(style, gradient, cos, -sin), None, None  # rotates back by the same angle
 
 
 by_matmul.defvjp(_by_matmul_forward, _by_matmul_backward)
 
 
 def by_dimension(style: str, part: Float[Array, "l h"]) -> Float[Array, "l k"]:
-    """A table with the number of each pair at both of its dimensions.
+    """Expands a table from one number per pair to one per dimension.
 
-    Numpy arrays stay what they are, constants: a loop that is to do it does it at every step.
+    Numpy arrays stay numpy, hence constants: inside a loop, JAX would repeat the work at every
+    step.
     """
     library = np if isinstance(part, np.ndarray) else jnp
     if style == "half":
@@ -137,7 +141,8 @@ def by_dimension(style: str, part: Float[Array, "l h"]) -> Float[Array, "l k"]:
 
 
 def _exchange(style: str, size: int) -> np.ndarray:
-    """(k, k): what of the other dimension of its pair enters each dimension."""
+    """Returns the (k, k) matrix that gives each dimension the signed value of the other one in its
+    pair."""
     first = np.arange(0, size, 2) if style == "pairs" else np.arange(size // 2)
     second = first + (1 if style == "pairs" else size // 2)
     matrix = np.zeros((size, size))

@@ -1,8 +1,8 @@
-"""What stands around the blocks: groups of slots to tokens, and tokens to what is predicted.
+"""Surrounds the blocks: turns groups of slots into tokens, and tokens into predictions.
 
 A network sees *groups* of slots (first frame, future frames, actions, ...), each owned by an expert
-and placed at fixed positions. Which of them are present, given or predicted in a call is the
-caller's choice. Networks differ in what conditions them and in their experts; see `dit.DiT` and
+and placed at fixed positions. The caller chooses which groups are present, given or predicted in a
+call. Networks differ in their conditioning and in their experts; see `dit.DiT` and
 `mot.MixtureOfTransformers`.
 """
 
@@ -27,19 +27,19 @@ from wamjax.models.transformer import Cache, Transformer
 from wamjax.models.visibility import Visibility
 
 Groups = dict[str, Array]
-# The group of the video expert that begins as learned tokens, at the places of the frames that it
-# stands for (RIFT, arXiv 2608.11521).
+# The group of the video expert that starts as learned tokens, at the positions of the frames that
+# it represents (RIFT, arXiv 2608.11521).
 ANTICIPATION = "anticipation"
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupSpec:
-    """Where a group lives.
+    """Names a group, its expert and its positions.
 
     Attributes:
       name: as in the visibility tables.
       expert: "video", "action" or "value".
-      positions: of its latent frames in time (video), or of its steps.
+      positions: times of its latent frames (video), or positions of its steps.
     """
 
     name: str
@@ -48,12 +48,12 @@ class GroupSpec:
 
 
 class Conditions(NamedTuple):
-    """What conditions a network beside noise levels, in the three ways it can.
+    """Holds all conditioning except noise levels, by the three ways in which it enters.
 
     Attributes:
-      vector: added to the time embedding: class and pooled text; None without.
+      vector: added to the time embedding: class and pooled text; None if there is neither.
       contexts: expert -> what its cross-attention reads.
-      tokens: group -> values that are attended as tokens of their own.
+      tokens: group -> values that are attended as separate tokens.
     """
 
     vector: Float[Array, "b d"] | None
@@ -62,18 +62,18 @@ class Conditions(NamedTuple):
 
 
 class Shell(nn.Module, kw_only=True):
-    """A transformer over groups: encoders and heads of its experts around shared attention.
+    """Runs a transformer over groups: encoders and heads of its experts around shared attention.
 
-    A sub-class makes its experts in `setup`, calls `_blocks` at its end, and says what conditions
-    it (`conditions`).
+    A sub-class creates its experts in `setup`, calls `_blocks` at the end of it, and implements
+    `conditions`.
 
     Attributes:
-      video_spec: of the expert for latent frames, `blocks.ExpertSpec`.
+      video_spec: spec of the expert for latent frames, `blocks.ExpertSpec`.
       groups: all groups that any use of the network has, in token order within their expert.
       latent: (h, w, c) of a latent frame.
-      outputs: channels that come out; 0 = as many as come in.
-      text_net: what a context goes through before cross-attention, see `experts.Conditioned`.
-      freq_dim, time_scale: of the embedding of noise levels, see there.
+      outputs: number of output channels; 0 = the number of input channels.
+      text_net: network that a context passes before cross-attention, see `experts.Conditioned`.
+      freq_dim, time_scale: embedding of noise levels, see `experts.Conditioned`.
       rope_scale: along (time, height, width); see `rope.ntk_bases`.
       remat, unroll, residual, attention, constrain: see `Transformer`.
       pad_slots: whether slots are padded to whole tiles, see `padding.choose`.
@@ -116,7 +116,7 @@ class Shell(nn.Module, kw_only=True):
         )
 
     def _blocks(self, *specs: ExpertSpec, ends: tuple[str, ...] = ()):
-        """Makes the transformer, whose parameters are those of the network."""
+        """Creates the transformer and shares this module's parameter scope with it."""
         self.transformer = Transformer(
             specs,
             self.layers,
@@ -131,18 +131,19 @@ class Shell(nn.Module, kw_only=True):
         )
         nn.share_scope(self, self.transformer)
 
-    # ---- what conditions ----
+    # ---- conditioning ----
 
     def conditions(self, condition: Groups) -> Conditions:
-        """Computes what conditions beside noise levels.
+        """Computes all conditioning except noise levels.
 
         Args:
-          condition: what of a batch the network has a use for; further keys do not matter.
+          condition: the entries of a batch that the network uses; other keys are ignored.
         """
         raise NotImplementedError
 
     def times(self, levels: Groups, vector: Float[Array, "b d"] | None = None) -> dict[str, Time]:
-        """Noise levels (b | 1, m) of each group, with the vector, to its conditioning."""
+        """Turns the noise levels (b | 1, m) of each group, and the vector, into its
+        conditioning."""
         experts = {g.name: g.expert for g in self.groups}
         return {g: getattr(self, experts[g]).time(v, vector) for g, v in levels.items()}
 
@@ -156,12 +157,12 @@ class Shell(nn.Module, kw_only=True):
         visibility: Visibility,
         predict: tuple[str, ...] = (),
     ) -> Groups:
-        """Outputs at noise levels under a condition, nothing cached.
+        """Returns outputs at given noise levels and conditions, without a cache.
 
-        Touches every parameter of the groups that are present, so ``init`` runs it too.
+        Uses every parameter of the groups that are present, so ``init`` runs it too.
 
         Args:
-          predict: groups whose output is wanted; all of `values` by default.
+          predict: groups whose output is needed; all of `values` by default.
         """
         vector, contexts, tokens = self.conditions(condition)
         times = self.times(levels, vector)
@@ -179,19 +180,19 @@ class Shell(nn.Module, kw_only=True):
         emit: tuple[str, ...] | None = None,
         valid: Groups | None = None,
     ) -> tuple[Groups, Cache]:
-        """One evaluation.
+        """Runs one evaluation.
 
         Args:
           values: present groups, (b, t, h, w, c) latents or (b, j, a) actions, and the tokens of
-            `conditions`; none in a prefill of the context alone.
+            `conditions`; empty in a prefill of the context alone.
           times: conditioning of the same groups, from `times`.
           contexts: from `conditions`.
-          visibility, cache, emit, valid: see `Transformer.__call__`; tokens that a network adds
-            must be in the table.
-          predict: groups whose output is wanted.
+          visibility, cache, emit, valid: see `Transformer.__call__`; the table must contain tokens
+            that a network adds.
+          predict: groups whose output is needed.
 
         Returns:
-          (group -> output, shaped like its value but for the channels; the emitted cache).
+          (group -> output, shaped like its value except for the channels; the emitted cache).
         """
         present: dict[str, list[GroupSpec]] = {}
         for group in self._present(values):
@@ -216,11 +217,11 @@ class Shell(nn.Module, kw_only=True):
     # ---- parts ----
 
     def _present(self, values: Groups) -> list[GroupSpec]:
-        """The groups of a call, in token order."""
+        """Returns the groups of a call, in token order."""
         return [g for g in self.groups if g.name in values]
 
     def _contexts(self, contexts: Groups, present, times: dict[str, Time]) -> Groups:
-        """What cross-attention reads at this evaluation."""
+        """Returns what cross-attention reads in this evaluation."""
         del present, times
         return contexts
 
@@ -256,7 +257,7 @@ class Shell(nn.Module, kw_only=True):
         return tokens + self.video.anticipation if group.name == ANTICIPATION else tokens
 
     def _extra(self, expert: str, groups, tokens, times) -> list[tuple[str, Array]]:
-        """Tokens of a network's own behind those of the groups, named."""
+        """Returns the network's additional tokens by name; they follow those of the groups."""
         del expert, groups, tokens, times
         return []
 
@@ -265,7 +266,7 @@ class Shell(nn.Module, kw_only=True):
         return getattr(self, group.expert).unembed(tokens, time, grid)
 
     def _rope(self, expert: str, groups: list[GroupSpec], length: int) -> Rope | None:
-        """Rotary tables of the groups; further tokens are not rotated."""
+        """Returns rotary tables of the groups; additional tokens are not rotated."""
         if expert in ("action", "value"):
             tables = [rope([g.positions], [self.head_dim]) for g in groups]
         else:
@@ -278,12 +279,13 @@ class Shell(nn.Module, kw_only=True):
         return np.concatenate([cos, np.ones(extra)]), np.concatenate([sin, np.zeros(extra)])
 
     def _grid(self) -> tuple[int, int]:
-        """(rows, columns) of tokens of a latent frame."""
+        """Returns (rows, columns) of tokens in a latent frame."""
         return self.latent[0] // self.patch, self.latent[1] // self.patch
 
 
 def _padded(streams: dict[str, Stream], group: str, keys: Array) -> Array:
-    """Which keys of a group exist, with those that its stream pads it by, which do not."""
+    """Returns which keys of a group exist, including the padding that its stream adds, which does
+    not."""
     for stream in streams.values():
         if stream.padding and group in dict(stream.groups):
             return stream.padding.pad(keys, 1, False)

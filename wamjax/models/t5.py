@@ -1,12 +1,12 @@
-"""Text encoders of T5 v1.0, T5 v1.1 and umT5: one expert of the `Transformer`.
+"""Defines the text encoders of T5 v1.0, T5 v1.1 and umT5: one expert of the `Transformer`.
 
     network = T5Encoder(**UMT5_XXL)
     context = embed(params, network, ids, mask, jnp.bfloat16, length=512)
 
-Relu or gated GELU, no biases, RMS norms, attention logits without scale but with a learned bias
-for each distance; T5 shares the table of that bias between its layers, umT5 has one in each. Public
-files: transformers ``modeling_t5.py`` and ``modeling_umt5.py``, Wan's ``wan/modules/t5.py``.
-`tokenizer` makes the ids.
+They have ReLU or gated GELU, no biases, RMS norms, and unscaled attention logits with a learned
+bias per distance. T5 shares the table of that bias between its layers; umT5 has one per layer.
+Public files: transformers ``modeling_t5.py`` and ``modeling_umt5.py``, Wan's ``wan/modules/t5.py``.
+`tokenizer` produces the ids.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from wamjax.models.layers import RMSNorm, at_least_float32, unconstrained
 from wamjax.models.transformer import Transformer
 from wamjax.models.visibility import bidirectional
 
-# The encoder of Cosmos-Predict2, that of SD3, and that of Wan and Fast-WAM.
+# The encoders of Cosmos-Predict2, of SD3, and of Wan and Fast-WAM.
 T5_11B: dict[str, Any] = dict(
     vocabulary=32128, width=1024, ffn=65536, layers=24, heads=128, head_dim=128
 )
@@ -36,14 +36,14 @@ UMT5_XXL: dict[str, Any] = T5_V1_1_XXL | dict(vocabulary=256384, shared_bias=Fal
 
 
 class T5Encoder(nn.Module):
-    """Token ids to contextual embeddings.
+    """Turns token ids into contextual embeddings.
 
     Attributes:
       vocabulary: rows of the embedding; often more than the tokenizer has ids.
       width, ffn, layers, heads, head_dim: d_model, d_ff, num_layers, num_heads, d_kv of the
-        published configs; heads x head_dim need not be the width.
+        published configs; heads x head_dim may differ from the width.
       mlp: "relu" (v1.0) or "gated_gelu" (v1.1, umT5).
-      shared_bias: one table of position biases for all layers (T5), or one in each (umT5).
+      shared_bias: one table of position biases for all layers (T5), or one per layer (umT5).
       buckets, max_distance: see `position_buckets`.
       remat, unroll, attention, constrain: see `Transformer`.
     """
@@ -64,8 +64,8 @@ class T5Encoder(nn.Module):
     constrain: Callable = unconstrained
 
     def setup(self):
-        own = 0 if self.shared_bias else self.buckets
-        choices = blocks.T5 | dict(mlp=self.mlp, position_bias=own)
+        buckets = 0 if self.shared_bias else self.buckets
+        choices = blocks.T5 | dict(mlp=self.mlp, position_bias=buckets)
         self.transformer = Transformer(
             (blocks.ExpertSpec("text", self.width, self.ffn, **choices),),
             self.layers,
@@ -85,12 +85,12 @@ class T5Encoder(nn.Module):
         self.final_norm = RMSNorm()
 
     def __call__(self, ids: Int[Array, "b s"], mask: Bool[Array, "b s"]) -> Float[Array, "b s d"]:
-        """One encoding.
+        """Encodes a batch of texts.
 
         Args:
-          ids: tokens; an id outside of the vocabulary gives NaN.
-          mask: True where there is a token. Padding is not attended, so it changes no token's
-            row; its own rows mean nothing.
+          ids: tokens; an id outside the vocabulary gives NaN.
+          mask: True where there is a token. Padding is not attended, so it does not change the rows
+            of tokens; its own rows have no meaning.
 
         Returns:
           The last layer's tokens after the final norm, in the dtype of the parameters.
@@ -114,18 +114,18 @@ class T5Encoder(nn.Module):
 def position_buckets(
     length: int, buckets: int = 32, max_distance: int = 128
 ) -> Int[np.ndarray, "l l"]:
-    """Which bias a query (row) adds to its logit with a key (column).
+    """Returns which bias a query (row) adds to its logit with a key (column).
 
-    The first half of the buckets is for keys at or before the query, the second for keys after it.
-    Of each half, the first half counts single steps; the others grow geometrically and would end at
-    `max_distance`, and the last one takes all that is further.
+    The first half of the buckets is for keys at or before the query, the second half for keys after
+    it. The first half of each of these counts single steps; the other buckets grow geometrically
+    towards an end at `max_distance`, and the last one includes all larger distances.
 
-    Source: ``_relative_position_bucket`` of the public files, in whole numbers.
+    Source: ``_relative_position_bucket`` of the public files, in integers.
     """
     half = buckets // 2
     single = half // 2
     growth = np.arange(half - single) / (half - single)
-    # Rounded, because a bucket that begins at a whole number must not begin one later.
+    # Rounded, because a bucket that starts at an integer must not start one later.
     edges = np.ceil(np.round(single * (max_distance / single) ** growth, 6))
     starts = np.concatenate([np.arange(single), edges])
     offset = np.arange(length)[None] - np.arange(length)[:, None]
@@ -141,31 +141,31 @@ def embed(
     dtype: DTypeLike | None = None,
     length: int | None = None,
 ) -> Float[Array, "b r d"]:
-    """The context of a video model: embeddings of the tokens, then rows of zeros.
+    """Returns the context of a video model: embeddings of the tokens, then rows of zeros.
 
-    Wan, Fast-WAM and Cosmos-Predict2 attend all rows without a mask, 512, 128 and 512 of them. The
-    ids may be fewer than that: padding changes no token, so short texts need not pay for it.
+    Wan, Fast-WAM and Cosmos-Predict2 attend to all rows without a mask: 512, 128 and 512 rows.
+    There may be fewer ids than rows: padding does not change any token, so short texts cost less.
 
     Args:
-      params: of the network; their dtype is the one that it computes in.
+      params: parameters of the network, which computes in their dtype.
       ids, mask: see `T5Encoder.__call__`.
-      dtype: of the result; that of the parameters, if None.
-      length: r, rows of the result; s, if None.
+      dtype: dtype of the result; that of the parameters if None.
+      length: r, rows of the result; s if None.
 
     Raises:
       ValueError: `length` would cut tokens.
     """
-    missing = 0 if length is None else length - ids.shape[1]
-    if missing < 0:
+    padding = 0 if length is None else length - ids.shape[1]
+    if padding < 0:
         raise ValueError(f"{ids.shape[1]} ids do not fit in a context of length {length}")
     context = network.apply({"params": params}, ids, mask)
     context = jnp.where(jnp.asarray(mask, bool)[..., None], context, 0)
     context = context.astype(dtype or context.dtype)
-    return jnp.pad(context, ((0, 0), (0, missing), (0, 0)))
+    return jnp.pad(context, ((0, 0), (0, padding), (0, 0)))
 
 
 def pool(context: Float[Array, "b s d"], mask: Bool[Array, "b s"]) -> Float[Array, "b d"]:
-    """The mean over tokens, for conditioning by one vector; zeros for a text without any."""
+    """Returns the mean over tokens, to condition by one vector; zeros for a text without tokens."""
     weights = jnp.asarray(mask, bool)[..., None]
     total = jnp.sum(jnp.where(weights, at_least_float32(context), 0), axis=1)
     return (total / jnp.maximum(jnp.sum(weights, axis=1), 1)).astype(context.dtype)

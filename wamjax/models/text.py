@@ -1,8 +1,8 @@
-"""Where instructions become context tokens.
+"""Turns instructions into context tokens.
 
-Everything downstream sees one interface: context (b, s, width). Rows of padding are zero and are
+Everything downstream sees one interface: context (b, s, width). Padding rows are zero and are
 attended without a mask, as in Wan and Fast-WAM: a zero row becomes the text network's bias
-response, so cross-attention needs no mask at all.
+response, so cross-attention needs no mask.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from wamjax.models.visibility import bidirectional
 
 
 class TokenEncoder(nn.Module):
-    """A small trainable stand-in for T5: word embedding plus position, padding rows zero.
+    """Embeds words and positions, with padding rows zero: a small trainable replacement for T5.
 
     Attributes:
       vocabulary: number of token ids; id 0 is padding.
@@ -47,10 +47,10 @@ class TokenEncoder(nn.Module):
 
 
 class ContextEncoder(nn.Module):
-    """A small trainable text encoder: words that have seen each other, padding rows zero.
+    """Encodes text with attention between its words, with padding rows zero; small and trainable.
 
     Attributes:
-      vocabulary, width, length: see `TokenEncoder`, which it starts with.
+      vocabulary, width, length: see `TokenEncoder`, its first layer.
       layers, heads: of pre-norm blocks with rotary positions; padding is not attended.
     """
 

@@ -1,11 +1,12 @@
-"""Text to the token ids of T5 and umT5, from the tokenizer file that is published with them.
+"""Turns text into the token ids of T5 and umT5, with the tokenizer file published with them.
 
     tokenizer = load("google/umt5-xxl/spiece.model", clean=True)
     ids, mask = tokenizer(["put the red block on the left zone"], length=128)
 
-Two formats: a sentencepiece model (``spiece.model``) and the ``tokenizer.json`` made from it. Both
-give the ids that transformers gives: pieces, then the end of sentence, then padding. Text that
-holds a special token as text is refused: the two formats would read it differently.
+It reads two formats: a sentencepiece model (``spiece.model``) and the ``tokenizer.json`` derived
+from it. Both give the same ids as transformers: pieces, then the end of sentence, then padding.
+Text that contains a special token literally is rejected, since the two formats would read it
+differently.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ PAD, EOS = "<pad>", "</s>"
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Text to ids.
+    """Turns text into ids.
 
     Attributes:
       pieces: text -> ids, without the end of sentence.
       size: ids are below this; a network's embedding table may be longer.
       pad, eos: ids of padding and of the end of sentence.
-      special: texts that stand for tokens of their own.
+      special: pattern of the texts that are tokens themselves.
       clean: whether text goes through `clean_text` first, as Wan's does.
     """
 
@@ -50,18 +51,19 @@ class Tokenizer:
     def __call__(
         self, texts: Sequence[str], length: int
     ) -> tuple[Int[np.ndarray, "b s"], Bool[np.ndarray, "b s"]]:
-        """Ids of each text, its end of sentence, and padding up to `length`; longer ones are cut.
+        """Returns the ids of each text, its end of sentence, and padding up to `length`; longer
+        texts are cut.
 
         Args:
-          texts: b of them.
+          texts: b texts.
           length: s, at least 1; a text that is cut keeps its end of sentence.
 
         Returns:
-          (ids int32, mask): True where there is a token, the end of sentence included.
+          (ids int32, mask): True where there is a token, including the end of sentence.
 
         Raises:
-          TypeError: a single string instead of several.
-          ValueError: a text holds a special token.
+          TypeError: `texts` is a single string instead of a sequence.
+          ValueError: a text contains a special token.
         """
         if isinstance(texts, str):
             raise TypeError(f"texts is a sequence of strings, not the string {texts!r}; wrap it")
@@ -76,10 +78,10 @@ class Tokenizer:
 
     def _ids(self, text: str) -> list[int]:
         text = clean_text(text) if self.clean else text
-        found = self.special.search(text)
-        if found:
+        match = self.special.search(text)
+        if match:
             raise ValueError(
-                f"text {text!r} holds {found.group()!r}, which stands for a token of its own; "
+                f"text {text!r} holds {match.group()!r}, which stands for a token of its own; "
                 "remove it from the text"
             )
         return self.pieces(text)
@@ -89,21 +91,21 @@ def load(path: str | os.PathLike, clean: bool = False) -> Tokenizer:
     """Reads a published tokenizer.
 
     Args:
-      path: ``spiece.model``, ``tokenizer.json``, or a folder that holds one of them; of a folder
-        that holds both, the first is read.
+      path: ``spiece.model``, ``tokenizer.json``, or a folder that holds one of them; if it holds
+        both, the first is read.
       clean: whether text goes through `clean_text` first (Wan and Fast-WAM: yes; Cosmos: no).
 
     Raises:
       FileNotFoundError: there is no such file.
       ImportError: the library that reads the file is missing; says how to install it.
-      ValueError: the file is no tokenizer of this family.
+      ValueError: the file is not a tokenizer of this family.
     """
     path = files.path(path)
     if path.is_dir():
-        found = [path / name for name in FILES if (path / name).exists()]
-        if not found:
+        candidates = [path / name for name in FILES if (path / name).exists()]
+        if not candidates:
             raise FileNotFoundError(f"{path} holds neither of {', '.join(FILES)}")
-        path = found[0]
+        path = candidates[0]
     if not path.exists():
         raise FileNotFoundError(f"there is no tokenizer file {path}")
     read = _from_json if path.suffix == ".json" else _from_model
@@ -111,13 +113,13 @@ def load(path: str | os.PathLike, clean: bool = False) -> Tokenizer:
 
 
 def clean_text(text: str) -> str:
-    """Wan's cleaning: broken unicode mended, HTML entities resolved, white space collapsed.
+    """Cleans text like Wan: repairs broken unicode, resolves HTML entities, collapses white space.
 
     Source: ``basic_clean`` and ``whitespace_clean`` of Wan's public ``wan/modules/tokenizers.py``.
-    Unicode is mended by ftfy, which printable ASCII without entities does not need.
+    Unicode is repaired by ftfy, which is not needed for printable ASCII without entities.
 
     Raises:
-      ImportError: other text, and ftfy is not installed.
+      ImportError: the text needs ftfy, which is not installed.
     """
     if re.search(r"[^\t\n\r\x20-\x7e]|&[#\w]", text):
         text = _library("ftfy", f"the cleaning of {text!r}").fix_text(text)
@@ -145,7 +147,7 @@ def _from_json(path: pathlib.Path) -> Tokenizer:
         model = library.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more specific
         raise ValueError(f"{path} is no tokenizer.json: {error}") from error
-    model.no_padding()  # a file may carry both; `Tokenizer` does them
+    model.no_padding()  # a file may configure both, but `Tokenizer` pads and cuts itself
     model.no_truncation()
     ids = [model.token_to_id(name) for name in (PAD, EOS)]
     if None in ids:
@@ -159,12 +161,13 @@ def _from_json(path: pathlib.Path) -> Tokenizer:
 
 
 def _any_of(names: Sequence[str]) -> re.Pattern[str]:
-    """The special tokens of a file, and those that transformers adds to every T5."""
+    """Returns a pattern for the special tokens of a file, and those that transformers adds to every
+    T5."""
     return re.compile("|".join([*map(re.escape, names), r"<extra_id_\d+>"]))
 
 
-def _library(name: str, what: str):
+def _library(name: str, purpose: str):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"{what} needs {name}: {EXTRA} (or pip install {name})") from error
+        raise ImportError(f"{purpose} needs {name}: {EXTRA} (or pip install {name})") from error

@@ -1,9 +1,9 @@
-"""One transformer, several experts.
+"""Defines one transformer with several experts.
 
 Every group of tokens belongs to an expert with its own projections, norms, modulation and
-feed-forward network; attention is the only place where experts meet. One expert is a DiT, a video
-DiT, a text encoder or, with a causal table, a decoder; {video, action} is Fast-WAM's mixture of
-transformers, {image, text} is MMDiT. What a block is made of is said by its `blocks.ExpertSpec`.
+feed-forward network; experts meet only in the attention. One expert is a DiT, a video DiT, a text
+encoder or, with a causal table, a decoder; {video, action} is Fast-WAM's mixture of transformers,
+{image, text} is MMDiT. A `blocks.ExpertSpec` describes the parts of a block.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from wamjax.models.layers import at_least_float32, unconstrained
 from wamjax.models.visibility import Visibility
 
 RESIDUALS = ("compute", "float32")
-# What the backward pass keeps of a block, from most memory to least: everything; outputs of all
-# linear maps and what was attended; those but the wide hidden layer of the feed-forward network;
-# queries, keys, values and what was attended; the input alone; the input in the memory of the host.
+# What is saved of a block for the backward pass, from most memory to least: everything; outputs of
+# all linear maps and of attention; those without the wide hidden layer of the feed-forward network;
+# queries, keys, values and the output of attention; the input alone; the input in host memory.
 # "auto" is one of these, chosen when a training step is compiled
-# (`training.compile.compile_fitting`), and everything elsewhere.
+# (`training.compile.compile_fitting`); elsewhere it saves everything.
 _ATTENTION = ("qkv", kernels.RESULT)
 _PROJECTIONS = (*_ATTENTION, "projected")
 REMAT_POLICIES = {
@@ -49,9 +49,10 @@ REMAT_POLICIES = {
 
 @struct.dataclass
 class Cache:
-    """Keys and values that stay constant during denoising.
+    """Holds keys and values that stay constant during denoising.
 
-    All arrays lead with the layer; without a scan they are lists with an array for each layer.
+    The first axis of all arrays is the layer; without a scan they are lists with one array per
+    layer.
 
     Attributes:
       tokens: group -> keys (after norm and rotary embedding) and values, (layers, b, n, l, k).
@@ -63,7 +64,7 @@ class Cache:
 
 
 class Block(nn.Module):
-    """Joint self-attention of all experts, then each expert's cross-attention and FFN."""
+    """Runs the joint self-attention of all experts, then each expert's cross-attention and FFN."""
 
     experts: tuple[ExpertSpec, ...]
     heads: int
@@ -74,18 +75,17 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, tokens, layer_cache, streams, contexts, valid, visibility, emit):
-        """One layer of the scan.
+        """Runs one layer of the scan.
 
         Args:
           tokens: carry, expert -> (b, l, d).
           layer_cache: this layer's slice of a `Cache`, or an empty one.
           streams, contexts, valid: see `Transformer.__call__` (tokens in `streams` are the inputs).
           visibility: static table.
-          emit: static names of the groups whose keys and values are wanted; None outside a
-            prefill.
+          emit: static names of the groups whose keys and values to return; None outside a prefill.
 
         Returns:
-          (tokens of the next layer, this layer's slice of the emitted cache).
+          (tokens for the next layer, this layer's slice of the emitted cache).
         """
         tokens = checkpoint_name(tokens, "input")
         streams = {e: s.replace(x=tokens[e]) for e, s in streams.items()}
@@ -100,11 +100,11 @@ class Block(nn.Module):
         q, k, v, bias = {}, {}, {}, {}
         adaptations = {name: layers[name].adapt(stream) for name, stream in streams.items()}
         for name, stream in streams.items():
-            projected = layers[name].project(stream, adaptations[name])
-            for target, whole in zip((q, k, v), projected, strict=True):
-                target.update(_split_groups(whole, stream.groups))
+            qkv = layers[name].project(stream, adaptations[name])
+            for target, part in zip((q, k, v), qkv, strict=True):
+                target.update(_split_groups(part, stream.groups))
             if stream.bias is not None:
-                ((group, _),) = stream.groups  # a position bias is of one group
+                ((group, _),) = stream.groups  # a position bias applies to a single group
                 bias[group] = layers[name].bias(stream)
         emitted = {
             g: (stream.without_padding(k[g]), stream.without_padding(v[g]))
@@ -119,31 +119,31 @@ class Block(nn.Module):
         context = dict(layer_cache.context)
         for name, text in contexts.items():
             context[name] = layers[name].cross_attn.key_value(text)
-        going = {name: stream for name, stream in streams.items() if name not in self.ends}
-        q = {g: q[g] for stream in going.values() for g, _ in stream.groups}
-        attended = self.attention(q, k, v, visibility, valid, bias)
+        active = {name: stream for name, stream in streams.items() if name not in self.ends}
+        q = {g: q[g] for stream in active.values() for g, _ in stream.groups}
+        outputs = self.attention(q, k, v, visibility, valid, bias)
         tokens = {}
-        for name, stream in going.items():
-            parts = [attended[g] for g, _ in stream.groups]
-            whole = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
-            tokens[name] = layers[name].finish(stream, adaptations[name], whole, context.get(name))
+        for name, stream in active.items():
+            parts = [outputs[g] for g, _ in stream.groups]
+            part = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
+            tokens[name] = layers[name].finish(stream, adaptations[name], part, context.get(name))
         return tokens, Cache(emitted, {} if emit is None else {e: context[e] for e in contexts})
 
 
 class Transformer(nn.Module):
-    """A stack of blocks, rematerialised by a named policy.
+    """Stacks blocks, rematerialised by a named policy.
 
     Attributes:
-      remat: a key of `REMAT_POLICIES`; what the backward pass keeps of each block.
-      unroll: layers unrolled in the scan over stacked parameters; 0 means no scan at all, for
-        parameters that went through `unstack`.
+      remat: a key of `REMAT_POLICIES`; what is saved of each block for the backward pass.
+      unroll: layers unrolled in the scan over stacked parameters; 0 means no scan, for parameters
+        that went through `unstack`.
       attention: from `attention.named`: a kernel, or `masked` for the reference path.
-      constrain: says how activations are sharded, see `layers.unconstrained`.
-      residual: the dtype of the residual stream: that of the computation ("compute": Fast-WAM,
-        Cosmos-Predict2), or at least "float32" (Wan), in which the sums of many blocks do not
-        round what each of them adds.
+      constrain: sets the sharding of activations, see `layers.unconstrained`.
+      residual: dtype of the residual stream: that of the computation ("compute": Fast-WAM,
+        Cosmos-Predict2), or at least "float32" (Wan), so that the sum over many blocks does not
+        round away what each of them adds.
       ends: experts that end in the last block, where only their keys and values are used (the text
-        of MMDiT); that block is then apart from the stack, as ``final_block``.
+        of MMDiT); that block is then separate from the stack, as ``final_block``.
     """
 
     experts: tuple[ExpertSpec, ...]
@@ -173,12 +173,12 @@ class Transformer(nn.Module):
           streams: expert -> its tokens; experts without tokens are not computed.
           contexts: expert -> embedded context for cross-attention, for experts whose context keys
             and values are not in `cache` yet (with `emit`, also for experts without tokens).
-          visibility: who sees whom, over at least the groups present.
+          visibility: the table of who sees whom, with at least the groups present.
           cache: keys and values of constant groups and contexts.
           emit: in a prefill, the groups whose keys and values to return (those of `contexts` are
             returned with them); None otherwise.
           valid: group -> which of its keys exist, (b | 1, s); for padding and for caches that are
-            still being filled. Groups that are not mentioned are whole.
+            still being filled. In groups not listed all keys exist.
 
         Returns:
           (expert -> (b, l, d) tokens after the last block, the emitted cache).
@@ -189,23 +189,23 @@ class Transformer(nn.Module):
         if self.residual == "float32":
             tokens = {e: at_least_float32(x) for e, x in tokens.items()}
         cache = cache or Cache({}, {})
-        shared = streams, contexts, valid or {}, visibility, emit
-        stacked = self.layers - bool(self.ends)
+        arguments = streams, contexts, valid or {}, visibility, emit
+        scan_layers = self.layers - bool(self.ends)
         if self.unroll:
             final = jax.tree.map(lambda x: x[-1], cache) if self.ends else cache
-            cache = jax.tree.map(lambda x: x[:stacked], cache) if self.ends else cache
-            tokens, emitted = self._scanned(stacked)(tokens, cache, *shared)
+            cache = jax.tree.map(lambda x: x[:scan_layers], cache) if self.ends else cache
+            tokens, emitted = self._scanned(scan_layers)(tokens, cache, *arguments)
             if not self.ends:
                 return _joined(tokens), emitted
-            tokens, last = self._final()(tokens, final, *shared)
+            tokens, last = self._final()(tokens, final, *arguments)
             emitted = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), emitted, last)
             return _joined(tokens), emitted
         emitted = []
         for i in range(self.layers):
             layer = jax.tree.map(lambda x, i=i: x[i], cache, is_leaf=_is_layers)
             name = f"blocks_{i}"
-            block = self._final() if i == stacked else self._block()(*self._sizes(), name=name)
-            tokens, new = block(tokens, layer, *shared)
+            block = self._final() if i == scan_layers else self._block()(*self._sizes(), name=name)
+            tokens, new = block(tokens, layer, *arguments)
             emitted.append(new)
         return _joined(tokens), jax.tree.map(lambda *layers: list(layers), *emitted)
 
@@ -230,8 +230,8 @@ class Transformer(nn.Module):
             raise ValueError(f"remat {self.remat!r} is not one of {sorted(REMAT_POLICIES)}")
         if REMAT_POLICIES[self.remat] is None:
             return Block
-        # Common subexpressions cannot meet across iterations of a scan, so the barrier that
-        # prevents them would only cost.
+        # Common subexpressions cannot be merged across iterations of a scan, so the barrier that
+        # prevents this would only cost time.
         return nn.remat(
             Block,
             policy=REMAT_POLICIES[self.remat],
@@ -241,20 +241,21 @@ class Transformer(nn.Module):
 
 
 def unstack(params: dict, layers: int) -> dict:
-    """Parameters for ``unroll=0``: ``blocks`` (stacked) becomes ``blocks_0``, ``blocks_1``, ...
+    """Converts parameters for ``unroll=0``: ``blocks`` (stacked) becomes ``blocks_0``,
+    ``blocks_1``, ...
 
-    Inside a sampling loop XLA slices stacked weights again at every step; sliced once outside,
-    they stay where they are. A part of a tree gives the part of the result.
+    Inside a sampling loop XLA slices stacked weights again at every step; sliced once outside, they
+    stay in place. A subtree of the parameters gives the same subtree of the result.
     """
-    rest = {k: v for k, v in params.items() if k != "blocks"}
+    others = {k: v for k, v in params.items() if k != "blocks"}
     leaves, structure = jax.tree.flatten(params.get("blocks", {}))
     split = zip(*(_layers(x, layers) for x in leaves), strict=True)
-    return rest | {f"blocks_{i}": structure.unflatten(part) for i, part in enumerate(split)}
+    return others | {f"blocks_{i}": structure.unflatten(part) for i, part in enumerate(split)}
 
 
 def join(params: dict, experts: tuple[str, ...]) -> dict:
-    """Parameters that went through `unstack`, with q, k and v of the self-attention of some experts
-    as one array; see `blocks.join`."""
+    """Joins q, k and v of the self-attention of the given experts, in parameters that went through
+    `unstack`; see `blocks.join`."""
 
     def block(parts: dict) -> dict:
         return {

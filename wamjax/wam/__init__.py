@@ -1,8 +1,8 @@
-"""World action models: slots and roles, objectives and policies."""
+"""Defines world action models: slots and roles, objectives and policies."""
 
 from __future__ import annotations
 
-# name -> where its `protocols.Method` is. Further ones are named where they are: MODULE:ATTRIBUTE.
+# name -> location of its `protocols.Method`. A custom one is named by location: MODULE:ATTRIBUTE.
 METHODS = {
     "autoregressive": "wamjax.wam.video.builder:AUTOREGRESSIVE",
     "codec": "wamjax.wam.video.builder:CODEC",
@@ -15,10 +15,10 @@ METHODS = {
 
 
 def method(name: str):
-    """The `protocols.Method` of a name of `METHODS`, or of one's own as ``MODULE:ATTRIBUTE``.
+    """Returns the `protocols.Method` for a name in `METHODS`, or for a custom ``MODULE:ATTRIBUTE``.
 
     Raises:
-      ValueError: there is none, with a suggestion.
+      ValueError: the name is unknown; makes a suggestion.
     """
     from wamjax.named import find
 
@@ -26,17 +26,18 @@ def method(name: str):
 
 
 def label(config) -> str:
-    """What reports call the method of a config: its variant, where it has some."""
+    """Returns the name of a config's method for reports: its variant, if the method has
+    variants."""
     name = config.objective.name
     return config.objective.variant if "objective.variant" in method(name).keys(config) else name
 
 
 def build(config, spec):
-    """Makes the objective that ``config.objective.name`` asks for.
+    """Builds the objective that ``config.objective.name`` names.
 
     Args:
       config: the whole resolved config.
-      spec: `wamjax.data.spec.DataSpec` of the data, for the sizes that data decides.
+      spec: `wamjax.data.spec.DataSpec` of the data, for the sizes that depend on it.
 
     Returns:
       a `protocols.Objective`.
@@ -45,30 +46,30 @@ def build(config, spec):
 
 
 def check_training(config) -> None:
-    """What a config must have right to train, and need not have to act; builds nothing.
+    """Checks what a config needs to train but not to act; builds nothing.
 
     Raises:
-      ValueError: names the key and the fix; also of a key that is set and that nothing reads.
+      ValueError: names the key and the fix; also if a key is set that nothing reads.
     """
     from wamjax import config as configs
 
-    chosen, name = method(config.objective.name), config.objective.name
-    patterns = chosen.keys(config)
+    objective_method, name = method(config.objective.name), config.objective.name
+    patterns = objective_method.keys(config)
     if unread := configs.unread(config, patterns):
-        (key, (value, default)), more = next(iter(unread.items())), list(unread)[1:]
+        (key, (value, default)), remaining = next(iter(unread.items())), list(unread)[1:]
         others = [n for n in METHODS if n != name and not configs.unread(
             configs.only(config, key), method(n).keys(config))]  # fmt: skip
-        why = f", {' and '.join(others)} would" if others else ""
-        also = f"; nor are {', '.join(more)} read" if more else ""
+        hint = f", {' and '.join(others)} would" if others else ""
+        suffix = f"; nor are {', '.join(remaining)} read" if remaining else ""
         raise ValueError(
             f"config.{key} = {value!r} is set, and objective.name={name!r} as it is chosen does "
-            f"not read it{why}: leave it at {default!r}{also}"
+            f"not read it{hint}: leave it at {default!r}{suffix}"
         )
-    chosen.check(config)
+    objective_method.check(config)
 
 
 def spec_of(values):
-    """The spec of a run's data from its json in a checkpoint: of episodes, or of arrays.
+    """Returns the spec of a run's data from its JSON in a checkpoint, for episodes or arrays.
 
     Returns:
       `wamjax.data.spec.DataSpec`, which has cameras, or `wamjax.data.arrays.ArraySpec`.
@@ -79,7 +80,7 @@ def spec_of(values):
     return (DataSpec if "cameras" in values else ArraySpec).from_json(values)
 
 
-# kind of an objective -> (what it trains, the command that is for it).
+# kind of objective -> (what it trains, the command for it).
 KINDS = {
     "policy": ("a policy", "evaluate"),
     "pictures": ("a model of pictures", "sample"),
@@ -88,18 +89,18 @@ KINDS = {
 
 
 def check_kind(objective, name: str, workdir, wanted: str) -> None:
-    """That a run trained what a command is for.
+    """Checks that a command fits what a run trained.
 
     Args:
-      name: of the objective.
+      name: name of the objective.
       wanted: a key of `KINDS`.
 
     Raises:
-      ValueError: it trained something else; names the command that is for that.
+      ValueError: the run trained something else; names the right command.
     """
     if objective.kind != wanted:
-        what, command = KINDS[objective.kind]
+        product, command = KINDS[objective.kind]
         raise ValueError(
-            f"{workdir} trained {what} ({name!r}); use python -m wamjax.{command} "
+            f"{workdir} trained {product} ({name!r}); use python -m wamjax.{command} "
             f"--workdir={workdir}"
         )

@@ -1,4 +1,4 @@
-"""The codec of a config, for a model that is trained on what it makes."""
+"""Builds the codec of a config, for a model that is trained on its latents or tokens."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from wamjax.training import partition
 
 
 def codec_of(config) -> Codec:
-    """The codec that ``config.model.codec`` names, of a model that is trained on what it makes.
+    """Returns the codec that ``config.model.codec`` names, for a model trained on its latents.
 
     Raises:
-      ValueError: the optimiser would move its parameters.
+      ValueError: the optimiser would change its parameters.
     """
     return frozen(config, codecs.build(config.model.codec))
 
 
 def frozen(config, codec: Codec) -> Codec:
-    """The codec; an error if the optimiser moves it."""
+    """Returns the codec, after checking that the optimiser does not change it."""
     if isinstance(codec, VAECodec) and partition.trained(config.optim.freeze)("codec/"):
         raise ValueError(
             f"config.model.codec.kind={config.model.codec.kind!r} has parameters, which other "

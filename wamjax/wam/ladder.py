@@ -1,17 +1,17 @@
-"""A ladder of ways to act, and a gate that says of every state how far it pays to climb.
+"""Acts on a ladder of increasing effort, with a gate that decides for every state how far to climb.
 
     rung 0      n_0 proposals (1: act directly)
     rung h      n_h proposals: those of the rungs below and some more, on the same cache, made
-                directly or on an imagined future, whose steps on lower rungs are not made again
+                directly or on an imagined future, which continues from the steps of lower rungs
 
-On each rung a judge values the proposals so far, and the gate expects what the best of more of them
-would return beyond the best of these. It goes on while that is more than what going on costs, both
-in units of the return. So the gate is monotone in the price of time by construction, one gate
-serves every price, and costs may be those of whatever machine acts.
+On each rung a judge values the proposals so far, and the gate predicts how much more the best of a
+larger number would return than the best of these. It continues while that exceeds the cost of
+continuing; both are in units of the return. So by construction the gate is monotone in the price of
+time, one gate serves every price, and costs can be those of the machine that acts.
 
-What the gate learns is a mean over what came of proposals (a regression), not the sign of what came
-of one: outcomes are noisy, and the sign of a noisy difference is biased towards what is frequent.
-Source of the shape of the problem: value of computation, RISE (arXiv 2608.20430).
+The gate learns the mean over the outcomes of proposals (a regression), not the sign of a single
+outcome: outcomes are noisy, and the sign of a noisy difference is biased towards the more frequent
+sign. The formulation follows the value of computation, RISE (arXiv 2608.20430).
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from jaxtyping import Array, Bool, Float, Int
 from wamjax.models.layers import LayerNorm, Linear
 
 WIDTH = 128  # of the gate
-SCALE = 10.0  # values and spreads are tenths
+SCALE = 10.0  # values and spreads are of the order of 0.1
 
 
 class Decision(NamedTuple):
-    """What was chosen, and why.
+    """Holds the chosen action and the reasons for it.
 
     Attributes:
       actions: the chosen chunk.
-      rung: how far it was climbed.
-      chosen: which proposal.
-      proposals: all chunks; those that were not made are zero.
-      values: what the judge expects of them; -inf of those that were not made.
-      benefit: what the gate expected of going on at each rung, (b, rungs - 1), as far as it got;
-        -inf beyond.
+      rung: the highest rung that was reached.
+      chosen: index of the chosen proposal.
+      proposals: all chunks; zero for proposals that were not computed.
+      values: the judge's values of them; -inf for proposals that were not computed.
+      benefit: benefit of continuing that the gate predicted on each rung, (b, rungs - 1); -inf
+        above the last rung reached.
     """
 
     actions: Float[Array, "b j a"]
@@ -54,12 +54,12 @@ class Decision(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What a gate looks at on a rung; nothing of it is computed for the gate.
+    """Holds a gate's input on a rung; all of it is computed anyway.
 
     Attributes:
-      pooled: of the observation, as the cache of the policy holds it.
-      numbers: best, mean and spread of the values so far, spread of the actions so far, and which
-        rung it is.
+      pooled: pooled observation, from the cache of the policy.
+      numbers: best, mean and spread of the values so far, spread of the actions so far, and the
+        rung as one-hot.
     """
 
     pooled: Float[Array, "b d"]
@@ -67,7 +67,7 @@ class Features(NamedTuple):
 
 
 class Gate(nn.Module):
-    """What the best proposal of each higher rung is expected to return beyond the best so far."""
+    """Predicts how much more the best proposal of each higher rung returns than the best so far."""
 
     rungs: int
 
@@ -86,7 +86,7 @@ def features(
     proposals: Float[Array, "b n j a"],
     values: Float[Array, "b n"],
 ) -> Features:
-    """Of the proposals of a rung."""
+    """Computes the gate's input from the proposals of a rung."""
     numbers = jnp.stack(
         [jnp.max(values, axis=1), jnp.mean(values, axis=1), jnp.std(values, axis=1),
          spread(proposals)], axis=1,
@@ -96,7 +96,7 @@ def features(
 
 
 def spread(proposals: Float[Array, "b n j a"]) -> Float[Array, " b"]:
-    """How far proposals of a state are from each other: mean standard deviation of an action."""
+    """Measures how far a state's proposals are apart: the mean standard deviation of an action."""
     return jnp.mean(jnp.std(proposals, axis=1), axis=(1, 2))
 
 
@@ -106,55 +106,57 @@ def climb(
     goes_on: Callable[[int, Array, Array], tuple[Array, Array]],
     state: Any = None,
 ) -> Decision:
-    """Acts as far up the ladder as pays, each example for itself, in one jittable program.
+    """Climbs the ladder as far as it pays, separately for each example, in one jittable program.
 
-    What no example of a batch climbs to is not computed.
+    A rung that no example of the batch reaches is not computed.
 
     Args:
-      rungs: how many there are.
-      propose: ``propose(rung, state)`` makes the proposals (b, n, j, a) that a rung adds, their
+      rungs: number of rungs.
+      propose: ``propose(rung, state)`` returns the proposals (b, n, j, a) that a rung adds, their
         values, and the state for the next rung.
-      goes_on: ``goes_on(rung, proposals, values)``: who goes on, (b,), and the benefit expected.
-      state: what rungs hand on, a tree of arrays that keep their shapes.
+      goes_on: ``goes_on(rung, proposals, values)`` returns which examples continue, (b,), and the
+        expected benefit.
+      state: passed from rung to rung, a tree of arrays that keep their shapes.
     """
     proposals, values, state = propose(0, state)
     b = len(values)
-    going = jnp.ones(b, bool)
+    active = jnp.ones(b, bool)
     rung, benefits = jnp.zeros(b, jnp.int32), []
     for h in range(1, rungs):
-        asked, benefit = goes_on(h - 1, proposals, values)
-        benefits.append(jnp.where(going, benefit, -jnp.inf))
-        going &= asked
+        continues, benefit = goes_on(h - 1, proposals, values)
+        benefits.append(jnp.where(active, benefit, -jnp.inf))
+        active &= continues
         shapes = jax.eval_shape(functools.partial(propose, h), state)[:2]
 
         def skip(state, shapes=shapes):
             return *(jnp.zeros(s.shape, s.dtype) for s in shapes), state
 
-        more, worth, state = jax.lax.cond(
-            jnp.any(going), functools.partial(propose, h), skip, state
+        new_proposals, new_values, state = jax.lax.cond(
+            jnp.any(active), functools.partial(propose, h), skip, state
         )
-        more = jnp.where(going[:, None, None, None], more, 0)
-        worth = jnp.where(going[:, None], worth, -jnp.inf)
-        proposals = jnp.concatenate([proposals, more], axis=1)
-        values = jnp.concatenate([values, worth], axis=1)
-        rung += going
-    chosen = jnp.argmax(values, axis=1)
-    actions = jnp.take_along_axis(proposals, chosen[:, None, None, None], axis=1)[:, 0]
+        new_proposals = jnp.where(active[:, None, None, None], new_proposals, 0)
+        new_values = jnp.where(active[:, None], new_values, -jnp.inf)
+        proposals = jnp.concatenate([proposals, new_proposals], axis=1)
+        values = jnp.concatenate([values, new_values], axis=1)
+        rung += active
+    best = jnp.argmax(values, axis=1)
+    actions = jnp.take_along_axis(proposals, best[:, None, None, None], axis=1)[:, 0]
     benefit = jnp.stack(benefits, axis=1) if benefits else jnp.zeros((b, 0))
-    return Decision(actions, rung, chosen, proposals, values, benefit)
+    return Decision(actions, rung, best, proposals, values, benefit)
 
 
 def pays(
     rung: int, benefit: Float[Array, "b r"], costs: Float[Array, " r"]
 ) -> tuple[Bool[Array, " b"], Float[Array, " b"]]:
-    """Whether any higher rung is expected to return more than it costs to get there.
+    """Decides whether any higher rung is expected to return more than it costs to reach.
 
     Args:
-      benefit: of every rung beyond what the one at hand returns; lower ones do not matter.
-      costs: of being on each rung, in units of the return.
+      benefit: of every rung relative to the return of the current one; entries for lower rungs are
+        ignored.
+      costs: cost of each rung, in units of the return.
 
     Returns:
-      (who goes on, the greatest expected benefit after costs).
+      (which examples continue, the greatest expected benefit after costs).
     """
     above = np.arange(benefit.shape[1]) > rung
     net = jnp.where(above, benefit - (costs - costs[rung]), -jnp.inf)
@@ -168,37 +170,40 @@ def outcomes(
     returns: Float[Array, "b n"],
     alike: Sequence[int] | None = None,
 ) -> Float[Array, "b r"]:
-    """What came of the proposal that each rung would have chosen; the first n_h are those of rung
-    h. Of a first rung of one proposal the mean over those made as it is: the same, less noisy.
+    """Returns the outcome of the proposal that each rung would have chosen; the first n_h proposals
+    are those of rung h. For a first rung with one proposal it is the mean over all proposals
+    generated in the same way: the same expectation, but less noisy.
 
     Args:
-      alike: proposals that are made as the first; all by default.
+      alike: proposals that are generated like the first one; all by default.
     """
-    picked = [jnp.argmax(values[:, :n], axis=1) for n in rungs]
-    returned = [jnp.take_along_axis(returns, p[:, None], axis=1)[:, 0] for p in picked]
+    choices = [jnp.argmax(values[:, :n], axis=1) for n in rungs]
+    results = [jnp.take_along_axis(returns, p[:, None], axis=1)[:, 0] for p in choices]
     if rungs[0] == 1:
         alike = range(values.shape[1]) if alike is None else alike
-        returned[0] = jnp.mean(returns[:, jnp.asarray(alike)], axis=1)
-    return jnp.stack(returned, axis=1)
+        results[0] = jnp.mean(returns[:, jnp.asarray(alike)], axis=1)
+    return jnp.stack(results, axis=1)
 
 
 def ways(rungs: Sequence[int], modes: Sequence[str], count: int) -> tuple[str, ...]:
-    """How each of `count` proposals of a ladder is made; those beyond it as the last rung's.
+    """Returns how each of `count` proposals of a ladder is generated; additional ones like the last
+    rung's.
 
     Args:
-      modes: how those are made that each rung adds; none is "direct" for all.
+      modes: modes of the proposals that each rung adds; () is "direct" for all.
     """
     modes = tuple(modes) or ("direct",) * len(rungs)
     return tuple(np.repeat(modes, np.diff((0, *rungs[:-1], max(count, rungs[-1])))).tolist())
 
 
 def shuffled(key: Array, ways: Sequence[str], size: int) -> Int[Array, "b n"]:
-    """An order of proposals for each of `size` states: those made in the same way change places.
+    """Returns an order of proposals for each of `size` states, shuffled among those of the same
+    kind.
 
     Args:
-      ways: how each proposal is made.
+      ways: how each proposal is generated.
     """
     kinds = np.unique(ways, return_inverse=True)[1]
     draw = jax.random.uniform(key, (size, len(ways)))
-    ranked = jnp.argsort(kinds + draw / 2, axis=1)  # kind by kind, at random among equals
-    return ranked[:, jnp.asarray(np.argsort(np.argsort(kinds, kind="stable")))]
+    permutation = jnp.argsort(kinds + draw / 2, axis=1)  # kind by kind, at random among equals
+    return permutation[:, jnp.asarray(np.argsort(np.argsort(kinds, kind="stable")))]

@@ -1,14 +1,15 @@
-"""The one denoising loss: draw levels, corrupt, run, mask, weigh; families say how to average.
+"""Computes the one denoising loss: draw levels, corrupt, run, mask, weight; families choose the
+average.
 
-An objective that denoises computes its loss in three steps, all of them public:
+An objective that denoises computes its loss in three public steps:
 
     draws = objective.draw(params, batch, rng)        clean values, noise, levels, roles: all chance
     slots = objective.denoising_loss(params, draw)    the error of every slot, without chance
     loss, metrics = objective.loss_of(params, draws)  their mean, as in `loss`
 
-So another implementation can be compared with on the same numbers:
-``dataclasses.replace(draw, noise=...)``. ``objective.example_losses(params, draws)`` are those of
-single examples; their mean is the loss.
+So another implementation can be compared on the same numbers:
+``dataclasses.replace(draw, noise=...)``. ``objective.example_losses(params, draws)`` returns those
+of single examples; their mean is the loss.
 """
 
 from __future__ import annotations
@@ -40,17 +41,18 @@ Params = dict[str, Any]
 )
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """All that the loss of examples depends on that go through the network together.
+    """Holds everything that determines the loss of examples that go through the network together.
 
     Attributes:
       clean: group -> (b, m, ...), latents and normalised numbers.
-      noise: group -> standard normal of the same shape, of groups that are ever predicted.
-      level: group -> (b, 1 or m), of the process; told, and mixed with noise, where predicted.
+      noise: group -> standard normal of the same shape, for groups that are ever predicted.
+      level: group -> (b, 1 or m), levels of the process; used where a slot is predicted, both to
+        mix in noise and as the network's input.
       role: group -> (b, 1 or m), `slots.Role` of its slots.
-      mask: group -> (b, m), slots that a loss is taken on; of groups that have one.
-      condition: what else the network reads, with leading b.
-      use: index of what the example is used as, among the uses of the objective.
-      at: which examples of the batch these are.
+      mask: group -> (b, m), slots that have a loss; only for groups that have one.
+      condition: the network's other inputs, with leading b.
+      use: index of each example's use, among the uses of the objective.
+      at: indices of these examples in the batch.
       table: who sees whom.
     """
 
@@ -66,11 +68,11 @@ class Draw:
 
 
 class SlotLosses(NamedTuple):
-    """Of a group.
+    """Holds the losses of a group.
 
     Attributes:
-      error: the process's weighted loss of each slot, the mean over what it holds.
-      mask: slots that a loss is taken on.
+      error: the process's weighted loss of each slot, averaged over its elements.
+      mask: slots that have a loss.
       l1: mean absolute error of x0.
     """
 
@@ -79,12 +81,13 @@ class SlotLosses(NamedTuple):
     l1: Float[Array, "b m"]
 
     def examples(self) -> Float[Array, " b"]:
-        """Mean over the slots of each example that have a loss; 0 without any."""
+        """Returns the mean over each example's slots that have a loss; 0 if there are none."""
         return masked_mean(self.error, self.mask)
 
 
 def plain(values: Groups, given: dict[str, Array]) -> Groups:
-    """The encoder of networks that are not told which slots are given, but by their levels."""
+    """Returns values unchanged: for networks that see which slots are given only by their
+    levels."""
     del given
     return values
 
@@ -95,28 +98,29 @@ def denoising_loss(
     process_of: Callable[[str], Process],
     encode: Callable[[Groups, Groups], Groups] = plain,
 ) -> dict[str, SlotLosses]:
-    """Losses of the slots of every group that has one; nothing is left to chance.
+    """Computes the losses of the slots of every group that has one; deterministic.
 
     Args:
       network: ``network(values, levels, condition, table, predict=...)``, as `Shell.evaluate`.
-      process_of: the process of a group.
-      encode: ``encode(values, given)`` of groups as the network takes them; `given` (b, 1 or m).
+      process_of: returns the process of a group.
+      encode: ``encode(values, given)`` returns groups in the form that the network takes; `given`
+        is (b, 1 or m).
     """
-    values, told, given, noisy = {}, {}, {}, {}
+    values, network_levels, given, noisy = {}, {}, {}, {}
     for group, clean in draw.clean.items():
         process, role = process_of(group), draw.role[group]
         given[group] = role == Role.GIVEN
         at_data = process.c_noise(jnp.asarray(process.schedule(1)[-1], widest()))
         if group not in draw.noise:
-            values[group], told[group] = clean, jnp.broadcast_to(at_data, role.shape)
+            values[group], network_levels[group] = clean, jnp.broadcast_to(at_data, role.shape)
             continue
         predicted, level = role == Role.PREDICTED, draw.level[group]
         noisy[group] = process.corrupt(clean, draw.noise[group], level)
         x = align(process.c_in(level), clean) * noisy[group]
         values[group] = jnp.where(align(predicted, clean), x, clean)
-        told[group] = jnp.where(predicted, process.c_noise(level), at_data)
+        network_levels[group] = jnp.where(predicted, process.c_noise(level), at_data)
     table, predict = draw.table, tuple(draw.mask)
-    outputs = network(encode(values, given), told, draw.condition, table, predict=predict)
+    outputs = network(encode(values, given), network_levels, draw.condition, table, predict=predict)
     losses = {}
     for group, mask in draw.mask.items():
         process, clean, level = process_of(group), draw.clean[group], draw.level[group]
@@ -129,11 +133,11 @@ def denoising_loss(
 
 
 class Denoises:
-    """The loss of an objective that denoises, from what is its own: draws, and how to average.
+    """Implements the loss of an objective that denoises, from its draws and its way of averaging.
 
     A sub-class has `network`, `steps` of sampling, and
 
-      draw(params, batch, rng)   a `Draw` for each table that the batch is seen under
+      draw(params, batch, rng)   a `Draw` for each table under which the batch is seen
       process_of(group)          its process
       reduce(draws, losses)      (loss, metrics) of the losses of all draws
       examples(draws, losses)    the same for each example, in the order of the draws
@@ -143,20 +147,20 @@ class Denoises:
     denoises = True
 
     def bind(self, params: Params, constrain: Callable = unconstrained) -> Callable:
-        """The network as a function, see `objectives.bind`."""
+        """Returns the network as a function, see `objectives.bind`."""
         return bind(self.network, params, constrain)
 
     def levels_of(self, group: str) -> np.ndarray:
-        """The levels at which a group is sampled, from noise to data, (steps + 1,)."""
+        """Returns the levels at which a group is sampled, from noise to data, (steps + 1,)."""
         return self.process_of(group).schedule(self.steps)
 
     def loss(
         self, params: Params, batch: Groups, rng: Array, average: Params | None = None
     ) -> tuple[Array, dict[str, Array]]:
-        """The loss of a batch, see `reduce`.
+        """Computes the loss of a batch, see `reduce`.
 
         Args:
-          average: the moving average of the parameters, for objectives with a teacher.
+          average: moving average of the parameters, for objectives with a teacher.
 
         Returns:
           (loss, metrics), float32.
@@ -165,26 +169,26 @@ class Denoises:
         return self.loss_of(params, self.draw(params, batch, rng))
 
     def denoising_loss(self, params: Params, draw: Draw) -> dict[str, SlotLosses]:
-        """Losses of the slots of each group that has one, without chance."""
+        """Computes the losses of the slots of each group that has one; deterministic."""
         evaluate = functools.partial(self.bind(params, self.network.constrain), "evaluate")
         return denoising_loss(evaluate, draw, self.process_of, self.encode)
 
     def loss_of(
         self, params: Params, draws: Sequence[Draw]
     ) -> tuple[Array, dict[str, Array]]:
-        """The loss of draws: `loss` is that of `draw`."""
+        """Computes the loss of draws; `loss` is that of `draw`."""
         return self.reduce(draws, [self.denoising_loss(params, draw) for draw in draws])
 
     def example_losses(self, params: Params, draws: Sequence[Draw]) -> dict[str, Array]:
-        """"loss" of every example of the batch, whose mean is the loss; and its parts."""
+        """Computes "loss" of every example of the batch, whose mean is the loss, and its parts."""
         rows = self.examples(draws, [self.denoising_loss(params, draw) for draw in draws])
-        at = jnp.concatenate([draw.at for draw in draws])
-        return {name: jnp.zeros_like(x).at[at].set(x) for name, x in rows.items()}
+        index = jnp.concatenate([draw.at for draw in draws])
+        return {name: jnp.zeros_like(x).at[index].set(x) for name, x in rows.items()}
 
     def by_level(
         self, params: Params, batch: Groups, rng: Array, ratios: Float[Array, " n"]
     ) -> dict[str, Array]:
-        """The metrics of `loss` at noise-to-signal ratios, each (n,); without a mesh."""
+        """Computes the metrics of `loss` at noise-to-signal ratios, each (n,); without a mesh."""
         alone = dataclasses.replace(self, network=self.network.clone(constrain=unconstrained))
         draws = alone.draw(params, batch, rng)
 

@@ -1,7 +1,7 @@
-"""Noise from one key for a whole batch, or from one key for each example.
+"""Draws noise from one key for a whole batch, or from one key per example.
 
-With keys of their own, what an example draws does not depend on who else is in the batch: an
-episode is the same alone and among others.
+With one key per example, an example's draws do not depend on the rest of the batch: an episode is
+the same alone and in a batch.
 """
 
 from __future__ import annotations
@@ -13,34 +13,35 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-PROPOSALS = 1000  # streams below it are an objective's own
+PROPOSALS = 1000  # numbers below it are streams of the objectives
 
 
 def normal(key: Array, shape: tuple[int, ...], axis: int = 0) -> Array:
-    """Standard normal noise.
+    """Draws standard normal noise.
 
     Args:
-      key: one, or as many as there are examples.
-      axis: of the examples.
+      key: one key, or one per example.
+      axis: axis of the examples.
     """
     if not key.ndim:
         return jax.random.normal(key, shape)
-    rest = (*shape[:axis], *shape[axis + 1 :])
-    return jnp.moveaxis(jax.vmap(lambda k: jax.random.normal(k, rest))(key), 0, axis)
+    example_shape = (*shape[:axis], *shape[axis + 1 :])
+    return jnp.moveaxis(jax.vmap(lambda k: jax.random.normal(k, example_shape))(key), 0, axis)
 
 
 def fold_in(key: Array, number: int | Array) -> Array:
-    """Another key, or as many as there are examples."""
+    """Returns another key, or one per example."""
     return _each(lambda k: jax.random.fold_in(k, number), key)
 
 
 def proposal(key: Array, number: int) -> Array:
-    """The key of one of several proposals from one key; the first has it as it is."""
+    """Returns the key of one of several proposals from one key; the first proposal gets the key
+    itself."""
     return fold_in(key, PROPOSALS + number) if number else key
 
 
 def split(key: Array, count: int) -> tuple[Array, ...]:
-    """`count` further keys, each one or as many as there are examples."""
+    """Returns `count` further keys, each a single key or one per example."""
     keys = _each(lambda k: jax.random.split(k, count), key)
     return tuple(jnp.moveaxis(keys, -1, 0))
 
@@ -52,13 +53,13 @@ def start(
     what: str = "noise",
     axis: int = 0,
 ) -> Array:
-    """Standard normals to start from: those given, or drawn.
+    """Returns standard normals to start from: the given ones, or new draws.
 
     Args:
-      key: one, or one for each example; see `normal`, and for `axis`.
+      key: one key, or one per example; see `normal`, also for `axis`.
 
     Raises:
-      ValueError: there are neither, or they are of another shape; it is named.
+      ValueError: there is neither noise nor a key, or the noise has another shape; names it.
     """
     if noise is None:
         if key is None:

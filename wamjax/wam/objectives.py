@@ -1,4 +1,4 @@
-"""What objectives share: a network as a function, and what is said of a batch that does not fit."""
+"""Provides parts that objectives share: a network as a function, and checks of a batch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from wamjax.models.layers import unconstrained
 
 
 def bind(network: nn.Module, params: dict[str, Any], constrain: Callable = unconstrained):
-    """A network as a function of method name and arguments.
+    """Returns a network as a function of method name and arguments.
 
     Only a loss is constrained to a mesh; acting, sampling and counting work without one.
 
     Args:
-      params: as trained, or with a tree for each layer, as an objective's `prepare` makes them.
+      params: as trained, or with one tree per layer, as an objective's `prepare` returns them.
       constrain: see `layers.unconstrained`.
     """
     network = network.clone(constrain=constrain)
@@ -31,29 +31,30 @@ def bind(network: nn.Module, params: dict[str, Any], constrain: Callable = uncon
 
 
 def codec_params(codec: Codec, rng: Array) -> dict[str, Any]:
-    """Where the parameters of a codec are among those of an objective; {} for one without."""
+    """Returns the parameters of a codec in their place among those of an objective; {} if it has
+    none."""
     params = codec.init(rng)
     return {"codec": params} if params else {}
 
 
 def bound_codec(codec: Codec, params: dict[str, Any]) -> Codec:
-    """The codec with its parameters in ``params["codec"]``, if it has any; no gradient reaches
-    them, and ``optim.freeze`` keeps the optimiser away."""
-    frozen = params.get("codec")
-    return codec.bind(jax.lax.stop_gradient(frozen)) if frozen else codec
+    """Returns the codec with its parameters in ``params["codec"]``, if it has any; they get no
+    gradient, and ``optim.freeze`` keeps the optimiser from changing them."""
+    parameters = params.get("codec")
+    return codec.bind(jax.lax.stop_gradient(parameters)) if parameters else codec
 
 
 def check_batch(
     batch: Mapping[str, Array], batch_spec: Callable[[int], dict[str, jax.ShapeDtypeStruct]]
 ) -> None:
-    """Compares a batch with what an objective wants.
+    """Compares a batch with the one that an objective expects.
 
     Raises:
-      KeyError, ValueError: a key is missing or has another shape; it is named.
+      KeyError, ValueError: a key is missing or has another shape; names it.
     """
     size = next(iter(batch.values())).shape[0]
-    for key, want in batch_spec(size).items():
+    for key, entry in batch_spec(size).items():
         if key not in batch:
             raise KeyError(f"the batch has no {key!r}; it has {sorted(batch)}")
-        if batch[key].shape != want.shape:
-            raise ValueError(f"batch[{key!r}] is {batch[key].shape}, the model wants {want.shape}")
+        if batch[key].shape != entry.shape:
+            raise ValueError(f"batch[{key!r}] is {batch[key].shape}, the model wants {entry.shape}")

@@ -1,9 +1,9 @@
-"""The first actions of a chunk, given: those that a robot is committed to while it computes.
+"""Handles given first actions of a chunk: those to which a robot is committed while it computes.
 
-A role pattern like any other: a chunk is as many slots as it has steps, the first d of them are
-GIVEN and the rest PREDICTED. Training draws d for each example (arXiv 2608.01880, "training-time"
-real-time chunking); acting is told the actions and d, and both are data, so that one compiled
-program serves every d.
+This is an ordinary pattern of roles: a chunk has one slot per step, the first d of them are GIVEN
+and the rest PREDICTED. Training draws d for each example (arXiv 2608.01880, "training-time"
+real-time chunking). Acting receives the actions and d as data, so one compiled program serves every
+d.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from wamjax.wam.slots import Role
 
 
 class Prefix(NamedTuple):
-    """Actions that a robot will carry out whatever is planned, from the observation on.
+    """Holds actions that a robot will execute whatever is planned, from the observation on.
 
     Attributes:
-      actions: of each example, in robot units; those from its count on do not matter.
+      actions: of each example, in robot units; entries from its count on are ignored.
       count: how many of them are committed; 0: none.
     """
 
@@ -30,11 +30,11 @@ class Prefix(NamedTuple):
 
 
 class Pin(NamedTuple):
-    """Slots of a group that stay as they are while the rest of it is denoised.
+    """Holds slots of a group that stay unchanged while the rest of it is denoised.
 
     Attributes:
-      values: clean ones, of all slots; those that are not pinned do not matter.
-      mask: the slots that are.
+      values: clean values of all slots; those of slots that are not pinned are ignored.
+      mask: the pinned slots.
     """
 
     values: Float[Array, "b m ..."]
@@ -42,12 +42,12 @@ class Pin(NamedTuple):
 
 
 def first(count: Int[Array, " b"], steps: int) -> Bool[Array, "b steps"]:
-    """Which of `steps` slots are among the first `count`."""
+    """Returns which of `steps` slots are among the first `count`."""
     return jnp.arange(steps) < jnp.asarray(count)[:, None]
 
 
 def given(key: Array, role: Int[Array, "b j"], most: int) -> Int[Array, "b j"]:
-    """Gives the first d predicted slots of each example, d uniform in 0 to `most`."""
+    """Makes the first d predicted slots of each example GIVEN, with d uniform in 0 to `most`."""
     count = jax.random.randint(key, role.shape[:1], 0, most + 1)
     return jnp.where(
         first(count, role.shape[1]) & (role == Role.PREDICTED), Role.GIVEN, role
@@ -55,14 +55,14 @@ def given(key: Array, role: Int[Array, "b j"], most: int) -> Int[Array, "b j"]:
 
 
 def pin(prefix: Prefix, most: int, steps: int) -> Pin:
-    """A prefix as slots of a chunk, in its own units.
+    """Returns a prefix as pinned slots of a chunk, in the prefix's own units.
 
     Args:
-      most: counts beyond it count as it; of a policy, 0: it takes no prefix.
-      steps: of the chunk.
+      most: upper bound of the counts, which are clipped to it; 0: the policy takes no prefix.
+      steps: steps of the chunk.
 
     Raises:
-      ValueError: there is to be no prefix, or actions and counts are not of these shapes.
+      ValueError: the policy takes no prefix, or actions and counts do not have these shapes.
     """
     if not most:
         raise ValueError("this policy takes no prefix: it was trained with "
@@ -72,10 +72,10 @@ def pin(prefix: Prefix, most: int, steps: int) -> Pin:
         raise ValueError(f"prefix: actions {actions.shape} and count {count.shape} must be "
                          f"(b, d, a) and (b,), d at most {steps}")  # fmt: skip
     count = jnp.minimum(count, min(most, actions.shape[1]))
-    rest = ((0, 0), (0, steps - actions.shape[1]), (0, 0))
-    return Pin(jnp.pad(actions, rest), first(count, steps))
+    padding = ((0, 0), (0, steps - actions.shape[1]), (0, 0))
+    return Pin(jnp.pad(actions, padding), first(count, steps))
 
 
 def describe(most: int) -> str:
-    """What a prefix adds to the picture of `uses.describe`."""
+    """Returns the line about a prefix in the text of `uses.describe`."""
     return f"\nof the actions the first 0 to {most} are given" if most else ""

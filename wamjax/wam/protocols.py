@@ -1,13 +1,13 @@
-"""What the framework may ask of a method: to train it, to act, to make pictures.
+"""Defines what the framework may ask of a method: to train, to act, to make pictures.
 
 A method is a class with these members, and a `Method` that builds it from a config; nothing else is
-asked of it, and nothing is probed for. The three kinds:
+asked of it, and there are no `hasattr` checks. There are three kinds:
 
     Objective   can be trained
     Policy      acts: evaluation, export, serving, foresight
     Pictures    makes images or video: sampling
 
-Who inherits from one of them has its defaults.
+Sub-classes inherit the defaults.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ Params = dict[str, Any]
 
 
 class Objective(Protocol):
-    """What can be trained; frozen and hashable, so that it is static under `jax.jit`.
+    """Defines what can be trained; frozen and hashable, so that it is static under `jax.jit`.
 
     Attributes:
-      kind: what it trains: "policy", "pictures" or "codec" (or what no command is for).
-      codec: what makes latents of pictures, `models.codec.Codec`; None for who reads pictures.
+      kind: what it trains: "policy", "pictures" or "codec" (or something that no command handles).
+      codec: turns pictures into latents, `models.codec.Codec`; None if the objective reads
+        pictures.
     """
 
     kind: ClassVar[str]
@@ -44,64 +45,65 @@ class Objective(Protocol):
 
     @property
     def row(self) -> int:
-        """Neighbours in a batch that share what it trains exactly; they stay together."""
+        """Returns how many neighbours in a batch share the uses exactly; they stay together."""
         return 1
 
     @property
     def tables(self) -> tuple[Visibility, ...]:
-        """The visibility tables that it trains under; none without attention over groups."""
+        """Returns the visibility tables used in training; empty without attention over groups."""
         return ()
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        """What examples of a batch train; none without slots."""
+        """Returns the uses that examples of a batch train; empty without slots."""
         return ()
 
     @property
     def slot_names(self) -> tuple[tuple[str, str], ...]:
-        """(name, group) of every slot, in order."""
+        """Returns (name, group) of every slot, in order."""
         return ()
 
     def describe(self) -> str:
-        """What the slots are in every use, as text; "" if there is nothing to say."""
+        """Returns the slots of every use as text; "" if there are none."""
         return ""
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of a training batch; further entries of one do not matter."""
+        """Returns shapes and dtypes of a training batch; further entries of a batch are ignored."""
         raise NotImplementedError
 
     def init(self, rng: Array) -> Params:
-        """Fresh float32 parameters, one plain nested dict."""
+        """Returns new float32 parameters, one plain nested dict."""
         raise NotImplementedError
 
     def derive(self, params: Params) -> Params:
-        """Parameters that follow from others, when those come from elsewhere; pure."""
+        """Returns parameters after updating those that are derived from others, which may have been
+        loaded; pure."""
         return params
 
     def loss(
         self, params: Params, batch: Batch, rng: Array, average: Params | None = None
     ) -> tuple[Array, dict[str, Array]]:
-        """The loss of a batch.
+        """Computes the loss of a batch.
 
         Args:
           params: in the dtype of computation.
-          average: their moving average, in that dtype too; None without one.
+          average: their moving average, in the same dtype; None if there is none.
 
         Returns:
-          (loss, metrics): float32 scalars; a metric is NaN where it is of nothing.
+          (loss, metrics): float32 scalars; a metric is NaN if no example counts for it.
         """
         raise NotImplementedError
 
 
 class Policy(Objective, Protocol):
-    """What acts.
+    """Defines what can act.
 
     Attributes:
-      discount: of the return that it predicts, for each control step.
+      discount: discount of the return that it predicts, per control step.
       prefix_max: most first actions of a chunk that `policy` may be given; 0: it takes no prefix.
-      judges: whether it can say what it expects of its actions.
-      denoises: whether `by_level` knows what its loss is at noise levels.
-      rungs: proposals on each rung of the ladder of mode "adaptive"; () where there is none.
+      judges: whether it can predict the return of its actions.
+      denoises: whether `by_level` can compute its loss at noise levels.
+      rungs: proposals on each rung of the ladder of mode "adaptive"; () without a ladder.
     """
 
     kind: ClassVar[str] = "policy"
@@ -113,14 +115,14 @@ class Policy(Objective, Protocol):
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """The ways it can act, its own first."""
+        """Returns the modes in which it can act, the default first."""
         return ("direct",)
 
     def check_mode(self, mode: str | None) -> None:
-        """That it can act in a mode; None is its own.
+        """Checks that it can act in a mode; None is the default mode.
 
         Raises:
-          ValueError: there is no such mode, with a suggestion.
+          ValueError: there is no such mode; makes a suggestion.
         """
         if mode is not None and mode not in self.modes:
             raise ValueError(f"this policy acts in modes {', '.join(self.modes)}, not {mode!r}"
@@ -128,15 +130,15 @@ class Policy(Objective, Protocol):
 
     @property
     def imagines(self) -> bool:
-        """Whether it predicts pictures."""
+        """Returns whether it predicts pictures."""
         return False
 
     def observation_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of an observation: of a batch what can be sensed and told, one frame
-        of it."""
+        """Returns shapes and dtypes of an observation: the entries of a batch that can be sensed or
+        instructed, with a single frame."""
         batch = self.batch_spec(batch_size)
-        told = ("video", "latents", "proprio", "instruction", "context")
-        spec = {k: batch[k] for k in told if k in batch}
+        keys = ("video", "latents", "proprio", "instruction", "context")
+        spec = {k: batch[k] for k in keys if k in batch}
         for key in ("video", "latents"):
             if key in spec:
                 shape = (batch_size, 1, *spec[key].shape[2:])
@@ -144,10 +146,10 @@ class Policy(Objective, Protocol):
         return spec
 
     def prepare(self, params: Params) -> Params:
-        """Parameters laid out for acting; once, outside of jitted programs.
+        """Returns parameters laid out for acting; called once, outside jitted programs.
 
-        Of a part of the tree, its part: a loader holds one array at a time in both layouts, and
-        prepares the parts once more when it has put them together.
+        A subtree gives the same subtree of the result: a loader holds one array at a time in both
+        layouts, and prepares the parts once more after joining them.
         """
         return params
 
@@ -161,17 +163,17 @@ class Policy(Objective, Protocol):
         noise: Any = None,
         prefix: Prefix | None = None,
     ) -> Float[Array, "b j a"]:
-        """A chunk of actions in robot units.
+        """Returns a chunk of actions in robot units.
 
         Args:
           params: as trained or prepared.
           normalizers: {"actions": ..., "proprio": ...}, see `wamjax.data.normalize`.
-          observation: one frame and state, in robot units, and what instructs.
-          rng: one key, or one for each example.
+          observation: one frame and state, in robot units, and the instruction.
+          rng: one key, or one per example.
           mode: one of `modes`; the first by default.
-          noise: to start from instead of draws of `rng`.
-          prefix: first actions of the chunk that the robot is committed to, at most `prefix_max`;
-            they come back unchanged.
+          noise: starting point, instead of draws from `rng`.
+          prefix: first actions of the chunk to which the robot is committed, at most `prefix_max`;
+            they are returned unchanged.
 
         Raises:
           ValueError: it takes no prefix, and there is one.
@@ -187,10 +189,11 @@ class Policy(Objective, Protocol):
         mode: str | None = None,
         costs: Float[Array, " r"] | None = None,
     ) -> Decision:
-        """What `policy` does and why, see `ladder.Decision`; actions in robot units.
+        """Returns the decision behind the actions of `policy`, see `ladder.Decision`; actions in
+        robot units.
 
         Args:
-          costs: of being on each rung of the ladder, in units of the return; of mode "adaptive".
+          costs: cost of each rung of the ladder, in units of the return; for mode "adaptive".
         """
         raise ValueError(f"a {type(self).__name__} does not weigh ways to act: train a judge")
 
@@ -201,7 +204,8 @@ class Policy(Objective, Protocol):
         observation: Batch,
         proposals: Float[Array, "b n j a"],
     ) -> Float[Array, "b n"]:
-        """The return that it expects of given chunks, in robot units; who has a ladder can say."""
+        """Returns the predicted return of chunks that are given in robot units; available with a
+        ladder."""
         raise ValueError(f"a {type(self).__name__} does not judge proposals: train a judge")
 
     def benefits(
@@ -211,8 +215,8 @@ class Policy(Objective, Protocol):
         observation: Batch,
         proposals: Float[Array, "b n j a"],
     ) -> Float[Array, "b h r"]:
-        """What it expects, on each rung h of its ladder but the last, of being on rung r instead;
-        of given chunks in this order, in robot units."""
+        """Returns the predicted benefit, on each rung h of its ladder but the last, of being on
+        rung r instead; for given chunks in this order, in robot units."""
         raise ValueError(f"a {type(self).__name__} does not weigh ways to act: train a judge")
 
     def propose(
@@ -224,15 +228,15 @@ class Policy(Objective, Protocol):
         count: int,
         mode: str | None = None,
     ) -> Float[Array, "b n j a"]:
-        """Several chunks for each observation, of which the first is that of `policy`.
+        """Returns several chunks for each observation; the first one is that of `policy`.
 
         Args:
-          rng: one key for each example.
+          rng: one key per example.
         """
         size = observation["proprio"].shape[0]
         keys = jnp.stack([noises.proposal(rng, i) for i in range(count)], axis=1).reshape(-1)
-        many = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), observation)
-        chunks = self.policy(params, normalizers, many, keys, mode)
+        copies = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), observation)
+        chunks = self.policy(params, normalizers, copies, keys, mode)
         return chunks.reshape(size, count, *chunks.shape[1:])
 
     def imagine(
@@ -243,7 +247,7 @@ class Policy(Objective, Protocol):
         rng: Array | None,
         noise: Any = None,
     ) -> Array:
-        """The future that it predicts, uint8 (b, f, H, W, 3), the observed frame first."""
+        """Returns the predicted future, uint8 (b, f, H, W, 3), starting with the observed frame."""
         raise ValueError(f"a {type(self).__name__} does not imagine")
 
     def expect(
@@ -255,17 +259,17 @@ class Policy(Objective, Protocol):
         mode: str | None = None,
         noise: Any = None,
     ) -> Float[Array, " b"]:
-        """The return in [0, 1] that it expects of what `policy` does."""
+        """Returns the predicted return in [0, 1] of the actions of `policy`."""
         raise ValueError(f"a {type(self).__name__} does not judge")
 
     def by_level(
         self, params: Params, batch: Batch, rng: Array, ratios: Float[Array, " n"]
     ) -> dict[str, Array]:
-        """The metrics of `loss` at noise-to-signal ratios, each (n,)."""
+        """Computes the metrics of `loss` at noise-to-signal ratios, each (n,)."""
         raise ValueError(f"a {type(self).__name__} does not denoise")
 
     def with_planner(self, other: Any) -> Any:
-        """The same policy, planning as `other` was trained.
+        """Returns the same policy, planning with the training of `other`.
 
         Raises:
           ValueError: it does not plan, or the other does not fit it.
@@ -274,10 +278,10 @@ class Policy(Objective, Protocol):
 
 
 class Pictures(Objective, Protocol):
-    """What makes images or video.
+    """Defines what can make images or video.
 
     Attributes:
-      frames: raw frames of a clip of training.
+      frames: raw frames of a training clip.
       picture: their (height, width, colours).
     """
 
@@ -287,13 +291,14 @@ class Pictures(Objective, Protocol):
 
     @property
     def always_given(self) -> int:
-        """First frames that it never makes, counted as the data has them."""
+        """Returns the number of first frames that it never makes, counted as in the data."""
         return 0
 
     def prepare(self, params: Params) -> Params:
-        """Parameters laid out for sampling; once, outside of jitted programs.
+        """Returns parameters laid out for sampling; called once, outside jitted programs.
 
-        Of a part of the tree, its part: a loader holds one array at a time in both layouts.
+        A subtree gives the same subtree of the result: a loader holds one array at a time in both
+        layouts.
         """
         return params
 
@@ -309,18 +314,19 @@ class Pictures(Objective, Protocol):
         """Makes clips, in one jittable program.
 
         Args:
-          condition: the keys of a batch that condition; {} without.
-          given: the first frames, as the data has them.
-          count: of clips, where nothing else says it.
+          condition: the conditioning keys of a batch; {} if there are none.
+          given: the first frames, as in the data.
+          count: number of clips, if nothing else determines it.
           frames: raw frames of the result; 0 is the length of training.
 
         Returns:
-          uint8 (b, f, H, W, colours), or latents where the codec has no decoder.
+          uint8 (b, f, H, W, colours), or latents if the codec has no decoder.
         """
         raise NotImplementedError
 
     def passes(self, given: int, frames: int) -> int:
-        """Evaluations of the network that a clip takes, in latent frames as of the codec."""
+        """Returns the network evaluations that a clip takes; arguments in latent frames of the
+        codec."""
         raise NotImplementedError
 
 
@@ -335,14 +341,14 @@ def _fine(config: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """How a method comes from a config.
+    """Describes how a method is built from a config.
 
     Attributes:
-      build: ``build(config, spec)`` makes the objective; raises ValueError where data and config do
-        not fit, naming the key.
-      keys: ``keys(config)`` of ``config.objective`` and ``config.model``, patterns of those that
-        matter; one that is set and does not matter is an error.
-      check: what a config must have right to train, and need not have to act; builds nothing.
+      build: ``build(config, spec)`` returns the objective; raises ValueError naming the key if data
+        and config do not fit.
+      keys: ``keys(config)`` returns patterns of the keys of ``config.objective`` and
+        ``config.model`` that matter; setting any other key is an error.
+      check: checks what a config needs to train but not to act; builds nothing.
     """
 
     build: Callable[[Any, Any], Any]

@@ -1,9 +1,9 @@
-"""Batches that mix uses: fixed, exact shares, laid out so that every shard holds its share.
+"""Divides a batch among uses in fixed, exact shares, so that every shard of it holds its share.
 
 The batch is seen as ``b / period`` rows of `period` examples. A use owns a fixed number of columns
-of every row, so its share is exact in every row, and therefore in every contiguous shard of the
-batch that holds whole rows. Within its row an example lands in a column at random, because position
-in a batch may mean something to the data pipeline (which source an example came from).
+of every row. So its share is exact in every row, and hence in every contiguous shard of the batch
+that holds whole rows. Within its row an example gets a random column, because its position in the
+batch may have a meaning in the data pipeline (the source of an example).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from jaxtyping import Array, Bool, Int
 
 
 def columns(shares: tuple[float, ...]) -> tuple[int, ...]:
-    """Columns of each use in the shortest row with exact shares (denominators up to 16)."""
+    """Returns the columns of each use in the shortest row with exact shares (denominators up to
+    16)."""
     if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"shares must be positive and sum to 1, got {shares}")
     fractions = [Fraction(s).limit_denominator(16) for s in shares]
@@ -34,13 +35,13 @@ def columns(shares: tuple[float, ...]) -> tuple[int, ...]:
 def order(
     key: Array, counts: tuple[int, ...], size: int, last: Bool[Array, " b"] | None = None
 ) -> Int[Array, "r p"]:
-    """The columns of every row of a batch, ordered by the use that they go to.
+    """Returns the columns of every row of a batch, ordered by the use to which they are assigned.
 
     Args:
       key: decides among equals.
       counts: columns of each use in a row.
-      size: of the batch.
-      last: examples that go to the first uses only if there are too few others in their row.
+      size: size of the batch.
+      last: examples that are assigned to the first uses only if their row has too few others.
 
     Raises:
       ValueError: the batch does not divide into rows.
@@ -59,20 +60,20 @@ def order(
 
 
 def use_of(order: Int[Array, "r p"], counts: tuple[int, ...]) -> Int[Array, " b"]:
-    """Index of the use of every example, from `order`."""
+    """Returns the index of the use of every example, from `order`."""
     by_rank = jnp.asarray(np.repeat(np.arange(len(counts)), counts))
     return jnp.take(by_rank, jnp.argsort(order, axis=1)).reshape(-1)
 
 
 def split(batch: Any, order: Int[Array, "r p"], counts: tuple[int, ...]) -> list[Any]:
-    """Splits a batch into one part for each use, row by row.
+    """Splits a batch into one part per use, row by row.
 
     Args:
       batch: a tree of arrays with leading dimension b.
       order: from `order`.
 
     Returns:
-      one batch for each use, of b * count / period examples.
+      one batch per use, of b * count / period examples.
     """
     rows, period = order.shape
     if len(counts) == 1:
@@ -80,8 +81,8 @@ def split(batch: Any, order: Int[Array, "r p"], counts: tuple[int, ...]) -> list
 
     def take(x: Array, columns: Array) -> Array:
         x = x.reshape(rows, period, *x.shape[1:])
-        at = columns.reshape(*columns.shape, *[1] * (x.ndim - 2))
-        return jnp.take_along_axis(x, at, axis=1).reshape(-1, *x.shape[2:])
+        index = columns.reshape(*columns.shape, *[1] * (x.ndim - 2))
+        return jnp.take_along_axis(x, index, axis=1).reshape(-1, *x.shape[2:])
 
     edges = np.cumsum([0, *counts])
     return [

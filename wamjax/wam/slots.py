@@ -1,9 +1,9 @@
-"""A world action model is masked denoising over typed slots.
+"""Describes a world action model as masked denoising over typed slots.
 
 A sample is an ordered list of slots: a latent frame, an action step, a state, a value. A
-factorization gives every group of slots a role; a role array says it for every slot of every
-example, so that one compiled step serves any mix of roles. What slots may see is a separate matter
-(`Visibility`); both, and what has a loss, make a `uses.Use`.
+factorization gives every group of slots a role. A role array holds the role of every slot of every
+example, so one compiled step serves any mix of roles. Which slots see each other is a separate
+matter (`Visibility`). A `uses.Use` combines both with the groups that have a loss.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from wamjax.models.shell import GroupSpec
 
 
 class Role(enum.IntEnum):
-    """What a slot is in one use of the model."""
+    """Names the role of a slot in one use of the model."""
 
     GIVEN = 0  # clean, at the noise level of data, no loss
     PREDICTED = 1  # noised; has a loss, unless it is only hidden from others
-    ABSENT = 2  # no loss; where a whole group is absent in a use it is not computed at all
+    ABSENT = 2  # no loss; a group that is absent as a whole in a use is not computed at all
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """One place in a sample.
+    """Describes one place in a sample.
 
     Attributes:
-      kind: what it holds: "frame", "action", or a kind of `cosmos_policy.layouts`.
+      kind: content: "frame", "action", or a kind of `cosmos_policy.layouts`.
       group: slots of a group share their role and what they see.
-      expert: of the network.
-      position: in time: of the latent frame among those of a clip, or of the step in a chunk.
-      camera: of a picture.
-      shape: of the numbers that it holds, where these are written into a latent frame.
+      expert: expert of the network.
+      position: position in time: of the latent frame in its clip, or of the step in its chunk.
+      camera: camera of a picture.
+      shape: shape of its numbers, if they are written into a latent frame.
     """
 
     kind: str
@@ -49,15 +49,19 @@ class Slot:
 
 
 def groups_of(slots: Iterable[Slot]) -> tuple[GroupSpec, ...]:
-    """The groups of slots as a network takes them, in the order of their first slots."""
+    """Returns the groups of slots in the form that a network takes, ordered by their first
+    slots."""
     places: dict[tuple[str, str], list[int]] = {}
     for slot in slots:
         places.setdefault((slot.group, slot.expert), []).append(slot.position)
-    return tuple(GroupSpec(group, expert, tuple(at)) for (group, expert), at in places.items())
+    return tuple(
+        GroupSpec(group, expert, tuple(positions)) for (group, expert), positions in places.items()
+    )
 
 
 def names_of(groups: Iterable[GroupSpec]) -> tuple[tuple[str, str], ...]:
-    """(name, group) of every slot of groups: by its position, where it is not alone."""
+    """Returns (name, group) of every slot of groups; the name has the position if the group has
+    several."""
     return tuple(
         (f"{g.name} {p}" if len(g.positions) > 1 else g.name, g.name)
         for g in groups
@@ -67,22 +71,22 @@ def names_of(groups: Iterable[GroupSpec]) -> tuple[tuple[str, str], ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Factorization:
-    """A named assignment of roles to groups: policy, world model, inverse dynamics, ..."""
+    """Assigns roles to groups under a name: policy, world model, inverse dynamics, ..."""
 
     name: str
     roles: tuple[tuple[str, Role], ...]
 
     def groups(self, role: Role) -> tuple[str, ...]:
-        """The groups that have a role."""
+        """Returns the groups with a role."""
         return tuple(g for g, r in self.roles if r == role)
 
     @property
     def present(self) -> tuple[str, ...]:
-        """The groups that are not absent."""
+        """Returns the groups that are not absent."""
         return tuple(g for g, r in self.roles if r != Role.ABSENT)
 
     def array(self, slots: Mapping[str, int]) -> Int[np.ndarray, " slots"]:
-        """The role of every slot, groups in order, `slots` slots each."""
+        """Returns the role of every slot, groups in order, with ``slots[group]`` slots each."""
         missing = set(slots) - {g for g, _ in self.roles}
         if missing:
             raise KeyError(f"factorization {self.name!r} gives no role to {sorted(missing)}")
@@ -90,15 +94,16 @@ class Factorization:
 
 
 def factorization(name: str, **roles: Role) -> Factorization:
-    """``factorization("policy", first=Role.GIVEN, action=Role.PREDICTED)``."""
+    """Builds one by keywords:
+    ``factorization("policy", first=Role.GIVEN, action=Role.PREDICTED)``."""
     return Factorization(name, tuple(roles.items()))
 
 
 def levels(roles: Int[Array, "b m"], sampled: Float[Array, "b m"]) -> Float[Array, "b m"]:
-    """Noise level of every slot: the sampled one where predicted, 0 elsewhere."""
+    """Returns the noise level of every slot: the sampled one if it is predicted, else 0."""
     return jnp.where(roles == Role.PREDICTED, sampled, 0.0)
 
 
 def masked_mean(x: Float[Array, "b m"], mask: Bool[Array, "b m"]) -> Float[Array, " b"]:
-    """Mean over the valid slots of each example; 0 for an example without any."""
+    """Returns the mean over the valid slots of each example; 0 for an example without any."""
     return jnp.sum(x * mask, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1)

@@ -1,4 +1,4 @@
-"""What a network is used as: which slots are given, who sees whom, and what has a loss."""
+"""Describes uses of a network: which slots are given, who sees whom, and what has a loss."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from wamjax.wam.slots import Factorization, Role
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """A factorization under a visibility table; a batch trains one or several of them.
+    """Combines a factorization with a visibility table; a batch trains one or more uses.
 
     Attributes:
       factorization: the role of every group.
-      visibility: who sees whom, over all groups that any use has.
-      trained: groups that have a loss. One that is predicted without is hidden: as noisy as the
-        rest, at a level that the network is told.
+      visibility: who sees whom, over the groups of all uses.
+      trained: groups that have a loss. A predicted group without a loss is hidden: as noisy as the
+        rest, at a level that the network receives.
     """
 
     factorization: Factorization
@@ -29,46 +29,46 @@ class Use:
 
     @property
     def name(self) -> str:
-        """That of the factorization."""
+        """Returns the name of the factorization."""
         return self.factorization.name
 
     @property
     def given(self) -> tuple[str, ...]:
-        """Groups that are given."""
+        """Returns the groups that are given."""
         return self.factorization.groups(Role.GIVEN)
 
     @property
     def predicted(self) -> tuple[str, ...]:
-        """Groups that are noised."""
+        """Returns the groups that are noised."""
         return self.factorization.groups(Role.PREDICTED)
 
     @property
     def present(self) -> tuple[str, ...]:
-        """Groups that are computed."""
+        """Returns the groups that are computed."""
         return self.factorization.present
 
     @property
     def table(self) -> Visibility:
-        """The visibility over the groups that are present."""
+        """Returns the visibility table over the present groups."""
         return self.visibility.restrict(self.present)
 
 
 def use(factorization: Factorization, visibility: Visibility) -> Use:
-    """A use in which all that is predicted has a loss."""
+    """Returns a use in which every predicted group has a loss."""
     return Use(factorization, visibility, factorization.groups(Role.PREDICTED))
 
 
 def roles(uses: Sequence[Use], sizes: Mapping[str, int]) -> dict[str, Int[np.ndarray, "u m"]]:
-    """The role of every slot in every use: group -> (uses, slots)."""
-    given = [dict(u.factorization.roles) for u in uses]
+    """Returns the role of every slot in every use: group -> (uses, slots)."""
+    role_of = [dict(u.factorization.roles) for u in uses]
     return {
-        group: np.array([[row[group]] * size for row in given], np.int32)
+        group: np.array([[row[group]] * size for row in role_of], np.int32)
         for group, size in sizes.items()
     }
 
 
 def has_loss(uses: Sequence[Use], sizes: Mapping[str, int]) -> dict[str, Bool[np.ndarray, "u m"]]:
-    """Which slots have a loss in every use: group -> (uses, slots)."""
+    """Returns which slots have a loss in every use: group -> (uses, slots)."""
     return {
         group: np.array([[group in u.trained] * size for u in uses])
         for group, size in sizes.items()
@@ -76,10 +76,10 @@ def has_loss(uses: Sequence[Use], sizes: Mapping[str, int]) -> dict[str, Bool[np
 
 
 def describe(uses: Sequence[Use], slots: Sequence[tuple[str, str]]) -> str:
-    """The roles of slots as a picture in text, slots across and uses down.
+    """Draws the roles of slots as text, with slots across and uses down.
 
     Args:
-      slots: (name, group) of each.
+      slots: (name, group) of each slot.
     """
     names = [name for name, _ in slots]
     width = [max(len(name), 6) for name in names]

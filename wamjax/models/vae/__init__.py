@@ -1,1 +1,1 @@
-"""Autoencoders of images and video: the published VAEs, and small ones to train."""
+"""Contains autoencoders of images and video: the published VAEs, and small ones to train."""

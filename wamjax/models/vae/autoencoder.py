@@ -1,7 +1,7 @@
-"""One convolutional encoder and decoder for the SD, the Wan 2.1 and the Wan 2.2 autoencoder.
+"""Defines one convolutional encoder and decoder for the SD, Wan 2.1 and Wan 2.2 autoencoders.
 
-The three are the same ladder: convolution, levels of residual blocks with resampling between
-them, a middle with attention, norm, convolution. What differs is enumerated in `Sizes.style`.
+All three have the same structure: convolution, levels of residual blocks with resampling between
+them, a middle with attention, norm, convolution. `Sizes.style` lists the differences.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ STYLES = "image", "causal", "residual"
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Sizes of an autoencoder.
+    """Holds the sizes of an autoencoder.
 
     Attributes:
-      style: "image", every frame alone under group norms (SD); "causal", convolutions that see the
-        past under channel norms (Wan 2.1); "residual", the same with parameter-free shortcuts
+      style: "image", every frame separately, with group norms (SD); "causal", convolutions that see
+        the past, with channel norms (Wan 2.1); "residual", the same with parameter-free shortcuts
         around every level (Wan 2.2).
-      channels: of a latent.
+      channels: channels of a latent.
       width, decoder_width: channels of the widest grid; the decoder's is `width` if 0.
-      multipliers: of the width, level by level; the grid halves between levels.
-      blocks: residual blocks of a level; the decoder has one more.
-      temporal: for each halving of the grid, whether the frames are halved with it.
+      multipliers: factors on the width, level by level; the grid halves between levels.
+      blocks: residual blocks per level; the decoder has one more.
+      temporal: for each halving of the grid, whether the frames are halved too.
       patch: side of the square of pixels that is folded into channels first.
-      groups: of the group norms.
+      groups: number of groups in the group norms.
     """
 
     style: str
@@ -59,12 +59,12 @@ class Sizes:
 
     @property
     def space_stride(self) -> int:
-        """Pixels along each side of a latent."""
+        """Returns the pixels along each side of a latent."""
         return self.patch * 2 ** (len(self.multipliers) - 1)
 
     @property
     def time_stride(self) -> int:
-        """Frames of every latent after the first."""
+        """Returns the frames per latent after the first."""
         return 2 ** sum(self.temporal)
 
     @property
@@ -82,14 +82,15 @@ class Sizes:
         return lambda name: ChannelNorm(name=name)
 
     def check_frames(self, frames: int, first: bool = True) -> None:
-        """Raises ValueError for a clip, or a chunk, that does not divide into latents."""
+        """Raises ValueError for a clip or a chunk that does not divide into latents."""
         stride = self.time_stride
         if frames < 1 or (frames - first) % stride:
-            want = f"{stride} k + 1 frames" if first else f"{stride} k frames after the first chunk"
-            raise ValueError(f"{frames} frames: the autoencoder wants {want}; cut or repeat some")
+            rule = f"{stride} k + 1 frames" if first else f"{stride} k frames after the first chunk"
+            raise ValueError(f"{frames} frames: the autoencoder wants {rule}; cut or repeat some")
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(t, h, w, c) of a clip in pixels; raises ValueError where it does not divide."""
+        """Returns (t, h, w, c) of a clip in pixels; raises ValueError if the clip does not
+        divide."""
         self.check_frames(frames)
         side = self.space_stride
         if height % side or width % side:
@@ -98,7 +99,7 @@ class Sizes:
 
 
 class Encoder(nn.Module):
-    """Pixels to `features` channels on the grid of latents."""
+    """Encodes pixels to `features` channels on the grid of latents."""
 
     sizes: Sizes
     features: int
@@ -115,7 +116,7 @@ class Encoder(nn.Module):
 
 
 class DownLevel(nn.Module):
-    """Residual blocks, then half the grid; the last level keeps it."""
+    """Applies residual blocks, then halves the grid, except in the last level."""
 
     sizes: Sizes
     level: int
@@ -136,7 +137,7 @@ class DownLevel(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to pixels; not clipped."""
+    """Decodes latents to pixels; not clipped."""
 
     sizes: Sizes
     features: int
@@ -154,7 +155,7 @@ class Decoder(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """Residual blocks, then twice the grid; the last level keeps it."""
+    """Applies residual blocks, then doubles the grid, except in the last level."""
 
     sizes: Sizes
     level: int
@@ -177,11 +178,11 @@ class UpLevel(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Encoder and decoder with the pointwise convolutions at the latents.
+    """Joins encoder and decoder, with a pointwise convolution on each side of the latents.
 
     Attributes:
-      features: channels that the encoder puts out: mean and log-variance of `sizes.channels`
-        latents, or whatever the bottleneck wants.
+      features: output channels of the encoder: mean and log-variance of `sizes.channels` latents,
+        or whatever the bottleneck needs.
     """
 
     sizes: Sizes
@@ -195,14 +196,14 @@ class Autoencoder(nn.Module):
         self.post_quant = Conv(s.channels, s.pointwise)
 
     def __call__(self, x: Float[Array, "b f H W 3"]) -> Float[Array, "b f H W 3"]:
-        """Touches every parameter, for `init`; the first channels pass for latents."""
+        """Uses every parameter, for `init`; the first channels of the encoding serve as latents."""
         return self.decode(self.encode(x)[..., : self.sizes.channels])
 
     def encode(self, x: Float[Array, "b f H W 3"], first: bool = True) -> Float[Array, "b t h w o"]:
-        """What the encoder says of pixels in [-1, 1]; see `wamjax.models.vae.bottleneck`.
+        """Returns the encoder's output for pixels in [-1, 1]; see `wamjax.models.vae.bottleneck`.
 
         Raises:
-          ValueError: frames or pictures that do not divide into latents.
+          ValueError: frames or pictures do not divide into latents.
         """
         self.sizes.check_frames(x.shape[1], first)
         self.sizes.latent_shape(1, *x.shape[2:4])
@@ -212,7 +213,7 @@ class Autoencoder(nn.Module):
         return self.quant(self.encoder(x, first))
 
     def decode(self, z: Float[Array, "b t h w c"], first: bool = True) -> Float[Array, "b f H W 3"]:
-        """Pixels, about [-1, 1] and not clipped."""
+        """Returns pixels, roughly in [-1, 1] and not clipped."""
         p = self.sizes.patch
         x = self.decoder(self.post_quant(z), first)
         return rearrange(x, "b f h w (c q p) -> b f (h p) (w q) c", p=p, q=p)

@@ -1,4 +1,4 @@
-"""Residual blocks and resampling of the autoencoders.
+"""Defines residual blocks and resampling of the autoencoders.
 
 Sources: diffusers ``autoencoder_kl.py`` / ``autoencoder_kl_wan.py`` and Wan's public
 ``wan/modules/vae.py`` / ``vae2_2.py``.
@@ -17,7 +17,7 @@ from wamjax.models.vae.layers import Conv, FrameAttention, kernel_and_bias, with
 
 
 class Residual(nn.Module):
-    """norm, SiLU, convolution, twice; a 1 x 1 shortcut where the width changes."""
+    """Applies norm, SiLU, convolution, twice; a 1 x 1 shortcut if the width changes."""
 
     features: int
     kernel: tuple[int, ...]
@@ -35,7 +35,7 @@ class Residual(nn.Module):
 
 
 class Middle(nn.Module):
-    """Residual block, attention within each frame, residual block."""
+    """Applies a residual block, attention within each frame, and another residual block."""
 
     kernel: tuple[int, ...]
     norm: Callable[..., nn.Module]
@@ -48,7 +48,7 @@ class Middle(nn.Module):
 
 
 class TimeDown(nn.Module):
-    """Halves the frames after the first of a clip, which stays as it is.
+    """Halves the frames after the first of a clip, which stays unchanged.
 
     Frame k >= 1 of the result is a convolution of frames 2k - 2, 2k - 1 and 2k.
     """
@@ -67,7 +67,7 @@ class TimeDown(nn.Module):
 
 
 class Down(nn.Module):
-    """Halves each side by a strided convolution, then the frames, if `time`."""
+    """Halves each side with a strided convolution, then the frames if `time`."""
 
     time: bool
 
@@ -78,7 +78,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Doubles the frames after the first of a clip, if `time`, then each side.
+    """Doubles the frames after the first of a clip if `time`, then each side.
 
     The convolution in time does not see the first frame of the clip.
     """
@@ -89,10 +89,10 @@ class Up(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w i"], first: bool) -> Float[Array, "b t2 h2 w2 o"]:
         if self.time:
-            head, rest = jnp.split(x, [int(first)], axis=1)
-            rest = Conv(2 * x.shape[-1], (3, 1, 1), name="time")(rest, first)
-            rest = rearrange(rest, "b t h w (s c) -> b (t s) h w c", s=2)
-            x = jnp.concatenate([head.astype(rest.dtype), rest], axis=1)
+            head, tail = jnp.split(x, [int(first)], axis=1)
+            tail = Conv(2 * x.shape[-1], (3, 1, 1), name="time")(tail, first)
+            tail = rearrange(tail, "b t h w (s c) -> b (t s) h w c", s=2)
+            x = jnp.concatenate([head.astype(tail.dtype), tail], axis=1)
         x = repeat(x, "b t h w c -> b t (h 2) (w 2) c")
         return Conv(self.features, (3, 3), name="space")(x)
 
@@ -100,7 +100,8 @@ class Up(nn.Module):
 def average_down(
     x: Float[Array, "b t h w i"], features: int, time: int, space: int, first: bool
 ) -> Float[Array, "b t2 h2 w2 o"]:
-    """Space-time to channels, then means of groups of channels: Wan 2.2's shortcut around `Down`.
+    """Moves space-time to channels and averages groups of channels: Wan 2.2's shortcut around
+    `Down`.
 
     The first frame of a clip is averaged with zeros in front of it.
     """
@@ -113,7 +114,7 @@ def average_down(
 def repeat_up(
     x: Float[Array, "b t h w i"], features: int, time: int, space: int, first: bool
 ) -> Float[Array, "b t2 h2 w2 o"]:
-    """Channels repeated, then moved to space-time: Wan 2.2's shortcut around `Up`."""
+    """Repeats channels and moves them to space-time: Wan 2.2's shortcut around `Up`."""
     repeats = features * time * space**2 // x.shape[-1]
     x = repeat(x, "b t h w i -> b t h w (i n)", n=repeats)
     x = rearrange(x, "b t h w (c r p q) -> b (t r) (h p) (w q) c", r=time, p=space, q=space)

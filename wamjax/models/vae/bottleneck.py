@@ -1,4 +1,4 @@
-"""What stands between encoder and decoder: a Gaussian, or a code book.
+"""Defines the bottleneck between encoder and decoder: a Gaussian or a code book.
 
 A bottleneck is a small frozen dataclass:
 
@@ -7,7 +7,7 @@ A bottleneck is a small frozen dataclass:
   latents(params, h)         deterministic latents of the encoder's output
   train(params, h, rng)      (latents for the decoder, loss, metrics)
 
-and, for the discrete ones, ``vocabulary``, ``ids(params, h)`` and ``lookup(params, ids)``.
+Discrete ones also have ``vocabulary``, ``ids(params, h)`` and ``lookup(params, ids)``.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ Metrics = dict[str, Array]
 
 
 def moments(h: Float[Array, "... 2c"]) -> tuple[Float[Array, "... c"], Float[Array, "... c"]]:
-    """Mean and log-variance, the latter clamped to [-30, 20]."""
+    """Returns mean and log-variance, the latter clamped to [-30, 20]."""
     mean, log_variance = jnp.split(at_least_float32(h), 2, axis=-1)
     return mean, jnp.clip(log_variance, -30.0, 20.0)
 
 
 def kl_to_normal(mean: Array, log_variance: Array) -> Array:
-    """KL divergence from the standard normal, in nats, element by element."""
+    """Returns the KL divergence from the standard normal, in nats, element by element."""
     return 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance)
 
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-    """The posterior of a variational autoencoder (Kingma and Welling, arXiv 1312.6114).
+    """Represents the posterior of a variational autoencoder (Kingma and Welling, arXiv 1312.6114).
 
     Attributes:
-      weight: of the mean KL divergence per latent element, against the reconstruction's mean
-        square error per pixel value in [-1, 1].
+      weight: weight of the mean KL divergence per latent element, relative to the reconstruction's
+        mean square error per pixel value in [-1, 1].
     """
 
     channels: int
@@ -57,12 +57,12 @@ class Gaussian:
         return {}
 
     def latents(self, params, h: Float[Array, "... 2c"]) -> Float[Array, "... c"]:
-        """The mean, which is also the mode."""
+        """Returns the mean, which is also the mode."""
         del params
         return moments(h)[0]
 
     def sample(self, h: Float[Array, "... 2c"], rng: Array) -> Float[Array, "... c"]:
-        """A draw from the posterior."""
+        """Returns a sample from the posterior."""
         mean, log_variance = moments(h)
         noise = jax.random.normal(rng, mean.shape, mean.dtype)
         return mean + jnp.exp(0.5 * log_variance) * noise
@@ -75,10 +75,10 @@ class Gaussian:
 
 @dataclasses.dataclass(frozen=True)
 class FiniteScalar:
-    """Finite scalar quantisation (Mentzer et al., arXiv 2309.15505): each channel is rounded.
+    """Rounds each channel: finite scalar quantisation (Mentzer et al., arXiv 2309.15505).
 
-    Nothing is learned and nothing can collapse. Channel i takes `levels[i]` values, evenly spaced
-    in [-1, 1], and a latent is a number in mixed radix, the first channel the lowest digit.
+    It has no parameters, so nothing can collapse. Channel i takes `levels[i]` values, evenly spaced
+    in [-1, 1]. A latent is a number in mixed radix, with the first channel as the lowest digit.
     """
 
     levels: tuple[int, ...]
@@ -129,7 +129,8 @@ class FiniteScalar:
 
         An even number of levels is centred between two integers, so it is shifted by a half; 0
         still maps to 0. The paper's code differs in two details: it shifts by tan instead of
-        artanh, which misses 0, and shrinks the interval by 1e-3, which two levels do not survive.
+        artanh, so 0 does not map to 0, and it shrinks the interval by 1e-3, which fails with two
+        levels.
         """
         levels = np.asarray(self.levels)
         half = (levels - 1) * (1 + 1e-3) / 2
@@ -149,21 +150,22 @@ class FiniteScalar:
 
 @dataclasses.dataclass(frozen=True)
 class CodeBook:
-    """Vector quantisation (van den Oord et al., arXiv 1711.00937): the nearest of learned codes.
+    """Chooses the nearest of learned codes: vector quantisation (van den Oord et al., arXiv
+    1711.00937).
 
-    Codes follow the encoder by the code-book loss and the encoder stays near them by `commitment`,
-    both compared on the unit sphere (Yu et al., arXiv 2110.04627). Alone this collapses: an
-    encoder starts in a narrow cone, where a handful of codes is nearest. The entropy term (as in
-    the tokenizer of MaskGIT, arXiv 2202.04200) spreads the codes over the batch and makes each
-    choice definite; unlike moving averages and restarts of dead codes, it needs no state beside
-    the parameters. 512 codes after 700 steps on tabletop crops: 267 in use and 17.5 dB with the
-    term, 2 and 13.2 dB without, 431 and 16.9 dB at five times its weight.
+    Codes follow the encoder by the code-book loss and the encoder stays near them by `commitment`;
+    both are compared on the unit sphere (Yu et al., arXiv 2110.04627). These two alone collapse: an
+    encoder starts in a narrow cone, where only a handful of codes is nearest. The entropy term (as
+    in the tokenizer of MaskGIT, arXiv 2202.04200) spreads the codes over the batch and makes each
+    choice definite. Unlike moving averages and restarts of dead codes, it needs no state besides
+    the parameters. With 512 codes, after 700 steps on tabletop crops: 267 codes in use and 17.5 dB
+    with the term, 2 and 13.2 dB without, 431 and 16.9 dB at five times its weight.
 
     Attributes:
       codes: size of the vocabulary.
-      channels: of a code.
+      channels: channels of a code.
       commitment, entropy: weights of the two terms.
-      temperature: of the soft assignment whose entropies are taken.
+      temperature: temperature of the soft assignment in the entropy term.
     """
 
     codes: int
@@ -205,26 +207,27 @@ class CodeBook:
         return unit(params["embedding"])[ids]
 
     def _similarity(self, params, h: Float[Array, "... c"]) -> Float[Array, "... codes"]:
-        """Cosines."""
+        """Returns cosine similarities."""
         return unit(h) @ unit(params["embedding"]).T / self.channels
 
 
 def entropy_gap(logits: Float[Array, "... codes"]) -> Array:
-    """Mean entropy of the soft assignments minus the entropy of their mean, in nats; <= 0."""
+    """Returns the mean entropy of the soft assignments minus the entropy of their mean, in nats; <=
+    0."""
     log_p = jax.nn.log_softmax(logits.reshape(-1, logits.shape[-1]), axis=-1)
-    each = -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
+    entropy = -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
     mean = jnp.mean(jnp.exp(log_p), axis=0)
-    return each + jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-12)))
+    return entropy + jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-12)))
 
 
 def unit(x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-    """Scaled to mean square 1 over the channels."""
+    """Scales to mean square 1 over the channels."""
     x = at_least_float32(x)
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-12)
 
 
 def health(ids: Int[Array, "..."], vocabulary: int) -> Metrics:
-    """How a batch uses a code book.
+    """Measures how a batch uses a code book.
 
     Returns:
       usage: share of the codes that occur at least once.

@@ -1,9 +1,9 @@
-"""Layers of the autoencoders, on channels-last clips (b, t, h, w, c).
+"""Defines layers of the autoencoders, on channels-last clips (b, t, h, w, c).
 
-Time is causal everywhere. A clip may come whole, or in chunks: then every layer that looks back
-keeps its last input frames in the variable collection `past`, which the caller makes mutable and
+Time is always causal. A clip may come whole or in chunks. With chunks, every layer that looks back
+stores its last input frames in the variable collection `past`, which the caller makes mutable and
 carries from call to call. ``first`` says that the chunk starts the clip; a whole clip is one first
-chunk whose past nobody keeps.
+chunk whose past is not stored.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ PAST = "past"  # the variable collection of a chunked pass
 def with_past(
     module: nn.Module, x: Float[Array, "b t h w c"], frames: int, first: bool
 ) -> tuple[Array, int]:
-    """Prepends what `module` kept of the clip so far, and keeps the last `frames` of it.
+    """Prepends the frames that `module` stored from the clip so far, and stores the last `frames`.
 
     Returns:
-      (the longer clip, number of frames that were prepended: 0 for a first chunk).
+      (the longer clip, number of prepended frames: 0 for a first chunk).
     """
     if not frames or not module.is_mutable_collection(PAST):
         return x, 0
-    b, _, *rest = x.shape
-    past = module.variable(PAST, "frames", lambda: jnp.zeros((b, frames, *rest), x.dtype))
+    b, _, *sizes = x.shape
+    past = module.variable(PAST, "frames", lambda: jnp.zeros((b, frames, *sizes), x.dtype))
     before = jnp.zeros_like(past.value) if first else past.value
     longer = jnp.concatenate([before, x], axis=1)
     past.value = longer[:, -frames:]
@@ -40,11 +40,12 @@ def with_past(
 
 
 class Conv(nn.Module):
-    """Convolution with bias, zero-padded in space and causal in time.
+    """Convolves with bias, zero-padded in space and causal in time.
 
     Attributes:
-      kernel: (kh, kw) acts on every frame alone; (kt, kh, kw) also sees kt - 1 frames before it.
-      stride: in space; 2 pads below and to the right only, as both public families do.
+      kernel: (kh, kw) acts on every frame separately; (kt, kh, kw) also sees kt - 1 frames before
+        it.
+      stride: in space; 2 pads only below and to the right, as both public families do.
     """
 
     features: int
@@ -62,7 +63,7 @@ class Conv(nn.Module):
 
 
 def kernel_and_bias(module: nn.Module, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Parameters of a convolution, the kernel as (time?, height, width, in, out)."""
+    """Creates parameters of a convolution, the kernel as (time?, height, width, in, out)."""
     kernel = module.param("kernel", nn.initializers.lecun_normal(), shape)
     bias = module.param("bias", nn.initializers.zeros, shape[-1:])
     return kernel, bias.astype(kernel.dtype)
@@ -71,27 +72,27 @@ def kernel_and_bias(module: nn.Module, shape: tuple[int, ...]) -> tuple[Array, A
 def causal(
     x: Float[Array, "b s h w i"], taps: Float[Array, "k kh kw i o"], past: int, stride: int = 1
 ) -> Float[Array, "b t h2 w2 o"]:
-    """Convolution in time over the last ``s - past`` frames of `x`, one 2-D convolution per tap.
+    """Convolves in time over the last ``s - past`` frames of `x`, with one 2-D convolution per tap.
 
-    Two reasons not to call a 3-D convolution. A tap that reaches before the start of the clip is
-    left out instead of multiplying zeros: one frame costs a third, three frames two thirds. And
-    XLA's 3-D convolution is slow on CPU: this sum is 1.4 to 7 times as fast forward, 1.1 to 5
+    There are two reasons not to call a 3-D convolution. A tap that reaches before the start of the
+    clip is left out instead of multiplying zeros: one frame costs a third, three frames two thirds.
+    And XLA's 3-D convolution is slow on CPU: this sum is 1.4 to 7 times as fast forward, 1.1 to 5
     times forward and backward (3x3x3, 16 to 384 channels, two cores).
     """
     b, frames, h, w, _ = x.shape
     out = b, frames - past, -(-h // stride), -(-w // stride), taps.shape[-1]
     y = jnp.zeros(out, x.dtype)
     for back in range(min(len(taps), frames)):
-        missing = max(back - past, 0)  # outputs whose tap reaches before the clip
-        part = per_frame(x[:, past - back + missing : frames - back], taps[-1 - back], stride)
-        y = part if back == 0 else y + jnp.pad(part, [(0, 0), (missing, 0), *[(0, 0)] * 3])
+        outside = max(back - past, 0)  # outputs whose tap reaches before the clip
+        part = per_frame(x[:, past - back + outside : frames - back], taps[-1 - back], stride)
+        y = part if back == 0 else y + jnp.pad(part, [(0, 0), (outside, 0), *[(0, 0)] * 3])
     return y
 
 
 def per_frame(
     x: Float[Array, "b t h w i"], kernel: Float[Array, "kh kw i o"], stride: int = 1
 ) -> Float[Array, "b t h2 w2 o"]:
-    """2-D convolution of every frame."""
+    """Applies a 2-D convolution to every frame."""
     if kernel.shape[:2] == (1, 1):  # 1.6 times as fast as a convolution on CPU
         return x @ kernel[0, 0]
     b, t, h, w, c = x.shape
@@ -106,7 +107,7 @@ def per_frame(
 
 
 class ChannelNorm(nn.Module):
-    """Wan's norm: x / max(|x|, 1e-12) sqrt(c) over the channels, times a learned scale."""
+    """Applies Wan's norm: x / max(|x|, 1e-12) sqrt(c) over the channels, times a learned scale."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
@@ -118,7 +119,7 @@ class ChannelNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group norm of every frame: statistics over space and over groups of channels; eps 1e-6."""
+    """Applies group norm to every frame: statistics over space and groups of channels; eps 1e-6."""
 
     groups: int
 
@@ -136,7 +137,7 @@ class GroupNorm(nn.Module):
 
 
 class FrameAttention(nn.Module):
-    """Residual self-attention with one head over the positions of each frame."""
+    """Applies residual self-attention with one head over the positions of each frame."""
 
     norm: Callable[..., nn.Module]
 

@@ -1,4 +1,4 @@
-"""Pictures as bytes, and as numbers in [-1, 1]."""
+"""Converts pictures between bytes and numbers in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from wamjax.models.layers import at_least_float32, widest
 
 
 def to_unit(video: Array) -> Float[Array, "*x"]:
-    """0 .. 255 to [-1, 1], float32; float64 under x64.
+    """Converts 0 .. 255 to [-1, 1], float32; float64 under x64.
 
-    Floats are what all published pipelines give their autoencoders, numbers in [-1, 1], and stay as
-    they are; but only where their values can be seen, so not inside of jit.
+    All published pipelines give their autoencoders floats in [-1, 1]. Those pass unchanged, but
+    only if their values can be checked, so not inside jit.
 
     Raises:
-      TypeError: the pictures are neither, or might be in [0, 1], so that scaling twice, or never,
-        does not pass unseen.
+      TypeError: the pictures are neither bytes nor floats in [-1, 1], or might be in [0, 1]; so
+        scaling twice, or not at all, is noticed.
     """
     if video.dtype == jnp.uint8:
         return video.astype(widest()) / 127.5 - 1
-    what = f"pictures are uint8 in [0, 255] or floats in [-1, 1], these are {video.dtype}"
+    error = f"pictures are uint8 in [0, 255] or floats in [-1, 1], these are {video.dtype}"
     if isinstance(video, jax.core.Tracer) or not jnp.issubdtype(video.dtype, jnp.floating):
-        raise TypeError(f"{what} {video.shape}; inside of jit an autoencoder takes floats in "
+        raise TypeError(f"{error} {video.shape}; inside of jit an autoencoder takes floats in "
                         "[-1, 1] by `encode_unit`")  # fmt: skip
     low, high = float(jnp.min(video)), float(jnp.max(video))
     if not (-1 <= low and high <= 1):
-        raise TypeError(f"{what} from {low:.4g} to {high:.4g}")
+        raise TypeError(f"{error} from {low:.4g} to {high:.4g}")
     if low >= 0:
         raise TypeError(
-            f"{what} from {low:.4g} to {high:.4g}, which might mean [0, 1]: if so, give 2 x - 1; "
+            f"{error} from {low:.4g} to {high:.4g}, which might mean [0, 1]: if so, give 2 x - 1; "
             "if not, an autoencoder's `encode_unit` takes them"
         )
     return at_least_float32(video)
 
 
 def to_bytes(x: Float[Array, "*x"]) -> UInt8[Array, "*x"]:
-    """[-1, 1] to 0 .. 255, rounded and clipped."""
+    """Converts [-1, 1] to 0 .. 255, rounded and clipped."""
     return jnp.clip(jnp.round((x + 1) * 127.5), 0, 255).astype(jnp.uint8)

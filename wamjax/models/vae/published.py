@@ -1,8 +1,8 @@
-"""Sizes and latent statistics of the published autoencoders.
+"""Lists sizes and latent statistics of the published autoencoders.
 
 Sources: the official configs of Wan 2.1 and Wan 2.2 (``wan/modules/vae.py``, ``vae2_2.py``), and
-``stabilityai/sd-vae-ft-mse``. Latents are (mean of the posterior - mean) / std, channel by
-channel; Stable Diffusion multiplies by one factor instead.
+``stabilityai/sd-vae-ft-mse``. Latents are (mean of the posterior - mean) / std, per channel; Stable
+Diffusion multiplies by a single factor instead.
 """
 
 from __future__ import annotations

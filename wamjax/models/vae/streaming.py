@@ -1,8 +1,8 @@
-"""Long clips through a causal autoencoder in bounded memory: a scan over chunks.
+"""Runs long clips through a causal autoencoder in bounded memory, as a scan over chunks.
 
-What a chunk needs of the clip before it is a pytree, `past`: the last two input frames of every
-convolution that looks back, one of every one that halves the frames. The result is that of the
-whole clip in one pass; only the rounding may differ.
+What a chunk needs from the clip before it is a pytree, `past`: the last two input frames of every
+convolution that looks back, and one of every convolution that halves the frames. The result is that
+of the whole clip in one pass, up to rounding.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Step = Callable[[Array, Past | None], tuple[Array, Past]]
 def encode_step(
     net: Autoencoder, params: Past, x: Float[Array, "b f H W 3"], past: Past | None
 ) -> tuple[Float[Array, "b t h w o"], Past]:
-    """Encodes the next frames of a clip; with ``past=None`` its first, one more than a multiple.
+    """Encodes the next frames of a clip; with ``past=None`` the first ones, one more than a
+    multiple.
 
     For clips without an end: carry `past` (constant shapes) from call to call.
     """
@@ -34,7 +35,7 @@ def encode_step(
 def decode_step(
     net: Autoencoder, params: Past, z: Float[Array, "b t h w c"], past: Past | None
 ) -> tuple[Float[Array, "b f H W 3"], Past]:
-    """Decodes the next latents of a clip; with ``past=None`` its first."""
+    """Decodes the next latents of a clip; with ``past=None`` the first ones."""
     return _step(net, params, z, past, "decode")
 
 
@@ -46,9 +47,9 @@ def _step(net, params, x, past, method):
 
 
 def over_chunks(step: Step, x: Float[Array, "b s *x"], size: int) -> Float[Array, "b t *y"]:
-    """`step` over the first entry of axis 1, then over chunks of `size`, in one scan.
+    """Applies `step` to the first entry of axis 1, then to chunks of `size`, in one scan.
 
-    What is left at the end of the clip is one shorter chunk.
+    The remaining entries at the end form one shorter chunk.
     """
     y, past = step(x[:, :1], None)
     outputs, steps = [y], (x.shape[1] - 1) // size

@@ -1,4 +1,4 @@
-"""Training an autoencoder of one's own: an objective like those of `wamjax.wam`."""
+"""Trains a custom autoencoder, with an objective like those of `wamjax.wam`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class CodecObjective:
     """Reconstructs video through the bottleneck.
 
     Attributes:
-      codec: unbound; its parameters are what is trained.
-      frames, picture: of a training window.
+      codec: unbound; its parameters are trained.
+      frames, picture: frames and (height, width) of a training window.
     """
 
     codec: VAECodec
@@ -33,8 +33,8 @@ class CodecObjective:
     kind = "codec"
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of a training batch; other entries of a batch are ignored."""
-        self.codec.shape(self.frames, *self.picture)  # raises where the clip does not divide
+        """Returns shapes and dtypes of a training batch; other entries of a batch are ignored."""
+        self.codec.shape(self.frames, *self.picture)  # raises if the clip does not divide
         shape = (batch_size, self.frames, *self.picture, 3)
         return {self.codec.key: jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
@@ -42,11 +42,11 @@ class CodecObjective:
     tables = ()
 
     def describe(self) -> str:
-        """Nothing: convolutions see what they reach."""
+        """Returns nothing: there is no visibility table."""
         return ""
 
     def derive(self, params: Params) -> Params:
-        """All parameters stand for themselves."""
+        """Returns the parameters unchanged."""
         return params
 
     def init(self, rng: Array) -> Params:
@@ -55,12 +55,12 @@ class CodecObjective:
     def loss(
         self, params: Params, batch: Batch, rng: Array, average: Params | None = None
     ) -> tuple[Array, dict[str, Array]]:
-        """Mean square error per pixel value in [-1, 1], plus what the bottleneck adds.
+        """Computes the mean square error per pixel value in [-1, 1], plus the bottleneck's loss.
 
-        On pictures of few objects the absolute error learns slower: it starts with a long time at
+        On pictures with few objects the absolute error learns more slowly: it spends a long time at
         the median, the empty table (700 steps of tabletop crops: 17.2 dB, squares 20.2).
 
-        Frames past the end of an episode repeat the last one, so they are pictures like others.
+        Frames past the end of an episode repeat the last one and count like any other picture.
 
         Returns:
           (loss, metrics), float32: reconstruction (that error), psnr in dB, and the bottleneck's.
@@ -76,5 +76,6 @@ class CodecObjective:
 
 
 def psnr(square_error: Array) -> Array:
-    """Peak signal-to-noise ratio in dB from a mean square error of values in [-1, 1]."""
+    """Returns the peak signal-to-noise ratio in dB from a mean square error of values in [-1,
+    1]."""
     return 10 * jnp.log10(4 / square_error)

@@ -1,4 +1,4 @@
-"""An autoencoder with its bottleneck and the statistics of its latents, as a codec."""
+"""Combines an autoencoder, its bottleneck and the statistics of its latents into a codec."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ class VAECodec:
     """Implements `wamjax.models.codec.Codec`; everything but `params` is static.
 
     Attributes:
-      bottleneck: see `wamjax.models.vae.bottleneck`; decides what latents are.
-      mean, std: of the latents by channel, which leave the codec as (z - mean) / std; (): 0 and 1.
-      chunk: latents that are computed at a time, for long clips; 0: the whole clip.
+      bottleneck: see `wamjax.models.vae.bottleneck`; defines the latents.
+      mean, std: statistics of the latents per channel; encoding returns (z - mean) / std. (): 0 and
+        1.
+      chunk: latents computed at a time, for long clips; 0: the whole clip.
       params: None until `bind`.
     """
 
@@ -46,14 +47,14 @@ class VAECodec:
 
     @property
     def temporal(self) -> int:
-        """Frames of a latent after the first."""
+        """Returns the frames per latent after the first."""
         return self.sizes.time_stride
 
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         return self.sizes.latent_shape(frames, height, width)
 
     def init(self, rng: Array) -> Params:
-        """Fresh float32 parameters, with a "codebook" beside the network if there is one."""
+        """Returns new float32 parameters, with a "codebook" next to the network if there is one."""
         side, frames = self.sizes.space_stride, 1 + self.sizes.time_stride
         pixels = jnp.zeros((1, frames, side, side, 3))
         network, codes = jax.random.split(rng)
@@ -65,13 +66,14 @@ class VAECodec:
         return self.replace(params=params)
 
     def encode(self, video: UInt8[Array, "b f H W 3"]) -> Float[Array, "b t h w c"]:
-        """Latents of bytes, or of floats in [-1, 1] outside of jit, see `pixels.to_unit`."""
-        if video.dtype != jnp.uint8:  # outside of jit: one program, not one for every operation
+        """Encodes bytes, or floats in [-1, 1] outside jit, see `pixels.to_unit`."""
+        if video.dtype != jnp.uint8:  # outside jit: one program, not one per operation
             return jax.jit(VAECodec.encode_unit)(self, to_unit(video))
         return self._encode(video, to_unit)
 
     def encode_unit(self, x: Float[Array, "b f H W 3"]) -> Float[Array, "b t h w c"]:
-        """Latents of numbers in [-1, 1], as the published pipelines give them; not checked."""
+        """Encodes floats in [-1, 1], as the published pipelines pass them; the range is not
+        checked."""
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"encode_unit takes floats in [-1, 1], these are {x.dtype}; see encode")
         return self._encode(x, at_least_float32)
@@ -101,31 +103,32 @@ class VAECodec:
         return streaming.over_chunks(step, z, self.chunk)
 
     def decode_after(self, latents: Array, pictures: Array) -> Array:
-        """See `models.codec.Codec`; of itself it needs no help."""
+        """Decodes without the pictures; see `models.codec.Codec`."""
         del pictures
         return self.decode(latents)
 
     def sample(self, video: UInt8[Array, "b f H W 3"], rng: Array) -> Float[Array, "b t h w c"]:
-        """Latents drawn from the posterior, where the bottleneck is a Gaussian."""
+        """Samples latents from the posterior; for a Gaussian bottleneck."""
         return self._normalise(self.bottleneck.sample(self._features(video), rng))
 
     @property
     def vocabulary(self) -> int:
-        """Number of tokens, where the bottleneck is discrete."""
+        """Returns the number of token ids; for a discrete bottleneck."""
         return self.bottleneck.vocabulary
 
     def tokens(self, video: UInt8[Array, "b f H W 3"]) -> Int[Array, "b t h w"]:
-        """Token ids, where the bottleneck is discrete."""
+        """Returns token ids; for a discrete bottleneck."""
         return self.bottleneck.ids(self._codebook(), self._features(video))
 
     def from_tokens(self, ids: Int[Array, "b t h w"]) -> Float[Array, "b t h w c"]:
-        """The latents that `decode` wants of token ids."""
+        """Returns the latents of token ids, as `decode` expects them."""
         return self._normalise(self.bottleneck.lookup(self._codebook(), ids))
 
     def standardised(self, video: UInt8[Array, "b f H W 3"]) -> VAECodec:
-        """This codec with the `mean` and `std` that its latents of `video` have, by channel.
+        """Returns this codec with `mean` and `std` set to those of its latents of `video`, per
+        channel.
 
-        Diffusion wants latents of unit variance; a trained codec's own are anything.
+        Diffusion needs latents of unit variance; those of a trained codec can have any.
         """
         bare = self.replace(mean=(), std=())
         encode = jax.jit(VAECodec.encode) if video.dtype == jnp.uint8 else VAECodec.encode

@@ -1,1 +1,1 @@
-"""Cosmos Policy, and planning with it."""
+"""Defines Cosmos Policy, and planning with it."""

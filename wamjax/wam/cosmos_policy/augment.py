@@ -1,8 +1,8 @@
-"""Random crops, rotations and colours, drawn once for each sample and shared by all its frames.
+"""Crops, rotates and recolours at random, with one draw per sample for all its frames and cameras.
 
-So that the world still moves as it did: present and future, of all cameras, are changed alike.
-Runs on the device, inside the training step. Strengths and order are those of the public
-``dataset_utils.py`` of Cosmos Policy; the formulas are those of torchvision's transforms.
+Present and future are changed alike in all cameras, so motion stays consistent. Runs on the device,
+inside the training step. Strengths and order are those of the public ``dataset_utils.py`` of Cosmos
+Policy; the formulas are those of torchvision's transforms.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ GREY = np.array([0.2989, 0.587, 0.114], np.float32)  # torchvision's weights
 
 @dataclasses.dataclass(frozen=True)
 class Strength:
-    """How far each draw may go.
+    """Bounds each random change.
 
     Attributes:
       area: share of the picture that the random crop keeps.
-      degrees: of the rotation, either way.
-      brightness, contrast, saturation: either way from a factor of 1.
-      hue: either way, as a share of the colour circle.
+      degrees: largest rotation in either direction.
+      brightness, contrast, saturation: largest distance of the factor from 1.
+      hue: largest shift in either direction, as a share of the colour circle.
     """
 
     area: float = 0.9
@@ -38,7 +38,7 @@ class Strength:
 
 
 STRENGTHS = {
-    "strong": Strength(),  # of all published policies
+    "strong": Strength(),  # used by all published policies
     "weak": Strength(degrees=0.0, brightness=0.2, contrast=0.2, saturation=0.2),
 }
 
@@ -46,16 +46,16 @@ STRENGTHS = {
 def augment(
     key: Array, frames: UInt8[Array, "b f h w 3"], strength: Strength
 ) -> UInt8[Array, "b f h w 3"]:
-    """Changes every sample by draws of its own, all of its frames alike.
+    """Changes every sample by its own draws, and all frames of a sample alike.
 
-    Call it with the same key for several cameras of equal size to change them alike, too.
+    To change several cameras of equal size alike, call it with the same key for each.
     """
     keys = jax.random.split(key, frames.shape[0])
     return jax.vmap(lambda key, x: _sample(key, x, strength))(keys, frames)
 
 
 def centre_crop(frames: UInt8[Array, "b f h w 3"], area: float) -> UInt8[Array, "b f h w 3"]:
-    """What a policy trained on random crops looks at: the middle, at the scale of training."""
+    """Crops to the middle at the scale of training, for a policy trained on random crops."""
     h, w = frames.shape[2:4]
     height, width = _kept(h, area), _kept(w, area)
     offset = jnp.array([(h - height) / 2, (w - width) / 2])
@@ -66,13 +66,13 @@ def centre_crop(frames: UInt8[Array, "b f h w 3"], area: float) -> UInt8[Array, 
 def _sample(key: Array, frames: Array, s: Strength) -> Array:
     draws = jax.random.uniform(key, (7,))
     f, h, w, _ = frames.shape
-    kept = _kept(h, s.area), _kept(w, s.area)
-    offset = jnp.floor(draws[:2] * (jnp.array([h, w]) - jnp.array(kept) + 1))
+    size = _kept(h, s.area), _kept(w, s.area)
+    offset = jnp.floor(draws[:2] * (jnp.array([h, w]) - jnp.array(size) + 1))
 
     def either(draw: Array, reach: float) -> Array:
         return (2 * draw - 1) * reach
 
-    x = jax.vmap(lambda x: _crop(x, offset, kept))(frames / 255.0)
+    x = jax.vmap(lambda x: _crop(x, offset, size))(frames / 255.0)
     if s.degrees:
         angle = either(draws[2], s.degrees) * math.pi / 180
         x = jax.vmap(lambda x: _rotate(x, angle))(x)
@@ -84,20 +84,21 @@ def _sample(key: Array, frames: Array, s: Strength) -> Array:
 
 
 def _kept(side: int, area: float) -> int:
-    """Pixels that a crop of `area` of a square keeps of a side: 213 of 224 for 0.9, rounded up."""
+    """Returns the pixels of a side that a crop to `area` of a square keeps: 213 of 224 for 0.9,
+    rounded up."""
     return math.ceil(side * math.sqrt(area))
 
 
-def _crop(x: Array, offset: Array, kept: tuple[int, int]) -> Array:
-    """A crop at `offset`, resized back, bilinear."""
+def _crop(x: Array, offset: Array, size: tuple[int, int]) -> Array:
+    """Crops at `offset` and resizes back, bilinearly."""
     h, w, _ = x.shape
-    scale = jnp.array([h / kept[0], w / kept[1]])
+    scale = jnp.array([h / size[0], w / size[1]])
     move = -offset * scale
     return jax.image.scale_and_translate(x, x.shape, (0, 1), scale, move, "linear", antialias=True)
 
 
 def _rotate(x: Array, angle: Array) -> Array:
-    """About the middle, nearest pixel, black where there was none."""
+    """Rotates about the middle with the nearest pixel; black outside the picture."""
     h, w, _ = x.shape
     rows, columns = jnp.arange(h) - (h - 1) / 2, jnp.arange(w) - (w - 1) / 2
     sin, cos = jnp.sin(angle), jnp.cos(angle)
@@ -108,12 +109,12 @@ def _rotate(x: Array, angle: Array) -> Array:
     return x[row.clip(0, h - 1), column.clip(0, w - 1)] * inside[..., None]
 
 
-def _blend(x: Array, other: Array, factor: Array) -> Array:
-    return jnp.clip(factor * x + (1 - factor) * other, 0, 1)
+def _blend(x: Array, reference: Array, factor: Array) -> Array:
+    return jnp.clip(factor * x + (1 - factor) * reference, 0, 1)
 
 
 def _shift_hue(x: Float[Array, "... 3"], shift: Array) -> Float[Array, "... 3"]:
-    """Moves all colours around the circle, keeping saturation and value (HSV)."""
+    """Moves all colours around the circle, and keeps saturation and value (HSV)."""
     high, low = x.max(axis=-1), x.min(axis=-1)
     span = high - low
     safe = jnp.where(span > 0, span, 1.0)

@@ -1,4 +1,4 @@
-"""Cosmos Policy from a config."""
+"""Builds Cosmos Policy from a config."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ NO_PREFIX = (
 
 
 def build(config, spec) -> CosmosPolicy:
-    """Cosmos Policy from ``config.model``, ``config.objective`` and the sizes of the data.
+    """Builds Cosmos Policy from ``config.model``, ``config.objective`` and the sizes of the data.
 
     Raises:
-      ValueError: data and config do not fit each other; the key is named.
+      ValueError: data and config do not fit each other; names the key.
     """
     model, objective = config.model, config.objective
     if objective.prefix_max:
@@ -74,7 +74,7 @@ def build(config, spec) -> CosmosPolicy:
 
 
 def _network(model, layout: Layout, codec, spec: DataSpec) -> DiT:
-    """The video model of Cosmos-Predict2; its sinusoid is as wide as the network."""
+    """Builds the video model of Cosmos-Predict2; its sinusoid is as wide as the network."""
     frames = 1 + codec.temporal * (len(layout) - 1)
     slots, h, w, c = codec.shape(frames, *spec.cameras[layout.cameras[0]])
     assert slots == len(layout)
@@ -109,10 +109,10 @@ def _network(model, layout: Layout, codec, spec: DataSpec) -> DiT:
 
 
 def _check_data(config, layout: Layout) -> None:
-    """That the pipeline makes what the objective reads."""
+    """Checks that the pipeline produces what the objective reads."""
     data = config.data
-    want = {"frames": 2, "frame_stride": layout.chunk, "outcome": True}
-    for key, value in want.items():
+    required = {"frames": 2, "frame_stride": layout.chunk, "outcome": True}
+    for key, value in required.items():
         if data[key] != value:
             raise ValueError(
                 f"Cosmos Policy looks at the start and at the end of a chunk: config.data.{key} is "
@@ -123,23 +123,23 @@ def _check_data(config, layout: Layout) -> None:
 
 
 def check(config) -> None:
-    """That the sources can be shared among policy, world model and value as ``objective.mix`` says.
+    """Checks that policy, world model and value can share the sources as ``objective.mix`` says.
 
     Raises:
-      ValueError: somewhere in a batch there are too few demonstrations.
+      ValueError: a part of a batch has too few demonstrations.
     """
     data, mix = config.data, tuple(config.objective.mix)
     sources = data.sources.values()
     if not any(s.rollout for s in sources) or "tossed_mix" in config.objective.compat:
         return
     counts = mixture.counts({n: s.weight for n, s in data.sources.items()}, data.batch_size)
-    imitated = np.array([not s.rollout for s in sources])[mixture.layout(counts)]
-    rows = imitated[: len(imitated) // sum(mix) * sum(mix)].reshape(-1, sum(mix))
-    if (short := rows.sum(axis=1)).size and short.min() < mix[0]:
+    is_demo = np.array([not s.rollout for s in sources])[mixture.layout(counts)]
+    rows = is_demo[: len(is_demo) // sum(mix) * sum(mix)].reshape(-1, sum(mix))
+    if (per_row := rows.sum(axis=1)).size and per_row.min() < mix[0]:
         raise ValueError(
             f"objective.mix {mix} trains the policy on {mix[0]} of {sum(mix)} neighbours in a "
-            f"batch, and of some only {short.min()} are demonstrations, which are "
-            f"{imitated.mean():.0%} of it: change the weights in config.data.sources, or mix"
+            f"batch, and of some only {per_row.min()} are demonstrations, which are "
+            f"{is_demo.mean():.0%} of it: change the weights in config.data.sources, or mix"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a Cosmos Policy, and a planner beside it, must have right; see `cosmos_policy`."""
+"""Checks a Cosmos Policy, and a separate planner for it; see `cosmos_policy`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wamjax.wam.cosmos_policy import uses
 from wamjax.wam.cosmos_policy.augment import STRENGTHS
 from wamjax.wam.cosmos_policy.layouts import name_of, word_of
 
-# Published behaviour that is not the default, because it is a defect or costs accuracy.
+# Published behaviour that is not the default because it is a defect or costs accuracy.
 COMPAT = {
     "bf16_times": "noise levels are rounded to bfloat16 before the network is told of them",
     "bf16_targets": "actions, states and values are rounded to bfloat16 in training",
@@ -22,7 +22,7 @@ COMPAT = {
 }
 
 
-# What a policy and a separate planner have in common, as an error says it -> attribute.
+# What a policy and a separate planner must share: its name in errors -> attribute.
 SHARED = {
     "slots": "layout",
     "sizes of the network": "network",
@@ -33,30 +33,30 @@ SHARED = {
 
 
 def check(objective) -> None:
-    """That the choices of a `CosmosPolicy` exist and go together.
+    """Checks that the choices of a `CosmosPolicy` exist and fit together.
 
     Raises:
-      ValueError: names the key, the value and what there is.
+      ValueError: names the key, the value and the alternatives.
     """
-    for name, given, known in (
+    for name, words, choices in (
         ("compat", objective.compat, COMPAT),
         ("augment", (objective.augment,), ("", *STRENGTHS)),
         ("visibility", (objective.visibility,), uses.VISIBILITIES),
         ("solver", (objective.solver,), SOLVERS),
     ):
-        for word in given:
-            if word not in known:
-                hint = f"{did_you_mean(word, known)}; there are {sorted(known)}"
+        for word in words:
+            if word not in choices:
+                hint = f"{did_you_mean(word, choices)}; there are {sorted(choices)}"
                 raise ValueError(f"objective.{name} {word!r} does not exist{hint}")
-    for name, value, allowed, wanted in (
+    for name, value, valid, requirement in (
         ("infer_steps", objective.steps, objective.steps >= 1, "at least 1"),
         ("sigma_min", objective.sigma_min, 0 < objective.sigma_min < objective.sigma_max,
          f"positive and below objective.sigma_max {objective.sigma_max}"),
         ("discount", objective.discount, 0 < objective.discount <= 1, "in (0, 1]"),
         ("action_weight", objective.action_weight, objective.action_weight >= 0, "at least 0"),
     ):  # fmt: skip
-        if not allowed:
-            raise ValueError(f"objective.{name} {value} must be {wanted}")
+        if not valid:
+            raise ValueError(f"objective.{name} {value} must be {requirement}")
     if objective.planning.depth > 1:
         check_depth(objective)
     if len(objective.mix) != len(objective.uses) or min(objective.mix) < 1:
@@ -75,13 +75,14 @@ def check(objective) -> None:
 
 
 def check_depth(objective) -> None:
-    """That what is imagined can be planned on from: each slot of now has its future."""
+    """Checks that planning can continue from imagined futures: each present slot needs a future
+    slot."""
     depth = f"objective.plan.depth {objective.planning.depth}"
     if uses.model_free(objective.uses[2]):
         raise ValueError(f"{depth}: Q(s, a) imagines no future to plan on from, depth=1 does")
-    now = (s for s in objective.layout.slots if s.group == "current")
+    present = (s for s in objective.layout.slots if s.group == "current")
     names = objective.layout.names
-    missing = [f"future_{word_of(s)}" for s in now if f"future_{name_of(s)}" not in names]
+    missing = [f"future_{word_of(s)}" for s in present if f"future_{name_of(s)}" not in names]
     if missing:
         raise ValueError(
             f"{depth} plans on from imagined futures, and objective.slots imagine no {missing}"
@@ -89,21 +90,23 @@ def check_depth(objective) -> None:
 
 
 def check_planner(policy, other) -> None:
-    """That `other` can plan for `policy`.
+    """Checks that `other` can plan for `policy`.
 
     Raises:
-      ValueError: it was trained on something else, or sees it otherwise; says what.
+      ValueError: it was trained on other data or has other inputs; names the difference.
     """
-    # How it is computed may differ.
+    # The way of computing may differ.
     plain = dict(remat="none", unroll=1, attention=grouped, pad_slots="off")
-    one, two = (
+    first, second = (
         dataclasses.replace(x, network=x.network.clone(**plain)) for x in (policy, other)
     )
-    words = [what for what, key in SHARED.items() if getattr(one, key) != getattr(two, key)]
+    differences = [
+        label for label, key in SHARED.items() if getattr(first, key) != getattr(second, key)
+    ]
     if ("bf16_times" in policy.compat) != ("bf16_times" in other.compat):
-        words.append("objective.compat 'bf16_times'")
-    if words:
+        differences.append("objective.compat 'bf16_times'")
+    if differences:
         raise ValueError(
             f"a planner goes with a policy of the same {', '.join(SHARED)}; these differ in "
-            f"{', '.join(words)}"
+            f"{', '.join(differences)}"
         )

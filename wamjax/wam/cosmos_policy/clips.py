@@ -1,10 +1,11 @@
-"""Pictures as slots: the made-up video that a codec encodes, and the way back.
+"""Turns pictures into slots: builds the clip that a codec encodes, and decodes pictures from it.
 
 A causal video codec encodes the first frame of a clip alone and the rest in groups of `k` (1 for
-codecs of single pictures, 4 for Wan 2.1). So the first slot is one frame and every other slot k
-equal ones: 1 + k (T - 1) frames. Slots of numbers are black; their latents are overwritten, but
-those of later slots depend on them, so the whole clip is encoded in order. A latent depends on no
-later frame: to act, only the slots up to the last picture of now have to be encoded.
+codecs of single pictures, 4 for Wan 2.1). So the first slot is one frame and every other slot is k
+equal frames: 1 + k (T - 1) frames in total. Slots of numbers are black. Their latents are
+overwritten, but those of later slots depend on them, so the whole clip is encoded in order. A
+latent depends on no later frame: to act, only the slots up to the last picture of the present have
+to be encoded.
 
 Source: the public ``libero_dataset.py`` and ``cosmos_utils.py``.
 """
@@ -24,7 +25,7 @@ Images = Mapping[str, Array]
 
 
 def split(video: UInt8[Array, "b f H W 3"], widths: Mapping[str, int]) -> dict[str, Array]:
-    """A composite cut into its cameras, (b, f, h, w, 3) each.
+    """Splits a composite into its cameras, (b, f, h, w, 3) each.
 
     Args:
       widths: camera -> width, in the order of the composite.
@@ -36,11 +37,11 @@ def split(video: UInt8[Array, "b f H W 3"], widths: Mapping[str, int]) -> dict[s
 
 
 def assemble(layout: Layout, images: Images, slots: int, k: int) -> UInt8[Array, "b f h w 3"]:
-    """The clip of the first `slots` slots.
+    """Builds the clip of the first `slots` slots.
 
     Args:
-      images: camera -> (b, 2, h, w, 3), now and at the end of the chunk; or (b, 1, h, w, 3), and
-        then the present stands for the future, which only fills its slots.
+      images: camera -> (b, 2, h, w, 3), now and at the end of the chunk; or (b, 1, h, w, 3), in
+        which case the present fills the slots of the future.
       k: pixel frames of every slot but the first.
     """
     first = images[layout.cameras[0]][:, :1]
@@ -55,29 +56,29 @@ def assemble(layout: Layout, images: Images, slots: int, k: int) -> UInt8[Array,
 
 
 def encode(layout: Layout, codec: Codec, images: Images, slots: int) -> Float[Array, "b t h w c"]:
-    """Latents of the first `slots` slots; those of numbers are of black pictures."""
+    """Encodes the first `slots` slots; slots of numbers are encoded as black pictures."""
     return codec.encode(assemble(layout, images, slots, codec.temporal))
 
 
 def decode(
     layout: Layout, codec: Codec, latents: Float[Array, "b t h w c"], images: Images
 ) -> dict[str, UInt8[Array, "b h w 3"]]:
-    """The pictures of the future: camera -> (b, h, w, 3).
+    """Decodes the pictures of the future: camera -> (b, h, w, 3).
 
-    Where latents depend on what was before, slots of numbers become black again first, as the codec
-    knows them, and a slot is shown by the first of its frames.
+    If latents depend on earlier frames, slots of numbers are first replaced by black, as in
+    encoding. The picture of a slot is the first of its frames.
 
     Args:
       latents: of all slots.
       images: the observation, see `assemble`.
     """
-    k, at = codec.temporal, layout.decoded
+    k, positions = codec.temporal, layout.decoded
     if k == 1:
-        now = jnp.concatenate([images[camera][:, :1] for camera in at], axis=1)
-        frames = codec.decode_after(latents[:, np.array(list(at.values()))], now)
-        return {camera: frames[:, i] for i, camera in enumerate(at)}
-    last = max(at.values()) + 1
+        present = jnp.concatenate([images[camera][:, :1] for camera in positions], axis=1)
+        frames = codec.decode_after(latents[:, np.array(list(positions.values()))], present)
+        return {camera: frames[:, i] for i, camera in enumerate(positions)}
+    last = max(positions.values()) + 1
     pictures = np.array([bool(s.camera) for s in layout.slots[:last]])[:, None, None, None]
     black = encode(layout, codec, images, last)
     frames = codec.decode(jnp.where(pictures, latents[:, :last], black))
-    return {camera: frames[:, k * (i - 1) + 1] for camera, i in at.items()}
+    return {camera: frames[:, k * (i - 1) + 1] for camera, i in positions.items()}

@@ -1,12 +1,12 @@
-"""Numbers as latent frames: tiling on the way in, the mean of all copies on the way out.
+"""Writes numbers into latent frames by tiling, and reads them as the mean of all copies.
 
 A chunk of actions or a state is flattened row by row and repeated until it fills the c x h x w
-values of a latent frame, channel slowest; a value fills the frame. What comes out is the mean over
-the full copies; the last one, which is cut, does not count. Numbers are normalised to [-1, 1] by
-the minima and maxima of the demonstrations (`wamjax.data.normalize`, "min_max").
+values of a latent frame, channel slowest; a value fills the frame. Reading takes the mean over the
+full copies; the last one, if it is cut, does not count. Numbers are normalised to [-1, 1] by the
+minima and maxima of the demonstrations (`wamjax.data.normalize`, "min_max").
 
-Source: the public ``policy_text2world_model.py`` and ``cosmos_utils.py``. Their latents are
-(c, h, w), and so is the order of the copies; ours are (h, w, c), with the same numbers in the same
+Source: the public ``policy_text2world_model.py`` and ``cosmos_utils.py``. Their latents are (c, h,
+w), which defines the order of the copies; ours are (h, w, c), with the same numbers in the same
 places.
 """
 
@@ -24,10 +24,10 @@ from wamjax.wam.cosmos_policy.layouts import Layout
 def tile(
     values: Array, shape: tuple[int, ...], latent: tuple[int, int, int]
 ) -> Float[Array, "... h w c"]:
-    """Numbers (..., *shape) as latent frames (..., h, w, c).
+    """Tiles numbers (..., *shape) into latent frames (..., h, w, c).
 
     Raises:
-      ValueError: more numbers than a latent frame holds.
+      ValueError: there are more numbers than a latent frame holds.
     """
     h, w, c = latent
     n, size = _count(shape, latent), h * w * c
@@ -37,7 +37,7 @@ def tile(
 
 
 def untile(latents: Float[Array, "... h w c"], shape: tuple[int, ...]) -> Array:
-    """The numbers (..., *shape) of latent frames: the mean over the full copies."""
+    """Reads numbers (..., *shape) from latent frames, as the mean over the full copies."""
     *lead, h, w, c = latents.shape
     n = _count(shape, (h, w, c))
     flat = jnp.moveaxis(latents, -1, -3).reshape(*lead, h * w * c)
@@ -51,7 +51,7 @@ def inject(
     """Writes numbers into their slots.
 
     Args:
-      layout: of the slots, of which `latents` may be the first ones only.
+      layout: layout of all slots; `latents` may hold only the first of them.
       values: name of a slot -> normalised numbers (b, *shape).
     """
     for name, numbers in values.items():
@@ -66,12 +66,12 @@ def extract(layout: Layout, latents: Float[Array, "b t h w c"], name: str) -> Ar
 
 
 def value_target(returns: Float[Array, " b"]) -> Float[Array, " b"]:
-    """A return in [0, 1] as it is injected, in [-1, 1]."""
+    """Converts a return in [0, 1] to the injected number in [-1, 1]."""
     return 2 * returns - 1
 
 
 def read_value(layout: Layout, latents: Float[Array, "b t h w c"]) -> Float[Array, " b"]:
-    """The predicted return, in [0, 1]."""
+    """Reads the predicted return, in [0, 1]."""
     return jnp.clip((extract(layout, latents, "value") + 1) / 2, 0, 1)
 
 

@@ -1,4 +1,4 @@
-"""The keys of Cosmos Policy; see `wamjax.config_keys`."""
+"""Lists the config keys of Cosmos Policy; see `wamjax.config_keys`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from wamjax.models import keys as models
 
-# (key, default, what it is).
+# (key, default, description).
 TABLE: tuple[tuple[str, Any, str], ...] = (
     ("objective.slots", (), "the latent frames of Cosmos Policy, as words of wam.layouts"),
     (
@@ -52,10 +52,10 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
 
 
 def read(config) -> tuple[str, ...]:
-    """Keys of ``config.objective`` and ``config.model`` that matter, as patterns."""
+    """Returns the keys of ``config.objective`` and ``config.model`` that matter, as patterns."""
     return (
         *(key for key, _, _ in TABLE),
-        "objective.prefix_max",  # to say why it must be 0
+        "objective.prefix_max",  # read to explain why it must be 0
         "objective.action_weight",
         "objective.infer_steps",
         "objective.solver",

@@ -1,13 +1,13 @@
-"""Layouts: what each latent frame of one made-up video stands for.
+"""Defines layouts: the meaning of each latent frame in Cosmos Policy's clip.
 
-Cosmos Policy (arXiv 2601.16163) changes no layer of a video model. Everything a robot senses and
-does becomes a latent frame, a *slot*, of one clip in the order (s, a, s', V). A layout is the list
-of its slots, and everything else follows from it: indices, groups, roles, which statistics and
-cameras are wanted, what to decode. A slot is one word:
+Cosmos Policy (arXiv 2601.16163) changes no layer of a video model. Everything that a robot senses
+and does becomes a latent frame, a *slot*, of one clip in the order (s, a, s', V). A layout is the
+list of its slots, and everything else follows from it: indices, groups, roles, the statistics and
+cameras that it needs, the slots to decode. A slot is one word:
 
     blank              a black picture; the first slot, which a causal video codec encodes alone
     proprio:9          the state now, p numbers
-    camera:wrist       a picture now, of the named camera
+    camera:wrist       a picture now, from the named camera
     action:16x7        a chunk of j actions of a numbers
     future_proprio:9   the state at the end of the chunk
     future_camera:NAME a picture at the end of the chunk
@@ -27,7 +27,7 @@ from wamjax.config import did_you_mean
 from wamjax.wam.cosmos_policy.uses import GROUPS
 from wamjax.wam.slots import Slot
 
-# What a kind of slot belongs to. Slots of a group always have the same role, see `uses`.
+# kind of slot -> its group. Slots of a group always have the same role, see `uses`.
 GROUP_OF = {
     "blank": "blank",
     "proprio": "current",
@@ -38,7 +38,7 @@ GROUP_OF = {
     "value": "value",
 }
 PICTURES = ("camera", "future_camera")
-# How many numbers follow the colon of a kind that holds numbers.
+# kind that holds numbers -> how many sizes follow the colon.
 _RANK = {"proprio": 1, "action": 2, "future_proprio": 1, "value": 0}
 
 LAYOUTS: dict[str, tuple[str, ...]] = {
@@ -71,26 +71,27 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
 
 
 def name_of(slot: Slot) -> str:
-    """Unique in its layout: the kind, or which camera, as ``future_wrist``."""
+    """Returns a slot's name, unique in its layout: its kind or its camera, such as
+    ``future_wrist``."""
     if slot.kind in PICTURES:
         return f"future_{slot.camera}" if slot.kind == "future_camera" else slot.camera
     return slot.kind
 
 
 def word_of(slot: Slot) -> str:
-    """The reverse of reading a word."""
-    more = slot.camera or "x".join(map(str, slot.shape))
-    return f"{slot.kind}:{more}" if more else slot.kind
+    """Returns the word of a slot, the reverse of parsing it."""
+    suffix = slot.camera or "x".join(map(str, slot.shape))
+    return f"{slot.kind}:{suffix}" if suffix else slot.kind
 
 
 def holds_numbers(slot: Slot) -> bool:
-    """Whether its latent frame is written by `injection` and not by a codec."""
+    """Returns whether a slot's latent frame is written by `injection` rather than by a codec."""
     return slot.kind in _RANK
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """An ordered list of slots; make it with `parse`, which checks it."""
+    """Holds an ordered list of slots; build it with `parse`, which checks it."""
 
     slots: tuple[Slot, ...]
 
@@ -102,19 +103,19 @@ class Layout:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The reverse of `parse`."""
+        """Returns the words of all slots, the reverse of `parse`."""
         return tuple(map(word_of, self.slots))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the slots."""
+        """Returns the names of the slots."""
         return tuple(map(name_of, self.slots))
 
     def index(self, name: str) -> int:
-        """Where the slot of a name is.
+        """Returns the position of a slot by name.
 
         Raises:
-          KeyError: there is none, with a suggestion.
+          KeyError: there is no such slot; makes a suggestion.
         """
         if name not in self.names:
             raise KeyError(f"the layout has no slot {name!r}{did_you_mean(name, self.names)}; "
@@ -123,65 +124,65 @@ class Layout:
 
     @property
     def groups(self) -> dict[str, tuple[int, ...]]:
-        """group -> positions of its slots, in order of time."""
-        at = {g: tuple(i for i, s in enumerate(self.slots) if s.group == g) for g in GROUPS}
-        return {g: positions for g, positions in at.items() if positions}
+        """Returns group -> positions of its slots, in order."""
+        by_group = {g: tuple(i for i, s in enumerate(self.slots) if s.group == g) for g in GROUPS}
+        return {g: positions for g, positions in by_group.items() if positions}
 
     @property
     def sizes(self) -> dict[str, int]:
-        """group -> how many slots."""
+        """Returns group -> number of slots."""
         return {g: len(positions) for g, positions in self.groups.items()}
 
     @property
     def numbers(self) -> dict[str, Slot]:
-        """The slots that `injection` writes, by name."""
+        """Returns the slots that `injection` writes, by name."""
         return {name_of(s): s for s in self.slots if holds_numbers(s)}
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Cameras that are looked through now, in the order of their slots."""
+        """Returns the cameras of the present pictures, in the order of their slots."""
         return tuple(s.camera for s in self.slots if s.kind == "camera")
 
     @property
     def decoded(self) -> dict[str, int]:
-        """camera -> slot: what there is to decode of an imagined future."""
+        """Returns camera -> slot, for the pictures of an imagined future."""
         return {s.camera: i for i, s in enumerate(self.slots) if s.kind == "future_camera"}
 
     @property
     def conditional(self) -> int:
-        """Leading slots that a policy is given; all that is to be encoded to act."""
+        """Returns the number of leading slots that a policy is given; acting encodes only these."""
         return self.groups["action"][0]
 
     @property
     def pictures(self) -> int:
-        """Leading slots up to the last that numbers do not overwrite; all that a codec has to
-        encode."""
+        """Returns the number of leading slots up to the last one that numbers do not overwrite; a
+        codec has to encode only these."""
         return 1 + max(i for i, s in enumerate(self.slots) if not holds_numbers(s))
 
     @property
     def chunk(self) -> int:
-        """Actions in a chunk (j)."""
+        """Returns the number of actions in a chunk (j)."""
         return self.numbers["action"].shape[0]
 
     @property
     def statistics(self) -> dict[str, int]:
-        """key of the normalisers -> how many dimensions this layout wants of it."""
+        """Returns key of the normalisers -> number of dimensions that this layout needs."""
         sizes = {"actions": self.numbers["action"].shape[1]}
         if "proprio" in self.numbers:
             sizes["proprio"] = self.numbers["proprio"].shape[0]
         return sizes
 
     def check_data(self, spec) -> None:
-        """Compares with the data (`wamjax.data.spec.DataSpec`).
+        """Compares the layout with the data (`wamjax.data.spec.DataSpec`).
 
         Raises:
-          ValueError: other dimensions, or a camera that the data lacks.
+          ValueError: dimensions differ, or the data lacks a camera.
         """
-        have = {"chunk": spec.chunk, "actions": spec.action_dim, "proprio": spec.proprio_dim}
-        for key, want in {"chunk": self.chunk, **self.statistics}.items():
-            if have[key] != want:
+        data = {"chunk": spec.chunk, "actions": spec.action_dim, "proprio": spec.proprio_dim}
+        for key, size in {"chunk": self.chunk, **self.statistics}.items():
+            if data[key] != size:
                 raise ValueError(
-                    f"objective.slots {self.words} want {key} of {want}, the data has {have[key]}: "
+                    f"objective.slots {self.words} want {key} of {size}, the data has {data[key]}: "
                     "correct the words, or config.data"
                 )
         if spec.layout:
@@ -199,10 +200,10 @@ class Layout:
 
 
 def named(layout: str | Sequence[str]) -> Layout:
-    """A layout of `LAYOUTS` by its name, or of its own words.
+    """Returns a layout by its name in `LAYOUTS`, or from custom words.
 
     Raises:
-      ValueError: no such name, with a suggestion; else as `parse`.
+      ValueError: no such name, with a suggestion; otherwise as `parse`.
     """
     if not isinstance(layout, str):
         return parse(layout)
@@ -213,15 +214,15 @@ def named(layout: str | Sequence[str]) -> Layout:
 
 
 def parse(words: Sequence[str]) -> Layout:
-    """A layout from its words.
+    """Builds a layout from its words.
 
     Raises:
-      ValueError: an unknown word, or an order that is none; says which word and why.
+      ValueError: a word is unknown, or the order is invalid; names the word and the reason.
     """
     layout = Layout(tuple(_slot(word, i) for i, word in enumerate(words)))
     names, groups = layout.names, [s.group for s in layout.slots]
-    if double := sorted({n for n in names if names.count(n) > 1}):
-        raise ValueError(f"slots {tuple(words)} hold {double} more than once")
+    if duplicates := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"slots {tuple(words)} hold {duplicates} more than once")
     if missing := [g for g in GROUPS if g not in groups]:
         raise ValueError(f"slots {tuple(words)} have none of {missing}")
     if groups != sorted(groups, key=GROUPS.index) or groups.count("blank") != 1:
@@ -236,17 +237,17 @@ def parse(words: Sequence[str]) -> Layout:
 
 
 def _slot(word: str, position: int) -> Slot:
-    kind, _, more = word.partition(":")
+    kind, _, suffix = word.partition(":")
     if kind not in GROUP_OF:
         raise ValueError(f"slot {word!r}: {kind!r} is no kind{did_you_mean(kind, GROUP_OF)}; "
                          f"there are {tuple(GROUP_OF)}")  # fmt: skip
     if kind in PICTURES:
-        if not more:
+        if not suffix:
             raise ValueError(f"slot {word!r} names no camera; write {kind}:NAME")
-        return Slot(kind, GROUP_OF[kind], position=position, camera=more)
+        return Slot(kind, GROUP_OF[kind], position=position, camera=suffix)
     rank = _RANK.get(kind, 0)
-    if not re.fullmatch("x".join([r"[1-9]\d*"] * rank), more):
+    if not re.fullmatch("x".join([r"[1-9]\d*"] * rank), suffix):
         form = f"{kind}:{'x'.join(['N'] * rank)}" if rank else kind
         raise ValueError(f"slot {word!r} is not of the form {form}")
-    shape = tuple(int(n) for n in more.split("x") if n)
+    shape = tuple(int(n) for n in suffix.split("x") if n)
     return Slot(kind, GROUP_OF[kind], position=position, shape=shape)

@@ -1,10 +1,11 @@
-"""Cosmos Policy (arXiv 2601.16163): one video DiT that is policy, world model and value function.
+"""Defines Cosmos Policy (arXiv 2601.16163): one video DiT as policy, world model and value
+function.
 
-What a robot senses, does and is told of success are latent frames of one clip (`layouts`), all
-denoised together. Which of them are given makes it a policy, a world model or a value function
-(`cosmos_policy.uses`); a batch trains all three. Levels, loss and sampler are those of the
-specification, sections 5 and 6: rectified flow in EDM's levels, one level for each sample, and an
-exponential multistep solver from sigma 80 to 4 whose last x0 is the answer.
+Everything that a robot senses, does and learns about its success is a latent frame of one clip
+(`layouts`), and all frames are denoised together. The given frames decide whether it is a policy, a
+world model or a value function (`cosmos_policy.uses`); a batch trains all three. Levels, loss and
+sampler follow the specification, sections 5 and 6: rectified flow in EDM's levels, one level per
+sample, and an exponential multistep solver from sigma 80 to 4 whose last x0 is the answer.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ MODES = ("direct", "frozen", "plan")
 
 
 class Seen(NamedTuple):
-    """An observation as the network takes it.
+    """Holds an observation in the form that the network takes.
 
     Attributes:
-      latents: (b, t, h, w, c) of all slots; those that are not known are zero.
+      latents: (b, t, h, w, c) of all slots; zero for unknown slots.
       text: keys and values of the instruction, computed once.
     """
 
@@ -60,21 +61,24 @@ class Seen(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class CosmosPolicy(Denoises, Policy):
-    """Objective (`init`, `loss`) and policy (`policy`, `act`, `predict`, `value`, `imagine`).
+    """Provides the objective (`init`, `loss`) and policy (`policy`, `act`, `predict`, `value`,
+    `imagine`).
 
     Attributes:
-      network, codec, process, layout: what is trained, on what. One with a codec that has
-        parameters finds them in ``params["codec"]``, where they stay as they are.
+      network, codec, process, layout: the network, and the codec, process and slots with which it
+        is trained. A codec with parameters reads them from ``params["codec"]`` and does not train
+        them.
       views: camera -> (height, width), in the order of the composite picture.
-      judge, visibility, auxiliary: of its uses, see `cosmos_policy.uses.uses`.
-      mix: how many examples of each use there are in a row of a batch.
-      action_weight: of the action's slot in the loss, the public code's action_loss_multiplier.
-      discount: of the return for each control step.
-      augment: a key of `augment.STRENGTHS`, or "" for pictures as they are.
+      judge, visibility, auxiliary: options of its uses, see `cosmos_policy.uses.uses`.
+      mix: examples of each use in a row of a batch.
+      action_weight: weight of the action's slot in the loss, the public code's
+        action_loss_multiplier.
+      discount: discount of the return per control step.
+      augment: a key of `augment.STRENGTHS`, or "" for unchanged pictures.
       compat: names of `checks.COMPAT`.
       instruction_length: tokens, or rows of the text embeddings.
-      steps, sigma_max, sigma_min, solver: of sampling.
-      planning: of mode "plan".
+      steps, sigma_max, sigma_min, solver: options of sampling.
+      planning: options of mode "plan".
     """
 
     network: DiT
@@ -100,7 +104,7 @@ class CosmosPolicy(Denoises, Policy):
     def __post_init__(self):
         checks.check(self)
 
-    # ---- what the training framework sees ----
+    # ---- the interface for training ----
 
     modes = MODES
     imagines = True
@@ -109,30 +113,30 @@ class CosmosPolicy(Denoises, Policy):
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        """Policy, world model and value function."""
+        """Returns policy, world model and value function."""
         return cosmos_uses.uses(self.judge, self.visibility, self.auxiliary)
 
     @property
     def row(self) -> int:
-        """Neighbours in a batch that share the uses exactly."""
+        """Returns how many neighbours in a batch share the uses exactly."""
         return 1 if "tossed_mix" in self.compat else sum(self.mix)
 
     @property
     def tables(self) -> tuple[Visibility, ...]:
-        """Who sees whom, one table for all uses or one for each."""
+        """Returns the visibility tables, one for all uses or one per use."""
         return tuple(dict.fromkeys(u.table for u in self.uses))
 
     @property
     def slot_names(self) -> tuple[tuple[str, str], ...]:
-        """(name, group) of every slot."""
+        """Returns (name, group) of every slot."""
         return tuple((name_of(s), s.group) for s in self.layout.slots)
 
     def describe(self) -> str:
-        """The roles of all slots in every use, as text."""
+        """Returns the roles of all slots in every use, as text."""
         return uses.describe(self.uses, self.slot_names)
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of a training batch."""
+        """Returns shapes and dtypes of a training batch."""
         net, layout, f32 = self.network, self.layout, jnp.float32
         chunk, action_dim = layout.numbers["action"].shape
         shapes = {
@@ -156,7 +160,7 @@ class CosmosPolicy(Denoises, Policy):
         }
 
     def init(self, rng: Array) -> Params:
-        """Fresh float32 parameters, one plain nested dict."""
+        """Returns new float32 parameters, one plain nested dict."""
         sizes = self.layout.sizes
         values = {g: jnp.zeros((1, m, *self.network.latent)) for g, m in sizes.items()}
         levels = {g: jnp.zeros((1, m)) for g, m in sizes.items()}
@@ -169,7 +173,7 @@ class CosmosPolicy(Denoises, Policy):
     # ---- the loss, see `wam.loss` ----
 
     def draw(self, params: Params, batch: Batch, rng: Array) -> tuple[Draw, ...]:
-        """All that `loss` leaves to chance: uses, noise, levels, augmentation; a draw for each
+        """Draws everything random in `loss`: uses, noise, levels, augmentation; one draw per
         visibility table."""
         check_batch(batch, self.batch_spec)
         purposes = "assign", "noise", "augment", "level"
@@ -191,7 +195,7 @@ class CosmosPolicy(Denoises, Policy):
             order = shares.order(keys["assign"], self.mix, size, last=rollout)
             use = shares.use_of(order, self.mix)
         roles, trained = uses.roles(self.uses, sizes), uses.has_loss(self.uses, sizes)
-        # Rollouts are not imitated: one that there was no better use for has no loss.
+        # Rollouts are not imitated: one that ends up in the policy's share has no loss.
         teaches = ~(rollout & (use == 0))[:, None]
         level = self.process.sample_level(keys["level"], (size, 1))
         predicted = [g for g, x in roles.items() if (x == Role.PREDICTED).any()]
@@ -215,36 +219,37 @@ class CosmosPolicy(Denoises, Policy):
         )
 
     def process_of(self, group: str) -> RectifiedFlow:
-        """The process of a group: all have the same."""
+        """Returns the process of a group; all groups have the same."""
         del group
         if "bf16_times" in self.compat:
             return HalfToldFlow(**vars(self.process))
         return self.process
 
     def levels_of(self, group: str) -> np.ndarray:
-        """The levels at which it is sampled: all groups alike."""
+        """Returns the levels at which a group is sampled; all groups have the same."""
         return self.sampler({}).schedule(self.steps)
 
     def reduce(
         self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
     ) -> tuple[Array, dict[str, Array]]:
-        """The mean over all slots of all examples, and metrics; see `averages`."""
+        """Computes the mean over all slots of all examples, and metrics; see `averages`."""
         rows = averages.rows(self.layout, self.action_weight, draws, losses)
         return averages.loss(rows), averages.metrics(self.layout, self.uses, rows)
 
     def examples(
         self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
     ) -> dict[str, Array]:
-        """"loss" of every example, its "use", and the parts that each slot has, "slots" (b, t),
-        which sum to it."""
+        """Computes every example's "loss", its "use", and "slots" (b, t), the parts of each slot,
+        which sum to the loss."""
         rows = averages.rows(self.layout, self.action_weight, draws, losses)
         slots = averages.SCALE * rows.weight * rows.velocity / rows.weight.shape[1]
         return {"loss": jnp.sum(slots, axis=1), "slots": slots, "use": rows.use}
 
-    # ---- acting, predicting, judging ----
+    # ---- acting, predicting, valuing ----
 
     def prepare(self, params: Params) -> Params:
-        """Parameters for fast sampling, see `transformer.unstack`; of the planner too."""
+        """Returns parameters for fast sampling, see `transformer.unstack`; also those of the
+        planner."""
         out = unstack(params, self.network.layers)
         return out | ({"planner": self.prepare(out["planner"])} if "planner" in out else {})
 
@@ -258,17 +263,17 @@ class CosmosPolicy(Denoises, Policy):
         noise=None,
         prefix=None,
     ) -> Float[Array, "b j a"]:
-        """A chunk of actions in robot units, in one program.
+        """Returns a chunk of actions in robot units, in one program.
 
         Args:
           params: as trained, or through `prepare`. Parameters of a separate planner, see
             `planning`, are in ``params["planner"]``.
           normalizers: {"actions": ..., "proprio": ...}, see `wamjax.data.normalize`.
-          observation: "video" (b, 1, H, W, 3) uint8, "proprio" (b, p) in robot units,
-            "instruction" (b, s) ids or "context" embeddings.
-          mode: "direct"; "frozen", where keys and values of what is given are those of the first
-            step (an approximation, see `sampling.frozen_error`); or "plan".
-          noise: to start from instead of draws of `rng`: as in `act`, or of "plan" as in
+          observation: "video" (b, 1, H, W, 3) uint8, "proprio" (b, p) in robot units, "instruction"
+            (b, s) ids or "context" embeddings.
+          mode: "direct"; "frozen", which reuses the keys and values that the given slots have at
+            the first step (an approximation, see `sampling.frozen_error`); or "plan".
+          noise: starting point instead of draws from `rng`: as in `act`, or for "plan" as in
             `planning.plan`.
 
         Raises:
@@ -296,14 +301,15 @@ class CosmosPolicy(Denoises, Policy):
         mode: str | None = None,
         noise=None,
     ) -> Float[Array, " b"]:
-        """The return in [0, 1] expected of what `policy` does, from the end of the chunk on.
+        """Returns the predicted return in [0, 1] of the actions of `policy`, from the end of the
+        chunk on.
 
-        Of "plan" it is the score of the chosen actions, else what the value function sees in the
-        future that is sampled with them. (The value that is sampled with them is no judgement: it
-        was trained on demonstrations, which succeed.)
+        For "plan" it is the score of the chosen actions, otherwise the value function's prediction
+        for the future sampled with them. (The value sampled with the actions does not judge them:
+        it was trained on demonstrations, which succeed.)
 
         Args:
-          noise: as in `policy`, where it does not plan a pair: of acting, and of the value.
+          noise: for "plan" as in `policy`; otherwise a pair, for acting and for the value.
         """
         if mode == "plan":
             return jnp.max(plan(self, params, normalizers, observation, rng, noise).scores, axis=1)
@@ -316,15 +322,15 @@ class CosmosPolicy(Denoises, Policy):
     def imagine(
         self, params: Params, normalizers, observation: Batch, rng: Array | None, noise=None
     ) -> Array:
-        """The observed picture and that at the end of the chunk: uint8 (b, 2, H, W, 3).
+        """Returns the observed picture and that at the end of the chunk: uint8 (b, 2, H, W, 3).
 
-        Its latents, and the way there, are what `act` returns of what `observe` sees.
+        To get its latents and the intermediate states, call `act` on the result of `observe`.
         """
         seen = self.observe(params, normalizers, observation)
         return self.show(params, self.act(params, seen, rng, noise=noise), observation)
 
     def show(self, params: Params, latents: Array, observation: Batch) -> Array:
-        """Decodes the future of `latents` and puts it behind what was observed."""
+        """Decodes the future of `latents` and appends it to the observation."""
         images = self._images(observation)
         future = clips.decode(self.layout, bound_codec(self.codec, params), latents, images)
         frames = [jnp.stack([images[c][:, 0], future.get(c, images[c][:, 0])], axis=1)
@@ -332,7 +338,7 @@ class CosmosPolicy(Denoises, Policy):
         return jnp.concatenate(frames, axis=3)
 
     def observe(self, params: Params, normalizers, observation: Batch) -> Seen:
-        """Encodes what a policy is given, and no more of the clip."""
+        """Encodes the slots that a policy is given, and no more of the clip."""
         layout, conditional = self.layout, self.layout.conditional
         if observation["video"].shape[1] != 1:
             frames = observation["video"].shape[1]
@@ -342,11 +348,11 @@ class CosmosPolicy(Denoises, Policy):
         if "proprio" in layout.numbers:
             proprio = normalizers["proprio"].forward(observation["proprio"])
             latents = injection.inject(layout, latents, {"proprio": proprio})
-        rest = jnp.zeros((len(latents), len(layout) - conditional, *self.latent), latents.dtype)
-        return Seen(jnp.concatenate([latents, rest], axis=1), self.read(params, observation))
+        padding = jnp.zeros((len(latents), len(layout) - conditional, *self.latent), latents.dtype)
+        return Seen(jnp.concatenate([latents, padding], axis=1), self.read(params, observation))
 
     def read(self, params: Params, observation: Batch) -> Cache:
-        """Keys and values of the instruction, for any number of calls."""
+        """Computes keys and values of the instruction, for any number of calls."""
         return self.sampler(params).read(self.text(observation))
 
     def act(
@@ -359,40 +365,42 @@ class CosmosPolicy(Denoises, Policy):
         noise=None,
         states: bool = False,
     ) -> Array:
-        """All of p(a, s', V | s): latents of all slots, of which the present is as given.
+        """Samples all of p(a, s', V | s): latents of all slots, with the present unchanged.
 
         Args:
-          noise: to start from instead of a draw of `rng`, of the shape of ``seen.latents``; such as
-            `sampling.published_noise`.
-          states: return the whole way, see `Sampler`.
+          noise: starting point instead of a draw from `rng`, of the shape of ``seen.latents``; for
+            instance `sampling.published_noise`.
+          states: return all intermediate states, see `Sampler`.
         """
         return self._sample(params, self.uses[0], seen, rng, steps, noise, states, frozen)
 
     def predict(
         self, params, seen: Seen, rng: Array | None = None, steps: int = 0, noise=None, states=False
     ) -> Array:
-        """p(s', V | s, a): the same, with the action as in ``seen.latents``."""
+        """Samples p(s', V | s, a): like `act`, with the action of ``seen.latents``."""
         return self._sample(params, self.uses[1], seen, rng, steps, noise, states)
 
     def value(
         self, params, seen: Seen, rng: Array | None = None, steps: int = 0, noise=None
     ) -> Float[Array, " b"]:
-        """The return in [0, 1] that the model's value function sees in ``seen.latents``."""
+        """Returns the return in [0, 1] that the model's value function predicts for
+        ``seen.latents``."""
         latents = self._sample(params, self.uses[2], seen, rng, steps, noise)
         return injection.read_value(self.layout, latents)
 
     def sampler(self, params: Params) -> Sampler:
-        """The network with these parameters, ready to denoise."""
+        """Returns the network with these parameters, ready to denoise."""
         return Sampler(
             self.bind(params), self.layout, self.process_of("action"), self.sigma_max,
             self.sigma_min, self.solver,
         )  # fmt: skip
 
     def with_planner(self, other: CosmosPolicy) -> CosmosPolicy:
-        """This policy, planning as `other` was trained: with its kind of value function.
+        """Returns this policy with the value function of `other`, which plans for it.
 
         Raises:
-          ValueError: the planner was trained on something else, or sees it otherwise; says what.
+          ValueError: the planner was trained on other data or has other inputs; names the
+            difference.
         """
         checks.check_planner(self, other)
         return dataclasses.replace(self, judge=other.judge)
@@ -401,7 +409,7 @@ class CosmosPolicy(Denoises, Policy):
 
     @property
     def latent(self) -> tuple[int, int, int]:
-        """(h, w, c) of a latent frame; the network has two channels more, for masks."""
+        """Returns (h, w, c) of a latent frame; the network has two more channels, for masks."""
         h, w, c = self.network.latent
         return h, w, c - 2
 
@@ -413,11 +421,11 @@ class CosmosPolicy(Denoises, Policy):
 
     @property
     def widths(self) -> dict[str, int]:
-        """camera -> width, in the order of the composite."""
+        """Returns camera -> width, in the order of the composite."""
         return {name: width for name, (_, width) in self.views}
 
     def text(self, batch: Batch) -> Groups:
-        """The instruction, as the network takes it."""
+        """Returns the instruction in the form that the network takes."""
         key = "instruction" if self.network.vocabulary else "context"
         return {key: batch[key]}
 

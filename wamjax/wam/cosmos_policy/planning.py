@@ -1,13 +1,13 @@
-"""Planning with Cosmos Policy: best of N action chunks, judged by imagined futures.
+"""Plans with Cosmos Policy: best of N action chunks, scored by imagined futures.
 
-    N proposals of the policy, each with noise of its own          steps network calls
+    N proposals of the policy, each with its own noise             steps network calls
     M futures of each, by the world model                          future_steps
     K values of each future, by the value function                 value_steps
 
-Copies are a batch: 10 + 5 + 5 calls instead of 8 (10 + 3 (5 + 5 5)). Deeper, each imagined future
-becomes the present, proprioception included, and all of its branches live on. World model and value
-function may be of another checkpoint than the policy, fine-tuned on what the policy did. With a
-value function Q(s, a) there are no futures.
+Copies form a batch: 10 + 5 + 5 calls instead of 8 (10 + 3 (5 + 5 5)). With more depth, each
+imagined future becomes the present, including proprioception, and all of its branches continue.
+World model and value function may come from another checkpoint than the policy, fine-tuned on the
+policy's rollouts. With a value function Q(s, a) there are no futures.
 
 Source: section 6.4 of the specification; the public ``deploy.py`` and ``cosmos_utils.py``.
 """
@@ -31,20 +31,20 @@ from wamjax.wam.cosmos_policy.uses import model_free
 
 AGGREGATES = ("mean", "majority_mean", "lcb", "success_vote")
 OVER_DEPTH = ("last", "mean")
-SUCCESS = 0.05  # a value above it foresees success
+SUCCESS = 0.05  # a value above it predicts success
 
 
 @dataclasses.dataclass(frozen=True)
 class Planning:
-    """How to plan.
+    """Holds the options of planning.
 
     Attributes:
       proposals, futures, values: N, M and K.
-      future_steps, value_steps: network calls for a future and for a value.
-      aggregate: of the M K values of a proposal, one of `AGGREGATES`.
-      depth: chunks of actions that are imagined.
-      over_depth: what counts of several depths, one of `OVER_DEPTH`.
-      limit: samples in one call of the network, to bound memory; 0 = all.
+      future_steps, value_steps: network calls per future and per value.
+      aggregate: how the M K values of a proposal are aggregated, one of `AGGREGATES`.
+      depth: number of chunks to imagine.
+      over_depth: how several depths are combined, one of `OVER_DEPTH`.
+      limit: samples per network call, to bound memory; 0 = all.
     """
 
     proposals: int = 8
@@ -58,24 +58,24 @@ class Planning:
     limit: int = 0
 
     def __post_init__(self):
-        for key, known in (("aggregate", AGGREGATES), ("over_depth", OVER_DEPTH)):
+        for key, choices in (("aggregate", AGGREGATES), ("over_depth", OVER_DEPTH)):
             value = getattr(self, key)
-            if value not in known:
-                raise ValueError(f"objective.plan.{key} {value!r} is not one of {known}"
-                                 f"{did_you_mean(value, known)}")  # fmt: skip
+            if value not in choices:
+                raise ValueError(f"objective.plan.{key} {value!r} is not one of {choices}"
+                                 f"{did_you_mean(value, choices)}")  # fmt: skip
         for key in ("proposals", "futures", "values", "future_steps", "value_steps", "depth"):
             if getattr(self, key) < 1:
                 raise ValueError(f"objective.plan.{key} {getattr(self, key)} must be positive")
 
 
 class Plan(NamedTuple):
-    """What came of planning.
+    """Holds the result of planning.
 
     Attributes:
       actions: the chosen chunk, normalised.
-      scores: of all proposals.
-      values: that the last scores are made of, M K for each proposal.
-      chosen: index of the best proposal; the first of equals.
+      scores: scores of all proposals.
+      values: values behind the last scores, M K per proposal.
+      chosen: index of the best proposal; the first one if there is a tie.
       proposals: all chunks, normalised.
     """
 
@@ -90,25 +90,26 @@ Noise = Sequence[Mapping[str, Array]]
 
 
 def noise_shapes(policy, count: int) -> list[dict[str, tuple[int, ...]]]:
-    """What a plan for `count` observations starts from: use -> (n, b, t, h, w, c), by depth.
+    """Returns the noise shapes of a plan for `count` observations: use -> (n, b, t, h, w, c), by
+    depth.
 
-    The n are N proposals (deeper, of every branch one), N M futures and N M K values; branches of
-    the same proposal are neighbours, and values of the same branch.
+    The n are N proposals (one per branch at larger depth), N M futures and N M K values. Branches
+    of the same proposal are neighbours, and so are values of the same branch.
     """
-    how, (act, predict, judge) = policy.planning, policy.uses
+    options, (act, predict, judge) = policy.planning, policy.uses
     blind = model_free(judge)
-    branches = how.proposals * (1 if blind else how.futures)
+    branches = options.proposals * (1 if blind else options.futures)
     shape = count, len(policy.layout), *policy.latent
     return [
-        {act.name: (branches if depth else how.proposals, *shape)}
+        {act.name: (branches if depth else options.proposals, *shape)}
         | ({} if blind else {predict.name: (branches, *shape)})
-        | {judge.name: (branches * how.values, *shape)}
-        for depth in range(how.depth)
+        | {judge.name: (branches * options.values, *shape)}
+        for depth in range(options.depth)
     ]
 
 
 def draw_noise(policy, count: int, rng: Array) -> list[dict[str, Array]]:
-    """Standard normals of these shapes: those that `plan` draws of the same key."""
+    """Draws standard normals of these shapes, the same as `plan` draws from the same key."""
     keys = iter(jax.random.split(rng, 3 * policy.planning.depth))
     return [
         {name: jax.random.normal(next(keys), shape) for name, shape in shapes.items()}
@@ -119,63 +120,64 @@ def draw_noise(policy, count: int, rng: Array) -> list[dict[str, Array]]:
 def plan(
     policy, params, normalizers, observation, rng: Array | None, noise: Noise | None = None
 ) -> Plan:
-    """Acts by imagining, in one jittable program.
+    """Plans the actions of an observation, in one jittable program.
 
     Args:
-      policy: a `CosmosPolicy`; its `planning` says how.
-      params: of the policy; those of a separate planner are in ``params["planner"]``.
+      policy: a `CosmosPolicy`; its `planning` holds the options.
+      params: parameters of the policy; those of a separate planner are in ``params["planner"]``.
       normalizers, observation: see `CosmosPolicy.policy`.
-      noise: to start from instead of draws of `rng`, see `noise_shapes`.
+      noise: starting point instead of draws from `rng`, see `noise_shapes`.
     """
-    how, layout = policy.planning, policy.layout
+    options, layout = policy.planning, policy.layout
     act, predict, judge = policy.uses
     blind = model_free(judge)
-    futures = 1 if blind else how.futures
+    futures = 1 if blind else options.futures
     planner = params.get("planner", params)
     seen = policy.observe(params, normalizers, observation)
     text = policy.read(planner, observation) if "planner" in params else seen.text
     if noise is not None:
         _check_noise(noise, noise_shapes(policy, seen.latents.shape[0]))
-    keys = iter([None] * 3 * how.depth if rng is None else noises.split(rng, 3 * how.depth))
+    keys = iter([None] * 3 * options.depth if rng is None else noises.split(rng, 3 * options.depth))
 
     def run(params, use, latents, text, steps, depth):
-        given = None if noise is None else noise[depth][use.name]
-        begin = noises.start(given, next(keys), latents.shape, axis=1)
+        override = None if noise is None else noise[depth][use.name]
+        initial = noises.start(override, next(keys), latents.shape, axis=1)
         sampler = policy.sampler(params)
-        return _batched(lambda *x: sampler(use, *x, steps), latents, text, begin, how.limit)
+        return _batched(lambda *x: sampler(use, *x, steps), latents, text, initial, options.limit)
 
-    start = _copies(seen.latents[None], how.proposals)
-    acted = run(params, act, start, seen.text, policy.steps, 0)
-    proposals = _each(lambda x: injection.extract(layout, x, "action"), acted)
-    branches, scores = _copies(acted, futures), []
-    for depth in range(how.depth):
+    start = _copies(seen.latents[None], options.proposals)
+    samples = run(params, act, start, seen.text, policy.steps, 0)
+    proposals = _each(lambda x: injection.extract(layout, x, "action"), samples)
+    branches, scores = _copies(samples, futures), []
+    for depth in range(options.depth):
         if depth:
             present = _each(_carry(layout), branches)
             branches = run(planner, act, present, text, policy.steps, depth)
         if not blind:
-            branches = run(planner, predict, branches, text, how.future_steps, depth)
-        judged = run(planner, judge, _copies(branches, how.values), text, how.value_steps, depth)
-        values = _each(lambda x: injection.read_value(layout, x), judged)
-        values = jnp.moveaxis(values.reshape(how.proposals, -1, values.shape[-1]), 2, 0)
-        scores.append(aggregate(values, how.aggregate, "zero_minority" in policy.compat))
-    total = scores[-1] if how.over_depth == "last" else sum(scores) / how.depth
-    chosen = jnp.argmax(total, axis=1)
+            branches = run(planner, predict, branches, text, options.future_steps, depth)
+        copies = _copies(branches, options.values)
+        value_latents = run(planner, judge, copies, text, options.value_steps, depth)
+        values = _each(lambda x: injection.read_value(layout, x), value_latents)
+        values = jnp.moveaxis(values.reshape(options.proposals, -1, values.shape[-1]), 2, 0)
+        scores.append(aggregate(values, options.aggregate, "zero_minority" in policy.compat))
+    total = scores[-1] if options.over_depth == "last" else sum(scores) / options.depth
+    best = jnp.argmax(total, axis=1)
     proposals = jnp.moveaxis(proposals, 0, 1)
-    actions = jnp.take_along_axis(proposals, chosen[:, None, None, None], axis=1)[:, 0]
-    return Plan(actions, total, values, chosen, proposals)
+    actions = jnp.take_along_axis(proposals, best[:, None, None, None], axis=1)[:, 0]
+    return Plan(actions, total, values, best, proposals)
 
 
 def aggregate(
     values: Float[Array, "... s"], how: str, zero_minority: bool = False
 ) -> Float[Array, "..."]:
-    """One score of several values in [0, 1].
+    """Aggregates several values in [0, 1] to one score.
 
     Args:
-      how: "mean"; "lcb", the mean less one standard deviation of a sample, as published (of one
-        value it is 0 here, and not a number there); "success_vote", the share that foresees
-        success; "majority_mean", the mean of those that do, if they are half or more, else of those
-        that do not.
-      zero_minority: as in the public code, 0 instead of the latter.
+      how: "mean"; "lcb", the mean minus one sample standard deviation, as published (for a single
+        value that deviation is 0 here and NaN there); "success_vote", the share of values that
+        predict success; "majority_mean", the mean of the values that predict success if they are at
+        least half, otherwise of the others.
+      zero_minority: in the latter case return 0, as in the public code.
     """
     foresees = values > SUCCESS
     if how == "mean":
@@ -195,10 +197,10 @@ def aggregate(
 
 
 def sample_bytes(network, slots: int) -> int:
-    """A bound on what one sample takes while the network runs, beside the parameters.
+    """Bounds the memory of one sample while the network runs, without the parameters.
 
-    The widest moment of a layer, in float32: logits and weights of the attention, or the hidden
-    units, beside the residual stream, queries, keys, values and the modulation of three sub-layers.
+    The bound is the peak of a layer, in float32: logits and weights of the attention, or the hidden
+    units, plus the residual stream, queries, keys, values and the modulation of three sub-layers.
     """
     h, w, _ = network.latent
     tokens = slots * (h // network.patch) * (w // network.patch)
@@ -209,23 +211,25 @@ def sample_bytes(network, slots: int) -> int:
 
 
 def _check_noise(noise: Noise, shapes: list[dict[str, tuple[int, ...]]]) -> None:
-    """That noise is of these shapes; ValueError names what is not."""
+    """Raises ValueError if the noise does not have these shapes; names the entry."""
     if len(noise) != len(shapes):
         raise ValueError(f"noise is of depth {len(noise)}, the plan of depth {len(shapes)}")
-    for depth, (given, wanted) in enumerate(zip(noise, shapes, strict=True)):
-        if set(given) != set(wanted):
+    for depth, (actual, expected) in enumerate(zip(noise, shapes, strict=True)):
+        if set(actual) != set(expected):
             raise ValueError(
-                f"noise[{depth}] is of {sorted(given)}, the plan of {sorted(wanted)}"
+                f"noise[{depth}] is of {sorted(actual)}, the plan of {sorted(expected)}"
             )
-        for name, shape in wanted.items():
-            if given[name].shape != shape:
+        for name, shape in expected.items():
+            if actual[name].shape != shape:
                 raise ValueError(
-                    f"noise[{depth}][{name!r}] is {given[name].shape}, the plan starts from {shape}"
+                    f"noise[{depth}][{name!r}] is {actual[name].shape}, "
+                    f"the plan starts from {shape}"
                 )
 
 
 def _carry(layout: Layout):
-    """A future becomes the present: its pictures, and its proprioception written anew."""
+    """Returns a function that turns a future into the present: copies its pictures and writes its
+    proprioception."""
 
     def carry(latents: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
         out = latents
@@ -240,37 +244,37 @@ def _carry(layout: Layout):
 
 
 def _copies(x: Float[Array, "n b ..."], count: int) -> Float[Array, "m b ..."]:
-    """Every one of n becomes `count` neighbours."""
+    """Repeats each of the n entries `count` times, next to each other."""
     return jnp.repeat(x, count, axis=0)
 
 
 def _each(function, x: Array) -> Array:
-    """A function of batches on (n, b, ...)."""
+    """Applies a function of batches to (n, b, ...)."""
     out = function(x.reshape(-1, *x.shape[2:]))
     return out.reshape(*x.shape[:2], *out.shape[1:])
 
 
 def _batched(function, latents: Array, text: Cache, noise: Array, limit: int) -> Array:
-    """``function(latents, text, noise)`` on (n, b, ...), at most `limit` samples together.
+    """Applies ``function(latents, text, noise)`` to (n, b, ...), at most `limit` samples at a time.
 
-    Results do not depend on how many: the noise is drawn before.
+    Results do not depend on the limit: the noise is drawn before.
     """
     n, b = latents.shape[:2]
     total = n * b
     calls = -(-total // limit) if limit else 1
-    together = -(-total // calls)
+    size = -(-total // calls)
 
     def call(inputs):
         first, second, sample = inputs
-        # The batch axis of keys and values is the fourth from the end, with or without layers
-        # stacked; all of the n read the same text.
+        # The batch axis of keys and values is the fourth from the end, with or without stacked
+        # layers; all n samples of an observation read the same text.
         read = jax.tree.map(lambda x: jnp.take(x, sample % b, axis=x.ndim - 4), text)
         return function(first, read, second)
 
     flat = [x.reshape(total, *x.shape[2:]) for x in (latents, noise)]
     if calls == 1:
         return call((*flat, jnp.arange(total))).reshape(latents.shape)
-    # What the last call lacks are copies of the last sample, whose results are dropped.
-    at = jnp.minimum(jnp.arange(calls * together), total - 1).reshape(calls, together)
-    done = jax.lax.map(call, (flat[0][at], flat[1][at], at))
-    return done.reshape(-1, *done.shape[2:])[:total].reshape(latents.shape)
+    # The last call is filled up with copies of the last sample, whose results are dropped.
+    indices = jnp.minimum(jnp.arange(calls * size), total - 1).reshape(calls, size)
+    outputs = jax.lax.map(call, (flat[0][indices], flat[1][indices], indices))
+    return outputs.reshape(-1, *outputs.shape[2:])[:total].reshape(latents.shape)

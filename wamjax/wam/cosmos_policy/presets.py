@@ -1,4 +1,4 @@
-"""Published settings of Cosmos Policy, applied to a config."""
+"""Applies published settings of Cosmos Policy to a config."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from wamjax import config as configs
 from wamjax.wam.cosmos_policy import layouts
 from wamjax.wam.fast_wam import presets as fast_wam
 
-TEXT_ROWS = 512  # of T5 embeddings; padding is zero
+TEXT_ROWS = 512  # rows of T5 embeddings; padding is zero
 
 
 def objective(config, layout: str | Sequence[str]) -> None:
-    """The method on the slots of a layout, with the numbers that all benchmarks share.
+    """Sets the objective on the slots of a layout, with the numbers that all benchmarks share.
 
     Args:
-      layout: a key of `LAYOUTS`, or the words of one of your own, see `layouts`.
+      layout: a key of `LAYOUTS`, or custom words, see `layouts`.
     """
-    made, data = layouts.named(layout), config.data
+    slot_layout, data = layouts.named(layout), config.data
     config.objective.name = "cosmos_policy"
-    config.objective.slots = made.words
+    config.objective.slots = slot_layout.words
     config.objective.infer_steps, config.objective.solver = 5, "exponential"
-    data.cameras, data.chunk = made.cameras, made.chunk
-    data.frames, data.frame_stride, data.outcome = 2, made.chunk, True
+    data.cameras, data.chunk = slot_layout.cameras, slot_layout.chunk
+    data.frames, data.frame_stride, data.outcome = 2, slot_layout.chunk, True
     data.normalization, data.padding = "min_max", "hold:.*"
 
 
 def predict2_2b(config) -> None:
-    """Cosmos-Predict2-2B-Video2World, its video codec and T5-11B embeddings of 64 rows."""
+    """Sets Cosmos-Predict2-2B-Video2World, its video codec and T5-11B embeddings of 64 rows."""
     model = config.model
     model.layers, model.heads, model.head_dim = 28, 16, 128
     model.video.width, model.video.ffn, model.modulation_rank = 2048, 8192, 256
@@ -41,10 +41,10 @@ def predict2_2b(config) -> None:
 
 
 def training(config, anchors: tuple[int, int]) -> None:
-    """Optimiser and schedule of all published policies (specification, section 5.7).
+    """Sets optimiser and schedule of all published policies (specification, section 5.7).
 
     Args:
-      anchors: steps at which the warm-up ends, and at which the rate drops.
+      anchors: steps at which the warm-up ends and at which the rate drops.
     """
     optim = config.optim
     optim.learning_rate, optim.b1, optim.b2, optim.weight_decay = 1e-4, 0.9, 0.99, 0.1
@@ -56,36 +56,37 @@ def training(config, anchors: tuple[int, int]) -> None:
 
 
 def declare(config, control_hz: float) -> None:
-    """Sizes of data as published, for the slots that `objective` set, so that the model is known
-    without it."""
-    said, made = config.data.declared, layouts.parse(config.objective.slots)
-    said.camera_size, said.control_hz = (224, 224), control_hz
-    said.action_dim = made.statistics["actions"]
-    said.proprio_dim = made.statistics.get("proprio", 0)
+    """Declares the published data sizes, for the slots that `objective` set, so that the model can
+    be built without data."""
+    sizes, layout = config.data.declared, layouts.parse(config.objective.slots)
+    sizes.camera_size, sizes.control_hz = (224, 224), control_hz
+    sizes.action_dim = layout.statistics["actions"]
+    sizes.proprio_dim = layout.statistics.get("proprio", 0)
 
 
 def planner(config, rollouts: str = "") -> None:
-    """Fine-tuning of world model and V(s') on what policies did (specification, section 5.5).
+    """Sets up fine-tuning of world model and V(s') on rollouts of policies (specification, section
+    5.5).
 
-    A tenth of a batch are demonstrations, for the policy; half of the rest trains the world model
-    and half the value, on rollouts half of which failed.
+    A tenth of a batch is demonstrations, for the policy; half of the rest trains the world model
+    and half the value, on rollouts of which half failed.
 
     Args:
-      rollouts: folder of them; "" where the sources name some already.
+      rollouts: their folder; "" if the sources name some already.
     """
     config.objective.value, config.objective.mix = "value_v", (2, 9, 9)
     sources = config.data.sources
-    for ended in ("success", "failure"):
-        name = {"success": "successes", "failure": "failures"}[ended]
+    for outcome in ("success", "failure"):
+        name = {"success": "successes", "failure": "failures"}[outcome]
         if rollouts:
-            sources[name] = configs.source(path=rollouts, rollout=True, ended=ended)
+            sources[name] = configs.source(path=rollouts, rollout=True, ended=outcome)
         sources[name].weight = 9.0
     sources.demos.weight = 2.0
     config.data.batch_size = max(config.data.batch_size // 20, 1) * 20
 
 
 def miniature(config) -> None:
-    """The structure of a published config for a laptop: small pictures, a codec of pixels."""
+    """Shrinks a published config for a laptop: small pictures, a codec of pixels."""
     model = config.model
     model.layers, model.heads, model.head_dim, model.remat = 2, 2, 12, "none"
     model.video.width, model.video.ffn, model.modulation_rank = 24, 48, 8
@@ -98,25 +99,25 @@ def miniature(config) -> None:
 
 
 def stand_ins(config, path: str) -> None:
-    """Random data in place of all sources. There are no failures among them."""
+    """Replaces all sources by random data, without failures."""
     for name, entry in config.data.sources.items():
-        made = dict(weight=entry.weight, rollout=entry.rollout)
-        config.data.sources[name] = configs.source(path=path, stand_in=12, **made)
+        options = dict(weight=entry.weight, rollout=entry.rollout)
+        config.data.sources[name] = configs.source(path=path, stand_in=12, **options)
     config.data.embeddings = f"{path}-text"
 
 
 def tabletop(config) -> None:
-    """A small model and its training on the embedded world, sized for two CPU cores."""
+    """Sets a small model and its training on the embedded world, sized for two CPU cores."""
     config.objective.name = "cosmos_policy"
     fast_wam.tabletop(config)
     objective(config, "tabletop")
 
 
 def tabletop_debug(config) -> None:
-    """Everything in under a minute; it learns nothing."""
+    """Sets everything to run in under a minute; the model learns nothing."""
     several = [s for s in config.data.sources.values() if s.rollout and s.collect.episodes]
     fast_wam.tabletop_debug(config)
-    for source in several:  # of few episodes none might fail
+    for source in several:  # with fewer episodes, none might fail
         source.collect.episodes = 24
     config.data.batch_size = 40
     config.model.head_dim, config.model.modulation_rank = 12, 8

@@ -1,9 +1,9 @@
-"""Cosmos Policy's sampler: n network calls from sigma 80 to 4; the last x0 is the answer.
+"""Samples from Cosmos Policy: n network calls from sigma 80 to 4; the last x0 is the answer.
 
-The public code's "2ab" on the grid of section 6.1 of the specification: n - 1 steps of a
-second-order exponential multistep solver, and one clean call at the last level. That is
-`multistep.exponential` on Karras' grid with data behind it, run in the levels of the flow, in which
-the states are smaller by 1 + sigma and the answers are the same.
+This is the public code's "2ab" on the grid of section 6.1 of the specification: n - 1 steps of a
+second-order exponential multistep solver, and one clean call at the last level. That equals
+`multistep.exponential` on Karras' grid with data at its end. It runs in the levels of the flow,
+where the states are smaller by 1 + sigma and the answers are the same.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Groups = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Denoises what a use predicts.
+    """Denoises the groups that a use predicts.
 
     Attributes:
       net: the network with bound parameters, ``net(method, *args, **kwargs)``.
       layout, process: of the clip.
-      sigma_max, sigma_min: of the grid.
+      sigma_max, sigma_min: ends of the grid.
       solver: a key of `solvers.SOLVERS`.
     """
 
@@ -54,18 +54,18 @@ class Sampler:
         frozen: bool = False,
         states: bool = False,
     ) -> Float[Array, "*n b t h w c"]:
-        """All slots: those that the use is given as they are, the others denoised.
+        """Returns all slots: the given ones unchanged, the others denoised.
 
         Args:
-          use: what the model is to be.
-          latents: of the slots that are given; the others do not matter.
+          use: the use of the model.
+          latents: latents of the given slots; the others are ignored.
           text: from `read`.
           noise: standard normal.
           steps: network calls.
-          frozen: reuse the keys and values that the given slots have at the first level. Without
-            effect where they never change.
-          states: return the whole way, (steps + 1, ...), at the levels of `schedule`; in the public
-            code's coordinates they are larger by 1 + sigma, that is by 1 / (1 - level).
+          frozen: reuse the keys and values that the given slots have at the first level. Has no
+            effect if they are constant.
+          states: return all intermediate states, (steps + 1, ...), at the levels of `schedule`; in
+            the public code's coordinates they are larger by 1 + sigma, that is by 1 / (1 - level).
         """
         grid = self.schedule(steps)
         given = {g: x for g, x in split(self.layout, latents).items() if g in use.given}
@@ -73,26 +73,27 @@ class Sampler:
         denoiser, cache, first = self.denoiser(use.table), text, dict.fromkeys(start, grid[0])
         if frozen and set(cacheable(use.table, given)) != set(given):
             cache = denoiser.freeze(given, start, first, text)
-            # Of what is computed from here on; the cache has seen everything.
+            # This table applies to the steps from here on; the cache was computed with all groups.
             denoiser = self.denoiser(prefix(tuple(given), tuple(start)))
         schedules = dict.fromkeys(start, grid)
-        done, _ = denoiser.sample(given, start, schedules, {}, cache, self.solver, states=states)
+        samples, _ = denoiser.sample(given, start, schedules, {}, cache, self.solver, states=states)
         if states:
-            still = {g: jnp.broadcast_to(x, (len(grid), *x.shape)) for g, x in given.items()}
-            return jnp.concatenate([(still | done)[g] for g in self.layout.groups], axis=2)
-        return join(self.layout, given | done)
+            constant = {g: jnp.broadcast_to(x, (len(grid), *x.shape)) for g, x in given.items()}
+            return jnp.concatenate([(constant | samples)[g] for g in self.layout.groups], axis=2)
+        return join(self.layout, given | samples)
 
     def schedule(self, steps: int) -> Float[np.ndarray, " n"]:
-        """Levels of the network calls, and then 0."""
+        """Returns the levels of the network calls, followed by 0."""
         return self.process.level_of(karras(steps, self.sigma_max, self.sigma_min))
 
     def read(self, text: Mapping[str, Array]) -> Cache:
-        """Keys and values of an instruction: "instruction" ids, or "context" embeddings."""
+        """Computes keys and values of an instruction: "instruction" ids, or "context"
+        embeddings."""
         contexts = self.net("conditions", dict(text)).contexts
         return self.denoiser(bidirectional(*self.layout.groups)).prefill({}, contexts, ())[0]
 
     def denoiser(self, table: Visibility) -> Denoiser:
-        """The denoiser of all slots under a table."""
+        """Returns the denoiser of all slots under a table."""
         return Denoiser(
             lambda *args, **kwargs: self.net("__call__", *args, **kwargs),
             lambda levels: self.net("times", levels),
@@ -105,16 +106,17 @@ class Sampler:
 
 @dataclasses.dataclass(frozen=True)
 class HalfToldFlow(RectifiedFlow):
-    """The process of a network that is told noise levels rounded to bfloat16."""
+    """Rounds noise levels to bfloat16 before the network receives them; otherwise a
+    `RectifiedFlow`."""
 
     def c_noise(self, level: Array) -> Array:
-        """What the network is told of the level."""
+        """Returns the network's input for a level."""
         return level.astype(jnp.bfloat16).astype(level.dtype)
 
 
 def marked(values: Groups, given: Groups) -> Groups:
-    """Groups of latents with the two further channels of the network: which slots are given, and
-    0; the other one tells padded pixels, and there are none.
+    """Adds the network's two mask channels to groups of latents: whether a slot is given, and 0,
+    which marks padded pixels, of which there are none.
 
     Args:
       given: group -> (b | 1, m | 1).
@@ -129,19 +131,20 @@ def _marked(x: Float[Array, "b t h w c"], given: Array) -> Float[Array, "b t h w
 
 
 def split(layout: Layout, x: Array) -> Groups:
-    """(b, t, ...) to group -> (b, m, ...)."""
-    return {g: x[:, at[0] : at[-1] + 1] for g, at in layout.groups.items()}
+    """Splits (b, t, ...) into group -> (b, m, ...)."""
+    return {g: x[:, index[0] : index[-1] + 1] for g, index in layout.groups.items()}
 
 
 def join(layout: Layout, groups: Mapping[str, Array]) -> Array:
-    """The reverse of `split`."""
+    """Reverses `split`."""
     return jnp.concatenate([groups[g] for g in layout.groups], axis=1)
 
 
 def published_noise(seed: int, shape: tuple[int, int, int, int, int]) -> Float[Array, "b t h w c"]:
-    """The noise that the public code starts from: the same on every machine.
+    """Returns the noise from which the public code starts, the same on every machine.
 
-    An element of the batch does not depend on how many follow. Source: ``arch_invariant_rand``.
+    An element of the batch does not depend on the number of elements after it. Source:
+    ``arch_invariant_rand``.
     """
     b, t, h, w, c = shape
     draw = np.random.RandomState(seed).standard_normal((b, c, t, h, w))
@@ -149,11 +152,11 @@ def published_noise(seed: int, shape: tuple[int, int, int, int, int]) -> Float[A
 
 
 def frozen_error(objective, params, normalizers, observation, rng: Array) -> dict[str, Array]:
-    """What mode "frozen" does to the actions of an observation, in robot units.
+    """Measures how mode "frozen" changes the actions of an observation, in robot units.
 
     Returns:
       {"mean", "max"}: of the absolute differences from "direct"; "relative": their root mean square
-      over that of the actions about their mean.
+        divided by the standard deviation of the actions.
     """
     direct, frozen = (
         objective.policy(params, normalizers, observation, rng, mode)

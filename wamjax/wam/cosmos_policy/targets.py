@@ -1,4 +1,4 @@
-"""What Cosmos Policy is trained on: the clean latents of all slots of a batch."""
+"""Builds the training targets of Cosmos Policy: the clean latents of all slots of a batch."""
 
 from __future__ import annotations
 
@@ -23,41 +23,42 @@ def latents(
     strength: Strength | None,
     key: Array,
 ) -> Float[Array, "b t h w c"]:
-    """The clean latents of all slots.
+    """Returns the clean latents of all slots.
 
-    Behind the last picture nothing is encoded: no latent depends on what comes later, and numbers
-    overwrite the rest. On LIBERO that is one slot of nine.
+    Nothing after the last picture is encoded: no latent depends on later frames, and numbers
+    overwrite the rest. On LIBERO this saves one slot of nine.
 
     Args:
       codec: bound.
       images: camera -> (b, 2, h, w, 3).
       values: from `numbers`.
-      strength: of random changes of the pictures, all cameras of a sample alike; None without.
+      strength: strength of random changes to the pictures, the same for all cameras of a sample;
+        None for no changes.
     """
     if strength:
         images = {c: augment(key, x, strength) for c, x in images.items()}
     pictures = layout.pictures
-    encoded = clips.encode(layout, codec, images, pictures)
-    rest = [(0, 0), (0, len(layout) - pictures)] + [(0, 0)] * 3
-    return injection.inject(layout, jnp.pad(encoded, rest), values)
+    frames = clips.encode(layout, codec, images, pictures)
+    padding = [(0, 0), (0, len(layout) - pictures)] + [(0, 0)] * 3
+    return injection.inject(layout, jnp.pad(frames, padding), values)
 
 
 def numbers(
     layout: Layout, batch: Batch, discount: float, compat: tuple[str, ...] = ()
 ) -> dict[str, Array]:
-    """What is written into the slots of numbers, normalised.
+    """Returns the numbers to write into slots, normalised.
 
-    The last action goes on where an episode ends within the chunk. The value is the return from the
-    end of the chunk on: the score, partial or not, discounted by the steps until it is given.
+    The last action is repeated if an episode ends within the chunk. The value is the return from
+    the end of the chunk on: the score, partial or not, discounted by the steps until it is given.
     """
     valid = batch["action_valid"]
     last = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True) - 1, 0)
-    at = jnp.minimum(jnp.arange(valid.shape[1]), last)
+    index = jnp.minimum(jnp.arange(valid.shape[1]), last)
     score = batch["score"]
     if "erased_scores" in compat:
         score = (score > 0).astype(score.dtype)
     out = {
-        "action": jnp.take_along_axis(batch["actions"], at[:, :, None], axis=1),
+        "action": jnp.take_along_axis(batch["actions"], index[:, :, None], axis=1),
         "value": injection.value_target(score * discount ** batch["to_go"]),
         **{n: batch[n] for n in ("proprio", "future_proprio") if n in layout.numbers},
     }

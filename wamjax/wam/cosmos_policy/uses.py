@@ -1,11 +1,11 @@
-"""Cosmos Policy's uses of one network: policy, world model and value function.
+"""Defines Cosmos Policy's uses of one network: policy, world model and value function.
 
-They differ in which groups of slots are given alone (specification, section 5.1). Roles are data,
-so one compiled step trains any mix of them; who sees whom is `bidirectional` for all, or `prefix`,
-in which what is given can be cached.
+They differ only in which groups of slots are given (specification, section 5.1). Roles are data, so
+one compiled step trains any mix of them. The visibility table is `bidirectional` for all, or
+`prefix`, under which given slots can be cached.
 
 A group that is predicted without a loss is hidden: as noisy as the rest, at a level that the
-network is told. That is how V(s') and Q(s, a) leave out what they must not look at.
+network receives. That is how V(s') and Q(s, a) leave out what they must not see.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _factorization(name: str, given: str) -> Factorization:
 
 POLICY = _factorization("policy", "blank current")  # p(a, s', V | s)
 WORLD_MODEL = _factorization("world_model", "blank current action")  # p(s', V | s, a)
-# What is judged, and by what.
+# Value functions, by what they are given.
 VALUES: dict[str, Factorization] = {
     "value": _factorization("value", "blank current action future"),  # p(V | s, a, s')
     "value_v": _factorization("value_v", "blank future"),  # V(s')
@@ -46,15 +46,15 @@ VISIBILITIES = ("bidirectional", "prefix")
 def uses(
     value: str = "value", visibility: str = "bidirectional", auxiliary: bool = True
 ) -> tuple[Use, ...]:
-    """Policy, world model and the kind of value function that `value` names.
+    """Returns policy, world model and the kind of value function that `value` names.
 
     Args:
       visibility: one of `VISIBILITIES`.
-      auxiliary: whether everything that is predicted has a loss, but for what a value function
-        leaves out; else only what a use is about.
+      auxiliary: whether all predicted groups have a loss, except those that a value function leaves
+        out; otherwise only the main group of each use has one.
 
     Raises:
-      ValueError: there is no such value function, or visibility.
+      ValueError: there is no such value function or visibility.
     """
     if value not in VALUES:
         raise ValueError(f"objective.value {value!r} is not one of {tuple(VALUES)}"
@@ -68,12 +68,12 @@ def uses(
 
 
 def model_free(judge: Use) -> bool:
-    """Whether a value function is Q(s, a), which looks at no future."""
+    """Returns whether a value function is Q(s, a), which sees no future."""
     return "future" not in judge.given and "current" in judge.given
 
 
 def table(visibility: str, roles: Factorization) -> Visibility:
-    """Who sees whom in a use.
+    """Returns the visibility table of a use.
 
     Raises:
       ValueError: `visibility` is not one of `VISIBILITIES`.
@@ -81,20 +81,20 @@ def table(visibility: str, roles: Factorization) -> Visibility:
     if visibility == "bidirectional":
         return bidirectional(*GROUPS)
     if visibility == "prefix":
-        made = prefix(roles.groups(GIVEN), roles.groups(PREDICTED))
-        return dataclasses.replace(made, name=f"prefix_{roles.name}")
+        prefix_table = prefix(roles.groups(GIVEN), roles.groups(PREDICTED))
+        return dataclasses.replace(prefix_table, name=f"prefix_{roles.name}")
     raise ValueError(f"objective.visibility {visibility!r} is not one of {VISIBILITIES}"
                      f"{did_you_mean(visibility, VISIBILITIES)}")  # fmt: skip
 
 
 def toss(key: Array, counts: tuple[int, ...], rollout: Bool[Array, " b"]) -> Int[Array, " b"]:
-    """The use of every example as published, by a coin each: shares hold in expectation only.
+    """Draws the use of every example independently, as published: shares hold only in expectation.
 
-    Demonstrations train the policy and rollouts the rest, in shares by chance; if there are no
+    Demonstrations train the policy and rollouts the rest, in random shares; if there are no
     rollouts, demonstrations train everything.
     """
-    every, other = jax.random.split(key)
+    key_any, key_rollout = jax.random.split(key)
     weights = jnp.log(jnp.asarray(counts, jnp.float32))
-    alike = jax.random.categorical(every, weights, shape=rollout.shape)
-    rest = 1 + jax.random.categorical(other, weights[1:], shape=rollout.shape)
-    return jnp.where(jnp.any(rollout), jnp.where(rollout, rest, 0), alike)
+    any_use = jax.random.categorical(key_any, weights, shape=rollout.shape)
+    rollout_use = 1 + jax.random.categorical(key_rollout, weights[1:], shape=rollout.shape)
+    return jnp.where(jnp.any(rollout), jnp.where(rollout, rollout_use, 0), any_use)

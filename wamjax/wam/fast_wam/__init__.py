@@ -1,1 +1,1 @@
-"""Fast-WAM and its variants."""
+"""Defines Fast-WAM and its variants."""

@@ -1,7 +1,7 @@
-"""How the losses of slots become the loss of a batch, and of single examples.
+"""Averages the losses of slots into the loss of a batch, and of single examples.
 
-Each loss is a mean over the examples that have it: an action-free video has none of actions, an
-example that trains without a future has none of the video.
+Each loss is a mean over the examples that have it: an action-free video has no action loss, an
+example that trains without a future has no video loss.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ def reduce(
     """Computes the weighted sum of all losses, and the metrics.
 
     Args:
-      weights: of the loss of each group.
-      names: of the use of each draw.
+      weights: weight of the loss of each group.
+      names: name of the use of each draw.
     """
-    video, action, labelled = _by_example(draws, losses)
+    video, action, has_action = _by_example(draws, losses)
     metrics = {}
     if len(draws) > 1:
-        for name, mine, count in zip(names, action, labelled, strict=True):
-            metrics[f"loss_action/{name}"] = jnp.sum(mine) / jnp.maximum(jnp.sum(count), 1)
-    action, labelled = map(jnp.concatenate, (action, labelled))
-    action_loss = jnp.sum(action) / jnp.maximum(jnp.sum(labelled), 1)
+        for name, errors, count in zip(names, action, has_action, strict=True):
+            metrics[f"loss_action/{name}"] = jnp.sum(errors) / jnp.maximum(jnp.sum(count), 1)
+    action, has_action = map(jnp.concatenate, (action, has_action))
+    action_loss = jnp.sum(action) / jnp.maximum(jnp.sum(has_action), 1)
     metrics |= {"loss_video": _mean_over(video, "future"), "loss_action": action_loss}
     loss = weights["future"] * metrics["loss_video"] + weights["action"] * action_loss
-    if any(ANTICIPATION in each for each in video):
+    if any(ANTICIPATION in by_group for by_group in video):
         metrics["loss_anticipation"] = _mean_over(video, ANTICIPATION)
         loss += weights[ANTICIPATION] * metrics["loss_anticipation"]
     return loss, metrics
@@ -47,36 +47,36 @@ def examples(
 ) -> dict[str, Array]:
     """Computes "video", "action" and "loss" of every example, whose mean is the loss.
 
-    Each loss counts for as much more as examples lack it.
+    Each loss is scaled by the batch size over the number of examples that have it.
     """
-    video, action, labelled = _by_example(draws, losses)
-    action, labelled = map(jnp.concatenate, (action, labelled))
-    size = labelled.shape[0]
-    loss = weights["action"] * action * size / jnp.maximum(jnp.sum(labelled), 1)
+    video, action, has_action = _by_example(draws, losses)
+    action, has_action = map(jnp.concatenate, (action, has_action))
+    size = has_action.shape[0]
+    loss = weights["action"] * action * size / jnp.maximum(jnp.sum(has_action), 1)
     parts = {}
     for group in FRAMES:
-        having = sum(each[group].shape[0] for each in video if group in each)
+        total = sum(by_group[group].shape[0] for by_group in video if group in by_group)
         parts[group] = jnp.concatenate([
-            each.get(group, jnp.zeros(draw.at.shape[0]))
-            for draw, each in zip(draws, video, strict=True)
+            by_group.get(group, jnp.zeros(draw.at.shape[0]))
+            for draw, by_group in zip(draws, video, strict=True)
         ])  # fmt: skip
-        loss += weights[group] * parts[group] * size / max(having, 1)
+        loss += weights[group] * parts[group] * size / max(total, 1)
     return {"video": parts["future"], "action": action, "loss": loss}
 
 
 def _by_example(draws: Sequence[Draw], losses: Losses):
-    """Returns lists with an item for each draw: group -> losses of its frames, those of actions,
-    and which examples have actions."""
-    video, action, labelled = [], [], []
+    """Returns lists with one item per draw: group -> losses of its frames, losses of actions, and
+    which examples have actions."""
+    video, action, has_action = [], [], []
     for draw, parts in zip(draws, losses, strict=True):
-        none = jnp.zeros(draw.at.shape[0])
+        zeros = jnp.zeros(draw.at.shape[0])
         video.append({g: parts[g].examples() for g in FRAMES if g in parts})
-        action.append(parts["action"].examples() if "action" in parts else none)
-        labelled.append(jnp.any(draw.mask["action"], axis=1))
-    return video, action, labelled
+        action.append(parts["action"].examples() if "action" in parts else zeros)
+        has_action.append(jnp.any(draw.mask["action"], axis=1))
+    return video, action, has_action
 
 
 def _mean_over(losses: Sequence[dict[str, Array]], group: str) -> Float[Array, ""]:
-    """Mean over the examples that have the group; 0 without any."""
-    having = [each[group] for each in losses if group in each]
-    return jnp.mean(jnp.concatenate(having)) if having else jnp.zeros(())
+    """Returns the mean over the examples that have the group; 0 if there are none."""
+    values = [by_group[group] for by_group in losses if group in by_group]
+    return jnp.mean(jnp.concatenate(values)) if values else jnp.zeros(())

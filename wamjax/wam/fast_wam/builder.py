@@ -1,4 +1,4 @@
-"""Fast-WAM from a config."""
+"""Builds Fast-WAM from a config."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from wamjax.wam.slots import Slot, groups_of
 
 
 def build(config, spec) -> FastWAM:
-    """Fast-WAM and its variants from ``config.model`` and ``config.objective``."""
+    """Builds Fast-WAM and its variants from ``config.model`` and ``config.objective``."""
     return FastWAM(**_fields(config, spec))
 
 
 def build_judged(config, spec) -> JudgedFastWAM:
-    """A variant that acts directly, with a judge, from these and ``config.objective.judge``."""
-    ask, variant = config.objective.judge, config.objective.variant
-    rungs, modes = tuple(ask.rungs), tuple(ask.modes)
+    """Builds a variant that acts directly, with a judge, also from ``config.objective.judge``."""
+    judge, variant = config.objective.judge, config.objective.variant
+    rungs, modes = tuple(judge.rungs), tuple(judge.modes)
     direct = [v for v, ways in MODES.items() if ways[0] == "direct"]
-    for key, value, allowed, wanted in (
+    for key, value, valid, requirement in (
         ("variant", variant, variant in direct,
          f"one of {direct}: the others do not act on a cache of the first frame alone"),
         ("prefix_max", config.objective.prefix_max, not config.objective.prefix_max,
@@ -39,35 +39,35 @@ def build_judged(config, spec) -> JudgedFastWAM:
          "numbers of proposals, growing"),
         ("judge.modes", modes, len(modes) in (0, len(rungs)) and modes[:1] in ((), ("direct",)),
          f"the mode of each of the rungs {rungs}, the first of them 'direct', or ()"),
-        ("judge.branches", ask.branches, rungs and ask.branches >= max(rungs[-1], 2),
+        ("judge.branches", judge.branches, rungs and judge.branches >= max(rungs[-1], 2),
          f"at least 2, and the proposals of the last rung, {rungs}"),
-        ("judge.discount", ask.discount, 0 < ask.discount <= 1, "in (0, 1]"),
+        ("judge.discount", judge.discount, 0 < judge.discount <= 1, "in (0, 1]"),
     ):  # fmt: skip
-        if not allowed:
-            raise ValueError(f"config.objective.{key} = {value!r} must be {wanted}")
+        if not valid:
+            raise ValueError(f"config.objective.{key} = {value!r} must be {requirement}")
     fields = _fields(config, spec, (VALUE,))
-    value_spec = ExpertSpec("value", ask.width, ask.ffn)
+    value_spec = ExpertSpec("value", judge.width, judge.ffn)
     network = fields["network"].clone(value_spec=value_spec)
-    judged = JudgedFastWAM(
+    policy = JudgedFastWAM(
         **fields | {"network": network, "shares": (1.0,)},
-        branches=ask.branches,
+        branches=judge.branches,
         rungs=rungs,
         rung_modes=modes,
-        discount=ask.discount,
-        ranking=ask.ranking,
+        discount=judge.discount,
+        ranking=judge.ranking,
     )
-    steps = [count for way, count in map(judged.way, modes) if way == "imagine"]
+    steps = [count for way, count in map(policy.way, modes) if way == "imagine"]
     if steps != sorted(steps):
         raise ValueError(f"config.objective.judge.modes = {modes} imagines less on a higher rung, "
                          "and each goes on from what the lower ones imagined")  # fmt: skip
-    return judged
+    return policy
 
 
-def _fields(config, spec, more: tuple[Slot, ...] = ()) -> dict[str, Any]:
-    """What a `FastWAM` is made of; with `more` slots behind its own."""
+def _fields(config, spec, extra: tuple[Slot, ...] = ()) -> dict[str, Any]:
+    """Returns the fields of a `FastWAM`, with the slots `more` after its own."""
     model, objective = config.model, config.objective
-    uses_of(objective.variant)  # an unknown variant is an error before anything is built
-    for key, value, allowed, wanted in (
+    uses_of(objective.variant)  # raises for an unknown variant before anything is built
+    for key, value, valid, requirement in (
         ("objective.solver", objective.solver, objective.solver in SOLVERS,
          f"one of {sorted(SOLVERS)}{did_you_mean(objective.solver, SOLVERS)}"),
         ("data.frames", spec.frames, spec.frames > 1, "at least 2: there is a future to predict"),
@@ -75,15 +75,15 @@ def _fields(config, spec, more: tuple[Slot, ...] = ()) -> dict[str, Any]:
         ("objective.prefix_max", objective.prefix_max, 0 <= objective.prefix_max < spec.chunk,
          f"0, or less than data.chunk = {spec.chunk}: the actions behind it are what is learnt"),
     ):  # fmt: skip
-        if not allowed:
-            raise ValueError(f"config.{key} = {value!r} must be {wanted}")
+        if not valid:
+            raise ValueError(f"config.{key} = {value!r} must be {requirement}")
     codec = codec_of(config)
     picture = spec.composite
     t, h, w, c = codec.shape(spec.frames, *picture)
     network = MixtureOfTransformers(
         video_spec=ExpertSpec("video", model.video.width, model.video.ffn),
         action_spec=ExpertSpec("action", model.action.width, model.action.ffn),
-        groups=groups_of((*slots(objective.variant, t, spec.chunk), *more)),
+        groups=groups_of((*slots(objective.variant, t, spec.chunk), *extra)),
         layers=model.layers,
         heads=model.heads,
         head_dim=model.head_dim,
@@ -101,13 +101,13 @@ def _fields(config, spec, more: tuple[Slot, ...] = ()) -> dict[str, Any]:
         pad_slots=model.pad_slots,
         constrain=constrain,
     )
-    several: dict[str, Any] = {}  # what variants of several uses have
+    multi_use: dict[str, Any] = {}  # fields of variants with several uses
     if objective.variant == "optional_idm":
-        several["shares"] = objective.idm_prob, 1 - objective.idm_prob
+        multi_use["shares"] = objective.idm_prob, 1 - objective.idm_prob
     elif objective.variant == "ladder":
-        imagining, anticipating = objective.idm_prob, objective.anticipate_prob
-        several["shares"] = imagining, anticipating, 1 - imagining - anticipating
-        several["anticipation_weight"] = objective.anticipation_weight
+        idm_share, anticipation_share = objective.idm_prob, objective.anticipate_prob
+        multi_use["shares"] = idm_share, anticipation_share, 1 - idm_share - anticipation_share
+        multi_use["anticipation_weight"] = objective.anticipation_weight
     return dict(
         variant=objective.variant,
         network=network,
@@ -127,7 +127,7 @@ def _fields(config, spec, more: tuple[Slot, ...] = ()) -> dict[str, Any]:
         prefix_noise=objective.prefix_noise if objective.prefix_max else 0.0,
         steps=objective.infer_steps,
         solver=objective.solver,
-        **several,
+        **multi_use,
     )
 
 

@@ -1,11 +1,12 @@
-"""The action expert from the video expert, by interpolation of every tensor (spec: Fast-WAM 2.1).
+"""Initialises the action expert from the video expert by interpolating every tensor (spec: Fast-WAM
+2.1).
 
 Each dimension whose size differs is resampled linearly with aligned corners, like the published
 ``scripts/preprocess_action_dit_backbone.py``; at the published sizes (3072 -> 1024) that is close
 to keeping every third neuron. A tensor of two or more dimensions whose *last torch dimension*
-shrank is scaled by sqrt(old / new), which keeps the variance of a sum over fewer inputs. Torch
+shrank is scaled by sqrt(old / new), which preserves the variance of a sum over fewer inputs. Torch
 weights are (out, in), so that dimension is the input of a kernel; for the modulation it is the
-width, a quirk that is kept.
+width, a quirk that is reproduced here.
 """
 
 from __future__ import annotations
@@ -21,19 +22,20 @@ from wamjax.tree import map_with_path
 
 Params = dict[str, Any]
 
-# What the action expert takes over; its encoder and head keep their own initialisation.
+# Networks that the action expert takes over; its encoder and head keep their own initialisation.
 NETWORKS = ("text_mlp", "time_mlp", "time_proj")
 
 
 def action_from_video(params: Params) -> Params:
-    """Parameters with the action expert interpolated from the video expert.
+    """Replaces the action expert's parameters by interpolation of the video expert's.
 
     Args:
       params: of a `MixtureOfTransformers`, blocks stacked; arrays, or tracers under `jax.jit`.
 
     Returns:
       a new tree: ``blocks/action`` and the action expert's text and time networks are replaced,
-      in float32 arithmetic and the dtype that they had; every other leaf is the same object.
+        computed in float32 and returned in their previous dtype; every other leaf is the same
+        object.
 
     Raises:
       KeyError: the tree has no stacked blocks of both experts.
@@ -52,10 +54,10 @@ def action_from_video(params: Params) -> Params:
 
 
 def interpolate(x: Array, size: int, axis: int) -> Array:
-    """Linear resampling of one axis to `size` points, end points aligned, in float32.
+    """Resamples one axis linearly to `size` points with aligned end points, in float32.
 
-    The positions are computed in float32 as torch does; float64 ones would differ from its result
-    by up to 2e-4 of a step at the published widths.
+    The positions are computed in float32, like torch; float64 positions would differ from its
+    result by up to 2e-4 of a step at the published widths.
     """
     length = x.shape[axis]
     if length == size:
@@ -81,13 +83,14 @@ def _interpolate_tree(name: str, source: Params, target: Params, stacked: bool) 
 
 
 def _interpolate_leaf(path: str, old: Array, new: Array, stacked: bool) -> Array:
-    """`old` in the shape of `new`; the layer axis of `stacked` leaves is never resampled."""
+    """Returns `old` in the shape of `new`; the layer axis of `stacked` leaves is never
+    resampled."""
     if old.ndim != new.ndim or (stacked and old.shape[0] != new.shape[0]):
         raise ValueError(
             f"{path}: cannot interpolate {old.shape} to {new.shape}; both experts need the same "
             "number of layers"
         )
-    # In torch's order of dimensions: a kernel (in, out) is a weight (out, in) there.
+    # Uses torch's order of dimensions, where a kernel (in, out) is a weight (out, in).
     kernel = path.endswith("kernel")
     axes = [a % old.ndim for a in ((-1, -2) if kernel else range(int(stacked), old.ndim))]
     y = old

@@ -1,4 +1,4 @@
-"""What Fast-WAM takes of a window of an episode."""
+"""Describes what Fast-WAM reads from a window of an episode."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def windows(
     action_dim: int,
     proprio_dim: int,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of a batch of windows; sizes as of `FastWAM`."""
+    """Returns shapes and dtypes of a batch of windows; sizes as in `FastWAM`."""
 
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype)

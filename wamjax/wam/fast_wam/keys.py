@@ -1,4 +1,4 @@
-"""The keys of Fast-WAM; see `wamjax.config_keys`."""
+"""Lists the config keys of Fast-WAM; see `wamjax.config_keys`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from wamjax.models import keys as models
 
-# (key, default, what it is).
+# (key, default, description).
 TABLE: tuple[tuple[str, Any, str], ...] = (
     ("objective.variant", "fast", "fast, joint, idm, no_cotrain, optional_idm or ladder"),
     ("objective.preset", "2026-08", "published settings to follow: paper or 2026-08; or none"),
@@ -50,12 +50,12 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
 
 
 def read_judged(config) -> tuple[str, ...]:
-    """The same of Fast-WAM with a judge."""
+    """Returns the keys of Fast-WAM with a judge, as patterns."""
     return (*read(config), "objective.judge.*")
 
 
 def read(config) -> tuple[str, ...]:
-    """Keys of ``config.objective`` and ``config.model`` that matter, as patterns."""
+    """Returns the keys of ``config.objective`` and ``config.model`` that matter, as patterns."""
     variant = config.objective.variant
     return (
         "objective.variant",

@@ -1,8 +1,8 @@
-"""Fast-WAM (arXiv 2603.16666): objective and policy of all its variants.
+"""Defines Fast-WAM (arXiv 2603.16666): objective and policy of all its variants.
 
-A video expert and an action expert share attention. Both are trained by flow matching, the video
-on future latents and the actions on a chunk, with independent noise levels. What a variant trains
-and how it acts is data: its uses (`fast_wam.uses`) and its mode.
+A video expert and an action expert share attention. Both are trained by flow matching, the video on
+future latents and the actions on a chunk, with independent noise levels. What a variant trains and
+how it acts is data: its uses (`fast_wam.uses`) and its mode.
 """
 
 from __future__ import annotations
@@ -39,28 +39,29 @@ from wamjax.wam.uses import Use
 
 Batch = dict[str, Array]
 Params = dict[str, Any]
-# Experts of so few tokens that q, k and v are one matmul where they act.
+# Experts with so few tokens that q, k and v are joined into one matmul for acting.
 JOINED = ("action", "value")
 
 
 @dataclasses.dataclass(frozen=True)
 class FastWAM(Denoises, Policy):
-    """Objective (`init`, `loss`) and policy (`policy`, `imagine`) of one variant.
+    """Provides the objective (`init`, `loss`) and policy (`policy`, `imagine`) of one variant.
 
     Attributes:
-      network, codec: what is trained, and what makes latents of pictures. A codec with parameters
-        finds them in ``params["codec"]``, where they stay as they are.
+      network, codec: the network, and the codec that turns pictures into latents. A codec with
+        parameters reads them from ``params["codec"]`` and does not train them.
       frames: raw frames of a training window, of `picture` = (height, width) pixels.
       chunk, action_dim, proprio_dim: sizes of actions (j, a) and state (p).
       video_flow, action_flow: processes with their shifts.
-      video_weight, action_weight, anticipation_weight: of the losses.
-      shares: of the variant's uses in a batch.
-      cond_noise_prob: how often the conditioning video of imagine-then-act is noised in training.
+      video_weight, action_weight, anticipation_weight: weights of the losses.
+      shares: shares of the variant's uses in a batch.
+      cond_noise_prob: probability that the conditioning video of imagine-then-act is noised in
+        training.
       action_from_video: whether `init` derives the action expert from the video expert.
-      prefix_max: most first actions of a chunk that are given, in training for an example as many
-        as it draws; see `wam.prefix`.
-      prefix_noise: standard deviation of what is added to them in training, normalised.
-      steps, solver: of sampling.
+      prefix_max: most first actions of a chunk that are given; training draws their number for each
+        example, see `wam.prefix`.
+      prefix_noise: standard deviation of the noise added to them in training, normalised.
+      steps, solver: options of sampling.
     """
 
     variant: str
@@ -89,68 +90,69 @@ class FastWAM(Denoises, Policy):
         if len(self.shares) != len(self.uses):
             raise ValueError(f"{self.variant} has {len(self.uses)} uses, shares are {self.shares}")
 
-    # ---- what the training framework sees ----
+    # ---- the interface for training ----
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        """What examples of a batch train."""
+        """Returns the uses that examples of a batch train."""
         return uses_of(self.variant)
 
     @property
     def row(self) -> int:
-        """Neighbours in a batch that share the uses exactly."""
+        """Returns how many neighbours in a batch share the uses exactly."""
         return sum(shares.columns(self.shares))
 
     @property
     def tables(self) -> tuple[Visibility, ...]:
-        """The visibility tables that this variant trains under."""
+        """Returns the visibility tables under which this variant trains."""
         return tuple(u.table for u in self.uses)
 
     @property
     def slot_names(self) -> tuple[tuple[str, str], ...]:
-        """(name, group) of every latent frame and every step of actions."""
+        """Returns (name, group) of every latent frame and every step of actions."""
         return names_of(self.network.groups)
 
     def describe(self) -> str:
-        """The roles of all groups in every use, as text."""
+        """Returns the roles of all groups in every use, as text."""
         text = uses.describe(self.uses, [(g.name, g.name) for g in self.network.groups])
         return text + prefixes.describe(self.prefix_max)
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of a training batch."""
+        """Returns shapes and dtypes of a training batch."""
         return self._windows(batch_size)
 
     def _windows(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of windows of episodes, which all slots are made of."""
+        """Returns shapes and dtypes of windows of episodes, from which all slots are built."""
         sizes = self.chunk, self.action_dim, self.proprio_dim
         return inputs.windows(
             batch_size, self.network, self.codec, self.frames, self.picture, *sizes
         )
 
     def init(self, rng: Array) -> Params:
-        """Fresh float32 parameters, one plain nested dict."""
+        """Returns new float32 parameters, one plain nested dict."""
         batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in self._windows(1).items()}
-        frozen = codec_params(self.codec, jax.random.fold_in(rng, 1))
-        clean = self._clean(frozen, batch)
+        codec = codec_params(self.codec, jax.random.fold_in(rng, 1))
+        clean = self._clean(codec, batch)
         values = {g.name: clean[g.name] for g in self.network.groups}
         level = {g: jnp.zeros((1, self.rows[g])) for g in values}
         variables = self.network.clone(constrain=unconstrained).init(
             rng, values, level, self._condition(batch), bidirectional(*values), method="evaluate"
         )
-        return self.derive(variables["params"] | frozen)
+        return self.derive(variables["params"] | codec)
 
     def derive(self, params: Params) -> Params:
-        """Parameters that follow from others: the action expert, if it starts as the video's."""
+        """Returns parameters with the action expert interpolated from the video expert, if so
+        configured."""
         return expert_init.action_from_video(params) if self.action_from_video else params
 
     # ---- the loss, see `wam.loss` ----
 
     def draw(self, params: Params, batch: Batch, rng: Array) -> tuple[Draw, ...]:
-        """All that `loss` leaves to chance, for each use.
+        """Draws everything random in `loss`, for each use.
 
-        Of the groups of the network "cond" is the video that imagine-then-act is conditioned on,
-        noised in a share of the examples. An example without a valid action (action-free video)
-        counts for the loss of the video only.
+        The group "cond" is the video on which imagine-then-act is conditioned, noised in a share of
+        the examples. An example without a valid action (action-free video) counts only for the loss
+        of the video.
         """
         check_batch(batch, self.batch_spec)
         size, counts = batch["action_valid"].shape[0], shares.columns(self.shares)
@@ -162,31 +164,31 @@ class FastWAM(Denoises, Policy):
         )
 
     def process_of(self, group: str) -> RectifiedFlow:
-        """The process of a group."""
+        """Returns the process of a group."""
         flows = {"action": self.action_flow, ANTICIPATION: OneStep()}
         return flows.get(group, self.video_flow)
 
     def reduce(
         self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
     ) -> tuple[Array, dict[str, Array]]:
-        """The weighted sum of all losses, each a mean over the examples that have it."""
+        """Computes the weighted sum of all losses, each a mean over the examples that have it."""
         names = tuple(use.name for use in self.uses)
         return averages.reduce(draws, losses, self._weights, names)
 
     def examples(
         self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
     ) -> dict[str, Array]:
-        """"video", "action" and "loss" of every example, see `averages.examples`."""
+        """Computes "video", "action" and "loss" of every example, see `averages.examples`."""
         return averages.examples(draws, losses, self._weights)
 
     @property
     def _weights(self) -> dict[str, float]:
-        """Of the loss of each group."""
+        """Returns the weight of the loss of each group."""
         return {"future": self.video_weight, "action": self.action_weight,
                 ANTICIPATION: self.anticipation_weight}  # fmt: skip
 
     def _draw(self, params: Params, number: int, batch: Batch, rng: Array) -> Draw:
-        """Of the examples of one use."""
+        """Draws for the examples of one use."""
         use, size = self.uses[number], batch["at"].shape[0]
         purposes = "future", "action", "cond", "level"
         keys = dict(zip(purposes, jax.random.split(rng, 4), strict=True))
@@ -198,29 +200,29 @@ class FastWAM(Denoises, Policy):
         }
         noise, level, mask = {}, {}, {}
         for i, group in enumerate(use.predicted):
-            if group == ANTICIPATION:  # it begins as learned tokens
+            if group == ANTICIPATION:  # starts as learned tokens
                 noise[group] = jnp.zeros_like(clean[group])
             else:
                 noise[group] = jax.random.normal(keys[group], clean[group].shape)
             key = jax.random.fold_in(keys["level"], i)
             level[group] = self.process_of(group).sample_level(key, (size, 1))
             if group == "action":
-                labelled = jnp.any(valid["action"], axis=1, keepdims=True)
-                role[group] = jnp.where(labelled, role[group], Role.ABSENT)
+                has_action = jnp.any(valid["action"], axis=1, keepdims=True)
+                role[group] = jnp.where(has_action, role[group], Role.ABSENT)
                 if self.prefix_max:
                     key = jax.random.fold_in(rng, len(purposes))
                     role[group] = prefixes.given(key, role[group], self.prefix_max)
-                    if self.prefix_noise:  # the others learn to correct what is given
+                    if self.prefix_noise:  # the other actions learn to correct the given ones
                         x, key = clean[group], jax.random.fold_in(key, 1)
-                        off = x + self.prefix_noise * jax.random.normal(key, x.shape)
-                        clean[group] = jnp.where(align(role[group] == Role.GIVEN, x), off, x)
+                        noisy = x + self.prefix_noise * jax.random.normal(key, x.shape)
+                        clean[group] = jnp.where(align(role[group] == Role.GIVEN, x), noisy, x)
             mask[group] = (role[group] == Role.PREDICTED) & valid[group]
         if "cond" in use.present:
-            coin, own, normal = jax.random.split(keys["cond"], 3)
-            noised = jax.random.bernoulli(coin, self.cond_noise_prob, (size,))
-            level["cond"] = self.video_flow.sample_level(own, (size,))[:, None]
-            noise["cond"] = jax.random.normal(normal, clean["cond"].shape)
-            role["cond"] = jnp.where(noised[:, None], Role.PREDICTED, role["cond"])
+            coin_key, level_key, noise_key = jax.random.split(keys["cond"], 3)
+            is_noised = jax.random.bernoulli(coin_key, self.cond_noise_prob, (size,))
+            level["cond"] = self.video_flow.sample_level(level_key, (size,))[:, None]
+            noise["cond"] = jax.random.normal(noise_key, clean["cond"].shape)
+            role["cond"] = jnp.where(is_noised[:, None], Role.PREDICTED, role["cond"])
         use_index = jnp.full(size, number)
         condition = self._condition(batch)
         return Draw(clean, noise, level, role, mask, condition, use_index, batch["at"], use.table)
@@ -229,55 +231,56 @@ class FastWAM(Denoises, Policy):
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """The ways it can act, its own first."""
+        """Returns the modes in which it can act, the default first."""
         return MODES[self.variant]
 
     def check_mode(self, mode: str | None) -> None:
-        """See `Policy.check_mode`; "imagine:K" acts on what K steps have made of the future."""
+        """Checks a mode, see `Policy.check_mode`; "imagine:K" acts on the future after K steps."""
         self.way(mode)
 
     def way(self, mode: str | None) -> tuple[str, int]:
-        """(the way of acting, steps of the video that it imagines) of a mode.
+        """Splits a mode into (the way of acting, number of steps for which it imagines the video).
 
         Raises:
-          ValueError: there is no such mode, with a suggestion.
+          ValueError: there is no such mode; makes a suggestion.
         """
         way, colon, number = (mode or self.modes[0]).partition(":")
         count = int(number) if number.isdecimal() else self.steps
-        counted = not colon or (way == "imagine" and number.isdecimal())
-        if way not in MODES[self.variant] or not counted or not 0 < count <= self.steps:
-            known = ", ".join(self.modes)
+        valid_suffix = not colon or (way == "imagine" and number.isdecimal())
+        if way not in MODES[self.variant] or not valid_suffix or not 0 < count <= self.steps:
+            modes = ", ".join(self.modes)
             if "imagine" in self.modes:
-                known += f", imagine:K (K = 1 to {self.steps} steps of the video)"
-            raise ValueError(f"{self.variant} acts in modes {known}, not {mode!r}"
+                modes += f", imagine:K (K = 1 to {self.steps} steps of the video)"
+            raise ValueError(f"{self.variant} acts in modes {modes}, not {mode!r}"
                              f"{did_you_mean(way, self.modes)}")  # fmt: skip
         return way, count
 
     def use_of(self, way: str) -> Use:
-        """The use that trains a way of acting."""
+        """Returns the use that trains a way of acting."""
         group = SEEN.get(way)
         return next((u for u in self.uses if group in u.present), self.uses[-1])
 
     def _levels(self, way: str, count: int) -> dict[str, float]:
-        """The noise level of the future that actions see, after `count` steps of imagining it."""
+        """Returns the noise level of the future that actions see, after `count` steps of imagining
+        it."""
         level = {"imagine": self.levels_of("future")[count], "anticipate": 1.0}
         return {SEEN[way]: float(level[way])} if way in SEEN else {}
 
     def _nothing(self, first: Array) -> Array:
-        """What learned tokens are added to."""
+        """Returns the zeros to which learned tokens are added."""
         b, _, *latent = first.shape
         return jnp.zeros((b, self.rows[ANTICIPATION], *latent), first.dtype)
 
     @property
     def imagines(self) -> bool:
-        """Whether the variant was trained to predict video."""
+        """Returns whether the variant was trained to predict video."""
         return any("future" in u.predicted for u in self.uses)
 
     def prepare(self, params: Params) -> Params:
-        """Parameters for fast sampling: one tree for each layer instead of stacked layers, in which
-        queries, keys and values of the experts with few tokens are one matmul.
+        """Returns parameters for fast sampling: one tree per layer instead of stacked layers, with
+        queries, keys and values joined in the experts with few tokens.
 
-        Do it once, outside of the jitted policy; `policy` and `imagine` take either form.
+        Call it once, outside the jitted policy; `policy` and `imagine` accept either form.
         """
         return join(unstack(params, self.network.layers), JOINED)
 
@@ -291,7 +294,8 @@ class FastWAM(Denoises, Policy):
         noise: Batch | None = None,
         prefix: Prefix | None = None,
     ) -> Float[Array, "b j a"]:
-        """A chunk of actions in robot units: encode, prefill, solve, un-normalise, in one program.
+        """Returns a chunk of actions in robot units: encode, prefill, solve, un-normalise, in one
+        program.
 
         Args:
           params: as trained, or through `prepare`; float32 or already cast for compute.
@@ -299,13 +303,13 @@ class FastWAM(Denoises, Policy):
           observation: "video" (b, 1, H, W, 3) uint8 (or "latents"), "proprio" (b, p) in robot
             units, "instruction" (b, s) ids (or "context" embeddings).
           mode: one of `modes`; the first by default.
-          noise: standard normals to start from, instead of draws of `rng`: "action" (b, j, a), and
-            "future" (b, t - 1, h, w, c) where video is denoised too.
-          prefix: actions that the robot is committed to, at most `prefix_max` of them: given, clean
-            at every step of the solver, and returned as they are.
+          noise: standard normals to start from, instead of draws from `rng`: "action" (b, j, a),
+            and "future" (b, t - 1, h, w, c) if video is denoised too.
+          prefix: actions to which the robot is committed, at most `prefix_max` of them: given,
+            clean at every step of the solver, and returned unchanged.
         """
-        done = self.sample(params, normalizers, observation, rng, mode, noise, prefix=prefix)
-        actions = normalizers["actions"].inverse(at_least_float32(done["action"]))
+        samples = self.sample(params, normalizers, observation, rng, mode, noise, prefix=prefix)
+        actions = normalizers["actions"].inverse(at_least_float32(samples["action"]))
         if prefix is None:
             return actions
         return pinned(prefixes.pin(prefix, self.prefix_max, self.chunk), actions)
@@ -321,15 +325,17 @@ class FastWAM(Denoises, Policy):
         states: bool = False,
         prefix: Prefix | None = None,
     ) -> Batch:
-        """What `policy` denoises, as the networks hold it; arguments as there.
+        """Returns what `policy` denoises, as normalised actions and latents; arguments as in
+        `policy`.
 
         Args:
-          mode: also "video", where the variant imagines: the future alone, as in `imagine`.
-          states: return the whole way of each group, from its noise at the first level.
+          mode: also "video", if the variant imagines: the future alone, as in `imagine`.
+          states: return all intermediate states of each group, starting with its noise at the first
+            level.
 
         Returns:
-          "action", normalised, and the latents "future" where video is denoised; with `states`,
-          (steps + 1, ...) of each.
+          "action", normalised, and the latents "future" if video is denoised; with `states`, (steps
+            + 1, ...) of each.
         """
         if mode == "video":
             return self._imagined(params, normalizers, observation, rng, noise, states)[1]
@@ -344,17 +350,17 @@ class FastWAM(Denoises, Policy):
         options = dict(contexts=contexts, rng=rng, noise=noise, states=states)
         if way == "imagine":
             video, cache = self._denoise(denoiser, ("future",), given, stop=count, **options)
-            seen = video["future"][-1] if states else video["future"]
+            future = video["future"][-1] if states else video["future"]
         elif way == "anticipate":
-            seen = self._nothing(first)
+            future = self._nothing(first)
         if way in SEEN:
-            given[SEEN[way]] = seen
+            given[SEEN[way]] = future
         groups = ("future", "action") if way == "joint" else ("action",)
         levels = self._levels(way, count)
-        done, _ = self._denoise(
+        samples, _ = self._denoise(
             denoiser, groups, given, cache=cache, pins=pins, levels=levels, **options
         )
-        return video | done
+        return video | samples
 
     def imagine(
         self,
@@ -364,9 +370,10 @@ class FastWAM(Denoises, Policy):
         rng: Array | None,
         noise: Batch | None = None,
     ) -> Array:
-        """The future that the video expert predicts, the observed frame first, as pictures.
+        """Returns the future that the video expert predicts as pictures, starting with the observed
+        frame.
 
-        Its latents, and the way there, are in `sample` with mode "video".
+        To get its latents and the intermediate states, call `sample` with mode "video".
         """
         first, video = self._imagined(params, normalizers, observation, rng, noise)
         latents = jnp.concatenate([first, video["future"]], axis=1)
@@ -374,7 +381,7 @@ class FastWAM(Denoises, Policy):
         return codec.decode_after(latents, observation[codec.key][:, :1])
 
     def _imagined(self, params, normalizers, observation, rng, noise, states: bool = False):
-        """The latent of the observed frame, and {"future": those after it}."""
+        """Returns the latent of the observed frame, and {"future": the latents after it}."""
         if not self.imagines:
             raise ValueError(f"variant {self.variant!r} was not trained to predict video")
         first, contexts = self._observe(params, normalizers, observation)
@@ -386,10 +393,11 @@ class FastWAM(Denoises, Policy):
 
     @property
     def rows(self) -> dict[str, int]:
-        """Levels that the network is told of each group: one for each latent frame, and one for
-        all actions, which are as noisy as each other, unless the first may be given."""
-        each = "video", "action" if self.prefix_max else ""
-        return {g.name: len(g.positions) if g.expert in each else 1 for g in self.network.groups}
+        """Returns the number of levels that the network receives for each group: one per latent
+        frame, and one for all actions, which are equally noisy, unless the first ones may be
+        given."""
+        experts = "video", "action" if self.prefix_max else ""
+        return {g.name: len(g.positions) if g.expert in experts else 1 for g in self.network.groups}
 
     def _clean(self, params: Params, batch: Batch) -> dict[str, Array]:
         latents = self._encode(params, batch)
@@ -399,26 +407,27 @@ class FastWAM(Denoises, Policy):
         return groups | {"cond": future, ANTICIPATION: future}
 
     def _valid(self, batch: Batch) -> dict[str, Array]:
-        """Valid slots: a latent frame is invalid only if all of its source frames are padding."""
+        """Returns valid slots: a latent frame is invalid only if all of its source frames are
+        padding."""
         steps = self.rows["future"]
         frames = batch["frame_valid"][:, 1:]
         frames = frames.reshape(frames.shape[0], steps, -1).any(axis=-1)
         return {"future": frames, ANTICIPATION: frames, "action": batch["action_valid"]}
 
     def _condition(self, batch: Batch) -> Batch:
-        """What the network reads beside video and actions."""
+        """Returns the network's inputs besides video and actions."""
         return {k: batch[k] for k in (self._told(), "proprio")}
 
     def _told(self) -> str:
-        """The key of the instruction."""
+        """Returns the key of the instruction."""
         return "instruction" if self.network.vocabulary else "context"
 
     def _encode(self, params: Params, batch: Batch) -> Array:
-        """Latents of the pictures of a batch."""
+        """Returns the latents of the pictures of a batch."""
         return bound_codec(self.codec, params).encode(batch[self.codec.key])
 
     def _observe(self, params, normalizers, observation: Batch):
-        """The latent of the observed frame, and the contexts of both experts."""
+        """Returns the latent of the observed frame, and the contexts of the experts."""
         first = self._encode(params, observation)
         if first.shape[1] != 1:
             raise ValueError(f"a policy acts on one frame, {self.codec.key} has {first.shape[1]}")
@@ -441,30 +450,31 @@ class FastWAM(Denoises, Policy):
         levels: dict[str, float] | None = None,
         stop: int | None = None,
     ):
-        """Samples `groups` along their schedules, or the first `stop` steps of them."""
+        """Samples `groups` along their schedules, or along the first `stop` steps."""
         for group in groups if noise is not None else ():
             if group not in noise:
                 raise KeyError(
                     f"noise is given for {sorted(noise)}, and {group!r} is denoised as well"
                 )
-        begin = {g: self._noise(g, given["first"], rng, noise) for g in groups}
+        initial = {g: self._noise(g, given["first"], rng, noise) for g in groups}
         end = None if stop is None else stop + 1
         schedules = {g: self.process_of(g).schedule(self.steps)[:end] for g in groups}
         return denoiser.sample(
-            given, begin, schedules, contexts, cache, self.solver, states=states, pins=pins,
+            given, initial, schedules, contexts, cache, self.solver, states=states, pins=pins,
             levels=levels,
         )  # fmt: skip
 
     def _noise(self, group: str, first: Array, rng: Array | None, noise: Batch | None) -> Array:
-        """Where a group starts; it does not depend on which others are sampled."""
+        """Returns a group's starting point; it does not depend on which other groups are
+        sampled."""
         b, _, *latent = first.shape
         stream, shape = {
             "action": (0, (b, self.chunk, self.action_dim)),
             "future": (1, (b, self.rows["future"], *latent)),
         }[group]
         key = None if rng is None else noises.fold_in(rng, stream)
-        given = None if noise is None else noise[group]
-        return noises.start(given, key, shape, f"noise[{group!r}]")
+        override = None if noise is None else noise[group]
+        return noises.start(override, key, shape, f"noise[{group!r}]")
 
     def _denoiser(
         self, params: Params, use: Use, constrain: Callable = unconstrained

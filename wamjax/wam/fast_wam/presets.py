@@ -1,8 +1,8 @@
-"""Published settings of Fast-WAM, applied to a config.
+"""Applies published settings of Fast-WAM to a config.
 
-Two eras differ in one number: the paper's code of April 2026 shifts the action schedule by 5, the
-public repository of August 2026 by 1 (training and sampling). A checkpoint must be sampled with the
-shift it was trained with.
+Two versions differ in one number: the paper's code of April 2026 shifts the action schedule by 5,
+the public repository of August 2026 by 1 (in training and sampling). A checkpoint must be sampled
+with the shift with which it was trained.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ def fast_wam(config, variant: str, preset: str) -> None:
     """Sets ``config.objective`` to a variant under a preset.
 
     Raises:
-      ValueError: unknown variant or preset, with a suggestion.
+      ValueError: the variant or preset is unknown; makes a suggestion.
     """
-    for name, value, known in (("variant", variant, USES), ("preset", preset, ACTION_SHIFT)):
-        if value not in known:
+    for name, value, choices in (("variant", variant, USES), ("preset", preset, ACTION_SHIFT)):
+        if value not in choices:
             raise ValueError(
-                f"{name} {value!r} does not exist{did_you_mean(value, known)}; "
-                f"there are {sorted(known)}"
+                f"{name} {value!r} does not exist{did_you_mean(value, choices)}; "
+                f"there are {sorted(choices)}"
             )
     objective = config.objective
     objective.name = "fast_wam"
     objective.variant, objective.preset = variant, preset
     objective.action_shift, objective.video_shift = ACTION_SHIFT[preset], 5.0
-    # Fast-WAM-IDM noises half of its conditioning videos, the public Optional-IDM none.
+    # Fast-WAM-IDM noises half of its conditioning videos; the public Optional-IDM noises none.
     objective.cond_noise_prob = 0.0 if variant == "optional_idm" else 0.5
     objective.idm_prob = 0.25 if variant == "ladder" else 0.5
 
 
 def check(config) -> None:
-    """That ``config.objective`` follows the preset whose name it has.
+    """Checks that ``config.objective`` follows the preset that it names.
 
     Raises:
-      ValueError: no such preset, or another shift of the actions' noise than it has.
+      ValueError: no such preset, or the shift of the actions' noise differs from the preset's.
     """
     objective = config.objective
-    name, known = objective.preset, (*ACTION_SHIFT, "none")
-    if name not in known:
-        raise ValueError(f"config.objective.preset = {name!r} must be one of {known}"
-                         f"{did_you_mean(name, known)}")  # fmt: skip
+    name, choices = objective.preset, (*ACTION_SHIFT, "none")
+    if name not in choices:
+        raise ValueError(f"config.objective.preset = {name!r} must be one of {choices}"
+                         f"{did_you_mean(name, choices)}")  # fmt: skip
     shift = ACTION_SHIFT.get(name, objective.action_shift)
     if objective.action_shift != shift:
         raise ValueError(
@@ -66,11 +66,12 @@ def wan22_5b(config) -> None:
     model.codec.channels, model.codec.spatial, model.codec.temporal = 48, 16, 4
     model.text.kind = "context"
     model.remat = "auto"
-    model.residual = "compute"  # the public code is bfloat16 throughout, and not as Wan is itself
+    model.residual = "compute"  # the public code uses bfloat16 throughout, unlike Wan itself
 
 
 def wan22_training(config) -> None:
-    """Optimiser and schedule of the released checkpoints (spec, section 5.2), with a real clip."""
+    """Sets optimiser and schedule of the released checkpoints (spec, section 5.2), with effective
+    gradient clipping."""
     optim = config.optim
     optim.learning_rate, optim.b1, optim.b2, optim.weight_decay = 1e-4, 0.9, 0.95, 0.01
     optim.warmup_fraction, optim.final_fraction, optim.clip_norm = 0.05, 0.01, 1.0
@@ -79,14 +80,15 @@ def wan22_training(config) -> None:
 
 
 def wan22_windows(config) -> None:
-    """Windows of both published data sets: 33 frames of which every fourth is kept, 32 actions."""
+    """Sets windows of both published data sets: 33 frames, of which every fourth is used, and 32
+    actions."""
     data = config.data
     data.frames, data.frame_stride, data.chunk, data.instruction_length = 9, 4, 32, 128
     config.mesh.fsdp, config.mesh.data = 16, -1
 
 
 def miniature(config) -> None:
-    """The structure of the published model in miniature, for a laptop."""
+    """Shrinks the published model for a laptop, with the same structure."""
     model = config.model
     model.layers, model.heads, model.head_dim, model.remat = 2, 3, 16, "none"
     model.video.width, model.video.ffn = 48, 96
@@ -98,7 +100,7 @@ def miniature(config) -> None:
 
 
 def tabletop(config) -> None:
-    """A small model and its training on the embedded world, sized for two CPU cores."""
+    """Sets a small model and its training on the embedded world, sized for two CPU cores."""
     data, model, optim = config.data, config.model, config.optim
     data.cameras, data.frames, data.frame_stride, data.chunk = ("overhead", "gripper"), 3, 4, 8
     data.batch_size, data.instruction_length = 64, 12
@@ -119,27 +121,27 @@ def judge(config, run: str, branches: str) -> None:
     """Turns the config of a run of the `fast` variant into that of a judge for it.
 
     Args:
-      run: where it is; everything but judge and gate stays as it was trained.
-      branches: of `wamjax.branches`, of that run.
+      run: folder of the run; only judge and gate are trained.
+      branches: output of `wamjax.branches` for that run.
     """
     config.objective.name = "fast_wam_judge"
     config.data.kind, config.data.batch_size = "branches", 64
     config.data.branches = str(files.absolute(branches)) if branches else ""
     config.init_from.path = str(files.absolute(run)) if run else ""
-    own = ("value/", "gate/", "blocks/value/")
+    paths = ("value/", "gate/", "blocks/value/")
     if run:
-        config.init_from.missing = tuple(rf"{path}.*" for path in own)
-    config.optim.freeze = (rf"(?!{'|'.join(own)}).*",)
+        config.init_from.missing = tuple(rf"{path}.*" for path in paths)
+    config.optim.freeze = (rf"(?!{'|'.join(paths)}).*",)
     config.optim.name, config.optim.learning_rate, config.optim.weight_decay = "adamw", 1e-3, 0.05
 
 
 def simulator(config, env: str, tasks: tuple[str, ...], demos: int, noise: float) -> None:
-    """Sets data and evaluation to a world of host environments; the model stays as small.
+    """Sets data and evaluation to a world of host environments; the model stays small.
 
     Args:
       env: see `wamjax.envs.world.open_world`.
-      demos: of the world's expert, over all tasks.
-      noise: on its actions, in their units; steps are labelled with what it meant.
+      demos: episodes of the world's expert, over all tasks.
+      noise: noise on its actions, in their units; steps are labelled with the intended actions.
     """
     from wamjax.config import source
 
@@ -152,18 +154,19 @@ def simulator(config, env: str, tasks: tuple[str, ...], demos: int, noise: float
 
 
 def simulator_debug(config) -> None:
-    """As `tabletop_debug`, with the little simulation that a laptop does in a minute."""
+    """Sets a config like `tabletop_debug`, with as little simulation as a laptop does in a
+    minute."""
     tabletop_debug(config)
     config.data.sources.demos.collect.episodes = 2
     config.eval.update({"episodes": 2, "max_steps": 20, "batch_size": 2, "blind": False})
 
 
 def tabletop_debug(config) -> None:
-    """The same in under a minute, to see that everything runs; it learns nothing."""
+    """Sets everything to run in under a minute, as a smoke test; the model learns nothing."""
     config.total_steps, config.log_every, config.checkpoint.every = 6, 2, 3
     config.data.batch_size = 8
     for source in config.data.sources.values():
-        source.collect.episodes = min(source.collect.episodes, 16)  # 0 where nothing is collected
+        source.collect.episodes = min(source.collect.episodes, 16)  # 0 if nothing is collected
     model = config.model
     model.layers, model.heads, model.head_dim, model.unroll = 2, 2, 16, 1
     model.video.width, model.video.ffn = 32, 64

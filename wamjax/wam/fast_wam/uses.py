@@ -1,8 +1,9 @@
-"""Fast-WAM's slots, its visibility tables and the uses of its variants (spec: Fast-WAM, 3.2).
+"""Defines Fast-WAM's slots, its visibility tables and the uses of its variants (spec: Fast-WAM,
+3.2).
 
 Groups: `first` is the clean first latent frame, `future` the later frames, `action` the chunk,
 `cond` the conditioning copy of the later frames in imagine-then-act training, and `anticipation`
-the later frames as one pass over learned tokens predicts them.
+the later frames as predicted by one pass over learned tokens.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from wamjax.wam.uses import Use, use
 
 GIVEN, PREDICTED, ABSENT = Role.GIVEN, Role.PREDICTED, Role.ABSENT
 
-# Actions see the clean first frame and never the future, in training or at test time; so the
+# Actions see the clean first frame and never the future, in training and at test time, so the
 # future can be left out at test time without changing the actions.
 FAST = table("fast_wam", {"first": "first", "future": "first future", "action": "first action"})
 
 # One-way in the public code (video never attends to actions), although notes on the paper say
-# bidirectional.
+# that it is bidirectional.
 JOINT = table(
     "fast_wam_joint",
     {"first": "first", "future": "first future", "action": "first future action"},
@@ -49,8 +50,8 @@ IDM_PUBLISHED = table(
     },
 )
 
-# Three ways to act of one checkpoint: on the first frame, on one pass over learned tokens, on an
-# imagined video. Each is the table over the groups that are present.
+# Three ways to act with one checkpoint: on the first frame, on one pass over learned tokens, on an
+# imagined video. Each uses the table over the groups that are present.
 LADDER = table(
     "fast_wam_ladder",
     {
@@ -69,9 +70,9 @@ ANTICIPATE = factorization(
     "anticipate", first=GIVEN, future=ABSENT, anticipation=PREDICTED, action=PREDICTED
 )
 
-# variant -> uses that share a training batch. Shares of several come from the config.
-# Without co-training nothing that has a loss sees the future frames, so they are absent: the same
-# gradient as a video loss of weight zero, without computing it.
+# variant -> uses that share a training batch. If there are several, their shares come from the
+# config. Without co-training no group with a loss sees the future frames, so they are absent: the
+# same gradient as a video loss of weight zero, without computing it.
 USES: dict[str, tuple[Use, ...]] = {
     "fast": (use(CO_TRAIN, FAST),),
     "joint": (use(CO_TRAIN, JOINT),),
@@ -81,7 +82,7 @@ USES: dict[str, tuple[Use, ...]] = {
     "ladder": (use(TEACHER, LADDER), use(ANTICIPATE, LADDER), use(CO_TRAIN, LADDER)),
 }
 
-# variant -> the ways it can act, the default first. "imagine:K" stops after K steps of the video.
+# variant -> its ways of acting, the default first. "imagine:K" stops after K steps of the video.
 MODES: dict[str, tuple[str, ...]] = {
     "fast": ("direct",),
     "joint": ("joint",),
@@ -91,15 +92,15 @@ MODES: dict[str, tuple[str, ...]] = {
     "ladder": ("direct", "anticipate", "imagine"),
 }
 
-# way to act -> the group that actions see beside the first frame, in training.
+# way of acting -> the group that actions see in training, besides the first frame.
 SEEN = {"anticipate": "anticipation", "imagine": "cond"}
 
 
 def uses_of(variant: str) -> tuple[Use, ...]:
-    """What a variant trains.
+    """Returns the uses that a variant trains.
 
     Raises:
-      ValueError: there is no such variant, with a suggestion.
+      ValueError: there is no such variant; makes a suggestion.
     """
     if variant not in USES:
         raise ValueError(f"unknown variant {variant!r}{did_you_mean(variant, USES)}; there are "
@@ -108,7 +109,7 @@ def uses_of(variant: str) -> tuple[Use, ...]:
 
 
 def slots(variant: str, frames: int, chunk: int) -> tuple[Slot, ...]:
-    """All slots that a variant has: latent frames of the video, and steps of actions.
+    """Returns all slots of a variant: latent frames of the video, and steps of actions.
 
     Args:
       frames: latent frames of a clip.

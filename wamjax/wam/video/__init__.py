@@ -1,1 +1,1 @@
-"""Models of pictures and video: denoising in all its schemes, and autoregressive."""
+"""Defines models of pictures and video: denoising in all its schemes, and autoregressive."""

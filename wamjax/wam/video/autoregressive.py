@@ -1,12 +1,12 @@
-"""Autoregressive video over discrete tokens: cross-entropy, and cached sampling in one scan.
+"""Trains and samples autoregressive video over discrete tokens: cross-entropy, and a cached scan.
 
-A discrete codec makes tokens of pictures (`models.vae` with a finite-scalar or vector-quantised
-bottleneck, or `models.palette`, which has nothing to train). It has
+A discrete codec turns pictures into tokens (`models.vae` with a finite-scalar or vector-quantised
+bottleneck, or `models.palette`, which needs no training). It has
 
   vocabulary, shape(frames, height, width)
   tokens(video) -> ids (b, t, h, w)     from_tokens(ids) -> latents, for `decode`
 
-The network predicts each token from those before; a clip without given frames starts from the
+The network predicts each token from those before it; a clip without given frames starts from the
 prefix alone.
 """
 
@@ -41,30 +41,31 @@ def pick(
     top_p: float = 1.0,
     uniform: Float[Array, " b"] | None = None,
 ) -> Int[Array, " b"]:
-    """Draws a token.
+    """Samples a token.
 
     Args:
-      key: of the draw.
+      key: random key of the draw.
       temperature: divides the logits; 0 takes the most likely token.
-      top_k: only the so many most likely tokens (and those that tie with the last); 0 = all.
-      top_p: only the most likely tokens that together have this probability, at least one (Holtzman
-        et al., arXiv 1904.09751); of those that `top_k` leaves, after the temperature.
-      uniform: in [0, 1), instead of the key: the first token, in order of the ids, up to which the
-        probabilities sum to more than it.
+      top_k: keep only this many of the most likely tokens (and those that tie with the last); 0 =
+        all.
+      top_p: keep only the most likely tokens that together have this probability, at least one
+        (Holtzman et al., arXiv 1904.09751); applied after `top_k` and the temperature.
+      uniform: numbers in [0, 1) instead of the key: takes the first token, in order of the ids, at
+        which the cumulative probability exceeds the number.
     """
     if temperature == 0:
         return jnp.argmax(logits, axis=-1)
     logits = logits / temperature
     if top_k:
-        least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
-        logits = jnp.where(logits >= least, logits, -jnp.inf)
+        threshold = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
+        logits = jnp.where(logits >= threshold, logits, -jnp.inf)
     if top_p < 1:
         order = jnp.sort(logits, axis=-1, descending=True)
         p = jax.nn.softmax(order, axis=-1)
-        # A token stays if those before it do not have top_p yet; the first has none before it.
-        kept = (jnp.cumsum(p, axis=-1) - p < top_p).at[:, 0].set(True)
-        least = jnp.min(jnp.where(kept, order, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits >= least, logits, -jnp.inf)
+        # A token stays if those before it do not reach top_p; the first one always stays.
+        keep = (jnp.cumsum(p, axis=-1) - p < top_p).at[:, 0].set(True)
+        threshold = jnp.min(jnp.where(keep, order, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits >= threshold, logits, -jnp.inf)
     if uniform is None:
         return jax.random.categorical(key, logits)
     total = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
@@ -75,13 +76,14 @@ def pick(
 
 @dataclasses.dataclass(frozen=True)
 class Autoregressive(Pictures):
-    """Objective (`init`, `loss`) and sampler (`sample`) of an autoregressive video model.
+    """Provides the objective (`init`, `loss`) and sampler (`sample`) of an autoregressive video
+    model.
 
     Attributes:
-      network, codec: what is trained, and what makes tokens of pictures. A codec with parameters
-        finds them in ``params["codec"]``, where they stay as they are.
+      network, codec: the network, and the codec that turns pictures into tokens. A codec with
+        parameters reads them from ``params["codec"]`` and does not train them.
       frames, picture: raw frames of a clip and their (height, width, colours).
-      temperature, top_k, top_p: of sampling, see `pick`.
+      temperature, top_k, top_p: options of sampling, see `pick`.
     """
 
     network: AutoregressiveTransformer
@@ -100,15 +102,15 @@ class Autoregressive(Pictures):
                 f"takes {self.network.grid} of {self.network.codes}"
             )
 
-    # ---- what the training framework sees ----
+    # ---- the interface for training ----
 
     @property
     def tables(self) -> tuple[Visibility, ...]:
-        """The visibility table."""
+        """Returns the visibility table."""
         return (CAUSAL,)
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of a training batch."""
+        """Returns shapes and dtypes of a training batch."""
         b, net = batch_size, self.network
         shape = (b, self.frames, *self.picture)
         spec = {self.codec.key: jax.ShapeDtypeStruct(shape, jnp.uint8)}
@@ -119,7 +121,7 @@ class Autoregressive(Pictures):
         return spec
 
     def init(self, rng: Array) -> Params:
-        """Fresh float32 parameters, one plain nested dict."""
+        """Returns new float32 parameters, one plain nested dict."""
         batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in self.batch_spec(1).items()}
         ids = jnp.zeros((1, self.network.length), jnp.int32)
         network = self.network.clone(constrain=unconstrained)
@@ -129,11 +131,11 @@ class Autoregressive(Pictures):
     def loss(
         self, params: Params, batch: Batch, rng: Array, average: Params | None = None
     ) -> tuple[Array, dict[str, Array]]:
-        """Cross-entropy of the tokens of a batch, each given those before.
+        """Computes the cross-entropy of the tokens of a batch, each given those before it.
 
         Returns:
-          (loss in nats per token, metrics), float32: loss_video (the same), accuracy (how often
-          the most likely token is right), usage and perplexity of the code book in this batch.
+          (loss in nats per token, metrics), float32: loss_video (the same), accuracy (how often the
+            most likely token is right), usage and perplexity of the code book in this batch.
         """
         del rng, average
         check_batch(batch, self.batch_spec)
@@ -148,16 +150,17 @@ class Autoregressive(Pictures):
     def logits(
         self, params: Params, condition: Batch, ids: Int[Array, "b l"]
     ) -> Float[Array, "b l v"]:
-        """What the network says of each token from those before, in one pass."""
+        """Returns the logits of each token given those before it, in one pass."""
         net = bind(self.network, params, self.network.constrain)
         prefix = net("prefix", condition, len(ids))
         tokens, _ = net("__call__", prefix, ids[:, :-1])
         return net("logits", tokens[:, prefix.shape[1] - 1 :])
 
-    # ---- making video ----
+    # ---- sampling video ----
 
     def prepare(self, params: Params) -> Params:
-        """Parameters for fast sampling, see `transformer.unstack`; once, outside of jit loops."""
+        """Returns parameters for fast sampling, see `transformer.unstack`; call it once, outside
+        jit loops."""
         return unstack(params, self.network.layers)
 
     def sample(
@@ -170,39 +173,41 @@ class Autoregressive(Pictures):
         frames: int = 0,
         uniforms: Float[Array, "b m h w"] | None = None,
     ) -> Int[Array, "b t h w"]:
-        """Tokens of clips, in one jittable program: a prefill and a scan over tokens.
+        """Samples tokens of clips, in one jittable program: a prefill and a scan over tokens.
 
-        Keys and values of the clip lie in buffers of its training length. A longer clip drops the
-        oldest frame whenever they are full and moves the others back in time, see
-        `rolling.moved`.
+        Keys and values of the clip are in buffers of its training length. A longer clip drops the
+        oldest frame whenever they are full and moves the others back in time, see `rolling.moved`.
 
         Args:
-          condition: the keys of a batch that condition; {} for a model without, which then needs
-            `count` or `given`.
+          condition: the conditioning keys of a batch; {} for an unconditional model, which then
+            needs `count` or `given`.
           given: tokens of the first frames.
-          frames: t of the result; 0 is that of training.
-          uniforms: in [0, 1) for each token that is made, instead of draws of `rng`, see `pick`.
+          frames: t of the result; 0 is the training length.
+          uniforms: numbers in [0, 1) for each sampled token, instead of draws from `rng`, see
+            `pick`.
 
         Raises:
-          ValueError: more frames than can be made, none, or neither a key nor uniforms of them.
+          ValueError: too many frames or no frames to sample, or neither a key nor uniforms.
         """
         t, h, w = self.network.grid
         frames = frames or t
-        known = 0 if given is None else given.shape[1]
+        given_frames = 0 if given is None else given.shape[1]
         if frames > t and self.network.positions != "rope":
             raise ValueError(
                 f"{frames} frames are more than the {t} that positions were learned for; "
                 "positions 'rope' can go on"
             )
-        if known > t or known >= frames:
-            raise ValueError(f"{known} given frames leave none to make of {frames}, or exceed {t}")
+        if given_frames > t or given_frames >= frames:
+            raise ValueError(
+                f"{given_frames} given frames leave none to make of {frames}, or exceed {t}"
+            )
         b = self._count(condition, given, count)
         ids = jnp.zeros((b, 0), jnp.int32) if given is None else given.reshape(b, -1)
         net = bind(self.network, params)
         buffers, logits = self._prefill(net, condition, ids)
         before, room = self.network.prefix_length, self.network.length
 
-        keys, chance = self._chance(rng, uniforms, (b, frames - known, h, w))
+        keys, chance = self._chance(rng, uniforms, (b, frames - given_frames, h, w))
 
         def step(carry, draw):
             buffers, at, logits = carry
@@ -212,10 +217,10 @@ class Autoregressive(Pictures):
                 full = at == room
                 buffers = jax.lax.cond(full, self._drop_frame, lambda x: x, buffers)
                 at = jnp.where(full, at - h * w, at)
-            filled = jnp.arange(before + room)[None] < before + at
+            valid = jnp.arange(before + room)[None] < before + at
             x, new = net(
                 "__call__", None, token[:, None], at, STEP, Cache({"past": buffers}, {}),
-                ("now",), {"past": filled},
+                ("now",), {"past": valid},
             )  # fmt: skip
             buffers = jax.tree.map(
                 lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, before + at, -2),
@@ -224,8 +229,8 @@ class Autoregressive(Pictures):
             return (buffers, at + 1, net("logits", x)[:, 0]), token
 
         start = buffers, jnp.int32(ids.shape[1]), logits
-        made = jax.lax.scan(step, start, (keys, chance))[1]
-        return jnp.concatenate([ids, made.T.astype(ids.dtype)], axis=1).reshape(b, frames, h, w)
+        tokens = jax.lax.scan(step, start, (keys, chance))[1]
+        return jnp.concatenate([ids, tokens.T.astype(ids.dtype)], axis=1).reshape(b, frames, h, w)
 
     def clips(
         self,
@@ -236,7 +241,7 @@ class Autoregressive(Pictures):
         count: int | None = None,
         frames: int = 0,
     ) -> Array:
-        """Clips as the data has them, of any length; see `Pictures.clips`."""
+        """Samples clips of any length, in the format of the data; see `Pictures.clips`."""
         codec = bound_codec(self.codec, params)
         given = None if given is None else codec.tokens(given)
         length = codec.shape(frames, *self.picture[:2])[0] if frames else 0
@@ -244,14 +249,14 @@ class Autoregressive(Pictures):
         return codec.decode(codec.from_tokens(ids))
 
     def passes(self, given: int, frames: int) -> int:
-        """Evaluations of the network that a clip takes: a prefill, and one for each token."""
+        """Returns the network evaluations that a clip takes: a prefill, and one per token."""
         _, height, width = self.network.grid
         return 1 + (frames - given) * height * width
 
     # ---- parts ----
 
     def _chance(self, rng: Array | None, uniforms: Array | None, shape: tuple[int, ...]):
-        """Keys of all tokens, or their uniforms (l, b)."""
+        """Returns the keys of all tokens, or their uniforms (l, b)."""
         if uniforms is None:
             if rng is None:
                 raise ValueError(f"tokens are drawn: give a key, or uniforms of shape {shape}")
@@ -261,13 +266,13 @@ class Autoregressive(Pictures):
         return None, uniforms.reshape(shape[0], -1).T
 
     def _prefill(self, net, condition: Batch, ids: Array):
-        """Keys and values of the prefix and of given tokens, with room for the rest of the clip,
-        and the logits of the next token."""
+        """Returns keys and values of the prefix and of given tokens, padded to the length of the
+        clip, and the logits of the next token."""
         prefix = net("prefix", condition, len(ids))
         groups = ("prefix", "video") if ids.shape[1] else ("prefix",)
         tokens, cache = net("__call__", prefix, ids, emit=groups)
         room = self.network.length - ids.shape[1]
-        # One path for stacked layers and for lists of layers: (keys, values) of each group.
+        # The same code serves stacked layers and lists of layers: (keys, values) of each group.
         parts = [cache.tokens[g] for g in groups]
 
         def join(*parts):
@@ -278,16 +283,16 @@ class Autoregressive(Pictures):
         return jax.tree.map(join, *parts), net("logits", tokens[:, -1:])[:, 0]
 
     def _drop_frame(self, buffers):
-        """Makes room for one more frame, by the oldest."""
+        """Drops the oldest frame, to make room for one more."""
         t, h, w = self.network.grid
         before, cells = self.network.prefix_length, h * w
 
         def drop(x, back: bool):
-            rest = x[..., before + cells :, :]
+            tail = x[..., before + cells :, :]
             if back:
-                rest = moved(rest, -1, self.network.spec.rotary)
+                tail = moved(tail, -1, self.network.spec.rotary)
             empty = jnp.zeros_like(x[..., :cells, :])
-            return jnp.concatenate([x[..., :before, :], rest, empty], axis=-2)
+            return jnp.concatenate([x[..., :before, :], tail, empty], axis=-2)
 
         keys, values = buffers
         keys = jax.tree.map(lambda x: drop(x, True), keys)
@@ -296,8 +301,8 @@ class Autoregressive(Pictures):
     def _count(self, condition: Batch, given: Array | None, count: int | None) -> int:
         if count is not None:
             return count
-        known = [given, *condition.values()]
-        sizes = [len(x) for x in known if x is not None]
+        arrays = [given, *condition.values()]
+        sizes = [len(x) for x in arrays if x is not None]
         if not sizes:
             raise ValueError("sample needs a condition, given frames or a count")
         return sizes[0]

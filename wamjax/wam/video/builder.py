@@ -1,4 +1,4 @@
-"""Models of pictures from a config: denoising, Wan, autoregressive, and codecs of one's own."""
+"""Builds models of pictures from a config: denoising, Wan, autoregressive, and custom codecs."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ from wamjax.wam.video.schemes import SCHEMES, slots_of
 
 
 def denoising(config, spec) -> Denoising:
-    """Image and video diffusion from ``config.model``, ``config.objective`` and `ArraySpec`."""
+    """Builds image and video diffusion from ``config.model``, ``config.objective`` and
+    `ArraySpec`."""
     model, objective = config.model, config.objective
-    for key, value, known in (
+    for key, value, choices in (
         ("objective.scheme", objective.scheme, SCHEMES),
         ("objective.solver", objective.solver, (*SOLVERS, "ancestral")),
     ):
-        if value not in known:
+        if value not in choices:
             raise ValueError(
-                f"config.{key} {value!r} does not exist{did_you_mean(value, known)}; there are "
-                f"{sorted(known)}"
+                f"config.{key} {value!r} does not exist{did_you_mean(value, choices)}; there are "
+                f"{sorted(choices)}"
             )
     process = process_of(config)
     inputs = inputs_of(config, spec)
@@ -97,18 +98,20 @@ def denoising(config, spec) -> Denoising:
 
 
 def wan(config, spec) -> Denoising:
-    """`denoising` with the blocks of Wan 2.1 and 2.2, which read text by cross-attention."""
+    """Builds `denoising` with the blocks of Wan 2.1 and 2.2, which read text by cross-attention."""
     if config.model.text.route != "cross":
         raise ValueError(
             f"objective.name='wan' wants model.text.route='cross', not {config.model.text.route!r}"
         )
-    made = denoising(config, spec)
+    objective = denoising(config, spec)
     video = ExpertSpec("video", config.model.video.width, config.model.video.ffn, **blocks.WAN)
-    return dataclasses.replace(made, network=made.network.clone(video_spec=video, text_net="mlp"))
+    return dataclasses.replace(
+        objective, network=objective.network.clone(video_spec=video, text_net="mlp")
+    )
 
 
 def autoregressive(config, spec) -> Autoregressive:
-    """Autoregressive video over the tokens of a discrete codec."""
+    """Builds autoregressive video over the tokens of a discrete codec."""
     model, objective = config.model, config.objective
     codec, video, route = tokenizer(config), spec.shapes["video"], model.text.route
     if route not in ("none", "prefix"):
@@ -135,26 +138,26 @@ def autoregressive(config, spec) -> Autoregressive:
 
 
 def codec(config, spec) -> CodecObjective:
-    """The training of the codec that ``config.model.codec`` names, on pictures alone.
+    """Builds the training of the codec that ``config.model.codec`` names, on pictures alone.
 
     Raises:
-      ValueError: there is nothing to train in it, or the data has no pictures for it.
+      ValueError: the codec has nothing to train, or the data has no pictures for it.
     """
-    made = codecs.build(config.model.codec)
-    if not isinstance(made, VAECodec):
+    vae = codecs.build(config.model.codec)
+    if not isinstance(vae, VAECodec):
         raise ValueError(
             f"objective.name='codec' trains config.model.codec.kind {sorted(codecs.TRAINED)}, not "
             f"{config.model.codec.kind!r}"
         )
-    frames, height, width = pictures_of(spec, made, config)[:3]
-    return CodecObjective(made, frames, (height, width))
+    frames, height, width = pictures_of(spec, vae, config)[:3]
+    return CodecObjective(vae, frames, (height, width))
 
 
 def process_of(config) -> Process:
-    """The process that ``objective.process`` names, with the options that follow the name.
+    """Returns the process that ``objective.process`` names, with the options after its name.
 
     Raises:
-      ValueError: an unknown process or option, with a suggestion.
+      ValueError: an unknown process or option; makes a suggestion.
     """
     text = config.objective.process
     name, _, options = text.partition(":")
@@ -163,8 +166,8 @@ def process_of(config) -> Process:
             f"config.objective.process {text!r}: there is no {name!r}"
             f"{did_you_mean(name, PROCESSES)}; there are {sorted(PROCESSES)}"
         )
-    known = inspect.signature(PROCESSES[name]).parameters.values()
-    defaults = {p.name: p.default for p in known if p.kind == p.KEYWORD_ONLY}
+    parameters = inspect.signature(PROCESSES[name]).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
     try:
         values = parse_arg(options, **defaults)
     except ValueError as error:
@@ -173,9 +176,9 @@ def process_of(config) -> Process:
 
 
 def flow(objective, *, law: str = "uniform", predicts: str = "velocity") -> RectifiedFlow:
-    """Rectified flow; `law` of training levels is uniform or logit_normal (SD3).
+    """Returns a rectified flow; `law` of training levels is uniform or logit_normal (SD3).
 
-    A network that is narrower than a token can predict x0, which has structure, and no velocity.
+    A network that is narrower than a token can predict x0, which has structure, but not velocity.
     """
     if law not in (laws := {"uniform": None, "logit_normal": NoiseLaw(0.0, 1.0)}):
         raise ValueError(f"config.objective.process: law {law!r} is not one of {sorted(laws)}")
@@ -186,12 +189,12 @@ def flow(objective, *, law: str = "uniform", predicts: str = "velocity") -> Rect
 def ddpm(
     objective, *, noising: str = "linear", variance: str = "small", predicts: str = "eps"
 ) -> DDPM:
-    """DDPM; see there for the options."""
+    """Returns a DDPM; see `DDPM` for the options."""
     return DDPM(noising, variance=variance, predicts=predicts, weighting=objective.weighting)
 
 
 def edm(objective, *, sigma_data: float = 0.5) -> EDM:
-    """EDM; `sigma_data` is the standard deviation of the data."""
+    """Returns EDM; `sigma_data` is the standard deviation of the data."""
     return EDM(sigma_data, weighting=objective.weighting)
 
 

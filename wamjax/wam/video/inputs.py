@@ -1,4 +1,4 @@
-"""What the arrays of examples decide of a picture model: sizes, and the codec that reads them."""
+"""Derives a picture model's sizes, and its codec, from the arrays of examples."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from wamjax.wam.codecs import codec_of, frozen
 
 
 class Inputs(NamedTuple):
-    """What arrays of examples decide of a picture model.
+    """Holds the parts of a picture model that depend on the arrays of examples.
 
     Attributes:
-      codec: fitted to the colours of the data.
+      codec: with the number of colours in the data.
       video: (f, H, W, colours) of an example.
-      latents: (t, h, w, c) of the same.
-      classes: 0 for a model that is not conditioned on them.
-      vocabulary, length, pooled: words, tokens and pooled width of the text; 0 without.
+      latents: (t, h, w, c) of an example.
+      classes: number of classes; 0 if the model is not conditioned on them.
+      vocabulary, length, pooled: words, tokens and pooled width of the text; 0 without text.
     """
 
     codec: Codec
@@ -40,10 +40,10 @@ class Inputs(NamedTuple):
 
 
 def inputs_of(config, spec: ArraySpec) -> Inputs:
-    """The sizes that `config` reads from the arrays of `spec`.
+    """Returns the sizes that `config` needs from the arrays of `spec`.
 
     Raises:
-      ValueError: they have not what the config wants; names key and fix.
+      ValueError: the arrays lack what the config needs; names key and fix.
     """
     model = config.model
     codec = codec_of(config)
@@ -78,15 +78,15 @@ def inputs_of(config, spec: ArraySpec) -> Inputs:
     )
 
 
-def _require(spec: ArraySpec, key: str, who: str) -> None:
+def _require(spec: ArraySpec, key: str, reader: str) -> None:
     if key not in spec.shapes:
         raise ValueError(
-            f"{who} wants {key!r} in the data, config.data.arrays gives {sorted(spec.shapes)}"
+            f"{reader} wants {key!r} in the data, config.data.arrays gives {sorted(spec.shapes)}"
         )
 
 
 def pictures_of(spec: ArraySpec, codec: Codec, config) -> tuple[int, ...]:
-    """The shape of an example, as a codec reads it."""
+    """Returns the shape of an example, as a codec reads it."""
     if not isinstance(spec, ArraySpec):
         name = config.objective.name
         raise ValueError(f"objective.name={name!r} trains on arrays: set config.data.kind='arrays'")
@@ -99,8 +99,8 @@ def pictures_of(spec: ArraySpec, codec: Codec, config) -> tuple[int, ...]:
 
 
 def tokenizer(config) -> Palette | VAECodec:
-    """The discrete codec of a config: one that was trained, or a palette, which is kept in the data
-    root beside what it is fitted to.
+    """Returns the discrete codec of a config: a trained one, or a palette, which is stored in the
+    data root of the data to which it is fitted.
 
     Raises:
       ValueError: the config names another codec.

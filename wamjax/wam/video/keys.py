@@ -1,4 +1,4 @@
-"""The keys of models of pictures and video; see `wamjax.config_keys`."""
+"""Lists the config keys of models of pictures and video; see `wamjax.config_keys`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from wamjax.models import keys as models
 
-# (key, default, what it is).
+# (key, default, description).
 TABLE: tuple[tuple[str, Any, str], ...] = (
     ("objective.process", "flow", "flow, ddpm or edm, with options: builders.PROCESSES"),
     ("objective.scheme", "diffusion", "how frames are denoised, a key of schemes.SCHEMES"),
@@ -21,7 +21,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
 
 
 def denoising(config) -> tuple[str, ...]:
-    """Keys of ``config.objective`` and ``config.model`` that matter, as patterns."""
+    """Returns the keys of ``config.objective`` and ``config.model`` that matter, as patterns."""
     model = config.model
     flow = config.objective.process.partition(":")[0] == "flow"
     return (
@@ -46,7 +46,7 @@ def denoising(config) -> tuple[str, ...]:
 
 
 def autoregressive(config) -> tuple[str, ...]:
-    """The same of a model of tokens."""
+    """Returns the keys that matter for a model of tokens."""
     return (
         "objective.temperature",
         "objective.top_*",
@@ -59,5 +59,5 @@ def autoregressive(config) -> tuple[str, ...]:
 
 
 def codec(config) -> tuple[str, ...]:
-    """The same of a codec that is trained."""
+    """Returns the keys that matter for training a codec."""
     return models.codec(config.model.codec)

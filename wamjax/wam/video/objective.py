@@ -1,6 +1,6 @@
-"""Denoising pictures: class- and text-conditional images, and video in all its schemes.
+"""Denoises pictures: class- and text-conditional images, and video in all its schemes.
 
-A clip is split into groups of latent frames; a `Scheme` says which of them share a noise level,
+A clip is split into groups of latent frames. A `Scheme` says which of them share a noise level,
 which are given and who sees whom. An image is a clip of one frame.
 """
 
@@ -39,18 +39,18 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Denoising(Denoises, Pictures):
-    """Objective (`init`, `loss`) and sampler (`sample`) of a picture model.
+    """Provides the objective (`init`, `loss`) and sampler (`sample`) of a picture model.
 
     Attributes:
-      network, codec, process: what is trained, on what, and how it is noised. A codec with
-        parameters finds them in ``params["codec"]``, where they stay as they are.
-      scheme: of the frames, see `video.schemes`.
+      network, codec, process: the network, and the codec and process with which it is trained. A
+        codec with parameters reads them from ``params["codec"]`` and does not train them.
+      scheme: scheme of the frames, see `video.schemes`.
       frames, picture: raw frames of a clip and their (height, width, colours).
       drop: share of examples trained without their condition, for guidance.
       instruction_length: tokens of a text condition.
-      steps, solver: of sampling; the solver is a key of `SOLVERS`, or "ancestral".
-      guidance, guidance_interval: scale, and the levels (low, high] that it is applied in.
-      guidance_channels: of a latent that guidance reaches, the first ones; 0 for all. DiT's public
+      steps, solver: options of sampling; the solver is a key of `SOLVERS`, or "ancestral".
+      guidance, guidance_interval: scale, and the levels (low, high] at which it is applied.
+      guidance_channels: number of first latent channels that are guided; 0 for all. DiT's public
         sampler guides 3 of 4.
       use_cache: False recomputes everything at every step (the reference path).
     """
@@ -78,43 +78,45 @@ class Denoising(Denoises, Pictures):
                 f"channels: between 1 and {channels}, or 0 for all"
             )
 
-    # ---- what the training framework sees ----
+    # ---- the interface for training ----
 
     @property
     def use(self) -> Use:
-        """What a clip trains."""
+        """Returns the use that a clip trains."""
         return use_of(self.scheme, self.network)
 
     @property
     def tables(self) -> tuple[Visibility, ...]:
-        """The visibility table."""
+        """Returns the visibility table."""
         return (self.use.table,)
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        """The one use."""
+        """Returns the only use."""
         return (self.use,)
 
     @property
     def slot_names(self) -> tuple[tuple[str, str], ...]:
-        """(name, group) of every latent frame."""
+        """Returns (name, group) of every latent frame."""
         return names_of(self.network.groups)
 
     def describe(self) -> str:
-        """The roles of all groups, as text."""
+        """Returns the roles of all groups, as text."""
         return uses.describe([self.use], [(g, g) for g in self.slots])
 
     @property
     def always_given(self) -> int:
-        """First frames that the scheme always gives, counted as the data has them."""
+        """Returns the number of first frames that the scheme always gives, counted as in the
+        data."""
         frames = sum(list(self.slots.values())[: self.scheme.given])
         if not frames or self.codec.key == "latents":
             return frames
-        whole = sum(self.slots.values())
-        return 1 + (frames - 1) * max((self.frames - 1) // max(whole - 1, 1), 1)
+        total = sum(self.slots.values())
+        return 1 + (frames - 1) * max((self.frames - 1) // max(total - 1, 1), 1)
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of a training batch: what is denoised and what conditions it."""
+        """Returns shapes and dtypes of a training batch: pictures or latents, and their
+        conditions."""
         net, length = self.network, self.instruction_length
         if self.codec.key == "latents":
             frames = sum(self.slots.values())
@@ -132,7 +134,7 @@ class Denoising(Denoises, Pictures):
         return {k: jax.ShapeDtypeStruct((batch_size, *s), d) for k, (s, d) in spec.items()}
 
     def init(self, rng: Array) -> Params:
-        """Fresh float32 parameters, one plain nested dict."""
+        """Returns new float32 parameters, one plain nested dict."""
         batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in self.batch_spec(1).items()}
         values = self.split(jnp.zeros((1, sum(self.slots.values()), *self.network.latent)))
         levels = {g: jnp.zeros((1, rows)) for g, rows in self.rows.items()}
@@ -145,9 +147,9 @@ class Denoising(Denoises, Pictures):
     # ---- the loss, see `wam.loss` ----
 
     def draw(self, params: Params, batch: Batch, rng: Array) -> tuple[Draw]:
-        """All that `loss` leaves to chance.
+        """Draws everything random in `loss`.
 
-        Its `condition` is what examples are left with that are trained without theirs.
+        Its `condition` is empty for examples that are trained without their condition.
         """
         check_batch(batch, self.batch_spec)
         purposes = "noise", "level", "role", "drop"
@@ -169,14 +171,14 @@ class Denoising(Denoises, Pictures):
         )  # fmt: skip
 
     def process_of(self, group: str) -> Process:
-        """The process of a group: all have the same."""
+        """Returns the process of a group; all groups have the same."""
         del group
         return self.process
 
     def reduce(
         self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
     ) -> tuple[Array, dict[str, Array]]:
-        """The mean over all frames that are not given."""
+        """Computes the mean over all frames that are not given."""
         error, mask = self._frames(losses)
         loss = jnp.sum(error * mask) / jnp.maximum(jnp.sum(mask), 1)
         return loss, {"loss_video": loss}
@@ -184,21 +186,23 @@ class Denoising(Denoises, Pictures):
     def examples(
         self, draws: Sequence[Draw], losses: Sequence[dict[str, SlotLosses]]
     ) -> dict[str, Array]:
-        """"loss" of every example; and "video", the mean over the frames that it predicts."""
+        """Computes "loss" of every example, and "video", the mean over the frames that it
+        predicts."""
         error, mask = self._frames(losses)
         share = mask.shape[0] / jnp.maximum(jnp.sum(mask), 1)
         return {"loss": jnp.sum(error * mask, axis=1) * share, "video": masked_mean(error, mask)}
 
     def _frames(self, losses: Sequence[dict[str, SlotLosses]]) -> tuple[Array, Array]:
-        """Errors and masks of all frames, (b, t)."""
+        """Returns errors and masks of all frames, (b, t)."""
         (parts,) = losses
         error = jnp.concatenate([part.error for part in parts.values()], axis=1)
         return error, jnp.concatenate([part.mask for part in parts.values()], axis=1)
 
-    # ---- making pictures ----
+    # ---- sampling pictures ----
 
     def prepare(self, params: Params) -> Params:
-        """Parameters for fast sampling, see `transformer.unstack`; once, outside of jit loops."""
+        """Returns parameters for fast sampling, see `transformer.unstack`; call it once, outside
+        jit loops."""
         layers = self.network.layers - bool(self.network.text_spec)
         return unstack(params, layers)
 
@@ -213,49 +217,50 @@ class Denoising(Denoises, Pictures):
         states: bool = False,
         fresh: Float[Array, "n b m h w c"] | None = None,
     ) -> Float[Array, "*n b t h w c"]:
-        """Latents of clips, all frames that are not given from noise, in one jittable program.
+        """Samples latents of clips: denoises all frames that are not given, in one jittable
+        program.
 
-        With shared levels all frames are denoised together; a causal scheme with levels of their
-        own makes group after group, each from the cached keys and values of the ones before.
+        With shared levels all frames are denoised together. A causal scheme with independent levels
+        samples group after group, each from the cached keys and values of the ones before.
 
         Args:
-          condition: the keys of a batch that condition ("label", "instruction", "context",
-            "pooled"); {} for a model without, which then needs `count`.
-          given: the first latent frames, whole groups of them; any number of them where every
-            frame has a level of its own and all see all.
-          noise: standard normals of the frames that are not given, instead of draws of `rng`.
-          fresh: those that the solver "ancestral" adds at each of its steps, likewise.
-          states: return the whole way, (steps + 1, ...), from the start at the first level; of
-            groups that are made one after the other, each at the same step of its own.
+          condition: the conditioning keys of a batch ("label", "instruction", "context", "pooled");
+            {} for an unconditional model, which then needs `count`.
+          given: the first latent frames, in whole groups; any number of them if every frame has its
+            own level and all frames see all.
+          noise: standard normals of the frames that are not given, instead of draws from `rng`.
+          fresh: standard normals that the solver "ancestral" adds at each of its steps, likewise.
+          states: return all intermediate states, (steps + 1, ...), starting at the first level;
+            groups that are sampled one after another are shown at equal steps.
         """
-        forced = self.scheme.independent and not self.scheme.causal
-        if given is not None and forced and not self.scheme.first:
-            begun = self._begun(given.shape[1])
-            return begun.sample(params, condition, rng, given, count, noise, states, fresh)
+        forcing = self.scheme.independent and not self.scheme.causal
+        if given is not None and forcing and not self.scheme.first:
+            model = self._begun(given.shape[1])
+            return model.sample(params, condition, rng, given, count, noise, states, fresh)
         b = count if count is not None else next(iter({**condition}.values())).shape[0]
-        done = {} if given is None else self.split_given(given)
-        rest = [g for g in self.slots if g not in done]
+        clean = {} if given is None else self.split_given(given)
+        remaining = [g for g in self.slots if g not in clean]
         one_by_one = self.scheme.causal and self.scheme.independent
         run = self._sampler(params, self.condition(condition), b, states)
-        cache, way = None, {}
-        starts = self._starts(noise, rest, (b,))
-        added = self._starts(fresh, rest, (self.steps, b), "fresh")
-        for i, part in enumerate([[g] for g in rest] if one_by_one else [rest]):
+        cache, paths = None, {}
+        starts = self._starts(noise, remaining, (b,))
+        fresh_of = self._starts(fresh, remaining, (self.steps, b), "fresh")
+        for i, part in enumerate([[g] for g in remaining] if one_by_one else [remaining]):
             key, stream = streams(rng, i)
             start = {}
             for j, g in enumerate(part):
                 own = None if stream is None else jax.random.fold_in(stream, j)
                 shape = b, self.slots[g], *self.network.latent
                 start[g] = noises.start(starts.get(g), own, shape)
-            own = {g: added[g] for g in part} if added else None
-            made, cache = run(done, start, cache, key, own)
-            way |= made
-            done |= {g: x[-1] for g, x in made.items()} if states else made
+            own = {g: fresh_of[g] for g in part} if fresh_of else None
+            samples, cache = run(clean, start, cache, key, own)
+            paths |= samples
+            clean |= {g: x[-1] for g, x in samples.items()} if states else samples
         if states:
             n = self.process.schedule(self.steps).shape[0]
-            way = {g: way.get(g, jnp.broadcast_to(x, (n, *x.shape))) for g, x in done.items()}
-            return jnp.concatenate([way[g] for g in self.slots], axis=2)
-        return jnp.concatenate([done[g] for g in self.slots], axis=1)
+            paths = {g: paths.get(g, jnp.broadcast_to(x, (n, *x.shape))) for g, x in clean.items()}
+            return jnp.concatenate([paths[g] for g in self.slots], axis=2)
+        return jnp.concatenate([clean[g] for g in self.slots], axis=1)
 
     def clips(
         self,
@@ -266,9 +271,10 @@ class Denoising(Denoises, Pictures):
         count: int | None = None,
         frames: int = 0,
     ) -> Array:
-        """Clips as the data has them; see `Pictures.clips`.
+        """Samples clips in the format of the data; see `Pictures.clips`.
 
-        With `frames` schemes that make chunk after chunk go on beyond training: `video.rolling`.
+        With `frames`, schemes that sample chunk after chunk can exceed the training length:
+        `video.rolling`.
         """
         from wamjax.wam.video import rolling
 
@@ -282,39 +288,41 @@ class Denoising(Denoises, Pictures):
         return latents if codec.key == "latents" else codec.decode(latents)
 
     def passes(self, given: int, frames: int) -> int:
-        """Evaluations of the network that a clip takes, in latent frames: steps and prefills."""
+        """Returns the network evaluations that a clip takes, in latent frames: steps and
+        prefills."""
         if not self.scheme.causal:
             return self.steps
         if not self.scheme.independent:
             return self.steps + bool(given)
-        # Whatever was made is prefilled once, for what comes after.
+        # Every sampled group is prefilled once for the groups after it.
         groups = (frames - given) // self.scheme.chunk
         return groups * (self.steps + 1) - (not given)
 
     # ---- parts ----
 
     def _starts(
-        self, noise: Array | None, groups: list[str], lead: tuple[int, ...], what: str = "noise"
+        self, noise: Array | None, groups: list[str], lead: tuple[int, ...], name: str = "noise"
     ) -> Groups:
-        """Given noise cut into the groups that it is of; {} where none is given.
+        """Splits given noise into its groups; {} if there is none.
 
         Raises:
-          ValueError: it is of other frames.
+          ValueError: its shape does not fit the frames.
         """
         if noise is None:
             return {}
         sizes = [self.slots[g] for g in groups]
         shape = *lead, sum(sizes), *self.network.latent
         if noise.shape != shape:
-            raise ValueError(f"{what} is {noise.shape}, what is not given is {shape}")
+            raise ValueError(f"{name} is {noise.shape}, what is not given is {shape}")
         parts = jnp.split(noise, np.cumsum(sizes)[:-1], axis=len(lead))
         return dict(zip(groups, parts, strict=True))
 
     def _begun(self, frames: int) -> Denoising:
-        """The same model with its first frames as a group of their own, so that they can be given.
+        """Returns the same model with its first frames as a separate group, so that they can be
+        given.
 
-        Groups have no parameters; with `forcing` all frames see all as before, and each is told
-        its own level.
+        Groups have no parameters; with `forcing` all frames see all as before, and each has its own
+        level.
         """
         scheme = dataclasses.replace(self.scheme, first=frames)
         groups = groups_of(slots_of(scheme, sum(self.slots.values())))
@@ -322,16 +330,17 @@ class Denoising(Denoises, Pictures):
 
     @property
     def slots(self) -> dict[str, int]:
-        """Latent frames of each group."""
+        """Returns the number of latent frames of each group."""
         return {g.name: len(g.positions) for g in self.network.groups}
 
     def split(self, latents: Float[Array, "b t h w c"]) -> Groups:
-        """The frames of each group."""
+        """Splits latents into the frames of each group."""
         edges = np.cumsum(list(self.slots.values()))[:-1]
         return dict(zip(self.slots, jnp.split(latents, edges, axis=1), strict=True))
 
     def split_given(self, given: Float[Array, "b t h w c"]) -> Groups:
-        """The frames of the leading groups; ValueError unless they are whole."""
+        """Splits given frames into the leading groups; raises ValueError unless the groups are
+        whole."""
         ends = np.cumsum([0, *self.slots.values()]).tolist()
         if given.shape[1] not in ends:
             sizes = list(self.slots.values())
@@ -341,8 +350,9 @@ class Denoising(Denoises, Pictures):
         return {g: given[:, ends[i] : ends[i + 1]] for i, g in enumerate(names)}
 
     def condition(self, batch: Batch, keep: Array | None = None) -> Groups:
-        """What conditions, as the network takes it; without it where `keep` (b,) is False."""
-        nothing = {"label": self.network.classes}  # text that is absent is all padding
+        """Returns the conditions in the form that the network takes; empty for examples where
+        `keep` (b,) is False."""
+        absent = {"label": self.network.classes}  # absent text is all padding
         out = {}
         for key in self.batch_spec(1):
             if key == self.codec.key:
@@ -351,17 +361,18 @@ class Denoising(Denoises, Pictures):
                 raise KeyError(f"the model is conditioned by {key!r}; got {sorted(batch)}")
             out[key] = value = batch[key]
             if keep is not None:
-                out[key] = jnp.where(align(keep, value), value, nothing.get(key, 0))
+                out[key] = jnp.where(align(keep, value), value, absent.get(key, 0))
         return out
 
     @property
     def rows(self) -> dict[str, int]:
-        """Levels that the network is told of each group: one for each frame, or one for all."""
-        one = self.network.conditioning in ("cross_attention", "in_context")
-        return {g: 1 if one else m for g, m in self.slots.items()}
+        """Returns the number of levels that the network receives for each group: one per frame, or
+        one for all."""
+        single_level = self.network.conditioning in ("cross_attention", "in_context")
+        return {g: 1 if single_level else m for g, m in self.slots.items()}
 
     def _levels(self, key: Array, b: int) -> Groups:
-        """The noise level of every frame, (b, m) for each group."""
+        """Draws the noise level of every frame, (b, m) for each group."""
         if not self.scheme.independent:
             level = self.process.sample_level(key, (b, 1))
             return {g: jnp.broadcast_to(level, (b, rows)) for g, rows in self.rows.items()}
@@ -373,15 +384,16 @@ class Denoising(Denoises, Pictures):
         return out
 
     def _roles(self, key: Array, b: int) -> Groups:
-        """The role of every group, (b, 1): as the scheme has it, and history given by chance."""
+        """Draws the role of every group, (b, 1): that of the scheme, with history given at
+        random."""
         number = len(self.slots)
         index = jnp.arange(number)
         given = jnp.broadcast_to(index < self.scheme.given, (b, number))
         if self.scheme.history:
             coin, count = jax.random.split(key)
-            has = jax.random.bernoulli(coin, self.scheme.history, (b, 1))
+            has_history = jax.random.bernoulli(coin, self.scheme.history, (b, 1))
             count = jax.random.randint(count, (b, 1), 1, number)
-            given = given | (has & (index < count))
+            given = given | (has_history & (index < count))
         roles = jnp.where(given, Role.GIVEN, Role.PREDICTED)
         return {
             g: jnp.broadcast_to(roles[:, i, None], (b, self.rows[g]))
@@ -391,24 +403,24 @@ class Denoising(Denoises, Pictures):
     def _sampler(
         self, params: Params, condition: Groups, b: int, states: bool = False
     ) -> Callable:
-        """``run(given, noise, cache, key, fresh) -> (groups, cache)``: one denoising.
+        """Returns ``run(given, noise, cache, key, fresh) -> (groups, cache)``, which denoises once.
 
-        Under a condition, guided where the scale asks for it, as a batch of twice the size.
+        It uses the condition, and guidance if the scale requires it, as a batch of twice the size.
         """
         guided = bool(condition) and self.guidance != 1.0
         if guided:
-            none = self.condition(condition, jnp.zeros(b, bool))
-            condition = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), condition, none)
+            unconditional = self.condition(condition, jnp.zeros(b, bool))
+            condition = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), condition, unconditional)
         net = bind(self.network, params)
         vector, contexts, tokens = net("conditions", condition)
-        # Tokens of the condition see and are seen by all, so nothing stays constant beside them.
+        # Tokens of the condition see everything and everything sees them, so nothing is constant.
         table, own_tokens = self.use.table, bool(self.network.own_tokens)
 
         def network(values, times, contexts, restricted, scale=None, **options):
             if guided:
                 values = {g: jnp.concatenate([v, v]) for g, v in values.items()}
-            seen = table if own_tokens else restricted
-            out, cache = net("__call__", values | tokens, times, contexts, seen, **options)
+            visible = table if own_tokens else restricted
+            out, cache = net("__call__", values | tokens, times, contexts, visible, **options)
             if scale is not None:
                 out = {g: guide(*jnp.split(v, 2), scale, self._guided()) for g, v in out.items()}
             return out, cache
@@ -434,7 +446,7 @@ class Denoising(Denoises, Pictures):
         return run
 
     def _guided(self) -> int | None:
-        """Channels that guidance reaches: not those of a learned variance."""
+        """Returns the number of guided channels: all but those of a learned variance."""
         channels = self.network.latent[-1]
         if self.guidance_channels:
             return self.guidance_channels
@@ -442,7 +454,8 @@ class Denoising(Denoises, Pictures):
 
 
 def streams(rng: Array | None, i: int | Array) -> tuple[Array | None, Array | None]:
-    """Keys of the solver and of the noise of part `i` of a clip; none of none."""
+    """Returns the keys of the solver and of the noise of part `i` of a clip; (None, None) without a
+    key."""
     if rng is None:
         return None, None
     key, stream = jax.random.split(jax.random.fold_in(rng, i))

@@ -1,19 +1,19 @@
-"""Video of any length from a model trained on short clips, in memory that does not grow.
+"""Samples video of any length from a model trained on short clips, in constant memory.
 
-A causal model with levels of its own for every chunk ("blocks", "forcing_causal") makes chunk after
-chunk from the keys and values of those before. Rolling keeps those of a fixed number of chunks in
-buffers. Each turn of one `lax.scan` prefills the newest chunk, denoises the next one against the
-buffers, and drops the oldest.
+A causal model with an independent level for every chunk ("blocks", "forcing_causal") samples chunk
+after chunk from the keys and values of earlier chunks. Rolling keeps those of a fixed number of
+chunks in buffers. Each iteration of one `lax.scan` prefills the newest chunk, denoises the next one
+against the buffers, and drops the oldest.
 
-Rotary attention sees differences of positions alone, so the window rather than the video moves: the
-chunk that is made is always at the last position of training, and keys that were rotated for one
-place are rotated on to the next (`moved`). No position leaves the range that was trained.
+Rotary attention sees only differences of positions, so the window moves rather than the video: the
+new chunk is always at the last position of training, and keys that were rotated for one position
+are rotated on to the next (`moved`). No position leaves the range of training.
 
-What moving does not undo: in layers after the first, cached keys and values come from tokens that
-attended chunks which have been dropped since. So the receptive field reaches back further than the
-window, by one window a layer, and a cache that is made anew from the window alone would differ
-there; in the first layer it would not. While nothing has been dropped, the result is that of
-`Denoising.sample`.
+There is one thing that moving does not undo: in layers after the first, cached keys and values come
+from tokens that attended to chunks which have been dropped since. So the receptive field reaches
+back further than the window, by one window per layer, and a cache recomputed from the window alone
+would differ in these layers, but not in the first one. As long as nothing has been dropped, the
+result is that of `Denoising.sample`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from wamjax.wam.video.objective import Batch, Denoising, Params, streams
 
 
 def moved(keys: Float[Array, "... s k"], frames: int, style: str = "pairs") -> Array:
-    """Rotated keys as they would be had their tokens been `frames` later in time.
+    """Rotates keys to where they would be if their tokens were `frames` later in time.
 
     Args:
       frames: latent frames; negative is earlier.
@@ -54,71 +54,72 @@ def roll(
     window: int = 0,
     noise: Float[Array, "b m h w c"] | None = None,
 ) -> Float[Array, "b t h w c"]:
-    """Latents of clips of any length, in one jittable program.
+    """Samples latents of clips of any length, in one jittable program.
 
     Args:
-      objective: of a causal scheme with independent levels and chunks of one size, with rotary
+      objective: a causal scheme with independent levels and chunks of one size, with rotary
         positions.
-      params: of the objective, or from its `prepare`.
+      params: parameters of the objective, or from its `prepare`.
       condition, count: as in `Denoising.sample`.
-      rng: every chunk has a key of its own; up to the length of training they are those of
+      rng: every chunk has its own key; up to the training length they are those of
         `Denoising.sample`.
       frames: latent frames of the result, whole chunks.
-      given: the first latent frames, whole chunks; all but the last window of them only go by.
-      window: chunks that a chunk sees before it; 0 as many as in training, which is also the most.
+      given: the first latent frames, whole chunks; all are passed through the model, and the last
+        window of them stays visible.
+      window: number of earlier chunks that a chunk sees; 0 for as many as in training, the maximum.
       noise: as in `Denoising.sample`.
 
     Raises:
-      ValueError: another scheme, or frames that are not whole chunks.
+      ValueError: the scheme cannot roll, or frames are not whole chunks.
     """
-    size, window, known = _check(objective, frames, given, window)
+    size, window, given_chunks = _check(objective, frames, given, window)
     b = count if count is not None else next(iter(condition.values())).shape[0]
     condition = objective.condition(condition)
-    chunks = _chunks_of(noise, (b, frames - known * size, *objective.network.latent), size)
+    chunks = _chunks_of(noise, (b, frames - given_chunks * size, *objective.network.latent), size)
 
     def run(number, cache=None, last=None, **changes):
-        """Makes chunk `number` after `last` and the cached past."""
+        """Samples chunk `number` after `last` and the cached past."""
         model = _windowed(objective, window, number, **changes)
-        index = jnp.maximum(number - known, 0)
+        index = jnp.maximum(number - given_chunks, 0)
         key, stream = streams(rng, index)
-        own = None if stream is None else jax.random.fold_in(stream, 0)
+        noise_key = None if stream is None else jax.random.fold_in(stream, 0)
         shape = b, size, *objective.network.latent
-        start = noises.start(None if chunks is None else chunks[index], own, shape)
+        start = noises.start(None if chunks is None else chunks[index], noise_key, shape)
         before = {} if last is None else {"last": last}
         sampler = model._sampler(params, condition, b)
-        made, cache = sampler(before, {"now": start}, cache, key)
-        return made["now"], cache.tokens
+        samples, cache = sampler(before, {"now": start}, cache, key)
+        return samples["now"], cache.tokens
 
     def turn(past, last, number, **changes):
-        """The same; returns the chunk, and the past with `last` as its newest chunk."""
-        made, tokens = run(
+        """Does the same, and returns the chunk and the past with `last` as its newest chunk."""
+        chunk, tokens = run(
             number, Cache({} if past is None else {"past": past}, {}), last, **changes
         )
-        return made, past if past is None else _append(past, tokens["last"], size, style)
+        return chunk, past if past is None else _append(past, tokens["last"], size, style)
 
     def pass_by(past, inputs):
         return turn(past, *inputs, steps=1, solver="euler")[1], None
 
     def make(carry, number):
-        made, past = turn(*carry, number)
-        return (past, made), made
+        chunk, past = turn(*carry, number)
+        return (past, chunk), chunk
 
     style = objective.network.video_spec.rotary
-    if known:
-        begun = jnp.moveaxis(given.reshape(b, known, size, *given.shape[2:]), 1, 0)
+    if given_chunks:
+        first_chunks = jnp.moveaxis(given.reshape(b, given_chunks, size, *given.shape[2:]), 1, 0)
     else:
-        begun = run(0)[0][None]
-    shapes = jax.eval_shape(lambda: run(1, None, begun[0])[1]["last"])
+        first_chunks = run(0)[0][None]
+    shapes = jax.eval_shape(lambda: run(1, None, first_chunks[0])[1]["last"])
     past = _room(shapes, window - 1) if window > 1 else None
     numbers = jnp.arange(1, frames // size)
-    past, _ = jax.lax.scan(pass_by, past, (begun[:-1], numbers[: len(begun) - 1]))
-    _, made = jax.lax.scan(make, (past, begun[-1]), numbers[len(begun) - 1 :])
-    out = jnp.concatenate([begun, made])
+    past, _ = jax.lax.scan(pass_by, past, (first_chunks[:-1], numbers[: len(first_chunks) - 1]))
+    _, new_chunks = jax.lax.scan(make, (past, first_chunks[-1]), numbers[len(first_chunks) - 1 :])
+    out = jnp.concatenate([first_chunks, new_chunks])
     return jnp.moveaxis(out, 0, 1).reshape(b, frames, *out.shape[3:])
 
 
 def _chunks_of(noise: Array | None, shape: tuple[int, ...], size: int) -> Array | None:
-    """Given noise chunk by chunk, (chunks, b, size, h, w, c)."""
+    """Splits given noise into chunks, (chunks, b, size, h, w, c)."""
     if noise is None:
         return None
     if noise.shape != shape:
@@ -127,9 +128,8 @@ def _chunks_of(noise: Array | None, shape: tuple[int, ...], size: int) -> Array 
 
 
 def _check(objective: Denoising, frames: int, given, window: int) -> tuple[int, int, int]:
-    """(frames of a chunk, chunks of the window, given chunks), or an error that says what is
-    wrong."""
-    scheme, trained = objective.scheme, len(objective.slots)
+    """Returns (frames of a chunk, chunks of the window, given chunks), or raises an error."""
+    scheme, training_chunks = objective.scheme, len(objective.slots)
     if not (scheme.causal and scheme.independent and scheme.chunk) or scheme.first:
         raise ValueError(
             f"only causal schemes with independent levels and equal chunks can roll ('blocks', "
@@ -137,22 +137,24 @@ def _check(objective: Denoising, frames: int, given, window: int) -> tuple[int, 
         )
     if objective.network.positions == "sincos":
         raise ValueError("rolling needs positions 'rope' or 'both', not 'sincos'")
-    if not 0 <= window < trained or trained < 2:
-        raise ValueError(f"window {window}: training had {trained} chunks, so at most that less 1")
-    known = 0 if given is None else given.shape[1]
-    if frames % scheme.chunk or known % scheme.chunk or not known < frames:
+    if not 0 <= window < training_chunks or training_chunks < 2:
         raise ValueError(
-            f"{known} given of {frames} frames, in chunks of {scheme.chunk}: both must be whole "
-            "chunks, and one or more be left to make"
+            f"window {window}: training had {training_chunks} chunks, so at most that less 1"
         )
-    return scheme.chunk, window or trained - 1, known // scheme.chunk
+    given_frames = 0 if given is None else given.shape[1]
+    if frames % scheme.chunk or given_frames % scheme.chunk or not given_frames < frames:
+        raise ValueError(
+            f"{given_frames} given of {frames} frames, in chunks of {scheme.chunk}: both must be "
+            "whole chunks, and one or more be left to make"
+        )
+    return scheme.chunk, window or training_chunks - 1, given_frames // scheme.chunk
 
 
 def _windowed(objective: Denoising, window: int, number: int | Array, **changes) -> Denoising:
-    """The objective on the groups of a window that ends with chunk `number`.
+    """Returns the objective on the groups of a window that ends with chunk `number`.
 
     "past" are slots for window - 1 chunks, filled from the end, "last" is the newest clean chunk
-    and "now" the one that is made.
+    and "now" the chunk being sampled.
     """
     size, network = objective.scheme.chunk, objective.network
     ends = [0, (window - 1) * size, window * size, (window + 1) * size]
@@ -167,12 +169,12 @@ def _windowed(objective: Denoising, window: int, number: int | Array, **changes)
     def attention(q, k, v, visibility, valid, bias):
         return network.attention(q, k, v, visibility, {**(valid or {}), **filled}, bias)
 
-    moving = network.clone(groups=tuple(groups[window == 1 :]), attention=attention)
-    return dataclasses.replace(objective, network=moving, use_cache=True, **changes)
+    window_network = network.clone(groups=tuple(groups[window == 1 :]), attention=attention)
+    return dataclasses.replace(objective, network=window_network, use_cache=True, **changes)
 
 
 def _room(last: KeyValue, chunks: int) -> KeyValue:
-    """Empty buffers for keys and values of so many chunks like `last`."""
+    """Returns empty buffers for keys and values of `chunks` chunks like `last`."""
 
     def zeros(x):
         return jnp.zeros((*x.shape[:-2], chunks * x.shape[-2], x.shape[-1]), x.dtype)
@@ -181,7 +183,8 @@ def _room(last: KeyValue, chunks: int) -> KeyValue:
 
 
 def _append(past: KeyValue, last: KeyValue, size: int, style: str) -> KeyValue:
-    """Keys and values without the oldest chunk and with the newest, a chunk further back."""
+    """Drops the oldest chunk of keys and values, appends the newest, and moves all one chunk
+    back."""
 
     def push(x, new):
         return jnp.concatenate([x[..., new.shape[-2] :, :], new], axis=-2)

@@ -1,14 +1,13 @@
-"""Schemes of denoising a clip: which frames share a level, which are given, who sees whom.
+"""Defines schemes of denoising a clip: which frames share a level, which are given, who sees whom.
 
-The named ones, in `SCHEMES`:
+`SCHEMES` names these:
 
   diffusion       every frame at one level, all see all; an image is a clip of one frame
   image_to_video  the same with the first frame given
-  forcing         every frame at a level of its own (Diffusion Forcing, arXiv 2407.01392), all see
-                  all
-  forcing_causal  the same, and no frame sees a later one: frames can be made one by one
-  blocks          autoregressive over chunks of frames, diffusion within: a chunk sees the ones
-                  before; in half of the examples a random number of them is given clean
+  forcing         every frame at its own level (Diffusion Forcing, arXiv 2407.01392), all see all
+  forcing_causal  the same, but no frame sees a later one: frames can be sampled one by one
+  blocks          autoregressive over chunks of frames, diffusion within them: a chunk sees earlier
+                  ones; in half of the examples a random number of chunks is given clean
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from wamjax.wam.uses import Use, use
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-    """How a clip is split and trained.
+    """Describes how a clip is split and trained.
 
     Attributes:
       chunk: latent frames of a group; 0 = the whole clip is one group.
-      first: frames of a first group of its own.
+      first: frames of a separate first group.
       given: leading groups that are always given.
-      independent: every frame (of a group) has a level of its own, else all share one.
-      causal: a group sees itself and the ones before, else all see all.
+      independent: whether every frame (of a group) has its own level; otherwise all share one.
+      causal: whether a group sees only itself and the ones before it; otherwise all see all.
       history: share of examples in which a random number of leading groups is given.
     """
 
@@ -54,25 +53,26 @@ SCHEMES: dict[str, Scheme] = {
 
 
 def slots_of(scheme: Scheme, frames: int) -> tuple[Slot, ...]:
-    """The slots of a clip of `frames` latent frames, in groups g0, g1, ... in order of time.
+    """Returns the slots of a clip of `frames` latent frames, in groups g0, g1, ... in order of
+    time.
 
     Raises:
       ValueError: the frames do not divide into groups.
     """
     sizes = [scheme.first] if scheme.first else []
-    rest = frames - scheme.first
-    chunk = scheme.chunk or rest
-    if rest <= 0 or rest % chunk:
+    length = frames - scheme.first
+    chunk = scheme.chunk or length
+    if length <= 0 or length % chunk:
         raise ValueError(f"{frames} latent frames do not divide as {scheme}")
-    sizes += [chunk] * (rest // chunk)
+    sizes += [chunk] * (length // chunk)
     group = np.repeat(np.arange(len(sizes)), sizes)
     return tuple(Slot("frame", f"g{g}", position=i) for i, g in enumerate(group))
 
 
 def use_of(scheme: Scheme, network: DiT) -> Use:
-    """What a clip trains: the first groups given, if the scheme has such, and the others predicted.
+    """Returns the use that a clip trains: the scheme's first groups given, the others predicted.
 
-    Tokens of the condition and of text see and are seen by all.
+    Tokens of the condition and of text see everything, and everything sees them.
 
     Raises:
       ValueError: a causal scheme with such tokens.
