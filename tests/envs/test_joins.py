@@ -106,7 +106,7 @@ def homing(observation, keys, prefix=None):
 def rolled(way, delay):
     return rollout(
         jax.tree_util.Partial(homing), KEYS, IDS, Shift.none(), max_steps=12, execute=EXECUTE,
-        record=False, join=Join(way, delay, HOLD),
+        join=Join(way, delay, HOLD),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from wamjax.envs.tabletop import (
     rollout,
     step,
 )
+from wamjax.envs.tabletop.embedded import Tabletop
 
 NONE = Shift.none()
 EPISODES = 2 * len(TASKS)
@@ -35,7 +36,8 @@ def follow(gain, observation, key):
     return chunk, {"video": video, "draw": jax.vmap(jax.random.uniform)(key)}
 
 
-TOLD = {"instruction": instruction_tokens(12)[np.asarray(IDS)]}
+WORDS = instruction_tokens(12)[np.asarray(IDS)]
+TOLD = {"instruction": WORDS}
 POLICY = jax.tree_util.Partial(follow, jnp.asarray(0.7))
 
 
@@ -45,14 +47,14 @@ def play(**options):
 
 @pytest.fixture(scope="module")
 def recorded():
-    return play(record=True)
+    return play()
 
 
 def test_replaying_the_expert_gives_the_same_episode():
     episodes = expert_episodes(KEYS, IDS, 0.1, 40, NONE)
     replay = jax.tree_util.Partial(lambda actions, observation, key: actions, episodes.actions)
     played = rollout(replay, KEYS, IDS, NONE, max_steps=40, execute=40)
-    assert played.frames is None and played.extras is None
+    assert played.extras is None
     np.testing.assert_allclose(played.states.blocks, episodes.states.blocks, atol=1e-5)
     for name in ("success", "rewards", "returns", "actions"):
         np.testing.assert_array_equal(getattr(played, name), getattr(episodes, name))
@@ -76,18 +78,38 @@ def test_closed_loop_equals_a_plain_loop(recorded):
 
 
 def test_frames_are_the_states_and_what_the_policy_saw(recorded):
-    shown = composite(recorded.frames)
+    shown = composite(render_episodes(recorded.states, NONE))
     assert shown.shape == (EPISODES, 11, 64, 128, 3)
-    frames = composite(render_episodes(recorded.states, NONE)).astype(int)
-    assert np.abs(frames - shown).max() <= 1
     seen = jnp.swapaxes(recorded.extras["video"], 0, 1)  # (e, plans, 64, 128, 3)
     assert np.abs(seen.astype(int) - shown[:, ::4]).max() <= 1
 
 
-def test_recording_changes_nothing_and_keys_are_fresh(recorded):
-    plain = play()
-    assert plain.frames is None
-    np.testing.assert_array_equal(plain.actions, recorded.actions)
+def test_recording_takes_no_other_program_and_shows_the_shifted_world():
+    from wamjax.envs.tabletop.rollout import _rollout
+
+    names = [TASKS[i] for i in IDS[:3]]
+
+    def run(record):
+        return Tabletop().roll_out(
+            POLICY, names, KEYS[:3], shift={"lighting": 0.5}, told={"instruction": WORDS[:3]},
+            max_steps=10, execute=4, record=record, save=True,
+        )  # fmt: skip
+
+    plain = run(False)
+    size = _rollout._cache_size()
+    whole, part = run(True), run(2)
+    assert _rollout._cache_size() == size and plain.frames is None
+    np.testing.assert_array_equal(plain.actions, whole.actions)
+    shown = composite(whole.frames)
+    seen = np.swapaxes(whole.extras["video"], 0, 1)
+    assert np.abs(seen.astype(int) - shown[:, ::4]).max() <= 1
+    first = whole.first(2)
+    assert first.tasks == tuple(names[:2]) and first.extras["draw"].shape == (3, 2)
+    for name, frames in part.frames.items():
+        np.testing.assert_array_equal(frames, first.frames[name])
+
+
+def test_keys_are_fresh(recorded):
     assert len(np.unique(recorded.extras["draw"])) == recorded.extras["draw"].size
 
 

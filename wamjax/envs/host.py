@@ -27,7 +27,7 @@ from wamjax.config import did_you_mean
 from wamjax.envs import worker as workers
 from wamjax.envs.joins import SYNC, Ahead, Join
 from wamjax.envs.remote import Connection
-from wamjax.envs.world import SETTLE, Demonstrations, Dials, Recording, outcome
+from wamjax.envs.world import SETTLE, Demonstrations, Dials, Recording, outcome, recorded
 
 RESTARTS = 3
 _IDLE: dict[str, list[Any]] = {}  # idle workers or connections, by what they run
@@ -79,6 +79,7 @@ class HostWorld:
     discount: float = DISCOUNT
     expert: bool = False
     restores: bool = False
+    jitted: bool = False
     noisy: tuple[float, ...] = ()
     batch: int = 16
 
@@ -93,7 +94,7 @@ class HostWorld:
         cameras: tuple[str, ...] = (),
         max_steps: int = 0,
         execute: int = 8,
-        record: bool = False,
+        record: bool | int = False,
         join: Join = SYNC,
     ) -> Recording:
         """Implements `World.roll_out`; runs in rounds if there are more episodes than workers."""
@@ -101,7 +102,7 @@ class HostWorld:
         if not isinstance(policy, jax.tree_util.Partial):
             policy = jax.tree_util.Partial(policy)
         size = min(self.workers or os.cpu_count() or 1, len(tasks))
-        parts = []
+        parts, count = [], recorded(record, len(tasks))
         with self._pool(size) as pool:
             for start in range(0, len(tasks), size):
                 rows = np.arange(start, min(start + size, len(tasks)))
@@ -111,10 +112,10 @@ class HostWorld:
                 some = {k: np.asarray(v)[filled] for k, v in told.items()}
                 round_ = _Round(
                     self, pool[: len(rows)], [tasks[r] for r in rows], keys[filled], shift,
-                    cameras, most, record,
+                    cameras, most, start < count,
                 )  # fmt: skip
                 parts.append(round_.run(policy, some, execute, join))
-        return _joined(parts)
+        return _joined(parts, count)
 
     def demonstrate(
         self, tasks: Sequence[str], keys: Array, *, noise: float, draw: Callable | None = None
@@ -413,11 +414,9 @@ def _joined_to(join: Join, ahead: Ahead, chunk: Array, execute: int) -> tuple[Ar
     return join(ahead, chunk, execute)
 
 
-def _joined(parts: Sequence[Recording]) -> Recording:
-    """Concatenates rounds."""
+def _joined(parts: Sequence[Recording], count: int) -> Recording:
+    """Concatenates rounds, with the frames of the first `count` episodes."""
     first = parts[0]
-    if len(parts) == 1:
-        return first
 
     def join(*x):
         return np.concatenate(x)
@@ -427,7 +426,8 @@ def _joined(parts: Sequence[Recording]) -> Recording:
         extras = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *(p.extras for p in parts))
     frames = None
     if first.frames is not None:
-        frames = {name: join(*(p.frames[name] for p in parts)) for name in first.frames}
+        rounds = [p.frames for p in parts if p.frames is not None]
+        frames = {name: join(*(r[name] for r in rounds))[:count] for name in first.frames}
     arrays = {
         name: join(*(getattr(p, name) for p in parts))
         for name in ("success", "steps", "rewards", "returns", "actions", "proprio", "crashes")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
@@ -62,6 +63,15 @@ class Recording(NamedTuple):
     crashes: Int[np.ndarray, " e"]
     states: Any = None
 
+    def first(self, count: int) -> Recording:
+        """Returns the first `count` episodes."""
+        arrays = self._replace(tasks=(), instructions=(), extras=None)
+        return jax.tree.map(lambda x: x[:count], arrays)._replace(
+            tasks=self.tasks[:count],
+            instructions=self.instructions[:count],
+            extras=jax.tree.map(lambda x: x[:, :count], self.extras),
+        )
+
 
 class Demonstrations(NamedTuple):
     """Holds episodes of a scripted expert; those in `recording` end at `length`.
@@ -92,6 +102,8 @@ class World(Protocol):
       dials: all dials of the world.
       expert: whether there is a scripted expert.
       restores: whether an episode can start from a saved state of another one.
+      jitted: whether a rollout is one compiled program per number of episodes, so that a number
+        that was rolled out before costs less than a smaller new one.
       batch: number of episodes that are best simulated together.
       versions: versions of the simulator, for reports.
     """
@@ -107,6 +119,7 @@ class World(Protocol):
     dials: tuple[str, ...]
     expert: bool
     restores: bool
+    jitted: bool
     batch: int
     versions: Mapping[str, str]
 
@@ -121,7 +134,7 @@ class World(Protocol):
         cameras: tuple[str, ...],
         max_steps: int,
         execute: int,
-        record: bool = False,
+        record: bool | int = False,
         join: Join = SYNC,
         start: Any = None,
         save: bool = False,
@@ -142,7 +155,7 @@ class World(Protocol):
           cameras: cameras to render.
           max_steps: steps after which an episode has failed.
           execute: actions executed of each plan before the next observation.
-          record: whether to keep the frames.
+          record: whether to keep the frames, or the number of first episodes to keep them of.
           join: how plans follow each other, and their delay; optional for worlds without delays.
           start: states to start from instead of new scenes, leading axis e, from
             `Recording.states`.
@@ -194,6 +207,11 @@ def open_world(name: str, **options: Any) -> World:
         if "argument" not in str(error) or not given:
             raise
         raise ValueError(f"config.eval.env = {name!r}: {error}") from error
+
+
+def recorded(record: bool | int, episodes: int) -> int:
+    """Returns the number of first episodes whose frames `World.roll_out` keeps."""
+    return episodes if record is True else min(int(record), episodes)
 
 
 def shift_of(world: World, name: str, dials: Dials | None = None) -> dict[str, float]:

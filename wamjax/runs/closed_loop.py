@@ -113,7 +113,7 @@ def roll_out(
     tasks = task_names(config, world)
     total = -(-config.eval.episodes // len(tasks)) * len(tasks)
     processes, process = jax.process_count(), jax.process_index()  # each process rolls out a share
-    size = min(config.eval.batch_size, -(-total // processes))
+    size = batch_size(config, total)
     blind = config.eval.blind and kind == "policy"
     for start in range(0, total, size * processes):
         evaluated = np.arange(start, min(start + size * processes, total))
@@ -143,6 +143,11 @@ def roll_out(
     return result
 
 
+def batch_size(config: ConfigDict, episodes: int) -> int:
+    """Returns how many episodes a process rolls out at once to evaluate so many."""
+    return min(config.eval.batch_size, -(-episodes // jax.process_count()))
+
+
 def play(
     policy: Policy,
     config: ConfigDict,
@@ -150,7 +155,7 @@ def play(
     tasks,
     keys,
     shift: Dials,
-    record: bool = False,
+    record: bool | int = False,
     function: Callable = Policy.act,
     **saved: Any,
 ) -> Recording:

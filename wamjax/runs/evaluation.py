@@ -118,11 +118,14 @@ def save_video(
     chosen = [np.flatnonzero(marks == good)[: VIDEO_EPISODES // 2] for good in (True, False)]
     rest = np.setdiff1d(np.arange(len(marks)), np.concatenate(chosen))
     numbers = np.concatenate([*chosen, rest])[:VIDEO_EPISODES]
+    shown = len(numbers)
+    if world.jitted:  # the program of the evaluation, if it is filled up to as many episodes
+        numbers = np.resize(numbers, max(shown, closed_loop.batch_size(config, len(marks))))
     tasks = closed_loop.task_names(config, world)
     names = [tasks[i % len(tasks)] for i in numbers]
     keys = closed_loop.episode_keys(config, "evaluate", numbers)
-    recording = closed_loop.play(policy, config, world, names, keys, shift, record=True)
-    foreseen.save(policy, config, recording, path)
+    recording = closed_loop.play(policy, config, world, names, keys, shift, record=shown)
+    foreseen.save(policy, config, recording.first(shown), path)
 
 
 def versions(world: World) -> dict[str, str]:

@@ -13,11 +13,11 @@ from jaxtyping import Array
 
 from wamjax.envs.joins import SYNC, Join
 from wamjax.envs.tabletop.render import CAMERAS, render_episode
-from wamjax.envs.tabletop.rollout import MAX_STEPS, Rollout, expert_episodes, rollout
+from wamjax.envs.tabletop.rollout import MAX_STEPS, NO_SHIFT, Rollout, expert_episodes, rollout
 from wamjax.envs.tabletop.shifts import SHIFTS, Shift
 from wamjax.envs.tabletop.tasks import TASKS, TURNING, instruction, task_id
 from wamjax.envs.tabletop.world import CONTROL_HZ, State
-from wamjax.envs.world import Demonstrations, Dials, Recording
+from wamjax.envs.world import Demonstrations, Dials, Recording, recorded
 
 FRAMES = 512  # frames rendered per call
 
@@ -36,6 +36,7 @@ class Tabletop:
     shifts = {name: {d: v for d, v in vars(shift).items() if v} for name, shift in SHIFTS.items()}
     expert = True
     restores = True
+    jitted = True
     batch = 128
     versions: Mapping[str, str] = {"jax": jax.__version__}
 
@@ -50,19 +51,25 @@ class Tabletop:
         cameras: tuple[str, ...] = tuple(CAMERAS),
         max_steps: int = MAX_STEPS,
         execute: int = 8,
-        record: bool = False,
+        record: bool | int = False,
         join: Join = SYNC,
         start: State | None = None,
         save: bool = False,
     ) -> Recording:
-        """Implements `World.roll_out` as one jitted program."""
+        """Implements `World.roll_out` as one jitted program.
+
+        Frames are rendered afterwards from the states, so recording needs no other program.
+        """
         del cameras  # cameras that the policy ignores are not rendered
         ids, dials = _ids(tasks), Shift(**shift)
-        done = rollout(
-            policy, keys, ids, dials, told, max_steps, execute, record, join, start
-        )
+        done = rollout(policy, keys, ids, dials, told, max_steps, execute, join, start)
+        done = jax.tree.map(np.asarray, done)
+        count, frames = recorded(record, len(tasks)), None
+        if count:
+            everywhere = list(np.ndindex(count, max_steps + 1))
+            frames = _draw(done.states, everywhere, count, dials)
         done = done if save else done._replace(states=None)
-        return _recording(tasks, jax.tree.map(np.asarray, done))
+        return _recording(tasks, done)._replace(frames=frames)
 
     def demonstrate(
         self,
@@ -90,14 +97,14 @@ class Tabletop:
                 actions=episodes.actions,
                 proprio=episodes.proprio,
                 states=None,
-                frames=None,
                 extras=None,
             ),
         )
         expert_runs = Demonstrations(record, episodes.intended, episodes.length)
         rows = np.arange(len(tasks)) if draw is None else np.asarray(draw(expert_runs), int)
         where = [(row, t) for row in rows for t in range(episodes.length[row] + 1)]
-        return expert_runs._replace(recording=record._replace(frames=_draw(episodes.states, where)))
+        frames = _draw(episodes.states, where, len(tasks))
+        return expert_runs._replace(recording=record._replace(frames=frames))
 
 
 class Turntable(Tabletop):
@@ -121,17 +128,19 @@ def _recording(tasks: Sequence[str], done: Rollout) -> Recording:
         returns=done.returns,
         actions=done.actions,
         proprio=done.proprio,
-        frames=done.frames,
+        frames=None,
         extras=done.extras,
         crashes=np.zeros(len(tasks), int),
         states=done.states,
     )
 
 
-def _draw(states: State, where: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
-    """Renders frames (e, t, h, w, 3) of the states at (row, time), FRAMES at a time; black
-    elsewhere."""
-    shape = states.task.shape
+def _draw(
+    states: State, where: Sequence[tuple[int, int]], count: int, shift: Shift = NO_SHIFT
+) -> dict[str, np.ndarray]:
+    """Renders frames (count, t, h, w, 3) of the first `count` episodes where (row, time) says,
+    FRAMES at a time; black elsewhere."""
+    shape = count, states.task.shape[1]
     frames = {name: np.zeros((*shape, *size, 3), np.uint8) for name, size in CAMERAS.items()}
     if not where:
         return frames
@@ -140,6 +149,6 @@ def _draw(states: State, where: Sequence[tuple[int, int]]) -> dict[str, np.ndarr
         # The last call is padded, for one shape and one compilation.
         at = np.minimum(np.arange(start, start + FRAMES), len(rows) - 1)
         chosen: Any = jax.tree.map(lambda x: jnp.asarray(x[rows[at], times[at]]), states)  # noqa: B023
-        for name, drawn in render_episode(chosen, Shift.none()).items():
+        for name, drawn in render_episode(chosen, shift).items():
             frames[name][rows[at], times[at]] = np.asarray(drawn)
     return frames

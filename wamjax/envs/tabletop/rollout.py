@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int
 
 from wamjax.envs.joins import SYNC, Join
 from wamjax.envs.tabletop import tasks
 from wamjax.envs.tabletop.expert import intention, with_noise
-from wamjax.envs.tabletop.render import observe, render
+from wamjax.envs.tabletop.render import observe
 from wamjax.envs.tabletop.shifts import Shift
 from wamjax.envs.tabletop.tasks import step
 from wamjax.envs.tabletop.world import ACTION_DIM, State, proprio
@@ -46,8 +46,7 @@ class Rollout(NamedTuple):
     returns: Float[Array, "e t"]
     actions: Float[Array, "e t 4"]  # as the policy sent them
     proprio: Float[Array, "e t+1 5"]
-    states: State  # leading axes (e, t + 1)
-    frames: dict[str, UInt8[Array, "e t+1 64 64 3"]] | None  # if recorded
+    states: State  # leading axes (e, t + 1); frames: render_episodes(states, shift)
     extras: Any  # whatever else the policy returned, leading axes (plans, e), or None
 
 
@@ -74,7 +73,6 @@ def rollout(
     told: Mapping[str, Array] | None = None,
     max_steps: int = MAX_STEPS,
     execute: int = 8,
-    record: bool = False,
     join: Join = SYNC,
     start: State | None = None,
 ) -> Rollout:
@@ -89,7 +87,6 @@ def rollout(
       told: further keys of the observation.
       max_steps: steps after which an episode has failed.
       execute: actions executed of each chunk before the policy observes again.
-      record: whether to render and return every frame (24 kB each).
       join: how plans follow each other, and their delay.
       start: states to start from, leading axis e; new scenes by default.
 
@@ -99,14 +96,12 @@ def rollout(
     if not isinstance(policy, jax.tree_util.Partial):
         policy = jax.tree_util.Partial(policy)
     task_ids, told = jnp.asarray(task_ids), dict(told or {})
-    options = max_steps, execute, record, join
+    options = max_steps, execute, join
     return _rollout(policy, keys, task_ids, shift, told, start, *options)
 
 
-@functools.partial(jax.jit, static_argnames=("max_steps", "execute", "record", "join"))
-def _rollout(
-    policy, keys, task_ids, shift, told, start, max_steps, execute, record, join
-) -> Rollout:
+@functools.partial(jax.jit, static_argnames=("max_steps", "execute", "join"))
+def _rollout(policy, keys, task_ids, shift, told, start, max_steps, execute, join) -> Rollout:
     def act(states, actions):
         states = jax.vmap(step, (0, 0, None))(states, actions, shift)
         return states, (states, jax.vmap(tasks.success)(states))
@@ -145,7 +140,6 @@ def _rollout(
         actions=actions,
         proprio=jax.vmap(jax.vmap(proprio))(states),
         states=states,
-        frames=jax.vmap(jax.vmap(render, (0, None)), (0, None))(states, shift) if record else None,
         extras=extras,
     )
 
