@@ -77,6 +77,11 @@ def test_branches_a_judge_and_its_ways_to_act(tmp_path, variant, ladder):
     seen = acting.example()
     dear, direct = acting.with_mode("adaptive:1e9")(seen, 0), acting.with_mode("direct")(seen, 0)
     np.testing.assert_allclose(dear, direct, atol=1e-5)
+    hurried = acting.with_mode("adaptive:0:1e-6")
+    np.testing.assert_allclose(hurried(seen, 0), direct, atol=1e-5)
+    free = acting.with_mode("adaptive:0")
+    np.testing.assert_allclose(free(seen, 0, budget_ms=1e-6), direct, atol=1e-5)
+    assert len(free.rung_ms) == len(rungs)
 
     # These branches are refused for another policy.
     with pytest.raises(ValueError, match="another policy"):

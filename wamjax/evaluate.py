@@ -7,6 +7,7 @@
     python -m wamjax.evaluate --workdir=runs/realtime --join=blend --delay=3 --execute=6
     python -m wamjax.evaluate --workdir=runs/cosmos --mode=plan --planner=runs/planner
     python -m wamjax.evaluate --workdir=runs/judge --mode=adaptive:0.01
+    python -m wamjax.evaluate --workdir=runs/judge --mode=adaptive:0:12
     python -m wamjax.evaluate --workdir=runs/aloha --env=remote:at=127.0.0.1:7000
     python -m wamjax.evaluate --workdir=runs/quickstart --latency
 

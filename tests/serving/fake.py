@@ -27,7 +27,8 @@ class Policy:
     """
 
     def __init__(self, spec=SPEC, seconds=0.0):
-        self.observer, self.seconds, self.batches = Observer(spec), seconds, []
+        self.observer, self.seconds = Observer(spec), seconds
+        self.batches, self.budgets = [], []
         self.gate = threading.Event()
         self.gate.set()
         self.chunk = spec.chunk
@@ -35,7 +36,8 @@ class Policy:
     def example(self):
         return self.observer.example()
 
-    def admit(self, observation, prefix=None):
+    def admit(self, observation, prefix=None, budget_ms=None):
+        self.budgets.append(budget_ms)
         arrays = self.observer(observation)[0]
         if observation["instruction"] == "crash":
             raise ZeroDivisionError("of the policy")

@@ -43,7 +43,7 @@ class Committed(Chaser):
 
     prefix_max = 2
 
-    def admit(self, observation, prefix=None):
+    def admit(self, observation, prefix=None, budget_ms=None):
         given = np.zeros((1, 2, 4), np.float32)
         if prefix is not None:
             given[0, : len(prefix)] = prefix
@@ -107,7 +107,7 @@ def test_delayed_robots_send_their_committed_actions(capsys):
 class Goer(fake.Policy):
     """Goes where it is told."""
 
-    def admit(self, observation, prefix=None):
+    def admit(self, observation, prefix=None, budget_ms=None):
         way = {"go left": -1.0, "go right": 1.0}.get(observation["instruction"], 0.0)
         return super().admit(observation) | {"way": np.full((1, 4, 1), way, np.float32)}
 

@@ -42,8 +42,14 @@ def get(running, path, body=None, **headers):
 
 
 @pytest.fixture(scope="module")
-def running():
-    with serving(chosen=["libero", "openvla_oft"], message=2**17, clients=40, rate=1e4) as out:
+def policy():
+    return fake.Policy()
+
+
+@pytest.fixture(scope="module")
+def running(policy):
+    chosen = ["libero", "openvla_oft"]
+    with serving(policy, chosen=chosen, message=2**17, clients=40, rate=1e4) as out:
         yield out
 
 
@@ -66,12 +72,13 @@ def test_the_exchange_is_openpis(running):
     assert get(running, "/healthz")[:2] == (200, b"OK\n")
 
 
-def test_extras_are_echoed_and_errors_leave_the_connection_usable(running):
+def test_extras_are_echoed_and_errors_leave_the_connection_usable(running, policy):
     with connect(running) as client:
         extras = {"request_id": "a-7", "timestamp": 3.5, "executed_actions": 4,
                   "inference_delay": 2, "mode": "direct", "budget_ms": 50.0}  # fmt: skip
         client.send(wire.pack(observation(1, **extras)))
         assert extras.items() <= wire.unpack(client.recv(timeout=10)).items()
+        assert 50.0 in policy.budgets
         for message, text in [
             ({"observation/imge": 1, "observation/wrist_image": 1}, "did you mean"),
             (observation(1, extra=1), "['extra'] are unknown"),

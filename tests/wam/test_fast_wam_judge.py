@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ import pytest
 
 from wamjax import config as configs
 from wamjax import tree, wam
+from wamjax.bundle import policy as bundles
 from wamjax.data.normalize import normalizers
 from wamjax.data.spec import DataSpec
 from wamjax.models.layers import unconstrained
+from wamjax.runs import trained as trained_runs
 from wamjax.training import partition
 from wamjax.wam import ladder
 from wamjax.wam import noise as noises
@@ -192,6 +195,66 @@ def test_adaptive_climbs_to_the_top_if_free_and_not_at_all_if_expensive(
         np.testing.assert_allclose(top.benefit[:, rung], best, atol=1e-4)
 
 
+def test_a_budget_ends_the_climb_for_each_robot_at_its_own_rung(
+    judged, params, seen, normalise, direct, best_of_four
+):
+    """Time is free, but rungs that take longer than a robot's budget are not climbed."""
+    ms = jnp.array([3.0, 7.0, 11.0])
+    policy = trained_runs.Policy(
+        judged, params, normalise, "adaptive:0", costs=-9.0 * jnp.arange(3.0), milliseconds=ms
+    )
+    act = jax.jit(lambda budget: policy.actions(params, seen, KEYS, budget=budget))
+    best = best_of_four(params, normalise, seen, KEYS).actions
+    np.testing.assert_allclose(act(np.array([1.0, 11.0]))[0], direct[0], atol=1e-5)
+    np.testing.assert_allclose(act(np.array([1.0, 11.0]))[1], best[1], atol=1e-5)
+    np.testing.assert_allclose(act(np.array([np.inf, 6.9]))[0], best[0], atol=1e-5)
+    np.testing.assert_allclose(act(np.array([np.inf, 6.9]))[1], direct[1], atol=1e-5)
+    inf = np.inf
+    np.testing.assert_array_equal(ladder.affordable(2 * ms, ms, 8.0), [6, 14, inf])
+    each = ladder.affordable(2 * ms, ms, np.array([2.0, 7.0]))
+    np.testing.assert_array_equal(each, [[6, inf, inf], [6, 14, inf]])
+    benefit = np.array([[0.0, 9.0, 99.0], [0.0, 9.0, 99.0]])
+    goes_on, net = ladder.pays(0, benefit, each)
+    assert not goes_on[0] and goes_on[1] and net[1] == 1.0
+
+
+def test_a_loaded_policy_takes_a_budget(judged, params, normalise, monkeypatch):
+    """Every budget is an argument of the same program; one that is no number is refused."""
+    acting = trained_runs.Policy(
+        judged, params, normalise, "adaptive:0:5", costs=jnp.arange(3.0), milliseconds=jnp.ones(3)
+    )
+    monkeypatch.setattr(bundles.LoadedPolicy, "_check", lambda self, texts, proprio: None)
+    spec = types.SimpleNamespace(action_dim=judged.action_dim)
+    manifest = types.SimpleNamespace(statistics={}, source="a run", step=1, spec=spec)
+
+    def load(acting):
+        def observer(x):
+            return {"proprio": np.zeros((1, 5))}, False
+
+        return bundles.LoadedPolicy(manifest, acting, None, observer)
+
+    policy = load(acting)
+    assert policy.rung_ms == [1, 1, 1]
+    given = policy.admit({"instruction": ""}, budget_ms=4)[bundles.BUDGET]
+    np.testing.assert_array_equal(given, np.float32([4]))
+    assert given.dtype == policy.admit({"instruction": ""})[bundles.BUDGET].dtype == np.float32
+    for wrong in (0, -1, np.nan, "12", True):
+        with pytest.raises(bundles.BadObservation, match="budget_ms is .* above 0"):
+            policy.admit({"instruction": ""}, budget_ms=wrong)
+    direct = load(dataclasses.replace(acting, mode="direct", costs=None, milliseconds=None))
+    assert bundles.BUDGET not in direct.admit({"instruction": ""}, budget_ms=4)
+    assert direct.rung_ms == []
+    with pytest.raises(bundles.BadObservation, match="takes no budget_ms: load it with mode"):
+        direct({"instruction": ""}, 0, budget_ms=4)
+
+
+@pytest.mark.parametrize("mode, terms", [
+    ("adaptive:0.5", (0.5, np.inf)), ("adaptive:0:12", (0, 12)), ("adaptive:1e-3:7.5", (1e-3, 7.5)),
+])  # fmt: skip
+def test_terms_of_a_mode(mode, terms):
+    assert ladder.terms(mode) == terms
+
+
 def test_prepared_parameters_decide_alike(judged, params, seen, normalise, best_of_four):
     plain, prepared = (
         best_of_four(p, normalise, seen, KEYS) for p in (params, judged.prepare(params))
@@ -272,13 +335,19 @@ def test_modes_of_rungs_are_checked(config, spec, modes, wrong):
         wam.build(config, spec)
 
 
-@pytest.mark.parametrize("mode", ["imagine", "plan:0", "plan:x", "direct:2", "adaptive:-1"])
-def test_modes_that_do_not_exist(judged, mode):
-    with pytest.raises(ValueError, match="acts in modes"):
+@pytest.mark.parametrize("mode, message", [
+    *((mode, "acts in modes") for mode in ("imagine", "plan:0", "plan:x", "direct:2")),
+    *((f"adaptive:{rest}", "must be adaptive:PRICE or") for rest in
+      ("-1", "x", "0.1:0", "0.1:x", "0.1:5:5", "inf", "nan", "0.1:nan", ":5")),
+])  # fmt: skip
+def test_modes_that_do_not_exist(judged, mode, message):
+    with pytest.raises(ValueError, match=message):
         judged.check_mode(mode)
 
 
-@pytest.mark.parametrize("mode", [None, "direct", "plan", "plan:16", "adaptive:0", "adaptive:0.2"])
+@pytest.mark.parametrize(
+    "mode", [None, "direct", "plan", "plan:16", "adaptive", "adaptive:0.2", "adaptive:0:12"]
+)
 def test_modes_that_exist(judged, mode):
     judged.check_mode(mode)
 

@@ -45,7 +45,10 @@ class Sleeper:
         return self._observer.example()
 
     def admit(
-        self, observation: dict[str, Any], prefix: np.ndarray | None = None
+        self,
+        observation: dict[str, Any],
+        prefix: np.ndarray | None = None,
+        budget_ms: float | None = None,
     ) -> dict[str, np.ndarray]:
         """See `worker.Acts`."""
         return self._observer(observation)[0]

@@ -54,6 +54,7 @@ class Limits:
 
 WARN_FAR, WARN_BATCH = 10.0, 512
 PREFIX = Prefix("prefix/actions", "prefix/count")  # keys of the prefix in `admit`'s arrays
+BUDGET = "budget_ms"  # key of the budget there
 WARNINGS = 100  # maximum per policy, since every instruction is a kind of its own
 
 
@@ -89,6 +90,12 @@ class LoadedPolicy:
         self.prefix_max = acting.prefix_max
         self._acting, self._codec = acting, codec
 
+    @property
+    def rung_ms(self) -> list[float]:
+        """Milliseconds of each rung, measured when it was loaded; [] in other modes than
+        "adaptive"."""
+        return [] if self._acting.costs is None else np.asarray(self._acting.milliseconds).tolist()
+
     def __repr__(self) -> str:
         return f"LoadedPolicy({self.manifest.source!r}, step {self.manifest.step}, {self.mode!r})"
 
@@ -97,6 +104,7 @@ class LoadedPolicy:
         observation: dict[str, Any],
         seed_or_key: int | Array = 0,
         prefix: tuple[Any, Any] | None = None,
+        budget_ms: float | None = None,
     ) -> Float[np.ndarray, "*b j a"]:
         """Returns a chunk of actions in the units of the robot, float32.
 
@@ -106,13 +114,17 @@ class LoadedPolicy:
           prefix: (actions (d, a) or (b, d, a), how many of them count: a number or (b,)): the at
             most `prefix_max` actions that a robot will execute from this observation on, whatever
             is planned; the chunk begins with them. One program serves every prefix, and none.
+          budget_ms: milliseconds that the plan may take, in mode "adaptive": rungs that took longer
+            when the policy was loaded are not climbed. One program serves every budget.
 
         Raises:
-          BadObservation: the observation or the prefix does not fit the policy, or exceeds its
-            limits.
+          BadObservation: the observation, the prefix or the budget does not fit the policy, or
+            exceeds its limits.
           NotFinite: the policy produced actions that are not finite.
         """
-        arrays, batched = self._arrays(observation, prefix)
+        if budget_ms is not None and not self._acting.adapts:
+            raise BadObservation(f"{self!r} takes no budget_ms: load it with mode 'adaptive:PRICE'")
+        arrays, batched = self._arrays(observation, prefix, budget_ms)
         is_seed = isinstance(seed_or_key, int | np.integer)
         key = jax.random.key(seed_or_key) if is_seed else seed_or_key
         actions = self.act(arrays, key)
@@ -125,35 +137,41 @@ class LoadedPolicy:
         return actions if batched else actions[0]
 
     def admit(
-        self, observation: dict[str, Any], prefix: Float[np.ndarray, "d a"] | None = None
+        self,
+        observation: dict[str, Any],
+        prefix: Float[np.ndarray, "d a"] | None = None,
+        budget_ms: float | None = None,
     ) -> dict[str, np.ndarray]:
         """Checks an observation like a call and returns the arrays for `act`.
 
-        The shapes do not depend on the prefix, so the arrays of several robots can be concatenated.
+        The shapes do not depend on prefix and budget, so the arrays of several robots can be
+        concatenated.
 
         Args:
           observation: observation of one robot, if there is a prefix.
           prefix: the robot's committed actions, at most `prefix_max` of them.
+          budget_ms: see `__call__`; ignored in other modes than "adaptive".
 
         Raises:
           BadObservation: see `__call__`.
         """
         if prefix is None:
-            return self._arrays(observation)[0]
+            return self._arrays(observation, budget_ms=budget_ms)[0]
         longest, width = self.prefix_max, self.manifest.spec.action_dim
         if longest and (prefix.ndim != 2 or prefix.shape[1] != width or len(prefix) > longest):
             raise BadObservation(
                 f"prefix is {prefix.dtype} {prefix.shape}, the policy takes (d, {width}): d "
                 f"actions that are committed, at most {longest} (prefix in the metadata)"
             )
-        return self._arrays(observation, (prefix, len(prefix)))[0]
+        return self._arrays(observation, (prefix, len(prefix)), budget_ms)[0]
 
     def act(self, arrays: dict[str, np.ndarray], key: Array) -> Float[np.ndarray, "b j a"]:
         """Acts on the arrays of `admit`, for any number of robots; the actions may be
         non-finite."""
-        observation = {name: x for name, x in arrays.items() if name not in PREFIX}
+        observation = {k: x for k, x in arrays.items() if k not in (*PREFIX, BUDGET)}
         prefix = Prefix(*(arrays[name] for name in PREFIX)) if self.prefix_max else None
-        return np.asarray(_act(self._acting, self._codec, observation, key, prefix))
+        budget = arrays.get(BUDGET)
+        return np.asarray(_act(self._acting, self._codec, observation, key, prefix, budget))
 
     def with_mode(self, mode: str | None) -> LoadedPolicy:
         """Returns the policy with the same parameters and another mode.
@@ -166,11 +184,26 @@ class LoadedPolicy:
         return LoadedPolicy(self.manifest, acting, self._codec, self.observer, self.limits)
 
     def _arrays(
-        self, observation: dict[str, Any], prefix: tuple[Any, Any] | None = None
+        self,
+        observation: dict[str, Any],
+        prefix: tuple[Any, Any] | None = None,
+        budget_ms: float | None = None,
     ) -> tuple[dict[str, np.ndarray], bool]:
         arrays, batched = self.observer(observation)
         self._check(observation["instruction"], arrays["proprio"])
-        return arrays | self._prefix(prefix, len(arrays["proprio"])), batched
+        size = len(arrays["proprio"])
+        return arrays | self._prefix(prefix, size) | self._budget(budget_ms, size), batched
+
+    def _budget(self, budget_ms: float | None, size: int) -> dict[str, np.ndarray]:
+        """Checks a budget and returns it for each robot; {} if the policy does not adapt."""
+        if not self._acting.adapts:
+            return {}
+        budget = math.inf if budget_ms is None else budget_ms
+        number = isinstance(budget, int | float | np.number) and not isinstance(budget, bool)
+        if not number or not budget > 0:
+            raise BadObservation(f"budget_ms is {budget_ms!r}, it must be a number of milliseconds "
+                                 "above 0")  # fmt: skip
+        return {BUDGET: np.full(size, budget, np.float32)}
 
     def _prefix(self, prefix: tuple[Any, Any] | None, size: int) -> dict[str, np.ndarray]:
         """Checks a prefix and pads it to the width that all calls share; returns {} if the policy
@@ -253,6 +286,7 @@ def _act(
     observation: dict[str, Array],
     key: Array,
     prefix: Prefix | None = None,
+    budget: Array | None = None,
 ) -> Array:
     """Maps pictures and state to actions (b, j, a) in robot units, in a single program."""
     if codec is not None:
@@ -260,7 +294,7 @@ def _act(
         # Cached latents are stored in this dtype.
         observation = {k: v for k, v in observation.items() if k != "video"}
         observation[acting.objective.codec.key] = latents.astype(jnp.bfloat16)
-    return acting.actions(acting.params, observation, key, prefix)
+    return acting.actions(acting.params, observation, key, prefix, budget)
 
 
 def load_policy(

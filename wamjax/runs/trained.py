@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from wamjax.console import say
 from wamjax.data import layout as layouts
 from wamjax.data.transforms import Resize
 from wamjax.envs.world import composite
 from wamjax.training import state as states
 from wamjax.training.checkpoint import find, restore_params
 from wamjax.training.step import compute_cast
+from wamjax.wam import ladder
 
 LATENCY_CALLS = 50
 
@@ -66,15 +68,19 @@ class Policy:
         """Maximum number of committed first actions of a chunk; 0: it takes no prefix."""
         return self.objective.prefix_max
 
-    def actions(self, params, observation, key, prefix=None):
+    def actions(self, params, observation, key, prefix=None, budget=None):
         """Returns actions (b, j, a) in robot units; traceable.
 
         Args:
           prefix: see `protocols.Policy.policy`.
+          budget: milliseconds that each plan may take, (b,), if the policy adapts; those of its
+            mode apply as well.
         """
         options = {} if prefix is None else {"prefix": prefix}
         if self.adapts:
             options["costs"] = self.costs
+            if budget is not None:
+                options["costs"] = ladder.affordable(self.costs, self.milliseconds, budget)
         return self.objective.policy(
             params, self.normalizers, observation, key, self.mode, **options
         )
@@ -169,23 +175,22 @@ def untrained(policy: Policy, config: ConfigDict) -> Policy:
 
 
 def priced(policy: Policy) -> Policy:
-    """Adds the costs of the rungs to a policy of mode "adaptive:PRICE"; returns others unchanged.
+    """Adds the costs of the rungs to a policy of mode "adaptive:PRICE" or "adaptive:PRICE:BUDGET";
+    returns others unchanged.
 
     The cost of a rung is the price of a millisecond, in units of the return, times the median
-    milliseconds that the rung takes on this machine for one robot.
+    milliseconds that the rung takes on this machine for one robot. Rungs beyond the budget are
+    never climbed; it warns if even the first rung takes longer.
 
     Raises:
-      ValueError: the policy has no ladder.
+      ValueError: the policy has no ladder, or the mode names no price.
     """
-    kind, _, price = (policy.mode or "").partition(":")
-    if kind != "adaptive":
+    if not policy.adapts:
         return policy
     if not (rungs := len(policy.objective.rungs)):
         raise ValueError(f"mode {policy.mode!r}: this policy has no ladder to climb; train a "
                          "judge, see experiments/configs/judge.py")  # fmt: skip
-    if not price:
-        raise ValueError("mode 'adaptive' needs the price of a millisecond in units of the return, "
-                         "as adaptive:0.01")  # fmt: skip
+    terms = ladder.terms(policy.mode)
     observation, key = observe_example(policy, 1), jax.random.key(0)
 
     def timed(rung: int) -> float:
@@ -194,9 +199,11 @@ def priced(policy: Policy) -> Policy:
         return 1e3 * _seconds(lambda: _act(forced, observation, key))
 
     milliseconds = np.array([timed(rung) for rung in range(rungs)], np.float32)
-    return dataclasses.replace(
-        policy, costs=jnp.asarray(float(price) * milliseconds), milliseconds=milliseconds
-    )
+    if milliseconds[0] > terms.budget:
+        say(f"the first rung alone takes {milliseconds[0]:.1f} ms here, more than the budget of "
+            f"{terms.budget:g} ms in mode {policy.mode!r}")  # fmt: skip
+    costs = ladder.affordable(terms.price * milliseconds, milliseconds, terms.budget)
+    return dataclasses.replace(policy, costs=costs, milliseconds=milliseconds)
 
 
 @jax.jit  # one compiled program for all checkpoints of a variant

@@ -42,6 +42,7 @@ def metadata(
         "state": _dimensions(spec.proprio_dim, manifest.proprio_names),
         "mode": mode,
         "modes": list(policies),
+        "rung_ms": policy.rung_ms,  # of the default mode, if it is adaptive
         "prefix": policy.prefix_max,  # maximum number of committed actions
         "extras": list(EXTRAS),
         "max_batch": batching.max_batch,

@@ -21,7 +21,8 @@ FILE = "names.json"  # in a bundle: the table for its clients
 PROPRIO, INSTRUCTION = "proprio", "instruction"
 PREFIX = "prefix"  # next to an observation: the robot's committed actions
 
-# Optional keys of an observation. All are echoed in the answer; `mode` also takes effect.
+# Optional keys of an observation. All are echoed in the answer; `mode` also takes effect, and
+# `budget_ms` in mode adaptive.
 EXTRAS = ("request_id", "timestamp", "executed_actions", "inference_delay", "mode", "budget_ms")
 
 # Keys of well-known clients: cameras in the policy's order, parts of the state, the instruction,

@@ -30,10 +30,13 @@ class Acts(Protocol):
     """Defines what a worker needs from a policy; `LoadedPolicy` satisfies it."""
 
     def admit(
-        self, observation: dict[str, Any], prefix: np.ndarray | None = None
+        self,
+        observation: dict[str, Any],
+        prefix: np.ndarray | None = None,
+        budget_ms: float | None = None,
     ) -> dict[str, np.ndarray]:
-        """Returns arrays with a batch axis, including the committed actions (d, a); raises
-        BadObservation."""
+        """Returns arrays with a batch axis, including the committed actions (d, a) and the
+        milliseconds that the plan may take; raises BadObservation."""
 
     def act(self, arrays: dict[str, np.ndarray], key: Any) -> np.ndarray:
         """Returns actions (b, j, a)."""
@@ -236,7 +239,8 @@ class Worker:
                 if extra.get("mode") not in (None, mode):
                     raise BadObservation(f"mode {extra['mode']!r} is not served; there are "
                                          f"{', '.join(self.policies)}")  # fmt: skip
-                rows.append(policy.admit(observation, prefix_of(request.message)))
+                budget = extra.get("budget_ms")
+                rows.append(policy.admit(observation, prefix_of(request.message), budget))
             except BadObservation as error:
                 _answer(request, Answer(counted.REFUSED, error=wire.sentence(error)), self.metrics)
             except Exception as error:

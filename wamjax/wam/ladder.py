@@ -17,6 +17,7 @@ sign. The formulation follows the value of computation, RISE (arXiv 2608.20430).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -51,6 +52,18 @@ class Decision(NamedTuple):
     proposals: Float[Array, "b n j a"]
     values: Float[Array, "b n"]
     benefit: Float[Array, "b r"]
+
+
+class Terms(NamedTuple):
+    """Says when a ladder is worth climbing.
+
+    Attributes:
+      price: price of a millisecond, in units of the return.
+      budget: milliseconds that a plan may take.
+    """
+
+    price: float
+    budget: float = math.inf
 
 
 class Features(NamedTuple):
@@ -146,22 +159,58 @@ def climb(
 
 
 def pays(
-    rung: int, benefit: Float[Array, "b r"], costs: Float[Array, " r"]
+    rung: int, benefit: Float[Array, "b r"], costs: Float[Array, " r"] | Float[Array, "b r"]
 ) -> tuple[Bool[Array, " b"], Float[Array, " b"]]:
     """Decides whether any higher rung is expected to return more than it costs to reach.
 
     Args:
       benefit: of every rung relative to the return of the current one; entries for lower rungs are
         ignored.
-      costs: cost of each rung, in units of the return.
+      costs: cost of each rung, in units of the return; the same for all examples or one row each.
 
     Returns:
       (which examples continue, the greatest expected benefit after costs).
     """
     above = np.arange(benefit.shape[1]) > rung
-    net = jnp.where(above, benefit - (costs - costs[rung]), -jnp.inf)
+    net = jnp.where(above, benefit - (costs - costs[..., rung : rung + 1]), -jnp.inf)
     best = jnp.max(net, axis=1)
     return best > 0, best
+
+
+def terms(mode: str) -> Terms:
+    """Reads the terms from a mode, "adaptive:PRICE" or "adaptive:PRICE:BUDGET".
+
+    Raises:
+      ValueError: price or budget is missing, not a number, or negative; the budget is zero.
+    """
+    numbers = mode.split(":")[1:]
+    try:
+        price, budget = (*map(float, numbers), math.inf)[:2]
+        valid = len(numbers) in (1, 2) and 0 <= price < math.inf and budget > 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"mode {mode!r} must be adaptive:PRICE or adaptive:PRICE:BUDGET: the price of a "
+            "millisecond in units of the return, and the milliseconds that a plan may take, as "
+            "adaptive:0.003:12"
+        )
+    return Terms(price, budget)
+
+
+def affordable(
+    costs: Float[Array, " r"],
+    milliseconds: Float[Array, " r"],
+    budget: float | Float[Array, " b"],
+) -> Float[Array, " r"] | Float[Array, "b r"]:
+    """Makes rungs that take longer than a budget infinitely expensive; the first rung is always
+    taken.
+
+    Args:
+      budget: milliseconds that a plan may take, the same for all examples or one each.
+    """
+    over = milliseconds > jnp.asarray(budget)[..., None]
+    return jnp.where(over & (np.arange(len(costs)) > 0), jnp.inf, costs)
 
 
 def outcomes(

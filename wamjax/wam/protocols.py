@@ -187,13 +187,14 @@ class Policy(Objective, Protocol):
         observation: Batch,
         rng: Array,
         mode: str | None = None,
-        costs: Float[Array, " r"] | None = None,
+        costs: Float[Array, " r"] | Float[Array, "b r"] | None = None,
     ) -> Decision:
         """Returns the decision behind the actions of `policy`, see `ladder.Decision`; actions in
         robot units.
 
         Args:
-          costs: cost of each rung of the ladder, in units of the return; for mode "adaptive".
+          costs: cost of each rung of the ladder, in units of the return, the same for all examples
+            or one row each; for mode "adaptive".
         """
         raise ValueError(f"a {type(self).__name__} does not weigh ways to act: train a judge")
 

@@ -196,7 +196,7 @@ class JudgedFastWAM(FastWAM):
         Args:
           mode: "direct", "plan:N" (the judge's best of N; "plan" has as many as the ladder), or
             "adaptive".
-          costs: cost of each rung, in units of the return, (r,); for mode "adaptive".
+          costs: cost of each rung, in units of the return, (r,) or (b, r); for mode "adaptive".
         """
         mode = mode or self.modes[0]
         self.check_mode(mode)
@@ -214,7 +214,7 @@ class JudgedFastWAM(FastWAM):
         observation: Batch,
         rng: Array,
         mode: str | None = None,
-        costs: Float[Array, " r"] | None = None,
+        costs: Float[Array, " r"] | Float[Array, "b r"] | None = None,
         gate: Callable | None = None,
     ) -> Decision:
         """Returns the decision behind `policy`; actions and proposals in robot units.
@@ -234,7 +234,7 @@ class JudgedFastWAM(FastWAM):
         pooled = _pooled(cache)
         if kind == "adaptive" and gate is None:
             costs = jnp.zeros(len(rungs)) if costs is None else costs
-            if costs.shape != (len(rungs),):
+            if costs.shape[-1:] != (len(rungs),):
                 raise ValueError(f"mode 'adaptive' needs costs of its {len(rungs)} rungs, has "
                                  f"{costs.shape}")  # fmt: skip
 
@@ -317,15 +317,15 @@ class JudgedFastWAM(FastWAM):
         kind, colon, number = (mode or self.modes[0]).partition(":")
         if kind in super().modes:
             return super().check_mode(mode)
-        try:
-            minimum = {"plan": 1, "adaptive": 0}[kind] if colon else 0
-            valid = not colon or (int if kind == "plan" else float)(number) >= minimum
-        except (KeyError, ValueError):
-            valid = False
-        if kind not in self.modes or not valid:
+        if kind == "adaptive":
+            if colon:
+                ladders.terms(mode)
+            return None
+        if kind != "plan" or (colon and not (number.isdecimal() and int(number))):
             modes = ", ".join(super().modes)
-            raise ValueError(f"this policy acts in modes {modes}, plan, plan:N (of N proposals), "
-                             f"adaptive:PRICE (of a millisecond), not {mode!r}"
+            raise ValueError(f"this policy acts in modes {modes}, plan, plan:N (the best of N "
+                             "proposals), adaptive:PRICE (of a millisecond) and "
+                             f"adaptive:PRICE:BUDGET (in milliseconds), not {mode!r}"
                              f"{did_you_mean(kind, self.modes)}")  # fmt: skip
 
     def _mode(self, mode: str | None) -> tuple[str, int]:
