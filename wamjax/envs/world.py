@@ -25,6 +25,7 @@ SETTLE = 3  # steps that a recorded episode continues after success
 WORLDS = {
     "tabletop": "wamjax.envs.tabletop.embedded:Tabletop",
     "turntable": "wamjax.envs.tabletop.embedded:Turntable",
+    "recombined": "wamjax.envs.tabletop.embedded:Recombined",
     "metaworld": "wamjax.envs.metaworld:world",
     "pusht": "wamjax.envs.pusht:world",
     "aloha": "wamjax.envs.aloha:world",

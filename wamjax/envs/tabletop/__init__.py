@@ -29,8 +29,10 @@ from wamjax.envs.tabletop.render import (
 from wamjax.envs.tabletop.rollout import MAX_STEPS, Episodes, Rollout, expert_episodes, rollout
 from wamjax.envs.tabletop.shifts import SHIFTS, Shift
 from wamjax.envs.tabletop.tasks import (
+    LABELLED,
     TASKS,
     TURNING,
+    VIDEO_ONLY,
     instruction,
     instruction_tokens,
     reset,
@@ -44,11 +46,13 @@ __all__ = [
     "ACTION_DIM",
     "CAMERAS",
     "CONTROL_HZ",
+    "LABELLED",
     "MAX_STEPS",
     "PROPRIO_DIM",
     "SHIFTS",
     "TASKS",
     "TURNING",
+    "VIDEO_ONLY",
     "Episodes",
     "Rollout",
     "Shift",

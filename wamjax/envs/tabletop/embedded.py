@@ -15,7 +15,14 @@ from wamjax.envs.joins import SYNC, Join
 from wamjax.envs.tabletop.render import CAMERAS, render_episode
 from wamjax.envs.tabletop.rollout import MAX_STEPS, NO_SHIFT, Rollout, expert_episodes, rollout
 from wamjax.envs.tabletop.shifts import SHIFTS, Shift
-from wamjax.envs.tabletop.tasks import TASKS, TURNING, instruction, task_id
+from wamjax.envs.tabletop.tasks import (
+    LABELLED,
+    TASKS,
+    TURNING,
+    VIDEO_ONLY,
+    instruction,
+    task_id,
+)
 from wamjax.envs.tabletop.world import CONTROL_HZ, State
 from wamjax.envs.world import Demonstrations, Dials, Recording, recorded
 
@@ -112,6 +119,13 @@ class Turntable(Tabletop):
 
     name = "turntable"
     tasks = {task: instruction(task) for task in TURNING}
+
+
+class Recombined(Tabletop):
+    """The tabletop with three tasks more, whose instructions recombine the words of five others."""
+
+    name = "recombined"
+    tasks = {task: instruction(task) for task in (*LABELLED, *VIDEO_ONLY)}
 
 
 def _ids(tasks: Sequence[str]) -> np.ndarray:

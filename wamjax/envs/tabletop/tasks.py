@@ -7,6 +7,9 @@ sides vary), blocks by colour. A new task is a new row.
 In the tasks of the turntable (`TURNING`) the table turns under the blocks, always the same way, so
 one picture shows where a block will be. They follow the others and are a world of their own,
 "turntable": training or acting on all tasks of the tabletop does not include them.
+
+The instructions of `VIDEO_ONLY` recombine words of `LABELLED`. Together they are the world
+"recombined", for policies that see videos of all eight tasks and actions of five.
 """
 
 from __future__ import annotations
@@ -103,8 +106,18 @@ TABLE: dict[str, Task] = {
     "pick_red_turning": Task(
         "pick up the red block from the turning table", Kind.PICK, RED, spin=SPIN
     ),
+    "reach_blue": Task("reach the blue block", Kind.REACH_BLOCK, BLUE),
+    "reach_right_zone": Task("reach the right zone", Kind.REACH_GOAL, BLUE, Goal.RIGHT),
+    "pick_blue": Task("pick up the blue block", Kind.PICK, BLUE),
 }
-TASKS: tuple[str, ...] = tuple(name for name, row in TABLE.items() if not row.spin)
+VIDEO_ONLY: tuple[str, ...] = ("reach_blue", "reach_right_zone", "pick_blue")
+LABELLED: tuple[str, ...] = (
+    "reach_red", "reach_left_zone", "pick_red", "place_red_on_left_zone",
+    "place_blue_on_right_zone",
+)  # fmt: skip
+TASKS: tuple[str, ...] = tuple(
+    name for name, row in TABLE.items() if not row.spin and name not in VIDEO_ONLY
+)
 TURNING: tuple[str, ...] = tuple(name for name, row in TABLE.items() if row.spin)
 _KIND, _BLOCK, _GOAL = (
     np.array([getattr(row, field) for row in TABLE.values()], np.int32)
