@@ -38,7 +38,8 @@ from wamjax import config as configs
 from wamjax import files as storage
 from wamjax.bundle import files
 from wamjax.bundle.policy import check_mode
-from wamjax.data import pipeline, published_statistics, tokens
+from wamjax.console import say
+from wamjax.data import pipeline, published_statistics, readers, tokens
 from wamjax.data.embeddings import EmbeddingCache
 from wamjax.data.normalize import check_same, normalizers
 from wamjax.data.sources import data_root
@@ -324,18 +325,24 @@ def _said(data) -> dict[str, list[tuple[str, ...]]]:
     from wamjax.envs.world import open_world
 
     out: dict[str, list[tuple[str, ...]]] = {"action_names": [], "proprio_names": []}
+    root = data_root(data.root)
     for entry in data.sources.values():
-        file = storage.below(data_root(data.root), entry.path) / "spec.json"
         if entry.collect.episodes:
-            world = open_world(entry.collect.env)
-            names = world.action_names, world.proprio_names
-        elif file.is_file():
-            info = Info.from_json(json.loads(file.read_text()), str(file))
-            names = info.action_names, info.proprio_names
+            described: Any = open_world(entry.collect.env)
+        elif readers.is_elsewhere(entry.path):
+            try:
+                described = readers.open_elsewhere(entry.path, root, 0, data.skip_bad).info
+            except (OSError, ImportError, ValueError) as error:
+                say(f"the bundle has no names of dimensions from {entry.path}: {error}; name them "
+                    "by --action_names and --proprio_names")  # fmt: skip
+                continue
         else:
-            continue
-        for known, new in zip(out.values(), names, strict=True):
-            known.append(tuple(new))
+            file = storage.below(root, entry.path) / "spec.json"
+            if not file.is_file():
+                continue
+            described = Info.from_json(json.loads(file.read_text()), str(file))
+        for key, names in out.items():
+            names.append(tuple(getattr(described, key)))
     return out
 
 

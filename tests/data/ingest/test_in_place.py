@@ -9,6 +9,7 @@ import pytest
 from data import synthetic
 from data.ingest import layouts
 
+from wamjax import export_policy
 from wamjax.data import pipeline
 from wamjax.data.ingest import run
 from wamjax.data.shards import RecordError
@@ -41,6 +42,19 @@ def test_windows_read_in_place_equal_those_of_the_converted_data_set(tmp_path):
     (camera, *_), at = spec.cameras, [3, 0, 3]
     np.testing.assert_array_equal(reader[1].frames(camera, at), stored[1].frames(camera, at))
     assert missing(config.data) == {}
+
+
+def test_a_bundle_gets_its_names_of_dimensions_from_the_source(tmp_path, monkeypatch):
+    layouts.libero(tmp_path / "a_demo.hdf5")
+    config, _, _, (source,) = opened(tmp_path, "libero:a_demo.hdf5")
+    names = export_policy._said(config.data)
+    assert names["action_names"] == [tuple(source.reader.info.action_names)] != [()]
+    assert names["proprio_names"] == [tuple(source.reader.info.proprio_names)]
+    said = []
+    monkeypatch.setattr(export_policy, "say", said.append)
+    (tmp_path / "a_demo.hdf5").unlink()
+    assert export_policy._said(config.data) == {"action_names": [], "proprio_names": []}
+    assert "libero:a_demo.hdf5" in said[0] and "--action_names" in said[0]
 
 
 def test_sources_that_cannot_be_read_in_place_are_errors(tmp_path):
