@@ -49,7 +49,7 @@ def planned(name):
         objective = wam.build(config, clips() if name in CLIPS else spec_of(config))
         work = plan(objective, optim.make(config), config, mesh)
         if name not in LIKE:
-            return work, work.step.trace(work.state, work.batch)
+            return work, work.step.trace(*work.arguments)
         loss = jax.jit(functools.partial(loss_of, objective, config))
         key = jax.eval_shape(lambda: jax.random.key(0))
         return work, loss.trace(work.state.params, work.batch, key)

@@ -20,6 +20,7 @@ from wamjax.training.step import (
     make_train_step,
     microbatch_row,
     microbatches,
+    plan,
 )
 
 
@@ -408,3 +409,25 @@ def test_norm_scales_and_modulation_stay_in_master_precision():
     cast = tree.flatten(compute_cast(params, "bfloat16"))
     precise = {path for path, x in cast.items() if x.dtype == jnp.float32}
     assert precise == {"q_norm/scale", "modulation", "head_table"}
+
+
+@pytest.mark.parametrize("value", [0, 7, 2**31 + 3, 2**32 + 5, -1])
+def test_a_seed_given_as_an_argument_makes_the_same_keys(value):
+    config = toy.config(seed=value)
+    argument = jax.jit(lambda seed: states.key(seed, "train", 3))(states.seed_of(config))
+    expected = jax.jit(lambda: states.key(value, "train", 3))()
+    np.testing.assert_array_equal(jax.random.key_data(argument), jax.random.key_data(expected))
+
+
+def test_runs_that_differ_in_the_seed_alone_share_their_programs():
+    mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
+    steps, starts = set(), set()
+    for value in (1, 2):
+        config = toy.config(seed=value)
+        tx = optim.make(config)
+        with jax.set_mesh(mesh):
+            work = plan(toy.Toy(), tx, config, mesh)
+            steps.add(work.step.lower(*work.arguments).as_text())
+        create = jax.jit(functools.partial(states.create, toy.Toy(), tx, config))
+        starts.add(create.lower(seed=states.seed_of(config)).as_text())
+    assert len(steps) == len(starts) == 1

@@ -88,7 +88,7 @@ def compile_for(
             return json.loads(place.read_text())
         program = compile_step(work, devices[0], config.compile.flags, lowered)
         model = model_flops(objective, config, work.state.params, work.batch)
-        executed = flops.count_by(work.step, work.state, work.batch)
+        executed = flops.count_by(work.step, *work.arguments)
     hlo = program.step.as_text()
     report = {
         "topology": topology,

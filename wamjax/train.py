@@ -178,7 +178,8 @@ def prepare(job: Job):
     places = jax.tree.map(lambda x: x.sharding, work.state)
     if not config.init_from.path:
         create = functools.partial(states.create, objective, tx, config)
-        return jax.jit(create, out_shardings=places)(), step, flops
+        create = jax.jit(create, out_shardings=places)
+        return create(seed=states.seed_of(config)), step, flops
     say(f"starting from {config.init_from.path}")
     params = init_from.params(objective, config, work.state.params)
     start = functools.partial(states.start, tx=tx, config=config)
@@ -206,7 +207,8 @@ def _program(job: Job, work: Plan, tx):
     chosen += f", remat {remat}" if remat != config.model.remat else ""
     say(f"step compiled in {seconds:.1f} s for {dict(job.mesh.shape)}{chosen}: peak {peak}, "
         f"{flops:.3e} FLOPs")  # fmt: skip
-    return program.step, float(flops)
+    seed = states.seed_of(config)
+    return lambda state, batch: program.step(state, batch, seed), float(flops)
 
 
 def _loop(job: Job, state: TrainState, step_fn, flops: float) -> bool:

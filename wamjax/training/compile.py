@@ -95,7 +95,7 @@ class Program(NamedTuple):
     """Holds a compiled training step.
 
     Attributes:
-      step: ``(state, batch) -> (state, metrics)``, donating the state.
+      step: ``(state, batch, seed) -> (state, metrics)``, donating the state.
       options: compiler flags.
       memory: see `memory`; None if the backend does not report it.
       lower_seconds, compile_seconds: time to trace and lower the step, and to compile it.
@@ -112,7 +112,7 @@ def lower(work: Plan, device: jax.Device) -> jax.stages.Lowered:
     """Traces a planned step and lowers it for devices like `device`, which need not be attached."""
     # The runtime for a slice elsewhere is the CPU, which is the wrong target to lower for.
     platforms = ("tpu",) if device.platform == "tpu" else None
-    return work.step.trace(work.state, work.batch).lower(lowering_platforms=platforms)
+    return work.step.trace(*work.arguments).lower(lowering_platforms=platforms)
 
 
 def compile_step(

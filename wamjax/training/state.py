@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from wamjax.training import adapters, partition
@@ -39,21 +40,37 @@ class TrainState:
     streak: jax.Array
 
 
-def key(seed: int, purpose: str, index: int | jax.Array = 0) -> jax.Array:
+def seed_of(config) -> np.uint32:
+    """Returns ``config.seed`` as an argument of compiled programs, with the same keys as the
+    integer."""
+    return np.uint32(config.seed % 2**32)
+
+
+def key(seed: int | jax.Array, purpose: str, index: int | jax.Array = 0) -> jax.Array:
     """Returns the random key of a purpose and a step. A run has no other randomness, so nothing is
     saved."""
     base = jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))
     return jax.random.fold_in(base, index)
 
 
-def create(objective, tx: optax.GradientTransformation, config) -> TrainState:
-    """Returns a fresh state; traceable, so `jax.eval_shape` gives the abstract one."""
-    return start(init_params(objective, config), tx, config)
+def create(
+    objective, tx: optax.GradientTransformation, config, seed: int | jax.Array | None = None
+) -> TrainState:
+    """Returns a fresh state; traceable, so `jax.eval_shape` gives the abstract one.
+
+    Args:
+      seed: the config's by default.
+    """
+    return start(init_params(objective, config, seed), tx, config)
 
 
-def init_params(objective, config) -> Tree:
-    """Returns fresh parameters, with the adapters of ``config.lora``."""
-    rng = key(config.seed, "init")
+def init_params(objective, config, seed: int | jax.Array | None = None) -> Tree:
+    """Returns fresh parameters, with the adapters of ``config.lora``.
+
+    Args:
+      seed: the config's by default.
+    """
+    rng = key(config.seed if seed is None else seed, "init")
     params = objective.init(rng)
     params = adapters.add(params, config.lora.rank, config.lora.targets, jax.random.fold_in(rng, 1))
     dtype = jnp.dtype(config.precision.params)

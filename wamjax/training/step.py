@@ -21,7 +21,7 @@ from wamjax.training.state import TrainState
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 KEPT_PRECISE = {"scale", "modulation", "head_table"}
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Step = Callable[..., tuple[TrainState, Metrics]]
 
 
 def make_train_step(objective, tx: optax.GradientTransformation, config) -> Step:
@@ -31,15 +31,18 @@ def make_train_step(objective, tx: optax.GradientTransformation, config) -> Step
     nothing but the counters.
 
     Returns:
-      a function to be jitted. Its metrics are the objective's and: loss, grad_norm (before
-      clipping), learning_rate, skips (so far) and skips_in_a_row; all float32 scalars.
+      ``(state, batch, seed) -> (state, metrics)``, to be jitted; the config's seed by default. Its
+      metrics are the objective's and: loss, grad_norm (before clipping), learning_rate, skips (so
+      far) and skips_in_a_row; all float32 scalars.
     """
     learning_rate = optim.schedule(config)
     is_trained = partition.trained(config.optim.freeze)
     value_and_grad = _accumulated(objective, config)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        rng = states.key(config.seed, "train", state.step)
+    def train_step(
+        state: TrainState, batch: Batch, seed: int | jax.Array = config.seed
+    ) -> tuple[TrainState, Metrics]:
+        rng = states.key(seed, "train", state.step)
         old, frozen = partition.split(state.params, is_trained)
         average = None if state.ema is None else partition.merge(state.ema, frozen)
         (loss, metrics), grads = value_and_grad(old, frozen, batch, rng, average)
@@ -72,14 +75,22 @@ def make_train_step(objective, tx: optax.GradientTransformation, config) -> Step
 class Plan(NamedTuple):
     """Holds a step that is ready to be lowered.
 
+    The seed is an argument, so runs that differ in it alone share one compiled program.
+
     Attributes:
       step: jitted, with output shardings, donating the state.
-      state, batch: the abstract arguments with their shardings.
+      state, batch, seed: the abstract arguments with their shardings.
     """
 
     step: Any
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
+    seed: jax.ShapeDtypeStruct
+
+    @property
+    def arguments(self) -> tuple[Any, Any, Any]:
+        """Returns the abstract arguments of the step, in order."""
+        return self.state, self.batch, self.seed
 
 
 def plan(objective, tx: optax.GradientTransformation, config, mesh: Mesh) -> Plan:
@@ -96,6 +107,7 @@ def plan(objective, tx: optax.GradientTransformation, config, mesh: Mesh) -> Pla
         step,
         sharding.with_shardings(state, places),
         sharding.with_shardings(batch, dict.fromkeys(batch, sharding.batch_sharding(mesh))),
+        jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding.replicated(mesh)),
     )
 
 
