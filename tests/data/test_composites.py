@@ -145,5 +145,5 @@ def test_mismatched_layouts_are_errors(config):
 def test_a_method_that_sees_cameras_one_by_one_refuses_a_layout(config):
     spec = pipeline.open_episodes(config)[0]
     words = ["blank", "camera:head", "action:4x2", "future_camera:head", "value"]
-    with pytest.raises(ValueError, match="a slot of its own.*config.data.layout = .*set it to ''"):
+    with pytest.raises(ValueError, match="config.data.layout = .*must be '' .*a slot for each"):
         layouts.parse(words).check_data(spec)

@@ -110,7 +110,7 @@ def test_a_folder_and_its_file_are_the_same(folder, json_file, tmp_path):
     pieces = tokenizer.load(folder)(TEXTS, 9)[0]
     assert np.array_equal(pieces, tokenizer.load(folder / "spiece.model")(TEXTS, 9)[0])
     assert np.array_equal(pieces, tokenizer.load(json_file.parent)(TEXTS, 9)[0])
-    with pytest.raises(FileNotFoundError, match="no tokenizer file .spiece.model or tokenizer.json"):
+    with pytest.raises(FileNotFoundError, match="no tokenizer file .spiece.model or"):
         tokenizer.load(tmp_path)
     with pytest.raises(FileNotFoundError, match="tokenizer file .*nothing.model"):
         tokenizer.load(tmp_path / "nothing.model")

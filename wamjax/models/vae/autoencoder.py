@@ -96,8 +96,8 @@ class Sizes:
         self.check_frames(frames)
         side = self.space_stride
         if height % side or width % side:
-            raise ValueError(f"pictures of {height}x{width} do not divide by {side}: resize them to "
-                             "multiples of it")  # fmt: skip
+            raise ValueError(f"pictures of {height}x{width} do not divide by {side}: resize them "
+                             "to multiples of it")  # fmt: skip
         return 1 + (frames - 1) // self.time_stride, height // side, width // side, self.channels
 
 
