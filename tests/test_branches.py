@@ -84,7 +84,7 @@ def test_branches_of_another_ladder_are_refused(folder):
     made = {"rungs": [1, 2, 4], "modes": ["direct", "anticipate", "direct"], "proposals": 4}
     files.write_text(folder / store.ABOUT, json.dumps(about | made))
     config = config_of(folder)
-    with pytest.raises(ValueError, match=r"judge.rungs = \(1, 4, 8\).* those of \(1, 2, 4\)"):
+    with pytest.raises(ValueError, match=r"judge.rungs = \(1, 4, 8\) must be \(1, 2, 4\)"):
         store.open_branches(config)
     judge = config.objective.judge
     judge.rungs, judge.modes, judge.branches = store.ladder_of(folder)

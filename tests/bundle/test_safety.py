@@ -52,11 +52,11 @@ def changed(bundle, place, **changes):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"statistics__actions__max": NAN}, "actions.max is no list of finite"),
-        ({"statistics__actions__min": INFINITE}, "actions.min is no list of finite"),
+        ({"statistics__actions__max": NAN}, "actions.max must be a list of finite"),
+        ({"statistics__actions__min": INFINITE}, "actions.min must be a list of finite"),
         ({"statistics__actions__min": [0.0]}, "actions.min has 1 dimensions, the policy "),
-        ({"statistics__actions__max": [True] * len(NAN)}, "actions.max is no list of finite"),
-        ({"statistics__actions__max": [10**400] * len(NAN)}, "actions.max is no list of finite"),
+        ({"statistics__actions__max": [True] * len(NAN)}, "actions.max must be a list of finite"),
+        ({"statistics__actions__max": [10**400] * len(NAN)}, "actions.max must be a list of"),
         ({"statistics__proprio__min": [9.0] * 5}, "proprio.min is above max in dimension 0"),
         ({"spec__action_dim": 0}, "spec.action_dim = 0 must be a positive number"),
         ({"spec__chunk": "8"}, "spec.chunk = '8' must be a positive number"),

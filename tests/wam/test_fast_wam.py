@@ -315,5 +315,5 @@ def test_bad_batches_are_named():
         objective.loss(params, {k: v for k, v in batch.items() if k != "proprio"}, KEY)
     with pytest.raises(KeyError, match="no 'action_valid'"):
         objective.loss(params, {k: v for k, v in batch.items() if k != "action_valid"}, KEY)
-    with pytest.raises(ValueError, match=r"batch\['actions'\] has shape \(4, 2, 2\), .* \(4, 3, 2\)"):
+    with pytest.raises(ValueError, match=r"'actions'\] has shape \(4, 2, 2\), .* \(4, 3, 2\)"):
         objective.loss(params, batch | {"actions": batch["actions"][:, :2]}, KEY)
