@@ -65,7 +65,7 @@ def test_branches_are_served_as_the_policy_was_trained(folder):
 
 def test_a_part_that_is_missing_is_named(folder):
     (folder / "part-00001.npz").unlink()
-    with pytest.raises(ValueError, match="has 1 of 2 parts"):
+    with pytest.raises(ValueError, match="has only 1 of 2 parts"):
         store.open_branches(config_of(folder))
 
 
