@@ -211,7 +211,7 @@ def test_synchronous_stands_still_and_drops_nothing():
 
 
 def test_invalid_settings_are_errors():
-    for way, options, text in (("blnd", {}, "joining = 'blnd'"), ("blend", {"steps": 0}, "steps = 0"),
+    for way, options, text in (("blnd", {}, "'blnd' must be"), ("blend", {"steps": 0}, "steps = 0"),
                                ("switch", {"execute": 0}, "at least 1")):  # fmt: skip
         with pytest.raises(ValueError, match=text):
             joining(way, **options)
