@@ -134,10 +134,10 @@ def test_errors_name_the_key_and_the_fix(tmp_path):
     paths = tree.flatten(jax.eval_shape(wam.build(config, spec).init, jax.random.key(0)))
     assert not any(path.startswith("codec/") for path in paths)
     grey = ArraySpec(shapes | {"video": (4, 16, 16, 1)}, spec.dtypes, spec.sizes, 1)
-    with pytest.raises(ValueError, match="wants 3 colours, pictures of the data have 1"):
+    with pytest.raises(ValueError, match="needs pictures of 3 colours, the data has 1"):
         wam.build(config, grey)
     config.model.codec.kind = "pixel"
-    with pytest.raises(ValueError, match=r"trains config.model.codec.kind \['fsq', 'kl', 'vq'\]"):
+    with pytest.raises(ValueError, match=r"codec.kind to be one of \['fsq', 'kl', 'vq'\]"):
         wam.build(config, spec)
     with pytest.raises(FileNotFoundError, match="no finished run of a codec"):
         get("video_latents", f"codec={tmp_path},debug")

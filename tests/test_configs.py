@@ -261,10 +261,10 @@ def test_a_config_that_does_not_fit_its_arrays_says_what_to_change():
         return wam.build(config, spec or spec_of(config))
 
     for message, changes in {
-        "route='cross', text.kind='tokens' wants 'instruction' in the data": {
+        "route='cross', text.kind='tokens' needs 'instruction' in the data": {
             "model.text.route": "cross"
         },
-        "kind='cached' wants 'latents' in the data, config.data.arrays gives": {
+        "kind='cached' needs 'latents' in the data, config.data.arrays has": {
             "model.codec.kind": "cached"
         },
         "config.objective.scheme 'block' does not exist, did you mean 'blocks'": {
@@ -280,7 +280,7 @@ def test_a_config_that_does_not_fit_its_arrays_says_what_to_change():
         build(spec_of(get("quickstart")))
     latents = ArraySpec({"latents": (1, 4, 4, 3)}, {"latents": "bfloat16"}, {}, 5)
     changes = {"model.codec.kind": "cached", "model.label": False}
-    with pytest.raises(ValueError, match="latents have 3 channels, .*codec.channels is 48"):
+    with pytest.raises(ValueError, match="codec.channels = 48 must be 3"):
         build(latents, **changes)
     small = {"model.codec.channels": 3, "model.codec.spatial": 2, "model.patch": 2}
     objective = build(latents, **changes, **small)

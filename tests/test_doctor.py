@@ -210,7 +210,7 @@ def test_parameters_of_dit_are_exactly_the_published_ones(imagenet):
 def test_flops_at_512_pixels_and_unsupported_configs():
     large = doctor.diagnose(get("dit_imagenet", "resolution=512"), devices=8)
     assert large["flops"]["forward"] / 2e9 == pytest.approx(524.60, rel=0.01)
-    with pytest.raises(ValueError, match="--sizes wants a config of images without text"):
+    with pytest.raises(ValueError, match="--sizes needs a config of a DiT without text"):
         doctor.diagnose(get("sd3_medium"), devices=16, sizes=True)
 
 

@@ -300,7 +300,7 @@ def test_a_data_set_is_written_and_read(root):
     assert names(root) == []
     synthetic.write(path, shard_bytes=5000)
     assert names(root) == ["set"] and not any(n.startswith(".") for n in names(path))
-    with pytest.raises(FileExistsError, match="exists and is kept"):
+    with pytest.raises(FileExistsError, match="exists already"):
         synthetic.write(path)
     reader = Reader(path)
     assert reader.stored_statistics()["actions"]["count"] == sum(synthetic.LENGTHS)

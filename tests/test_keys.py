@@ -90,11 +90,11 @@ def test_unread_keys_are_errors_that_name_the_method_that_reads_them():
     config = get("quickstart")
     wam.check_training(config)
     config.objective.guidance = 7.5
-    said = r"config.objective.guidance = 7.5 is set, .*'fast_wam' .*denoising and wan would: leave"
+    said = r"config.objective.guidance = 7.5 has .*'fast_wam' .*denoising and wan read it.: leave"
     with pytest.raises(ValueError, match=said):
         wam.check_training(config)
     config.objective.guidance, config.model.codec.levels = 1.0, (2, 2)
-    with pytest.raises(ValueError, match=r"model.codec.levels = \(2, 2\) is set"):
+    with pytest.raises(ValueError, match=r"model.codec.levels = \(2, 2\) has no effect"):
         wam.check_training(config)
     configs.reset(config, "model.codec")
     wam.check_training(config)

@@ -91,7 +91,7 @@ def test_wan_has_exactly_the_published_parameters(size):
         objective = wam.build(config, spec_of(config))
         latents = {"1.3b": 21, "5b": 31}[size]
         assert len(objective.slots) == (2 if scheme == "image_to_video" else latents)
-    with pytest.raises(ValueError, match="wants model.text.route='cross', not 'both'"):
+    with pytest.raises(ValueError, match="needs model.text.route='cross', not 'both'"):
         config.model.text.route = "both"
         wam.build(config, spec_of(config))
     with pytest.raises(ValueError, match=r"size '2b' is not one of \['1.3b', '5b'\]"):

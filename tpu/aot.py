@@ -166,7 +166,7 @@ def text(report: Report) -> str:
     for kind, traffic in sorted(report["collectives"].items()):
         overlapped = traffic["async_bytes"] / max(traffic["bytes"], 1)
         lines.append(
-            f"{kind:<20} {traffic['count']:>6} of together {_gib(traffic['bytes'])} a device "
+            f"{kind:<20} {traffic['count']:>6} moving {_gib(traffic['bytes'])} per device "
             f"and step, {overlapped:.0%} overlapped"
         )
     guess, mfu = report["estimate"]["seconds"], report["estimate"]["mfu"]
@@ -174,7 +174,7 @@ def text(report: Report) -> str:
         "cycles       "
         + "  ".join(f"{part} {n / 1e6:.1f} M" for part, n in report["estimate"]["cycles"].items()),
         f"estimated    {guess['step'] * 1e3:.1f} ms a step: compute {guess['compute'] * 1e3:.1f}, "
-        f"collectives beside it {guess['collectives_exposed'] * 1e3:.1f} and overlapped "
+        f"exposed collectives {guess['collectives_exposed'] * 1e3:.1f} and overlapped "
         f"{guess['collectives_overlapped'] * 1e3:.1f}",
         f"utilisation  {mfu['step']:.1%} of {report['estimate']['denominator']}, "
         f"{mfu['compute_alone']:.1%} without collectives; estimated, not measured",

@@ -126,8 +126,8 @@ def line(report: Report) -> str:
         return head + "does not fit"
     guess, mfu = report["estimate"]["seconds"], report["estimate"]["mfu"]
     return head + (
-        f"{rate(report):10.0f} examples/s  step {guess['step'] * 1e3:7.1f} ms (collectives beside "
-        f"it {guess['collectives_exposed'] * 1e3:.1f})  MFU {mfu['step']:.1%} "
+        f"{rate(report):10.0f} examples/s  step {guess['step'] * 1e3:7.1f} ms (exposed collectives "
+        f"{guess['collectives_exposed'] * 1e3:.1f})  MFU {mfu['step']:.1%} "
         f"({mfu['compute_alone']:.1%} without collectives)  peak "
         f"{report['memory']['peak_bytes'] / 2**30:.2f} GiB"
     )

@@ -106,7 +106,7 @@ def published_sizes(objective) -> dict[str, dict[str, float]]:
     pictures, the trained parameters and FLOPs of one forward pass."""
     network, out = objective.network, {}
     if not isinstance(network, dit.DiT) or network.text != "none":
-        raise ValueError("--sizes wants a config of images without text")
+        raise ValueError("--sizes needs a config of a DiT without text, such as dit_imagenet")
     small = [patch for patch in (2, 4, 8) if not any(n % patch for n in network.latent[:2])]
     cases = [(size, patch, network.conditioning) for size in dit.SIZES for patch in small]
     cases += [("XL", small[0], design) for design in dit.CONDITIONING]

@@ -101,7 +101,8 @@ def from_run(
     stored, step = checkpoint.parameters(workdir, step, ema)
     run = checkpoint.find(workdir, step)
     if pipeline.kind_of(run.config) == "arrays":
-        raise ValueError(f"{workdir} was trained on {run.config.data.kind}: it is no policy")
+        raise ValueError(f"{workdir} was trained on {run.config.data.kind}, so it is not a policy: "
+                         "give the --workdir of a policy")
     config, spec = _for_acting(run.config, choices), DataSpec.from_json(run.statistics["spec"])
     job = _Job(config, spec, choices, str(workdir), run.step)
     if choices.codec and config.model.codec.kind != "cached":
@@ -150,7 +151,7 @@ def from_weights(
     config.lora.rank = 0  # adapters of the source are merged
     spec = pipeline.declared(config.data)
     if spec is None:
-        raise ValueError("config.data.declared says no sizes (action_dim is 0): declare those of "
+        raise ValueError("config.data.declared has no sizes (action_dim is 0): declare those of "
                          "the data that the weights were trained on")  # fmt: skip
     codec = ""
     if choices.codec and config.model.codec.kind != "cached":
@@ -259,9 +260,8 @@ class _Job:
         chosen = self.choices.codec or self._prepared_codec()
         if not chosen:
             raise ValueError(
-                f"what makes latents of pictures (channels, pixels, frames: {expected}) is "
-                "missing: give --codec=DIR, a folder of wamjax.convert, such as of "
-                "--family=wan22_vae"
+                f"the codec (channels, pixels, frames: {expected}) is missing: give --codec=DIR, "
+                "a folder of wamjax.convert, such as of --family=wan22_vae"
             )
         about = store.about(chosen)
         codec = codec_of(about, chosen)
@@ -290,7 +290,9 @@ class _Job:
         data, asked = self.config.data, self.choices.embeddings
         if self.config.model.text.kind != "context":
             if asked:
-                raise ValueError(f"--embeddings={asked}: the policy reads words, no embeddings")
+                raise ValueError(
+                    f"--embeddings={asked}: the policy reads words, not embeddings: leave it out"
+                )
             return None
         if not (asked or data.embeddings):
             raise ValueError("the text embeddings are missing: give --embeddings=DIR, a folder of "
@@ -392,7 +394,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("give --workdir, or --config and --weights")
     for name in ("statistics", "planner_config") if options.workdir else ("step", "ema"):
         if options[name].present:
-            raise app.UsageError(f"--{name} does not go with what is exported")
+            raise app.UsageError(f"--{name} cannot be used with the other flags: leave it out")
     if options.weights and bool(options.planner) != bool(options.planner_config):
         raise app.UsageError("with --weights a planner is --planner=DIR and --planner_config=FILE")
     jax.config.update("jax_platforms", "cpu")  # nothing is computed

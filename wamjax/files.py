@@ -230,7 +230,7 @@ def move(folder: Path, place: Path, last: str) -> None:
       FileExistsError: the place exists.
     """
     if is_there(place, last):
-        raise FileExistsError(f"{place} exists and is kept; write somewhere else")
+        raise FileExistsError(f"{place} exists already: choose another place, or remove it first")
     if not is_remote(place):
         os.rename(folder, place)
         return

@@ -298,13 +298,13 @@ def _first_batch(job: Job, batch: dict[str, np.ndarray]) -> None:
     rows = len(sharding.batch_rows(job.mesh, job.config.data.batch_size))
     for key, want in job.objective.batch_spec(job.config.data.batch_size).items():
         if key not in batch:
-            raise ValueError(f"the data has no {key!r}, the objective wants it; it has "
+            raise ValueError(f"the data has no {key!r}, which the objective needs; it has "
                              f"{sorted(batch)}")  # fmt: skip
         shape = (rows, *want.shape[1:])
         if batch[key].shape != shape or batch[key].dtype != want.dtype:
             raise ValueError(
-                f"batch[{key!r}] is {batch[key].dtype}{batch[key].shape}, the objective wants "
-                f"{want.dtype}{shape}: data and model disagree about config.data"
+                f"batch[{key!r}] is {batch[key].dtype}{batch[key].shape}, the objective needs "
+                f"{want.dtype}{shape}: the data set differs from config.data"
             )
     if {"video", "latents"} & batch.keys() and jax.process_index() == 0:
         from wamjax.viz import batch as pictures

@@ -169,7 +169,7 @@ def test_the_vocabulary_is_part_of_the_bundle(tmp_path):
     text = (tmp_path / "b" / "policy.json").read_text()
     plain = re.sub(r',\s*"digest": "[0-9a-f]+"', "", text)
     (tmp_path / "b" / "policy.json").write_text(plain.replace('"lift"', '"the"', 1))
-    with pytest.raises(ValueError, match="spec.words are no words, each once"):
+    with pytest.raises(ValueError, match="spec.words must be words, each once"):
         wamjax.load_policy(tmp_path / "b")
 
 
@@ -270,7 +270,7 @@ def test_text_embeddings_are_part_of_the_bundle(tmp_path):
     raw = bytearray(file.read_bytes())
     raw[-3] ^= 4
     file.write_bytes(raw)
-    with pytest.raises(ValueError, match=f"embeddings/{file.name} beside it is not what was"):
+    with pytest.raises(ValueError, match=f"embeddings/{file.name} in the same folder is not what"):
         wamjax.load_policy(tmp_path / "b")
 
 

@@ -221,7 +221,7 @@ def test_all_missing_parts_are_reported_at_once(tmp_path):
         "weights does not fit the policy that the config builds:\n  of another shape",
         " (2, 48, 64) (2, 48, 96)\n",
         "statistics of actions and proprio are missing: give --statistics=FILE",
-        "what makes latents of pictures (channels, pixels, frames: (48, 16, 4)) is missing: give",
+        "the codec (channels, pixels, frames: (48, 16, 4)) is missing: give",
         "the text embeddings are missing: give --embeddings=DIR",
         "--action_names names 2 dimensions, there are 7",
     ):  # fmt: skip
@@ -254,5 +254,5 @@ def test_parts_of_other_sizes_are_named(tmp_path):
                  "(channels, pixels, frames) (16, 8, 4), the policy (48, 16, 4)"):  # fmt: skip
         assert part in str(error.value)
     config.data.declared.action_dim = 0
-    with pytest.raises(ValueError, match="config.data.declared says no sizes"):
+    with pytest.raises(ValueError, match="config.data.declared has no sizes"):
         export_policy.from_weights(config, tmp_path, None, tmp_path / "b", None, False)

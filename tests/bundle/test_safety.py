@@ -52,11 +52,11 @@ def changed(bundle, place, **changes):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"statistics__actions__max": NAN}, "actions.max is no list of finite"),
-        ({"statistics__actions__min": INFINITE}, "actions.min is no list of finite"),
+        ({"statistics__actions__max": NAN}, "actions.max must be a list of finite"),
+        ({"statistics__actions__min": INFINITE}, "actions.min must be a list of finite"),
         ({"statistics__actions__min": [0.0]}, "actions.min has 1 dimensions, the policy "),
-        ({"statistics__actions__max": [True] * len(NAN)}, "actions.max is no list of finite"),
-        ({"statistics__actions__max": [10**400] * len(NAN)}, "actions.max is no list of finite"),
+        ({"statistics__actions__max": [True] * len(NAN)}, "actions.max must be a list of finite"),
+        ({"statistics__actions__max": [10**400] * len(NAN)}, "actions.max must be a list of"),
         ({"statistics__proprio__min": [9.0] * 5}, "proprio.min is above max in dimension 0"),
         ({"spec__action_dim": 0}, "spec.action_dim = 0 must be a positive number"),
         ({"spec__chunk": "8"}, "spec.chunk = '8' must be a positive number"),
@@ -160,8 +160,8 @@ def test_out_of_range_observations_warn_once_or_are_refused(bundle, tmp_path, re
         policy(seen | {"instruction": text})
     policy(seen | {"proprio": seen["proprio"] * 0 + 1e30})
     said = [str(w.message) for w in recwarn.list if w.category is UserWarning]
-    assert len(said) == 3 and "'fly' is none of the 2" in said.pop(1)
-    assert "'lift teh block' is none of the 2 of the demonstrations, such as 'lift" in said[0]
+    assert len(said) == 3 and "'fly' is not one of the 2" in said.pop(1)
+    assert "teh block' is not one of the 2 demonstrated instructions, such as 'lift" in said[0]
     assert "] is 1e+30, the demonstrations had" in said[1]
     np.testing.assert_array_equal(policy(seen), base)
     strict = wamjax.load_policy(folder, limits=Limits(far=5.0, batch=1, unknown=True))
@@ -194,7 +194,7 @@ def test_acting_during_warm_up_does_not_use_up_warnings(bundle, tmp_path, recwar
     for count in (0, 2):
         strict(strict.example(count))
     assert not [w for w in recwarn.list if w.category is UserWarning]
-    with pytest.raises(BadObservation, match="is none of the 2 of the demonstrations"):
+    with pytest.raises(BadObservation, match="is not one of the 2 demonstrated instructions"):
         strict(strict.example() | {"instruction": "lift teh block"})
 
 

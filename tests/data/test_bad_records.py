@@ -71,10 +71,10 @@ HEADS = {
 }
 PICTURES = {
     "bomb": (lambda e: pictures(e, lambda x: [png(60_000, 60_000)] * len(x)), "decode a picture"),
-    "large": (lambda e: pictures(e, lambda x: [png(5_000, 5_000)] * len(x)), "is 5000 x 5000, wan"),
+    "large": (lambda e: pictures(e, lambda x: [png(5_000, 5_000)] * len(x)), "is 5000 x 5000, not"),
     "cut": (lambda e: pictures(e, lambda x: [y[:-30] for y in x]), "cannot decode"),
     "text": (lambda e: pictures(e, lambda x: [b"GIF89a"] * len(x)), "cannot decode"),
-    "depth": (lambda e: pictures(e, lambda x: [grey16()] * len(x)), "8 bits a colour"),
+    "depth": (lambda e: pictures(e, lambda x: [grey16()] * len(x)), "8 bits per colour"),
 }
 
 
@@ -146,7 +146,7 @@ def test_bad_episodes_are_counted_logged_and_replaced_reproducibly(tmp_path, cap
     config.data.skip_bad = 2
     got = batches(config, 16)
     said = capsys.readouterr().err
-    assert said.count("passed over a bad episode") == 2 and "2 of config.data.skip_bad = 2" in said
+    assert said.count("skipped a bad episode") == 2 and "2 of config.data.skip_bad = 2" in said
     assert not {1, BAD} & {int(i) for batch in got for i in batch["episode"]}
     assert same(got, batches(config, 16))
     size = config.data.batch_size
@@ -160,7 +160,7 @@ def test_bad_episodes_are_counted_logged_and_replaced_reproducibly(tmp_path, cap
             if number not in (1, BAD):
                 assert all(np.array_equal(batch[k][i], clean[k][i]) for k in clean)
     config.data.sources.a.path, config.data.skip_bad = "a", 1
-    with pytest.raises(RecordError, match=r"1 bad episodes were passed over.*allows no more"):
+    with pytest.raises(RecordError, match=r"1 bad episodes were skipped.*allows no more"):
         batches(config, 16)
 
 
@@ -185,7 +185,7 @@ def test_a_source_without_good_records_is_an_error(tmp_path):
     windows = Windows(
         Reader(spoil(tmp_path / "a", change, range(len(LENGTHS)))), SPEC, skips=skips.Skips(99)
     )
-    with pytest.raises(RecordError, match="none of 64 windows can be read"):
+    with pytest.raises(RecordError, match="64 windows in a row could not be read"):
         windows[0]
     others = [skips.instead(5, tries, 30) for tries in range(8)]
     assert others[0] == 5 and len(set(others)) > 4 and max(others) < 30

@@ -136,7 +136,7 @@ def test_errors_never_advise_removing_the_users_own_data(data, tmp_path):
     config = base_config()
     config.data.root = str(tmp_path)
     config.data.sources.own = source(path="own", collect={"tasks": TASKS, "episodes": 8})
-    with pytest.raises(ValueError, match="did not collect.*collect.episodes to 0") as error:
+    with pytest.raises(ValueError, match="did not collect: .* config.data.sources to 0") as error:
         pipeline.open_sources(config.data)
     assert "emove" not in str(error.value)
 

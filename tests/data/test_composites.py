@@ -87,7 +87,7 @@ def test_the_layout_is_that_of_precomputed_latents(config, tmp_path):
     config.model.codec.kind = "cached"
     config.model.codec.channels, config.model.codec.spatial = 3, 2
     config.model.codec.temporal = 4
-    with pytest.raises(ValueError, match="layout 'head:8x8'.*config.data.layout is"):
+    with pytest.raises(ValueError, match="layout 'head:8x8'.*config.data.layout = "):
         precompute.latent_info(config, "head:8x8", "toy")
     info = precompute.LatentInfo("toy", LAYOUT, {"composite": (24, 16)}, 3, 2, 1, (1, 12, 8, 3))
     reader = Reader(tmp_path / "demos")
@@ -102,7 +102,7 @@ def test_the_layout_is_that_of_precomputed_latents(config, tmp_path):
     assert same.to_json() == spec.to_json() and {x.tobytes() for x in batch} <= set(seen)
     config.data.layout = LAYOUT.replace("8x8", "4x8")
     config.model.codec.kind, config.data.sources.demos.path = "cached", "latents"
-    with pytest.raises(ValueError, match="made with layout .*config.data.layout is"):
+    with pytest.raises(ValueError, match="computed with layout .*config.data.layout is"):
         pipeline.open_episodes(config)
 
 
@@ -128,7 +128,7 @@ def test_training_robot_and_world_see_the_same_picture(config):
 def test_mismatched_layouts_are_errors(config):
     for key, value, message in (
         ("cameras", ("head", "left"), r"config.data.layout = .*config.data.cameras is"),
-        ("image_size", (8, 8), r"config.data.image_size = \(8, 8\), and config.data.layout"),
+        ("image_size", (8, 8), r"config.data.image_size = \(8, 8\) must be .* with config.data"),
         ("layout", "head:16x16/left:8x8", "not equally wide"),
         ("layout", "head:16x16/head:8x16", r"shows \['head'\] more than once"),
     ):
@@ -145,5 +145,5 @@ def test_mismatched_layouts_are_errors(config):
 def test_a_method_that_sees_cameras_one_by_one_refuses_a_layout(config):
     spec = pipeline.open_episodes(config)[0]
     words = ["blank", "camera:head", "action:4x2", "future_camera:head", "value"]
-    with pytest.raises(ValueError, match="a slot of its own.*config.data.layout = .*set it to ''"):
+    with pytest.raises(ValueError, match="config.data.layout = .*must be '' .*a slot for each"):
         layouts.parse(words).check_data(spec)

@@ -61,13 +61,13 @@ def test_rows_are_not_cut_and_widths_not_mixed(tmp_path):
     assert not (tmp_path / "c").exists()
     run(f"--cache={tmp_path}/c", f"--pickle={file}", "--encoder=t5-11b", "--length=8")
     wide = save(tmp_path / "wide.pkl", {"new": torch.ones(1, 3, 7)})
-    with pytest.raises(ValueError, match="wide.pkl is 7 wide, the cache in .*/c 6"):
+    with pytest.raises(ValueError, match="wide.pkl has width 7, the cache in .*/c has 6"):
         run(f"--cache={tmp_path}/c", f"--pickle={wide}")
     long = save(tmp_path / "long.pkl", {"new": torch.ones(1, 9, 6)})
     with pytest.raises(ValueError, match="more than --length=8 rows that are not zero; 'new' has"):
         run(f"--cache={tmp_path}/c", f"--pickle={long}")
     for arguments in ((), (f"--pickle={file}", "--encode=a:b")):
-        with pytest.raises(app.UsageError, match="give --encode, or --pickle"):
+        with pytest.raises(app.UsageError, match="give one of --encode and --pickle"):
             run(f"--cache={tmp_path}/c", *arguments)
 
 
@@ -86,7 +86,7 @@ class Harm:
         ({}, "an empty dict, not a dict"),
         ({"a": "text", "b": torch.ones(4)}, r"(?s)'a': a str.*'b': a tensor \(4,\) of float32"),
         ({3: torch.ones(1, 2, 3)}, "3: a tensor"),
-        ({"a": torch.ones(1, 2, 3), "b": torch.ones(1, 2, 4)}, r"mixes .* widths \[3, 4\]"),
+        ({"a": torch.ones(1, 2, 3), "b": torch.ones(1, 2, 4)}, r"must have one width, .* \[3, 4\]"),
         ({"a": torch.zeros(1, 2, 3)}, "the embedding of 'a' is zero, or not finite"),
         ({"a": torch.full((1, 2, 3), torch.nan)}, "is zero, or not finite"),
     ],

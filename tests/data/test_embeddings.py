@@ -118,7 +118,7 @@ def test_an_embedding_is_never_taken_for_that_of_other_settings(tmp_path, other)
     second = EmbeddingCache(tmp_path / "b")
     assert len(second) == 3 and second.missing(TEXTS) == list(dict.fromkeys(TEXTS))
     with pytest.raises(
-        ValueError, match=f"a is a cache of other embeddings: .*{next(iter(other))}"
+        ValueError, match=f"a is a cache with other settings: .*{next(iter(other))}"
     ):
         EmbeddingCache.create(tmp_path / "a", Settings(**settings | other))
 
@@ -158,11 +158,11 @@ def test_missing_embeddings_are_listed_with_the_command_that_adds_them(tmp_path)
     [
         (
             (np.zeros((2, 5, 4)), np.ones((2, 5))),
-            r"gave embeddings \(2, 5, 4\).*\(texts, 6, width",
+            r"returned embeddings \(2, 5, 4\).*\(texts, 6, width",
         ),
-        ((np.zeros((1, 6, 4)), np.ones((1, 6))), "of 2 texts or more"),
+        ((np.zeros((1, 6, 4)), np.ones((1, 6))), "at least 2 texts"),
         ((np.zeros((2, 6, 4)), np.ones((2, 5))), r"mask \(2, 5\)"),
-        ((np.zeros((2, 6, 8)), np.ones((2, 6))), "is 8 wide, the cache in .* 4: is it 'toy'"),
+        ((np.zeros((2, 6, 8)), np.ones((2, 6))), "has width 8, the cache .* 4: use .*'toy'"),
         ((np.zeros((2, 6, 4)), np.array([[0, 1, 1, 0, 0, 0]] * 2)), "True for the first tokens"),
         ((np.full((2, 6, 4), np.nan), np.ones((2, 6))), "of 'a' holds non-finite"),
     ],
@@ -319,7 +319,7 @@ def test_a_damaged_file_is_named(tmp_path, damage):
         "empty": b"", "cut": data[:-10], "header": data[:20], "text": b"no tensors at all" * 9,
         "dtype": data.replace(b"F64", b"F65"),
     }[damage])  # fmt: skip
-    with pytest.raises(ValueError, match="a.safetensors is no safetensors file, or is cut off"):
+    with pytest.raises(ValueError, match="a.safetensors is not a safetensors file, or is cut off"):
         tensors.read(file)
     with pytest.raises(ValueError, match="'x' is complex128, safetensors holds"):
         tensors.write(file, {"x": np.ones(3, complex)}, {})

@@ -189,11 +189,11 @@ def test_a_kill_at_the_very_end_costs_no_encoding(demos, tmp_path, monkeypatch):
 def test_partial_files_of_other_settings_are_not_continued(demos, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write(demos, tmp_path / "out", encode=Counting(fail_at=5), shard_bytes=3000)
-    with pytest.raises(ValueError, match=r"\.out\.latents holds the beginning of other latents: "
+    with pytest.raises(ValueError, match=r"\.out\.latents holds part of the latents .* job: "
                        r"\{'codec': \('toy', 'vae'\)\}.*Remove it"):  # fmt: skip
         write(demos, tmp_path / "out", changed(codec="vae"), shard_bytes=3000)
     other = synthetic.write(tmp_path / "other", (5, 1, 9), first=3)
-    with pytest.raises(ValueError, match="beginning of other latents: .*'source'"):
+    with pytest.raises(ValueError, match="part of the latents of another job: .*'source'"):
         write(other, tmp_path / "out", shard_bytes=3000)
     write(demos, tmp_path / "done")
     with pytest.raises(FileExistsError, match="done exists; remove it"):
@@ -322,7 +322,7 @@ def test_action_free_videos_have_latents_too(demos, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.frames": 9}, "sources.demos .*made with frames 5, config.data.frames is 9.*"),
+        ({"data.frames": 9}, "sources.demos .*computed with frames 5, config.data.frames is 9.*"),
         ({"data.frame_stride": 1}, "with frame_stride 2, config.data.frame_stride is 1"),
         (
             {"data.cameras": ("wrist", "top")},
@@ -330,7 +330,7 @@ def test_action_free_videos_have_latents_too(demos, tmp_path):
         ),
         ({"data.cameras": ("side",)}, r"no camera 'side'; it has \['top', 'wrist'\]"),
         ({"model.codec.kind": "pixel"}, "holds no pictures: .*model.codec.kind = 'cached'"),
-        ({"data.declared.action_dim": 7}, "data.declared makes .* the data has"),
+        ({"data.declared.action_dim": 7}, "data.declared gives .* the data has"),
     ],
 )
 def test_latents_that_do_not_fit_the_config_are_named(demos, tmp_path, changes, message):
@@ -380,7 +380,7 @@ def test_layouts_of_the_published_models():
     [
         ("image", "'image' is not NAME:HEIGHTxWIDTH"),
         ("a:8x8+b:8", r"'a:8x8\+b:8' is not"),
-        ("a:8x8+b:6x8", "side by side and are not equally high"),
+        ("a:8x8+b:6x8", "side by side, so they must be equally high"),
         ("a:8x8/b:8x6", "the rows of 'a:8x8/b:8x6' are not equally wide"),
     ],
 )
@@ -390,7 +390,7 @@ def test_other_layouts_are_refused(text, message):
 
 
 def test_a_layout_needs_its_cameras():
-    with pytest.raises(ValueError, match="wants camera 'b'; the cameras are"):
+    with pytest.raises(ValueError, match="shows camera 'b', which does not exist"):
         layout.parse("a:2x2+b:2x2").compose({"a": np.zeros((1, 2, 2, 3), np.uint8)})
 
 

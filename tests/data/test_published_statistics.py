@@ -116,13 +116,13 @@ def test_other_files_are_errors(tmp_path):
     with pytest.raises(ValueError, match=r"x.json is neither Fast-WAM's .* it has \['mean'\]"):
         published.read(tmp_path / "x.json")
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(ValueError, match="x.json is no json"):
+    with pytest.raises(ValueError, match="x.json is not JSON"):
         published.read(tmp_path / "x.json")
     with pytest.raises(ValueError, match="actions_max has 3 numbers, its minimum 2"):
         published.from_published(COSMOS | {"actions_max": [1.0, 2.0, 3.0]})
-    with pytest.raises(ValueError, match="actions_std is no list of finite numbers"):
+    with pytest.raises(ValueError, match="actions_std must be a list of finite numbers"):
         published.from_published(COSMOS | {"actions_std": [[1.0, 2.0]]})
-    with pytest.raises(ValueError, match=r"actions_min is no list of finite numbers: \[nan, 0"):
+    with pytest.raises(ValueError, match=r"actions_min must be a list of .*, not \[nan, 0"):
         published.from_published(COSMOS | {"actions_min": [float("nan"), 0.0]})
     groups = {"arm": {}, "hand": {}}
     with pytest.raises(ValueError, match=r"'state' has groups \['arm', 'hand'\]"):
@@ -166,7 +166,7 @@ def test_the_command_exports_those_of_a_data_set_and_converts_files(tmp_path, ca
     run(f"--source={tmp_path}/ours.json", f"--out={tmp_path}/back.json", "--format=fast_wam")
     assert json.loads((tmp_path / "back.json").read_text()) == FAST_WAM
     assert "state" not in json.loads((tmp_path / "ours.json").read_text())
-    with pytest.raises(ValueError, match="wants proprio.median, actions.median"):
+    with pytest.raises(ValueError, match="needs proprio.median, actions.median"):
         run(f"--source={tmp_path}/ours.json", f"--out={tmp_path}/x.json", "--format=cosmos_policy")
 
 
@@ -175,8 +175,8 @@ def test_the_command_exports_those_of_a_data_set_and_converts_files(tmp_path, ca
     [
         ("std", [0.0, 1.0], "actions.std is 0 in dimension 0, which goes from -1.0 to 1.0"),
         ("std", [1.0, -1.0], "actions.std is negative in dimension 1"),
-        ("std", [1.0, True], "actions.std is no list of finite numbers"),
-        ("mean", [0.0, 10**400], "actions.mean is no list of finite numbers"),
+        ("std", [1.0, True], "actions.std must be a list of finite numbers"),
+        ("mean", [0.0, 10**400], "actions.mean must be a list of finite numbers"),
         ("min", [2.0, 0.0], "actions.min is above max in dimension 0: 2.0 > 1.0"),
     ],
 )

@@ -67,7 +67,7 @@ def test_the_index_alone_knows_the_lengths_and_a_limit_takes_the_first(tmp_path)
     assert Reader(path, 3).lengths.tolist() == list(synthetic.LENGTHS[:3])
     with pytest.raises(IndexError):
         Reader(path, 3)[3]
-    with pytest.raises(ValueError, match="99 episodes are asked"):
+    with pytest.raises(ValueError, match="so it cannot give 99"):
         Reader(path, 99)
 
 
@@ -163,7 +163,7 @@ def test_a_killed_writer_leaves_no_data_set_and_the_next_one_cleans_up(tmp_path)
 
 def test_an_existing_data_set_is_not_overwritten(tmp_path):
     synthetic.write(tmp_path / "a")
-    with pytest.raises(FileExistsError, match="exists and is kept; write somewhere else"):
+    with pytest.raises(FileExistsError, match="exists already: write to another folder"):
         synthetic.write(tmp_path / "a", (3,))
     assert len(Reader(tmp_path / "a")) == len(synthetic.LENGTHS)
 

@@ -273,9 +273,9 @@ def test_relations_have_opposites(relation):
 def test_mistakes_are_named():
     with pytest.raises(KeyError, match="did you mean 'circle'"):
         s.encode("a red circl", 16)
-    with pytest.raises(ValueError, match="3 words, room is for 2"):
+    with pytest.raises(ValueError, match="3 words, more than length = 2"):
         s.encode("a red circle", 2)
-    with pytest.raises(KeyError, match="'test' is none of train, combination, object"):
+    with pytest.raises(KeyError, match="'test' is not one of train, combination, object"):
         s.make(1, 0, "test")
     with pytest.raises(ValueError, match="'combination' has no captions of the kinds attribute"):
         s.captions("combination", ("attribute",))

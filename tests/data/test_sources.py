@@ -73,7 +73,7 @@ def test_other_bad_input_is_named(tmp_path):
         opened(tmp_path, a={})
     with pytest.raises(ValueError, match="sources is empty"):
         open_sources(base_config().data)
-    with pytest.raises(ValueError, match="every one of config.data.sources is action_free"):
+    with pytest.raises(ValueError, match="all of config.data.sources are action_free"):
         opened(tmp_path, a={"path": "a", "action_free": True})
     config = synthetic.config(tmp_path, a={"path": "a"})
     config.data.instruction_length = 2
@@ -92,10 +92,10 @@ def test_statistics_of_other_episodes_of_the_same_robot_are_an_error(tmp_path):
     path = tmp_path / "a" / "statistics.json"
     good = json.loads(path.read_text())
     for change, message in (
-        (lambda s: s["actions"].update(count=8), "statistics of 8 actions, and there are 7"),
-        (lambda s: s["proprio"].update(count=7), "statistics of 7 proprio, and there are 9"),
+        (lambda s: s["actions"].update(count=8), "statistics are of 8 actions, but there are 7"),
+        (lambda s: s["proprio"].update(count=7), "statistics are of 7 proprio, but there are 9"),
         (lambda s: s["actions"].update(std=[float("nan"), 1.0]), "of actions are not finite"),
-        (lambda s: s["actions"].update(digest="0" * 16), "of actions of other episodes: digest 00"),
+        (lambda s: s["actions"].update(digest="0" * 16), "actions are of other episodes: digest"),
         (lambda s: s["actions"].pop("max"), "actions.max is missing"),
         (lambda s: s.pop("actions"), "actions.min is missing"),
     ):
@@ -119,7 +119,7 @@ def test_statistics_of_another_data_set_with_equal_counts_are_an_error(tmp_path,
     assert "digest" not in capsys.readouterr().err
     good = own.read_text()
     own.write_text(other.read_text())
-    with pytest.raises(ValueError, match="statistics of proprio of other episodes.*wamjax.stats"):
+    with pytest.raises(ValueError, match="of proprio are of other episodes.*wamjax.stats"):
         opened(tmp_path, a={"path": "a"})
     old = json.loads(good)
     for rows in old.values():

@@ -45,7 +45,7 @@ def test_padding_case_and_punctuation():
 
 
 def test_too_long_an_instruction_names_the_key():
-    with pytest.raises(ValueError, match="5 words, room is for 4; raise config.data.instruction_"):
+    with pytest.raises(ValueError, match="5 words, more than config.data.instruction_"):
         tokenize("pick up the red block", 4)
 
 
@@ -117,5 +117,5 @@ def test_words_keep_their_ids_when_a_run_is_continued():
     more = Vocabulary.of(["Drop the ball", "a block"], first.words)
     assert more.words == ("block", "lift", "the", "a", "ball", "drop")
     check_same(first.words, list(first.words), "the planner")
-    with pytest.raises(ValueError, match=r"the planner gives words other ids \(\['a', 'ball'"):
+    with pytest.raises(ValueError, match=r"the planner .* other ids \(only .* \['a', 'ball'"):
         check_same(first.words, more.words, "the planner")

@@ -132,9 +132,9 @@ def test_held_dimensions_are_given_by_name_or_number():
     assert held(("0", "left$"), names, 3).tolist() == [True, False, True]
     assert not held(("grip",), (), 3).any() and held((".*",), (), 3).all()
     for words, known, message in (
-        (("jaw",), names, r"'jaw' names none of the 3 actions, which are \['dx'"),
-        (("3",), names, "'3' names none of the 3 actions"),
-        (("jaw",), (), "nameless: give their numbers"),
+        (("jaw",), names, r"'jaw' matches none of the 3 actions, which are \['dx'"),
+        (("3",), names, "'3' matches none of the 3 actions"),
+        (("jaw",), (), "not named: give their numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             held(words, known, 3)

@@ -202,7 +202,7 @@ def test_a_wrong_address_is_a_one_line_error(monkeypatch):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"camera": {}}, "described by 'camera', did you mean 'cameras'"),
+        ({"camera": {}}, "unknown key 'camera', did you mean 'cameras'"),
         ({"tasks": None}, "lacks 'tasks'"),
     ],
 )

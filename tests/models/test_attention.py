@@ -93,7 +93,7 @@ def test_softmax_is_float32_in_half_precision():
 def test_a_query_without_keys_is_an_error():
     visibility = table("t", {"g0": "g1", "g1": "g1"})
     q = tensors(np.random.default_rng(0), ["g0"], np.float32)
-    with pytest.raises(ValueError, match="'g0'.*no present group.*'t'"):
+    with pytest.raises(ValueError, match="'g0'.*none of the groups.*'t'"):
         grouped(q, q, q, visibility)
 
 

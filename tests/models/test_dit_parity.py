@@ -146,7 +146,7 @@ def test_sampling_guides_the_channels_that_the_public_sampler_does():
         x = alphas[i + 1] * x0 + sigmas[i + 1] * eps
     assert relative(np.asarray(got)[:, 0].transpose(0, 3, 1, 2), x) < 1e-10
     assert relative(other, got) > 1e-2
-    with pytest.raises(ValueError, match="guidance_channels 5 of latents of 4 channels"):
+    with pytest.raises(ValueError, match="guidance_channels = 5 must be between 1 and 4"):
         dataclasses.replace(objective, guidance_channels=5)
 
 

@@ -118,7 +118,7 @@ def test_auto_takes_the_kernel_of_the_platform_that_is_compiled_for():
 def test_names_are_kernels_and_the_reference():
     assert named("masked") is masked and named("auto") == named("auto") != named("xla")
     assert hash(named("xla")) == hash(named("xla"))
-    with pytest.raises(ValueError, match="model.attention = 'slash' is not one of .*'splash'"):
+    with pytest.raises(ValueError, match="model.attention = 'slash' must be one of .*'splash'"):
         named("slash")
     with pytest.raises(ValueError, match="'cudnn' computes in bfloat16 or float16, not float32"):
         kernels.cudnn(*[jnp.zeros((1, 1, 2, 8))] * 3)

@@ -53,7 +53,7 @@ def test_k_means_finds_the_existing_patches_and_beats_random_ones():
         codec = Palette(4, codes=table.tobytes())
         errors[name] = np.square(codec.encode(video) - PixelCodec(4).encode(video)).mean()
     assert errors["fitted"] < 0.6 * errors["random"]
-    with pytest.raises(ValueError, match=f"{len(distinct)} distinct patches are too few for 99"):
+    with pytest.raises(ValueError, match=f"{len(distinct)} distinct patches, too few for 99"):
         palette.fit(video, 4, 99)
 
 
@@ -62,5 +62,5 @@ def test_a_palette_is_made_once_and_fits_only_its_patch_size(tmp_path):
     first = palette.ensure(path, pictures, 4, 6)
     assert [f.name for f in path.parent.iterdir()] == ["palette.npy"]
     assert palette.ensure(path, None, 4, 6) == first and first.vocabulary <= 6
-    with pytest.raises(ValueError, match=r"uint8 \(\d, 48\): no palette of patch 2"):
+    with pytest.raises(ValueError, match=r"uint8 of shape \(\d, 48\), not a palette: with patch 2"):
         palette.ensure(path, None, 2, 6)

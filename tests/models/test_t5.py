@@ -262,7 +262,7 @@ def test_a_context_is_tokens_then_zeros():
     assert longer.dtype == jnp.bfloat16 and longer.shape == (3, 30, SIZES["width"])
     np.testing.assert_array_equal(longer[:, :LENGTH], context.astype(jnp.bfloat16))
     assert not longer[:, LENGTH:].any()
-    with pytest.raises(ValueError, match="24 ids do not fit in a context of length 20"):
+    with pytest.raises(ValueError, match="24 token ids do not fit a context of length 20"):
         embed(params, network, IDS, MASK, None, 20)
 
 

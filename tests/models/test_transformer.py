@@ -262,5 +262,5 @@ def test_errors():
         forward(NET.clone(remat="some"), parameters(), *args, causal(*OWNER))
     bad = streams(args[0])
     bad["left"] = bad["left"].replace(groups=(("g0", 2),))
-    with pytest.raises(ValueError, match="hold 2 tokens, the stream has 6"):
+    with pytest.raises(ValueError, match="have 2 tokens in all, but the stream has 6"):
         NET.apply({"params": parameters()}, bad, args[1], causal(*OWNER))

@@ -24,7 +24,7 @@ def test_a_policy_that_takes_a_short_prefix_gets_the_first_actions():
     for _ in range(4):
         queue.play()
     assert queue.give(question, chunk_at(0, episode=1)) and queue.play().tolist() == [4, 100]
-    with pytest.raises(ValueError, match="longest = 0 committed actions: at least one"):
+    with pytest.raises(ValueError, match="longest = 0 must be at least 1"):
         joining("prefix", longest=0)
 
 
@@ -211,11 +211,11 @@ def test_synchronous_stands_still_and_drops_nothing():
 
 
 def test_invalid_settings_are_errors():
-    for way, options, text in (("blnd", {}, "not by 'blnd'"), ("blend", {"steps": 0}, "over 0"),
-                               ("switch", {"execute": 0}, "at least one")):  # fmt: skip
+    for way, options, text in (("blnd", {}, "'blnd' must be"), ("blend", {"steps": 0}, "steps = 0"),
+                               ("switch", {"execute": 0}, "at least 1")):  # fmt: skip
         with pytest.raises(ValueError, match=text):
             joining(way, **options)
-    with pytest.raises(ValueError, match="hold says something of"):
+    with pytest.raises(ValueError, match="hold has shape"):
         ActionQueue(joining("switch"), H, 2, hold=[True])
 
 

@@ -68,7 +68,7 @@ def test_a_recorded_exchange_byte_for_byte():
             )  # fmt: skip
             send(sock, RECORDED + bytes(200 - len(RECORDED)))  # not one message
             first, error = frame(sock)
-            assert first == 0x81 and error.startswith(b"this is no msgpack message")
+            assert first == 0x81 and error.startswith(b"this is not a msgpack message")
             sock.sendall(b"\x88\x82\x00\x00\x00\x00\x03\xe8")  # goodbye
             assert frame(sock) == (0x88, b"\x03\xe8")
 

@@ -109,10 +109,10 @@ def test_mismatched_prefixes_are_one_line_errors_with_both_sizes(client, policie
     for prefix, text in (
         (committed(MOST + 1), r"prefix is float32 \(4, 3\), .* \(d, 3\): .*, at most 3"),
         (committed(2)[:, :2], r"prefix is float32 \(2, 2\), .* \(d, 3\): .*, at most 3"),
-        (committed(2)[0], r"prefix is float32 \(3,\), numbers \(d, a\)"),
+        (committed(2)[0], r"prefix is float32 \(3,\), .* numbers \(d, a\)"),
         ([[1.0, 2.0, 3.0], [1.0]], "its rows differ in length"),
         (np.full((1, WIDTH), np.nan, np.float32), "not finite"),
-        ("abc", r"prefix is <U3 \(\), numbers"),
+        ("abc", r"prefix is <U3 \(\), .* numbers"),
     ):
         with pytest.raises(ServerError, match=text) as error:
             client.infer(seen | {"prefix": prefix})

@@ -129,5 +129,5 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 
 
 def test_the_command_refuses_bad_flags():
-    with pytest.raises(app.UsageError, match="which picture.*'path'"):
+    with pytest.raises(app.UsageError, match="name one picture.*'path'"):
         command.main(["viz", "path"])

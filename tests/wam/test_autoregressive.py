@@ -219,15 +219,15 @@ def test_errors_say_what_is_wrong():
     params, batch = parameters(objective), batch_of(objective)
     with pytest.raises(KeyError, match="has no 'video'"):
         objective.loss(params, {"x": np.zeros(2)}, None)
-    with pytest.raises(ValueError, match=r"batch\['label'\] is \(3, 1\)"):
+    with pytest.raises(ValueError, match=r"batch\['label'\] has shape \(3, 1\)"):
         objective.loss(params, batch | {"label": batch["label"][:, None]}, None)
-    with pytest.raises(ValueError, match="13 kinds.*of 12"):
+    with pytest.raises(ValueError, match="13 codes.*from 12"):
         network = objective.network.clone(codes=12)
         dataclasses.replace(objective, network=network)
     given = objective.codec.tokens(batch["video"])
-    with pytest.raises(ValueError, match="3 given frames leave none"):
+    with pytest.raises(ValueError, match="3 given frames must be fewer than the 3"):
         objective.sample(params, condition_of(batch), jax.random.key(0), given)
-    with pytest.raises(ValueError, match="positions 'rope' can go on"):
+    with pytest.raises(ValueError, match="train with model.positions='rope'"):
         make(positions="learned").sample(params, {}, jax.random.key(0), given, frames=4)
     with pytest.raises(ValueError, match="needs a condition, given frames or a count"):
         objective.sample(params, {}, jax.random.key(0))

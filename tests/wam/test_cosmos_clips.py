@@ -142,7 +142,7 @@ def test_a_composite_is_cut_by_its_widths():
     video = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 2, 4, 10, 3)), jnp.uint8)
     parts = split(video, {"a": 4, "b": 6})
     np.testing.assert_array_equal(parts["b"], video[:, :, :, 4:])
-    with pytest.raises(ValueError, match="10 wide is not the composite of {'a': 4, 'b': 4}"):
+    with pytest.raises(ValueError, match="10 pixels wide, the cameras {'a': 4, 'b': 4}"):
         split(video, {"a": 4, "b": 4})
 
 

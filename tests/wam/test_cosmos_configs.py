@@ -227,13 +227,13 @@ def test_data_that_do_not_fit_are_named():
             {"objective.prefix_max": 2},
             "objective.prefix_max = 2: .* One slot is its whole chunk, repeated to fill a latent",
         ),
-        ({"data.frames": 3}, "config.data.frames is 2, not 3"),
-        ({"data.frame_stride": 4}, "config.data.frame_stride is 16, not 4"),
-        ({"data.outcome": False}, "config.data.outcome is True, not False"),
-        ({"data.chunk": 8}, "want chunk of 16, the data has 8"),
+        ({"data.frames": 3}, "config.data.frames = 3 must be 2"),
+        ({"data.frame_stride": 4}, "config.data.frame_stride = 4 must be 16"),
+        ({"data.outcome": False}, "config.data.outcome = False must be True"),
+        ({"data.chunk": 8}, "need chunk of size 16, the data has 8"),
         (
             {"objective.mix": (9, 1, 1)},
-            r"policy on 9 of 11 neighbours in a batch, and of some only 5 are demonstrations",
+            "needs 9 demonstrations in every 11 consecutive .* some have only 5",
         ),
         (
             {
@@ -242,12 +242,12 @@ def test_data_that_do_not_fit_are_named():
                 "data.sources.demos.weight": 2.5,
                 "data.sources.failures.weight": 3.0,
             },
-            "of some only 0 are demonstrations",
+            "some have only 0, because demonstrations",
         ),
-        ({"objective.plan.memory_gb": -1.0}, "plan.memory_gb -1.0 must be positive, or 0"),
+        ({"objective.plan.memory_gb": -1.0}, "plan.memory_gb = -1.0 must be positive, or 0"),
         ({"objective.uniform": 1.5}, r"objective.uniform = 1.5 must lie in \[0, 1\]"),
-        ({"data.sources.demos.action_free": True}, "no use for sources that are action_free"),
-        ({"model.codec.kind": "cached"}, "CachedLatents has latents of other clips"),
+        ({"data.sources.demos.action_free": True}, "cannot train on sources without actions"),
+        ({"model.codec.kind": "cached"}, "cannot use the latents of CachedLatents"),
         ({"objective.value": "value_s"}, "'value_s' is not one of"),
     ):
         config = get("libero")

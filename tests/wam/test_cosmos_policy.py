@@ -344,14 +344,14 @@ def test_errors_name_the_key():
     batch = tiny.batch()
     with pytest.raises(KeyError, match="the batch has no 'to_go'"):
         tiny.objective().loss({}, {k: v for k, v in batch.items() if k != "to_go"}, KEY)
-    with pytest.raises(ValueError, match=r"batch\['actions'\] is \(8, 3, 2\)"):
+    with pytest.raises(ValueError, match=r"batch\['actions'\] has shape \(8, 3, 2\)"):
         tiny.objective().loss({}, batch | {"actions": batch["actions"][:, 1:]}, KEY)
     for changes, message in (
         (dict(compat=("bf16_time",)), "'bf16_time' does not exist, did you mean 'bf16_times'"),
         (dict(augment="week"), "'week' does not exist, did you mean 'weak'"),
-        (dict(mix=(1, 1)), r"\(1, 1\) wants a positive count of each of \['policy'"),
-        (dict(codec=CachedLatents(12, 2, 1)), "CachedLatents has latents of other clips"),
-        (dict(visibility="prefix", compat=("tossed_mix",)), "does not go with it"),
+        (dict(mix=(1, 1)), r"\(1, 1\) must have a positive count for each of \['policy'"),
+        (dict(codec=CachedLatents(12, 2, 1)), "cannot use the latents of CachedLatents"),
+        (dict(visibility="prefix", compat=("tossed_mix",)), "needs objective.visibility"),
         (dict(solver="exponentiel"), "'exponentiel' does not exist, did you mean 'exponential'"),
         (dict(solver="ancestral"), "objective.solver 'ancestral' does not exist"),
         (dict(steps=0), "objective.infer_steps 0 must be at least 1"),

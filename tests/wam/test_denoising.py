@@ -240,7 +240,7 @@ def test_errors_say_what_is_wrong():
     objective = make("blocks")
     params, batch = parameters(objective), batch_of(objective)
     given = objective.codec.encode(batch["video"])[:, :1]
-    with pytest.raises(ValueError, match="1 given frames are not whole groups"):
+    with pytest.raises(ValueError, match="1 given frames do not fill whole groups"):
         objective.sample(params, {}, jax.random.key(0), given, BATCH)
     with pytest.raises(KeyError, match="has no 'video'"):
         objective.loss(params, {"x": np.zeros(2)}, jax.random.key(0))

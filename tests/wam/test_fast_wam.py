@@ -277,7 +277,7 @@ def test_optional_idm_shares_are_exact_and_reported():
     metrics = jax.eval_shape(spy.loss, tiny.params("optional_idm"), tiny.batch(8), KEY)[1]
     assert sizes == [("teacher", 2), ("co_train", 6)]
     assert {"loss_action/teacher", "loss_action/co_train"} <= set(metrics)
-    with pytest.raises(ValueError, match="optional_idm has 2 uses, shares are \\(1.0,\\)"):
+    with pytest.raises(ValueError, match="optional_idm has 2 uses .* shares, not \\(1.0,\\)"):
         tiny.fast_wam("optional_idm", shares=(1.0,))
 
 
@@ -315,5 +315,5 @@ def test_bad_batches_are_named():
         objective.loss(params, {k: v for k, v in batch.items() if k != "proprio"}, KEY)
     with pytest.raises(KeyError, match="no 'action_valid'"):
         objective.loss(params, {k: v for k, v in batch.items() if k != "action_valid"}, KEY)
-    with pytest.raises(ValueError, match=r"batch\['actions'\] is \(4, 2, 2\), .* \(4, 3, 2\)"):
+    with pytest.raises(ValueError, match=r"'actions'\] has shape \(4, 2, 2\), .* \(4, 3, 2\)"):
         objective.loss(params, batch | {"actions": batch["actions"][:, :2]}, KEY)

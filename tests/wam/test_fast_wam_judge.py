@@ -183,7 +183,7 @@ def test_adaptive_climbs_to_the_top_if_free_and_not_at_all_if_expensive(
     best = best_of_four(params, normalise, seen, KEYS).actions
     np.testing.assert_allclose(top.actions, best, atol=1e-5)
     np.testing.assert_allclose(none.actions, direct, atol=1e-5)
-    with pytest.raises(ValueError, match="costs of its 3 rungs"):
+    with pytest.raises(ValueError, match="cost for each of its 3 rungs"):
         jax.eval_shape(lambda costs: judged.policy(
             params, normalise, seen, KEYS, "adaptive", costs=costs), np.zeros(2))  # fmt: skip
     # The benefits expected while climbing equal those computed for the same proposals.
@@ -324,7 +324,7 @@ def test_a_ladder_of_several_kinds_trains(climber):
 @pytest.mark.parametrize("modes, wrong", [
     (("direct", "anticipate"), "the mode of each of the rungs"),
     (("imagine", "direct", "direct"), "the first of them 'direct'"),
-    (("direct", "imagine", "imagine:1"), "imagines less on a higher rung"),
+    (("direct", "imagine", "imagine:1"), "must not decrease"),
     (("direct", "direct", "imagine:99"), "acts in modes"),
 ])  # fmt: skip
 def test_modes_of_rungs_are_checked(config, spec, modes, wrong):

@@ -60,19 +60,19 @@ def test_a_new_robot_is_words_alone():
 
 GOOD = list(LAYOUTS["tabletop"])
 MISTAKES = {
-    "no kind, did you mean 'camera'": [(2, "camra:overhead")],
+    "no kind 'camra', did you mean 'camera'": [(2, "camra:overhead")],
     "names no camera; write camera:NAME": [(2, "camera")],
-    "not of the form action:NxN": [(4, "action:8")],
-    "not of the form proprio:N$": [(1, "proprio:05")],
-    "'proprio:0' is not": [(1, "proprio:0")],
-    "not of the form value$": [(8, "value:1")],
-    r"hold \['overhead'\] more than once": [(3, "camera:overhead")],
-    r"have none of \['action'\]": [(4, "future_camera:overhead"), (6, None)],
-    "are not in the order": [(0, "proprio:5"), (1, "blank")],
+    "must have the form action:NxN": [(4, "action:8")],
+    "must have the form proprio:N$": [(1, "proprio:05")],
+    "'proprio:0' must have": [(1, "proprio:0")],
+    "must have the form value$": [(8, "value:1")],
+    r"contains \['overhead'\] more than once": [(3, "camera:overhead")],
+    r"needs slots of the groups \['action'\]": [(4, "future_camera:overhead"), (6, None)],
+    "must be in the order": [(0, "proprio:5"), (1, "blank")],
     "with one blank": [(0, "blank"), (1, "value"), (8, "proprio:5")],
-    "future_camera:gripper has no camera:gripper": [(3, "camera:wrist")],
-    "'future_proprio:6' has no proprio of the same size": [(5, "future_proprio:6")],
-    "'future_proprio:5' has no proprio of the same size": [(1, None)],
+    "'future_camera:gripper' needs a slot 'camera:gripper'": [(3, "camera:wrist")],
+    "'future_proprio:6' needs a slot 'proprio' of the same size": [(5, "future_proprio:6")],
+    "'future_proprio:5' needs a slot 'proprio' of the same size": [(1, None)],
 }
 
 
@@ -96,13 +96,13 @@ def test_the_data_must_fit():
 
     layout.check_data(spec())
     for message, changes in {
-        "want actions of 4, the data has 7": dict(action_dim=7),
-        "want proprio of 5, the data has 6": dict(proprio_dim=6),
-        "want chunk of 8, the data has 16": dict(chunk=16),
-        "want camera 'gripper', did you mean 'griper'": dict(
+        "need actions of size 4, the data has 7": dict(action_dim=7),
+        "need proprio of size 5, the data has 6": dict(proprio_dim=6),
+        "need chunk of size 8, the data has 16": dict(chunk=16),
+        "needs camera 'gripper', did you mean 'griper'": dict(
             cameras={"overhead": (64, 64), "griper": (64, 64)}
         ),
-        "are equally large": dict(cameras=cameras | {"gripper": (64, 32)}),
+        "must have equal sizes": dict(cameras=cameras | {"gripper": (64, 32)}),
     }.items():
         with pytest.raises(ValueError, match=message):
             layout.check_data(spec(**changes))

@@ -194,9 +194,9 @@ def test_a_plan_starts_from_given_noise():
     blind = planning.noise_shapes(recorded("value_q"), 2)
     assert [list(d) for d in blind] == [["policy", "value_q"]] and blind[0]["value_q"][0] == 8
     for wrong, message in (
-        (noise[:1], "noise is of depth 1, the plan of depth 2"),
-        (noise[::-1], r"noise\[0\]\['policy'\] is \(6, 2, .* the plan starts from \(3, 2"),
-        ([noise[0], {}], r"noise\[1\] is of \[\], the plan of \['policy', 'value', 'wor"),
+        (noise[:1], "noise has depth 1, the plan has depth 2"),
+        (noise[::-1], r"noise\[0\]\['policy'\] has shape \(6, 2, .* the plan needs \(3, 2"),
+        ([noise[0], {}], r"noise\[1\] has entries \[\], the plan needs \['policy', 'value', 'wor"),
     ):
         with pytest.raises(ValueError, match=message):
             plan(policy, params, *seen, None, wrong)
@@ -300,7 +300,7 @@ def test_q_values_need_no_future():
     done, log = run(recorded("value_q"))
     assert [entry[1:3] for entry in log[1:]] == [("policy", 8), ("value_q", 16)]
     assert done.values.shape == (2, 4, 2)
-    with pytest.raises(ValueError, match="plan.depth 2: Q\\(s, a\\) imagines no future"):
+    with pytest.raises(ValueError, match="plan.depth 2 .* Q\\(s, a\\) does not imagine any"):
         recorded("value_q", depth=2)
 
 
@@ -309,7 +309,7 @@ def test_deeper_plans_need_the_future_of_everything_that_is_seen(missing):
     words = tuple(w for w in tiny.WORDS if w != missing)
     layout, deep = parse(words), Planning(depth=2)
     tiny.objective(layout=layout)
-    with pytest.raises(ValueError, match=rf"objective.slots imagine no \['{missing}'\]"):
+    with pytest.raises(ValueError, match=rf"objective.slots lacks \['{missing}'\]"):
         tiny.objective(layout=layout, planning=deep)
     tiny.objective(planning=deep)
 

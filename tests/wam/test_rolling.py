@@ -186,13 +186,13 @@ def test_errors_say_what_is_wrong():
         return roll(objective, {}, {}, jax.random.key(0), frames, given, B, window)
 
     for scheme in ("diffusion", "forcing", "image_to_video"):
-        with pytest.raises(ValueError, match="only causal schemes with independent levels"):
+        with pytest.raises(ValueError, match="causal scheme with independent levels"):
             run(make(scheme))
     with pytest.raises(ValueError, match="needs positions 'rope' or 'both', not 'sincos'"):
         run(make("blocks", positions="sincos"))
     blocks = make("blocks")
-    with pytest.raises(ValueError, match="window 3: training had 3 chunks"):
+    with pytest.raises(ValueError, match="window = 3 must be less than the 3 chunks"):
         run(blocks, window=3)
     for frames, known in ((7, 0), (8, 1), (8, 8)):
-        with pytest.raises(ValueError, match=f"{known} given of {frames} frames, in chunks of 2"):
+        with pytest.raises(ValueError, match=f"{known} given frames and {frames} .* of 2"):
             run(blocks, frames, clip(8)[:, :known] if known else None)

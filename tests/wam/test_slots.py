@@ -83,7 +83,7 @@ def test_shares_that_are_not_shares(shares):
 @pytest.mark.parametrize("shares", [(0.031, 0.969), (0.45, 0.55)])
 def test_shares_without_an_exact_layout(shares):
     """They are not rounded: the first would lose a use, the second would be 5 : 6."""
-    with pytest.raises(ValueError, match="no exact layout"):
+    with pytest.raises(ValueError, match="denominators of at most 16"):
         columns(shares)
 
 

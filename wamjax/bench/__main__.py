@@ -89,7 +89,9 @@ def _run(name: str, asked: Any) -> dict[str, Any]:
         return dit.run(asked.sizes, asked.repeats)
     if name == "serve":
         if not all(text.isdigit() and int(text) > 0 for text in asked.clients):
-            raise app.UsageError(f"--clients={','.join(asked.clients)}: numbers are wanted")
+            raise app.UsageError(
+                f"--clients={','.join(asked.clients)} must be positive whole numbers"
+            )
         clients = [int(text) for text in asked.clients]
         return _module(name).run(
             clients, asked.seconds, asked.max_batch, asked.policy_ms, asked.bundle

@@ -83,7 +83,7 @@ def run(config: ConfigDict, target: str, rows: Sequence[str] = ()) -> dict[str, 
     for row in rows:
         if row not in known:
             hint = did_you_mean(row, known)
-            raise ValueError(f"--rows={row}: there are {', '.join(known)}{hint}")
+            raise ValueError(f"--rows={row} must be one of {', '.join(known)}{hint}")
     device = device_of(chosen) if chosen.compiles else None
     return {
         "benchmark": "act",

@@ -85,7 +85,7 @@ def run(
     place = pathlib.Path(scratch or tempfile.gettempdir())
     place.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(place).free < 2.2 * size:
-        raise OSError(f"{place} has no room for twice {size / 1e9:.1f} GB; name another --scratch")
+        raise OSError(f"{place} has no room for twice {size / 1e9:.1f} GB: set another --scratch")
     sizes = [f"--config={config}"] if config else []
     with tempfile.TemporaryDirectory(dir=place) as name:
         folder = pathlib.Path(name)

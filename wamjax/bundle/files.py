@@ -170,7 +170,7 @@ def _no_bundle(folder: storage.Path) -> str:
 
     export = "python -m wamjax.export_policy"
     if not folder.exists():
-        return (f"{folder} does not exist, so it is no policy bundle; make one by\n  {export} "
+        return (f"{folder} does not exist, so it is not a policy bundle; make one by\n  {export} "
                 f"--workdir=RUN --output={folder}")  # fmt: skip
     if (folder / checkpoint.FOLDER).is_dir():
         return (f"{folder} is a run, no policy bundle; make one of it by\n  {export} "
@@ -178,7 +178,7 @@ def _no_bundle(folder: storage.Path) -> str:
     if (folder / store.ABOUT).exists():
         return (f"{folder} holds converted weights, no policy bundle; make one of them by\n  "
                 f"{export} --config=FILE --weights={folder} --statistics=FILE --output=BUNDLE")
-    return (f"{folder} is no policy bundle (no {MANIFEST}); make one by\n  {export} "
+    return (f"{folder} is not a policy bundle (no {MANIFEST}); make one by\n  {export} "
             "--workdir=RUN --output=BUNDLE")  # fmt: skip
 
 
@@ -190,12 +190,12 @@ def _manifest(file: storage.Path) -> Manifest:
     """Reads and checks ``policy.json``.
 
     Raises:
-      BadBundle: it cannot, or is no such json.
+      BadBundle: it cannot, or is not such JSON.
     """
     try:
         values = json.loads(file.read_text())
         if not isinstance(values, dict):
-            raise ValueError("it is no json object")
+            raise ValueError("it is not a JSON object")
         digest = values.pop("digest", None)
         plain = {key: value for key, value in values.items() if key != "files"}
         manifest = Manifest.from_json(plain, str(file))
@@ -205,7 +205,7 @@ def _manifest(file: storage.Path) -> Manifest:
         # Weights are checked as they are loaded; embeddings added later have no digest.
         for name, written in values.get("files", {}).items():
             if _digest(file.parent / name) != written:
-                raise ValueError(f"{name} beside it is not what was written")
+                raise ValueError(f"{name} in the same folder is not what was written")
     except Exception as error:  # a parser can raise anything on a damaged file
         text = " ".join(str(error).split()) or type(error).__name__
         raise BadBundle(f"{file}: {text}; export the policy again") from error
@@ -234,10 +234,10 @@ def _check(manifest: Manifest) -> None:
             raise ValueError(f"{key} names {len(names)} dimensions, there are {size}")
     words = spec.words
     if not all(isinstance(w, str) for w in words) or len(set(words)) != len(words):
-        raise ValueError(f"spec.words are no words, each once: {str(words)[:60]}")
+        raise ValueError(f"spec.words must be words, each once, not {str(words)[:60]}")
     texts = manifest.statistics.get("instructions", [])
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"statistics.instructions is no list of texts: {str(texts)[:60]}")
+        raise ValueError(f"statistics.instructions must be a list of texts, not {str(texts)[:60]}")
     sizes = {"actions": spec.action_dim, "proprio": spec.proprio_dim}
     published_statistics.check(manifest.statistics, sizes, config.data.normalization)
     if not isinstance(manifest.step, int) or isinstance(manifest.step, bool) or manifest.step < 0:

@@ -98,8 +98,8 @@ class Observer:
             x, expected = np.asarray(images[name]), (*batch, *size, 3)
             if x.dtype != np.uint8:
                 raise BadObservation(
-                    f"images[{name!r}] is {x.dtype}, not uint8: give RGB in [0, 255]; numbers in "
-                    "[0, 1] become it by (255 * x).round().astype('uint8')"
+                    f"images[{name!r}] is {x.dtype}, not uint8: give RGB in [0, 255]; convert "
+                    "numbers in [0, 1] by (255 * x).round().astype('uint8')"
                 )
             if self.spec.resize and x.ndim == len(expected) and x.size:  # any size is accepted
                 expected = (*batch, *x.shape[-3:-1], 3)
@@ -160,7 +160,7 @@ def close(text: str, known: Sequence[str]) -> str:
 def _check_keys(mapping: Any, expected: tuple[str, ...], what: str, kind: str) -> None:
     if not isinstance(mapping, Mapping):
         raise BadObservation(
-            f"{what}: a dict with {kind} {list(expected)} is wanted, not a {type(mapping).__name__}"
+            f"{what} must be a dict with {kind} {list(expected)}, not a {type(mapping).__name__}"
         )
     missing = [key for key in expected if key not in mapping]
     unknown = [key for key in mapping if key not in expected]

@@ -242,7 +242,7 @@ class LoadedPolicy:
         instructions = set(self.instructions)
         for text in [texts] if isinstance(texts, str) else texts:
             if instructions and text not in instructions:
-                reason = f"is none of the {len(instructions)} of the demonstrations"
+                reason = f"is not one of the {len(instructions)} demonstrated instructions"
                 reason += close(text, sorted(instructions))
                 self._doubt(f"unknown {text}", limits.unknown, f"instruction {text!r} {reason}")
         rows = self.manifest.statistics["proprio"]
@@ -345,7 +345,7 @@ def modes_of(objective: Any) -> tuple[str, ...]:
       ValueError: the objective is not a policy.
     """
     if objective.kind != "policy":
-        raise ValueError(f"a {type(objective).__name__} is no policy: it does not act")
+        raise ValueError(f"a {type(objective).__name__} is not a policy: it does not act")
     return objective.modes
 
 

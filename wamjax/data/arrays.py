@@ -84,7 +84,9 @@ class Arrays:
         for key, size in sizes.items():
             low, high = self._arrays[key].min(), self._arrays[key].max()
             if low < 0 or high >= size:
-                raise ValueError(f"{key!r} spans {low} to {high}, there are {size} values from 0")
+                raise ValueError(
+                    f"{key!r} has values from {low} to {high}, they must lie in 0 to {size - 1}"
+                )
         self.spec = ArraySpec(
             {key: x.shape[1:] for key, x in self._arrays.items()},
             {key: _served(key, x.dtype).name for key, x in self._arrays.items()},
@@ -170,7 +172,7 @@ def declared(data) -> ArraySpec | None:
         shape, _, values = text.partition(":")
         try:
             if key not in DECLARED:
-                raise ValueError(f"there is no {key!r}, only {sorted(DECLARED)}")
+                raise ValueError(f"{key!r} is not one of {sorted(DECLARED)}")
             shapes[key] = tuple(int(n) for n in shape.split("x") if shape)
             if values:
                 sizes[key] = int(values)

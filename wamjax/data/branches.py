@@ -42,13 +42,13 @@ def read(folder: files.Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
       FileNotFoundError, ValueError: there are no branches, or they are incomplete.
     """
     if not (folder / ABOUT).exists():
-        raise FileNotFoundError(f"there are no branches in {folder}: python -m wamjax.branches "
-                                f"--workdir=RUN --out={folder} makes them")  # fmt: skip
+        raise FileNotFoundError(f"there are no branches in {folder}: collect them with python -m "
+                                f"wamjax.branches --workdir=RUN --out={folder}")  # fmt: skip
     about = json.loads((folder / ABOUT).read_text())
     parts = files.glob(folder, "part-*.npz")
     if len(parts) != about["parts"]:
-        raise ValueError(f"{folder} has {len(parts)} of {about['parts']} parts: the command that "
-                         "made them goes on where it stopped")  # fmt: skip
+        raise ValueError(f"{folder} has only {len(parts)} of {about['parts']} parts: run the same "
+                         "python -m wamjax.branches command again to continue it")  # fmt: skip
     loaded = []
     for part in parts:
         with np.load(files.fetch(part)) as arrays:
@@ -75,22 +75,23 @@ def open_branches(config) -> tuple[DataSpec, dict[str, Any], Arrays]:
       ValueError: the branches belong to a policy other than the one training starts from.
     """
     if not config.data.branches:
-        raise ValueError("config.data.branches names no folder: python -m wamjax.branches makes "
-                         "one, and --config=FILE:run=RUN,branches=DIR names it")  # fmt: skip
+        raise ValueError("config.data.branches is not set: collect branches with python -m "
+                         "wamjax.branches, and name their folder by "
+                         "--config=FILE:run=RUN,branches=DIR")  # fmt: skip
     folder = files.below(data_root(config.data.root), config.data.branches)
     about, statistics, arrays = read(folder)
     source = config.init_from.path
     if source and fingerprint(source) != about["policy"]:
         raise ValueError(
-            f"config.data.branches = {config.data.branches!r} are of another policy than that of "
-            f"config.init_from.path = {source!r}: what its proposals lead to is not in them; make "
-            "new ones with python -m wamjax.branches"
+            f"config.data.branches = {config.data.branches!r} was collected with another policy "
+            f"than config.init_from.path = {source!r}: collect branches with this one, by python "
+            "-m wamjax.branches"
         )
     for key in ("rungs", "modes"):
         if about.get("modes") and list(config.objective.judge[key]) != about[key]:
             raise ValueError(
-                f"config.objective.judge.{key} = {tuple(config.objective.judge[key])}, and the "
-                f"proposals of config.data.branches are those of {tuple(about[key])}"
+                f"config.objective.judge.{key} = {tuple(config.objective.judge[key])} must be "
+                f"{tuple(about[key])}, with which config.data.branches was collected"
             )
     normalise = normalizers(statistics, config.data.normalization)
     table = seen(arrays) | {"actions": arrays["actions"]}

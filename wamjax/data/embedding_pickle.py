@@ -40,11 +40,11 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         if not (isinstance(text, str) and isinstance(x, Tensor) and _fits(x.shape))
     ]
     if invalid:
-        raise BadFile(f"{path} holds other things than tensors (1, rows, width) by instruction: "
+        raise BadFile(f"{path} must hold tensors (1, rows, width) by instruction, but not all are: "
                       f"{bounds.few(invalid)}")  # fmt: skip
     widths = {x.shape[-1] for x in values.values()}
     if len(widths) > 1:
-        raise BadFile(f"{path} mixes embeddings of widths {sorted(widths)}")
+        raise BadFile(f"the embeddings in {path} must have one width, they have {sorted(widths)}")
     with bounds.reading(path):
         return {text: _rows(path, text, x) for text, x in values.items()}
 
@@ -56,7 +56,7 @@ def cut(rows: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
     if long:
         text, most = max(long.items(), key=lambda item: item[1])
         raise ValueError(f"{len(long)} embeddings have more than --length={length} rows that are "
-                         f"not zero; {text!r} has {most}")  # fmt: skip
+                         f"not zero; {text!r} has {most}: raise --length")  # fmt: skip
     return rows
 
 

@@ -73,7 +73,8 @@ class Settings:
         if self.padding not in PADDINGS:
             raise ValueError(f"padding {self.padding!r} is not one of {', '.join(PADDINGS)}")
         if self.template.count("{instruction}") != 1 or self.length < 1:
-            raise ValueError(f"{self} wants a positive length, and {{instruction}} once")
+            raise ValueError(f"{self}: length must be positive, and template must contain "
+                             "{instruction} exactly once")  # fmt: skip
 
 
 class EmbeddingCache:
@@ -120,8 +121,10 @@ class EmbeddingCache:
         actual, expected = dataclasses.asdict(cache.settings), dataclasses.asdict(settings)
         if actual != expected:
             differ = {k: (actual[k], expected[k]) for k in expected if actual[k] != expected[k]}
-            raise ValueError(f"{path} is a cache of other embeddings: {differ} (there, asked); "
-                             "use another folder")  # fmt: skip
+            raise ValueError(
+                f"{path} is a cache with other settings: {differ} (cached, requested); use another "
+                "folder"
+            )
         return cache
 
     def __len__(self) -> int:
@@ -265,14 +268,14 @@ def _encoded(cache: EmbeddingCache, texts: Sequence[str], output) -> dict[str, n
     fits = values.ndim == 3 and values.shape[1] == length and mask.shape == values.shape[:2]
     if not fits or len(values) < len(texts):
         raise ValueError(
-            f"the encoder gave embeddings {values.shape} and mask {mask.shape}, the cache in "
-            f"{cache.path} wants (texts, {length}, width) and (texts, {length}) of "
-            f"{len(texts)} texts or more"
+            f"the encoder returned embeddings {values.shape} and a mask {mask.shape}, the cache in "
+            f"{cache.path} takes (texts, {length}, width) and (texts, {length}), for at least "
+            f"{len(texts)} texts"
         )
     if cache.width not in (0, values.shape[2]):
         raise ValueError(
-            f"the encoder is {values.shape[2]} wide, the cache in {cache.path} {cache.width}: "
-            f"is it {cache.settings.encoder!r}?"
+            f"the encoder has width {values.shape[2]}, the cache in {cache.path} has "
+            f"{cache.width}: use the encoder {cache.settings.encoder!r}, or another folder"
         )
     counts = mask.astype(bool).sum(axis=1)
     if not np.array_equal(mask.astype(bool), np.arange(length) < counts[:, None]):
@@ -341,7 +344,7 @@ def _take_pickle(values: Any) -> None:
     new = embedding_pickle.cut({t: rows[t] for t in cache.missing(rows)}, cache.settings.length)
     width = next(iter(rows.values())).shape[1]
     if cache.width not in (0, width):
-        raise ValueError(f"{values.pickle} is {width} wide, the cache in {cache.path} "
+        raise ValueError(f"{values.pickle} has width {width}, the cache in {cache.path} has "
                          f"{cache.width}: use another folder")  # fmt: skip
     if new:
         cache.add(new)
@@ -354,7 +357,7 @@ def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
     values = flags.FLAGS
     if bool(values.pickle) == bool(values.encode):
-        raise app.UsageError("give --encode, or --pickle")
+        raise app.UsageError("give one of --encode and --pickle")
     if values.pickle:
         _take_pickle(values)
         return

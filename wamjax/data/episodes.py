@@ -79,7 +79,7 @@ class Episode:
             try:
                 data = self.images[camera][i]
                 if size is not None and (has := images.size(data)) != tuple(size):
-                    raise ValueError(f"it is {has[0]} x {has[1]}, wanted is {size[0]} x {size[1]}")
+                    raise ValueError(f"it is {has[0]} x {has[1]}, not {size[0]} x {size[1]}")
                 pictures.append(images.decode(data))
             except RecordError:
                 raise
@@ -94,8 +94,8 @@ class Episode:
         self, camera: str, indices: np.ndarray, size: tuple[int, int] | None
     ) -> np.ndarray:
         if not 0 <= indices[0] <= indices[-1] < len(self.images[camera]):
-            raise ValueError(f"camera {camera!r}, frame {indices[-1]}: there are "
-                             f"{len(self.images[camera])}")  # fmt: skip
+            raise ValueError(f"camera {camera!r} has no frame {indices[-1]}, only "
+                             f"{len(self.images[camera])} frames")  # fmt: skip
         try:
             out = np.stack(self.images[camera].decoded(indices.tolist()))
         except RecordError:
@@ -103,7 +103,7 @@ class Episode:
         except ValueError as error:
             raise ValueError(f"camera {camera!r}, frames {indices.tolist()}: {error}") from error
         if size is not None and out.shape[1:3] != tuple(size):
-            raise ValueError(f"camera {camera!r}: it is {out.shape[1]} x {out.shape[2]}, wanted is "
+            raise ValueError(f"camera {camera!r}: it is {out.shape[1]} x {out.shape[2]}, not "
                              f"{size[0]} x {size[1]}")  # fmt: skip
         return out
 
@@ -162,21 +162,22 @@ def check(episode: Episode, info: Info) -> None:
         value = np.asarray(getattr(episode, key))
         if value.shape != shape:
             hint = _OBSERVATIONS if key == "proprio" and len(value) == steps else ""
-            raise ValueError(f"{key} is {value.shape}, the data set wants {shape}{hint}")
+            raise ValueError(f"{key} is {value.shape}, the data set takes {shape}{hint}")
         if value.dtype.kind not in "fiub":
-            raise ValueError(f"{key} is {value.dtype}, the data set wants numbers")
+            raise ValueError(f"{key} is {value.dtype}, it must be numbers")
         _check_numbers(key, value)
     for key, kind in {"instruction": str, "task": str}.items():
         if not isinstance(getattr(episode, key), kind):
-            raise ValueError(f"{key} is {getattr(episode, key)!r}, the data set wants text")
+            raise ValueError(f"{key} is {getattr(episode, key)!r}, it must be text")
     if not isinstance(episode.images, Mapping) or set(episode.images) != set(info.cameras):
         raise ValueError(
-            f"it has cameras {sorted(episode.images)}, the data set {sorted(info.cameras)}"
+            f"it has cameras {sorted(episode.images)}, the data set has {sorted(info.cameras)}"
         )
     for camera, pictures in episode.images.items():
         if len(pictures) != steps + 1:
             raise ValueError(
-                f"{len(pictures)} pictures of camera {camera!r}, {steps} actions need {steps + 1}"
+                f"{len(pictures)} pictures of camera {camera!r}, but {steps} actions need "
+                f"{steps + 1}"
             )
 
 
@@ -188,4 +189,4 @@ def _check_numbers(key: str, value: np.ndarray) -> None:
         number = value[tuple(at)]
         what = "non-finite numbers" if not np.isfinite(value).all() else "impossible numbers"
         raise ValueError(f"{key} holds {what}: {key}{dim} is {number:g} at step {step}, the "
-                         f"largest that is taken for a robot's is {LARGEST:g}")  # fmt: skip
+                         f"largest allowed magnitude is {LARGEST:g}")  # fmt: skip

@@ -134,7 +134,7 @@ def decode(wanted: Sequence[Wanted]) -> list[np.ndarray]:
     try:
         import av
     except ImportError as error:
-        raise ImportError("pictures that stayed video need PyAV: pip install 'wamjax[ingest]' (or "
+        raise ImportError("pictures stored as video need PyAV: pip install 'wamjax[ingest]' (or "
                           "pip install av)") from error  # fmt: skip
     pictures: dict[int, np.ndarray] = {}
     times = {time for _, some in wanted for time in some}

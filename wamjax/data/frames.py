@@ -65,15 +65,21 @@ class Frames(Sequence):
             self._first, self._count = int(place["first"]), int(place["count"])
             self._starts = np.asarray(place["starts"], np.int64)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"camera {camera!r} has no place of pictures: {error!r}") from error
+            raise ValueError(
+                f"camera {camera!r}: the place of its pictures is missing or damaged: {error!r}"
+            ) from error
         edges = np.array([*self._starts, self._count])
         last = self._first + len(self._starts)
         if self._starts.ndim != 1 or edges[0] or (np.diff(edges) < 1).any():
-            raise ValueError(f"camera {camera!r}: records begin at frames {edges[:-1].tolist()} of "
-                             f"{self._count}")  # fmt: skip
+            raise ValueError(
+                f"camera {camera!r}: its records start at frames {edges[:-1].tolist()}, which must "
+                f"ascend from 0 to below {self._count}"
+            )
         if self._first < 0 or last > len(shards):
-            raise ValueError(f"camera {camera!r}: records {self._first} to {last - 1} of "
-                             f"{len(shards)}")  # fmt: skip
+            raise ValueError(
+                f"camera {camera!r}: it names records {self._first} to {last - 1}, but there are "
+                f"{len(shards)}"
+            )
         self._shards, self._episode, self._camera = shards, episode, camera
         self.is_video = bool(place.get("video", False))
         self._last: tuple[int, list[bytes] | Film] = (-1, [])
@@ -124,7 +130,7 @@ class Frames(Sequence):
             values = msgpack.unpackb(self._shards.read(number))
             at = values["episode"], values["camera"], values["start"]
             if at != (self._episode, self._camera, start):
-                raise ValueError(f"it is of episode {at[0]}, camera {at[1]!r}, frame {at[2]}")
+                raise ValueError(f"it belongs to episode {at[0]}, camera {at[1]!r}, frame {at[2]}")
             if self.is_video:
                 part = Film.of_record(values["video"])
                 if len(part) != end - start:

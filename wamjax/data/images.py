@@ -17,7 +17,7 @@ def encode(picture: UInt8[np.ndarray, "h w 3"], kind: str = "png", quality: int 
     size."""
     picture = np.asarray(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
-        raise ValueError(f"a picture is uint8 (h, w, 3), not {picture.dtype} {picture.shape}")
+        raise ValueError(f"a picture must be uint8 (h, w, 3), not {picture.dtype} {picture.shape}")
     options = {"png": {"compress_level": 1}, "jpeg": {"quality": quality, "subsampling": 0}}
     if kind not in options:
         raise ValueError(f"pictures are stored as {' or '.join(options)}, not {kind!r}")
@@ -35,7 +35,7 @@ def decode(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.mode[0] in "IF":
-                raise ValueError(f"its mode is {image.mode}, 8 bits a colour are wanted")
+                raise ValueError(f"its mode is {image.mode}, it must have 8 bits per colour")
             return np.asarray(image.convert("RGB") if image.mode != "RGB" else image)
     except Exception as error:  # PIL's decoders raise anything on damaged bytes
         raise ValueError(f"cannot decode a picture of {len(data)} bytes: {error}") from error

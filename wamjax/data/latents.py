@@ -143,7 +143,7 @@ class Latents:
             record = msgpack.unpackb(self._shards.read(i))
             at = record["episode"], record["start"]
             if at != (episode, start):
-                raise ValueError(f"it is of episode {at[0]}, step {at[1]}")
+                raise ValueError(f"it belongs to episode {at[0]}, step {at[1]}")
             out = np.frombuffer(record["latents"], BFLOAT16).reshape(self.info.shape)
             if (out.view(np.uint16) & 0x7F80 == 0x7F80).any():  # the exponent of inf and NaN
                 raise ValueError("latents holds non-finite numbers")

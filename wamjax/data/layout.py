@@ -36,7 +36,9 @@ class Layout:
             raise ValueError(f"the layout {str(self)!r} shows {twice} more than once")
         for row in self.rows:
             if len({height for _, height, _ in row}) > 1:
-                raise ValueError(f"the cameras {row} stand side by side and are not equally high")
+                raise ValueError(
+                    f"the cameras {row} stand side by side, so they must be equally high"
+                )
         if len({sum(width for _, _, width in row) for row in self.rows}) > 1:
             raise ValueError(f"the rows of {str(self)!r} are not equally wide")
 
@@ -102,7 +104,8 @@ class Layout:
         for name in self.cells:
             if name not in images:
                 raise ValueError(
-                    f"the layout wants camera {name!r}; the cameras are {list(images)}"
+                    f"the layout shows camera {name!r}, which does not exist; the cameras are "
+                    f"{list(images)}"
                 )
         return self.join({name: resize(images[name], *size) for name, size in self.cells.items()})
 
@@ -135,7 +138,7 @@ def arrange(cameras: Mapping[str, tuple[int, int]], side: int = 224, step: int =
       ValueError: there is no camera.
     """
     if not cameras:
-        raise ValueError("there is no camera to make a picture of")
+        raise ValueError("there is no camera: name at least one in config.data.cameras")
     ratio = {name: w / h for name, (h, w) in cameras.items()}
 
     def whole(pixels: float) -> int:

@@ -33,7 +33,7 @@ def digits(root: str, split: str, *, size: int = 16) -> Arrays:
     """
     del root
     if size < 8 or size % 2:
-        raise ValueError(f"digits are 8x8; size {size} must be even and at least that")
+        raise ValueError(f"size = {size} must be even and at least 8, the size of the digits")
     dataset = _library("sklearn.datasets", "scikit-learn").load_digits()
     pictures = np.round(dataset.images * (255 / 16)).astype(np.uint8)  # 17 greys
     pad = (size - 8) // 2
@@ -87,7 +87,7 @@ def latents(root: str, split: str, *, path: str = "") -> Arrays:
       FileNotFoundError, ValueError: the file does not exist, or holds no latents.
     """
     if not path:
-        raise ValueError("latents wants a path: config.data.arrays = 'latents:path=FILE'")
+        raise ValueError("latents needs a path: set config.data.arrays = 'latents:path=FILE'")
     file = files.below(data_root(root), path.replace("{split}", split))
     if split == "test" and "{split}" not in path:
         raise ValueError(f"there is no test split of {file}; put '{{split}}' into the path")
@@ -121,8 +121,10 @@ def load(path: files.Path) -> dict[str, np.ndarray]:
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not path.exists():
-        raise FileNotFoundError(f"there is no {path}; correct config.data.arrays or data.root")
-    raise ValueError(f"{path} is no .safetensors, no .npz and no folder of .npy files")
+        raise FileNotFoundError(
+            f"{path} does not exist: correct config.data.arrays or config.data.root"
+        )
+    raise ValueError(f"{path} must be a .safetensors file, a .npz file or a folder of .npy files")
 
 
 class Pictures:
@@ -182,7 +184,7 @@ def tfds(root: str, split: str, *, name: str = "imagenet2012", size: int = 256) 
     if not existing or not {"image", "label"} <= set(builder.info.features):
         raise ValueError(
             f"TFDS {name!r} has splits {list(builder.info.splits)} and features "
-            f"{list(builder.info.features)}; wanted are {names} with 'image' and 'label'"
+            f"{list(builder.info.features)}; it needs {names} with 'image' and 'label'"
         )
     source = builder.as_data_source(split=existing[0])
     return Pictures(source, size, builder.info.features["label"].num_classes)

@@ -93,8 +93,8 @@ class Schedule(grain.transforms.DatasetSelectionMap):
         size = sum(counts)
         rows = np.arange(size) if rows is None else np.asarray(rows)
         if not rows.size or rows.min() < 0 or rows.max() >= size:
-            raise ValueError(f"rows {rows.tolist()} are not of a batch of {size} "
-                             "(config.data.batch_size)")  # fmt: skip
+            raise ValueError(f"rows {rows.tolist()} must lie in 0 to {size - 1}, the rows of a "
+                             "batch (config.data.batch_size)")  # fmt: skip
         sources = layout(counts)
         ranks = np.array([np.sum(sources[:i] == s) for i, s in enumerate(sources)])
         self.size = len(rows)  # of this process's share

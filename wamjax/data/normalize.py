@@ -153,8 +153,8 @@ def check_same(ours: Mapping[str, Normalizer], theirs: Mapping[str, Normalizer],
         a, b = (jax.tree.leaves(x[key]) if key in x else [] for x in (ours, theirs))
         if len(a) != len(b) or not all(map(np.array_equal, a, b)):
             raise ValueError(
-                f"{what} was trained on {key} that were normalised otherwise: by the statistics of "
-                "other demonstrations, or by another data.normalization"
+                f"{what} was trained with another normalization of {key}: train both with the same "
+                "statistics and the same config.data.normalization"
             )
 
 

@@ -112,8 +112,8 @@ def open_episodes(
         for key, value in said.to_json().items():
             if opened[0].to_json()[key] != value:
                 raise ValueError(
-                    f"config.data.declared makes {key} {value}, the data has "
-                    f"{opened[0].to_json()[key]}; correct it, or name other data"
+                    f"config.data.declared gives {key} = {value}, the data has "
+                    f"{opened[0].to_json()[key]}: correct config.data.declared, or use other data"
                 )
     return opened
 
@@ -182,10 +182,10 @@ def _iterate(config, data: grain.MapDataset):
 def _check_outcomes(sources: Sequence[Source]) -> None:
     for source in sources:
         if not (source.reader.info.outcomes or source.successes):
-            raise ValueError(f"{source.where} holds neither rewards nor success, and values are to "
-                             "be learned from it: set config.data.outcome to False, write it with "
-                             f"them, or set config.data.sources.{source.name}.successes where all "
-                             "of its episodes are demonstrations that succeed")  # fmt: skip
+            raise ValueError(f"{source.where} has neither rewards nor success, which values are "
+                             "learned from: write it with them, set config.data.outcome to False, "
+                             f"or, if all of its episodes succeed, set config.data.sources."
+                             f"{source.name}.successes")  # fmt: skip
 
 
 def batches(
@@ -240,7 +240,7 @@ def embeddings_of(config, sources: Sequence[Source]) -> EmbeddingCache:
     """
     if not config.data.embeddings:
         raise ValueError(
-            "config.model.text.kind = 'context' wants text embeddings: set config.data.embeddings "
+            "config.model.text.kind = 'context' needs text embeddings: set config.data.embeddings "
             "to the folder of a cache (see wamjax.data.embeddings)"
         )
     path = files.below(data_root(config.data.root), config.data.embeddings)
@@ -254,6 +254,6 @@ def embeddings_of(config, sources: Sequence[Source]) -> EmbeddingCache:
         if actual[key] != value:
             raise ValueError(
                 f"config.{key} is {value}, the text embeddings in {cache.path} have {actual[key]}: "
-                "correct it, or name another cache by config.data.embeddings"
+                f"set it to {actual[key]}, or use another cache by config.data.embeddings"
             )
     return cache

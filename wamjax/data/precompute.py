@@ -112,13 +112,13 @@ def latent_info(config, cameras: str, codec: str, stride: int = 1) -> LatentInfo
     from wamjax.models import codec as codecs
 
     if config.model.codec.kind != "cached":
-        raise ValueError(f"config.model.codec.kind is {config.model.codec.kind!r}, not 'cached'")
+        raise ValueError(f"config.model.codec.kind = {config.model.codec.kind!r} must be 'cached'")
     if stride < 1:
-        raise ValueError(f"stride {stride} between windows must be positive")
+        raise ValueError(f"the stride {stride} between windows must be positive")
     data, picture = config.data, layout.parse(cameras)
     if data.layout and data.layout != str(picture):
-        raise ValueError(f"layout {cameras!r}, and config.data.layout is {data.layout!r}: say the "
-                         "same")  # fmt: skip
+        raise ValueError(f"layout {cameras!r} must be the same as config.data.layout = "
+                         f"{data.layout!r}")  # fmt: skip
     if not data.layout and tuple(data.cameras) != tuple(picture.cameras):
         raise ValueError(
             f"layout {cameras!r} makes cameras {tuple(picture.cameras)}, config.data.cameras is "
@@ -166,8 +166,8 @@ def _continue(folder: files.Path, job: dict[str, Any]) -> None:
     if stored != job:
         differ = {k: (stored.get(k), v) for k, v in job.items() if stored.get(k) != v}
         raise ValueError(
-            f"{folder} holds the beginning of other latents: {differ} (there, asked). Remove it, "
-            "or ask for the same again"
+            f"{folder} holds part of the latents of another job: {differ} (there, now). Remove it, "
+            "or use the same settings again"
         )
 
 

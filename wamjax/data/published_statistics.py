@@ -49,7 +49,7 @@ def read(path: str | os.PathLike) -> Json:
     try:
         return from_published(json.loads(path.read_text()), str(path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no json: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def write(statistics: Mapping[str, Any], path: str | os.PathLike, form: str) -> None:
@@ -106,7 +106,7 @@ def to_published(statistics: Mapping[str, Any], form: str) -> Json:
                if row not in statistics.get(key, {})]  # fmt: skip
     if missing:
         raise ValueError(
-            f"the format of {form} wants {', '.join(missing)}, which these statistics lack; "
+            f"the format of {form} needs {', '.join(missing)}, which these statistics lack: "
             f"compute them from the data by python -m wamjax.stats --data=DIR --format={form}"
         )
     published = statistics.get(KEPT, {})
@@ -171,8 +171,8 @@ def _take_fast_wam(values: Mapping[str, Any]) -> tuple[Json, Json]:
     for key, theirs in NAMES.items():
         groups = values.get(theirs) or {}
         if len(groups) > 1:
-            raise ValueError(f"{theirs!r} has groups {sorted(groups)}; one of all dimensions "
-                             f"({GROUP!r}) can be read")  # fmt: skip
+            raise ValueError(f"{theirs!r} has groups {sorted(groups)}; it must have one of "
+                             f"all dimensions, {GROUP!r}")  # fmt: skip
         (name, group), *_ = [*groups.items(), (GROUP, {})]
         names = {f"global_{row}": row for row in ROWS[FAST_WAM]}
         rows[key] = {names[k]: v for k, v in group.items() if k in names}
@@ -195,7 +195,7 @@ def _problem(rows: Mapping[str, Any], row: str) -> str:
         return "is missing"
     values = rows[row]
     if not isinstance(values, list) or not all(map(_is_finite, values)):
-        return f"is no list of finite numbers: {str(values)[:60]}"
+        return f"must be a list of finite numbers, not {str(values)[:60]}"
     size = len(rows["min"]) if isinstance(rows.get("min"), list) else len(values)
     if len(values) != size:
         return f"has {len(values)} numbers, its minimum {size}"

@@ -86,7 +86,9 @@ class Writer:
 
     def __enter__(self) -> Writer:
         if files.is_there(self.path, SPEC):
-            raise FileExistsError(f"{self.path} exists and is kept; write somewhere else")
+            raise FileExistsError(
+                f"{self.path} exists already: write to another folder, or remove it first"
+            )
         _remove_orphans(self.path)
         files.remove(self._folder)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -222,7 +224,10 @@ class Reader:
                              "came, or write the data set again")  # fmt: skip
         available = len(self.index["lengths"])
         if not 0 <= limit <= available:
-            raise ValueError(f"{limit} episodes are asked of {self.path}, which has {available}")
+            raise ValueError(
+                f"{self.path} has {available} episodes, so it cannot give {limit}: correct its "
+                "limit"
+            )
         self.limit = limit or available
         self.lengths = np.asarray(self.index["lengths"][: self.limit], np.int64)
         self._shards = Shards(self.path, self.index["shards"])
@@ -251,7 +256,9 @@ class Reader:
         try:
             episode = unpack(self._shards.read(i))
             if episode.length != self.lengths[i]:
-                raise ValueError(f"{episode.length} steps, index.json says {self.lengths[i]}")
+                raise ValueError(
+                    f"it has {episode.length} steps, index.json says {self.lengths[i]}"
+                )
             episode = dataclasses.replace(episode, images=self._images(i, episode.images))
             if not self._good[i]:
                 self._check(i, episode)

@@ -51,11 +51,11 @@ class Skips:
             if len(self._bad) >= self.limit:
                 if not self.limit:
                     raise error
-                raise RecordError(f"{error} ({self.limit} bad episodes were passed over before, "
+                raise RecordError(f"{error} ({self.limit} bad episodes were skipped before, "
                                   "config.data.skip_bad allows no more)") from error  # fmt: skip
             self._bad[path, episode] = str(error)
             count = len(self._bad)
-        tqdm.write(f"passed over a bad episode, {count} of config.data.skip_bad = {self.limit}: "
+        tqdm.write(f"skipped a bad episode, {count} of config.data.skip_bad = {self.limit}: "
                    f"{error}", file=sys.stderr)  # fmt: skip
 
 

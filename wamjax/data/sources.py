@@ -97,8 +97,8 @@ def open_sources(
             reader = records.Reader(path, entry.episodes)
         if not (cached or reader.info.cameras):
             raise ValueError(f"config.data.sources.{name} ({path}) holds no pictures: train on its "
-                             "latents by config.model.codec.kind = 'cached', or name the data set "
-                             "that they were made of")  # fmt: skip
+                             "latents by config.model.codec.kind = 'cached', or use the data set "
+                             "from which they were encoded")  # fmt: skip
         stored_latents = Latents(path, reader.index["lengths"]) if cached else None
         numbers = entry.weight, entry.action_free, offset, stored_latents
         sources.append(Source(name, reader, *numbers, entry.rollout, entry.ended,
@@ -125,19 +125,23 @@ def labelled(sources: list[Source]) -> list[Source]:
     out = [s for s in sources if not s.action_free]
     for source in out:
         if source.reader.info.action_free:
-            raise ValueError(f"{source.where} was recorded without actions: set its action_free")
+            raise ValueError(
+                f"{source.where} was recorded without actions: set its action_free to True"
+            )
     if not out:
-        raise ValueError("every one of config.data.sources is action_free: nothing to learn acting "
-                         "from, and no statistics to normalise by")  # fmt: skip
+        raise ValueError("all of config.data.sources are action_free: add one with actions, which "
+                         "the policy is trained on and the statistics are of")  # fmt: skip
     return out
 
 
 def _elsewhere(name: str, entry, data, cached: bool) -> Reader:
     """Opens a source that is read in place."""
     if cached:
-        raise ValueError(f"config.data.sources.{name}.path = {entry.path!r} is read in place, and "
-                         "config.model.codec.kind = 'cached' wants latents: write it by "
-                         "wamjax.ingest, and its latents by wamjax.data.precompute")  # fmt: skip
+        raise ValueError(
+            f"config.data.sources.{name}.path = {entry.path!r} is read in place, and "
+            "config.model.codec.kind = 'cached' needs latents: convert it by wamjax.ingest, and "
+            "write its latents by wamjax.data.precompute"
+        )
     return open_elsewhere(entry.path, data_root(data.root), entry.episodes, data.skip_bad)
 
 
@@ -156,8 +160,8 @@ def _spec(sources: list[Source], data, words: bool, known: Sequence[str]) -> Dat
     first, size = labelled(sources)[0], tuple(data.image_size)
     names, cells = tuple(data.cameras) or tuple(first.cameras), cells_of(data)
     if any(size) and first.latents:
-        raise ValueError(f"config.data.image_size = {size}, and latents are of pictures that have "
-                         "their size: set it to (0, 0)")  # fmt: skip
+        raise ValueError(f"config.data.image_size = {size} must be (0, 0) with latents, because "
+                         "their pictures cannot be resized")  # fmt: skip
     for source in sources:
         shown = () if source.latents and cells else names
         _check_agreement(source, first, shown, bool(cells or any(size)))
@@ -193,11 +197,11 @@ def cells_of(data) -> dict[str, tuple[int, int]]:
     cells = layout.parse(data.layout).cells
     if tuple(data.cameras) != tuple(cells):
         raise ValueError(f"config.data.layout = {data.layout!r} shows {tuple(cells)}, "
-                         f"config.data.cameras is {tuple(data.cameras)}: name the same, in its "
-                         "order")  # fmt: skip
+                         f"config.data.cameras is {tuple(data.cameras)}: name the same cameras "
+                         "in the same order")  # fmt: skip
     if any(data.image_size):
-        raise ValueError(f"config.data.image_size = {tuple(data.image_size)}, and "
-                         "config.data.layout says how large cameras are: set it to (0, 0)")
+        raise ValueError(f"config.data.image_size = {tuple(data.image_size)} must be (0, 0) with "
+                         "config.data.layout, which has the sizes of the cameras")
     return cells
 
 
@@ -254,7 +258,7 @@ def _check_latents(source: Source, data, cameras: tuple[str, ...]) -> None:
     for key, value in expected.items():
         if actual[key] != value:
             raise ValueError(
-                f"{source.where}: its latents were made with {key} {actual[key]}, "
+                f"{source.where}: its latents were computed with {key} {actual[key]}, "
                 f"config.data.{key} is {value}; change it back, or write latents into another "
                 f"folder by\n  {latents.command('DIR')}"
             )
@@ -308,10 +312,12 @@ def _check_origin(key: str, rows: Mapping[str, Any], reader: Reader, more: int) 
     good[rows.get("skipped", [])] = False
     count = int(np.sum(reader.lengths[good] + more))
     if (said := rows.get("count", count)) != count:
-        raise ValueError(f"statistics of {said} {key}, and there are {count}")
+        raise ValueError(f"the statistics are of {said} {key}, but there are {count}")
     said, known = rows.get("digest"), reader.digest(key, good)
     if said and known and said != known:
-        raise ValueError(f"statistics of {key} of other episodes: digest {said}, not {known}")
+        raise ValueError(
+            f"the statistics of {key} are of other episodes: digest {said}, not {known}"
+        )
 
 
 def checked(statistics: dict[str, Any], reader: Reader, mode: str) -> dict[str, Any]:
@@ -331,12 +337,12 @@ def checked(statistics: dict[str, Any], reader: Reader, mode: str) -> dict[str, 
             if not all(np.isfinite(x).all() for x in numbers):
                 raise ValueError(f"statistics of {key} are not finite")
             if any(np.abs(x).max() > LARGEST for x in numbers):
-                raise ValueError(f"statistics of {key} hold numbers above {LARGEST:g}: of a bad "
-                                 "episode?")  # fmt: skip
+                raise ValueError(f"statistics of {key} hold numbers above {LARGEST:g}, probably of "
+                                 "a bad episode")  # fmt: skip
     except ValueError as error:
         raise ValueError(
-            f"{reader.path}: {error}. Are they of another data set? Recompute them by `python -m "
-            f"wamjax.stats --data={reader.path} --out={reader.path}/statistics.json`"
+            f"{reader.path}: {error}. They may be of another data set: recompute them by `python "
+            f"-m wamjax.stats --data={reader.path} --out={reader.path}/statistics.json`"
         ) from error
     if not all(statistics[key].get("digest") and reader.digest(key) for key in normalize.KEYS):
         say(f"{reader.path}: nothing says which episodes its statistics are of (no digest): taken "

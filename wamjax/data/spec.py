@@ -65,8 +65,8 @@ class DataSpec:
         if len({h for h, _ in self.cameras.values()}) > 1:
             raise ValueError(
                 f"cameras {dict(self.cameras)} are not equally high and cannot stand side by "
-                "side; choose others by config.data.cameras, give them all one size by "
-                "config.data.image_size = (HEIGHT, WIDTH), or say how they stand by "
+                "side; choose others by config.data.cameras, resize them by "
+                "config.data.image_size = (HEIGHT, WIDTH), or arrange them by "
                 "config.data.layout = 'NAME:HEIGHTxWIDTH/NAME:HEIGHTxWIDTH+...'"
             )
         return layouts.beside(self.cameras)

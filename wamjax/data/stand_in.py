@@ -37,7 +37,7 @@ def ensure(config) -> None:
         if not entry.stand_in:
             continue
         if not (entry.path and config.data.declared.action_dim):
-            raise ValueError(f"config.data.sources.{name}.stand_in wants a path, and the sizes of "
+            raise ValueError(f"config.data.sources.{name}.stand_in needs a path, and the sizes in "
                              "config.data.declared")  # fmt: skip
         path = files.below(root, entry.path)
         if not files.is_there(path, SPEC):
@@ -136,7 +136,7 @@ def codec(sizes: str):
     """
     parts = re.fullmatch(r"(\d+)x(\d+)x(\d+)", sizes)
     if not parts:
-        raise ValueError(f"--weights={sizes!r}: the stand-in's are CHANNELSxSPATIALxTEMPORAL")
+        raise ValueError(f"--weights={sizes!r} must have the form CHANNELSxSPATIALxTEMPORAL")
 
     channels, p, k = (int(x) for x in parts.groups())
     projection = np.random.default_rng(0).normal(size=(3, channels))

@@ -38,7 +38,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]
     try:
         places, metadata = safetensors.layout(local)
     except ValueError as error:
-        raise ValueError(f"{path} is no safetensors file, or is cut off: {error}") from error
+        raise ValueError(f"{path} is not a safetensors file, or is cut off: {error}") from error
     raw = np.memmap(local, np.uint8, "r")
     return {name: _array(raw, *place) for name, place in places.items()}, metadata
 

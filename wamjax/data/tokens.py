@@ -66,8 +66,8 @@ class Vocabulary:
         ids = [self.token(word) for word in words(text)]
         if len(ids) > length:
             raise ValueError(
-                f"instruction {text!r} has {len(ids)} words, room is for {length}; raise "
-                "config.data.instruction_length"
+                f"instruction {text!r} has {len(ids)} words, more than "
+                f"config.data.instruction_length = {length}: raise it"
             )
         return np.array([*ids, *[0] * (length - len(ids))], np.int32)
 
@@ -83,6 +83,6 @@ def check_same(ours: Sequence[str], theirs: Sequence[str], who: str) -> None:
     """
     if tuple(ours) != tuple(theirs):
         odd = sorted(set(ours) ^ set(theirs))[:5]
-        raise ValueError(f"{who} gives words other ids ({odd} are of one of the two alone): train "
+        raise ValueError(f"{who} gives words other ids (only one of the two has {odd}): train "
                          "both on the same instructions, or one from the other (init_from.path), "
                          "or both with config.data.vocabulary = 'hash'")  # fmt: skip

@@ -101,7 +101,7 @@ class Windows:
                 return self._read(number, start)
             except RecordError as error:
                 self._skips.add(self.reader.path, number, error)
-        raise RecordError(f"{self.reader.path}: none of {TRIES} windows can be read")
+        raise RecordError(f"{self.reader.path}: {TRIES} windows in a row could not be read")
 
     def _read(self, number: int, start: int) -> dict[str, Any]:
         """Returns the window of an episode that starts at a step."""
@@ -210,8 +210,8 @@ def held(words: Sequence[str], names: Sequence[str], dim: int) -> np.ndarray:
             matches = list(range(dim)) if word == ".*" else matches
         if not matches and word != GRIPPER:
             raise ValueError(
-                f"config.data.padding: {word!r} names none of the {dim} actions, which are "
-                f"{list(names) or 'nameless: give their numbers'}"
+                f"config.data.padding: {word!r} matches none of the {dim} actions, which are "
+                f"{list(names) or 'not named: give their numbers'}"
             )
         out[matches] = True
     return out

@@ -78,8 +78,8 @@ def _info(claim: dict[str, Any], first: Mapping[str, Any]) -> Info:
     fields = {f.name for f in dataclasses.fields(Info)} - set(DERIVED)
     for key in claim:
         if key not in fields:
-            raise ValueError(f"info has no field {key!r} to say{did_you_mean(key, fields)}; there "
-                             f"are {sorted(fields)}")  # fmt: skip
+            raise ValueError(f"info has no field {key!r}{did_you_mean(key, fields)}; there are "
+                             f"{sorted(fields)}")  # fmt: skip
     if "control_hz" not in claim:
         raise ValueError("info lacks 'control_hz', the control steps per second")
     _check(first)
@@ -105,7 +105,7 @@ def _check(values: Mapping[str, Any]) -> None:
         raise ValueError(f"it lacks {lacks}")
     for key in ("proprio", "actions"):
         if np.ndim(values[key]) != 2:
-            raise ValueError(f"{key} is {np.shape(values[key])}, (steps, dimensions) is wanted")
+            raise ValueError(f"{key} is {np.shape(values[key])}, it must be (steps, dimensions)")
     if not len(values["actions"]):
         raise ValueError("it has no steps")
 
@@ -124,11 +124,12 @@ def _episode(
     has |= {f"images of {c}": len(x) for c, x in values["images"].items()}
     for key, n in has.items():
         if n != observations:
-            raise ValueError(f"{n} {key}, {count} actions need {observations}, as in the first "
-                             "episode")  # fmt: skip
+            raise ValueError(
+                f"{n} {key}, but {count} actions need {observations}, as in the first episode"
+            )
     if _has_outcome(values) != info.outcomes:
-        raise ValueError("rewards or success are known of some episodes only: give them for all "
-                         "or for none")  # fmt: skip
+        raise ValueError("only some episodes have rewards or success: give them for all or for "
+                         "none")  # fmt: skip
     if not info.final_observation:
         proprio = np.concatenate([proprio, proprio[-1:]])
     frames = {c: _encode(x, info.cameras.get(c), c, pictures) for c, x in values["images"].items()}
@@ -152,7 +153,7 @@ def _rewards(values: Mapping[str, Any], count: int) -> np.ndarray | None:
     if values.get("rewards") is not None:
         out = np.asarray(values["rewards"], np.float64)
         if out.shape != (count,):
-            raise ValueError(f"rewards is {out.shape}, ({count},) is wanted")
+            raise ValueError(f"rewards is {out.shape}, it must be ({count},)")
         return out
     if values.get("success") is None:
         return None

@@ -143,15 +143,15 @@ def ensure_collected(source, root) -> files.Path:
     actual, expected = dict(Reader(path).info.collection), settings.to_json()
     if not actual:
         raise ValueError(
-            f"{path} holds demonstrations that wamjax did not collect, and config.data.sources "
-            "asks for collected ones there: set its collect.episodes to 0 to use them as they "
-            "are, or give it another path"
+            f"{path} holds demonstrations that wamjax did not collect: to use them, set "
+            "collect.episodes of this source in config.data.sources to 0; to collect new ones, "
+            "give it another path"
         )
     if actual != expected:
         differ = {k: (actual.get(k), v) for k, v in expected.items() if actual.get(k) != v}
         raise ValueError(
-            f"{path} was collected with other settings than config.data.sources asks for: "
-            f"{differ} (there, asked). Use another path, or ask for the same settings"
+            f"{path} was collected with other settings than those of config.data.sources: "
+            f"{differ} (there, now). Use another path, or the same settings"
         )
     return path
 
@@ -176,10 +176,10 @@ def _checked(settings: Settings) -> tuple[World, Settings]:
     if not world.expert:
         raise ValueError(f"{world.name} has no scripted expert to collect from")
     if settings.episodes < 1 or settings.noise < 0:
-        raise ValueError(f"episodes must be positive and noise not negative: {settings}")
+        raise ValueError(f"episodes must be positive and noise must not be negative: {settings}")
     if settings.confusion and not settings.keep_failures:
-        raise ValueError(f"confusion = {settings.confusion} makes demonstrations that fail, and "
-                         "only with keep_failures are they kept")  # fmt: skip
+        raise ValueError(f"confusion = {settings.confusion} produces failed demonstrations, which "
+                         "would be dropped: set keep_failures, or confusion = 0")  # fmt: skip
     if not 0 <= settings.confusion <= 1:
         raise ValueError(f"confusion = {settings.confusion} must be in [0, 1]")
     return world, settings

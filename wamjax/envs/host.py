@@ -238,7 +238,8 @@ def described(about: Mapping[str, Any]) -> HostWorld:
     if unknown := sorted(set(about) - set(fields)):
         hint = did_you_mean(unknown[0], fields)
         raise ValueError(
-            f"a world is described by {unknown[0]!r}{hint}; there are {sorted(fields)}"
+            f"the description of a world has an unknown key {unknown[0]!r}{hint}; there are "
+            f"{sorted(fields)}"
         )
     needed = {name for name, field in fields.items()
               if field.default is field.default_factory is dataclasses.MISSING}  # fmt: skip
@@ -359,16 +360,20 @@ class _Round:
     def _store(self, i: int, time: int, proprio: np.ndarray, images) -> None:
         """Stores an observation after checking it against the world's description."""
         if missing := [name for name in self.cameras if name not in images]:
-            raise ValueError(f"{self.world.name} shows {sorted(images)}, not camera {missing[0]!r}")
+            raise ValueError(
+                f"{self.world.name} has no camera {missing[0]!r}, only {sorted(images)}"
+            )
         if proprio.shape != self.proprio.shape[2:]:
-            raise ValueError(f"{self.world.name} feels {proprio.shape}, its proprio_names say "
-                             f"{self.proprio.shape[2:]}")  # fmt: skip
+            raise ValueError(
+                f"{self.world.name} returned proprio of shape {proprio.shape}, but its "
+                f"proprio_names have {self.proprio.shape[2:]}"
+            )
         self.proprio[i, time:] = proprio
         for name in self.cameras:
             picture, expected = images[name], (*self.world.cameras[name], 3)
             if picture.shape != expected:
-                raise ValueError(f"{self.world.name}: camera {name!r} shows {picture.shape}, its "
-                                 f"description says {expected}")  # fmt: skip
+                raise ValueError(f"{self.world.name}: camera {name!r} returned a picture of shape "
+                                 f"{picture.shape}, but its cameras say {expected}")  # fmt: skip
             self.now.setdefault(name, np.zeros((len(self.tasks), *expected), np.uint8))[i] = picture
             if self.record:
                 shape = len(self.tasks), self.most + 1, *expected
@@ -389,8 +394,8 @@ class _Round:
                              f"needs ({len(self.keys)}, chunk, {width})")  # fmt: skip
         if shape[1] < execute:
             raise ValueError(
-                f"execute={execute} actions of each plan, but the policy plans only {shape[1]}; "
-                "lower execute (eval.execute) or plan longer chunks (data.chunk)"
+                f"execute={execute} is more than the {shape[1]} actions that the policy plans: "
+                "lower config.eval.execute, or train with a longer config.data.chunk"
             )
         return actions
 

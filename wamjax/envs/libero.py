@@ -128,7 +128,7 @@ class Environment:
         for key, name, known in (("suite", suite, ("", *SUITES)),
                                  ("convention", convention, tuple(CONVENTIONS))):  # fmt: skip
             if name not in known:
-                raise ValueError(f"libero:{key}={name}: there is no such {key}; there are {known}")
+                raise ValueError(f"libero:{key}={name} must be one of {known}")
         self._suites = (suite,) if suite else SUITES
         self._as, self._size, self._fast = CONVENTIONS[convention], size, fast
         self._rendered = RENDERED if 2 * size >= RENDERED else size

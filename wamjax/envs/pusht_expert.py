@@ -117,9 +117,8 @@ class Expert:
     def _put(self, pose, finger) -> None:
         agent, block = self._model.agent, self._model.block
         agent.position, agent.velocity = tuple(map(float, finger)), (0.0, 0.0)
-        block.angle = float(
-            pose[2]
-        )  # the block turns around its centre of mass, so set the angle first
+        # The block turns around its centre of mass, so the angle must be set before the position.
+        block.angle = float(pose[2])
         block.position = float(pose[0]), float(pose[1])
         block.velocity, block.angular_velocity = (0.0, 0.0), 0.0
 

@@ -68,8 +68,9 @@ class Channel:
         end = None if timeout is None else time.monotonic() + timeout
         (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size, end))
         if length > self._most:
-            raise wire.BadMessage(f"a message of {length} bytes: no environment is asked or answers"
-                                  " so")  # fmt: skip
+            raise wire.BadMessage(
+                f"a message of {length} bytes is longer than the {self._most} allowed"
+            )
         return wire.unpack(bytes(self._exactly(length, end)))
 
     def close(self) -> None:
@@ -142,13 +143,15 @@ class Connection:
         except (EOFError, OSError) as error:
             raise Died(f"the connection broke: {str(error) or 'the other side hung up'}") from error
         except ValueError as error:
-            raise Died(f"what answers is no environment: {error}") from error
+            raise Died(f"the answer does not come from an environment: {error}") from error
         if kind == "error":
             raise Died(answer)
         try:
             return TYPES[self._name](*answer) if self._name in TYPES else answer
         except TypeError as error:
-            raise Died(f"{self._name}: answered by another version of wamjax ({error})") from error
+            raise Died(
+                f"{self._name}: the environment runs another version of wamjax ({error})"
+            ) from error
 
     def close(self) -> None:
         """Closes the connection; the environment ends."""
@@ -177,7 +180,8 @@ def world(at: str = f"127.0.0.1:{PORT}", timeout: float = 300.0, workers: int = 
             about = connection.receive()
         except Died as error:
             raise ConnectionError(
-                f"remote:at={at}: {error}. There: python -m wamjax.envs.remote --env=MODULE:CLASS"
+                f"remote:at={at}: {error}. Start it there by python -m wamjax.envs.remote "
+                "--env=MODULE:CLASS"
             ) from error
     about = about | {"address": at, "timeout": timeout}
     return host.described(about | ({"workers": workers} if workers else {}))
@@ -206,7 +210,7 @@ class _Served(Channel):
             raise EOFError from error
         if isinstance(message, list) and len(message) == 2 and message[0] in CALLS:
             return message
-        print(f"hung up: {wire.sentence(message)[:80]!r} is no call", file=sys.stderr)
+        print(f"hung up: {wire.sentence(message)[:80]!r} is not a call", file=sys.stderr)
         raise EOFError
 
 

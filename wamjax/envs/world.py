@@ -229,8 +229,8 @@ def shift_of(world: World, name: str, dials: Dials | None = None) -> dict[str, f
     for dial in dials or {}:
         if dial not in world.dials:
             raise ValueError(
-                f"eval.shift.{dial} is no dial of {world.name}{did_you_mean(dial, world.dials)}; "
-                f"there are {list(world.dials)}"
+                f"config.eval.shift.{dial}: {world.name} has no dial {dial!r}"
+                f"{did_you_mean(dial, world.dials)}; it has {list(world.dials)}"
             )
     return {k: v for k, v in {**world.shifts[name], **(dials or {})}.items() if v}
 

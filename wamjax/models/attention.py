@@ -140,8 +140,8 @@ def named(kind: str) -> Callable:
         find(kind, {}, "config.model.attention")
     elif kind not in kernels.KERNELS:
         choices = (*kernels.KERNELS, "masked")
-        raise ValueError(f"config.model.attention = {kind!r} is not one of {choices}"
-                         f"{did_you_mean(kind, choices)}, nor MODULE:FUNCTION")  # fmt: skip
+        raise ValueError(f"config.model.attention = {kind!r} must be one of {choices}"
+                         f"{did_you_mean(kind, choices)}, or MODULE:FUNCTION")  # fmt: skip
     return Grouped(kind)
 
 
@@ -179,7 +179,8 @@ def grouped(
     outputs: dict[str, Array] = {}
     for queries, keys in visibility.calls(q, apart=bias):
         if not keys:
-            raise ValueError(f"{queries} see no present group in table {visibility.name!r}")
+            raise ValueError(f"groups {queries} see none of the groups in the input: correct "
+                             f"visibility table {visibility.name!r}")  # fmt: skip
         lengths = {g: k[g].shape[2] for g in keys}
         static = _static(lengths, valid)
         dynamic = {} if static is not None else valid

@@ -173,5 +173,6 @@ class AutoregressiveTransformer(nn.Module):
         if not isinstance(at, int):
             return jax.lax.dynamic_slice_in_dim(jnp.asarray(table), at, length)
         if at + length > len(table):
-            raise ValueError(f"tokens {at} .. {at + length} of a clip of {len(table)}")
+            raise ValueError(f"tokens {at} to {at + length - 1} do not fit a clip of {len(table)} "
+                             "tokens: sample fewer tokens")  # fmt: skip
         return table[at : at + length]

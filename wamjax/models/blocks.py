@@ -121,11 +121,12 @@ class ExpertSpec:
                 )
         if self.context_rows and (self.bias or self.cross == "none"):
             raise ValueError(
-                f"expert {self.name!r}: context_rows want a cross-attention without bias, in which "
-                "zero rows have zero keys and values"
+                f"expert {self.name!r}: context_rows={self.context_rows} needs a cross-attention "
+                f"without bias, not cross={self.cross!r} with bias={self.bias}: set context_rows=0"
             )
         if self.modulation == "none" and self.cross == "modulated":
-            raise ValueError(f"expert {self.name!r}: cross='modulated' needs a modulation")
+            raise ValueError(f"expert {self.name!r}: cross='modulated' needs a modulation "
+                             "other than 'none'; without one, set cross='plain'")  # fmt: skip
 
     @property
     def modulated(self) -> tuple[str, ...]:
@@ -408,7 +409,8 @@ class ExpertBlock(nn.Module):
     def _read(self, query: Array, keys: Array, values: Array) -> Array:
         rows, length = self.spec.context_rows, keys.shape[2]
         if rows and length > rows:
-            raise ValueError(f"a context of {length} rows, the model was made for {rows}")
+            raise ValueError(f"the context has {length} tokens, more than model.context_rows = "
+                             f"{rows}: shorten the text, or raise model.context_rows")  # fmt: skip
         zeros = rows - length if rows else 0
         return attention.attend(query, keys, values, zeros=zeros, kernel=self.kernel)
 

@@ -121,8 +121,10 @@ class CosineCodec(Parameterless):
     def __post_init__(self):
         maximum = 3 * self.patch**2
         if not 0 < self.channels <= maximum:
-            raise ValueError(f"model.codec.channels {self.channels} of squares of {self.patch} "
-                             f"pixels: between 1 and {maximum}")  # fmt: skip
+            raise ValueError(
+                f"model.codec.channels = {self.channels} must be between 1 and {maximum}, the "
+                f"number of values in a square of {self.patch} x {self.patch} pixels"
+            )
 
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         t, h, w, _ = PixelCodec(self.patch).shape(frames, height, width)
@@ -195,8 +197,9 @@ class CachedLatents(Parameterless):
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         if (frames - 1) % self.temporal or height % self.spatial or width % self.spatial:
             raise ValueError(
-                f"{frames} frames of {height}x{width}: the VAE wants 1 + {self.temporal}k frames "
-                f"and sides divisible by {self.spatial}"
+                f"a clip of {frames} frames of {height}x{width} pixels cannot be encoded: the VAE "
+                f"takes {self.temporal} k + 1 frames with sides divisible by {self.spatial}; "
+                "change config.data.frames or config.data.image_size"
             )
         steps = 1 + (frames - 1) // self.temporal
         return steps, height // self.spatial, width // self.spatial, self.channels
@@ -206,7 +209,8 @@ class CachedLatents(Parameterless):
 
     def decode(self, latents: Array) -> Array:
         raise NotImplementedError(
-            "latents that were cached from a published VAE need that VAE to become pictures"
+            "cached latents have no decoder: to get pictures, decode them by the VAE that encoded "
+            "them"
         )
 
 
@@ -243,8 +247,8 @@ def small(bottleneck, spatial: int, temporal: int, width: int) -> VAECodec:
     halvings, times = spatial.bit_length() - 2, temporal.bit_length() - 1
     if spatial != 2 ** (halvings + 1) or temporal != 2**times or not times <= halvings <= 3:
         raise ValueError(
-            f"a latent of {temporal} frames and {spatial}x{spatial} pixels: spatial is 2, 4, 8 or "
-            "16, and temporal a power of 2 that is at most half of it"
+            f"model.codec.spatial = {spatial} must be 2, 4, 8 or 16, and model.codec.temporal = "
+            f"{temporal} must be a power of 2 that is at most half of it"
         )
     sizes = Sizes(
         "causal" if times else "image",

@@ -56,9 +56,15 @@ def expert(
     adaptive = conditioning in ("adaln_zero", "adaln")
     cross = text in ("cross", "both")
     if cross and conditioning == "cross_attention":
-        raise ValueError("conditioning='cross_attention' has no second cross-attention for text")
+        raise ValueError(
+            f"text={text!r} needs conditioning='adaln_zero', 'adaln' or 'in_context', not "
+            "'cross_attention': a block has one cross-attention, and the condition occupies it"
+        )
     if text == "joint" and not adaptive:
-        raise ValueError(f"text='joint' is modulated, conditioning={conditioning!r} modulates not")
+        raise ValueError(
+            "text='joint' needs conditioning='adaln_zero' or 'adaln', which modulate the blocks, "
+            f"not {conditioning!r}"
+        )
     if cross:
         route = "modulated" if adaptive else "plain"
     else:
@@ -142,12 +148,14 @@ class DiT(Shell, kw_only=True):
 
     def setup(self):
         if (self.text == "joint") != (self.text_spec is not None):
-            raise ValueError("text='joint' and a text_spec go together")
+            verb = "needs a" if self.text == "joint" else "takes no"
+            raise ValueError(f"text={self.text!r} {verb} text_spec: it goes with 'joint' only")
         if self.positions not in POSITIONS:
             raise ValueError(f"positions {self.positions!r} is not one of {POSITIONS}")
         if self.positions == "sincos" and sum(len(g.positions) for g in self.groups) > 1:
             raise ValueError(
-                "positions='sincos' do not tell frames apart; a clip wants 'rope' or 'both'"
+                "positions='sincos' is for single frames, because it does not encode the time: set "
+                "positions to 'rope' or 'both' for clips"
             )
         super().setup()
         width = self.video_spec.width

@@ -180,7 +180,7 @@ def per_slot(
         return function(x, *(v[:, :, None] for v in values))
     l, m = x.shape[1], values[0].shape[1]
     if l % m:
-        raise ValueError(f"{m} modulation slots do not divide {l} tokens evenly")
+        raise ValueError(f"{l} tokens do not divide evenly into {m} modulation slots")
     return per_slot(by_slot(x, l // m), function, *values).reshape(x.shape)
 
 

@@ -71,7 +71,8 @@ def fit(
         patches = patches[np.sort(rng.choice(len(patches), SAMPLES, replace=False))]
     patches, weight = np.unique(patches, axis=0, return_counts=True)  # plain background is common
     if len(patches) <= vocabulary:
-        raise ValueError(f"{len(patches)} distinct patches are too few for {vocabulary} codes")
+        raise ValueError(f"the video has only {len(patches)} distinct patches, too few for "
+                         f"{vocabulary} codes: ask for fewer codes")  # fmt: skip
     x = patches.astype(np.float32)
     codes = _spread(x, weight, vocabulary, rng)
     for _ in range(rounds):
@@ -108,7 +109,10 @@ def ensure(
     codes = np.load(path)
     colours = codes.shape[-1] // patch**2
     if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] not in (patch**2, 3 * patch**2):
-        raise ValueError(f"{path} holds {codes.dtype} {codes.shape}: no palette of patch {patch}")
+        raise ValueError(
+            f"{path} holds {codes.dtype} of shape {codes.shape}, not a palette: with patch {patch} "
+            f"that is uint8 of shape (codes, {patch**2}) or (codes, {3 * patch**2})"
+        )
     return Palette(patch, colours=colours, codes=codes.tobytes())
 
 

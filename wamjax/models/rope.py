@@ -35,7 +35,7 @@ def rope(
     """
     bases = np.broadcast_to(theta, len(dims))
     if any(d % 2 for d in dims):
-        raise ValueError(f"rotary dimensions come in pairs, got {tuple(dims)}")
+        raise ValueError(f"rotary dimensions must be even, got {tuple(dims)}")
     angles = np.concatenate(
         [
             np.outer(np.asarray(p, np.float64), base ** (-np.arange(0, d, 2) / d))

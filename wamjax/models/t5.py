@@ -157,7 +157,8 @@ def embed(
     """
     padding = 0 if length is None else length - ids.shape[1]
     if padding < 0:
-        raise ValueError(f"{ids.shape[1]} ids do not fit in a context of length {length}")
+        raise ValueError(f"{ids.shape[1]} token ids do not fit a context of length {length}: cut "
+                         "them, or raise the length")  # fmt: skip
     context = network.apply({"params": params}, ids, mask)
     context = jnp.where(jnp.asarray(mask, bool)[..., None], context, 0)
     context = context.astype(dtype or context.dtype)

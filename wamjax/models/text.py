@@ -39,8 +39,8 @@ class TokenEncoder(nn.Module):
         positions = self.param("positions", small_normal, (self.length, self.width))
         if instruction.shape[1] != self.length:
             raise ValueError(
-                f"instruction has {instruction.shape[1]} tokens, the encoder {self.length}; set "
-                "data.instruction_length to the encoder's length"
+                f"the instruction has {instruction.shape[1]} tokens, the text encoder takes "
+                f"{self.length}: set config.data.instruction_length={self.length}"
             )
         context = jnp.take(words, instruction, axis=0) + positions
         return jnp.where(instruction[..., None] > 0, context, 0)

@@ -66,9 +66,9 @@ class Tokenizer:
           ValueError: a text contains a special token.
         """
         if isinstance(texts, str):
-            raise TypeError(f"texts is a sequence of strings, not the string {texts!r}; wrap it")
+            raise TypeError(f"texts must be a list of strings, not the text {texts!r}: pass a list")
         if length < 1:
-            raise ValueError(f"length {length} has no room for the end of sentence")
+            raise ValueError(f"length {length} must be at least 1, for the end-of-sentence token")
         rows = [[*self._ids(text)[: length - 1], self.eos] for text in texts]
         ids = np.full((len(rows), length), self.pad, np.int32)
         for row, tokens in zip(ids, rows, strict=True):
@@ -81,8 +81,8 @@ class Tokenizer:
         match = self.special.search(text)
         if match:
             raise ValueError(
-                f"text {text!r} holds {match.group()!r}, which stands for a token of its own; "
-                "remove it from the text"
+                f"text {text!r} contains {match.group()!r}, the name of a special token: remove it "
+                "from the text"
             )
         return self.pieces(text)
 
@@ -104,10 +104,10 @@ def load(path: str | os.PathLike, clean: bool = False) -> Tokenizer:
     if path.is_dir():
         candidates = [path / name for name in FILES if (path / name).exists()]
         if not candidates:
-            raise FileNotFoundError(f"{path} holds neither of {', '.join(FILES)}")
+            raise FileNotFoundError(f"{path} contains no tokenizer file ({' or '.join(FILES)})")
         path = candidates[0]
     if not path.exists():
-        raise FileNotFoundError(f"there is no tokenizer file {path}")
+        raise FileNotFoundError(f"tokenizer file {path} does not exist: correct the path")
     read = _from_json if path.suffix == ".json" else _from_model
     return dataclasses.replace(read(files.fetch(path)), clean=clean)
 
@@ -132,12 +132,13 @@ def _from_model(path: pathlib.Path) -> Tokenizer:
     try:
         model = library.SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{path} is no sentencepiece model: {error}") from error
+        raise ValueError(f"{path} cannot be read as a sentencepiece model: {error}") from error
     size = model.get_piece_size()
     names = [model.id_to_piece(i) for i in range(size) if model.is_control(i)]
     names.append(model.id_to_piece(model.unk_id()))
     if model.pad_id() < 0 or model.eos_id() < 0:
-        raise ValueError(f"{path} has no padding or no end of sentence; T5's have both")
+        raise ValueError(f"{path} lacks a padding or an end-of-sentence token: take a tokenizer "
+                         "of T5, which has both")  # fmt: skip
     return Tokenizer(model.encode, size, model.pad_id(), model.eos_id(), _any_of(names))
 
 
@@ -146,12 +147,12 @@ def _from_json(path: pathlib.Path) -> Tokenizer:
     try:
         model = library.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more specific
-        raise ValueError(f"{path} is no tokenizer.json: {error}") from error
+        raise ValueError(f"{path} cannot be read as a tokenizer.json: {error}") from error
     model.no_padding()  # a file may configure both, but `Tokenizer` pads and cuts itself
     model.no_truncation()
     ids = [model.token_to_id(name) for name in (PAD, EOS)]
     if None in ids:
-        raise ValueError(f"{path} has no {PAD} or no {EOS}; the tokenizers of T5 have both")
+        raise ValueError(f"{path} lacks {PAD} or {EOS}: take a tokenizer of T5, which has both")
 
     def pieces(text: str) -> list[int]:
         return model.encode(text, add_special_tokens=False).ids

@@ -287,5 +287,6 @@ def _split_groups(x: Array, groups) -> dict[str, Array]:
         parts[name] = x[:, :, start : start + length]
         start += length
     if start != x.shape[2]:
-        raise ValueError(f"groups {groups} hold {start} tokens, the stream has {x.shape[2]}")
+        raise ValueError(f"groups {groups} have {start} tokens in all, but the stream has "
+                             f"{x.shape[2]}")  # fmt: skip
     return parts

@@ -112,11 +112,12 @@ def table(name: str, rows: Mapping[str, str], causal: Iterable[str] = ()) -> Vis
     """
     groups, causal = tuple(rows), tuple(causal)
     if unknown := set(causal) - set(groups):
-        raise KeyError(f"table {name!r}: causal groups {sorted(unknown)} have no row")
+        raise KeyError(f"visibility table {name!r}: causal groups {sorted(unknown)} have no row")
     for query, keys in rows.items():
         for key in keys.split():
             if key not in rows:
-                raise KeyError(f"table {name!r}: {query!r} sees {key!r}, which has no row")
+                raise KeyError(f"visibility table {name!r}: {query!r} sees {key!r}, which has "
+                               "no row")  # fmt: skip
     key_groups = tuple(tuple(g for g in groups if g in rows[q].split()) for q in groups)
     return Visibility(name, groups, key_groups, causal)
 

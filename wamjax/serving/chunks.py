@@ -61,7 +61,7 @@ class Switch:
 
     def __init__(self, execute: int | None = None):
         if execute is not None and execute < 1:
-            raise ValueError(f"execute = {execute} actions of a chunk: at least one")
+            raise ValueError(f"execute = {execute} must be at least 1")
         self.execute = execute
 
     def join(self, old: np.ndarray, chunks: Sequence[np.ndarray]) -> np.ndarray:
@@ -105,7 +105,7 @@ class Blend(Switch):
     def __init__(self, execute: int | None = None, steps: int = 4):
         super().__init__(execute)
         if steps < 1:
-            raise ValueError(f"blend over {steps} steps: at least one")
+            raise ValueError(f"steps = {steps} of a blend must be at least 1")
         self.steps = steps
 
     def join(self, old, chunks):
@@ -155,7 +155,7 @@ class Prefix(Switch):
     def __init__(self, execute: int | None = None, longest: int | None = None):
         super().__init__(execute)
         if longest is not None and longest < 1:
-            raise ValueError(f"longest = {longest} committed actions: at least one")
+            raise ValueError(f"longest = {longest} must be at least 1")
         self.longest = longest
 
 
@@ -172,7 +172,7 @@ def joining(name: str, **options: Any) -> Switch:
       ValueError: unknown name.
     """
     if name not in JOININGS:
-        raise ValueError(f"chunks are joined by {', '.join(JOININGS)}, not by {name!r}")
+        raise ValueError(f"joining = {name!r} must be one of {', '.join(JOININGS)}")
     return JOININGS[name](**options)
 
 
@@ -238,7 +238,7 @@ class ActionQueue:
         self.way, self.horizon, self._relative = way, horizon, dict(relative or {})
         self._hold = np.ones(size, bool) if hold is None else np.array(hold, bool)
         if self._hold.shape != (size,):
-            raise ValueError(f"hold says something of {self._hold.shape} actions, not ({size},)")
+            raise ValueError(f"hold has shape {self._hold.shape}, the actions have ({size},)")
         self._hold[list(self._relative)] = True  # absolute by the time that they are played
         self.delays = Delays(expected=horizon // 2) if delays is None else delays
         self.reset()

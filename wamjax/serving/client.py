@@ -125,8 +125,10 @@ class Client:
             return self._socket.recv(timeout=max(0.0, until - time.monotonic()))
         except TimeoutError:
             self._drop()
-            raise TimeoutError(f"no answer of {self._address} in time; hung up, so that it is not "
-                               "taken for a later one") from None  # fmt: skip
+            raise TimeoutError(
+                f"no answer of {self._address} in time; closed the connection, so that a late "
+                "answer is not taken for a newer one"
+            ) from None
 
     def _read(self, answer: bytes | str, number: Any, mine: bool) -> dict[str, Any]:
         if isinstance(answer, str):
@@ -135,7 +137,7 @@ class Client:
         echoed = out.pop("request_id", None) if mine else out.get("request_id")
         if echoed not in (None, number):  # a plain openpi server echoes none
             self._drop()
-            raise ConnectionError(f"{self._address} answered question {echoed}, not {number}")
+            raise ConnectionError(f"{self._address} answered request {echoed}, not {number}")
         if out.get("superseded"):
             raise Superseded("a newer observation was acted on")
         return out
@@ -150,7 +152,9 @@ class Client:
             except websockets.exceptions.InvalidStatus as error:
                 if error.response.status_code in (401, 403):
                     body = (error.response.body or b"").decode(errors="replace")
-                    raise ConnectionError(f"{self._address} does not let us in: {body}") from None
+                    raise ConnectionError(
+                        f"{self._address} refused the connection: {body}"
+                    ) from None
                 reason: Exception = error
             except (OSError, websockets.exceptions.WebSocketException, EOFError) as error:
                 reason = error

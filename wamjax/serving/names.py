@@ -88,7 +88,7 @@ class Names:
         """
         if not isinstance(message, Mapping):
             raise BadObservation(
-                f"an observation is a map of keys, not a {type(message).__name__}"
+                f"an observation must be a map of keys, not a {type(message).__name__}"
             )
         extras = {key: _echo(key, message[key]) for key in EXTRAS if key in message}
         values = _flat({key: x for key, x in message.items() if key not in (*EXTRAS, PREFIX)})
@@ -100,11 +100,11 @@ class Names:
         proprio = [np.atleast_1d(np.asarray(values[key])) for key in table.proprio]
         for key, part in zip(table.proprio, proprio, strict=True):
             if part.ndim != 1 or part.dtype.kind not in "fiu":
-                raise BadObservation(f"{key} is {part.dtype} {part.shape}, numbers in a row are "
-                                     "wanted")  # fmt: skip
+                raise BadObservation(f"{key} is {part.dtype} {part.shape}, it must be a row "
+                                     "of numbers")  # fmt: skip
         text = values[table.instruction]
         if not isinstance(text, str) or len(text) > 4096:
-            raise BadObservation(f"{table.instruction} is no text of at most 4096 characters")
+            raise BadObservation(f"{table.instruction} must be a text of at most 4096 characters")
         return {"images": images, PROPRIO: np.concatenate(proprio), INSTRUCTION: text}, extras
 
     def _picture(self, key: str, value: Any) -> np.ndarray:
@@ -112,12 +112,13 @@ class Names:
         try:
             x = np.asarray(value)
         except ValueError:
-            raise BadObservation(f"{key} is no array: its rows differ in length") from None
+            raise BadObservation(f"{key} is not an array: its rows differ in length") from None
         if x.ndim != 3:
-            raise BadObservation(f"{key} is {x.dtype} {x.shape}, one picture (H, W, 3) is wanted")
+            raise BadObservation(f"{key} is {x.dtype} {x.shape}, it must be one picture (H, W, 3)")
         if x.size > 3 * self.max_pixels:
-            raise BadObservation(f"{key} is {x.shape}, a picture has at most {self.max_pixels} "
-                                 "pixels here")  # fmt: skip
+            raise BadObservation(
+                f"{key} is {x.shape}, a picture may have at most {self.max_pixels} pixels"
+            )
         if x.dtype.kind in "iu" and x.dtype != np.uint8 and isinstance(value, list):
             if x.size and (x.min() < 0 or x.max() > 255):
                 raise BadObservation(f"{key} has numbers beyond [0, 255]")
@@ -139,10 +140,10 @@ def prefix_of(message: Mapping[str, Any]) -> np.ndarray | None:
     try:
         actions = np.asarray(value)
     except ValueError:
-        raise BadObservation("prefix is no array: its rows differ in length") from None
+        raise BadObservation("prefix is not an array: its rows differ in length") from None
     if actions.ndim != 2 or actions.dtype.kind not in "fiu":
-        raise BadObservation(f"prefix is {actions.dtype} {actions.shape}, numbers (d, a) of d "
-                             "committed actions are wanted")  # fmt: skip
+        raise BadObservation(f"prefix is {actions.dtype} {actions.shape}, it must be numbers "
+                             "(d, a), for d committed actions")  # fmt: skip
     return actions
 
 
@@ -194,7 +195,7 @@ def of_pairs(pairs: Mapping[str, str], cameras: Sequence[str], where: str) -> Ta
     keys_of = {kind: [key for key, x in pairs.items() if x == kind] for kind in kinds}
     for kind in (*cameras, INSTRUCTION):
         if len(keys_of[kind]) > 1:
-            raise ValueError(f"{where}: {keys_of[kind]} are all said to be {kind}")
+            raise ValueError(f"{where}: only one of {keys_of[kind]} can be {kind}")
     pictures = {keys_of[name][0]: name for name in cameras}
     unused = frozenset(keys_of.get("", ()))
     return Table(pictures, tuple(keys_of[PROPRIO]), keys_of[INSTRUCTION][0], unused)
@@ -204,7 +205,7 @@ def _of_client(name: str, cameras: Sequence[str]) -> Table:
     keys, proprio, instruction, unused = CLIENTS[name]
     if len(cameras) > len(keys):
         raise ValueError(f"--names={name}: such clients have cameras {list(keys)}, the policy "
-                         f"has {list(cameras)}; say which is which by KEY=CAMERA")  # fmt: skip
+                         f"has {list(cameras)}: assign them by KEY=CAMERA")  # fmt: skip
     pairs = {key: camera for key, camera in zip(keys, cameras, strict=False)}
     return Table(pairs, proprio, instruction, frozenset((*keys[len(cameras) :], *unused)))
 
@@ -213,7 +214,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out = {}
     for key, value in values.items():
         if not isinstance(key, str) or len(key) > 200:
-            raise BadObservation(f"key {str(key)[:40]!r} is no text of at most 200 characters")
+            raise BadObservation(f"key {str(key)[:40]!r} must be a text of at most 200 characters")
         if isinstance(value, Mapping) and not prefix:
             out |= _flat(value, f"{key}/")
         else:
@@ -238,7 +239,7 @@ def _echo(key: str, value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if value is not None and not isinstance(value, bool | int | float | str):
-        raise BadObservation(f"{key} is a {type(value).__name__}, a number or a text is wanted")
+        raise BadObservation(f"{key} is a {type(value).__name__}, it must be a number or a text")
     if isinstance(value, str) and len(value) > 200:
         raise BadObservation(f"{key} is longer than 200 characters")
     return value

@@ -77,7 +77,7 @@ def unpack(data: bytes) -> Any:
         raise
     except Exception as error:  # msgpack raises a dozen kinds
         text = str(error) or type(error).__name__
-        raise BadMessage(f"this is no msgpack message: {text[:200]}") from None
+        raise BadMessage(f"this is not a msgpack message: {text[:200]}") from None
 
 
 def array(data: bytes, dtype: str, shape: Any, order: str = "C") -> np.ndarray:
@@ -87,14 +87,16 @@ def array(data: bytes, dtype: str, shape: Any, order: str = "C") -> np.ndarray:
       BadMessage: bytes, dtype and shape do not match, or the dtype is refused.
     """
     if not isinstance(dtype, str) or not DTYPE.fullmatch(dtype):
-        raise BadMessage(f"dtype {str(dtype)[:40]!r} is refused: numbers and texts are taken")
+        raise BadMessage(f"dtype {str(dtype)[:40]!r} is refused: it must be of numbers or texts")
     try:
         kind = np.dtype(dtype)
     except TypeError:
         raise BadMessage(f"there is no dtype {dtype!r}") from None
     sizes = isinstance(shape, (list, tuple)) and len(shape) <= MAX_DIMENSIONS
     if not sizes or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
-        raise BadMessage(f"shape {str(shape)[:80]} is no list of at most {MAX_DIMENSIONS} sizes")
+        raise BadMessage(
+            f"shape {str(shape)[:80]} must be a list of at most {MAX_DIMENSIONS} sizes"
+        )
     if not isinstance(data, bytes) or len(data) != math.prod(shape) * kind.itemsize:
         size = len(data) if isinstance(data, bytes) else type(data).__name__
         raise BadMessage(f"an array {dtype} {list(shape)} has {size} bytes")
@@ -131,7 +133,7 @@ def from_json(text: bytes) -> tuple[Any, bool]:
     except BadMessage:
         raise
     except (ValueError, TypeError, RecursionError) as error:
-        raise BadMessage(f"this is no json message: {str(error)[:200]}") from None
+        raise BadMessage(f"this is not a JSON message: {str(error)[:200]}") from None
     return value, bool(packed)
 
 
@@ -163,7 +165,9 @@ def _value(values: dict) -> Any:
     if b"__npgeneric__" in values:
         dtype, data = values.get(b"dtype"), values.get(b"data")
         if not isinstance(dtype, str) or not DTYPE.fullmatch(dtype):
-            raise BadMessage(f"dtype {str(dtype)[:40]!r} is refused: numbers and texts are taken")
+            raise BadMessage(
+                f"dtype {str(dtype)[:40]!r} is refused: it must be of numbers or texts"
+            )
         if not isinstance(data, (bool, int, float, str, bytes)):
             raise BadMessage(f"a scalar {dtype} is a {type(data).__name__}")
         return np.dtype(dtype).type(data)
@@ -187,7 +191,7 @@ def _base64(text: Any) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, TypeError, ValueError) as error:
-        raise BadMessage(f"an array is no base64: {str(error)[:80]}") from None
+        raise BadMessage(f"an array is not base64: {str(error)[:80]}") from None
 
 
 def _npy(data: bytes) -> np.ndarray:
@@ -199,5 +203,5 @@ def _npy(data: bytes) -> np.ndarray:
                 (2, 0): np.lib.format.read_array_header_2_0}[version]  # fmt: skip
         shape, fortran, dtype = read(file)
     except Exception as error:  # NumPy does not document what a bad header raises
-        raise BadMessage(f"an array is no .npy file: {str(error)[:80]}") from None
+        raise BadMessage(f"an array is not a .npy file: {str(error)[:80]}") from None
     return array(data[file.tell() :], dtype.str, shape, "F" if fortran else "C")

@@ -38,7 +38,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Runs the command; flags are parsed."""
     if len(argv) != 2 or argv[1] not in COMMANDS:
-        raise app.UsageError(f"which picture? There are {', '.join(COMMANDS)}, not "
+        raise app.UsageError(f"name one picture of {', '.join(COMMANDS)}, not "
                              f"{' '.join(argv[1:])!r}")  # fmt: skip
     {"paths": _paths, "explore": _explore, "run": _run}[argv[1]](flags.FLAGS)
 

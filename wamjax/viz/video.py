@@ -112,7 +112,8 @@ def side_by_side(
     """
     pair = [_checked(predicted), _checked(real)]
     if pair[0].shape[1:] != pair[1].shape[1:]:
-        raise ValueError(f"predicted {predicted.shape} and real {real.shape}: one picture size!")
+        raise ValueError(f"predicted {predicted.shape} and real {real.shape} must have equal "
+                         "picture sizes")
     large = [upscale(v, _factor(v)) for v in pair]
     pair = [caption(v, name, 14) for v, name in zip(large, labels, strict=True)]
     return grid(pair, columns=2, gap=8)
@@ -163,6 +164,6 @@ def _checked(frames: np.ndarray) -> np.ndarray:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise ValueError(
             f"a video is uint8 (t, h, w, 3) with t > 0, got {frames.dtype} {frames.shape}; "
-            "pictures in [0, 1] need np.uint8(255 * x) first"
+            "convert pictures in [0, 1] by np.uint8(255 * x)"
         )
     return frames

@@ -59,11 +59,12 @@ def check_training(config) -> None:
         (key, (value, default)), remaining = next(iter(unread.items())), list(unread)[1:]
         others = [n for n in METHODS if n != name and not configs.unread(
             configs.only(config, key), method(n).keys(config))]  # fmt: skip
-        hint = f", {' and '.join(others)} would" if others else ""
-        suffix = f"; nor are {', '.join(remaining)} read" if remaining else ""
+        verb = "read" if len(others) > 1 else "reads"
+        hint = f" ({' and '.join(others)} {verb} it)" if others else ""
+        suffix = f", and {', '.join(remaining)} at the default, too" if remaining else ""
         raise ValueError(
-            f"config.{key} = {value!r} is set, and objective.name={name!r} as it is chosen does "
-            f"not read it{hint}: leave it at {default!r}{suffix}"
+            f"config.{key} = {value!r} has no effect with objective.name={name!r} and the other "
+            f"settings{hint}: leave it at {default!r}{suffix}"
         )
     objective_method.check(config)
 

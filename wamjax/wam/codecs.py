@@ -21,7 +21,7 @@ def frozen(config, codec: Codec) -> Codec:
     """Returns the codec, after checking that the optimiser does not change it."""
     if isinstance(codec, VAECodec) and partition.trained(config.optim.freeze)("codec/"):
         raise ValueError(
-            f"config.model.codec.kind={config.model.codec.kind!r} has parameters, which other "
-            "objectives than 'codec' keep: set config.optim.freeze=('codec/.*',)"
+            f"config.model.codec.kind={config.model.codec.kind!r} has parameters, and only "
+            "objective.name='codec' trains them: set config.optim.freeze=('codec/.*',)"
         )
     return codec

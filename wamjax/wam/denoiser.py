@@ -79,7 +79,8 @@ class Denoiser:
         table = self.visibility.restrict({*given, *predicted, *cache.tokens})
         cacheable_groups = cacheable(table, {*given, *cache.tokens})
         if stale := set(cache.tokens) - set(cacheable_groups):
-            raise ValueError(f"{sorted(stale)} were cached, but see groups that change")
+            raise ValueError(f"groups {sorted(stale)} are in the cache, but see groups that change "
+                             "during sampling: cache groups that see only given ones")  # fmt: skip
         constant = {g: v for g, v in given.items() if g in cacheable_groups}
         changing = {g: v for g, v in given.items() if g not in cacheable_groups}
         if not constant and not contexts:
@@ -186,11 +187,12 @@ class Denoiser:
 
         points = points, scale
         if fresh is not None and solver != "ancestral":
-            raise ValueError(f"solver {solver!r} adds no noise at its steps, and some is given")
+            raise ValueError(f"solver {solver!r} adds no noise at its steps: leave out that noise, "
+                             "or use solver 'ancestral'")  # fmt: skip
         if solver == "ancestral":
             if rng is None and fresh is None:
                 raise ValueError(
-                    "solver 'ancestral' adds noise at every step: give a key or the noise"
+                    "solver 'ancestral' adds noise at every step: give a key or that noise"
                 )
             options = {"states": states, "noise": fresh}
             result = ancestral(output, noise, schedules, points, self.process, rng, **options)

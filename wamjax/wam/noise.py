@@ -66,7 +66,7 @@ def start(
             raise ValueError(f"sampling starts from noise: give a key, or {what} of shape {shape}")
         return normal(key, shape, axis)
     if noise.shape != shape:
-        raise ValueError(f"{what} is {noise.shape}, the model starts from {shape}")
+        raise ValueError(f"{what} has shape {noise.shape}, the model takes {shape}")
     return noise
 
 

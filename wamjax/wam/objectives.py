@@ -57,4 +57,5 @@ def check_batch(
         if key not in batch:
             raise KeyError(f"the batch has no {key!r}; it has {sorted(batch)}")
         if batch[key].shape != entry.shape:
-            raise ValueError(f"batch[{key!r}] is {batch[key].shape}, the model wants {entry.shape}")
+            raise ValueError(f"batch[{key!r}] has shape {batch[key].shape}, the model takes "
+                             f"{entry.shape}")  # fmt: skip

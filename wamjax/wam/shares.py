@@ -28,7 +28,7 @@ def columns(shares: tuple[float, ...]) -> tuple[int, ...]:
     counts = tuple(int(f * period) for f in fractions)
     inexact = any(abs(f - s) > 1e-4 for f, s in zip(fractions, shares, strict=True))
     if inexact or sum(counts) != period:
-        raise ValueError(f"shares {shares} have no exact layout with denominators <= 16")
+        raise ValueError(f"shares {shares} must be fractions with denominators of at most 16")
     return counts
 
 

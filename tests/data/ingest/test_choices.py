@@ -44,10 +44,10 @@ def test_state_and_action_are_chosen_and_rotations_rewritten(source, tmp_path):
 
 @pytest.mark.parametrize("term, fault", [
     ("ee_state", "no array 'ee_state', did you mean 'ee_states'"),
-    ("ee_states[4:9]", "names no dimension: ee_states has 6"),
-    ("ee_states[3:6]:quat_xyzw", "has 3 dimensions, quat_xyzw has 4"),
+    ("ee_states[4:9]", "selects no dimension: ee_states has 6"),
+    ("ee_states[3:6]:quat_xyzw", "selects 3 dimensions, but quat_xyzw has 4"),
     ("ee_states[3:6]:axisangle", "did you mean 'axis_angle'"),
-    ("ee_states[3:6", "is no term"),
+    ("ee_states[3:6", "must have the form"),
 ])  # fmt: skip
 def test_errors_in_terms_show_valid_ones(source, tmp_path, term, fault):
     with pytest.raises(ValueError, match=fault.replace("[", r"\[")):

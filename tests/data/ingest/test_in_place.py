@@ -61,10 +61,10 @@ def test_sources_that_cannot_be_read_in_place_are_errors(tmp_path):
     layouts.libero(tmp_path / "a_demo.hdf5")
     with pytest.raises(FileNotFoundError, match="gone.hdf5"):
         opened(tmp_path, "libero:gone.hdf5")
-    with pytest.raises(ValueError, match="3 episodes are asked of libero:.*, which has 2"):
+    with pytest.raises(ValueError, match="libero:.* has 2 episodes, so it cannot give 3"):
         opened(tmp_path, "libero:a_demo.hdf5", episodes=3)
     config = synthetic.config(tmp_path, demos={"path": "libero:a_demo.hdf5"})
-    with pytest.raises(ValueError, match="is read in place, and .*'cached' wants latents"):
+    with pytest.raises(ValueError, match="is read in place, and .*'cached' needs latents"):
         open_sources(config.data, cached=True)
     with h5py.File(tmp_path / "a_demo.hdf5", "a") as file:
         file["data/demo_1/actions"][3] = np.nan
@@ -73,5 +73,5 @@ def test_sources_that_cannot_be_read_in_place_are_errors(tmp_path):
     layouts.libero(tmp_path / "b_demo.hdf5")
     with h5py.File(tmp_path / "b_demo.hdf5", "a") as file:
         del file["data/demo_1/actions"]
-    with pytest.raises(ValueError, match=r"demo_1.*\(1 bad episodes; config.data.skip_bad = 0"):
+    with pytest.raises(ValueError, match=r"demo_1.*\(1 bad episodes, more than .*skip_bad = 0"):
         opened(tmp_path, "libero:b_demo.hdf5")

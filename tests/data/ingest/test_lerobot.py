@@ -75,7 +75,7 @@ def test_a_frame_that_is_late_is_an_error_or_is_reported(tmp_path):
             row["videos/observation.images.wrist/from_timestamp"] += 0.01
 
     truth = layouts.lerobot_v30(tmp_path / "in", spoil=spoil)
-    with pytest.raises(SourceError, match=r"0.0100 s off; --option=tolerance=0.015 takes it"):
+    with pytest.raises(SourceError, match=r"0.0100 s off; give --option=tolerance=0.015 to use it"):
         ingest(tmp_path / "in", tmp_path / "out", "lerobot")
     report, episodes = ingest(tmp_path / "in", tmp_path / "out", "lerobot", {"tolerance": "0.02"})
     assert same(episodes, truth) and "10.0 ms off" in report["video"]
@@ -156,7 +156,7 @@ def test_another_version_is_an_error_that_lists_the_supported_ones(tmp_path):
     layouts.lerobot_v21(tmp_path / "in")
     file = tmp_path / "in/meta/info.json"
     file.write_text(file.read_text().replace("v2.1", "v1.6"))
-    with pytest.raises(ValueError, match="'v1.6'; v2.0, v2.1, v3.0 are read"):
+    with pytest.raises(ValueError, match="'v1.6'; supported are v2.0, v2.1, v3.0"):
         ingest(tmp_path / "in", tmp_path / "out", "lerobot")
 
 

@@ -111,8 +111,8 @@ def test_other_settings_start_over(tmp_path, capsys):
     (folder / "digest").write_text("other")
     (folder / "0000000.part").write_bytes(b"of other settings")
     ingest(file, tmp_path / "out")
-    assert "begun anew" in capsys.readouterr().err and len(Reader(tmp_path / "out")) == 2
-    with pytest.raises(FileExistsError, match="exists and is kept"):
+    assert "starting over" in capsys.readouterr().err and len(Reader(tmp_path / "out")) == 2
+    with pytest.raises(FileExistsError, match="exists already"):
         ingest(file, tmp_path / "out")
 
 

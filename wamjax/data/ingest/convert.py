@@ -105,8 +105,8 @@ def convert(
     _, back = np.unique(track.observations, return_inverse=True)
     for camera, frames in pictures.items():
         if len(frames) != back.max() + 1:
-            raise SourceError(f"{entry.file} ({entry.name}): {len(frames)} pictures of camera "
-                              f"{camera!r}, {back.max() + 1} are wanted")  # fmt: skip
+            raise SourceError(f"{entry.file} ({entry.name}): camera {camera!r} has "
+                              f"{len(frames)} pictures, not {back.max() + 1}")  # fmt: skip
     shown = {camera: [frames[j] for j in back] for camera, frames in pictures.items()}
     return dataclasses.replace(numbered(state, track, i, entry, settings), images=shown), about
 
@@ -135,7 +135,8 @@ def numbers(
     state = terms.assemble(settings.state, arrays)
     actions = terms.assemble(settings.action, arrays)
     if len(state) != len(actions) + reader.about.final:
-        raise ValueError(f"{len(state)} states of {len(actions)} actions")
+        raise ValueError(f"it has {len(state)} states and {len(actions)} actions, which must be "
+                         f"{len(actions) + reader.about.final} and {len(actions)}")  # fmt: skip
     track = steps.pair(actions, arrays.get("reward"), settings.pairing, reader.about.final)
     about = {"steps": len(actions), "no_ops": 0, "off": 0.0, "largest": 0.0}
     about["rate"], about["gaps"] = _times(arrays.get("time"))
@@ -203,7 +204,9 @@ def _film(
     film = reader.film(i, old, observations)
     size, want = film.decoded([0])[0].shape[:2], tuple(settings.sizes[new])
     if size != want:
-        raise ValueError(f"a picture of camera {new!r} is {size}, the source says {want}")
+        raise ValueError(
+            f"a picture of camera {new!r} is {size}, the header of the source says {want}"
+        )
     return film
 
 
@@ -222,7 +225,7 @@ def _pictures(
         same = picture.shape[:2] == size
         if not (same or settings.resize):
             raise ValueError(f"a picture of camera {camera!r} is {picture.shape[:2]}, others are "
-                             f"{size}: give --resize")  # fmt: skip
+                             f"{size}: give --resize=HEIGHT,WIDTH")  # fmt: skip
         if is_file and same and kind == "auto":
             yield x
             continue

@@ -115,7 +115,7 @@ class Demos:
             return names
         masks = file.get("mask", {})
         if self._split not in masks:
-            raise SourceError(f"it has no /mask/{self._split}, but {sorted(masks)}")
+            raise SourceError(f"it has no /mask/{self._split}; it has {sorted(masks)}")
         members = {x.decode() if isinstance(x, bytes) else str(x) for x in masks[self._split][:]}
         return [name for name in names if name in members]
 

@@ -61,7 +61,10 @@ def parse(
     a, b, c, d = (None if x is None else int(x) for x in match.groups()[:4])
     action, state = (a, b), (a, b) if c is None else (c, d)
     if not (a < b <= sizes[0] and state[0] < state[1] <= sizes[1]) or b - a != state[1] - state[0]:
-        raise ValueError(f"{flag}: {text!r} does not fit {sizes[0]} actions and {sizes[1]} states")
+        raise ValueError(
+            f"{flag}: {text!r} does not fit actions of size {sizes[0]} and states of size "
+            f"{sizes[1]}"
+        )
     kind = blocks.get(action, "")
     cut = [k for k in blocks if k != action and k[0] < b and a < k[1]]
     if cut or kind != state_blocks.get(state, ""):

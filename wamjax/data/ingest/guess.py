@@ -64,5 +64,5 @@ def advice(path: str | pathlib.Path) -> str:
     """Returns how to convert a path that holds files of a foreign format; '' if it does not."""
     if not pathlib.Path(path).exists() or not (name := guess(path)):
         return ""
-    return (f"it looks like {name}: make a data set of it by `python -m wamjax.ingest "
+    return (f"it looks like {name}: convert it by `python -m wamjax.ingest "
             f"--format={name} --source={path} --out=DIR`")  # fmt: skip

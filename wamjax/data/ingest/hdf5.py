@@ -61,7 +61,7 @@ def json_of(attributes: Any, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text) if text else {}
     except ValueError:
-        raise SourceError(f"its attribute {name} is no json") from None
+        raise SourceError(f"its attribute {name} is not JSON") from None
     return value if isinstance(value, dict) else {}
 
 
@@ -132,7 +132,7 @@ def pictures(
     """
     for step in steps:
         if step >= len(x):
-            raise SourceError(f"{x.name} has {len(x)} pictures, number {step} is asked")
+            raise SourceError(f"{x.name} has {len(x)} pictures, so there is none for step {step}")
         row = x[step]
         if not is_encoded(x):
             yield np.ascontiguousarray(row[::-1]) if flip else row

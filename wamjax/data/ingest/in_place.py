@@ -76,8 +76,8 @@ class InPlace:
         entries = list(self._reader.episodes())
         bad = [entry for entry in entries if entry.error]
         if len(bad) > skip_bad:
-            raise ValueError(f"{self.path}: {bad[0].error} ({len(bad)} bad episodes; "
-                             f"config.data.skip_bad = {skip_bad} are passed over)")  # fmt: skip
+            raise ValueError(f"{self.path}: {bad[0].error} ({len(bad)} bad episodes, more than "
+                             f"config.data.skip_bad = {skip_bad})")  # fmt: skip
         if bad:
             say(f"{self.path}: {len(bad)} bad episodes are left out: {bad[0].error}")
         decided = plan.resolve(self._reader, entries, plan.Request())
@@ -88,8 +88,8 @@ class InPlace:
         self._entries = [entries[i] for i in self._numbers]
         available = len(self._entries)
         if not 0 <= limit <= available or not available:
-            raise ValueError(f"{limit or 'all'} episodes are asked of {self.path}, which has "
-                             f"{available}")  # fmt: skip
+            raise ValueError(f"{self.path} has {available} episodes, so it cannot give "
+                             f"{limit or 'any'}: correct its limit")  # fmt: skip
         self._limit = limit or available
         final = self._reader.about.final
         lengths = [_length(entry, self._settings, final) for entry in self._entries]
@@ -147,7 +147,9 @@ class InPlace:
             shown = {c: Pictures(self, i, c, track.observations) for c in self._settings.cameras}
             episode = dataclasses.replace(episode, images=shown)
             if episode.length != self.lengths[i]:
-                raise ValueError(f"{episode.length} steps, its header says {self.lengths[i]}")
+                raise ValueError(
+                    f"it has {episode.length} steps, its header says {self.lengths[i]}"
+                )
             check(episode, self.info)
             return _Seen(**{f.name: getattr(episode, f.name)
                             for f in dataclasses.fields(episode)})  # fmt: skip
@@ -165,7 +167,7 @@ class InPlace:
                 asked = self._settings.cameras[camera]
                 found = list(self._reader.frames(self._numbers[i], asked, observations))
             if len(found) != len(observations):
-                raise ValueError(f"{len(found)} pictures, {len(observations)} were asked for")
+                raise ValueError(f"it has {len(found)} of {len(observations)} pictures")
             return [images.decode(x) if isinstance(x, bytes) else np.asarray(x) for x in found]
         except (ValueError, KeyError, IndexError, OSError, RuntimeError) as error:
             at = f"camera {camera!r}, observations {list(observations)}"
@@ -212,7 +214,7 @@ class _Seen(Episode):
         out = self.images[camera].decoded(indices)
         if size is not None and out.shape[1:3] != tuple(size):
             raise ValueError(f"camera {camera!r}: pictures are {out.shape[1]} x {out.shape[2]}, "
-                             f"wanted is {size[0]} x {size[1]}")  # fmt: skip
+                             f"not {size[0]} x {size[1]}")  # fmt: skip
         return out
 
 

@@ -148,10 +148,10 @@ def _check(ask: Request, about: About) -> None:
                              f"{did_you_mean(value, names)}")  # fmt: skip
     still = [old for old in _cameras(ask, about).values() if old not in about.videos]
     if ask.pictures == "video" and (still or ask.resize):
-        what = f"cameras {still} of the source are no video" if still else "--resize makes it anew"
-        raise ValueError(f"--pictures=video keeps video as it is, and {what}: leave that out, or "
-                         "give --pictures=jpeg; training resizes by config.data.image_size or "
-                         "config.data.layout")  # fmt: skip
+        what = f"but cameras {still} are not video" if still else "without --resize"
+        raise ValueError(f"--pictures=video copies the video of the source, {what}: give "
+                         "--pictures=jpeg, or leave these out; training can resize by "
+                         "config.data.image_size or config.data.layout")  # fmt: skip
     if ask.resize and (len(ask.resize) != 2 or min(ask.resize) < 1):
         raise ValueError(f"--resize={','.join(map(str, ask.resize))} must be HEIGHT,WIDTH")
     if not 0 < ask.discount <= 1:
@@ -161,7 +161,9 @@ def _check(ask: Request, about: About) -> None:
     for key in ("state", "action"):
         if not (getattr(about, key) or getattr(ask, key)):
             arrays = ", ".join(f"{k} ({n})" for k, n in about.arrays.items())
-            raise ValueError(f"give --{key}: nothing in the source is named so; it has {arrays}")
+            raise ValueError(
+                f"give --{key}: the source does not say which of its arrays it is; it has {arrays}"
+            )
 
 
 def _sample(reader: Reader, entries: Sequence[Entry], state, action):
@@ -187,7 +189,7 @@ def _cameras(ask: Request, about: About) -> dict[str, str]:
                              f"{did_you_mean(old, about.cameras)}; it has "
                              f"{', '.join(about.cameras) or 'none'}")  # fmt: skip
         if (new or old) in out:
-            raise ValueError(f"--cameras: two cameras are to be {new or old!r}")
+            raise ValueError(f"--cameras: two cameras would have the name {new or old!r}")
         out[new or old] = old
     return out
 
@@ -195,14 +197,16 @@ def _cameras(ask: Request, about: About) -> dict[str, str]:
 def _rates(ask: Request, about: About, kind: str) -> tuple[float, float]:
     hz = ask.source_fps or about.hz
     if not hz:
-        raise ValueError("nothing in the source says its rate: give --source_fps")
+        raise ValueError("the source does not say its rate: give --source_fps")
     fps = ask.fps or hz
     if fps > hz:
-        raise ValueError(f"--fps={fps:g} is above the source's {hz:g}: there are no pictures "
-                         "between those that were taken")  # fmt: skip
+        raise ValueError(
+            f"--fps={fps:g} is above the source's {hz:g}: a conversion can only lower the rate"
+        )
     if fps != hz and kind == "unclear":
-        raise ValueError(f"--fps={fps:g}: whether the actions are deltas, which add up, is not "
-                         f"clear from the data: give --action_is={'|'.join(KINDS)}")  # fmt: skip
+        raise ValueError(f"--fps={fps:g}: the data does not show whether the actions are deltas, "
+                         "which are added up when the rate is lowered: give "
+                         f"--action_is={'|'.join(KINDS)}")  # fmt: skip
     return hz, fps
 
 
@@ -227,8 +231,8 @@ def _gripper(ask, sample, dims, state_names, action_names, facts, warnings) -> t
             warnings.append(f"gripper: {facts['gripper']}: nothing says which command opens it")
         return "", ""
     if len(kinds) != 1 or not kinds <= set(signals.CONVENTIONS):
-        raise ValueError(f"--gripper={ask.gripper}: what the source has is not clear from the data "
-                         f"({facts['gripper']}): give --gripper_is")  # fmt: skip
+        raise ValueError(f"--gripper={ask.gripper}: the data does not show which command of the "
+                         f"source opens it ({facts['gripper']}): give --gripper_is")  # fmt: skip
     facts["gripper"] += f"; written as {ask.gripper}"
     return kinds.pop(), ask.gripper
 

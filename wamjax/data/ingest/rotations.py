@@ -27,8 +27,8 @@ def check(name: str) -> str:
       ValueError: `name` is unknown.
     """
     if name not in SIZES:
-        raise ValueError(f"{name!r} is no representation of a rotation{did_you_mean(name, SIZES)}; "
-                         f"there are {', '.join(SIZES)}")  # fmt: skip
+        raise ValueError(f"there is no rotation format {name!r}{did_you_mean(name, SIZES)}; there "
+                         f"are {', '.join(SIZES)}")  # fmt: skip
     return name
 
 
@@ -40,7 +40,9 @@ def read(x: np.ndarray, kind: str) -> Rotation:
     """
     x = np.asarray(x, np.float64)
     if x.shape[-1] != SIZES[check(kind)]:
-        raise ValueError(f"{kind} has {SIZES[kind]} numbers, these have {x.shape[-1]}")
+        raise ValueError(
+            f"a rotation in the format {kind} has {SIZES[kind]} numbers, not {x.shape[-1]}"
+        )
     if kind == "axis_angle":
         return Rotation.from_rotvec(x)
     if kind == "quat_xyzw":

@@ -84,7 +84,9 @@ def ingest(
     """
     out = pathlib.Path(out)
     if out.exists():
-        raise FileExistsError(f"{out} exists and is kept; write somewhere else")
+        raise FileExistsError(
+            f"--out={out} exists already: choose another folder, or remove it first"
+        )
     reader = open_reader(format, source, options or {})
     entries = list(reader.episodes())[: limit or None]
     choices = plan.resolve(reader, entries, ask)
@@ -111,7 +113,7 @@ def _begin(folder: pathlib.Path, task: Task, entries: Sequence[Entry]) -> Iterat
     try:
         held = records.lock(folder)
     except OSError:
-        raise ValueError(f"another process writes {folder}: wait for it, or end it") from None
+        raise ValueError(f"another process is writing {folder}: wait for it, or stop it") from None
     with held:
         mark = folder / "digest"
         before = mark.read_text() if mark.exists() else ""
@@ -120,7 +122,10 @@ def _begin(folder: pathlib.Path, task: Task, entries: Sequence[Entry]) -> Iterat
             say(f"continuing: {len(parts)} episodes are done")
         elif before != digest:
             if parts:
-                say(f"{folder} was begun with other settings or another source: begun anew")
+                say(
+                    f"starting over: the episodes in {folder} are of other settings or another "
+                    "source"
+                )
             for part in parts:
                 part.unlink()
             mark.write_text(digest)
@@ -165,8 +170,8 @@ def _results(
         futures: dict[Future, int] = {pool.submit(_in_worker, i, entries[i]): i for i in todo}
         yield ((futures[f], f.result()) for f in as_completed(futures))
     except BrokenProcessPool:
-        raise OSError(f"one of {count} processes died, of too little memory? The same command "
-                      "continues; give fewer --workers") from None  # fmt: skip
+        raise OSError(f"one of {count} processes died, perhaps for lack of memory: run the same "
+                      "command again with fewer --workers to continue") from None  # fmt: skip
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -212,7 +217,7 @@ def _add(bad: dict[int, str], i: int, error: str, skip_bad: int) -> None:
     """
     if len(bad) >= skip_bad:
         more = f" ({skip_bad} were left out before)" if skip_bad else ""
-        raise SourceError(f"{error}{more}; --skip_bad={len(bad) + 1} leaves it out")
+        raise SourceError(f"{error}{more}; give --skip_bad={len(bad) + 1} to leave it out")
     bad[i] = error
     say(f"left out, {len(bad)} of --skip_bad={skip_bad}: {error}")
 

@@ -44,7 +44,8 @@ def pair(actions: np.ndarray, reward: np.ndarray | None, pairing: str, final: bo
         raise ValueError(f"--pairing={pairing} is not one of {', '.join(PAIRINGS)}")
     if pairing == "after":
         if count < 2:
-            raise ValueError("its observations were stored after its actions, and it has one only")
+            raise ValueError("it needs at least 2 observations, because they were stored after the "
+                         "actions")  # fmt: skip
         return Steps(np.arange(count), actions[1:], None if reward is None else reward[1:])
     if pairing == "late":
         actions = actions[np.maximum(np.arange(count) - 1, 0)]
@@ -74,7 +75,7 @@ def keep(steps: Steps, mask: np.ndarray) -> Steps:
       ValueError: no action is left.
     """
     if not mask.any():
-        raise ValueError("none of its actions does anything")
+        raise ValueError("none of its actions moves anything, so --no_op would drop all of them")
     observations = steps.observations[: len(mask)][mask]
     if steps.final:
         observations = np.append(observations, steps.observations[-1])
@@ -107,8 +108,9 @@ def resample(
       ValueError: the new rate is higher than the old one.
     """
     if fps > hz:
-        raise ValueError(f"--fps={fps:g} is above the source's {hz:g}: there are no pictures "
-                         "between those that were taken")  # fmt: skip
+        raise ValueError(
+            f"--fps={fps:g} is above the source's {hz:g}: a conversion can only lower the rate"
+        )
     count, ratio = len(steps.actions), hz / fps
     exact = np.arange(int(np.ceil(count / ratio - 1e-9)) + 1) * ratio
     edges = np.minimum(np.floor(exact + 0.5).astype(int), count)
@@ -142,7 +144,7 @@ def finish(steps: Steps, end: str) -> Steps:
         twice = np.append(steps.observations, steps.observations[-1])
         return dataclasses.replace(steps, observations=twice)
     if len(steps.actions) < 2:
-        raise ValueError("it has one action only, and --end=drop drops it")
+        raise ValueError("it has only one action, which --end=drop would drop")
     reward = steps.reward
     if reward is not None:
         reward = np.append(reward[:-2], reward[-2] + reward[-1])

@@ -57,7 +57,7 @@ def parse(text: str, about: About, flag: str) -> Term:
     """
     match = _TERM.fullmatch(text.strip())
     if not match:
-        raise ValueError(f"{flag}: {text!r} is no term; write KEY, KEY[0:3] or "
+        raise ValueError(f"{flag}: {text!r} must have the form KEY, KEY[0:3] or "
                          "KEY[3:6]:axis_angle:rotation_6d")  # fmt: skip
     key = match["key"]
     if key not in about.arrays:
@@ -67,10 +67,10 @@ def parse(text: str, about: About, flag: str) -> Term:
     total = about.arrays[key]
     dims = _dims(match["cut"], total)
     if not len(dims):
-        raise ValueError(f"{flag}: {text!r} names no dimension: {key} has {total}")
+        raise ValueError(f"{flag}: {text!r} selects no dimension: {key} has {total}")
     old = rotations.check(match["old"]) if match["old"] else ""
     if old and len(dims) != rotations.SIZES[old]:
-        raise ValueError(f"{flag}: {text!r} has {len(dims)} dimensions, {old} has "
+        raise ValueError(f"{flag}: {text!r} selects {len(dims)} dimensions, but {old} has "
                          f"{rotations.SIZES[old]}")  # fmt: skip
     new = rotations.check(match["new"]) if match["new"] else old
     return Term(key, dims[0], dims[-1] + 1, old, new)

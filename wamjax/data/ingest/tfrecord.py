@@ -52,7 +52,9 @@ class File:
                 raise SourceError(f"{self._path} is cut off after {at} bytes")
             length, checksum = struct.unpack("<QI", head)
             if mask(crc32c(head[:8])) != checksum:
-                raise SourceError(f"{self._path} is damaged at byte {at}: no record begins there")
+                raise SourceError(
+                    f"{self._path} is damaged at byte {at}, where a record should start"
+                )
             end = at + 12 + length
             if end + 4 > size:
                 raise SourceError(f"{self._path} is cut off: a record of {length} bytes begins at "
@@ -123,7 +125,7 @@ def numbers(feature: memoryview) -> np.ndarray:
         blocks = [_varints(x) for _, x in _fields(parts[_INTS])]
         return np.concatenate(blocks) if blocks else np.zeros(0, np.int64)
     if _BYTES in parts:
-        raise ValueError("a feature holds bytes where numbers are wanted")
+        raise ValueError("a feature holds bytes, not numbers")
     return np.zeros(0, np.float32)
 
 
@@ -145,9 +147,9 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
         elif wire in (_FIXED32, _FIXED64):
             end = at + (4 if wire == _FIXED32 else 8)
         else:
-            raise ValueError(f"no message: wire type {wire} at byte {at}")
+            raise ValueError(f"damaged message: unknown wire type {wire} at byte {at}")
         if end > size:
-            raise ValueError(f"no message: a field of {end - at} bytes at byte {at} of {size}")
+            raise ValueError(f"damaged message: a field of {end - at} bytes at byte {at} of {size}")
         yield key >> 3, message[at:end]
         at = end
 
@@ -156,7 +158,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if at >= len(data) or shift > 63:
-            raise ValueError(f"no message: a number breaks off at byte {at}")
+            raise ValueError(f"damaged message: the number before byte {at} is cut off")
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift

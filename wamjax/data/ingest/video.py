@@ -102,7 +102,7 @@ class Videos:
             off = abs(float(seconds[best]) - want)
             if off > self._tolerance:
                 raise SourceError(f"{path}: the frame nearest to {want:.4f} s is {off:.4f} s off; "
-                                  f"--option=tolerance={_above(off)} takes it")  # fmt: skip
+                                  f"give --option=tolerance={_above(off)} to use it")  # fmt: skip
             time, number = stamps[best]
             if not out or out[-1][0] != number:
                 out.append((number, []))
@@ -149,7 +149,7 @@ class Videos:
             off = abs(best.time - want)
             if off > self._tolerance:
                 raise SourceError(f"{path}: the frame nearest to {want:.4f} s is {off:.4f} s off; "
-                                  f"--option=tolerance={_above(off)} takes it")  # fmt: skip
+                                  f"give --option=tolerance={_above(off)} to use it")  # fmt: skip
             self.off = max(self.off, off)
             yield self._converter.reformat(best, format="rgb24").to_ndarray()
 

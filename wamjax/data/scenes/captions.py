@@ -75,7 +75,7 @@ def captions(part: str = "train", kinds: tuple[str, ...] = KINDS) -> tuple[Capti
     """
     for name, known in ((part, SPLITS), *((kind, KINDS) for kind in kinds)):
         if name not in known:
-            raise KeyError(f"{name!r} is none of {', '.join(known)}")
+            raise KeyError(f"{name!r} is not one of {', '.join(known)}")
     out = tuple(c for c in _all_captions() if c.kind in kinds and split(c) == part)
     if not out:
         raise ValueError(f"the split {part!r} has no captions of the kinds {', '.join(kinds)}")
@@ -149,7 +149,7 @@ def encode(words: str, length: int) -> Int[np.ndarray, " n"]:
             raise KeyError(f"captions have no word {word!r}; {hint}")
     if len(found) > length:
         raise ValueError(
-            f"{words!r} has {len(found)} words, room is for {length}; raise the length"
+            f"caption {words!r} has {len(found)} words, more than length = {length}: raise length"
         )
     return np.array([_IDS[word] for word in found] + [0] * (length - len(found)), np.int32)
 

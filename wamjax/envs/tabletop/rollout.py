@@ -229,7 +229,7 @@ def _checked(result: Any, episodes: int, execute: int) -> tuple[Array, Any]:
         )
     if shape[1] < execute:
         raise ValueError(
-            f"execute={execute} actions of each plan, but the policy plans only {shape[1]}; lower "
-            "execute (eval.execute) or plan longer chunks (data.chunk)"
+            f"execute={execute} is more than the {shape[1]} actions that the policy plans: lower "
+            "config.eval.execute, or train with a longer config.data.chunk"
         )
     return actions, extras

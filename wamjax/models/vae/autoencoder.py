@@ -51,11 +51,12 @@ class Sizes:
             raise ValueError(f"style {self.style!r} is not one of {STYLES}")
         if len(self.temporal) != len(self.multipliers) - 1:
             raise ValueError(
-                f"{len(self.multipliers)} levels have {len(self.multipliers) - 1} halvings, "
-                f"temporal is {self.temporal}"
+                f"temporal = {self.temporal} must have one entry less than multipliers = "
+                f"{self.multipliers}: one for each halving of the grid"
             )
         if self.style == "image" and any(self.temporal):
-            raise ValueError(f"style 'image' keeps every frame, temporal is {self.temporal}")
+            raise ValueError(f"temporal = {self.temporal} must be all False with style 'image', "
+                             "which encodes every frame separately")  # fmt: skip
 
     @property
     def space_stride(self) -> int:
@@ -86,7 +87,8 @@ class Sizes:
         stride = self.time_stride
         if frames < 1 or (frames - first) % stride:
             rule = f"{stride} k + 1 frames" if first else f"{stride} k frames after the first chunk"
-            raise ValueError(f"{frames} frames: the autoencoder wants {rule}; cut or repeat some")
+            raise ValueError(f"the clip has {frames} frames, the autoencoder takes {rule}: drop or "
+                             "repeat frames to get such a number")  # fmt: skip
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Returns (t, h, w, c) of a clip in pixels; raises ValueError if the clip does not
@@ -94,7 +96,8 @@ class Sizes:
         self.check_frames(frames)
         side = self.space_stride
         if height % side or width % side:
-            raise ValueError(f"pictures of {height}x{width} do not divide by {side}; resize them")
+            raise ValueError(f"pictures of {height}x{width} do not divide by {side}: resize them "
+                             "to multiples of it")  # fmt: skip
         return 1 + (frames - 1) // self.time_stride, height // side, width // side, self.channels
 
 

@@ -21,17 +21,17 @@ def to_unit(video: Array) -> Float[Array, "*x"]:
     """
     if video.dtype == jnp.uint8:
         return video.astype(widest()) / 127.5 - 1
-    error = f"pictures are uint8 in [0, 255] or floats in [-1, 1], these are {video.dtype}"
+    error = f"pictures must be uint8 in [0, 255] or floats in [-1, 1], not {video.dtype}"
     if isinstance(video, jax.core.Tracer) or not jnp.issubdtype(video.dtype, jnp.floating):
-        raise TypeError(f"{error} {video.shape}; inside of jit an autoencoder takes floats in "
-                        "[-1, 1] by `encode_unit`")  # fmt: skip
+        raise TypeError(f"{error} of shape {video.shape}: convert them, or inside jit, pass floats "
+                        "in [-1, 1] to `encode_unit`")  # fmt: skip
     low, high = float(jnp.min(video)), float(jnp.max(video))
     if not (-1 <= low and high <= 1):
         raise TypeError(f"{error} from {low:.4g} to {high:.4g}")
     if low >= 0:
         raise TypeError(
-            f"{error} from {low:.4g} to {high:.4g}, which might mean [0, 1]: if so, give 2 x - 1; "
-            "if not, an autoencoder's `encode_unit` takes them"
+            f"{error} from {low:.4g} to {high:.4g}, which may be in [0, 1]: if so, pass 2 x - 1; "
+            "if not, pass them to the autoencoder's `encode_unit`"
         )
     return at_least_float32(video)
 

@@ -75,7 +75,7 @@ class VAECodec:
         """Encodes floats in [-1, 1], as the published pipelines pass them; the range is not
         checked."""
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"encode_unit takes floats in [-1, 1], these are {x.dtype}; see encode")
+            raise TypeError(f"encode_unit takes floats in [-1, 1], not {x.dtype}: use encode")
         return self._encode(x, at_least_float32)
 
     def _encode(self, video: Array, numbers: Callable[[Array], Array]) -> Float[Array, "b t h w c"]:
@@ -135,7 +135,9 @@ class VAECodec:
         z = np.asarray(encode(bare, video), np.float64)
         mean, std = z.mean(axis=(0, 1, 2, 3)), z.std(axis=(0, 1, 2, 3))
         if std.min() < 1e-6:
-            raise ValueError(f"latent channels {np.flatnonzero(std < 1e-6)} are constant")
+            raise ValueError(f"latent channels {np.flatnonzero(std < 1e-6)} are constant, so they "
+                             "cannot be normalized: use more varied pictures, or train the codec "
+                             "longer")  # fmt: skip
         return self.replace(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
     def _bound(self) -> Params:

@@ -28,17 +28,18 @@ SCRIPTS = ("parts.js", "sections.js", "keys.js")  # in this order
 SECTIONS = {
     "noising": ("Noise", "From a real example to noise and back",
                 "An example of the data, mixed with noise at the levels that sampling visits, from "
-                "noise to data. Training draws a level by chance, and asks for the way back."),
+                "noise to data. Training draws a random level, and the network learns to undo the "
+                "noise."),
     "schemes": ("Order", "Autoregression and diffusion, step by step",
-                "The same clip made in different orders. A frame is drawn as noisy as its level; "
-                "the number of evaluations is what speed is paid in."),
+                "The same clip sampled in different orders. Each frame is drawn as noisy as its "
+                "level. The number of evaluations of the network is the cost."),
     "slots": ("Slots", "One network, several uses",
               "A sample is a row of slots. A use gives some, predicts others, and leaves others "
               "out."),
     "tables": ("Masks", "Who sees whom, token by token",
                "Rows attend columns. Point at a pair, or step through the rows."),
     "programs": ("Cache", "What is computed, what is read, and what it costs",
-                 "Every evaluation of the network that a program runs, as its own trace tells."),
+                 "Every evaluation of the network in a program, as recorded while tracing it."),
 }  # fmt: skip
 KEYS = ("<p class='note'>Keys: 1 to 5 choose a section, ← and → step, space plays. "
         "On a phone: the buttons, the slider, and a finger on the mask.</p>")  # fmt: skip
@@ -86,8 +87,7 @@ def data(config: ConfigDict, measure: bool = False) -> dict[str, Any]:
     objective = wam.build(config, pipeline.spec_of(config))
     if not isinstance(objective, Denoises | Autoregressive):
         raise ValueError(f"config.objective.name = {config.objective.name!r}: the explorer shows "
-                         "methods that denoise slots or predict tokens, which this does "
-                         "not")  # fmt: skip
+                         "only methods that denoise slots or predict tokens")  # fmt: skip
     params = jax.eval_shape(objective.init, jax.random.key(0))
     found = programs(config, objective, params, measure)
     tokens: dict[str, int] = {}
@@ -197,16 +197,16 @@ def _batch(config: ConfigDict, objective) -> tuple[dict[str, np.ndarray] | None,
     """Returns the first examples of the config's data and ''; or None and the reason."""
     if jax.eval_shape(objective.codec.init, jax.random.key(0)):
         return None, ("The codec of this config has weights of its own, which a config does not "
-                      "hold: these are the levels, without a latent.")  # fmt: skip
+                      "hold: the levels are shown without a latent.")  # fmt: skip
     if config.data.kind == "episodes":
         absent = [str(path) for name, path in missing(config.data).items()
                   if not config.data.sources[name].stand_in]  # fmt: skip
         if absent:
-            return None, f"These are the levels; there is no data in {', '.join(absent)}."
+            return None, f"The levels are shown without data: there is none in {', '.join(absent)}."
     try:
         batch = next(iter(pipeline.open_data(config)[2]))
     except OSError as error:
-        return None, f"These are the levels; the data could not be opened: {error}"
+        return None, f"The levels are shown without data, which could not be opened: {error}"
     return {k: np.asarray(v)[: objective.row] for k, v in batch.items()}, ""
 
 

@@ -13,12 +13,12 @@ from wamjax.wam.slots import groups_of
 from wamjax.wam.video.schemes import SCHEMES, Scheme, slots_of
 
 TEXT = {
-    "diffusion": "All frames at one level, all see all.",
+    "diffusion": "All frames share one level, and every frame sees all frames.",
     "image_to_video": "The first frame is given; the others share a level.",
-    "forcing": "Every frame may have a level of its own, all see all; sampled together.",
-    "forcing_causal": "No frame sees a later one: frame after frame, each from noise.",
+    "forcing": "Each frame has its own level and sees all frames; all are sampled together.",
+    "forcing_causal": "No frame sees a later one; frames are sampled one by one, each from noise.",
     "blocks": "Autoregressive over chunks of frames, diffusion within a chunk.",
-    "autoregressive": "Token after token, each drawn from those before; no noise.",
+    "autoregressive": "Tokens are sampled one by one, each given those before it; no noise.",
 }
 
 

@@ -39,14 +39,15 @@ def build(config, spec) -> CosmosPolicy:
         raise ValueError(NO_PREFIX.format(objective.prefix_max))
     layout = layouts.parse(objective.slots)
     if not isinstance(spec, DataSpec):
-        raise ValueError("objective.name='cosmos_policy' trains on episodes: data.kind='episodes'")
+        raise ValueError("objective.name='cosmos_policy' trains on episodes: set "
+                         "config.data.kind='episodes'")  # fmt: skip
     layout.check_data(spec)
     _check_data(config, layout)
     codec = codec_of(config)
     network = _network(model, layout, codec, spec)
     plan = objective.plan.to_dict()
     if (memory := plan.pop("memory_gb")) < 0:
-        raise ValueError(f"objective.plan.memory_gb {memory} must be positive, or 0 for no bound")
+        raise ValueError(f"objective.plan.memory_gb = {memory} must be positive, or 0 for no limit")
     limit = memory * 2**30 / sample_bytes(network, len(layout))
     return CosmosPolicy(
         network=network,
@@ -115,11 +116,12 @@ def _check_data(config, layout: Layout) -> None:
     for key, value in required.items():
         if data[key] != value:
             raise ValueError(
-                f"Cosmos Policy looks at the start and at the end of a chunk: config.data.{key} is "
-                f"{value}, not {data[key]}"
+                f"config.data.{key} = {data[key]} must be {value}: Cosmos Policy reads the frames "
+                "before and after each chunk, and the outcome"
             )
     if any(s.action_free for s in data.sources.values()):
-        raise ValueError("Cosmos Policy has no use for sources that are action_free")
+        raise ValueError("Cosmos Policy cannot train on sources without actions: remove those with "
+                         "action_free from config.data.sources")  # fmt: skip
 
 
 def check(config) -> None:
@@ -137,9 +139,10 @@ def check(config) -> None:
     rows = is_demo[: len(is_demo) // sum(mix) * sum(mix)].reshape(-1, sum(mix))
     if (per_row := rows.sum(axis=1)).size and per_row.min() < mix[0]:
         raise ValueError(
-            f"objective.mix {mix} trains the policy on {mix[0]} of {sum(mix)} neighbours in a "
-            f"batch, and of some only {per_row.min()} are demonstrations, which are "
-            f"{is_demo.mean():.0%} of it: change the weights in config.data.sources, or mix"
+            f"objective.mix = {mix} needs {mix[0]} demonstrations in every {sum(mix)} consecutive "
+            f"examples of a batch, and some have only {per_row.min()}, because demonstrations are "
+            f"{is_demo.mean():.0%} of the batch: raise their weight in config.data.sources, or "
+            "lower the first number of objective.mix"
         )
 
 

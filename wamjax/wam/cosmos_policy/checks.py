@@ -61,16 +61,17 @@ def check(objective) -> None:
         check_depth(objective)
     if len(objective.mix) != len(objective.uses) or min(objective.mix) < 1:
         names = [u.name for u in objective.uses]
-        raise ValueError(f"objective.mix {objective.mix} wants a positive count of each of {names}")
+        raise ValueError(f"objective.mix = {objective.mix} must have a positive count for each of "
+                         f"{names}")  # fmt: skip
     if objective.visibility != "bidirectional" and "tossed_mix" in objective.compat:
         raise ValueError(
-            f"visibility {objective.visibility!r} has a table for each use, so their counts are "
-            "fixed: compat 'tossed_mix' does not go with it"
+            f"objective.compat 'tossed_mix' needs objective.visibility='bidirectional', not "
+            f"{objective.visibility!r}, which has a table for each use and so needs fixed counts"
         )
     if objective.codec.key != "video":
         raise ValueError(
-            f"{type(objective.codec).__name__} has latents of other clips; Cosmos Policy makes its "
-            "own of pictures: choose another model.codec.kind, such as 'pixel' or 'wan2.1'"
+            f"Cosmos Policy cannot use the latents of {type(objective.codec).__name__}: it encodes "
+            "clips that it builds from pictures; set model.codec.kind to 'pixel' or 'wan2.1'"
         )
 
 
@@ -79,13 +80,15 @@ def check_depth(objective) -> None:
     slot."""
     depth = f"objective.plan.depth {objective.planning.depth}"
     if uses.model_free(objective.uses[2]):
-        raise ValueError(f"{depth}: Q(s, a) imagines no future to plan on from, depth=1 does")
+        raise ValueError(f"{depth} needs imagined futures, and Q(s, a) does not imagine any: set "
+                         "objective.plan.depth=1")  # fmt: skip
     present = (s for s in objective.layout.slots if s.group == "current")
     names = objective.layout.names
     missing = [f"future_{word_of(s)}" for s in present if f"future_{name_of(s)}" not in names]
     if missing:
         raise ValueError(
-            f"{depth} plans on from imagined futures, and objective.slots imagine no {missing}"
+            f"{depth} needs imagined futures of all present slots, and objective.slots lacks "
+            f"{missing}: add these slots, or set objective.plan.depth=1"
         )
 
 
@@ -107,6 +110,6 @@ def check_planner(policy, other) -> None:
         differences.append("objective.compat 'bf16_times'")
     if differences:
         raise ValueError(
-            f"a planner goes with a policy of the same {', '.join(SHARED)}; these differ in "
+            "choose a planner that matches the policy: they differ in "
             f"{', '.join(differences)}"
         )

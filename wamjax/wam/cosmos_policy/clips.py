@@ -32,7 +32,8 @@ def split(video: UInt8[Array, "b f H W 3"], widths: Mapping[str, int]) -> dict[s
     """
     edges = np.cumsum([0, *widths.values()])
     if video.shape[3] != edges[-1]:
-        raise ValueError(f"a picture {video.shape[3]} wide is not the composite of {dict(widths)}")
+        raise ValueError(f"the picture is {video.shape[3]} pixels wide, the cameras "
+                         f"{dict(widths)} side by side are {edges[-1]}")  # fmt: skip
     return {c: video[:, :, :, edges[i] : edges[i + 1]] for i, c in enumerate(widths)}
 
 

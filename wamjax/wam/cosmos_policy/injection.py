@@ -79,7 +79,7 @@ def _count(shape: tuple[int, ...], latent: tuple[int, int, int]) -> int:
     n = math.prod(shape)
     if n > math.prod(latent):
         raise ValueError(
-            f"{n} numbers of shape {shape} do not fit a latent frame {latent} of "
-            f"{math.prod(latent)}; shorten the chunk, or take a codec with larger latents"
+            f"{n} numbers of shape {shape} do not fit a latent frame of shape {latent}, which has "
+            f"{math.prod(latent)}: shorten the chunk, or take a codec with larger latents"
         )
     return n

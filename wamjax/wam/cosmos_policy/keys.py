@@ -8,7 +8,7 @@ from wamjax.models import keys as models
 
 # (key, default, description).
 TABLE: tuple[tuple[str, Any, str], ...] = (
-    ("objective.slots", (), "the latent frames of Cosmos Policy, as words of wam.layouts"),
+    ("objective.slots", (), "the latent frames of Cosmos Policy, words of cosmos_policy.layouts"),
     (
         "objective.value",
         "value",
@@ -30,7 +30,7 @@ TABLE: tuple[tuple[str, Any, str], ...] = (
         "",
         "random crops, rotations and colors in training: weak or strong; '' = none",
     ),
-    ("objective.compat", (), "published defects to keep, keys of cosmos_policy.COMPAT"),
+    ("objective.compat", (), "published defects to keep, keys of cosmos_policy.checks.COMPAT"),
     ("objective.plan.proposals", 8, "action chunks that planning chooses from"),
     ("objective.plan.futures", 3, "futures per chunk"),
     ("objective.plan.values", 5, "values per future"),

@@ -182,21 +182,22 @@ class Layout:
         for key, size in {"chunk": self.chunk, **self.statistics}.items():
             if data[key] != size:
                 raise ValueError(
-                    f"objective.slots {self.words} want {key} of {size}, the data has {data[key]}: "
-                    "correct the words, or config.data"
+                    f"objective.slots {self.words} need {key} of size {size}, the data has "
+                    f"{data[key]}: correct config.objective.slots or config.data"
                 )
         if spec.layout:
-            raise ValueError("every camera is a slot of its own in objective.slots: config.data."
-                             f"layout = {spec.layout!r} has no place, set it to ''")  # fmt: skip
+            raise ValueError(f"config.data.layout = {spec.layout!r} must be '' for Cosmos Policy: "
+                             "objective.slots has a slot for each camera")  # fmt: skip
         for camera in self.cameras:
             if camera not in spec.cameras:
                 raise ValueError(
-                    f"objective.slots want camera {camera!r}"
+                    f"objective.slots needs camera {camera!r}"
                     f"{did_you_mean(camera, spec.cameras)}; config.data.cameras are "
                     f"{tuple(spec.cameras)}"
                 )
         if len({spec.cameras[c] for c in self.cameras}) > 1:
-            raise ValueError(f"the cameras of a clip are equally large, not {dict(spec.cameras)}")
+            raise ValueError(f"the cameras {dict(spec.cameras)} must have equal sizes: set "
+                             "config.data.image_size = (HEIGHT, WIDTH)")  # fmt: skip
 
 
 def named(layout: str | Sequence[str]) -> Layout:
@@ -209,7 +210,7 @@ def named(layout: str | Sequence[str]) -> Layout:
         return parse(layout)
     if layout not in LAYOUTS:
         raise ValueError(f"there is no layout {layout!r}{did_you_mean(layout, LAYOUTS)}; there are "
-                         f"{sorted(LAYOUTS)}, or give the words of your own")  # fmt: skip
+                         f"{sorted(LAYOUTS)}, or pass a list of slots")  # fmt: skip
     return parse(LAYOUTS[layout])
 
 
@@ -222,24 +223,29 @@ def parse(words: Sequence[str]) -> Layout:
     layout = Layout(tuple(_slot(word, i) for i, word in enumerate(words)))
     names, groups = layout.names, [s.group for s in layout.slots]
     if duplicates := sorted({n for n in names if names.count(n) > 1}):
-        raise ValueError(f"slots {tuple(words)} hold {duplicates} more than once")
+        raise ValueError(f"objective.slots {tuple(words)} contains {duplicates} more than once")
     if missing := [g for g in GROUPS if g not in groups]:
-        raise ValueError(f"slots {tuple(words)} have none of {missing}")
+        raise ValueError(f"objective.slots {tuple(words)} needs slots of the groups {missing}")
     if groups != sorted(groups, key=GROUPS.index) or groups.count("blank") != 1:
-        raise ValueError(f"slots {tuple(words)} are not in the order {GROUPS}, with one blank")
+        raise ValueError(f"objective.slots {tuple(words)} must be in the order {GROUPS}, with one "
+                         "blank")  # fmt: skip
     for camera in layout.decoded:
         if camera not in layout.cameras:
-            raise ValueError(f"future_camera:{camera} has no camera:{camera} beside it")
+            raise ValueError(
+                f"slot 'future_camera:{camera}' needs a slot 'camera:{camera}' in objective.slots"
+            )
     proprio, future = (layout.numbers.get(k) for k in ("proprio", "future_proprio"))
     if future and (proprio is None or proprio.shape != future.shape):
-        raise ValueError(f"slot '{word_of(future)}' has no proprio of the same size beside it")
+        raise ValueError(
+            f"slot '{word_of(future)}' needs a slot 'proprio' of the same size in objective.slots"
+        )
     return layout
 
 
 def _slot(word: str, position: int) -> Slot:
     kind, _, suffix = word.partition(":")
     if kind not in GROUP_OF:
-        raise ValueError(f"slot {word!r}: {kind!r} is no kind{did_you_mean(kind, GROUP_OF)}; "
+        raise ValueError(f"slot {word!r}: there is no kind {kind!r}{did_you_mean(kind, GROUP_OF)}; "
                          f"there are {tuple(GROUP_OF)}")  # fmt: skip
     if kind in PICTURES:
         if not suffix:
@@ -248,6 +254,6 @@ def _slot(word: str, position: int) -> Slot:
     rank = _RANK.get(kind, 0)
     if not re.fullmatch("x".join([r"[1-9]\d*"] * rank), suffix):
         form = f"{kind}:{'x'.join(['N'] * rank)}" if rank else kind
-        raise ValueError(f"slot {word!r} is not of the form {form}")
+        raise ValueError(f"slot {word!r} must have the form {form}")
     shape = tuple(int(n) for n in suffix.split("x") if n)
     return Slot(kind, GROUP_OF[kind], position=position, shape=shape)

@@ -342,7 +342,7 @@ class CosmosPolicy(Denoises, Policy):
         layout, conditional = self.layout, self.layout.conditional
         if observation["video"].shape[1] != 1:
             frames = observation["video"].shape[1]
-            raise ValueError(f"a policy acts on one frame, video has {frames}")
+            raise ValueError(f"a policy acts on one frame, video has {frames}: pass the last one")
         images = self._images(observation)
         latents = clips.encode(layout, bound_codec(self.codec, params), images, conditional)
         if "proprio" in layout.numbers:

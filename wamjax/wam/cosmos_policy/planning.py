@@ -213,17 +213,17 @@ def sample_bytes(network, slots: int) -> int:
 def _check_noise(noise: Noise, shapes: list[dict[str, tuple[int, ...]]]) -> None:
     """Raises ValueError if the noise does not have these shapes; names the entry."""
     if len(noise) != len(shapes):
-        raise ValueError(f"noise is of depth {len(noise)}, the plan of depth {len(shapes)}")
+        raise ValueError(f"noise has depth {len(noise)}, the plan has depth {len(shapes)}")
     for depth, (actual, expected) in enumerate(zip(noise, shapes, strict=True)):
         if set(actual) != set(expected):
             raise ValueError(
-                f"noise[{depth}] is of {sorted(actual)}, the plan of {sorted(expected)}"
+                f"noise[{depth}] has entries {sorted(actual)}, the plan needs {sorted(expected)}"
             )
         for name, shape in expected.items():
             if actual[name].shape != shape:
                 raise ValueError(
-                    f"noise[{depth}][{name!r}] is {actual[name].shape}, "
-                    f"the plan starts from {shape}"
+                    f"noise[{depth}][{name!r}] has shape {actual[name].shape}, "
+                    f"the plan needs {shape}"
                 )
 
 

@@ -36,7 +36,7 @@ def build_judged(config, spec) -> JudgedFastWAM:
         ("prefix_max", config.objective.prefix_max, not config.objective.prefix_max,
          "0: a judge takes no prefix"),
         ("judge.rungs", rungs, rungs and rungs[0] > 0 and list(rungs) == sorted(set(rungs)),
-         "numbers of proposals, growing"),
+         "increasing numbers of proposals, each at least 1"),
         ("judge.modes", modes, len(modes) in (0, len(rungs)) and modes[:1] in ((), ("direct",)),
          f"the mode of each of the rungs {rungs}, the first of them 'direct', or ()"),
         ("judge.branches", judge.branches, rungs and judge.branches >= max(rungs[-1], 2),
@@ -58,8 +58,9 @@ def build_judged(config, spec) -> JudgedFastWAM:
     )
     steps = [count for way, count in map(policy.way, modes) if way == "imagine"]
     if steps != sorted(steps):
-        raise ValueError(f"config.objective.judge.modes = {modes} imagines less on a higher rung, "
-                         "and each goes on from what the lower ones imagined")  # fmt: skip
+        raise ValueError(f"config.objective.judge.modes = {modes}: the steps of 'imagine' must not "
+                         "decrease, because each rung continues from the future that the rung "
+                         "below it imagined")  # fmt: skip
     return policy
 
 
@@ -70,10 +71,10 @@ def _fields(config, spec, extra: tuple[Slot, ...] = ()) -> dict[str, Any]:
     for key, value, valid, requirement in (
         ("objective.solver", objective.solver, objective.solver in SOLVERS,
          f"one of {sorted(SOLVERS)}{did_you_mean(objective.solver, SOLVERS)}"),
-        ("data.frames", spec.frames, spec.frames > 1, "at least 2: there is a future to predict"),
+        ("data.frames", spec.frames, spec.frames > 1, "at least 2, to have a future to predict"),
         ("model.head_dim", model.head_dim, model.head_dim % 2 == 0, "even, for rotary positions"),
         ("objective.prefix_max", objective.prefix_max, 0 <= objective.prefix_max < spec.chunk,
-         f"0, or less than data.chunk = {spec.chunk}: the actions behind it are what is learnt"),
+         f"0, or less than data.chunk = {spec.chunk}: training needs actions after the prefix"),
     ):  # fmt: skip
         if not valid:
             raise ValueError(f"config.{key} = {value!r} must be {requirement}")

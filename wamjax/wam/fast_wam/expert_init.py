@@ -43,8 +43,8 @@ def action_from_video(params: Params) -> Params:
     """
     if not {"video", "action"} <= set(params.get("blocks", {})):
         raise KeyError(
-            "expert initialisation wants blocks/video and blocks/action, stacked over layers; "
-            f"the tree has {sorted(params)} (undo `unstack` first?)"
+            "expert initialization needs blocks/video and blocks/action, stacked over layers; "
+            f"the parameters have {sorted(params)}: if they are unstacked, stack them first"
         )
     video, action = params["video"], params["action"]
     networks = {n: _interpolate_tree(n, video[n], action[n], stacked=False) for n in NETWORKS}

@@ -235,8 +235,8 @@ class JudgedFastWAM(FastWAM):
         if kind == "adaptive" and gate is None:
             costs = jnp.zeros(len(rungs)) if costs is None else costs
             if costs.shape[-1:] != (len(rungs),):
-                raise ValueError(f"mode 'adaptive' needs costs of its {len(rungs)} rungs, has "
-                                 f"{costs.shape}")  # fmt: skip
+                raise ValueError(f"mode 'adaptive' needs one cost for each of its {len(rungs)} "
+                                 f"rungs, not costs of shape {costs.shape}")  # fmt: skip
 
             def gate(rung, proposals, values):
                 features = ladders.features(rung, len(rungs), pooled, proposals, values)
@@ -300,7 +300,7 @@ class JudgedFastWAM(FastWAM):
     def expect(self, params, normalizers, observation, rng, mode=None, noise=None):
         """Returns the predicted return, see `Policy.expect`."""
         if noise is not None:
-            raise ValueError("what is expected of given noise is not known: give a key")
+            raise ValueError("expect samples its own noise: give a key, not noise")
         decision = self.decide(params, normalizers, observation, rng, mode or "plan:1")
         best = jnp.take_along_axis(decision.values, decision.chosen[:, None], axis=1)[:, 0]
         return jnp.clip(best, 0.0, 1.0)

@@ -88,7 +88,8 @@ class FastWAM(Denoises, Policy):
 
     def __post_init__(self):
         if len(self.shares) != len(self.uses):
-            raise ValueError(f"{self.variant} has {len(self.uses)} uses, shares are {self.shares}")
+            raise ValueError(f"{self.variant} has {len(self.uses)} uses and needs as many shares, "
+                             f"not {self.shares}")  # fmt: skip
 
     # ---- the interface for training ----
 
@@ -430,7 +431,8 @@ class FastWAM(Denoises, Policy):
         """Returns the latent of the observed frame, and the contexts of the experts."""
         first = self._encode(params, observation)
         if first.shape[1] != 1:
-            raise ValueError(f"a policy acts on one frame, {self.codec.key} has {first.shape[1]}")
+            raise ValueError(f"a policy acts on one frame, {self.codec.key} has {first.shape[1]}: "
+                             "pass the last one")  # fmt: skip
         proprio = normalizers["proprio"].forward(observation["proprio"])
         condition = self._condition({**observation, "proprio": proprio})
         return first, bind(self.network, params)("conditions", condition).contexts
@@ -454,7 +456,8 @@ class FastWAM(Denoises, Policy):
         for group in groups if noise is not None else ():
             if group not in noise:
                 raise KeyError(
-                    f"noise is given for {sorted(noise)}, and {group!r} is denoised as well"
+                    f"noise for {group!r} is missing, there is only noise for {sorted(noise)}: "
+                    "add it, or give a key instead of noise"
                 )
         initial = {g: self._noise(g, given["first"], rng, noise) for g in groups}
         end = None if stop is None else stop + 1

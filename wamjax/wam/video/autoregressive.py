@@ -98,8 +98,8 @@ class Autoregressive(Pictures):
         grid = self.codec.shape(self.frames, *self.picture[:2])[:3]
         if grid != self.network.grid or self.codec.vocabulary != self.network.codes:
             raise ValueError(
-                f"the codec makes {grid} tokens of {self.codec.vocabulary} kinds, the network "
-                f"takes {self.network.grid} of {self.network.codes}"
+                f"the codec gives a grid of {grid} tokens from {self.codec.vocabulary} codes, the "
+                f"network takes {self.network.grid} from {self.network.codes}"
             )
 
     # ---- the interface for training ----
@@ -194,12 +194,13 @@ class Autoregressive(Pictures):
         given_frames = 0 if given is None else given.shape[1]
         if frames > t and self.network.positions != "rope":
             raise ValueError(
-                f"{frames} frames are more than the {t} that positions were learned for; "
-                "positions 'rope' can go on"
+                f"{frames} frames are more than the {t} of a training clip: sample fewer, or train "
+                "with model.positions='rope'"
             )
         if given_frames > t or given_frames >= frames:
             raise ValueError(
-                f"{given_frames} given frames leave none to make of {frames}, or exceed {t}"
+                f"{given_frames} given frames must be fewer than the {frames} in all, and at most "
+                f"{t}, the frames of a training clip"
             )
         b = self._count(condition, given, count)
         ids = jnp.zeros((b, 0), jnp.int32) if given is None else given.reshape(b, -1)
@@ -259,10 +260,10 @@ class Autoregressive(Pictures):
         """Returns the keys of all tokens, or their uniforms (l, b)."""
         if uniforms is None:
             if rng is None:
-                raise ValueError(f"tokens are drawn: give a key, or uniforms of shape {shape}")
+                raise ValueError(f"sampling draws tokens: give a key, or uniforms of shape {shape}")
             return jax.random.split(rng, shape[1] * shape[2] * shape[3]), None
         if uniforms.shape != shape:
-            raise ValueError(f"uniforms are {uniforms.shape}, the tokens to make are {shape}")
+            raise ValueError(f"uniforms has shape {uniforms.shape}, the new tokens have {shape}")
         return None, uniforms.reshape(shape[0], -1).T
 
     def _prefill(self, net, condition: Batch, ids: Array):

@@ -101,7 +101,7 @@ def wan(config, spec) -> Denoising:
     """Builds `denoising` with the blocks of Wan 2.1 and 2.2, which read text by cross-attention."""
     if config.model.text.route != "cross":
         raise ValueError(
-            f"objective.name='wan' wants model.text.route='cross', not {config.model.text.route!r}"
+            f"objective.name='wan' needs model.text.route='cross', not {config.model.text.route!r}"
         )
     objective = denoising(config, spec)
     video = ExpertSpec("video", config.model.video.width, config.model.video.ffn, **blocks.WAN)
@@ -115,7 +115,8 @@ def autoregressive(config, spec) -> Autoregressive:
     model, objective = config.model, config.objective
     codec, video, route = tokenizer(config), spec.shapes["video"], model.text.route
     if route not in ("none", "prefix"):
-        raise ValueError(f"objective.name='autoregressive' reads text as a prefix, not {route!r}")
+        raise ValueError("objective.name='autoregressive' needs model.text.route to be 'prefix' or "
+                         f"'none', not {route!r}")  # fmt: skip
     network = AutoregressiveTransformer(
         spec=ExpertSpec("video", model.video.width, model.video.ffn, **blocks.GPT),
         codes=codec.vocabulary,
@@ -146,8 +147,8 @@ def codec(config, spec) -> CodecObjective:
     vae = codecs.build(config.model.codec)
     if not isinstance(vae, VAECodec):
         raise ValueError(
-            f"objective.name='codec' trains config.model.codec.kind {sorted(codecs.TRAINED)}, not "
-            f"{config.model.codec.kind!r}"
+            f"objective.name='codec' needs config.model.codec.kind to be one of "
+            f"{sorted(codecs.TRAINED)}, not {config.model.codec.kind!r}"
         )
     frames, height, width = pictures_of(spec, vae, config)[:3]
     return CodecObjective(vae, frames, (height, width))

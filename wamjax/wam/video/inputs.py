@@ -53,7 +53,7 @@ def inputs_of(config, spec: ArraySpec) -> Inputs:
         video = 1 + (t - 1) * codec.temporal, h * codec.spatial, w * codec.spatial, 3
         if c != codec.channels:
             raise ValueError(
-                f"the latents have {c} channels, config.model.codec.channels is {codec.channels}"
+                f"config.model.codec.channels = {codec.channels} must be {c}, like the latents"
             )
     else:
         video = example
@@ -81,7 +81,7 @@ def inputs_of(config, spec: ArraySpec) -> Inputs:
 def _require(spec: ArraySpec, key: str, reader: str) -> None:
     if key not in spec.shapes:
         raise ValueError(
-            f"{reader} wants {key!r} in the data, config.data.arrays gives {sorted(spec.shapes)}"
+            f"{reader} needs {key!r} in the data, config.data.arrays has {sorted(spec.shapes)}"
         )
 
 
@@ -94,7 +94,7 @@ def pictures_of(spec: ArraySpec, codec: Codec, config) -> tuple[int, ...]:
     _require(spec, codec.key, kind)
     example = tuple(spec.shapes[codec.key])
     if isinstance(codec, VAECodec) and example[-1] != 3:
-        raise ValueError(f"{kind} wants 3 colours, pictures of the data have {example[-1]}")
+        raise ValueError(f"{kind} needs pictures of 3 colours, the data has {example[-1]}")
     return example
 
 

@@ -8,7 +8,7 @@ from wamjax.models import keys as models
 
 # (key, default, description).
 TABLE: tuple[tuple[str, Any, str], ...] = (
-    ("objective.process", "flow", "flow, ddpm or edm, with options: builders.PROCESSES"),
+    ("objective.process", "flow", "flow, ddpm or edm, with options: video.builder.PROCESSES"),
     ("objective.scheme", "diffusion", "how frames are denoised, a key of schemes.SCHEMES"),
     ("objective.drop", 0.1, "share of examples trained without their condition, for guidance"),
     ("objective.guidance", 1.0, "classifier-free guidance scale; 1 = none"),

@@ -74,8 +74,8 @@ class Denoising(Denoises, Pictures):
         channels = self.network.latent[-1]
         if not 0 <= self.guidance_channels <= channels:
             raise ValueError(
-                f"objective.guidance_channels {self.guidance_channels} of latents of {channels} "
-                f"channels: between 1 and {channels}, or 0 for all"
+                f"objective.guidance_channels = {self.guidance_channels} must be between 1 and "
+                f"{channels}, the channels of the latents, or 0 for all"
             )
 
     # ---- the interface for training ----
@@ -313,7 +313,7 @@ class Denoising(Denoises, Pictures):
         sizes = [self.slots[g] for g in groups]
         shape = *lead, sum(sizes), *self.network.latent
         if noise.shape != shape:
-            raise ValueError(f"{name} is {noise.shape}, what is not given is {shape}")
+            raise ValueError(f"{name} has shape {noise.shape}, the frames to sample have {shape}")
         parts = jnp.split(noise, np.cumsum(sizes)[:-1], axis=len(lead))
         return dict(zip(groups, parts, strict=True))
 
@@ -344,7 +344,8 @@ class Denoising(Denoises, Pictures):
         ends = np.cumsum([0, *self.slots.values()]).tolist()
         if given.shape[1] not in ends:
             sizes = list(self.slots.values())
-            raise ValueError(f"{given.shape[1]} given frames are not whole groups of {sizes}")
+            raise ValueError(f"{given.shape[1]} given frames do not fill whole groups, which have "
+                             f"{sizes} frames")  # fmt: skip
         number = ends.index(given.shape[1])
         names = list(self.slots)[:number]
         return {g: given[:, ends[i] : ends[i + 1]] for i, g in enumerate(names)}
@@ -358,7 +359,7 @@ class Denoising(Denoises, Pictures):
             if key == self.codec.key:
                 continue
             if key not in batch:
-                raise KeyError(f"the model is conditioned by {key!r}; got {sorted(batch)}")
+                raise KeyError(f"the condition {key!r} is missing; there is {sorted(batch)}")
             out[key] = value = batch[key]
             if keep is not None:
                 out[key] = jnp.where(align(keep, value), value, absent.get(key, 0))

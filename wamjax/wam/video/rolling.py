@@ -123,7 +123,7 @@ def _chunks_of(noise: Array | None, shape: tuple[int, ...], size: int) -> Array 
     if noise is None:
         return None
     if noise.shape != shape:
-        raise ValueError(f"noise is {noise.shape}, what is not given is {shape}")
+        raise ValueError(f"noise has shape {noise.shape}, the frames to sample have {shape}")
     return jnp.moveaxis(noise.reshape(shape[0], -1, size, *shape[2:]), 1, 0)
 
 
@@ -132,20 +132,21 @@ def _check(objective: Denoising, frames: int, given, window: int) -> tuple[int, 
     scheme, training_chunks = objective.scheme, len(objective.slots)
     if not (scheme.causal and scheme.independent and scheme.chunk) or scheme.first:
         raise ValueError(
-            f"only causal schemes with independent levels and equal chunks can roll ('blocks', "
+            "rolling needs a causal scheme with independent levels and equal chunks ('blocks' or "
             f"'forcing_causal'), not {scheme}"
         )
     if objective.network.positions == "sincos":
         raise ValueError("rolling needs positions 'rope' or 'both', not 'sincos'")
     if not 0 <= window < training_chunks or training_chunks < 2:
         raise ValueError(
-            f"window {window}: training had {training_chunks} chunks, so at most that less 1"
+            f"window = {window} must be less than the {training_chunks} chunks of a training clip, "
+            "of which there must be at least 2"
         )
     given_frames = 0 if given is None else given.shape[1]
     if frames % scheme.chunk or given_frames % scheme.chunk or not given_frames < frames:
         raise ValueError(
-            f"{given_frames} given of {frames} frames, in chunks of {scheme.chunk}: both must be "
-            "whole chunks, and one or more be left to make"
+            f"{given_frames} given frames and {frames} frames in all must both be multiples of "
+            f"{scheme.chunk}, the frames of a chunk, with at least one chunk to sample"
         )
     return scheme.chunk, window or training_chunks - 1, given_frames // scheme.chunk
 

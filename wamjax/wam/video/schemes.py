@@ -63,7 +63,8 @@ def slots_of(scheme: Scheme, frames: int) -> tuple[Slot, ...]:
     length = frames - scheme.first
     chunk = scheme.chunk or length
     if length <= 0 or length % chunk:
-        raise ValueError(f"{frames} latent frames do not divide as {scheme}")
+        raise ValueError(f"{frames} latent frames do not divide into groups: {scheme} takes "
+                         f"{scheme.first} and a multiple of {chunk}")  # fmt: skip
     sizes += [chunk] * (length // chunk)
     group = np.repeat(np.arange(len(sizes)), sizes)
     return tuple(Slot("frame", f"g{g}", position=i) for i, g in enumerate(group))
@@ -82,7 +83,9 @@ def use_of(scheme: Scheme, network: DiT) -> Use:
     if not scheme.causal:
         table = bidirectional(*names, *network.own_tokens)
     elif network.own_tokens:
-        raise ValueError(f"a causal scheme has no place for tokens of {list(network.own_tokens)}")
+        raise ValueError(f"a causal scheme cannot have tokens of {list(network.own_tokens)}: use "
+                         "objective.scheme='diffusion', or another model.conditioning and "
+                         "model.text.route")  # fmt: skip
     else:
         table = causal(*names)
     roles |= dict.fromkeys(network.own_tokens, Role.GIVEN)

@@ -65,7 +65,9 @@ class Aloha:
             with self._files.open(path) as file:
                 count, states = len(file["action"]), len(file["observations/qpos"])
                 if count != states or not count:
-                    raise SourceError(f"{count} actions, {states} states")
+                    raise SourceError(
+                        f"it has {count} actions and {states} states, which must be equal and not 0"
+                    )
                 claims = [hdf5.text_of(file.attrs, k) for k in ("task_description", "language")]
                 return Entry(name=name, file=str(path), length=count,
                              instruction=next(filter(None, claims), ""), task=path.parent.name,

@@ -85,7 +85,9 @@ class RollOuts:
             with self._files.open(path) as file:
                 count = len(file["actions"] if "actions" in file else file["action"])
                 if count < SHORTEST:
-                    raise SourceError(f"{count} steps; of less than {SHORTEST} none is used")
+                    raise SourceError(
+                        f"it has {count} steps, fewer than the {SHORTEST} that are needed"
+                    )
                 claims = dict(part.partition("=")[::2] for part in path.stem.split("--"))
                 success = file.attrs.get("success", file.attrs.get("success_score"))
                 if success is None and "success" in claims:

@@ -88,7 +88,7 @@ class DroidRaw:
                 on = np.ones(count, bool) if flags is None else flags[:].astype(bool).ravel()
                 self._moving[i] = np.flatnonzero(on)
                 if not on.any():
-                    raise SourceError("in no step the movement is enabled")
+                    raise SourceError("the movement is not enabled at any step")
             metadata, number = self._metadata(path)
             claims = self._words.get(number, {})
             words = [claims[k] for k in sorted(claims) if k.startswith("language_instruction")]
@@ -111,7 +111,7 @@ class DroidRaw:
         try:
             return json.loads(file.read_text()), file.stem.removeprefix("metadata_")
         except ValueError as error:
-            raise SourceError(f"{file} is no json: {error}") from error
+            raise SourceError(f"{file} is not JSON: {error}") from error
 
     def _video(self, i: int, file: h5py.File, camera: str) -> pathlib.Path:
         serial = self._serials(i, file).get(camera)

@@ -60,8 +60,8 @@ class LeRobot:
         self._info = _json(source / "meta" / "info.json")
         version = self._info.get("codebase_version")
         if version not in VERSIONS:
-            raise ValueError(f"{source}/meta/info.json says codebase_version {version!r}; "
-                             f"{', '.join(VERSIONS)} are read")  # fmt: skip
+            raise ValueError(f"{source}/meta/info.json has codebase_version {version!r}; "
+                             f"supported are {', '.join(VERSIONS)}")  # fmt: skip
         self._one_file_each = version.startswith("v2")
         self._features = self._info["features"]
         self._videos = Videos(tolerance)
@@ -298,7 +298,7 @@ def _check(place: Place, number: int) -> None:
         raise SourceError(f"{place.file} has {len(rows)} rows, meta/episodes.jsonl says "
                           f"{place.end}")  # fmt: skip
     if rows[0].as_py() != number:
-        raise SourceError(f"{place.file} holds episode {rows[0].as_py()}")
+        raise SourceError(f"{place.file} holds episode {rows[0].as_py()}, not {number}")
 
 
 def _size(feature: Mapping[str, Any]) -> tuple[int, int]:
@@ -349,7 +349,9 @@ def _parquet(
                     groups.append(group)
                 at += rows
             if end > at:
-                raise SourceError(f"{file} has {at} rows, {end} are asked")
+                raise SourceError(
+                    f"{file} has {at} rows, fewer than the {end} that its index names"
+                )
             table = parquet.read_row_groups(groups, columns=columns)
             return table.slice(start - first, end - start)
     except (OSError, pa.ArrowException) as error:

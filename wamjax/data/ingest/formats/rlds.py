@@ -106,7 +106,9 @@ class Rlds:
             values, start = self._features(i), self._parts[i].start
             rows = tfrecord.strings(values[_path(camera, values)])
             if len(rows) <= start + max(steps):
-                raise SourceError(f"{len(rows)} pictures of {camera}")
+                raise SourceError(
+                    f"camera {camera} has {len(rows)} pictures, too few for step {max(steps)}"
+                )
             yield from (bytes(rows[start + t]) for t in steps)
 
     def describe(self) -> About:
@@ -186,7 +188,7 @@ class Rlds:
     def _cut(self, i: int, x: np.ndarray, width: int) -> np.ndarray:
         part = self._parts[i]
         if len(x) % width:
-            raise SourceError(f"{len(x)} numbers are no steps of {width}")
+            raise SourceError(f"{len(x)} numbers do not divide into steps of {width}")
         return x.reshape(-1, width)[part.start : part.end or None]
 
     def _features(self, i: int) -> dict[str, memoryview]:
@@ -241,8 +243,8 @@ def _version(source: pathlib.Path) -> pathlib.Path:
     """Returns the only folder with features.json, at the source or below."""
     files = sorted(source.rglob("features.json"))
     if len(files) != 1:
-        what = f"{len(files)} data sets, name one" if files else "no features.json"
-        raise ValueError(f"{source} holds {what}: --source is <name>/<version>")
+        what = f"{len(files)} data sets" if files else "no features.json"
+        raise ValueError(f"{source} holds {what}: give --source=<name>/<version> of one")
     return files[0].parent
 
 
@@ -260,7 +262,8 @@ def _leaves(file: pathlib.Path) -> dict[str, Leaf]:
     tree = json.loads(file.read_text())
     steps = tree.get("featuresDict", {}).get("features", {}).get("steps")
     if steps is None:
-        raise ValueError(f"{file} has no steps: it is no RLDS data set")
+        raise ValueError(f"{file} has no steps, so it is not an RLDS data set: correct --source or "
+                         "--format")  # fmt: skip
     out: dict[str, Leaf] = {}
     _walk(steps["sequence"]["feature"], "", out)
     return {path.removeprefix("observation/"): leaf for path, leaf in out.items()}
