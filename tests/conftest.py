@@ -28,6 +28,7 @@ def pytest_collection_finish():
     """Keeps imported objects out of garbage collection, since they live as long as the process."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope="module")
