@@ -4,10 +4,13 @@ The flags must be set before jax is imported anywhere.
 """
 
 import atexit
+import contextlib
+import functools
 import gc
 import os
 import shutil
 import tempfile
+import types
 
 import compiler
 
@@ -23,9 +26,21 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+# To shuffle n indices, grain spends 600 / n ms on each. Tests have few, and repeat them.
+with contextlib.suppress(ImportError, AttributeError):
+    from grain._src.python.dataset.transformations import shuffle
+
+    shuffle.index_shuffle = types.SimpleNamespace(
+        index_shuffle=functools.cache(shuffle.index_shuffle.index_shuffle)
+    )
+
 
 def pytest_collection_finish():
-    """Keeps imported objects out of garbage collection, since they live as long as the process."""
+    """Keeps imported objects out of garbage collection, since they live as long as the process.
+
+    Later objects are collected more rarely than by default: tracing creates many, and few of them
+    are in cycles.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
