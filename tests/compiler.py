@@ -1,4 +1,7 @@
-"""Sets how XLA compiles for the tests: fast compilation instead of fast programs."""
+"""Sets how XLA compiles for the tests, fast compilation instead of fast programs, and how often
+Python collects garbage."""
+
+import gc
 
 
 def flags(devices: int) -> str:
@@ -13,3 +16,14 @@ def flags(devices: int) -> str:
         f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
         "--xla_cpu_parallel_codegen_split_count=1"
     )
+
+
+def collect_rarely():
+    """Keeps what exists out of garbage collection, and collects later objects rarely.
+
+    Imported objects live as long as the process. Tracing creates many objects, and few are in
+    cycles.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)

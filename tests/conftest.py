@@ -6,7 +6,6 @@ The flags must be set before jax is imported anywhere.
 import atexit
 import contextlib
 import functools
-import gc
 import os
 import shutil
 import tempfile
@@ -36,14 +35,8 @@ with contextlib.suppress(ImportError, AttributeError):
 
 
 def pytest_collection_finish():
-    """Keeps imported objects out of garbage collection, since they live as long as the process.
-
-    Later objects are collected more rarely than by default: tracing creates many, and few of them
-    are in cycles.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    """All test files are imported now."""
+    compiler.collect_rarely()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 
+import compiler
 import grain
 import jax
 import jax.numpy as jnp
@@ -199,6 +200,7 @@ def run(config, workdir, make_objective=lambda config, spec: Toy(), devices=None
 
 if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
+    compiler.collect_rarely()
     workdir, steps, kill_at = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     options = {k: int(v) for k, v in (a.split("=") for a in sys.argv[4:])}
     if "port" in options:
