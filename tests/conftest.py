@@ -4,10 +4,12 @@ The flags must be set before jax is imported anywhere.
 """
 
 import atexit
-import gc
+import contextlib
+import functools
 import os
 import shutil
 import tempfile
+import types
 
 import compiler
 
@@ -23,11 +25,18 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+# To shuffle n indices, grain spends 600 / n ms on each. Tests have few, and repeat them.
+with contextlib.suppress(ImportError, AttributeError):
+    from grain._src.python.dataset.transformations import shuffle
+
+    shuffle.index_shuffle = types.SimpleNamespace(
+        index_shuffle=functools.cache(shuffle.index_shuffle.index_shuffle)
+    )
+
 
 def pytest_collection_finish():
-    """Keeps imported objects out of garbage collection, since they live as long as the process."""
-    gc.collect()
-    gc.freeze()
+    """All test files are imported now."""
+    compiler.collect_rarely()
 
 
 @pytest.fixture(autouse=True, scope="module")

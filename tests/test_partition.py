@@ -173,7 +173,8 @@ def test_adapters_act_in_sampling_too():
 
 
 def test_training_adapters_leaves_a_frozen_backbone():
-    config = toy.config(**{"optim.freeze": (".*",), "lora.rank": 2, "lora.targets": TARGETS})
+    config = toy.config(**{"optim.freeze": (".*",), "lora.rank": 2, "lora.targets": TARGETS,
+                           "optim.ema_decay": 0.0})  # fmt: skip
     objective = toy.fast_wam()
     drawn = random_params(jax.eval_shape(lambda: states.init_params(objective, config)))
     # A fresh head is zero and stops gradients; a fresh adapter changes nothing yet.
