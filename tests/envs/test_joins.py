@@ -89,6 +89,10 @@ def test_jerk_is_of_motions_before_the_end():
     got = jerk(actions, np.array([6, 5, 2]), HOLD)
     np.testing.assert_allclose(got, [(1 + 2 + np.hypot(1, 9)) / 4, 3 / 3, 0])  # of 4, 3, no steps
     assert (jerk(actions * 0 + 1, np.array([6, 6, 6]), HOLD) == 0).all()
+    motions = actions[..., : HOLD.index(True)]
+    positions = np.concatenate([np.zeros_like(motions[:, :1]), np.cumsum(motions, axis=1)], axis=1)
+    every = jerk(positions, np.array([7, 6, 3]), (True,) * motions.shape[2])
+    np.testing.assert_allclose(every, got, atol=1e-6)  # positions whose steps are the motions
 
 
 def homing(observation, keys, prefix=None):

@@ -143,13 +143,15 @@ SYNC = Join()
 def jerk(
     actions: Float[np.ndarray, "e t a"], steps: Int[np.ndarray, " e"], hold: tuple[bool, ...]
 ) -> Float[np.ndarray, " e"]:
-    """Returns the jerk of the first `steps` actions of each episode: 0 for fewer than three
-    actions.
+    """Returns the jerk of the first `steps` actions of each episode: 0 for too few actions.
 
     It is the mean length of the second difference of motions, which are displacements per step, so
-    it is proportional to the jerk of the commanded path. Dimensions that hold are not motions.
+    it is proportional to the jerk of the commanded path. Dimensions that hold are not motions; if
+    all do, the actions are positions, and it is the mean length of their third difference.
     """
-    motions = np.asarray(actions)[..., ~np.array(hold or [False] * actions.shape[2])]
-    change = np.linalg.norm(np.diff(motions, n=2, axis=1), axis=2)
-    counted = np.arange(change.shape[1]) < np.asarray(steps)[:, None] - 2
+    moves = ~np.array(hold or [False] * actions.shape[2])
+    order = 2 if moves.any() else 3
+    path = np.asarray(actions)[..., moves] if moves.any() else np.asarray(actions)
+    change = np.linalg.norm(np.diff(path, n=order, axis=1), axis=2)
+    counted = np.arange(change.shape[1]) < np.asarray(steps)[:, None] - order
     return (change * counted).sum(axis=1) / np.maximum(counted.sum(axis=1), 1)
