@@ -76,7 +76,7 @@ def test_a_parameter_is_read_where_it_is_used():
 
 def test_usage_errors_are_reported():
     config = get("fast_wam_libero", "debug")
-    with pytest.raises(ValueError, match="--rows=direct:3: there are direct:10, direct:1,"):
+    with pytest.raises(ValueError, match="--rows=direct:3 must be one of direct:10, direct:1,"):
         act.run(config, "cpu", ["direct:3"])
     with pytest.raises(ValueError, match="pictures"):
         act.run(get("dit_digits", "debug"), "cpu")

@@ -299,7 +299,8 @@ def test_declared_arrays():
     assert spec.sizes == {"label": 10, "instruction": 30}
     assert spec.dtypes["latents"] == spec.dtypes["context"] == "bfloat16"
     assert spec.dtypes["label"] == "int32"
-    for text, message in {"latent=1x2": "there is no 'latent'", "label=a": "not KEY=SHAPE"}.items():
+    wrong = {"latent=1x2": "'latent' is not one of", "label=a": "not KEY=SHAPE"}
+    for text, message in wrong.items():
         config.data.declared.arrays = text
         with pytest.raises(ValueError, match=message):
             arrays.declared(config.data)

@@ -163,8 +163,8 @@ def test_dials_override_a_shift():
     [
         ("shift", {}, "lightning", "shift 'lightning' does not exist in tabletop, did you mean "
          "'lighting'"),
-        ("shift", {"colour": 1.0}, "none", "eval.shift.colour is no dial of tabletop, did you mean "
-         "'colours'"),
+        ("shift", {"colour": 1.0}, "none", "eval.shift.colour: tabletop has no dial 'colour', did "
+         "you mean 'colours'"),
         ("env", "table_top", "none", "eval.env = 'table_top' does not exist, did you mean "
          "'tabletop'"),
     ],

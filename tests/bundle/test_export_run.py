@@ -232,7 +232,7 @@ def test_a_planner_is_part_of_the_bundle(tmp_path):
         export_policy.from_run(tmp_path / "run", tmp_path / "c", None, odd, None, False)
     other.data.normalization = "mean_std"
     strange = runs.save(tmp_path / "strange", other, spec, (4,), seed=9)
-    said = f"the planner {strange} was trained on actions that were normalised otherwise"
+    said = f"the planner {strange} was trained with another normalization of actions"
     with pytest.raises(ValueError, match=said):
         trained.load(tmp_path / "run", mode="plan", planner=strange)
     with pytest.raises(ValueError, match=said):
@@ -296,7 +296,7 @@ def test_export_never_overwrites_and_is_atomic(tmp_path, monkeypatch):
 
 
 def test_folders_that_are_not_bundles_are_errors(exported, tmp_path):
-    with pytest.raises(FileNotFoundError, match="(?s)no policy bundle .*wamjax.export_policy"):
+    with pytest.raises(FileNotFoundError, match="(?s)not a policy bundle .*export_policy"):
         wamjax.load_policy(tmp_path)
     folder = shutil.copytree(exported[2], tmp_path / "b")
     text = (folder / "policy.json").read_text()

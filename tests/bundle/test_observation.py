@@ -58,7 +58,7 @@ BLANK = np.zeros((16, 16, 3), np.uint8)
         (images(grip=BLANK), r"cameras \[\] are missing and \['grip'\] are unknown"),
         ({"images": {"gripper": BLANK, "overhed": BLANK}},
          r"\['overhead'\] are missing and \['overhed'\] are unknown, did you mean 'overhead'"),
-        ({"images": BLANK}, r"images: a dict with cameras \['overhead', 'gripper'\] .*ndarray"),
+        ({"images": BLANK}, r"must be a dict with cameras \['overhead', 'gripper'\].* ndarray"),
         ({"instruction": "one two three four five"}, "has 5 words, .* reads at most 4: say"),
         ({"instruction": ["lift"]}, r"instruction is \['lift'\], the policy takes a text$"),
         ({"instruction": 3}, "instruction is 3, the policy takes a text$"),
@@ -78,7 +78,7 @@ def test_keys_and_batches_must_agree():
         OBSERVER(seen | {"proprio": np.zeros((3, 5))})
     with pytest.raises(BadObservation, match=r"keys \['instruction'\] are missing"):
         OBSERVER({k: v for k, v in seen.items() if k != "instruction"})
-    with pytest.raises(BadObservation, match="the observation: a dict with keys .* not a list"):
+    with pytest.raises(BadObservation, match="observation must be a dict with keys .* not a list"):
         OBSERVER([seen])
 
 

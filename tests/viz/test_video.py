@@ -106,5 +106,5 @@ def test_arrays_that_are_not_videos_are_errors(bad):
 def test_unequal_pictures_are_refused():
     with pytest.raises(ValueError, match="one picture size"):
         video.grid([noise(1, 4, 4), noise(1, 4, 5)])
-    with pytest.raises(ValueError, match="one picture size"):
+    with pytest.raises(ValueError, match="must have equal picture sizes"):
         video.side_by_side(noise(1, 4, 4), noise(1, 5, 4))

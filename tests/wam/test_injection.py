@@ -117,5 +117,5 @@ def test_min_max_statistics_of_the_demonstrations_map_to_the_unit_box():
 
 
 def test_numbers_that_do_not_fit_are_an_error():
-    with pytest.raises(ValueError, match="33 numbers of shape .* latent frame \\(2, 4, 4\\) of 32"):
+    with pytest.raises(ValueError, match="33 numbers .* of shape \\(2, 4, 4\\), which has 32"):
         tile(jnp.zeros((1, 11, 3)), (11, 3), (2, 4, 4))

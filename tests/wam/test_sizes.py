@@ -61,5 +61,5 @@ def test_parameter_counts(picture, action_dim, proprio_dim, latent, action_size,
 def test_cached_latents_want_shapes_that_the_vae_makes():
     codec = CachedLatents(48, 16, 4)
     for frames, height in ((8, 224), (9, 230)):
-        with pytest.raises(ValueError, match="1 \\+ 4k frames.*divisible by 16"):
+        with pytest.raises(ValueError, match="4 k \\+ 1 frames.*divisible by 16"):
             codec.shape(frames, height, 448)
