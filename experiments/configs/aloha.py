@@ -3,9 +3,9 @@
     pip install -e ".[aloha]"
     python -m wamjax.train --config=experiments/configs/aloha.py --workdir=runs/aloha
 
-Two CPU cores: about half an hour. Collects 300 demonstrations in ten minutes, trains 1.8 M
-parameters for 2,000 steps, and evaluates over 100 episodes and a blind replay. Expected: 93 %
-success, 3 % blind.
+Two CPU cores, beside other work: 40 minutes. Collects 300 demonstrations in ten of them, trains
+1.8 M parameters for 2,000 steps, and evaluates over 100 episodes and a blind replay. Expected from
+one run with these settings (see BUILD_NOTES.md): 93 % success, 3 % blind.
 
 Arguments: variant=fast|joint|idm|no_cotrain|optional_idm|ladder, preset=2026-08|paper,
 demos=N, debug.

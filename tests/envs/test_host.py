@@ -57,6 +57,14 @@ def recorded():
     return play(fake.world(), record=True)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_frames_are_kept_of_the_first_episodes(recorded, count):
+    some = play(fake.world(), record=count)
+    for name, frames in recorded.frames.items():
+        np.testing.assert_array_equal(some.frames[name], frames[:count])
+    np.testing.assert_array_equal(some.success, recorded.success)
+
+
 def test_a_host_world_implements_the_protocol(recorded):
     assert isinstance(fake.world(), World)
     assert isinstance(open_world("envs.fake:world"), World)
