@@ -1,4 +1,4 @@
-"""A small Fast-WAM on eight tasks of LIBERO-Object, from a scripted expert, at 64 pixels.
+"""A small Fast-WAM on four tasks of LIBERO-Object, from a scripted expert, at 64 pixels.
 
     pip install -e ".[libero]"
     python -m wamjax.train --config=experiments/configs/libero_object.py --workdir=runs/object
@@ -7,7 +7,7 @@ Collects demonstrations (ten seconds each), trains, and evaluates over 100 episo
 replay. Not trained yet. For the published model see fast_wam_libero.py.
 
 Arguments: variant=fast|joint|idm|no_cotrain|optional_idm|ladder, preset=2026-08|paper,
-demos=N, debug.
+tasks=1..8, demos=N (over all tasks), debug.
 """
 
 from wamjax import config as configs
@@ -22,14 +22,18 @@ TASKS = tuple(f"pick_up_the_{thing}_and_place_it_in_the_basket" for thing in THI
 
 
 def get_config(arg=None):
-    args = configs.parse_arg(arg, variant="fast", preset="2026-08", demos=160, debug=False)
+    args = configs.parse_arg(
+        arg, variant="fast", preset="2026-08", tasks=4, demos=160, debug=False
+    )
     config = configs.base_config()
     presets.fast_wam(config, args.variant, args.preset)
     presets.tabletop(config)
-    presets.simulator(config, ENV, TASKS, args.demos, noise=0.1)
+    presets.simulator(config, ENV, TASKS[: args.tasks], args.demos, noise=0.1)
     data = config.data
-    data.cameras, data.chunk, data.frame_stride = ("image", "wrist_image"), 20, 10
+    data.cameras, data.chunk = ("image", "wrist_image"), 20
+    data.frames, data.frame_stride = 2, 20  # now, and at the end of the chunk
     data.instruction_length = 16
+    config.total_steps = 2000
     config.eval.execute, config.eval.max_steps = 10, 280
     if args.debug:
         presets.simulator_debug(config)

