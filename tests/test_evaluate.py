@@ -260,6 +260,9 @@ def test_options_of_the_command_are_in_the_name_of_the_file(tmp_path, monkeypatc
     assert asked.eval.shift.to_dict() == {"colours": 0.1, "action_delay": 2}
     label = "episodes3_execute1_pick_red-reach_red_joinblend_delay1_colours0.1_action_delay2"
     assert seen["rest"] == ("RUN", None, None, "none", None, label, None)
+    asked.eval.env = "aloha"
+    command("--episodes=3", "--workers=2")  # no other episodes, so no part of the name
+    assert asked.eval.env == "aloha:workers=2" and seen["rest"][5] == "episodes3"
     with pytest.raises(app.UsageError, match="--dials=lighting is not of the form DIAL=NUMBER"):
         command("--dials=lighting")
 

@@ -8,6 +8,7 @@
     python -m wamjax.evaluate --workdir=runs/cosmos --mode=plan --planner=runs/planner
     python -m wamjax.evaluate --workdir=runs/judge --mode=adaptive:0.01
     python -m wamjax.evaluate --workdir=runs/judge --mode=adaptive:0:12
+    python -m wamjax.evaluate --workdir=runs/aloha --episodes=500 --workers=8
     python -m wamjax.evaluate --workdir=runs/aloha --env=remote:at=127.0.0.1:7000
     python -m wamjax.evaluate --workdir=runs/quickstart --latency
 
@@ -25,6 +26,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from wamjax import cli
+from wamjax.envs.worker import with_option
 from wamjax.runs import evaluation, trained
 from wamjax.training import checkpoint
 from wamjax.training.checkpoint import find
@@ -48,6 +50,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("execute", None, "actions executed of each plan")
     flags.DEFINE_string("join", None, "how one chunk follows another: one of envs.joins.WAYS")
     flags.DEFINE_integer("delay", None, "control steps between an observation and its plan")
+    flags.DEFINE_integer(
+        "workers", None, "processes of a simulator; one per processor by default"
+    )
     flags.DEFINE_bool("latency", False, "only measure the latency of one plan")
     checkpoint.define_ema_flag()
 
@@ -85,6 +90,8 @@ def _choose(config: ConfigDict, options) -> str:
             config.eval[key] = tuple(value) if key == "tasks" else value
             text = "-".join(value) if key == "tasks" else f"{key}{value}"
             parts.append(re.sub(r"[^\w.-]+", "-", text))  # of a file's name
+    if options.workers is not None:
+        config.eval.env = with_option(config.eval.env, "workers", options.workers)
     for dial in options.dials:
         name, _, text = dial.partition("=")
         try:

@@ -243,6 +243,8 @@ def test_arrays_of_any_size_are_sent_completely():
 )
 def test_a_name_may_contain_options(text, place, options):
     assert worker.parts_of(text) == (place, options)
+    changed = worker.with_option(text, "workers", 3)
+    assert worker.parts_of(changed) == (place, options | {"workers": 3})
 
 
 def test_the_simulators_side_needs_only_python_3_9_without_jax():

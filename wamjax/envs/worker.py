@@ -178,6 +178,14 @@ def parts_of(name: str) -> tuple[str, dict[str, Any]]:
     return match[1], options
 
 
+def with_option(name: str, option: str, value: Any) -> str:
+    """Returns the name with another value of an option, so that `parts_of` gives it."""
+    place, options = parts_of(name)
+    options[option] = value
+    texts = (f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in options.items())
+    return f"{place}:{','.join(texts)}"
+
+
 def versions_of(*packages: str, extra: str) -> dict[str, str]:
     """Returns package -> version.
 
