@@ -14,6 +14,8 @@ import types
 import compiler
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Read when gcsfs is imported; otherwise it looks for Google's credentials at every move and delete.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 os.environ["XLA_FLAGS"] = f"{compiler.flags(devices=8)} {os.environ.get('XLA_FLAGS', '')}"
 # Workers, and the commands that they start, share a compilation cache in a folder of this test run.
 # The user's own cache is neither read nor written unless requested.

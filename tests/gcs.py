@@ -257,5 +257,4 @@ def environment(server: Server) -> dict[str, str]:
     return {"STORAGE_EMULATOR_HOST": server.url, "TENSORSTORE_GCS_HTTP_URL": server.url,
             "CLOUD_STORAGE_EMULATOR_ENDPOINT": server.url,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token", "EPATH_USE_TF": "false",
-            "NO_GCE_CHECK": "true",
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}  # fmt: skip
+            "NO_GCE_CHECK": "true"}  # fmt: skip
