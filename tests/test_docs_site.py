@@ -162,6 +162,10 @@ def test_numbers_on_method_pages_are_in_the_notes():
     page = " ".join((DOCS / "methods.md").read_text().split())
     found = re.findall(r"-?\d[\d.]* \[-?\d[\d.]*, -?\d[\d.]*\]", page)
     assert len(found) > 25
+    for name in ("faq.md", "comparison.md"):  # percentages, few of which have an interval
+        rates = re.findall(r"(\d+\.\d) %", (DOCS / name).read_text().split("**Published by")[0])
+        assert rates or name == "comparison.md"
+        assert not [x for x in rates if x not in notes]
     for number in found:
         value, interval = number.split(" ", 1)
         assert number in notes or f"{value} % {interval}" in notes, number
@@ -187,14 +191,54 @@ def test_every_error_on_the_page_exists_in_the_code():
         assert any(pattern.search(m) for m in every), heading
 
 
-def test_the_key_reference_matches_the_keys():
-    out = subprocess.run(
-        [sys.executable, "-c", "import configuration as c; print(c.page(), end='')"], text=True,
+def generated(script):
+    """Returns the page that a script of docs/site makes."""
+    return subprocess.run(
+        [sys.executable, "-c", f"import {script}; print({script}.page(), end='')"], text=True,
         capture_output=True, check=True, env={"PYTHONPATH": f"{ROOT}:{DOCS / 'site'}"},
     ).stdout  # fmt: skip
+
+
+def test_the_key_reference_matches_the_keys():
     page = (DOCS / "configuration.md").read_text()
-    assert page == out, "run python docs/site/configuration.py"
+    assert page == generated("configuration"), "run python docs/site/configuration.py"
     assert "`objective.variant` ❄" in page and page.count("\n| `") > 150
+
+
+def test_the_python_reference_matches_the_docstrings():
+    page = (DOCS / "api.md").read_text()
+    assert page == generated("api"), "run python docs/site/api.py"
+    entries = re.split(r"^###+ `(.*)`$", page, flags=re.M)[1:]
+    assert len(entries) > 200 and "wamjax.load_policy" in entries[::2]
+    for name, entry in zip(entries[::2], entries[1::2], strict=True):
+        code, *tables = re.split(r"^\| Arguments \| \|$", entry, flags=re.M)
+        assert len(re.sub(r"```.*?```", "", entry, flags=re.S).strip()) > 15, f"{name}: no text"
+        for row in re.findall(r"^\| `(.*?)` \|", "".join(t.split("\n\n")[0] for t in tables), re.M):
+            for argument in row.replace("*", "").split(", "):  # that it documents exists
+                assert re.search(rf"\b{argument}\b[:,)=]", code), (name, argument)
+
+
+def test_every_question_has_an_answer_that_leads_on():
+    text = (DOCS / "faq.md").read_text()
+    questions = re.split(r"^### (.*)$", re.sub(r"^## .*$", "", text, flags=re.M), flags=re.M)[1:]
+    assert len(questions) >= 2 * 15
+    for question, answer in zip(questions[::2], questions[1::2], strict=True):
+        assert question.endswith("?"), question
+        assert re.search(r"\]\([a-z]+\.md|`python -m ", answer), question
+    # Keys that an answer names exist.
+    keys = (DOCS / "configuration.md").read_text()
+    groups = "|".join(re.findall(r"^## (\w+)$", keys, re.M))
+    named = set(re.findall(rf"`((?:{groups})\.[\w.*]+)(?:=\w+)?`", text)) - {"eval.json"}
+    assert len(named) > 15
+    assert not {key for key in named if f"| `{key}`" not in keys}
+
+
+def test_pages_link_to_pages_only():
+    """Nothing that a page links to is outside of docs, where the site would lack it."""
+    for page in PAGES[1:]:
+        for link in re.findall(r"\]\(([^)#\s]+)", FENCE.sub("", page.read_text())):
+            assert link.startswith("https://") or (DOCS / link).is_file(), (page.name, link)
+            assert not link.startswith(".."), (page.name, link)
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

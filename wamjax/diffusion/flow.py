@@ -40,7 +40,7 @@ class RectifiedFlow(Process):
 
     Attributes:
       shift: time shift of training levels and of the sampling schedule.
-      weighting: "wan" (a bump around the middle of the schedule, spec 5.1), or as in `Process`.
+      weighting: "wan" (the public scheduler's bump around its middle), or as in `Process`.
       law: law of training levels before the shift; None = uniform in tau.
       spacing: grid of the sampling schedule before the shift. "uniform" goes from 1 to 0; "euler"
         and "unipc" are the grids in diffusers of FlowMatchEulerDiscreteScheduler and of

@@ -41,10 +41,12 @@ def euler(
     """Integrates the velocity along `levels` by explicit Euler.
 
     Args:
-      model: see the module.
+      model: ``model(x, point) -> output``, what the process regresses at x; `point` is one row of
+        `points`.
       x: state at ``levels[0]``.
       levels: pytree like `x` of (n + 1,) grids.
-      points: pytree with leaves (n + 1, ...), one row per grid point (the last is not used).
+      points: pytree with leaves (n + 1, ...), one row per grid point (the last is not used), such
+        as levels, time embeddings or guidance scales.
       process: process of all leaves of `x`.
       states: whether to return the states at all levels.
 

@@ -126,6 +126,9 @@ def load(
     """Restores the policy of a run.
 
     Args:
+      workdir: folder of the run.
+      step: checkpoint; the newest by default.
+      mode: how the policy acts; its default mode by default.
       ema: whether to use the moving average; by default if the run has one.
       planner: another run, of the same sizes, whose world model and value function plan for this
         one.

@@ -68,7 +68,7 @@ class ActionChunks:
         calls never wait: if no actions are left, the robot is told to hold still.
 
         Raises:
-          the client's exception from the last request, once no actions are left.
+          Exception: that of the client's last request, once no actions are left.
         """
         if self.queue is None:
             first = self._client.infer(dict(observation))["actions"]

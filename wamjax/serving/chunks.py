@@ -212,7 +212,6 @@ class ActionQueue:
       horizon: actions of a chunk.
       played: actions executed so far, the index of the next one.
       step: control steps, including those held.
-      left: actions available.
     """
 
     def __init__(
@@ -253,7 +252,7 @@ class ActionQueue:
 
     @property
     def left(self) -> int:
-        """See the class."""
+        """Actions available."""
         return len(self._plan)
 
     @property

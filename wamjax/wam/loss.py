@@ -137,10 +137,10 @@ class Denoises:
 
     A sub-class has `network`, `steps` of sampling, and
 
-      draw(params, batch, rng)   a `Draw` for each table under which the batch is seen
-      process_of(group)          its process
-      reduce(draws, losses)      (loss, metrics) of the losses of all draws
-      examples(draws, losses)    the same for each example, in the order of the draws
+        draw(params, batch, rng)   a `Draw` for each table under which the batch is seen
+        process_of(group)          its process
+        reduce(draws, losses)      (loss, metrics) of the losses of all draws
+        examples(draws, losses)    the same for each example, in the order of the draws
     """
 
     encode = staticmethod(plain)

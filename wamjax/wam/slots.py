@@ -71,7 +71,12 @@ def names_of(groups: Iterable[GroupSpec]) -> tuple[tuple[str, str], ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Factorization:
-    """Assigns roles to groups under a name: policy, world model, inverse dynamics, ..."""
+    """Assigns roles to groups under a name: policy, world model, inverse dynamics, ...
+
+    Attributes:
+      name: name of the use that it describes.
+      roles: (group, role) of every group.
+    """
 
     name: str
     roles: tuple[tuple[str, Role], ...]
@@ -86,7 +91,11 @@ class Factorization:
         return tuple(g for g, r in self.roles if r != Role.ABSENT)
 
     def array(self, slots: Mapping[str, int]) -> Int[np.ndarray, " slots"]:
-        """Returns the role of every slot, groups in order, with ``slots[group]`` slots each."""
+        """Returns the role of every slot, groups in order, with ``slots[group]`` slots each.
+
+        Raises:
+          KeyError: a group of `slots` has no role.
+        """
         missing = set(slots) - {g for g, _ in self.roles}
         if missing:
             raise KeyError(f"factorization {self.name!r} gives no role to {sorted(missing)}")
