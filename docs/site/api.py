@@ -71,7 +71,8 @@ def documented(name: str, thing) -> str:
         if not isinstance(part, ast.FunctionDef):
             continue
         member, path = inspect.getattr_static(thing, part.name), f"{name}.{part.name}"
-        text = " ".join((inspect.getdoc(member) or "").split()).removeprefix("Returns ")
+        doc = member.__doc__ if part.name == "__init__" else inspect.getdoc(member)  # no object's
+        text = " ".join((doc or "").split()).removeprefix("Returns ")
         if part.name == "__init__" and (text or "\nArgs:" in inspect.getdoc(thing)):
             head += ["    " + line for line in header(member)]
             members += [described(member)] if text else []

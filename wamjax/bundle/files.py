@@ -5,8 +5,7 @@
     DIR/planner/      parameters of a separate planner, if there is one
     DIR/codec/        encodes pictures for a policy that was trained on cached latents
     DIR/embeddings/   text embeddings (`wamjax.data.embeddings`), if the policy reads them; new
-                      instructions can be added. Word ids come from a hash, so no vocabulary is
-                      stored.
+                      instructions can be added
 """
 
 from __future__ import annotations
