@@ -201,8 +201,8 @@ def test_acting_during_warm_up_does_not_use_up_warnings(bundle, tmp_path, recwar
 def test_errors_say_how_other_folders_become_bundles(bundle, tmp_path):
     runs.save(tmp_path / "run", runs.fast_wam(), steps=(2,))
     for folder, message in (
-        (tmp_path / "run", "is a run, no policy bundle.*--workdir=.*/run "),
-        (bundle / "weights", "holds converted weights, no policy bundle.*--weights="),
+        (tmp_path / "run", "is a run, not a policy bundle.*--workdir=.*/run "),
+        (bundle / "weights", "holds converted weights, not a policy bundle.*--weights="),
         (tmp_path / "gone", "does not exist"),
     ):
         with pytest.raises(FileNotFoundError, match=f"(?s){message}"):

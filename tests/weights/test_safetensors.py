@@ -134,7 +134,7 @@ LIES = {
     ),
     "'x.1' .* must fill bytes 16 to 48": lambda p: edit(p, lambda t: t.replace("16,", "17,", 1)),
     r"repeated keys \['x.0'\]": lambda p: edit(p, lambda t: t.replace("x.1", "x.0", 1)),
-    "the entry of 'x.0' must have data_offsets": lambda p: edit(p, lambda t: t.replace("data_o", "o", 1)),
+    "entry of 'x.0' must have data_off": lambda p: edit(p, lambda t: t.replace("data_o", "o", 1)),
 }
 
 

@@ -174,8 +174,8 @@ def test_all_offenders_are_reported_at_once():
         "missing (4): block.{0-1,3}.mlp.0.weight (6, 4); head.bias (9,); "
         "unknown (2): head.biases (9,), did you mean 'head.bias'?; block.0.extra (2, 2); "
         f"of another shape (1): table is (2, {D}), expected (1, 2, {D}); "
-        "not floating-point (1): conv.weight is int8; if the sizes are not the published ones, give "
-        'them by --config, a JSON file such as {"model.layers": 12}'
+        "not floating-point (1): conv.weight is int8; if the sizes are not the published ones, "
+        'give them by --config, a JSON file such as {"model.layers": 12}'
     )
 
 
