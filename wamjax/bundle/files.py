@@ -90,8 +90,10 @@ class Manifest:
                              "the policy again")  # fmt: skip
         fields = {f.name for f in dataclasses.fields(Manifest)}
         if set(values) != fields:
-            raise ValueError(f"{where}: keys {sorted(set(values) ^ fields)} are missing or unknown, "
-                             f"there must be {fields}")  # fmt: skip
+            raise ValueError(
+                f"{where}: keys {sorted(set(values) ^ fields)} are missing or unknown, it must have "
+                f"{fields}"
+            )
         values["config"] = configs.load(values["config"])
         values["spec"] = DataSpec.from_json(values["spec"])
         values["planner"] = values["planner"] and configs.load(values["planner"])
@@ -228,8 +230,8 @@ def _check(manifest: Manifest) -> None:
     for camera, size in spec.cameras.items():
         valid = all(isinstance(n, int) and not isinstance(n, bool) for n in size)
         if not isinstance(camera, str) or not valid or not all(0 < n <= 2**14 for n in size):
-            raise ValueError(f"spec.cameras: {camera!r} is {size}, it must be (height, width), each "
-                             f"from 1 to {2**14}")  # fmt: skip
+            raise ValueError(f"spec.cameras: {camera!r} is {size}, it must be (height, width) of "
+                             f"1 to {2**14} pixels")  # fmt: skip
     for key, size in (("action_names", spec.action_dim), ("proprio_names", spec.proprio_dim)):
         names = getattr(manifest, key)
         if names and (len(names) != size or not all(isinstance(n, str) for n in names)):

@@ -99,8 +99,8 @@ def array(data: bytes, dtype: str, shape: Any, order: str = "C") -> np.ndarray:
         )
     if not isinstance(data, bytes) or len(data) != math.prod(shape) * kind.itemsize:
         size = len(data) if isinstance(data, bytes) else type(data).__name__
-        raise BadMessage(f"an array of {dtype} and shape {list(shape)} has {size} bytes, it must have "
-                         f"{math.prod(shape) * kind.itemsize}")  # fmt: skip
+        raise BadMessage(f"an array of {dtype} and shape {list(shape)} has {size} bytes, it must "
+                         f"have {math.prod(shape) * kind.itemsize}")  # fmt: skip
     if not data:
         return np.zeros(shape, kind) if math.prod(shape) == 0 else np.empty(shape, kind)
     return np.frombuffer(data, kind).reshape(shape, order=order)
@@ -170,8 +170,8 @@ def _value(values: dict) -> Any:
                 f"dtype {str(dtype)[:40]!r} is refused: it must be of numbers or texts"
             )
         if not isinstance(data, (bool, int, float, str, bytes)):
-            raise BadMessage(f"a scalar of {dtype} is a {type(data).__name__}, it must be a number, a "
-                             "text or bytes")  # fmt: skip
+            raise BadMessage(f"a scalar of {dtype} is a {type(data).__name__}, it must be a number, "
+                             "a text or bytes")  # fmt: skip
         return np.dtype(dtype).type(data)
     return values
 
