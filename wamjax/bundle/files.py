@@ -91,8 +91,8 @@ class Manifest:
         fields = {f.name for f in dataclasses.fields(Manifest)}
         if set(values) != fields:
             raise ValueError(
-                f"{where}: keys {sorted(set(values) ^ fields)} are missing or unknown, it must have "
-                f"{fields}"
+                f"{where}: keys {sorted(set(values) ^ fields)} are missing or unknown, it must "
+                f"have {fields}"
             )
         values["config"] = configs.load(values["config"])
         values["spec"] = DataSpec.from_json(values["spec"])

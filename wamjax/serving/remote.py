@@ -44,8 +44,8 @@ class Robots:
         longest = int(self.metadata.get("prefix", 0))
         if way == "prefix" and delay > longest:
             raise ValueError(
-                f"--join=prefix --delay={delay}: the policy takes at most {longest} committed actions "
-                "(prefix in its metadata): lower --delay"
+                f"--join=prefix --delay={delay}: the policy takes at most {longest} committed "
+                "actions (prefix in its metadata): lower --delay"
             )
         return Join(way, delay, tuple(self.metadata["actions"].get("hold", ())))
 

@@ -170,8 +170,8 @@ def _value(values: dict) -> Any:
                 f"dtype {str(dtype)[:40]!r} is refused: it must be of numbers or texts"
             )
         if not isinstance(data, (bool, int, float, str, bytes)):
-            raise BadMessage(f"a scalar of {dtype} is a {type(data).__name__}, it must be a number, "
-                             "a text or bytes")  # fmt: skip
+            raise BadMessage(f"a scalar of {dtype} is a {type(data).__name__}, it must be a "
+                             "number, a text or bytes")  # fmt: skip
         return np.dtype(dtype).type(data)
     return values
 
