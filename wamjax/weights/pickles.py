@@ -74,7 +74,7 @@ class Budget:
         left = getattr(self, what) - count
         setattr(self, what, left)
         if left < 0:
-            raise ValueError(f"it needs more {what} than is allowed for {self.size} bytes")
+            raise ValueError(f"it needs more {what} than a file of {self.size} bytes may use")
 
 
 class _File:
