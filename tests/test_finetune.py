@@ -243,7 +243,7 @@ def test_missing_published_files_are_errors_before_anything_is_written(tmp_path)
     for weights in (None, tmp_path / "wan"):
         more = {"weights": weights} if weights else {}
         config = tuned("fast_wam", data=place, **more)
-        with pytest.raises(FileNotFoundError, match="umt5 is made of: download Wan-AI/Wan2.2"):
+        with pytest.raises(FileNotFoundError, match="umt5 is made: download Wan-AI/Wan2.2"):
             preparation.ensure(config)
     assert not (tmp_path / "DATA" / "weights").exists()
 
@@ -258,7 +258,7 @@ def test_weights_that_are_kept_are_those_of_the_published_file(tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "diffusion_pytorch_model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="was converted of .*, not of .*other: remove it"):
+    with pytest.raises(ValueError, match="was converted from .*, not from .*other: remove it"):
         downloads.converted("wan22_ti2v", other, folder)
     # A folder of `convert` stands for the file.
     assert downloads.converted("wan22_ti2v", folder, tmp_path / "none") == folder / "wan22_ti2v"

@@ -87,7 +87,8 @@ def _ours(family: str, source: storage.Path, config: api.Config, ema: bool | Non
         return shapes, get, config, None, step
     about = store.about(source)
     if about["family"] != family:
-        raise ValueError(f"{source} holds {about['family']!r}, not {family!r}")
+        raise ValueError(f"{source} holds weights of {about['family']!r}, not of {family!r}: give "
+                         "that family, or another source")  # fmt: skip
     return shapes, get, config or families.sizes_of(about), about["layout"], step
 
 

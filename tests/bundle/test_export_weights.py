@@ -231,8 +231,8 @@ def test_all_missing_parts_are_reported_at_once(tmp_path):
         run(*common, f"--weights={tmp_path}/gone", f"--statistics={tmp_path}/gone.json",
             f"--codec={tmp_path}/weights", f"--embeddings={tmp_path}/no")  # fmt: skip
     text = str(error.value)
-    for part in ("gone is neither a folder of wamjax.convert", "gone.json", "holds 'fast_wam', "
-                 "which is no codec", "there is no cache of text embeddings in"):  # fmt: skip
+    for part in ("gone is neither a folder of wamjax.convert", "gone.json", "of 'fast_wam', "
+                 "not of a codec", "there is no cache of text embeddings in"):  # fmt: skip
         assert part in text, text
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith((".", "bundle"))] == []
 

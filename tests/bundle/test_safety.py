@@ -61,7 +61,7 @@ def changed(bundle, place, **changes):
         ({"spec__action_dim": 0}, "spec.action_dim = 0 must be a positive number"),
         ({"spec__chunk": "8"}, "spec.chunk = '8' must be a positive number"),
         ({"spec__control_hz": -1.0}, "spec.control_hz = -1.0 must be a positive number"),
-        ({"spec__cameras": [["overhead", 0, 24]]}, "'overhead' is .0, 24., not positive"),
+        ({"spec__cameras": [["overhead", 0, 24]]}, "'overhead' is .0, 24., it must be"),
         ({"action_names": ["dx"]}, "action_names names 1 dimensions, there are "),
         ({"step": "five"}, "step = 'five' must be a number of steps"),
     ],
@@ -145,7 +145,7 @@ def test_non_finite_actions_are_not_returned(bundle):
         lambda x: jax.device_put(np.full_like(np.asarray(x), np.nan)), policy._acting.params
     )
     object.__setattr__(policy._acting, "params", params)
-    with pytest.raises(NotFinite, match="not finite for observation 0; nothing was returned"):
+    with pytest.raises(NotFinite, match="not finite for observation 0 and returned none"):
         policy(runs.observation())
 
 
@@ -201,8 +201,8 @@ def test_acting_during_warm_up_does_not_use_up_warnings(bundle, tmp_path, recwar
 def test_errors_say_how_other_folders_become_bundles(bundle, tmp_path):
     runs.save(tmp_path / "run", runs.fast_wam(), steps=(2,))
     for folder, message in (
-        (tmp_path / "run", "is a run, no policy bundle.*--workdir=.*/run "),
-        (bundle / "weights", "holds converted weights, no policy bundle.*--weights="),
+        (tmp_path / "run", "is a run, not a policy bundle.*--workdir=.*/run "),
+        (bundle / "weights", "holds converted weights, not a policy bundle.*--weights="),
         (tmp_path / "gone", "does not exist"),
     ):
         with pytest.raises(FileNotFoundError, match=f"(?s){message}"):

@@ -321,5 +321,5 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     }[damage])  # fmt: skip
     with pytest.raises(ValueError, match="a.safetensors is not a safetensors file, or is cut off"):
         tensors.read(file)
-    with pytest.raises(ValueError, match="'x' is complex128, safetensors holds"):
+    with pytest.raises(ValueError, match="'x' is complex128, which safetensors cannot hold"):
         tensors.write(file, {"x": np.ones(3, complex)}, {})

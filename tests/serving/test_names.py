@@ -91,7 +91,7 @@ def native(**changes):
         (native(images={"front": picture(), "hand": [[1], [1, 2]]}), "hand is not an array"),
         (native(images={"front": picture(), "hand": picture()[0]}), "one picture .H, W, 3."),
         (native(images={"front": picture(), "hand": picture(2100, 2100)}), "at most 4194304 pix"),
-        (native(images={"front": picture(), "hand": [[[0, 1, 256]]]}), "beyond .0, 255."),
+        (native(images={"front": picture(), "hand": [[[0, 1, 256]]]}), "lie in .0, 255."),
         ("text", "a map of keys, not a str"),
     ],
 )  # fmt: skip

@@ -148,8 +148,8 @@ def test_a_failed_conversion_leaves_nothing(tmp_path):
     convert.bring_in("dit", tmp_path / "good.pt", tmp_path / "ours", DIT, progress=False)
     before = sorted(tmp_path.iterdir())
     for family, config, error, text in (
-        ("fast_wam", None, ValueError, "holds 'dit', not 'fast_wam'"),
-        ("dit", DIT | {"model.layers": 3}, weights.Mismatch, r"is \(2, 32\), these sizes want \(3"),
+        ("fast_wam", None, ValueError, "weights of 'dit', not of 'fast_wam'"),
+        ("dit", DIT | {"model.layers": 3}, weights.Mismatch, r"is \(2, 32\), expected \(3"),
     ):
         with pytest.raises(error, match=text):
             convert.send_out(family, tmp_path / "ours", tmp_path / "y", config, progress=False)
@@ -248,9 +248,9 @@ def test_a_converted_folder_loads_as_the_file_does(tmp_path):
     equal(weights.load("dit", tmp_path / "ours"), want)  # it knows its sizes
     wide = weights.load("dit", tmp_path / "ours", dtype="float32")
     equal(wide, jax.tree.map(lambda x: x.astype(np.float32), want))
-    with pytest.raises(ValueError, match="holds 'dit', not 'sd3'"):
+    with pytest.raises(ValueError, match="weights of 'dit', not of 'sd3'"):
         weights.load("sd3", tmp_path / "ours")
-    with pytest.raises(weights.Mismatch, match=r"is \(2, 32\), these sizes want \(5, 32\)"):
+    with pytest.raises(weights.Mismatch, match=r"is \(2, 32\), expected \(5, 32\)"):
         weights.load("dit", tmp_path / "ours", DIT | {"model.layers": 5})
 
 
@@ -303,7 +303,7 @@ def test_the_tokenizer_is_part_of_the_output(tmp_path):
         )
         assert [p.name for p in (out / "tokenizer").iterdir()] == ["spiece.model"]
         assert (out / "tokenizer" / "spiece.model").read_bytes() == b"pieces"
-    with pytest.raises(FileNotFoundError, match="README.md is and holds none of spiece.model"):
+    with pytest.raises(FileNotFoundError, match="README.md must be one of the files spiece.model"):
         convert.bring_in("dit", tmp_path / "dit.pt", tmp_path / "no", DIT, progress=False,
                          tokenizer=tmp_path / "google" / "README.md")  # fmt: skip
     assert not (tmp_path / "no").exists()

@@ -75,7 +75,7 @@ def test_a_cache_is_filled_by_a_converted_encoder(tmp_path, pieces, family, clea
 def test_folders_of_other_models_are_refused(tmp_path):
     dit = converted(tmp_path, "dit", test_convert.DIT)
     for make in (encoders.video, lambda folder: encoders.text(folder, 4)):
-        with pytest.raises(ValueError, match="holds 'dit', which is no"):
+        with pytest.raises(ValueError, match="holds weights of 'dit', not of a"):
             make(dit)
     with pytest.raises(FileNotFoundError, match="convert again with --tokenizer=FILE"):
         encoders.text(converted(tmp_path, "t5", T5), 4)

@@ -143,7 +143,7 @@ def test_digests_stored_elsewhere_are_checked(tmp_path):
         wrong.slice(("a/kernel", layer)).read()
     with pytest.raises(Damaged, match="'a/kernel'"):
         wrong.slice(("a/kernel", 3)).read()
-    with pytest.raises(Damaged, match="should hold 1 arrays and holds 2; 'b'"):
+    with pytest.raises(Damaged, match="has 2 arrays, expected 1; 'b'"):
         store.read(tmp_path / "params", {"a/kernel": digests["a/kernel"]})
     store.read(tmp_path / "params").verify()  # nothing to compare with
 
@@ -165,7 +165,7 @@ def test_folders_without_digests_load_with_a_note(folder, caplog):
     stored.verify()
     assert sum("has no digests" in r.getMessage() for r in caplog.records) == 1
     (folder / store.PARAMS / "blocks.kernel" / "1.0.0").unlink()
-    with pytest.raises(Damaged, match="1 of 3 chunks of 'blocks/kernel' are gone"):
+    with pytest.raises(Damaged, match="1 of 3 chunks of 'blocks/kernel' are missing"):
         store.read(folder / store.PARAMS)
 
 

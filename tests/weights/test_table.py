@@ -170,12 +170,12 @@ def test_all_offenders_are_reported_at_once():
             "conv.weight": np.zeros((F, D, 3, 3, 3), np.int8),
         })  # fmt: skip
     assert str(error.value) == (
-        "the source is not a toy: "
+        "the source does not match toy: "
         "missing (4): block.{0-1,3}.mlp.0.weight (6, 4); head.bias (9,); "
-        "not used (2): head.biases (9,), did you mean 'head.bias'?; block.0.extra (2, 2); "
-        f"of another shape (1): table is (2, {D}), these sizes want (1, 2, {D}); "
-        "not of floating point (1): conv.weight is int8; sizes that are not those go into "
-        '--config, a json of names of a config such as {"model.layers": 12}'
+        "unknown (2): head.biases (9,), did you mean 'head.bias'?; block.0.extra (2, 2); "
+        f"of another shape (1): table is (2, {D}), expected (1, 2, {D}); "
+        "not floating-point (1): conv.weight is int8; if the sizes are not the published ones, "
+        'give them by --config, a JSON file such as {"model.layers": 12}'
     )
 
 
@@ -185,7 +185,7 @@ def test_many_offenders_are_abbreviated_to_one_line():
         fits(**wrong, table=None)
     said = "a.extra (1,); b.extra (1,); c.extra (1,); d.extra (1,); and 12 more"
     assert str(error.value) == (
-        f"the source is not a toy: missing (1): table (1, 2, {D}); not used (16): {said}"
+        f"the source does not match toy: missing (1): table (1, 2, {D}); unknown (16): {said}"
     )
 
 
@@ -197,7 +197,7 @@ def test_parameters_that_do_not_fit_are_reported_at_once():
     with pytest.raises(plan.Mismatch) as error:
         there.check_ours(wrong)
     for text in ("missing (2)", f"blocks/e/mod/kernel ({LAYERS}, {D}, {2 * D})", "e/head/bias (9,)",
-                 "without a place there (1)", "e/new (1,)", "e/table is (3, 4)"):  # fmt: skip
+                 "unknown (1)", "e/new (1,)", "e/table is (3, 4)"):  # fmt: skip
         assert text in str(error.value)
 
 

@@ -123,7 +123,7 @@ def _rows(folder: pathlib.Path, family: str, layout: str, tensors: Tensors, size
 def _compare(path: pathlib.Path, want: Tensors) -> None:
     got = files.read(path).tensors
     if got.keys() != want.keys():
-        raise RuntimeError(f"{path} has other tensors than were drawn: {got.keys() ^ want.keys()}")
+        raise RuntimeError(f"{path} does not have the tensors drawn: {got.keys() ^ want.keys()}")
     for key, x in want.items():
         a, b = (np.ascontiguousarray(y.read()).view(np.uint8) for y in (got[key], x))
         if not np.array_equal(a, b):

@@ -38,7 +38,7 @@ def parse_mesh(text: str) -> dict[str, int]:
             raise ValueError(f"--mesh={text}: no axis {axis!r}{did_you_mean(axis, sizes)}; there "
                              f"are {', '.join(sizes)}")  # fmt: skip
         if not size.isdigit() or int(size) < 1:
-            raise ValueError(f"--mesh={text}: {axis} is {size!r}, not a number of devices")
+            raise ValueError(f"--mesh={text}: {axis} is {size!r}, it must be a number of devices")
         sizes[axis] = int(size)
     return sizes
 

@@ -89,7 +89,10 @@ class Manifest:
                              "the policy again")  # fmt: skip
         fields = {f.name for f in dataclasses.fields(Manifest)}
         if set(values) != fields:
-            raise ValueError(f"{where} differs in {sorted(set(values) ^ fields)} from {fields}")
+            raise ValueError(
+                f"{where}: keys {sorted(set(values) ^ fields)} are missing or unknown, it must "
+                f"have {fields}"
+            )
         values["config"] = configs.load(values["config"])
         values["spec"] = DataSpec.from_json(values["spec"])
         values["planner"] = values["planner"] and configs.load(values["planner"])
@@ -172,10 +175,10 @@ def _no_bundle(folder: storage.Path) -> str:
         return (f"{folder} does not exist, so it is not a policy bundle; make one by\n  {export} "
                 f"--workdir=RUN --output={folder}")  # fmt: skip
     if (folder / checkpoint.FOLDER).is_dir():
-        return (f"{folder} is a run, no policy bundle; make one of it by\n  {export} "
+        return (f"{folder} is a run, not a policy bundle; make one of it by\n  {export} "
                 f"--workdir={folder} --output=BUNDLE")  # fmt: skip
     if (folder / store.ABOUT).exists():
-        return (f"{folder} holds converted weights, no policy bundle; make one of them by\n  "
+        return (f"{folder} holds converted weights, not a policy bundle; make one by\n  "
                 f"{export} --config=FILE --weights={folder} --statistics=FILE --output=BUNDLE")
     return (f"{folder} is not a policy bundle (no {MANIFEST}); make one by\n  {export} "
             "--workdir=RUN --output=BUNDLE")  # fmt: skip
@@ -226,7 +229,8 @@ def _check(manifest: Manifest) -> None:
     for camera, size in spec.cameras.items():
         valid = all(isinstance(n, int) and not isinstance(n, bool) for n in size)
         if not isinstance(camera, str) or not valid or not all(0 < n <= 2**14 for n in size):
-            raise ValueError(f"spec.cameras: {camera!r} is {size}, not positive (height, width)")
+            raise ValueError(f"spec.cameras: {camera!r} is {size}, it must be (height, width) of "
+                             f"1 to {2**14} pixels")  # fmt: skip
     for key, size in (("action_names", spec.action_dim), ("proprio_names", spec.proprio_dim)):
         names = getattr(manifest, key)
         if names and (len(names) != size or not all(isinstance(n, str) for n in names)):

@@ -131,8 +131,8 @@ class LoadedPolicy:
         if not np.isfinite(actions).all():
             row = int(np.argwhere(~np.isfinite(actions))[0][0])
             raise NotFinite(
-                f"{self!r} came to actions that are not finite for observation {row}; nothing was "
-                "returned. Look at what it was shown, and at the checkpoint"
+                f"{self!r} produced actions that are not finite for observation {row} and returned "
+                "none: check the observation and the checkpoint"
             )
         return actions if batched else actions[0]
 
@@ -212,7 +212,7 @@ class LoadedPolicy:
         if not longest:
             if prefix is not None:
                 raise BadObservation(f"{self!r} takes no prefix: it was trained with "
-                                     "objective.prefix_max = 0")  # fmt: skip
+                                     "objective.prefix_max = 0; leave it out")  # fmt: skip
             return {}
         prefix = (np.zeros((size, 0, width)), 0) if prefix is None else prefix
         actions, count = np.asarray(prefix[0], np.float32), np.asarray(prefix[1])
@@ -230,7 +230,7 @@ class LoadedPolicy:
         padded[:, : actions.shape[1]] = actions[:, :longest]
         padded[np.arange(longest) >= count[:, None]] = 0
         if not np.isfinite(padded).all():
-            raise BadObservation("prefix: there are actions that are not finite")
+            raise BadObservation("prefix: every action must be finite")
         return {PREFIX.actions: padded, PREFIX.count: count}
 
     def _check(self, texts, proprio: np.ndarray) -> None:
@@ -264,7 +264,7 @@ class LoadedPolicy:
             raise BadObservation(f"{text}: beyond the limits of this policy, {self.limits}")
         if kind not in self._warned and len(self._warned) < WARNINGS:
             self._warned.add(kind)
-            warnings.warn(f"{text}; it acts all the same (said once; `limits` makes it an error)",
+            warnings.warn(f"{text}; it still acts (reported once; `limits` makes it an error)",
                           stacklevel=5)  # fmt: skip
 
     def example(self, count: int = 0) -> dict[str, Any]:

@@ -51,8 +51,8 @@ class ActionChunks:
         about = getattr(client, "metadata", {})
         if joining == "prefix":
             if not about.get("prefix"):
-                raise ValueError("this policy takes no committed actions: joining='prefix' is for "
-                                 "one that was trained with them; choose another way")  # fmt: skip
+                raise ValueError("this policy takes no committed actions, which joining='prefix' "
+                                 "needs: choose another joining")  # fmt: skip
             options = {"longest": about["prefix"]} | options
         self._way = chunks.joining(joining, **options)
         self._hold = about.get("actions", {}).get("hold")

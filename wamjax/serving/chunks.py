@@ -237,7 +237,7 @@ class ActionQueue:
         self.way, self.horizon, self._relative = way, horizon, dict(relative or {})
         self._hold = np.ones(size, bool) if hold is None else np.array(hold, bool)
         if self._hold.shape != (size,):
-            raise ValueError(f"hold has shape {self._hold.shape}, the actions have ({size},)")
+            raise ValueError(f"hold has shape {self._hold.shape}, it must be ({size},)")
         self._hold[list(self._relative)] = True  # absolute by the time that they are played
         self.delays = Delays(expected=horizon // 2) if delays is None else delays
         self.reset()
@@ -329,7 +329,7 @@ class ActionQueue:
         if not self._relative:
             return 0.0
         if state is None:
-            raise ValueError("actions are relative to the state: give it with the observation")
+            raise ValueError("actions are relative to the state: add it to the observation")
         out = np.zeros(len(self._hold), np.float32)
         for action, entry in self._relative.items():
             out[action] = state[entry]

@@ -110,8 +110,11 @@ class Client:
                 except websockets.exceptions.ConnectionClosed as error:
                     self._drop()
                     if time.monotonic() >= until:
-                        raise ConnectionError(f"{self._address} hung up: {error}") from None
-                    logging.warning("%s hung up (%s): once more", self._address, error)
+                        raise ConnectionError(
+                            f"{self._address} closed the connection: {error}"
+                        ) from None
+                    logging.warning("%s closed the connection (%s): trying once more",
+                                    self._address, error)  # fmt: skip
             return self._read(answer, asked["request_id"], mine)
 
     def close(self) -> None:
@@ -139,7 +142,7 @@ class Client:
             self._drop()
             raise ConnectionError(f"{self._address} answered request {echoed}, not {number}")
         if out.get("superseded"):
-            raise Superseded("a newer observation was acted on")
+            raise Superseded("the policy acted on a newer observation")
         return out
 
     def _connect(self, until: float) -> None:
@@ -160,7 +163,7 @@ class Client:
                 reason = error
             left = until - time.monotonic()
             if left <= 0:
-                raise ConnectionError(f"no server at {self._address}: {reason}") from None
+                raise ConnectionError(f"no server at {self._address}: {reason}; start it") from None
             # Robots that lost the same server do not all come back at the same moment.
             time.sleep(min(left, wait * random.uniform(0.5, 1.0)))
             wait = min(2 * wait, LONGEST_WAIT)

@@ -121,7 +121,8 @@ class Names:
             )
         if x.dtype.kind in "iu" and x.dtype != np.uint8 and isinstance(value, list):
             if x.size and (x.min() < 0 or x.max() > 255):
-                raise BadObservation(f"{key} has numbers beyond [0, 255]")
+                raise BadObservation(f"{key} has numbers from {x.min()} to {x.max()}, they must "
+                                     "lie in [0, 255]")  # fmt: skip
             x = x.astype(np.uint8)  # JSON has no bytes
         if x.shape[0] == 3 and x.shape[2] != 3:
             x = np.ascontiguousarray(np.moveaxis(x, 0, -1))
@@ -241,5 +242,5 @@ def _echo(key: str, value: Any) -> Any:
     if value is not None and not isinstance(value, bool | int | float | str):
         raise BadObservation(f"{key} is a {type(value).__name__}, it must be a number or a text")
     if isinstance(value, str) and len(value) > 200:
-        raise BadObservation(f"{key} is longer than 200 characters")
+        raise BadObservation(f"{key} is longer than 200 characters: shorten it")
     return value

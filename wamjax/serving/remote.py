@@ -43,8 +43,10 @@ class Robots:
         """
         longest = int(self.metadata.get("prefix", 0))
         if way == "prefix" and delay > longest:
-            raise ValueError(f"--join=prefix --delay={delay}: the policy takes at most {longest} "
-                             "committed actions (prefix in its metadata)")  # fmt: skip
+            raise ValueError(
+                f"--join=prefix --delay={delay}: the policy takes at most {longest} committed "
+                "actions (prefix in its metadata): lower --delay"
+            )
         return Join(way, delay, tuple(self.metadata["actions"].get("hold", ())))
 
     def roll_out(self, world: World, tasks: Sequence[str], keys: Any, **options: Any):

@@ -330,7 +330,9 @@ def bind(host: str, port: int) -> socket.socket:
         sock.bind((host, port))
     except OSError as error:
         sock.close()
-        raise OSError(f"cannot serve at {host}:{port}: {error.strerror}") from None
+        raise OSError(
+            f"cannot serve at {host}:{port}: {error.strerror}; set another --host or --port"
+        ) from None
     return sock
 
 
@@ -353,7 +355,9 @@ def read_key(file: str, host: str) -> str:
         return ""
     key = pathlib.Path(file).expanduser().read_text().strip()
     if len(key) < KEY_LENGTH or not key.isascii():
-        raise ValueError(f"--key_file={file}: a key has at least {KEY_LENGTH} ASCII characters")
+        raise ValueError(
+            f"the key in --key_file={file} must have at least {KEY_LENGTH} ASCII characters"
+        )
     return key
 
 

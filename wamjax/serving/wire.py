@@ -99,7 +99,8 @@ def array(data: bytes, dtype: str, shape: Any, order: str = "C") -> np.ndarray:
         )
     if not isinstance(data, bytes) or len(data) != math.prod(shape) * kind.itemsize:
         size = len(data) if isinstance(data, bytes) else type(data).__name__
-        raise BadMessage(f"an array {dtype} {list(shape)} has {size} bytes")
+        raise BadMessage(f"an array of {dtype} and shape {list(shape)} has {size} bytes, it must "
+                         f"have {math.prod(shape) * kind.itemsize}")  # fmt: skip
     if not data:
         return np.zeros(shape, kind) if math.prod(shape) == 0 else np.empty(shape, kind)
     return np.frombuffer(data, kind).reshape(shape, order=order)
@@ -149,13 +150,13 @@ def to_json(actions: np.ndarray, packed: bool) -> Any:
 def _plain(value: Any) -> Any:
     """Converts a value that msgpack does not support to one that it does."""
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in REFUSED:
-        raise ValueError(f"arrays of {value.dtype} cannot be sent; numbers and texts can")
+        raise ValueError(f"arrays of {value.dtype} cannot be sent: send numbers or texts")
     if isinstance(value, np.ndarray):
         return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str,
                 b"shape": value.shape}  # fmt: skip
     if isinstance(value, np.generic):
         return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
-    raise ValueError(f"a {type(value).__name__} cannot be sent")
+    raise ValueError(f"a {type(value).__name__} cannot be sent: send numbers, texts or arrays")
 
 
 def _value(values: dict) -> Any:
@@ -169,7 +170,8 @@ def _value(values: dict) -> Any:
                 f"dtype {str(dtype)[:40]!r} is refused: it must be of numbers or texts"
             )
         if not isinstance(data, (bool, int, float, str, bytes)):
-            raise BadMessage(f"a scalar {dtype} is a {type(data).__name__}")
+            raise BadMessage(f"a scalar of {dtype} is a {type(data).__name__}, it must be a "
+                             "number, a text or bytes")  # fmt: skip
         return np.dtype(dtype).type(data)
     return values
 

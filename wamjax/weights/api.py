@@ -83,7 +83,8 @@ def _converted(family: str, folder: storage.Path, config: Config) -> tuple[Plan,
     """Returns the key map of a folder of `convert`, and its parameters."""
     about = store.about(folder)
     if about["family"] != family:
-        raise ValueError(f"{folder} holds {about['family']!r}, not {family!r}")
+        raise ValueError(f"{folder} holds weights of {about['family']!r}, not of {family!r}: give "
+                         "that family, or another folder")  # fmt: skip
     layout = next(iter(families.family(family).layouts))
     plan = families.plans(family, config or families.sizes_of(about), layout)[layout]
     params = store.read(folder / store.PARAMS)
@@ -102,8 +103,9 @@ def fit(
     plans = families.plans(family, config, layout)
     best = max(plans, key=lambda name: plans[name].overlap(tensors))
     if not plans[best].overlap(tensors):
-        examples = ", ".join(list(tensors)[:3]) or "nothing"
-        raise Mismatch(f"the source is no {family}: it holds {examples} ...; layouts are "
+        examples = ", ".join(list(tensors)[:3]) or "none"
+        raise Mismatch(f"the source does not hold {family}: its keys are {examples} ...; give the "
+                       "family of the file, or a file with the keys of one of the layouts "
                        + ", ".join(f"{n} ({next(iter(p.published))} ...)" for n, p in plans.items())
                        )  # fmt: skip
     plans[best].check(tensors)

@@ -32,14 +32,14 @@ def other_network(key: str, tensors: Tensors) -> str:
 def counter(key: str, tensors: Tensors) -> str:
     """Accepts one number that a trainer counted."""
     shape = tensors[key].shape
-    return "" if math.prod(shape) == 1 else f"is {shape}, not a counter"
+    return "" if math.prod(shape) == 1 else f"has shape {shape}, expected one number, a counter"
 
 
 def opaque(key: str, tensors: Tensors) -> str:
     """Accepts the state of a library as bytes, which holds no weights."""
     x = tensors[key]
     fine = x.dtype == np.uint8 or not math.prod(x.shape)
-    return "" if fine else f"is {x.dtype} {x.shape}, not the bytes of a library's state"
+    return "" if fine else f"is {x.dtype} {x.shape}, expected uint8, a library's state"
 
 
 def twin(stem: str, of: str, dots: bool = True, also: tuple[str, ...] = ()) -> Check:
@@ -59,7 +59,7 @@ def twin(stem: str, of: str, dots: bool = True, also: tuple[str, ...] = ()) -> C
             below = (k for k in tensors if k.startswith(of))
             names = [k for k in below if k[len(of) :].replace(".", "") == name]
         if not any(k in tensors and tensors[k].shape == tensors[key].shape for k in names):
-            return f"is {tensors[key].shape}, and no average of a weight below {of!r}"
+            return f"has shape {tensors[key].shape}, expected that of a weight below {of!r}"
         return ""
 
     return check
@@ -78,7 +78,7 @@ def table(compute: Callable[[tuple[int, ...]], np.ndarray]) -> Check:
         try:
             expected = compute(x.shape)
         except ValueError as error:
-            return f"is {x.shape}: {error}"
+            return f"has shape {x.shape}: {error}"
         eps = float(jnp.finfo(x.dtype).eps) if jnp.issubdtype(x.dtype, jnp.floating) else 0.0
         error = np.max(
             np.abs(x.read().astype(np.float64) - expected) / np.maximum(np.abs(expected), 1)
@@ -86,8 +86,8 @@ def table(compute: Callable[[tuple[int, ...]], np.ndarray]) -> Check:
         if error <= max(2 * eps, TOLERANCE):  # false for NaN
             return ""
         return (
-            f"differs by up to {error:.2g} from the table that the network computes: the model has "
-            "positions of its own, which this network cannot have"
+            f"differs by up to {error:.2g} from the table that the network computes: models with "
+            "other positions are not supported"
         )
 
     return check
@@ -99,7 +99,7 @@ def sincos(sizes: Mapping[str, Any]) -> Check:
     def compute(shape: tuple[int, ...]) -> np.ndarray:
         side = math.isqrt(shape[1]) if len(shape) == 3 else 0
         if shape != (1, side * side, sizes["width"]):
-            raise ValueError(f"a table of square pictures is (1, side^2, {sizes['width']})")
+            raise ValueError(f"it must be (1, side^2, {sizes['width']}), for square pictures")
         cut = tuple(sizes.get("position_table", (0, 0)))
         return dit.sincos(side, side, sizes["width"], cut)[None]
 
@@ -116,7 +116,7 @@ def cosmos_positions(sizes: Mapping[str, Any]) -> dict[str, Check]:
     def exponents(dim: int):
         def compute(shape):
             if shape != (dim // 2,):
-                raise ValueError(f"exponents of {dim} dimensions are {(dim // 2,)}")
+                raise ValueError(f"it must be {(dim // 2,)}, the exponents of {dim} dimensions")
             return np.arange(0, dim, 2) / dim
 
         return compute

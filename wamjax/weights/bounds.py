@@ -45,7 +45,7 @@ def line(error: BaseException, limit: int = 400) -> str:
     """Formats an error as one line of bounded length."""
     text = str(error)[: 10 * limit] or type(error).__name__
     if isinstance(error, KeyError):
-        text = f"{text} is not there"
+        text = f"{text} is missing"
     text = "".join(c if c.isprintable() else " " for c in text)
     text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[:limit]} ..."
@@ -71,14 +71,15 @@ def read_json(text: bytes) -> Any:
       ValueError: the text is not JSON, exceeds a limit, or has an object with a repeated key.
     """
     if len(text) > HEADER:
-        raise ValueError(f"{len(text)} bytes of json are more than {HEADER}")
+        raise ValueError(f"its JSON has {len(text)} bytes, more than the {HEADER} allowed")
     # Count before parsing: every value comes with one of these characters.
     objects, lists, values = (text.count(c) for c in (b"{", b"[", b","))
     most = ENTRIES, 4 * ENTRIES, 16 * ENTRIES
     if any(n > limit for n, limit in zip((objects, lists, values), most, strict=True)):
-        raise ValueError(f"json of {objects} objects, {lists} lists and {values} values")
+        raise ValueError(f"its JSON has {objects} objects, {lists} lists and {values} values, the "
+                         f"limits are {most[0]}, {most[1]} and {most[2]}")  # fmt: skip
     if deepest(text) > DEPTH:
-        raise ValueError(f"json deeper than {DEPTH} levels")
+        raise ValueError(f"its JSON is nested deeper than the {DEPTH} levels allowed")
     return json.loads(text.decode(), object_pairs_hook=_unique)
 
 
@@ -99,21 +100,21 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(out) < len(pairs):
         seen: set[str] = set()
         twice = sorted({k for k, _ in pairs if k in seen or seen.add(k)})
-        raise ValueError(f"named twice: {short(twice)}")
+        raise ValueError(f"its JSON has repeated keys {short(twice)}")
     return out
 
 
 def check_shape(shape: Any) -> tuple[int, ...]:
     """Returns a file's shape in numpy's form; raises ValueError if numpy cannot have it."""
     if not isinstance(shape, list | tuple) or len(shape) > DIMENSIONS:
-        raise ValueError(f"a shape is {short(shape)}")
+        raise ValueError(f"shape {short(shape)} must be a list of at most {DIMENSIONS} sizes")
     size = 1
     for n in shape:
         if type(n) is not int or n < 0 or n >= 2**48:
-            raise ValueError(f"a shape is {short(shape)}")
+            raise ValueError(f"shape {short(shape)} must be of whole numbers from 0 to 2^48 - 1")
         size *= max(n, 1)
     if size >= 2**56:
-        raise ValueError(f"a shape is {short(shape)}")
+        raise ValueError(f"shape {short(shape)} must have fewer than 2^56 elements")
     return tuple(shape)
 
 
@@ -121,7 +122,10 @@ def check_name(name: str) -> None:
     """Raises ValueError if the name of a tensor would be harmful as a path or as text."""
     parts = name.split("/")
     if len(name) > NAME or not name.isprintable() or "\\" in name or {"", ".", ".."} & set(parts):
-        raise ValueError(f"a tensor is named {short(name)}")
+        raise ValueError(
+            f"the name {short(name)} of a tensor must be printable, of at most {NAME} characters, "
+            "without backslashes, and must not have parts that are empty, '.' or '..'"
+        )
 
 
 def size_of(path: str | os.PathLike) -> int:
@@ -130,7 +134,7 @@ def size_of(path: str | os.PathLike) -> int:
     path = pathlib.Path(path)
     size = path.stat().st_size
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, not a file")
+        raise IsADirectoryError(f"{path} is a folder: give a file in it")
     if not path.is_file():
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     return size

@@ -26,7 +26,8 @@ def codec_of(about: Mapping[str, Any], where: str | os.PathLike) -> Codec:
     """
     family = about["family"]
     if family not in VAES:
-        raise ValueError(f"{where} holds {family!r}, which is no codec ({', '.join(VAES)})")
+        raise ValueError(f"{where} holds weights of {family!r}, not of a codec: give a folder "
+                         f"of {', '.join(VAES)}")  # fmt: skip
     sizes = networks.vae_sizes(families.sizes(family, about["sizes"]))
     return codecs.PUBLISHED[VAES[family]]().replace(
         sizes=sizes, bottleneck=Gaussian(sizes.channels)

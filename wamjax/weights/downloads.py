@@ -81,8 +81,8 @@ def require(family: str, checkpoint: storage.Path | None, folder: storage.Path) 
     if checkpoint is None or find(family, checkpoint) is None:
         where = f"config.prepare.checkpoint = '{checkpoint or ''}'"
         raise FileNotFoundError(
-            f"{where} has no {place.mark!r}, which {family} is made of: download {place.origin}, "
-            f"and name the folder that it is in; or convert it into {folder / family}"
+            f"{where} has no {place.mark!r}, from which {family} is made: download {place.origin} "
+            f"and set the key to its folder, or convert it into {folder / family}"
         )
     if place.tokenizer and not (checkpoint / place.tokenizer).exists():
         raise FileNotFoundError(f"{checkpoint} has no {place.tokenizer!r}, the tokenizer of "
@@ -109,8 +109,8 @@ def converted(
     if (out / store.ABOUT).exists():
         was = store.about(out)["source"]
         if out.parent == folder and source is not None and was != str(source):
-            raise ValueError(f"{out} was converted of {was}, not of {source}: remove it, or keep "
-                             "other weights elsewhere by config.prepare.weights")  # fmt: skip
+            raise ValueError(f"{out} was converted from {was}, not from {source}: remove it, or "
+                             "set config.prepare.weights to another folder")  # fmt: skip
         return out
     place, sizes = PLACES[family], checkpoint / f"{family}.json"
     say(f"converting {source} into {out}, once")

@@ -27,13 +27,13 @@ Video = Callable[[UInt8[np.ndarray, "b f H W 3"]], Float[Array, "b t h w c"]]
 Text = Callable[
     [Sequence[str]], tuple[Float[np.ndarray, "b s width"], Bool[np.ndarray, "b s"]]
 ]  # fmt: skip
-# T5s by what was done to text before: Wan's cleaning, or nothing.
+# Family -> whether its text is cleaned as by Wan before it is tokenized.
 CLEAN = {"umt5": True, "t5": False, "t5_v1_1": False}
 
 
 def video(weights: str | os.PathLike) -> Video:
-    """Returns a function to latents of a converted autoencoder, normalized as the published models
-    expect.
+    """Returns a function that encodes clips as latents by a converted autoencoder, normalized as
+    the published models expect.
 
     Raises:
       ValueError: the folder holds another kind of weights.
@@ -44,8 +44,8 @@ def video(weights: str | os.PathLike) -> Video:
 
 
 def text(weights: str | os.PathLike, length: int) -> Text:
-    """Returns a function to embeddings of a converted T5: its output at each of `length` tokens,
-    and the mask of tokens.
+    """Returns a function that encodes texts by a converted T5: the embedding of each of `length`
+    tokens, and the mask of tokens.
 
     Raises:
       FileNotFoundError: the folder has no tokenizer.
@@ -55,11 +55,12 @@ def text(weights: str | os.PathLike, length: int) -> Text:
     family = about["family"]
     if family not in CLEAN:
         known = ", ".join(CLEAN)
-        raise ValueError(f"{weights} holds {family!r}, which is no text encoder ({known})")
+        raise ValueError(f"{weights} holds weights of {family!r}, not of a text encoder: give a "
+                         f"folder of {known}")  # fmt: skip
     if not place.exists():
         raise FileNotFoundError(
             f"{place} does not exist: convert again with --tokenizer=FILE, the spiece.model or "
-            "tokenizer.json that is published beside the weights"
+            "tokenizer.json that was published with the weights"
         )
     tokenize = tokenizers.load(place, CLEAN[family])
     run = jax.jit(families.functions(family, about["sizes"])["encode"])

@@ -22,7 +22,7 @@ from wamjax.weights.plan import Plan
 from wamjax.weights.table import Table
 
 Sizes = Mapping[str, Any]
-# Sizes of networks of pictures have the names of a config; networks and key maps say it shortly.
+# Sizes of denoisers have the names of a config; networks and key maps use short names.
 KEYS = {
     **{key: f"model.{key}" for key in ("layers", "heads", "head_dim", "patch", "context_width",
                                        "freq_dim", "rope_scale", "position_table")},
@@ -231,14 +231,14 @@ def changes(name: str, config: Sizes | str | os.PathLike | None = None) -> dict[
     known = family(name).sizes
     given = config or {}
     if not isinstance(given, Mapping):
-        with bounds.reading(given, "holds no sizes"):
+        with bounds.reading(given, "must hold a JSON object of sizes"):
             given = bounds.read_json(files.path(given).read_bytes())
             if not isinstance(given, dict):
                 raise ValueError(f"it is {bounds.short(given)}")
     old = {key: KEYS[key] for key in given if key not in known and KEYS.get(key) in known}
     if old:
-        said = ", ".join(f"{key!r} is now {new!r}" for key, new in old.items())
-        raise ValueError(f"sizes of {name} have the names that they have in a config: {said}")
+        said = ", ".join(f"{key!r} to {new!r}" for key, new in old.items())
+        raise ValueError(f"sizes of {name} must be named as in a config: rename {said}")
     for key in given:
         _known(f"size of {name}", key, known)
     return dict(given)

@@ -52,9 +52,9 @@ def _one(path: storage.Path) -> Contents:
         return Contents(safetensors.read(storage.fetch(path)), {})
     if path.suffix in TORCH:
         value = torch_files.read(storage.fetch(path))
-        with bounds.reading(path, "is no torch file that can be read"):
+        with bounds.reading(path, "cannot be read as a torch file"):
             return _flatten(value)
-    raise ValueError(f"{path} is none of {', '.join((*SAFETENSORS, *TORCH))}")
+    raise ValueError(f"{path} must end in one of {', '.join((*SAFETENSORS, *TORCH))}")
 
 
 def _only(folder: storage.Path) -> storage.Path:
@@ -66,31 +66,37 @@ def _only(folder: storage.Path) -> storage.Path:
         if len(candidates) == 1:
             return folder / candidates[0]
         if candidates:
-            raise ValueError(f"{folder} holds {candidates}; name the one to read")
-    raise FileNotFoundError(f"{folder} holds no weights: {names or 'it is empty'}")
+            raise ValueError(f"{folder} holds several files of weights: give one of {candidates}")
+    raise FileNotFoundError(
+        f"{folder} has no file of weights ({', '.join((*SAFETENSORS, *TORCH))}), only "
+        f"{names or 'nothing'}: give the folder of the weights"
+    )
 
 
 def _sharded(index: storage.Path) -> dict[str, Tensor]:
     """Returns the tensors of all shards, which must agree with the index."""
-    with bounds.reading(index, "is no index of shards"):
+    with bounds.reading(index, "is not an index of shards"):
         local = storage.fetch(index)
         size = bounds.size_of(local)
         if size > bounds.HEADER:
-            raise ValueError(f"it has {size} bytes, no model needs more than {bounds.HEADER}")
+            raise ValueError(f"it has {size} bytes, more than the {bounds.HEADER} allowed")
         where = bounds.read_json(local.read_bytes())["weight_map"]
         if not isinstance(where, dict) or not all(isinstance(n, str) for n in where.values()):
-            raise ValueError("its weight_map is not names of files by key")
+            raise ValueError("its weight_map must map keys to names of files")
         for key in where:
             bounds.check_name(key)
         names = sorted(set(where.values()))
         for n in names:
             if pathlib.PurePath(n).name != n or "\\" in n or not n.isprintable():
-                raise ValueError(f"it names files of other folders: {bounds.short(n)}")
+                raise ValueError(f"{bounds.short(n)} in its weight_map must be in the same folder")
             if not n.endswith((*SAFETENSORS, *TORCH)):
-                raise ValueError(f"it names {bounds.short(n)}, which is no file of weights")
+                raise ValueError(f"{bounds.short(n)} in its weight_map must end in one of "
+                                 f"{', '.join((*SAFETENSORS, *TORCH))}")  # fmt: skip
         gone = [n for n in names if not (index.parent / n).exists()]
         if gone:
-            raise FileNotFoundError(f"{index} names {bounds.few(gone)}, which are not beside it")
+            raise FileNotFoundError(
+                f"{index} names {bounds.few(gone)}, which do not exist: download them to its folder"
+            )
     shards = {n: _one(index.parent / n).tensors for n in names}
     short = bounds.short
     lacks = [f"{n} lacks {short(k)}" for k, n in where.items() if k not in shards[n]]
@@ -98,7 +104,8 @@ def _sharded(index: storage.Path) -> dict[str, Tensor]:
     extra = [f"{n} has {short(k)}" for n, k in held if where.get(k) != n]
     if lacks or extra:
         problems = [bounds.few(some) for some in (lacks, extra) if some]
-        raise BadFile(f"{index} and its shards disagree: " + "; ".join(problems))
+        raise BadFile(f"{index} does not match its shards, download them again: "
+                      + "; ".join(problems))  # fmt: skip
     return {k: shards[n][k] for k, n in where.items()}
 
 
@@ -110,11 +117,11 @@ def _flatten(value: Any) -> Contents:
         children = [] if isinstance(node, Tensor) else _children(node)
         if not children:
             if key in out.tensors or key in out.plain:
-                raise ValueError(f"two entries are called {key!r}")
+                raise ValueError(f"two entries have the key {key!r}")
             kind[key] = node
         for name, child in children:
             if len(key) + len(str(name)) > bounds.NAME:
-                raise ValueError(f"a key has more than {bounds.NAME} characters")
+                raise ValueError(f"a key is longer than the {bounds.NAME} characters allowed")
             walk(child, f"{key}/{name}" if key else str(name))
 
     walk(value, "")
@@ -161,7 +168,9 @@ def write(
     """
     path = storage.path(path)
     if plain and path.suffix not in TORCH:
-        raise ValueError(f"only a torch file ({', '.join(TORCH)}) holds {sorted(plain)}: {path}")
+        raise ValueError(
+            f"{path} cannot hold {sorted(plain)}: only a torch file ({', '.join(TORCH)}) can"
+        )
     with storage.draft(path) as place:
         if path.suffix in TORCH:
             torch_files.write(place, nested({**tensors, **(plain or {})}))

@@ -116,7 +116,7 @@ def denoisers(build: Callable[[Mapping[str, Any], Grid], DiT], s: Mapping[str, A
 
 
 def cosmos_denoisers(s: Mapping[str, Any]):
-    """Returns the same, with "given" (b, t) in the condition: which frames are clean."""
+    """Returns `denoisers` of Cosmos; "given" (b, t) in the condition says which are clean."""
 
     def denoise(params, latents, levels, condition):
         condition = dict(condition)

@@ -4,7 +4,7 @@ A pickle is a program for a small stack machine, and Python's own machine calls 
 names. This one supports only the opcodes that build plain data. If a program names something in a
 module, it is looked up in a table from the caller; everything else is refused by its name. The size
 of a file bounds what its program may do, see `Budget`, and what its value may hold: a list of ten
-lists of ten and so on, each the same, takes a few bytes and never ends.
+references to a list of ten references, and so on, takes a few bytes but is too large to traverse.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Budget:
         left = getattr(self, what) - count
         setattr(self, what, left)
         if left < 0:
-            raise ValueError(f"it takes more {what} than a file of {self.size} bytes may")
+            raise ValueError(f"it needs more {what} than a file of {self.size} bytes may use")
 
 
 class _File:
@@ -88,7 +88,7 @@ class _File:
 
     def read(self, count: int) -> bytes:
         if count > 4096 and count > self.end - self.file.tell():
-            raise ValueError(f"it is cut off: {count} bytes are not there")
+            raise ValueError(f"it is cut off: {count} more bytes were expected")
         return self.file.read(count)
 
 
@@ -124,7 +124,7 @@ def load(
     except Refused:
         raise
     except Exception as error:  # a broken program can raise anything
-        raise ValueError(f"not a pickle of plain data: {bounds.line(error)}") from error
+        raise ValueError(f"it is not a pickle of plain data: {bounds.line(error)}") from error
     check(value)
     return value
 
@@ -145,16 +145,16 @@ def check(value: Any) -> None:
             continue
         count += 1 + len(node)
         if depth > bounds.DEPTH:
-            raise ValueError(f"it is nested deeper than {bounds.DEPTH} levels, or holds itself")
+            raise ValueError(f"it is nested deeper than {bounds.DEPTH} levels, or contains itself")
         if count > bounds.OPCODES:
-            raise ValueError(f"it holds more than {bounds.OPCODES} values, most of them again")
+            raise ValueError(f"it has more than {bounds.OPCODES} values, repeated ones counted")
         nodes += [(x, depth + 1) for x in node if isinstance(x, dict | list | tuple)]
 
 
 def _key(key: Any) -> Any:
     """Checks a key: its hash must be fast, and it must not be made to equal other keys."""
     if type(key) is int and abs(key) >= 2**60:
-        raise ValueError("a dict has a key of more than 60 bits")
+        raise ValueError("an integer key has more than 60 bits")
     if key is not None and not isinstance(key, str | bytes | int | float | Name):
         raise Refused(f"a {type(key).__name__} as the key of a dict")
     return key
@@ -214,7 +214,7 @@ class _Machine:
 
     def _put(self, index):
         if index >= 2**32:
-            raise ValueError("a memo of more than 32 bits")
+            raise ValueError("the index of a memo entry has more than 32 bits")
         self.memo[index] = self.stack[-1]
 
     _binput = _long_binput = _put
@@ -273,7 +273,7 @@ class _Machine:
     def _stack_global(self, _):
         name, module = self.stack.pop(), self.stack.pop()
         if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("a name that is no text")
+            raise ValueError("the name of a function is not a text")
         self._named(module, name)
 
     def _named(self, module: str, name: str):

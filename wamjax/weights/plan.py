@@ -55,13 +55,13 @@ class Plan:
         expected = self.published
         problems = {
             "missing": [f"{k} {s}" for k, s in expected.items() if k not in tensors],
-            "not used": self._unused(tensors),
+            "unknown": self._unused(tensors),
             "of another shape": [
-                f"{k} is {tensors[k].shape}, these sizes want {s}"
+                f"{k} is {tensors[k].shape}, expected {s}"
                 for k, s in expected.items()
                 if k in tensors and tensors[k].shape != s
             ],
-            "not of floating point": [
+            "not floating-point": [
                 f"{k} is {tensors[k].dtype}"
                 for k in expected
                 if k in tensors and not jnp.issubdtype(tensors[k].dtype, jnp.floating)
@@ -70,10 +70,10 @@ class Plan:
         if not any(problems.values()):
             problems = {
                 "unequal copies": list(self._unequal(tensors)),
-                "not what may be left out": list(self._wrong_beside(tensors)),
+                "unused and not as expected": list(self._wrong_beside(tensors)),
             }
         if any(problems.values()):
-            raise Mismatch(f"the source is not a {self.name}:" + _listed(problems))
+            raise Mismatch(f"the source does not match {self.name}:" + _listed(problems))
 
     @property
     def params(self) -> dict[str, tuple[int, ...]]:
@@ -88,15 +88,15 @@ class Plan:
         expected = self.params
         problems = {
             "missing": [f"{k} {s}" for k, s in expected.items() if k not in shapes],
-            "without a place there": [f"{k} {s}" for k, s in shapes.items() if k not in expected],
+            "unknown": [f"{k} {s}" for k, s in shapes.items() if k not in expected],
             "of another shape": [
-                f"{k} is {shapes[k]}, these sizes want {s}"
+                f"{k} is {shapes[k]}, expected {s}"
                 for k, s in expected.items()
                 if k in shapes and shapes[k] != s
             ],
         }
         if any(problems.values()):
-            raise Mismatch(f"the parameters are not of a {self.name}:" + _listed(problems))
+            raise Mismatch(f"the parameters do not match {self.name}:" + _listed(problems))
 
     def _may_be(self, key: str) -> bool:
         return key in self.tied or any(re.fullmatch(p, key) for p in self.ignore)
@@ -196,7 +196,8 @@ def make(
         if sorted(parts) != [(j, parts[0][1]) for j in range(parts[0][1])]:
             wrong.append(f"{key}: parts {sorted(parts)}")
     if wrong:
-        raise ValueError(f"the key map of {name} does not use these tensors once and wholly:\n  "
+        raise ValueError(f"the key map of {name} must use each tensor once and completely; correct "
+                         "its rows of:\n  "
                          + "\n  ".join(wrong))  # fmt: skip
     return Plan(name, pieces, ignore or {}, tied or {})
 
@@ -229,8 +230,8 @@ def _listed(problems: Mapping[str, list[str]]) -> str:
         if lines:
             parts.append(f"{what} ({len(lines)}): {bounds.few(kinds)}")
     if problems.get("of another shape"):
-        parts.append("sizes that are not those go into --config, a json of names of a config such "
-                     'as {"model.layers": 12}')  # fmt: skip
+        parts.append("if the sizes are not the published ones, give them by --config, a JSON file "
+                     'such as {"model.layers": 12}')  # fmt: skip
     return " " + "; ".join(parts)
 
 

@@ -5,7 +5,7 @@
     the rest    the tensors, little endian, in C order, without holes
 
 Format: https://github.com/huggingface/safetensors. The library (0.8.0) is not used: its numpy side
-has no float8, and it reads a header that names a tensor twice, a shape of a million dimensions, and
+has no float8, and it accepts a header with a repeated name, a shape of a million dimensions, and
 gigabytes of entries without tensors. Everything that it refuses is refused here too; the tests
 compare.
 """
@@ -65,20 +65,22 @@ def layout(
       BadFile: see `read`.
     """
     path = pathlib.Path(path)
-    with bounds.reading(path, "has no safetensors header"):
+    with bounds.reading(path, "has no valid safetensors header"):
         size = bounds.size_of(path)
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
-                raise BadFile(f"{path} is no safetensors file, or is cut off: {size} bytes")
+                raise BadFile(f"{path} is not a safetensors file, or is cut off: it has {size} "
+                              f"bytes, expected at least {8 + length}; download it again"
+                              )  # fmt: skip
             if length > bounds.HEADER:
-                raise ValueError(f"of {length} bytes; no model has more than {bounds.HEADER}")
+                raise ValueError(f"it has {length} bytes, more than the {bounds.HEADER} allowed")
             header = bounds.read_json(file.read(length))
         if not isinstance(header, dict):
-            raise ValueError(f"it is {bounds.short(header)}")
+            raise ValueError(f"it must be a JSON object, not {bounds.short(header)}")
         free = header.pop(_METADATA, {})
         if not isinstance(free, dict) or not all(isinstance(v, str) for v in free.values()):
-            raise ValueError(f"{_METADATA} is {bounds.short(free)}, not text by name")
+            raise ValueError(f"its {_METADATA} must map names to texts, not {bounds.short(free)}")
     with bounds.reading(path):
         return _places(path, header, 8 + length, size), free
 
@@ -94,19 +96,20 @@ def _places(
         bounds.check_name(name)
         dtype = DTYPES.get(entry["dtype"]) if isinstance(entry.get("dtype"), str) else None
         if dtype is None:
-            raise BadFile(f"{path}: {name!r} has dtype {bounds.short(entry.get('dtype'))}; known "
-                          f"are {', '.join(DTYPES)}")  # fmt: skip
+            raise BadFile(f"{path}: {name!r} has dtype {bounds.short(entry.get('dtype'))}, it must "
+                          f"be one of {', '.join(DTYPES)}")  # fmt: skip
         shape = bounds.check_shape(entry.get("shape"))
         end = begin + math.prod(shape) * dtype.itemsize
         if _offsets(path, name, entry) != (begin, end):
             raise BadFile(
-                f"{path}: {name!r} {shape} of {dtype} should fill bytes {begin} to {end}, the "
-                f"header says {entry['data_offsets']}"
+                f"{path}: {name!r} of shape {shape} and dtype {dtype} must fill bytes {begin} to "
+                f"{end}, but its data_offsets are {entry['data_offsets']}"
             )
         places[name] = start + begin, dtype, shape
         begin = end
     if start + begin != size:
-        raise BadFile(f"{path} is cut off or too long: {size} bytes, wants {start + begin}")
+        raise BadFile(f"{path} is cut off or too long: it has {size} bytes, expected "
+                      f"{start + begin}; download it again")  # fmt: skip
     return {name: places[name] for name in header}
 
 
@@ -114,7 +117,8 @@ def _offsets(path, name: str, entry: Any) -> tuple[int, int]:
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     numbers = isinstance(offsets, list) and [type(n) for n in offsets] == [int, int]
     if not numbers or not 0 <= offsets[0] <= offsets[1] < 2**63:
-        raise BadFile(f"{path}: the entry of {bounds.short(name)} is broken: {bounds.short(entry)}")
+        raise BadFile(f"{path}: the entry of {bounds.short(name)} must have data_offsets [begin, "
+                      f"end] in bytes, not be {bounds.short(entry)}")  # fmt: skip
     return offsets[0], offsets[1]
 
 
@@ -130,7 +134,8 @@ def write(
     begin = 0
     for name, x in tensors.items():
         if x.dtype not in _NAMES:
-            raise ValueError(f"{name!r} is {x.dtype}, safetensors holds {', '.join(DTYPES)}")
+            raise ValueError(f"{name!r} is {x.dtype}, which safetensors cannot hold: convert it to "
+                             f"one of {', '.join(DTYPES)}")  # fmt: skip
         end = begin + x.nbytes
         header[name] = {"dtype": _NAMES[x.dtype], "shape": x.shape, "data_offsets": [begin, end]}
         begin = end

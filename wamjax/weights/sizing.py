@@ -105,7 +105,7 @@ def of_file(
     best = max(plans.values(), key=lambda plan: plan.overlap(tensors))
     shapes = _shapes(best, tensors)
     if _AT["layers"][0] not in shapes or QUERY not in shapes:
-        return dict(known) | given  # it is another network, and `plan` will say so
+        return dict(known) | given  # another network, which `Plan.check` reports
     patch = given.get("model.patch") or _patch(best, tensors) or known["model.patch"]
     inferred = {"model.patch": patch} | of_parameters(family, shapes, patch)
     inner = shapes[QUERY][-1]
@@ -114,9 +114,9 @@ def of_file(
         heads = _HEADS.get(family, {}).get((inferred["model.layers"], inner))
         if heads is None:
             raise Mismatch(
-                f"{path or 'the source'} is a {family} of sizes that were not published, and its "
-                "tensors do not say how many heads it has: give --config, a json such as "
-                '{"model.heads": 24}, or put the published config.json beside it'
+                f"{path or 'the source'} holds {family} at sizes that were not published, and its "
+                "tensors do not determine the number of heads: give --config, a JSON file such as "
+                '{"model.heads": 24}, or put the published config.json in the same folder'
             )
         inferred["model.heads"] = heads
     if "model.head_dim" in known:
@@ -140,8 +140,9 @@ def of_run(family: str, config: Any, shapes: Shapes) -> dict[str, Any]:
     told = {key: _of_config(config, key) for key in known if _of_config(config, key) is not None}
     wide = model.heads * model.head_dim
     if "model.head_dim" not in known and wide != model.video.width:
-        raise Mismatch(f"the run has heads of {wide} together and a width of {model.video.width}; "
-                       f"a {family} has as many of both")  # fmt: skip
+        raise Mismatch(f"the run has model.heads * model.head_dim = {wide} and model.video.width = "
+                       f"{model.video.width}, which must be equal to export it as {family}"
+                       )  # fmt: skip
     return dict(known) | told | of_parameters(family, shapes, model.patch)
 
 
@@ -156,7 +157,8 @@ def config_of(folder: str | os.PathLike) -> dict[str, Any]:
     """
     about = store.about(folder)
     if about["family"] not in families.FAMILIES or not is_known(about["family"]):
-        raise ValueError(f"{folder} holds {about['family']!r}, whose sizes are in no config")
+        raise ValueError(f"{folder} holds weights of {about['family']!r}, whose sizes are not keys "
+                         "of a config: give a folder of a DiT or a policy")  # fmt: skip
     sizes = families.sizes_of(about)
     out = {key: tuple(x) if isinstance(x, list) else x for key, x in sizes.items() if "." in key}
     out.setdefault("model.head_dim", out["model.video.width"] // out["model.heads"])
@@ -224,7 +226,7 @@ def _beside(
     place = (place if place.is_dir() else place.parent) / "config.json"
     if path is None or not place.is_file():
         return {}
-    with bounds.reading(place, "says no sizes"):
+    with bounds.reading(place, "does not hold the sizes of a model"):
         said = bounds.read_json(place.read_bytes())
         heads = said.get("num_heads", said.get("num_attention_heads"))
         wide = said.get("dim", (heads or 0) * said.get("attention_head_dim", 0))

@@ -1,7 +1,7 @@
-"""Writes small random weights in the published formats, to test what starts from published files.
+"""Writes small random weights in the published formats, to test code that reads published files.
 
 They have the published names (`downloads`) and are processed exactly like real ones: converted,
-loaded, sharded. They know nothing.
+loaded, sharded. They are not trained.
 """
 
 from __future__ import annotations

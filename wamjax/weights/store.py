@@ -105,7 +105,8 @@ def _tokenizer_files(path: str | os.PathLike) -> list[storage.Path]:
     files = [path / name for name in tokenizers.FILES] if path.is_dir() else [path]
     found = [file for file in files if file.name in tokenizers.FILES and file.exists()]
     if not found:
-        raise FileNotFoundError(f"{path} is and holds none of {', '.join(tokenizers.FILES)}")
+        raise FileNotFoundError(f"tokenizer {path} must be one of the files "
+                                f"{', '.join(tokenizers.FILES)}, or a folder with one")  # fmt: skip
     return found
 
 
@@ -287,7 +288,7 @@ def place(
     parts = []
     for (device, index), *others in devices.values():
         first = jax.device_put(share(index), device)
-        first.block_until_ready()  # so that the host's copy can go
+        first.block_until_ready()  # so that the host's copy is freed
         parts += [first, *(jax.device_put(first, other) for other, _ in others)]
     return jax.make_array_from_single_device_arrays(want.shape, want.sharding, parts)
 
@@ -318,7 +319,9 @@ def read(folder: str | os.PathLike, digests: Mapping[str, str] | None = None) ->
     """
     folder = storage.absolute(folder)
     if not (folder / "_METADATA").exists():
-        raise FileNotFoundError(f"{folder} is no Orbax checkpoint of parameters")
+        raise FileNotFoundError(
+            f"{folder} is not an Orbax checkpoint of parameters, because it has no _METADATA"
+        )
     try:
         arrays = _open(folder)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
@@ -330,16 +333,16 @@ def read(folder: str | os.PathLike, digests: Mapping[str, str] | None = None) ->
             _check_chunks(folder, arrays)
     if digests is not None and arrays.keys() != digests.keys():
         differ = sorted(arrays.keys() ^ digests.keys())
-        raise Damaged(f"{folder} is damaged: it should hold {len(digests)} arrays and holds "
-                      f"{len(arrays)}; {differ[0]!r} is in one of both")  # fmt: skip
+        raise Damaged(f"{folder} is damaged: it has {len(arrays)} arrays, expected {len(digests)}; "
+                      f"{differ[0]!r} is missing or unknown")  # fmt: skip
     return Stored(arrays, digests, str(folder))
 
 
 @functools.cache
 def _say_unchecked(folder: storage.Path) -> None:
     logging.warning(
-        "%s is of an earlier version and has no digests: flipped bits in it go unnoticed; convert "
-        "or export it again", folder,
+        "%s is from an earlier version and has no digests, so damage goes unnoticed: convert or "
+        "export it again", folder,
     )  # fmt: skip
 
 
@@ -376,7 +379,7 @@ def _check_chunks(folder: storage.Path, arrays: Mapping[str, ts.TensorStore]) ->
         expected = math.prod(-(-n // c) for n, c in zip(array.shape, chunk, strict=True))
         if stored < expected:
             raise Damaged(f"{folder} is damaged: {expected - stored} of {expected} chunks of "
-                          f"{path!r} are gone, and would read as zeros")  # fmt: skip
+                          f"{path!r} are missing, and would read as zeros")  # fmt: skip
 
 
 def source(path: str | os.PathLike, ema: bool | None = None) -> tuple[Stored, int]:
@@ -396,7 +399,8 @@ def source(path: str | os.PathLike, ema: bool | None = None) -> tuple[Stored, in
     path = storage.path(path)
     if (path / ABOUT).exists():
         if ema:
-            raise ValueError(f"{path} holds converted weights: they have no moving average")
+            raise ValueError(f"{path} holds converted weights, which have no moving average: leave "
+                             "out --ema")  # fmt: skip
         return read(path / PARAMS), about(path).get("plain", {}).get("step", 0)
     runs = path / checkpoint.FOLDER
     if not (runs.is_dir() and any(p.name.isdigit() for p in runs.iterdir())):
@@ -415,20 +419,23 @@ def about(folder: str | os.PathLike) -> dict[str, Any]:
     folder = storage.path(folder)
     path = folder / ABOUT
     if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no {ABOUT}: it was not made by wamjax.convert")
+        raise FileNotFoundError(
+            f"{folder} has no {ABOUT}, so it is not a folder of wamjax.convert: make one by it"
+        )
     try:
         text = json.loads(path.read_text())
         version = text["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Damaged(f"{path} is damaged: {_line(error)}") from error
+        raise Damaged(f"{path} is damaged, convert again: {_line(error)}") from error
     if version not in (FORMAT, UNCHECKED):
-        raise ValueError(f"{path} has format {version}, this wamjax reads {FORMAT}; convert again")
+        raise ValueError(f"{path} has format {version}, this wamjax reads {UNCHECKED} to {FORMAT}: "
+                         "convert again")  # fmt: skip
     if version == UNCHECKED:
         return text
     if text.get("digest") != _of_about(text):
-        raise Damaged(f"{path} is damaged: it is not what was written")
+        raise Damaged(f"{path} is damaged: it is not what was written; convert again")
     for name, digest in text["files"].items():
         file = folder / TOKENIZER / name
         if not file.exists() or _of_file(file) != digest:
-            raise Damaged(f"{file} is damaged or gone: it is not what was written")
+            raise Damaged(f"{file} is damaged or missing: convert again with --tokenizer")
     return text

@@ -7,7 +7,7 @@ A table is a tuple of rows ``Row(theirs, ours, layout)``:
 ``ours``    a parameter's path, with names in braces. A name stands for one part of the path; with
             alternatives, for one of those: ``{a:self_attn|cross_attn}``, or, where the names
             differ, ``{a:self_attn=attn1|cross_attn=attn2}``.
-``theirs``  the published key, in which the names of the path return. ``{i}`` is the layer: of a
+``theirs``  the published key, which repeats the names of the path. ``{i}`` is the layer: of a
             parameter below ``blocks/`` it tells the slices along its leading axis apart; of any
             other it says that every layer of the file holds a copy. A path below ``final_block/``
             is looked up as one below ``blocks/`` where it has no row of its own, as the last
@@ -144,7 +144,7 @@ def expand(table: Table, abstract: Any) -> list[Piece]:
             continue
         pieces += _pieces(*matches[0], path, tuple(leaf.shape), stacked, stacked + final)
     if problems:
-        raise ValueError("the key map does not cover these parameters once:\n  "
+        raise ValueError("the key map must have one row for each parameter; correct it for:\n  "
                          + "\n  ".join(problems))  # fmt: skip
     return pieces
 

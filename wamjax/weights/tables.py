@@ -89,7 +89,7 @@ def wan_official(sizes: Sizes, stem: str = "") -> Table:
 
 
 def wan_diffusers(sizes: Sizes) -> Table:
-    """Returns the same under diffusers' names; its norm2 is the official norm3."""
+    """Returns the rows of Wan under diffusers' names; its norm2 is the official norm3."""
     block, attention = "blocks.{i}", "{a:self_attn=attn1|cross_attn=attn2}"
     embedder, ours = "condition_embedder", "blocks/video"
     patch = "o c 1 p q -> (c p q) o"

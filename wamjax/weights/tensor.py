@@ -70,7 +70,7 @@ def in_buffer(
     shape: tuple[int, ...],
     strides: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """Returns the same for a byte string."""
+    """Returns a tensor whose first element is byte `offset` of a byte string."""
 
     def read() -> np.ndarray:
         count = extent(shape, strides)
@@ -109,5 +109,5 @@ def raw(x: Tensor) -> memoryview:
     """
     values = np.ascontiguousarray(x.read()).reshape(x.shape)  # which makes (1,) of ()
     if values.dtype != x.dtype:
-        raise ValueError(f"a tensor promised {x.dtype} {x.shape} and gave {values.dtype}")
+        raise ValueError(f"a tensor declared as {x.dtype} {x.shape} was read as {values.dtype}")
     return memoryview(values.reshape(-1).view(np.uint8))

@@ -38,8 +38,8 @@ _DTYPES = (
 )  # fmt: skip
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _RESAVE = (
-    "Nothing of it was run. In a sandbox, load it with torch and save its tensors alone, as "
-    "safetensors or by torch.save of a dict"
+    "None of its code was run. If you trust it, load it with torch in a sandbox and save only its "
+    "tensors, as safetensors or by torch.save of a dict"
 )
 
 
@@ -59,7 +59,7 @@ def read(path: str | os.PathLike) -> Any:
       BadFile: the file has another format, or holds something else; names it.
     """
     path = pathlib.Path(path)
-    with bounds.reading(path, "is no torch file that can be read"):
+    with bounds.reading(path, "cannot be read as a torch file"):
         budget = pickles.Budget(bounds.size_of(path))
         try:
             if zipfile.is_zipfile(path):
@@ -87,7 +87,8 @@ class _Parts:
     def read(self, count: int = -1) -> bytes:
         count = self.size - self.tell() if count is None or count < 0 else count
         if count > bounds.HEADER:
-            raise ValueError(f"a part that says what it holds has {count} bytes")
+            raise ValueError(f"a part of the archive has {count} bytes, more than the "
+                             f"{bounds.HEADER} allowed")  # fmt: skip
         return self.file.read(count)
 
 
@@ -98,7 +99,7 @@ def _read_zip(path: pathlib.Path, budget: pickles.Budget) -> Any:
             raise ValueError("the archive has an entry twice")
         (pickle,) = [n for n in entries if n.endswith("/data.pkl") and n.count("/") == 1] or [None]
         if pickle is None:
-            raise ValueError("the archive has no data.pkl")
+            raise ValueError("the archive has no NAME/data.pkl")
         root = pickle.removesuffix("data.pkl")
         if f"{root}byteorder" in entries:
             if _text(archive, entries[f"{root}byteorder"]) != b"little":
@@ -109,13 +110,14 @@ def _read_zip(path: pathlib.Path, budget: pickles.Budget) -> Any:
             dtype, entry = _storage_dtype(kind), entries[f"{root}data/{_storage_key(key)}"]
             size = _elements(elements) * dtype.itemsize
             if entry.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"storage {key} is compressed, which torch never does")
+                raise ValueError(f"storage {key} is compressed: save it again by torch.save")
             if entry.file_size < size:
-                raise ValueError(f"storage {key} should hold {elements} {dtype}, it has "
-                                 f"{entry.file_size} bytes")  # fmt: skip
+                raise ValueError(f"storage {key} has {entry.file_size} bytes, expected {size}: "
+                                 f"{elements} elements of {dtype}")  # fmt: skip
             begin = _data_offset(file, entry)
             if begin + size > budget.size:
-                raise ValueError(f"storage {key} is cut off")
+                raise ValueError(f"it is cut off: storage {key} ends at byte {begin + size} of "
+                                 f"{budget.size}")  # fmt: skip
             return _placed(dtype, elements, lambda: (tensor.in_file, path, begin))
 
         program = io.BytesIO(_text(archive, entries[pickle]))
@@ -126,8 +128,8 @@ def _text(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     """Returns the bytes of an entry that torch never compresses; compressed ones may expand to any
     size."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > bounds.HEADER:
-        raise ValueError(f"{bounds.short(entry.filename)} is compressed, which torch never does, "
-                         f"or too large: {entry.file_size} bytes")  # fmt: skip
+        raise ValueError(f"{bounds.short(entry.filename)} of {entry.file_size} bytes must not be "
+                         f"compressed, nor have more than {bounds.HEADER} bytes")  # fmt: skip
     return archive.read(entry)
 
 
@@ -137,7 +139,7 @@ def _data_offset(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
     file.seek(entry.header_offset)
     header = file.read(30)
     if header[:4] != b"PK\x03\x04" or len(header) < 30:
-        raise ValueError(f"{bounds.short(entry.filename)} is not where the archive says")
+        raise ValueError(f"the archive gives a wrong place of {bounds.short(entry.filename)}")
     name, extra = struct.unpack("<HH", header[26:])
     return entry.header_offset + 30 + name + extra
 
@@ -161,31 +163,31 @@ def _read_pickles(file: IO[bytes], place, budget: pickles.Budget, inside: bool =
     system = load()
     if not isinstance(system, dict) or not system.get("little_endian", True):
         raise ValueError("it is big-endian; save it again on a little-endian machine")
-    begins: dict[str, int] = {}  # known after the tensors: they look when they are read
+    begins: dict[str, int] = {}  # filled after the tensors, which read it when they are read
     storages: dict[str, tuple[int, int]] = {}  # elements and bytes of each
 
     def storage(identity) -> _Storage:
         _, kind, key, _, elements, view = identity
         if view is not None:
-            raise ValueError("views of storages are from before torch 0.4")
+            raise ValueError("it has views of storages, from before torch 0.4: save it again")
         dtype, key, elements = _storage_dtype(kind), _storage_key(key), _elements(elements)
         shape = elements, elements * dtype.itemsize
         if storages.setdefault(key, shape) != shape:
-            raise ValueError(f"storage {key} has two sizes")
+            raise ValueError(f"storage {key} has two different sizes")
         return _placed(dtype, elements, lambda: place(begins[key]))
 
     value, keys = load(storage), load()
     if not isinstance(keys, list) or len(keys) != len(storages) or set(keys) != storages.keys():
-        raise ValueError("it lists other storages than its tensors are in")
+        raise ValueError("its list of storages differs from the storages of its tensors")
     end = file.tell()
     for key in keys:
         elements, size = storages[key]
         begins[key] = end + 8  # the number of elements comes first
         if file.read(8) != elements.to_bytes(8, "little"):
-            raise ValueError("it is cut off, or a storage has another size than its tensors say")
+            raise ValueError(f"it is cut off, or storage {key} does not have {elements} elements")
         end = file.seek(begins[key] + size)
     if end > file.seek(0, os.SEEK_END):
-        raise ValueError("it is cut off")
+        raise ValueError(f"it is cut off: its storages end at byte {end}")
     return value
 
 
@@ -203,22 +205,24 @@ def _placed(dtype: np.dtype, elements: int, place) -> _Storage:
 
 def _storage_dtype(kind: Any) -> np.dtype:
     if not isinstance(kind, str | pickles.Name):
-        raise pickles.Refused(f"a storage {bounds.short(kind)}")
+        raise pickles.Refused(f"a storage of type {bounds.short(kind)}")
     name = str(kind).removeprefix("torch.").removeprefix("storage.")
     if name not in STORAGES:
-        raise pickles.Refused(f"a storage {kind!r}")
+        raise pickles.Refused(f"a storage of type {kind!r}")
     return STORAGES[name]
 
 
 def _storage_key(key: Any) -> str:
     if not isinstance(key, str) or len(key) > 64:
-        raise ValueError(f"the key of a storage is {bounds.short(key)}")
+        raise ValueError("the key of a storage must be a text of at most 64 characters, not "
+                         f"{bounds.short(key)}")  # fmt: skip
     return key
 
 
 def _elements(count: Any) -> int:
     if type(count) is not int or not 0 <= count < 2**48:
-        raise ValueError(f"a storage has {bounds.short(count)} elements")
+        raise ValueError("the number of elements of a storage must be a whole number from 0 to "
+                         f"2^48 - 1, not {bounds.short(count)}")  # fmt: skip
     return count
 
 
@@ -227,7 +231,10 @@ def _rebuild_tensor(budget: pickles.Budget, storage, offset, shape, strides, *_)
     if not isinstance(storage, _Storage):
         raise pickles.Refused("a tensor without a storage")
     said = f"offset {bounds.short(offset)}, shape {bounds.short(shape)}, strides "
-    said = f"a tensor has {said}{bounds.short(strides)}"
+    said = (
+        f"a tensor has {said}{bounds.short(strides)}: they must be whole numbers that are not "
+        "negative, with a stride for each size"
+    )
     if not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise ValueError(said)
     numbers = (offset, *shape, *strides)
@@ -235,11 +242,12 @@ def _rebuild_tensor(budget: pickles.Budget, storage, offset, shape, strides, *_)
         raise ValueError(said)
     bounds.check_shape(shape)
     if offset + tensor.extent(shape, strides) > storage.elements:
-        raise ValueError(f"a tensor {shape} with strides {bounds.short(strides)} at {offset} "
-                         f"leaves its storage of {storage.elements}")  # fmt: skip
+        raise ValueError(f"a tensor of shape {shape}, strides {bounds.short(strides)} and offset "
+                         f"{offset} exceeds its storage of {storage.elements} elements"
+                         )  # fmt: skip
     nbytes = math.prod(shape) * storage.dtype.itemsize
     if nbytes > max(budget.size, 2**20):
-        raise ValueError(f"a tensor {shape} by strides {strides} is larger than the file")
+        raise ValueError(f"a tensor of shape {shape} with strides {strides} exceeds the file")
     budget.take("nbytes", nbytes)
     return storage.at(offset, shape, strides)
 
@@ -247,16 +255,16 @@ def _rebuild_tensor(budget: pickles.Budget, storage, offset, shape, strides, *_)
 def _storage_from_bytes(budget: pickles.Budget, data: bytes) -> _Storage:
     """Returns a storage inside an ordinary pickle, which is a legacy file of its own."""
     if not isinstance(data, bytes):
-        raise ValueError("a storage in a pickle is no bytes")
+        raise ValueError("a storage in a pickle must be bytes")
     value = _read_pickles(io.BytesIO(data), lambda at: (tensor.in_buffer, data, at), budget, True)
     if not isinstance(value, _Storage):
-        raise ValueError("a storage in a pickle is not a storage")
+        raise ValueError("the bytes of a storage in a pickle do not hold a storage")
     return value
 
 
 def _device(*name: Any) -> str:
     if not all(isinstance(part, str | int) for part in name):
-        raise ValueError("a device has no name")
+        raise ValueError(f"a device must be named by texts and numbers, not {bounds.short(name)}")
     return ":".join(map(str, name))
 
 
@@ -340,13 +348,14 @@ class _Program:
         if isinstance(x, str):
             text = x.encode()
             return b"X" + len(text).to_bytes(4, "little") + text
-        raise ValueError(f"a torch file is written of tensors and plain data, not {type(x)}")
+        raise ValueError(f"a torch file can hold tensors and plain data, not {type(x)}")
 
     def _tensor(self, x: Tensor) -> bytes:
         kind = next((name for name, dtype in STORAGES.items() if dtype == x.dtype), None)
         if kind is None:
             known = ", ".join(str(dtype) for dtype in STORAGES.values())
-            raise ValueError(f"a tensor is {x.dtype}, torch files are written of {known}")
+            raise ValueError(f"a tensor is {x.dtype}, which a torch file cannot hold: convert it "
+                             f"to one of {known}")  # fmt: skip
         elements = int(np.prod(x.shape))
         strides, step = [], 1
         for n in reversed(x.shape):
