@@ -28,4 +28,5 @@ def get_config(arg=None):
     config.eval.episodes, config.eval.execute, config.eval.untrained = 510, 2, True
     if args.debug:
         presets.tabletop_debug(config)
+        config.eval.untrained = True  # as without debug
     return config

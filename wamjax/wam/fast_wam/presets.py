@@ -174,3 +174,4 @@ def tabletop_debug(config) -> None:
         model.action.width, model.action.ffn = 16, 32
     config.objective.infer_steps = 2
     config.eval.episodes, config.eval.batch_size = 8, 8
+    config.eval.untrained = False  # another initialization to compile
