@@ -80,7 +80,10 @@ def test_branches_a_judge_and_its_ways_to_act(tmp_path, variant, ladder):
     hurried = acting.with_mode("adaptive:0:1e-6")
     np.testing.assert_allclose(hurried(seen, 0), direct, atol=1e-5)
     free = acting.with_mode("adaptive:0")
-    np.testing.assert_allclose(free(seen, 0, budget_ms=1e-6), direct, atol=1e-5)
+    hurried = free.plan(seen, 0, budget_ms=1e-6)
+    np.testing.assert_allclose(hurried.actions, direct, atol=1e-5)
+    assert hurried.rung == 0 and 0 <= free.plan(seen, 0).rung < len(rungs)
+    assert acting.with_mode("direct").plan(seen, 0).rung is None
     assert len(free.rung_ms) == len(rungs)
 
     # These branches are refused for another policy.

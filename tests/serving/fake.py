@@ -9,6 +9,7 @@ import time
 import numpy as np
 
 from wamjax.bundle.observation import BadObservation, Observer
+from wamjax.bundle.policy import Chunk
 from wamjax.data.spec import DataSpec
 from wamjax.serving import server
 from wamjax.serving.names import Names, tables
@@ -24,6 +25,7 @@ class Policy:
       seconds: duration of a call.
       gate: calls wait until it is set.
       batches: batch size of each call.
+      adapts: whether it tells rungs, the first number of the state modulo 3.
     """
 
     def __init__(self, spec=SPEC, seconds=0.0):
@@ -31,7 +33,7 @@ class Policy:
         self.batches, self.budgets = [], []
         self.gate = threading.Event()
         self.gate.set()
-        self.chunk = spec.chunk
+        self.chunk, self.adapts = spec.chunk, False
 
     def example(self):
         return self.observer.example()
@@ -51,7 +53,7 @@ class Policy:
         rows = np.stack([first, total], -1).astype(np.float32)
         out = np.repeat(rows[:, None], self.chunk, 1)
         out[first == -13] = np.nan
-        return out
+        return Chunk(out, first.astype(int) % 3 if self.adapts else None)
 
 
 def observation(number=1.0, pixel=1, style="openpi", **more):

@@ -111,7 +111,7 @@ def test_mismatched_prefixes_are_one_line_errors_with_both_sizes(client, policie
         (committed(2)[:, :2], r"prefix is float32 \(2, 2\), .* \(d, 3\): .*, at most 3"),
         (committed(2)[0], r"prefix is float32 \(3,\), .* numbers \(d, a\)"),
         ([[1.0, 2.0, 3.0], [1.0]], "its rows differ in length"),
-        (np.full((1, WIDTH), np.nan, np.float32), "not finite"),
+        (np.full((1, WIDTH), np.nan, np.float32), "must be finite"),
         ("abc", r"prefix is <U3 \(\), .* numbers"),
     ):
         with pytest.raises(ServerError, match=text) as error:

@@ -12,6 +12,7 @@ from serving import fake
 from serving.fake import serving
 
 from wamjax import drive
+from wamjax.bundle.policy import Chunk
 from wamjax.data.spec import DataSpec
 from wamjax.envs import tabletop
 from wamjax.envs.world import open_world
@@ -35,7 +36,7 @@ def chase(video, proprio):
 class Chaser(fake.Policy):
     def act(self, arrays, key):
         self.batches.append(len(arrays["proprio"]))
-        return chase(arrays["video"], arrays["proprio"])
+        return Chunk(chase(arrays["video"], arrays["proprio"]))
 
 
 class Committed(Chaser):
@@ -51,7 +52,8 @@ class Committed(Chaser):
         return super().admit(observation) | {"given": given, "count": count}
 
     def act(self, arrays, key):
-        return follow(super().act(arrays, key), arrays["given"], arrays["count"], np)
+        chunk = super().act(arrays, key).actions
+        return Chunk(follow(chunk, arrays["given"], arrays["count"], np))
 
 
 def follow(chunk, given, count, rows):
@@ -112,7 +114,7 @@ class Goer(fake.Policy):
         return super().admit(observation) | {"way": np.full((1, 4, 1), way, np.float32)}
 
     def act(self, arrays, key):
-        return arrays["way"]
+        return Chunk(arrays["way"])
 
 
 def test_each_robot_of_a_world_that_runs_a_few_at_a_time_is_told_its_own_task():

@@ -143,6 +143,25 @@ def test_clients_are_batched_and_each_gets_its_own_answer():
         assert calls < 60 and "wamjax_latency_seconds_bucket" in served  # two at least, each time
 
 
+def test_an_answer_tells_the_rung_that_its_plan_reached():
+    policy = fake.Policy(seconds=0.01)
+    policy.adapts = True
+    with serving(policy, Batching(4, 0.05), rate=1e4) as running:
+        def ask(number):
+            with Client(port=running.port) as client:
+                reply = client.infer(observation(number))
+                assert reply["actions"][0, 0] == number and reply["rung"] == number % 3
+
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            list(pool.map(ask, range(6)))
+        assert max(policy.batches) > 1
+        served = get(running, "/metrics")[1].decode()
+        assert all(f'wamjax_rungs_total{{rung="{rung}"}} 2.0' in served for rung in range(3))
+        body = json.dumps(observation(4), default=np.ndarray.tolist).encode()
+        status, _, headers = get(running, "/act", body)
+        assert status == 200 and headers["X-rung"] == "1"
+
+
 def test_the_newest_observation_wins_and_answers_stay_in_order():
     policy = fake.Policy()
     with serving(policy) as running, connect(running) as client:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from wamjax.bundle.observation import Observer
-from wamjax.bundle.policy import load_policy
+from wamjax.bundle.policy import Chunk, load_policy
 from wamjax.data.spec import DataSpec
 from wamjax.serving import server, wire
 from wamjax.serving.names import Names, tables
@@ -53,10 +53,11 @@ class Sleeper:
         """See `worker.Acts`."""
         return self._observer(observation)[0]
 
-    def act(self, arrays: dict[str, np.ndarray], key: Any) -> np.ndarray:
+    def act(self, arrays: dict[str, np.ndarray], key: Any) -> Chunk:
         """See `worker.Acts`."""
         time.sleep(self._seconds)
-        return np.zeros((len(arrays["proprio"]), SPEC.chunk, SPEC.action_dim), np.float32)
+        size = len(arrays["proprio"])
+        return Chunk(np.zeros((size, SPEC.chunk, SPEC.action_dim), np.float32))
 
 
 def run(

@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,18 @@ BUDGET = "budget_ms"  # key of the budget there
 WARNINGS = 100  # maximum per policy, since every instruction is a kind of its own
 
 
+class Chunk(NamedTuple):
+    """Holds the actions of a plan.
+
+    Attributes:
+      actions: (j, a), or (b, j, a) for b robots, in the units of the robot, float32.
+      rung: index of the rung that the plan reached, () or (b,), in mode "adaptive"; None otherwise.
+    """
+
+    actions: np.ndarray
+    rung: np.ndarray | None = None
+
+
 class LoadedPolicy:
     """Acts on observations; `load_policy` creates it.
 
@@ -106,7 +118,17 @@ class LoadedPolicy:
         prefix: tuple[Any, Any] | None = None,
         budget_ms: float | None = None,
     ) -> Float[np.ndarray, "*b j a"]:
-        """Returns a chunk of actions in the units of the robot, float32.
+        """Returns the actions of `plan`."""
+        return self.plan(observation, seed_or_key, prefix, budget_ms).actions
+
+    def plan(
+        self,
+        observation: dict[str, Any],
+        seed_or_key: int | Array = 0,
+        prefix: tuple[Any, Any] | None = None,
+        budget_ms: float | None = None,
+    ) -> Chunk:
+        """Returns a chunk of actions and, in mode "adaptive", how far the plan climbed.
 
         Args:
           observation: observation of one robot, or of b robots; see `Observer`.
@@ -127,14 +149,14 @@ class LoadedPolicy:
         arrays, batched = self._arrays(observation, prefix, budget_ms)
         is_seed = isinstance(seed_or_key, int | np.integer)
         key = jax.random.key(seed_or_key) if is_seed else seed_or_key
-        actions = self.act(arrays, key)
-        if not np.isfinite(actions).all():
-            row = int(np.argwhere(~np.isfinite(actions))[0][0])
+        chunk = self.act(arrays, key)
+        if not np.isfinite(chunk.actions).all():
+            row = int(np.argwhere(~np.isfinite(chunk.actions))[0][0])
             raise NotFinite(
                 f"{self!r} produced actions that are not finite for observation {row} and returned "
                 "none: check the observation and the checkpoint"
             )
-        return actions if batched else actions[0]
+        return chunk if batched else Chunk(*(None if x is None else x[0] for x in chunk))
 
     def admit(
         self,
@@ -150,10 +172,10 @@ class LoadedPolicy:
         Args:
           observation: observation of one robot, if there is a prefix.
           prefix: the robot's committed actions, at most `prefix_max` of them.
-          budget_ms: see `__call__`; ignored in other modes than "adaptive".
+          budget_ms: see `plan`; ignored in other modes than "adaptive".
 
         Raises:
-          BadObservation: see `__call__`.
+          BadObservation: see `plan`.
         """
         if prefix is None:
             return self._arrays(observation, budget_ms=budget_ms)[0]
@@ -165,13 +187,14 @@ class LoadedPolicy:
             )
         return self._arrays(observation, (prefix, len(prefix)), budget_ms)[0]
 
-    def act(self, arrays: dict[str, np.ndarray], key: Array) -> Float[np.ndarray, "b j a"]:
+    def act(self, arrays: dict[str, np.ndarray], key: Array) -> Chunk:
         """Acts on the arrays of `admit`, for any number of robots; the actions may be
         non-finite."""
         observation = {k: x for k, x in arrays.items() if k not in (*PREFIX, BUDGET)}
         prefix = Prefix(*(arrays[name] for name in PREFIX)) if self.prefix_max else None
         budget = arrays.get(BUDGET)
-        return np.asarray(_act(self._acting, self._codec, observation, key, prefix, budget))
+        chunk = _act(self._acting, self._codec, observation, key, prefix, budget)
+        return Chunk(*(None if x is None else np.asarray(x) for x in chunk))
 
     def with_mode(self, mode: str | None) -> LoadedPolicy:
         """Returns the policy with the same parameters and another mode.
@@ -287,14 +310,15 @@ def _act(
     key: Array,
     prefix: Prefix | None = None,
     budget: Array | None = None,
-) -> Array:
-    """Maps pictures and state to actions (b, j, a) in robot units, in a single program."""
+) -> tuple[Array, Array | None]:
+    """Maps pictures and state to actions (b, j, a) in robot units and rungs, in a single
+    program."""
     if codec is not None:
         latents = codec.encode(observation["video"])
         # Cached latents are stored in this dtype.
         observation = {k: v for k, v in observation.items() if k != "video"}
         observation[acting.objective.codec.key] = latents.astype(jnp.bfloat16)
-    return acting.actions(acting.params, observation, key, prefix, budget)
+    return acting.plan(acting.params, observation, key, prefix, budget)
 
 
 def load_policy(

@@ -69,21 +69,29 @@ class Policy:
         return self.objective.prefix_max
 
     def actions(self, params, observation, key, prefix=None, budget=None):
-        """Returns actions (b, j, a) in robot units; traceable.
+        """Returns the actions of `plan`; traceable."""
+        return self.plan(params, observation, key, prefix, budget)[0]
+
+    def plan(self, params, observation, key, prefix=None, budget=None):
+        """Returns actions (b, j, a) in robot units, and the rung that each plan reached (b,), None
+        if the policy does not adapt; traceable.
 
         Args:
           prefix: see `protocols.Policy.policy`.
           budget: milliseconds that each plan may take, (b,), if the policy adapts; those of its
             mode apply as well.
         """
-        options = {} if prefix is None else {"prefix": prefix}
-        if self.adapts:
-            options["costs"] = self.costs
-            if budget is not None:
-                options["costs"] = ladder.affordable(self.costs, self.milliseconds, budget)
-        return self.objective.policy(
-            params, self.normalizers, observation, key, self.mode, **options
-        )
+        arguments = params, self.normalizers, observation, key, self.mode
+        if not self.adapts:
+            options = {} if prefix is None else {"prefix": prefix}
+            return self.objective.policy(*arguments, **options), None
+        if prefix is not None:
+            raise ValueError(f"mode {self.mode!r} takes no prefix")
+        costs = self.costs
+        if budget is not None:
+            costs = ladder.affordable(costs, self.milliseconds, budget)
+        decision = self.objective.decide(*arguments, costs)
+        return decision.actions, decision.rung
 
     def decide(self, observation, key):
         """Returns the actions and the rung that each example reached: (actions, {"rung": (b,)})."""

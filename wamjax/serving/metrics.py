@@ -30,6 +30,10 @@ class Metrics:
             "wamjax_inference_seconds", "Of the policy, a batch", ["mode"], buckets=SECONDS,
             **with_registry,
         )  # fmt: skip
+        self.rungs = prometheus.Counter(
+            "wamjax_rungs", "Plans in mode adaptive by the rung that they reached", ["rung"],
+            **with_registry,
+        )  # fmt: skip
         self.batch = prometheus.Histogram(
             "wamjax_batch_size", "Observations acted on in one call", buckets=SIZES,
             **with_registry,

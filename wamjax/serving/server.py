@@ -143,6 +143,8 @@ class Application:
         if isinstance(message, dict) and packed and b'"encoded"' in body[:16]:
             content = json.dumps(content)
         headers = {"Server-Timing": f"infer;dur={answer.timing['infer']:.3f}"}
+        if answer.rung is not None:
+            headers["X-rung"] = str(answer.rung)
         for name in ("request_id", "timestamp"):
             text = str(answer.extras.get(name, ""))
             if text and text.isascii() and text.isprintable():  # headers hold only printable ASCII
@@ -387,7 +389,8 @@ def _reply(answer: Answer, previous: float | None) -> dict[str, Any]:
               "queue_ms": timing["queue"], "batch": timing["batch"]}  # fmt: skip
     if previous is not None:
         server["prev_total_ms"] = previous
-    return answer.extras | {
+    rung = {} if answer.rung is None else {"rung": answer.rung}
+    return answer.extras | rung | {
         "actions": answer.actions, "policy_timing": {"infer_ms": timing["infer"]},
         "server_timing": server,
     }  # fmt: skip

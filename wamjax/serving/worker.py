@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from wamjax.bundle.observation import BadObservation
+from wamjax.bundle.policy import Chunk
 from wamjax.serving import metrics as counted
 from wamjax.serving import wire
 from wamjax.serving.metrics import Metrics
@@ -38,8 +39,8 @@ class Acts(Protocol):
         """Returns arrays with a batch axis, including the committed actions (d, a) and the
         milliseconds that the plan may take; raises BadObservation."""
 
-    def act(self, arrays: dict[str, np.ndarray], key: Any) -> np.ndarray:
-        """Returns actions (b, j, a)."""
+    def act(self, arrays: dict[str, np.ndarray], key: Any) -> Chunk:
+        """Returns actions (b, j, a) and, of a policy that adapts, rungs (b,)."""
 
     def example(self) -> dict[str, Any]:
         """Returns an observation of one robot."""
@@ -69,6 +70,7 @@ class Answer:
     Attributes:
       outcome: "ok", or one of `metrics`.
       actions: (j, a), if the outcome is "ok".
+      rung: rung that the plan reached, of a policy that adapts.
       extras: the client's additions to its observation.
       error: a sentence for the client, if the outcome is not "ok".
       timing: milliseconds: "infer" of the policy, "queue" before it; "batch": the batch size.
@@ -76,6 +78,7 @@ class Answer:
 
     outcome: str
     actions: np.ndarray | None = None
+    rung: int | None = None
     extras: dict[str, Any] = dataclasses.field(default_factory=dict)
     error: str = ""
     timing: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -253,7 +256,7 @@ class Worker:
         size = next(n for n in self.batching.sizes if n >= len(accepted))
         act_start = time.perf_counter()
         try:
-            actions = policy.act(_stack(rows, size), self._next_key())
+            acted = policy.act(_stack(rows, size), self._next_key())
         except Exception as error:
             self._fail(accepted, error)
             return
@@ -261,15 +264,15 @@ class Worker:
         self._milliseconds[mode].append(infer)
         self.metrics.inference.labels(mode).observe(infer / 1e3)
         self.metrics.batch.observe(len(accepted))
-        for request, extra, chunk in zip(
-            accepted, extras, actions, strict=False
-        ):  # drops the padding
-            if not np.isfinite(chunk).all():
+        for i, (request, extra) in enumerate(zip(accepted, extras, strict=True)):
+            actions = acted.actions[i]
+            if not np.isfinite(actions).all():
                 self._fail([request], ValueError("actions are not finite"))
                 continue
             timing = {"infer": infer, "prepare": 1e3 * (act_start - start),
                       "queue": 1e3 * (start - request.arrival), "batch": len(accepted)}  # fmt: skip
-            _answer(request, Answer("ok", chunk, extra, timing=timing), self.metrics)
+            rung = None if acted.rung is None else int(acted.rung[i])
+            _answer(request, Answer("ok", actions, rung, extra, timing=timing), self.metrics)
 
     def _fail(self, requests: Sequence[Request], error: Exception) -> None:
         """Logs the traceback; a client gets a sentence with an id to find it by."""
@@ -294,6 +297,8 @@ def _answer(request: Request, answer: Answer, metrics: Metrics) -> None:
     metrics.requests.labels(answer.outcome).inc()
     if answer.outcome == "ok":
         metrics.latency.observe(time.perf_counter() - request.arrival)
+        if answer.rung is not None:
+            metrics.rungs.labels(answer.rung).inc()
     try:
         request.done(answer)
     except Exception:  # the event loop is closed, so no client is left to answer
