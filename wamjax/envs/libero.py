@@ -121,8 +121,8 @@ class Environment:
         than half of that.
       fast: render without multisampling, shadows and reflections: twice as fast in software. For
         models that were trained on such pictures; the published ones were not.
-      sampled: place objects anywhere in their regions instead of as in a published state. Published
-        states differ by two centimetres, so that a blind replay often succeeds.
+      sampled: place objects anew within their regions instead of as in a published state. Both
+        differ by a centimetre or two at most, so that a blind replay often succeeds.
       keep: number of simulators to keep, which take seconds to create and 1 GB of memory each.
     """
 
