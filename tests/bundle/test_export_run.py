@@ -124,7 +124,7 @@ def test_prefixes_come_back_unchanged_and_share_one_program(exported, tmp_path):
         ((actions[:1], 2), "counts 2 must lie in 0 to 1"),
         ((actions[:, :2], 2), r"actions have shape \(3, 2\), they must be \(1, at most 3, 3\)"),
         ((actions, 1.5), "counts are 1.5, they must be 1 integers"),
-        ((actions * np.nan, 1), "not finite"),
+        ((actions * np.nan, 1), "must be finite"),
     ):
         with pytest.raises(BadObservation, match=message):
             policy(seen, 0, prefix=prefix)
