@@ -110,8 +110,8 @@ def muon(adam: optax.GradientTransformation) -> optax.GradientTransformation:
 def _looped(muon: optax.GradientTransformation, steps: int = 5) -> optax.GradientTransformation:
     """Iterates in a loop: optax unrolls the iterations unless each has its own coefficients.
 
-    Unrolled, they are a quarter of the kernels of a small training step, and each is compiled. The
-    state stays what optax makes of one triple.
+    Unrolled, they are a fifth of the instructions of a small training step, and each is compiled.
+    The state stays what optax makes of one triple of coefficients.
     """
 
     def update(updates, state, params=None):
