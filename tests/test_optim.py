@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import toy
 
@@ -103,18 +102,3 @@ def test_a_cycle_of_the_rate_holds_the_step_that_it_ends_at(warm_up, length):
     want = [published_rate(n, *cycles) for n in steps]
     got = [float(jax.jit(rate)(jnp.int32(n))) for n in steps]
     np.testing.assert_allclose(got, want, rtol=1e-5)
-
-
-def test_looped_muon_is_that_of_optax_and_keeps_its_state():
-    rng = np.random.default_rng(0)
-    params = {"a": jnp.zeros((2, 6, 3)), "b": jnp.zeros((1, 4, 8))}
-    axes = {k: optax.contrib.MuonDimensionNumbers((1,), (2,)) for k in params}
-    unrolled = optax.contrib.scale_by_muon(weight_dimension_numbers=axes)
-    looped = optim._looped(unrolled)
-    ours, theirs = looped.init(params), unrolled.init(params)
-    for _ in range(3):
-        grads = {k: jnp.asarray(rng.normal(size=x.shape), x.dtype) for k, x in params.items()}
-        got, ours = looped.update(grads, ours)
-        want, theirs = unrolled.update(grads, theirs)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
-        jax.tree.map(np.testing.assert_array_equal, ours, theirs)

@@ -102,21 +102,6 @@ def muon(adam: optax.GradientTransformation) -> optax.GradientTransformation:
         del params
         return jax.tree.map(lambda x: 0.2 * max(x.shape[-2:]) ** 0.5 * x, updates)
 
-    orthogonal = _looped(optax.contrib.scale_by_muon(weight_dimension_numbers=axes))
+    orthogonal = optax.contrib.scale_by_muon(weight_dimension_numbers=axes)
     matrices = optax.chain(orthogonal, optax.stateless(scale))
     return optax.partition({"muon": matrices, "adam": adam}, kinds)
-
-
-def _looped(muon: optax.GradientTransformation, steps: int = 5) -> optax.GradientTransformation:
-    """Iterates in a loop: optax unrolls the iterations unless each has its own coefficients.
-
-    Unrolled, they are a fifth of the instructions of a small training step, and each is compiled.
-    The state stays what optax makes of one triple of coefficients.
-    """
-
-    def update(updates, state, params=None):
-        each = state._replace(ns_coeffs=jnp.tile(state.ns_coeffs, (steps, 1)))
-        updates, new = muon.update(updates, each, params)
-        return updates, new._replace(ns_coeffs=state.ns_coeffs)
-
-    return optax.GradientTransformation(muon.init, update)
