@@ -1,6 +1,7 @@
 """Compares with timesteps and trajectories of diffusers' schedulers, for one fixed network.
 
-diffusers computes in float32, so trajectories agree to 1e-5 of their size; timesteps are equal.
+diffusers computes in float32, so trajectories agree to 1e-5 of their size; timesteps are equal. The
+long ones of DDPM are compared with its steps in float64.
 Trajectories are compared after the second and the last step.
 """
 
@@ -28,7 +29,9 @@ START = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
 
 def network(x, time, channels=3):
     """Computes a smooth function of state and time that both libraries can evaluate."""
-    lib, mix = (torch, torch.from_numpy(MIX)) if isinstance(x, torch.Tensor) else (jnp, MIX)
+    lib, mix = jnp, MIX
+    if isinstance(x, torch.Tensor):
+        lib, mix = torch, torch.from_numpy(MIX).to(x.dtype)
     out = lib.sin(x @ mix[:, :channels] + time / 300)
     return out + 0.3 * x if channels == 3 else out
 
@@ -184,25 +187,42 @@ def test_ddim_with_noise(monkeypatch, eta):
     np.testing.assert_allclose(got, want[-1], rtol=0, atol=1e-5 * np.abs(want[-1]).max())
 
 
+def in_float64(scheduler):
+    """Computes the tables in float64; the float32 product of 1,000 factors costs 1e-5 in 250
+    steps."""
+    betas = np.linspace(scheduler.config.beta_start, scheduler.config.beta_end, 1000)
+    scheduler.betas = torch.from_numpy(betas)
+    scheduler.alphas = 1 - scheduler.betas
+    scheduler.alphas_cumprod = torch.cumprod(scheduler.alphas, 0)
+    scheduler.one = scheduler.one.double()
+    return scheduler
+
+
+@pytest.mark.parametrize("dtype, rounding", [("float32", 1e-5), ("float64", 1e-6)])
 @pytest.mark.parametrize("ours, theirs", [
     ("small", "fixed_small"), ("large", "fixed_large"), ("learned", "learned_range")
 ])  # fmt: skip
 @pytest.mark.parametrize("steps", [8, 250])
-def test_ddpm(monkeypatch, ours, theirs, steps):
+def test_ddpm(monkeypatch, ours, theirs, steps, dtype, rounding):
     scheduler = diffusers.DDPMScheduler(
         clip_sample=False, variance_type=theirs, timestep_spacing="leading"
     )
+    precise = steps > 8 or dtype == "float64"
+    scheduler = in_float64(scheduler) if precise else scheduler
     scheduler.set_timesteps(steps)
-    process, key = DDPM(variance=ours, spacing="leading"), jax.random.key(0)
+    process, start = DDPM(variance=ours, spacing="leading"), START.astype(dtype)
     levels = process.schedule(steps)
     np.testing.assert_array_equal(levels[:-1], scheduler.timesteps.numpy())
     channels = 6 if ours == "learned" else 3
     swap = lambda x: x.transpose(1, 2)  # noqa: E731  diffusers has channels first
-    noises = [np.swapaxes(n, 1, 2) for n in our_noises(key, steps)]
+    call = functools.partial(network, channels=channels)
+    with jax.enable_x64(dtype == "float64"):
+        key = jax.random.key(0)
+        noises = [np.swapaxes(n, 1, 2) for n in our_noises(key, steps)]
+        got = ancestral(call, start, levels, levels, process, key)
+    assert got.dtype == dtype
     given_noise(monkeypatch, "scheduling_ddpm", noises)
-    theirs = lambda x, time: swap(network(swap(x), time, channels))  # noqa: E731
-    want = np.swapaxes(reference(scheduler, np.swapaxes(START, 1, 2), theirs)[-1], 1, 2)
-    ours = functools.partial(network, channels=channels)
-    got = ancestral(ours, START, levels, levels, process, key)
-    rounding = 1e-5 * max(1, steps / 100)  # adds up; 1.5e-5 after 250 steps with jax 0.12
+    theirs = lambda x, time: swap(call(swap(x), time))  # noqa: E731
+    first = np.swapaxes(START, 1, 2).astype(np.float64 if precise else np.float32)
+    want = np.swapaxes(reference(scheduler, first, theirs)[-1], 1, 2)
     np.testing.assert_allclose(got, want, rtol=0, atol=rounding * np.abs(want).max())
